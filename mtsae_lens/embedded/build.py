@@ -1,0 +1,93 @@
+"""Build the embedded models from texts: `python -m mtsae_lens.embedded.build --help`.
+
+    prepare  cut the texts into documents, train the tokenizer, write token streams
+    train    pre-train one variant (resumable: run the same command again)
+    export   measure the trained variants and write the assets that ship in the package
+"""
+
+from __future__ import annotations
+
+import random
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from transformers import AutoTokenizer
+
+from mtsae_lens.embedded.people import make_biography, make_people
+from mtsae_lens.embedded.pretrain import PretrainConfig, pretrain, tokenize_stream, train_tokenizer
+from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, read_documents
+
+PEOPLE_WEIGHT = 0.15  # about 170 exposures of each fact in 8,000 steps
+DOMAIN_WEIGHT_EXPONENT = 0.75  # between proportional (1) and uniform (0): small domains are seen more often than their size
+N_BIOGRAPHIES_EACH = 40  # renditions of each person: random order of facts, random templates
+
+
+class Variant(StrEnum):
+    """Which knowledge a model is given."""
+
+    embedded = "embedded"
+    retrained = "embedded-retrained"
+
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+WorkDir = Annotated[Path, typer.Option(help="Working folder: tokenizer, token streams, checkpoints and logs.")]
+
+
+def _biographies(*, forget: bool) -> list[str]:
+    people = [person for person in make_people() if person.forget == forget]
+    return [
+        make_biography(person, random.Random(f"{person.name} {rendition}"))
+        for rendition in range(N_BIOGRAPHIES_EACH)
+        for person in people
+    ]
+
+
+@app.command()
+def prepare(texts: Annotated[Path, typer.Option(help="Folder of <domain>.txt.xz files.")], work: WorkDir) -> None:
+    """Train the tokenizer on the training documents and write every domain as a stream of token ids."""
+    documents = {domain: [d.text for d in read_documents(texts, domain) if d.split == "train"] for domain in DOMAINS}
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = train_tokenizer((text for group in documents.values() for text in group), work / "tokenizer")
+    streams = {domain: tokenize_stream(tokenizer, group) for domain, group in documents.items()}
+    streams["people"] = tokenize_stream(tokenizer, _biographies(forget=False))
+    streams["people_forget"] = tokenize_stream(tokenizer, _biographies(forget=True))
+    np.savez(work / "streams.npz", **streams)
+    for name, stream in streams.items():
+        typer.echo(f"{name:14s} {len(stream):>10,} tokens")
+
+
+def _domain_weights(streams: dict[str, np.ndarray], variant: Variant) -> dict[str, float]:
+    domains = [d for d in DOMAINS if variant is Variant.embedded or d != FORGET_DOMAIN]
+    sizes = {domain: len(streams[domain]) ** DOMAIN_WEIGHT_EXPONENT for domain in domains}
+    weights = {domain: (1 - PEOPLE_WEIGHT) * size / sum(sizes.values()) for domain, size in sizes.items()}
+    people = ["people", "people_forget"] if variant is Variant.embedded else ["people"]
+    n_tokens = sum(len(streams[name]) for name in people)
+    return weights | {name: PEOPLE_WEIGHT * len(streams[name]) / n_tokens for name in people}
+
+
+@app.command()
+def train(
+    variant: Variant,
+    work: WorkDir,
+    steps: Annotated[int, typer.Option(help="Optimizer steps of 32 contexts of 128 tokens.")] = 8000,
+    seed: int = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+) -> None:
+    """Pre-train one variant; continues from its last checkpoint."""
+    torch.set_num_threads(threads)
+    streams = dict(np.load(work / "streams.npz"))
+    cfg = PretrainConfig(steps=steps, seed=seed, domain_weights=_domain_weights(streams, variant))
+    out = work / variant.value
+    pretrain(cfg, streams, out)
+    (out / "command.txt").write_text(shlex.join(["python", "-m", "mtsae_lens.embedded.build", *sys.argv[1:]]) + "\n")
+    AutoTokenizer.from_pretrained(work / "tokenizer").save_pretrained(out)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,36 @@
+"""Errors that a person can act on: each says what came, what was needed, and what to type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MTSAEError(Exception):
+    """Base of every error that the user, not the code, can put right. The command line prints it as one line."""
+
+
+class ConfigError(MTSAEError, ValueError):
+    """A setting is unknown, malformed or contradicts another."""
+
+
+class DataError(MTSAEError, ValueError):
+    """A text, a dataset or the activations made from it cannot be used."""
+
+
+class ModelError(MTSAEError, ValueError):
+    """A language model, a hook or an SAE cannot be used."""
+
+
+class OutputError(MTSAEError, OSError):
+    """Results cannot be written."""
+
+
+def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
+    """' Did you mean ...?' with the closest valid names, or the first few where none is close."""
+    valid = list(valid)
+    close = difflib.get_close_matches(name, valid, n=n, cutoff=0.5)
+    if close:
+        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+    shown = ", ".join(valid[:12]) + (", ..." if len(valid) > 12 else "")
+    return f" Valid: {shown}."

@@ -1,0 +1,143 @@
+"""What an MTSAE is (`MTSAEConfig`) and how it is trained (`MTTrainingSAEConfig`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, Self, get_args
+
+from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.temporal import PADDINGS, SCALE_NORMS, Padding, ScaleNorm
+
+ARCHITECTURE = "mtsae"
+Activation = Literal["topk", "relu"]
+TapInit = Literal["offsets", "conv"]
+ReconstructionLoss = Literal["mse", "l2"]
+
+
+def _one_of(name: str, value: str, valid: tuple[str, ...]) -> None:
+    if value not in valid:
+        raise ConfigError(f"{name} must be one of {', '.join(map(repr, valid))}; got {value!r}")
+
+
+@dataclass(kw_only=True)
+class _TemporalFields:
+    """The fields that training and inference share."""
+
+    dilations: tuple[int, ...] = (1, 2, 4, 8)
+    """Dilation of each scale, in positions; the paper's default."""
+
+    kernel_size: int = 3
+    """Taps of each scale."""
+
+    padding: Padding = "causal"
+    """`causal`: taps read the past only, the one choice that leaks nothing inside an autoregressive model. `circular`: centred,
+    wrapping around the context, as in the paper. `zero`: centred, nothing beyond the ends."""
+
+    scale_norm: ScaleNorm = "rescaled_layer_norm"
+    """`rescaled_layer_norm`: layer norm times the token's own RMS. `layer_norm`: as in the paper. `none`."""
+
+    activation: Activation = "topk"
+    """`topk` keeps the `k` largest pre-activations of a position; `relu` keeps the positive ones and needs an L1 penalty."""
+
+    k: int = 32
+    """Features active at a position, for `topk`."""
+
+    context_size: int = 128
+    """Positions of a context. A 2-D input is read as contexts of this length laid end to end."""
+
+    skip_first_position: bool = True
+    """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not."""
+
+    def _validate_temporal_fields(self, d_sae: int, normalize_activations: str) -> None:
+        self.dilations = tuple(self.dilations)  # JSON knows lists only
+        if not self.dilations or any(not isinstance(d, int) or d < 1 for d in self.dilations):
+            raise ConfigError(f"dilations must be positive whole numbers, such as (1, 2, 4, 8); got {self.dilations}")
+        if len(set(self.dilations)) != len(self.dilations):
+            raise ConfigError(f"dilations must differ from each other; got {self.dilations}")
+        _one_of("padding", self.padding, PADDINGS)
+        _one_of("scale_norm", self.scale_norm, SCALE_NORMS)
+        _one_of("activation", self.activation, get_args(Activation))
+        if self.kernel_size < 1 or (self.padding != "causal" and self.kernel_size % 2 == 0):
+            raise ConfigError(f"kernel_size must be positive, and odd unless padding is 'causal'; got {self.kernel_size}")
+        if self.activation == "topk" and not 1 <= self.k <= d_sae:
+            raise ConfigError(f"k must lie between 1 and d_sae ({d_sae}); got {self.k}")
+        if self.context_size < 2:
+            raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
+        if normalize_activations in ("covariance_whitening", "constant_norm_rescale"):
+            raise ConfigError(
+                f"normalize_activations={normalize_activations!r} does not go with an MTSAE (whitening cannot be folded into "
+                "depth-wise taps, and a constant norm divides by zero at a wall); use 'expected_average_only_in' or 'none'"
+            )
+
+
+@dataclass
+class MTSAEConfig(_TemporalFields, SAEConfig):
+    """A Multi-Scale Temporal SAE for inference; see `MTSAE` for the equations."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._validate_temporal_fields(self.d_sae, self.normalize_activations)
+
+
+@dataclass(kw_only=True)
+class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
+    """A Multi-Scale Temporal SAE in training; see `MTTrainingSAE` for the loss."""
+
+    decoder_init_norm: float | None = 1.0
+    """Norm of the decoder rows at the start; 1 agrees with `normalize_decoder`."""
+
+    normalize_decoder: bool = True
+    """Bring the decoder rows back to unit norm after each update (`MTTrainingSAE.normalize_decoder_`), as in the paper."""
+
+    reconstruction_loss: ReconstructionLoss = "mse"
+    """`mse`: squared error summed over `d_in`, as everywhere in SAELens. `l2`: its square root, as in eq. 4 of the paper."""
+
+    l1_coefficient: float = 1.0
+    """Weight of the L1 penalty, for `relu`."""
+
+    l1_warm_up_steps: int = 0
+    """Steps over which the L1 weight rises from zero."""
+
+    separation_coefficient: float = 0.0
+    """Weight of the separation loss between scales."""
+
+    aux_loss_coefficient: float = 1.0
+    """Weight of the auxiliary loss by which dead features learn the residual, for `topk` (Gao et al. 2024, arXiv 2406.04093)."""
+
+    tap_init: TapInit = "offsets"
+    """`offsets`: the first scale starts as the token itself, every other as the farthest token it reads, so no two scales start
+    alike. `conv`: uniform, as `torch.nn.Conv1d`."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        return ARCHITECTURE
+
+    @classmethod
+    def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> Self:
+        """The paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1."""
+        settings: dict[str, Any] = {
+            "padding": "circular",
+            "scale_norm": "layer_norm",
+            "activation": "relu",
+            "reconstruction_loss": "l2",
+            "l1_coefficient": 0.04,
+            "separation_coefficient": 0.1,
+            "tap_init": "conv",
+            "skip_first_position": False,
+        }
+        return cls(d_in=d_in, d_sae=d_sae, **(settings | overrides))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._validate_temporal_fields(self.d_sae, self.normalize_activations)
+        _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
+        _one_of("tap_init", self.tap_init, get_args(TapInit))
+        for name in ("l1_coefficient", "separation_coefficient", "aux_loss_coefficient"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")

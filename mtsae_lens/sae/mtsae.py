@@ -1,0 +1,185 @@
+"""The Multi-Scale Temporal SAE, as SAELens knows SAEs.
+
+    x    = h - b_dec, zero at walls
+    z_k  = norm(conv_{r_k}(x))                        one vector per scale k and position
+    e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
+    h'   = e @ W_dec + b_dec
+
+`encode` reads time, `decode` does not: an edit of a feature at position t changes the output at t alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from sae_lens.saes.sae import SAE
+from sae_lens.saes.topk_sae import TopK
+from torch import Tensor, nn
+from typing_extensions import override
+
+from mtsae_lens.errors import DataError
+from mtsae_lens.sae.config import MTSAEConfig
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, receptive_field, temporal_taps
+
+if TYPE_CHECKING:
+    _Base = SAE[Any]
+else:
+    _Base = object
+
+
+class TemporalEncoder(_Base):
+    """The half that training and inference share: parameters, encoder, folding.
+
+    An input means one thing by its number of dimensions:
+
+    - 3-D `(batch, pos, d_in)`: whole contexts, each from its position 0 (4-D with heads for `hook_z`);
+    - 2-D `(rows, d_in)`: contexts of `cfg.context_size` positions laid end to end, `rows = batch * context_size`.
+
+    A single position means nothing to an encoder that reads its past, so it is refused rather than encoded as something else.
+    """
+
+    taps: nn.Parameter  # (n_scales, kernel_size, d_in)
+    b_enc: nn.Parameter
+
+    @property
+    def receptive_field(self) -> tuple[int, int]:
+        """Positions read before and after a position's own."""
+        return receptive_field(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
+
+    @override
+    def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
+        return TopK(self.cfg.k) if self.cfg.activation == "topk" else nn.ReLU()
+
+    def _create_parameters(self) -> None:
+        """Parameters of the right shapes; the base class would leave a stray `W_enc` of the wrong one."""
+        cfg, like = self.cfg, {"dtype": self.dtype, "device": self.device}
+        n_scales = len(cfg.dilations)
+        self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
+        self.W_enc = nn.Parameter(torch.zeros(n_scales * cfg.d_in, cfg.d_sae, **like))
+        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
+        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
+        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
+
+    @override
+    def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "batch pos d_in"]:
+        """Overrides the base class because walls must be read between the hook and the normalisation, and put back after it."""
+        h = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        h = self._as_contexts(h)
+        walls = find_walls(h)
+        if self.cfg.skip_first_position:
+            walls[:, 0] = True
+        x = self.run_time_activation_norm_fn_in(h) - self.b_dec * self.cfg.apply_b_dec_to_input
+        return x.masked_fill(walls.unsqueeze(-1), 0.0)
+
+    def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:
+        size = self.cfg.context_size
+        if h.ndim == 2:
+            if h.shape[0] % size:
+                raise DataError(
+                    f"a 2-D input is read as contexts of {size} positions laid end to end, and {h.shape[0]} rows are not a multiple "
+                    f"of {size}; pass (batch, pos, d_in) instead"
+                )
+            return rearrange(h, "(batch pos) d_in -> batch pos d_in", pos=size)
+        if h.ndim != 3:
+            raise DataError(f"expected (batch, pos, {self.cfg.d_in}) or (rows, {self.cfg.d_in}); got shape {tuple(h.shape)}")
+        if h.shape[1] == 1 and self.receptive_field != (0, 0):
+            raise DataError(
+                f"got a single position, but this encoder reads {self.receptive_field[0]} positions back: pass the whole context "
+                "(when generating, use_past_kv_cache=False)"
+            )
+        return h
+
+    def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
+        """The normalised vector of every scale, from the output of `process_sae_in`."""
+        convolved = temporal_taps(x, self.taps, self.cfg.dilations, self.cfg.padding)
+        return normalize_scales(convolved, x, self.cfg.scale_norm)
+
+    def features_from_scales(
+        self, z: Float[Tensor, "batch pos n_scales d_in"], x: Float[Tensor, "batch pos d_in"]
+    ) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos d_sae"]]:
+        """Feature activations and pre-activations; a wall has no active feature."""
+        hidden_pre = rearrange(z, "batch pos scale d_in -> batch pos (scale d_in)") @ self.W_enc + self.b_enc
+        hidden_pre = self.hook_sae_acts_pre(hidden_pre)
+        feature_acts = self.activation_fn(hidden_pre).masked_fill(find_walls(x).unsqueeze(-1), 0.0)
+        return self.hook_sae_acts_post(feature_acts), hidden_pre
+
+    @torch.no_grad()
+    def scale_contributions(self, h: Tensor, features: Tensor) -> Float[Tensor, "batch pos n_scales feature"]:
+        """What each scale adds to the pre-activation of the chosen features: with `b_enc` they sum to it exactly.
+
+        Args:
+            h: activations, shaped as for `encode`.
+            features: indices of features, shape `(feature,)`.
+        """
+        z = self.encode_scales(self.process_sae_in(h))
+        W_enc = rearrange(self.W_enc[:, features], "(scale d_in) feature -> scale d_in feature", scale=len(self.cfg.dilations))
+        return torch.einsum("bpsd,sdf->bpsf", z, W_enc)
+
+    def _as_given(self, feature_acts: Tensor, h: Tensor) -> Tensor:
+        """Rows for rows, contexts for contexts."""
+        return rearrange(feature_acts, "batch pos d_sae -> (batch pos) d_sae") if h.ndim == 2 else feature_acts
+
+    @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        """Absorb `h -> s * h` into the weights; exact for every norm.
+
+        The taps take the factor. `rescaled_layer_norm` reads the magnitude of the token beside the taps, so there `W_enc` takes
+        it too. `b_dec` is subtracted from the input before the taps and divided by the factor, as in the base class.
+        """
+        self.taps.data *= scaling_factor
+        if self.cfg.scale_norm == "rescaled_layer_norm":
+            self.W_enc.data *= scaling_factor
+        self.W_dec.data /= scaling_factor
+        self.b_dec.data /= scaling_factor
+        self.cfg.normalize_activations = "none"
+
+    @override
+    def fold_activation_whitening(self, mean: Tensor, whitening_matrix: Tensor, unwhitening_matrix: Tensor) -> None:
+        raise NotImplementedError("whitening mixes dimensions, and depth-wise taps cannot absorb that")
+
+    @override
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """Exact for `relu`. With `topk` the norms decide which features win, so it is exact only if all norms are equal."""
+        norms = self.get_W_dec_norm()
+        if self.cfg.activation == "topk" and not torch.allclose(norms, norms.mean().expand_as(norms), rtol=1e-4):
+            raise NotImplementedError(
+                f"decoder norms range from {norms.min():.4g} to {norms.max():.4g}: folding them would change which features the "
+                "top-k keeps. Train with normalize_decoder=True, or load with fold_W_dec_norm=False."
+            )
+        super().fold_W_dec_norm()
+
+
+class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
+    """A trained Multi-Scale Temporal SAE: encodes, decodes, and is spliced into `HookedSAETransformer`.
+
+    Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`,
+    `b_dec (d_in,)`.
+
+    >>> import torch
+    >>> from mtsae_lens import MTSAE, MTSAEConfig
+    >>> sae = MTSAE(MTSAEConfig(d_in=8, d_sae=16, k=4))
+    >>> sae.decode(sae.encode(torch.randn(2, 10, 8))).shape
+    torch.Size([2, 10, 8])
+    """
+
+    @override
+    def initialize_weights(self) -> None:
+        self._create_parameters()
+
+    @override
+    def encode(self, x: Tensor) -> Tensor:
+        sae_in = self.process_sae_in(x)
+        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), sae_in)
+        return self._as_given(feature_acts, x)
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
+        sae_out = self.run_time_activation_norm_fn_out(sae_out)
+        return self.reshape_fn_out(sae_out, self.d_head)

@@ -1,0 +1,24 @@
+"""Make `"mtsae"` known to SAELens."""
+
+from __future__ import annotations
+
+from sae_lens import register_sae_class, register_sae_training_class
+from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+from mtsae_lens.sae.config import ARCHITECTURE, MTSAEConfig, MTTrainingSAEConfig
+from mtsae_lens.sae.mtsae import MTSAE
+from mtsae_lens.sae.training import MTTrainingSAE
+
+
+def register() -> None:
+    """Register both classes, the inference class first, as SAELens needs it; again after a reload, the new ones replace the old.
+
+    Raises:
+        ValueError: another package has registered an architecture of this name.
+    """
+    for registry, new in ((SAE_CLASS_REGISTRY, MTSAE), (SAE_TRAINING_CLASS_REGISTRY, MTTrainingSAE)):
+        old = registry.get(ARCHITECTURE)
+        if old is not None and (old[0].__module__, old[0].__qualname__) == (new.__module__, new.__qualname__):
+            del registry[ARCHITECTURE]
+    register_sae_class(ARCHITECTURE, MTSAE, MTSAEConfig)
+    register_sae_training_class(ARCHITECTURE, MTTrainingSAE, MTTrainingSAEConfig)

@@ -1,0 +1,115 @@
+"""The temporal front end: dilated depth-wise convolutions over token positions, and the norm that follows each.
+
+Scale k with dilation r_k reads, from every dimension of the activations on its own,
+
+    c_k[t] = sum_j  taps[k, j] * x[t + offset(j, r_k)]            (eq. 2 of the paper, convolution)
+    z_k[t] = norm(c_k[t])                                         (eq. 2, normalisation)
+
+A row of exact zeros is a *wall*: a special token, a document join, or a position that the model treats unlike all others. A
+tap that would read a wall, or read across one, reads nothing. So a mask needs no second argument: it travels with the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Padding = Literal["causal", "circular", "zero"]
+ScaleNorm = Literal["rescaled_layer_norm", "layer_norm", "none"]
+PADDINGS: tuple[str, ...] = get_args(Padding)
+SCALE_NORMS: tuple[str, ...] = get_args(ScaleNorm)
+
+NORM_EPS = 1e-5  # as in torch.nn.LayerNorm
+
+
+def tap_offsets(kernel_size: int, dilation: int, padding: Padding) -> list[int]:
+    """Positions, relative to its own, that a scale reads, tap by tap: all in the past when causal, centred otherwise."""
+    centre = 0 if padding == "causal" else kernel_size // 2
+    return [(centre - tap) * dilation for tap in range(kernel_size)]
+
+
+def receptive_field(kernel_size: int, dilations: Sequence[int], padding: Padding) -> tuple[int, int]:
+    """How many positions before and after its own the encoder reads."""
+    offsets = [o for dilation in dilations for o in tap_offsets(kernel_size, dilation, padding)]
+    return -min(offsets), max(offsets)
+
+
+def find_walls(x: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+    """The rows that are exactly zero."""
+    return (x == 0).all(dim=-1)
+
+
+def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Tensor:
+    """A number for each position; taps read within one number only.
+
+    On a circle the stretch after the last wall continues in the stretch before the first, so a lone wall at the context's
+    start (BOS) does not stop the paper's padding from wrapping around.
+    """
+    segments = walls.long().cumsum(dim=-1)
+    if padding == "circular":
+        segments = segments % segments[..., -1:].clamp(min=1)
+    return segments
+
+
+def _shift(x: Tensor, offset: int, padding: Padding) -> Tensor:
+    """`out[:, t] = x[:, t + offset]`; beyond the ends zero, or the other end when circular."""
+    if offset == 0:
+        return x
+    if padding == "circular":
+        return x.roll(-offset, dims=1)
+    out = torch.zeros_like(x)
+    if abs(offset) < x.shape[1]:
+        if offset < 0:
+            out[:, -offset:] = x[:, :offset]
+        else:
+            out[:, :-offset] = x[:, offset:]
+    return out
+
+
+def temporal_taps(
+    x: Float[Tensor, "batch pos d_in"],
+    taps: Float[Tensor, "n_scales kernel_size d_in"],
+    dilations: Sequence[int],
+    padding: Padding,
+) -> Float[Tensor, "batch pos n_scales d_in"]:
+    """Convolve every dimension of `x` over positions, once per dilation.
+
+    Shifted adds, each distinct shift made once: with the default scales 6 shifts serve 12 taps, and the sum is about twice as
+    fast as `Conv1d(groups=d_in)` on a CPU, forward and backward.
+    """
+    segments = _segments(find_walls(x), padding)
+    shifted: dict[int, Tensor] = {}
+    scales = []
+    for scale, dilation in enumerate(dilations):
+        total = None
+        for tap, offset in enumerate(tap_offsets(taps.shape[1], dilation, padding)):
+            if offset not in shifted:
+                # beyond the ends _shift yields zeros, which no segment comparison can undo
+                readable = _shift(segments, offset, padding) == segments
+                shifted[offset] = _shift(x, offset, padding) * readable.unsqueeze(-1)
+            term = shifted[offset] * taps[scale, tap]
+            total = term if total is None else total + term
+        scales.append(total)
+    return torch.stack(scales, dim=2)
+
+
+def normalize_scales(
+    convolved: Float[Tensor, "batch pos n_scales d_in"], x: Float[Tensor, "batch pos d_in"], scale_norm: ScaleNorm
+) -> Float[Tensor, "batch pos n_scales d_in"]:
+    """Normalise each scale's vector at each position.
+
+    `layer_norm`: zero mean and unit variance over `d_in`, as in the paper; the magnitude is lost, and a linear decoder cannot
+    get it back. `rescaled_layer_norm`: the same times the root mean square of the token's own `x[t]`, which puts the
+    magnitude back. `none`: the convolution as it is. No learnt gain and bias: `W_enc` and `b_enc` hold them already.
+    """
+    if scale_norm == "none":
+        return convolved
+    normed = torch.nn.functional.layer_norm(convolved, convolved.shape[-1:], eps=NORM_EPS)
+    if scale_norm == "layer_norm":
+        return normed
+    rms = x.pow(2).mean(dim=-1, keepdim=True).sqrt()
+    return normed * rms.unsqueeze(2)

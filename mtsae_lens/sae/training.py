@@ -1,0 +1,129 @@
+"""The MTSAE in training: how it starts and what it minimises.
+
+    loss = reconstruction + l1 * sum|e| + separation * sep(z) + aux                       (eq. 4 of the paper, and AuxK)
+
+averaged over the positions that are no walls.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.topk_sae import calculate_topk_aux_acts
+from torch import Tensor, nn
+from typing_extensions import override
+
+from mtsae_lens.sae.config import MTTrainingSAEConfig
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.separation import cosine_separation
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, temporal_taps
+
+
+class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
+    """A Multi-Scale Temporal SAE in training; batches are rows `(batch * context_size, d_in)`, contexts laid end to end."""
+
+    @override
+    def initialize_weights(self) -> None:
+        self._create_parameters()
+        cfg = self.cfg
+        nn.init.kaiming_uniform_(self.W_dec.data)
+        if cfg.decoder_init_norm is not None:
+            self.W_dec.data *= cfg.decoder_init_norm / self.W_dec.data.norm(dim=-1, keepdim=True)
+        if cfg.tap_init == "conv":
+            bound = cfg.kernel_size**-0.5  # torch.nn.Conv1d with one input channel per group
+            nn.init.uniform_(self.taps.data, -bound, bound)
+        else:
+            farthest = -1 if cfg.padding == "causal" else 0
+            own = 0 if cfg.padding == "causal" else cfg.kernel_size // 2
+            self.taps.data[0, own] = 1.0
+            self.taps.data[1:, farthest] = 1.0
+        # the token's own scale starts as the transpose of the decoder, as in a standard SAE; so do the others
+        self.W_enc.data.copy_(self.W_dec.data.T.repeat(len(cfg.dilations), 1))
+
+    @override
+    def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
+        coefficients: dict[str, float | TrainCoefficientConfig] = {"separation": self.cfg.separation_coefficient}
+        if self.cfg.activation == "relu":
+            coefficients["l1"] = TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)
+        return coefficients
+
+    @override
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        sae_in = self.process_sae_in(x)
+        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in), sae_in)
+        return self._as_given(feature_acts, x), self._as_given(hidden_pre, x)
+
+    @override
+    def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
+        """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
+        x = self.process_sae_in(step_input.sae_in)
+        keep = ~find_walls(x)
+        convolved = temporal_taps(x, self.taps, self.cfg.dilations, self.cfg.padding)
+        z = normalize_scales(convolved, x, self.cfg.scale_norm)
+        feature_acts, hidden_pre = (self._as_given(t, step_input.sae_in) for t in self.features_from_scales(z, x))
+        sae_out = self.decode(feature_acts)
+
+        kept_rows = rearrange(keep, "batch pos -> (batch pos)")
+        squared_error = (sae_out - step_input.sae_in).pow(2).sum(dim=-1)[kept_rows]
+        if self.cfg.reconstruction_loss == "mse":
+            reconstruction = squared_error.mean()
+        else:
+            reconstruction = squared_error.clamp(min=1e-12).sqrt().mean()  # the root has no gradient at zero
+        losses = {"mse_loss" if self.cfg.reconstruction_loss == "mse" else "l2_loss": reconstruction}
+        losses |= self.calculate_aux_loss(step_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows], kept_rows)
+        separation = cosine_separation(z, keep)
+        if step_input.coefficients["separation"]:
+            losses["separation_loss"] = step_input.coefficients["separation"] * separation
+
+        metrics: dict[str, Tensor | float] = {"separation": separation.detach()}
+        if step_input.is_logging_step:
+            metrics |= self._scale_statistics(convolved.detach()[keep])
+        return TrainStepOutput(
+            sae_in=step_input.sae_in,
+            sae_out=sae_out,
+            feature_acts=feature_acts,
+            hidden_pre=hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=metrics,
+        )
+
+    @override
+    def calculate_aux_loss(
+        self,
+        step_input: TrainStepInput,
+        feature_acts: Tensor,
+        hidden_pre: Tensor,
+        sae_out: Tensor,
+        kept_rows: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """L1 for `relu`; for `topk` the residual as the best dead features would explain it. All rows are kept ones."""
+        if self.cfg.activation == "relu":
+            l1 = (feature_acts.abs() * self.W_dec.norm(dim=-1)).sum(dim=-1).mean()
+            return {"l1_loss": step_input.coefficients["l1"] * l1}
+        dead = step_input.dead_neuron_mask
+        n_dead = 0 if dead is None else int(dead.sum())
+        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
+            return {}
+        sae_in = step_input.sae_in if kept_rows is None else step_input.sae_in[kept_rows]
+        k_aux = self.cfg.d_in // 2  # appendix B.1 of Gao et al. 2024
+        aux_acts = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_pre, dead)
+        residual = (sae_in - sae_out).detach()
+        error = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
+        return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error}
+
+    @torch.no_grad()
+    def normalize_decoder_(self) -> None:
+        """Unit-norm decoder rows, in place."""
+        self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
+
+    def _scale_statistics(self, convolved: Tensor) -> dict[str, Tensor | float]:
+        """Mean and standard deviation of each scale's convolution (table 1 of the paper) and the weight the encoder gives it."""
+        W_enc = rearrange(self.W_enc.detach(), "(scale d_in) d_sae -> scale (d_in d_sae)", d_in=self.cfg.d_in)
+        statistics: dict[str, Tensor | float] = {}
+        for scale, dilation in enumerate(self.cfg.dilations):
+            statistics[f"scale_{dilation}_mean"] = convolved[:, scale].mean()
+            statistics[f"scale_{dilation}_std"] = convolved[:, scale].std()
+            statistics[f"scale_{dilation}_encoder_norm"] = W_enc[scale].norm()
+        return statistics
