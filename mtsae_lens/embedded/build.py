@@ -19,6 +19,8 @@ import torch
 import typer
 from transformers import AutoTokenizer
 
+from mtsae_lens.assets import ASSETS_DIR, PEOPLE_FILE, TEXTS_FILE
+from mtsae_lens.embedded.export import export_variant, write_people, write_texts
 from mtsae_lens.embedded.people import make_biography, make_people
 from mtsae_lens.embedded.pretrain import PretrainConfig, pretrain, tokenize_stream, train_tokenizer
 from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, read_documents
@@ -87,6 +89,23 @@ def train(
     pretrain(cfg, streams, out)
     (out / "command.txt").write_text(shlex.join(["python", "-m", "mtsae_lens.embedded.build", *sys.argv[1:]]) + "\n")
     AutoTokenizer.from_pretrained(work / "tokenizer").save_pretrained(out)
+
+
+@app.command()
+def export(
+    texts: Annotated[Path, typer.Option(help="Folder of <domain>.txt.xz files.")],
+    work: WorkDir,
+    out: Annotated[Path, typer.Option(help="Where the assets go.")] = ASSETS_DIR,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
+) -> None:
+    """Measure both variants on held-out text and facts and write what ships: weights, cards, texts, people."""
+    torch.set_num_threads(threads)
+    out.mkdir(parents=True, exist_ok=True)
+    write_texts(texts, out / TEXTS_FILE.name)
+    write_people(out / PEOPLE_FILE.name)
+    for variant in Variant:
+        measured = export_variant(work / variant.value, out / variant.value, texts)
+        typer.echo(f"{variant.value}: nll {measured['nll_test_mean']:.3f}, recall {measured['recall']}")
 
 
 if __name__ == "__main__":

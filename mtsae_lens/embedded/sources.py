@@ -5,13 +5,12 @@ from __future__ import annotations
 import lzma
 import random
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-SPLITS = ("train", "select", "tune", "test")
+from mtsae_lens.data.documents import SPLITS, cut_into_documents
+
 SPLIT_SEED = 20260102
-DOCUMENT_CHARS = 3_000  # about 800 tokens: several contexts a document, and enough documents for a split by document
 MIN_HELD_OUT_DOCUMENTS = 24  # per held-out split, so that a bootstrap over documents means something
 HELD_OUT_FRACTION = 0.03  # per held-out split, where a corpus is large
 
@@ -56,28 +55,16 @@ class Document:
     text: str
 
 
-def cut_into_documents(text: str) -> Iterator[str]:
-    """Whole lines up to about `DOCUMENT_CHARS`, ended at a blank line where one comes soon; lines with a web address are left out."""
-    kept: list[str] = []
-    length = 0
-    for line in text.split("\n"):
-        if re.search(r"\w+://", line):
-            continue
-        kept.append(line.rstrip())
-        length += len(line) + 1
-        if length >= DOCUMENT_CHARS and (not line.strip() or length >= 1.5 * DOCUMENT_CHARS):
-            yield "\n".join(kept).strip("\n")
-            kept, length = [], 0
-    if any(kept):
-        yield "\n".join(kept).strip("\n")
-
-
 def read_documents(texts_dir: Path, domain: str) -> list[Document]:
-    """All documents of a domain with their split, which depends on the domain, the number of documents and the seed alone."""
+    """All documents of a domain with their split, which depends on the domain, the number of documents and the seed alone.
+
+    Lines with a web address are left out.
+    """
     path = texts_dir / f"{domain}.txt.xz"
     if not path.is_file():
         raise FileNotFoundError(f"no text for domain {domain!r}: expected {path}")
-    texts = list(cut_into_documents(lzma.decompress(path.read_bytes()).decode("utf-8")))
+    lines = lzma.decompress(path.read_bytes()).decode("utf-8").split("\n")
+    texts = list(cut_into_documents("\n".join(line for line in lines if not re.search(r"\w+://", line))))
     n_held_out = max(MIN_HELD_OUT_DOCUMENTS, round(HELD_OUT_FRACTION * len(texts)))
     held_out = random.Random(f"{SPLIT_SEED} {domain}").sample(range(len(texts)), 3 * n_held_out)
     split_of = {number: SPLITS[1 + index // n_held_out] for index, number in enumerate(held_out)}

@@ -1,0 +1,1 @@
+"""Texts -> documents -> contexts of tokens -> hooked language model -> sequence activations. Knows no SAE."""

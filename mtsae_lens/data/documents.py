@@ -1,0 +1,197 @@
+"""Documents: the unit of every split.
+
+A source is `embedded` (all domains), the name of one embedded domain, a file or folder of .txt, .jsonl or .parquet, or a dataset on
+the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
+`monology/pile-uncopyrighted@pile_set_name=Github`). Each document belongs to one split for ever: the embedded texts record it,
+all others take it from their place in the source, so it needs no state and no second pass.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtsae_lens.assets import TEXTS_FILE
+from mtsae_lens.errors import DataError, nearest
+
+Split = Literal["train", "select", "tune", "test"]
+SPLITS: tuple[str, ...] = get_args(Split)
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+EMBEDDED = "embedded"
+
+DOCUMENT_CHARS = 3_000  # about 800 tokens: several contexts a document, and enough documents for a split by document
+_HELD_OUT = {7: "select", 8: "tune", 9: "test"}  # by place in the source, modulo 10: three tenths are held out
+_PARQUET_ROWS = 1_024  # read at once, so that memory does not grow with the file
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, where it came from, and the split it belongs to."""
+
+    text: str
+    name: str
+    split: str
+
+
+def cut_into_documents(text: str) -> Iterator[str]:
+    """Whole lines up to about `DOCUMENT_CHARS`, ended at a blank line where one comes soon."""
+    kept: list[str] = []
+    length = 0
+    for line in text.split("\n"):
+        kept.append(line.rstrip())
+        length += len(line) + 1
+        if length >= DOCUMENT_CHARS and (not line.strip() or length >= 1.5 * DOCUMENT_CHARS):
+            yield "\n".join(kept).strip("\n")
+            kept, length = [], 0
+    if any(kept):
+        yield "\n".join(kept).strip("\n")
+
+
+@cache
+def embedded_domains() -> tuple[str, ...]:
+    """Domains of the embedded texts."""
+    return tuple(sorted(set(pq.read_table(TEXTS_FILE, columns=["domain"])["domain"].to_pylist())))
+
+
+def check_source(source: str) -> None:
+    """Raise `DataError`, before any work is done, where a source can be none of the kinds."""
+    next(_read(source), None)
+
+
+def read_documents(source: str, split: Split | None = None) -> Iterator[Document]:
+    """The documents of a source in their own order, of one split or of all.
+
+    Raises:
+        DataError: no such source, or one that is empty, binary, not UTF-8, or without a text column.
+    """
+    found = False
+    for document in _read(source):
+        found = True
+        if split is None or document.split == split:
+            yield document
+    if not found:
+        raise DataError(f"{source}: no text in it; needed at least one non-empty document")
+
+
+def _read(source: str) -> Iterator[Document]:
+    if source == EMBEDDED:
+        return _read_embedded(None)
+    if Path(source).exists():
+        return _in_order(source, _read_path(Path(source)))
+    if source in embedded_domains():
+        return _read_embedded(source)
+    if "/" in source and not source.startswith((".", "/", "~")) and Path(source.split("@")[0]).suffix not in SUFFIXES:
+        return _in_order(source, _read_hub(source))
+    raise DataError(f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, *embedded_domains()])}")
+
+
+def _read_embedded(domain: str | None) -> Iterator[Document]:
+    for batch in pq.ParquetFile(TEXTS_FILE).iter_batches(_PARQUET_ROWS):
+        for row in batch.to_pylist():
+            if domain is None or row["domain"] == domain:
+                yield Document(row["text"], f"{row['domain']}/{row['number']}", row["split"])
+
+
+def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:
+    for place, text in enumerate(text for text in texts if text.strip()):
+        yield Document(text, f"{source}#{place}", _HELD_OUT.get(place % 10, "train"))
+
+
+def _read_path(path: Path) -> Iterator[str]:
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        if not files:
+            raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
+        for file in files:
+            yield from _read_path(file)
+        return
+    try:
+        if path.suffix == ".txt":
+            yield from cut_into_documents(_decode(path, path.read_bytes()))
+        elif path.suffix == ".jsonl":
+            yield from _read_jsonl(path)
+        elif path.suffix == ".parquet":
+            yield from _read_parquet(path)
+        else:
+            raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; needed one of {', '.join(SUFFIXES)}")
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def _decode(path: Path, data: bytes) -> str:
+    if b"\0" in data[:65_536]:
+        raise DataError(f"{path}: binary, not text (it has zero bytes)")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not UTF-8 at byte {error.start}; convert it with: iconv -f LATIN1 -t UTF-8 {path} > {path.stem}-utf8{path.suffix}"
+        ) from error
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = _decode(path, line)
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
+            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
+                raise DataError(f"{path}:{number}: needed an object with a string under 'text'")
+            yield row["text"]
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise DataError(f"{path}: not a parquet file ({error})") from error
+    if "text" not in file.schema_arrow.names:
+        raise DataError(f"{path}: no column 'text'; it has {', '.join(file.schema_arrow.names)}")
+    for batch in file.iter_batches(_PARQUET_ROWS, columns=["text"]):
+        yield from (text for text in batch["text"].to_pylist() if text)
+
+
+def _read_hub(source: str) -> Iterator[str]:
+    from datasets import load_dataset  # noqa: PLC0415 - slow to import, and local sources do without
+
+    name, _, condition = source.partition("@")
+    field, _, value = condition.partition("=")
+    try:
+        rows = load_dataset(name, split="train", streaming=True)
+        for row in rows:
+            if not condition or row.get(field, row.get("meta", {}).get(field)) == value:
+                yield row["text"]
+    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"dataset {name!r} cannot be read from the Hugging Face hub ({type(error).__name__}: {re.sub(chr(10), ' ', str(error))[:200]}); "
+            "where the hub cannot be reached, give a local .txt, .jsonl or .parquet file, or 'embedded'"
+        ) from error
+
+
+def shuffle_stream(items: Iterable[T], seed: int | str, buffer_size: int = 10_000) -> Iterator[T]:
+    """Items in an order that a buffer of bounded size can make random, the same for the same seed."""
+    rng = random.Random(seed)
+    iterator = iter(items)
+    buffer = list(islice(iterator, buffer_size))
+    for item in iterator:
+        place = rng.randrange(len(buffer))
+        yield buffer[place]
+        buffer[place] = item
+    rng.shuffle(buffer)
+    yield from buffer

@@ -1,0 +1,133 @@
+"""One loader for every language model: `embedded`, a local Hugging Face folder, or any name that TransformerLens knows."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformer_lens.loading_from_pretrained as loading
+from safetensors import SafetensorError
+from sae_lens import HookedSAETransformer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
+from mtsae_lens.errors import ModelError, nearest
+
+PAPER_MODEL = "pythia-70m"  # the paper's language model; its hook is blocks.3.hook_resid_post
+MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
+
+MAX_LOGIT_DIFFERENCE = 1e-3  # between the hooked model and the one it was made from, in log-probability
+
+
+def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None) -> HookedSAETransformer:
+    """A language model with hooks and its tokenizer, weights unprocessed (as SAELens trains on them), in eval mode.
+
+    Args:
+        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name such as `pythia-70m`.
+        device: where to put it.
+        n_ctx: longest context to allow for a local folder; at most what the model was trained for.
+
+    Raises:
+        ModelError: unknown name, unreadable folder, or a hub that cannot be reached.
+    """
+    if name in EMBEDDED_MODELS:
+        model = _load_folder(embedded_model_dir(name), device, n_ctx)
+    elif Path(name).is_dir():
+        model = _load_folder(Path(name), device, n_ctx)
+    else:
+        model = _load_named(name, device)
+    model.eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETransformer:
+    if not (folder / "config.json").is_file():
+        raise ModelError(f"{folder}: no config.json; needed a Hugging Face model folder (config, safetensors, tokenizer)")
+    if not list(folder.glob("*.safetensors")):
+        raise ModelError(f"{folder}: no .safetensors file; other weight formats can execute code and are not read")
+    try:
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        hf_model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"{folder}: cannot be loaded as a Hugging Face model ({_one_line(error)})") from error
+    limit = min(hf_config.max_position_embeddings, n_ctx or MAX_LOCAL_CONTEXT)
+    cfg = _hooked_config(folder, hf_config, limit, device)
+    try:
+        state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model)
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise ModelError(f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)})") from error
+    model = HookedSAETransformer(cfg, tokenizer, move_to_device=False)
+    model.load_and_process_state_dict(
+        state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
+    )
+    model = model.to(device)
+    _check_conversion(folder, model, hf_model.to(device).eval())
+    return model
+
+
+def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str) -> Any:
+    """TransformerLens's config, read from a copy of config.json: it would guess the family from words in the folder's path."""
+    with tempfile.TemporaryDirectory(prefix="lm_") as neutral:
+        shutil.copy(folder / "config.json", neutral)
+        try:
+            cfg = loading.get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
+        except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
+            family = (hf_config.architectures or [hf_config.model_type])[0]
+            raise ModelError(f"{folder}: TransformerLens does not know the family {family} ({_one_line(error)})") from error
+    cfg.model_name = folder.resolve().name
+    rope = getattr(hf_config, "rope_parameters", None) or {}
+    if "rope_theta" in rope:
+        cfg.rotary_base = rope["rope_theta"]  # TransformerLens assumes 10,000 for GPT-NeoX whatever the config says
+    return cfg
+
+
+@torch.no_grad()
+def _check_conversion(folder: Path, model: HookedSAETransformer, hf_model: Any) -> None:
+    """The hooked model must give the logits of the model it was made from."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, model.cfg.d_vocab, (1, min(16, model.cfg.n_ctx)), generator=generator).to(model.cfg.device)
+    expected = hf_model(tokens).logits[..., : model.cfg.d_vocab].log_softmax(-1)
+    difference = (model(tokens).log_softmax(-1) - expected).abs().max().item()
+    if not difference < MAX_LOGIT_DIFFERENCE:
+        raise ModelError(f"{folder}: converted to hooks, the model gives other logits (log-probabilities differ by {difference:.3g})")
+
+
+def resolve_hook(model: HookedSAETransformer, hook_name: str) -> int:
+    """Width of the activations at a hook (heads flattened), found by running the model on two tokens.
+
+    Raises:
+        ModelError: no such hook; SAELens would only log a warning and splice nothing.
+    """
+    if hook_name not in model.hook_dict:
+        raise ModelError(f"no hook {hook_name!r} in {model.cfg.model_name}.{nearest(hook_name, model.hook_dict)}")
+    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
+    activations = cache[hook_name]
+    if activations.shape[:2] != (1, 2):
+        raise ModelError(f"hook {hook_name!r} is not (batch, pos, ...): it has shape {tuple(activations.shape)}")
+    return activations[0, 0].numel()
+
+
+def _load_named(name: str, device: str) -> HookedSAETransformer:
+    known = [*EMBEDDED_MODELS, *loading.MODEL_ALIASES, *(a for aliases in loading.MODEL_ALIASES.values() for a in aliases)]
+    if name not in known:
+        raise ModelError(f"no language model {name!r}: neither a folder nor a name that TransformerLens knows.{nearest(name, known)}")
+    try:
+        return HookedSAETransformer.from_pretrained_no_processing(name, device=device)
+    except (OSError, ConnectionError, RuntimeError) as error:
+        raise ModelError(
+            f"{name}: the Hugging Face hub cannot be reached and the model is not in the local cache ({_one_line(error)}); "
+            "use --model embedded or the path of a downloaded model folder"
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

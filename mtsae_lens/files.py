@@ -1,0 +1,64 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mtsae_lens.errors import OutputError
+
+
+def prepare_output_dir(out: Path) -> Path:
+    """Create the folder and prove that it can be written to, before hours of work end in an error.
+
+    Raises:
+        OutputError: it is a file, or cannot be created or written.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise OutputError(f"--out {out}: cannot be written ({error.strerror}); give a folder that you may write to") from error
+    return out
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under another name, then rename it into place."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON (NaN is refused), written whole."""
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill; it appears at `path`, replacing what was there, only if the block ends without an error."""
+    partial = path.with_name(f".{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        shutil.rmtree(path, ignore_errors=True)
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,210 @@
+"""Train an SAE on a language model from SAELens's own configuration, as `LanguageModelSAETrainingRunner` does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import wandb
+from safetensors.torch import save_file
+from sae_lens import HookedSAETransformer
+from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
+from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+
+from mtsae_lens.data.activations import ActivationReader, SequenceActivations
+from mtsae_lens.data.contexts import ContextCutter, ContextStream
+from mtsae_lens.data.documents import Document, check_source, read_documents
+from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
+from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
+from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
+
+_REFUSED: dict[str, Any] = {  # field of SAELens's configuration: the one value that this runner carries out
+    "use_cached_activations": False,
+    "use_chat_formatting": False,
+    "seqpos_slice": (None,),
+    "prefetch_llm_batches": False,
+    "compile_llm": False,
+    "compile_sae": False,
+}
+
+
+class SequenceSAETrainingRunner:
+    """Builds model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and runs them.
+
+    What differs from SAELens: `model_name` may be `embedded` or a local folder and `dataset_path` a local file, folder or embedded
+    domain (`mtsae_lens.data`); contexts stay whole, special tokens are masked; AdamW; the log is JSONL (and wandb if asked);
+    `resume=True` continues a run to the very weights it would have reached. Any architecture in SAELens's registry can be
+    trained, on the same rows.
+
+    Args:
+        cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
+        override_model: a hooked model to use instead of loading `cfg.model_name`.
+        override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`.
+        override_sae: an SAE to train further.
+        options: optimizer and logging settings that SAELens has no field for.
+
+    Raises:
+        ConfigError: settings that contradict each other or that this runner does not carry out.
+        ModelError, DataError: see `load_language_model` and `read_documents`.
+    """
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig[Any],
+        override_model: HookedSAETransformer | None = None,
+        override_dataset: HfDataset | None = None,
+        override_sae: TrainingSAE[Any] | None = None,
+        options: TrainerOptions | None = None,
+    ) -> None:
+        _check_config(cfg)
+        if override_dataset is None:
+            check_source(cfg.dataset_path)
+        if cfg.output_path is not None:
+            prepare_output_dir(Path(cfg.output_path))
+        self.cfg = cfg
+        self.options = replace(options or TrainerOptions(), run_dir=Path(cfg.output_path) if cfg.output_path else None)
+        if cfg.n_checkpoints:
+            every = -(-cfg.total_training_steps // (cfg.n_checkpoints + 1))
+            self.options = replace(self.options, checkpoint_every_n_steps=every)
+        self.model = override_model or load_language_model(cfg.model_name, device=cfg.llm_device or cfg.device)
+        self._check_model()
+        self.stream = self._build_stream(override_dataset)
+        self.sae = override_sae or self._build_sae()
+        self.sae.to(cfg.device)
+
+    def _check_model(self) -> None:
+        width = resolve_hook(self.model, self.cfg.hook_name)
+        if self.cfg.hook_head_index is not None:
+            width //= self.model.cfg.n_heads
+        if width != self.cfg.sae.d_in:
+            raise ModelError(f"{self.cfg.hook_name} of {self.cfg.model_name} has width {width}, but the SAE has d_in={self.cfg.sae.d_in}")
+        if self.cfg.context_size > self.model.cfg.n_ctx:
+            raise ConfigError(f"context_size={self.cfg.context_size} is longer than the model's context of {self.model.cfg.n_ctx}")
+
+    def _build_stream(self, override_dataset: HfDataset | None) -> SequenceActivations:
+        cfg = self.cfg
+        assert self.model.tokenizer is not None
+        cutter = ContextCutter(
+            tokenizer=self.model.tokenizer,
+            context_size=cfg.context_size,
+            prepend_bos=cfg.prepend_bos,
+            packed=not cfg.disable_concat_sequences,
+        )
+
+        def rows() -> Iterator[Document]:
+            return (Document(row["text"], str(place), "train") for place, row in enumerate(override_dataset or ()))
+
+        read = partial(read_documents, cfg.dataset_path, "train") if override_dataset is None else rows
+        n_sequences = cfg.train_batch_size_tokens // cfg.context_size
+        return SequenceActivations(
+            reader=ActivationReader(self.model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm),
+            contexts=ContextStream(read, cutter, cfg.seed),
+            batch_size_sequences=n_sequences,
+            block_size_batches=max(1, cfg.n_batches_in_buffer * cfg.store_batch_size_prompts // n_sequences),
+            lm_batch_size_sequences=cfg.store_batch_size_prompts,
+            seed=cfg.seed,
+        )
+
+    def _build_sae(self) -> TrainingSAE[Any]:
+        if self.cfg.from_pretrained_path is not None:
+            return TrainingSAE.load_from_disk(self.cfg.from_pretrained_path, self.cfg.device)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.cfg.seed)
+            return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(self.cfg.get_training_sae_cfg_dict()).to_dict())
+
+    @property
+    def batches(self) -> Batches:
+        """Sequences for a temporal SAE, mixed rows of the same sequences for one that reads a token at a time."""
+        return self.stream.sequences if isinstance(self.sae, MTTrainingSAE) else self.stream.tokens
+
+    def _fingerprint(self) -> dict[str, Any]:
+        cfg = self.cfg
+        names = (
+            "model_name hook_name dataset_path context_size training_tokens train_batch_size_tokens lr lr_scheduler_name "
+            "lr_warm_up_steps lr_decay_steps lr_end seed prepend_bos disable_concat_sequences"
+        ).split()
+        values = {name: getattr(cfg, name) for name in names} | {"weight_decay": self.options.weight_decay}
+        sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
+        return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
+
+    def run(self, *, resume: bool = False) -> TrainingSAE[Any]:
+        """Train, save, and return the SAE.
+
+        Args:
+            resume: continue from the newest checkpoint under `output_path` (or from `cfg.resume_from_checkpoint`).
+
+        Raises:
+            TrainingInterrupted: a signal came; the state is saved.
+        """
+        self._set_metadata()
+        trainer = SequenceSAETrainer(self.cfg.to_sae_trainer_config(), self.sae, self.batches, self.options, self._fingerprint())
+        checkpoint = Path(self.cfg.resume_from_checkpoint) if self.cfg.resume_from_checkpoint else None
+        if resume and checkpoint is None and trainer.checkpoints_dir is not None:
+            checkpoint = latest_checkpoint(trainer.checkpoints_dir)
+        if checkpoint is not None:
+            load_checkpoint(trainer, checkpoint)
+        if self.cfg.logger.log_to_wandb:
+            logger = self.cfg.logger
+            wandb.init(
+                project=logger.wandb_project,
+                entity=logger.wandb_entity,
+                config=self.cfg.to_dict(),
+                name=logger.run_name,
+                id=logger.wandb_id,
+                resume="allow",
+            )
+        sae = trainer.fit()
+        if self.options.run_dir is not None:
+            self._save(sae, trainer, self.options.run_dir)
+        if self.cfg.logger.log_to_wandb:
+            wandb.finish()
+        return sae
+
+    def _save(self, sae: TrainingSAE[Any], trainer: SequenceSAETrainer, out: Path) -> None:
+        with whole_folder(out / ".sae") as folder:
+            sae.save_inference_model(folder)
+            save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
+            write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict() | {"options": _options_dict(self.options)})
+        for file in sorted((out / ".sae").iterdir(), reverse=True):  # the weights before the config: without one there is no SAE
+            file.replace(out / file.name)
+        (out / ".sae").rmdir()
+
+    def _set_metadata(self) -> None:
+        cfg, metadata = self.cfg, self.sae.cfg.metadata
+        for name in (
+            "dataset_path hook_name model_name model_class_name hook_head_index context_size seqpos_slice prepend_bos "
+            "exclude_special_tokens sequence_separator_token disable_concat_sequences"
+        ).split():
+            setattr(metadata, name, getattr(cfg, name))
+
+
+def _options_dict(options: TrainerOptions) -> dict[str, Any]:
+    return asdict(options) | {"run_dir": str(options.run_dir)}
+
+
+def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    for name, carried_out in _REFUSED.items():
+        if getattr(cfg, name) != carried_out:
+            raise ConfigError(f"{name}={getattr(cfg, name)!r} is not carried out by this runner; leave it at {carried_out!r}")
+    if cfg.train_batch_size_tokens % cfg.context_size:
+        multiple = max(1, round(cfg.train_batch_size_tokens / cfg.context_size)) * cfg.context_size
+        raise ConfigError(
+            f"train_batch_size_tokens={cfg.train_batch_size_tokens} is not a multiple of context_size={cfg.context_size}: a batch is "
+            f"made of whole contexts; use {multiple}"
+        )
+    if cfg.total_training_steps < 1:
+        raise ConfigError(
+            f"training_tokens={cfg.training_tokens} is less than one batch of {cfg.train_batch_size_tokens} tokens; give more"
+        )
+    sae_context_size = getattr(cfg.sae, "context_size", cfg.context_size)
+    if sae_context_size != cfg.context_size:
+        raise ConfigError(f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal")
