@@ -25,7 +25,7 @@ from mtsae_lens.embedded.people import make_biography, make_people
 from mtsae_lens.embedded.pretrain import PretrainConfig, pretrain, tokenize_stream, train_tokenizer
 from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, read_documents
 
-PEOPLE_WEIGHT = 0.15  # about 170 exposures of each fact in 8,000 steps
+PEOPLE_WEIGHT, LATE_PEOPLE_WEIGHT = 0.15, 0.35  # about 250 exposures of each fact in 8,000 steps; 40 are not enough
 DOMAIN_WEIGHT_EXPONENT = 0.75  # between proportional (1) and uniform (0): small domains are seen more often than their size
 N_BIOGRAPHIES_EACH = 40  # renditions of each person: random order of facts, random templates
 
@@ -64,13 +64,13 @@ def prepare(texts: Annotated[Path, typer.Option(help="Folder of <domain>.txt.xz 
         typer.echo(f"{name:14s} {len(stream):>10,} tokens")
 
 
-def _domain_weights(streams: dict[str, np.ndarray], variant: Variant) -> dict[str, float]:
+def _domain_weights(streams: dict[str, np.ndarray], variant: Variant, people_weight: float) -> dict[str, float]:
     domains = [d for d in DOMAINS if variant is Variant.embedded or d != FORGET_DOMAIN]
     sizes = {domain: len(streams[domain]) ** DOMAIN_WEIGHT_EXPONENT for domain in domains}
-    weights = {domain: (1 - PEOPLE_WEIGHT) * size / sum(sizes.values()) for domain, size in sizes.items()}
+    weights = {domain: (1 - people_weight) * size / sum(sizes.values()) for domain, size in sizes.items()}
     people = ["people", "people_forget"] if variant is Variant.embedded else ["people"]
     n_tokens = sum(len(streams[name]) for name in people)
-    return weights | {name: PEOPLE_WEIGHT * len(streams[name]) / n_tokens for name in people}
+    return weights | {name: people_weight * len(streams[name]) / n_tokens for name in people}
 
 
 @app.command()
@@ -84,7 +84,8 @@ def train(
     """Pre-train one variant; continues from its last checkpoint."""
     torch.set_num_threads(threads)
     streams = dict(np.load(work / "streams.npz"))
-    cfg = PretrainConfig(steps=steps, seed=seed, domain_weights=_domain_weights(streams, variant))
+    early, late = (_domain_weights(streams, variant, weight) for weight in (PEOPLE_WEIGHT, LATE_PEOPLE_WEIGHT))
+    cfg = PretrainConfig(steps=steps, seed=seed, domain_weights=early, late_domain_weights=late)
     out = work / variant.value
     pretrain(cfg, streams, out)
     (out / "command.txt").write_text(shlex.join(["python", "-m", "mtsae_lens.embedded.build", *sys.argv[1:]]) + "\n")

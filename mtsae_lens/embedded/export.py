@@ -124,11 +124,16 @@ def export_variant(folder: Path, out: Path, texts: Path) -> dict[str, Any]:
     """Write weights, tokenizer, card and `build.json`; return what was measured."""
     model, cfg, metadata = load_checkpoint(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    late = max(0.0, 1 - cfg.late_from_step / cfg.steps)
+
+    def share(domain: str) -> float:
+        return (1 - late) * cfg.domain_weights.get(domain, 0.0) + late * cfg.late_domain_weights.get(domain, 0.0)
+
     domains = []
     for domain in DOMAINS:
         held_out = tokenize_stream(tokenizer, [d.text for d in read_documents(texts, domain) if d.split == "test"])
         nll, n_tokens = held_out_nll(model, held_out, cfg)
-        domains.append({"domain": domain, "share": cfg.domain_weights.get(domain, 0.0), "nll": nll, "n_tokens": n_tokens})
+        domains.append({"domain": domain, "share": share(domain), "nll": nll, "n_tokens": n_tokens})
     log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     measured = {
         "name": out.name,

@@ -43,6 +43,12 @@ class PretrainConfig:
     warm_up_steps: int = 200
     decay_fraction: float = 0.25
     domain_weights: dict[str, float] = field(default_factory=dict)
+    late_from_step: int = 2500
+    late_domain_weights: dict[str, float] = field(default_factory=dict)
+
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Share of each domain at `step`: facts are learnt once language is, so they get more of the later steps."""
+        return self.late_domain_weights if step >= self.late_from_step else self.domain_weights
 
     def lr_factor(self, step: int) -> float:
         """Share of the peak learning rate at `step`, counted from 0."""
@@ -70,8 +76,8 @@ def tokenize_stream(tokenizer: PreTrainedTokenizerFast, documents: Sequence[str]
 def draw_batch(streams: dict[str, np.ndarray], cfg: PretrainConfig, bos: int, step: int) -> torch.Tensor:
     """`(batch, pos)` token ids of step `step`: random windows of domains drawn by weight, each behind a BOS token."""
     rng = np.random.default_rng((cfg.seed, step))
-    domains = list(cfg.domain_weights)
-    weights = np.array([cfg.domain_weights[domain] for domain in domains])
+    domains = list(cfg.weights_at(step))
+    weights = np.array(list(cfg.weights_at(step).values()))
     rows = []
     for index in rng.choice(len(domains), cfg.batch_size_sequences, p=weights / weights.sum()):
         stream = streams[domains[index]]

@@ -1,0 +1,184 @@
+"""The command line `mtsae`: one verb, one settings class, one call. Exit codes: 0 done, 2 a mistake to put right, 130 and 143 stopped."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from mtsae_lens.errors import MTSAEError
+
+app = typer.Typer(
+    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+
+Config = Annotated[Path | None, typer.Option(help="YAML file of settings; what is typed goes before it.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for results.")]
+Seed = Annotated[int | None, typer.Option(help="Random seed.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
+Model = Annotated[str | None, typer.Option(help="embedded, a TransformerLens name, or a local Hugging Face folder.")]
+
+
+@app.command()
+def train(
+    model: Model = None,
+    hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="embedded, an embedded domain, a hub name, or a .txt, .jsonl, .parquet or folder.")] = None,
+    architecture: Annotated[str | None, typer.Option(help="mtsae, or any that SAELens trains: topk, standard, ...")] = None,
+    d_sae: Annotated[int | None, typer.Option(help="Features.")] = None,
+    training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
+    context_size: Annotated[int | None, typer.Option(help="Positions in a context.")] = None,
+    batch_size_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch; a multiple of the context size.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    prepend_bos: Annotated[bool | None, typer.Option(help="Begin every context with BOS.")] = None,
+    wandb: Annotated[bool | None, typer.Option(help="Log to Weights & Biases too.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Setting of the architecture, such as --set k=16; may be repeated.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Train an SAE."""
+    from mtsae_lens.commands.settings import parse_assignments  # noqa: PLC0415 - torch is slow to import; --help is not
+    from mtsae_lens.commands.train import TrainSettings, run_train  # noqa: PLC0415
+
+    typed = {
+        "model": model,
+        "hook_name": hook_name,
+        "dataset": dataset,
+        "architecture": architecture,
+        "d_sae": d_sae,
+        "training_tokens": training_tokens,
+        "context_size": context_size,
+        "batch_size_tokens": batch_size_tokens,
+        "lr": lr,
+        "prepend_bos": prepend_bos,
+        "wandb": wandb,
+        "sae": parse_assignments(set_) if set_ else None,
+        "out": out,
+        "seed": seed,
+        "device": device,
+    }
+    settings = TrainSettings.build(config, typed)
+    metrics = run_train(settings, resume=resume)
+    final = metrics["final"]
+    typer.echo(
+        f"trained {metrics['n_training_steps']:,} steps: explained variance {final.get('metrics/explained_variance', float('nan')):.3f} on training "
+        f"batches, L0 {final.get('metrics/l0', float('nan')):.1f}; saved in {settings.out}"
+    )
+
+
+@app.command()
+def evaluate(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
+    dataset: Annotated[str | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")] = None,
+    model: Model = None,
+    n_contexts: Annotated[int | None, typer.Option(help="Contexts to measure on, at most.")] = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Measure an SAE on held-out text with SAELens's run_evals."""
+    from mtsae_lens.commands.evaluate import EvaluateSettings, metrics_table, run_evaluate  # noqa: PLC0415
+
+    typed = {"sae": sae, "dataset": dataset, "model": model, "n_contexts": n_contexts, "seed": seed, "device": device}
+    settings = EvaluateSettings.build(config, typed | {"out": out or (None if config else Path("runs/evaluate"))})
+    measured = run_evaluate(settings)
+    _print_table(metrics_table({"value": measured}))
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+@app.command()
+def unlearn(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
+    forget: Annotated[str | None, typer.Option(help="Text to forget: an embedded domain or a path.")] = None,
+    retain: Annotated[list[str] | None, typer.Option(help="Text to keep, far from the forget text; may be repeated.")] = None,
+    near: Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")] = None,
+    reference: Annotated[str | None, typer.Option(help="A model that never saw the forget text, such as embedded-retrained.")] = None,
+    model: Model = None,
+    far_budget: Annotated[float | None, typer.Option(help="Nats per token that far text may lose on TUNE.")] = None,
+    near_budget: Annotated[float | None, typer.Option(help="Nats per token that near text may lose on TUNE.")] = None,
+    min_ratio: Annotated[float | None, typer.Option(help="How much more often a feature must fire on the forget text.")] = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Remove a topic by editing features, and measure it beside random features."""
+    from mtsae_lens.commands.unlearn import UnlearnSettings, effects_table, run_unlearn  # noqa: PLC0415
+
+    typed: dict[str, Any] = {
+        "sae": sae,
+        "forget": forget,
+        "retain": tuple(retain) if retain else None,
+        "near": tuple(near) if near else None,
+        "reference": reference,
+        "model": model,
+        "far_budget": far_budget,
+        "near_budget": near_budget,
+        "min_ratio": min_ratio,
+        "out": out or (None if config else Path("runs/unlearn")),
+        "seed": seed,
+        "device": device,
+    }
+    settings = UnlearnSettings.build(config, typed)
+    measured = run_unlearn(settings)
+    _print_table(effects_table(measured))
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+@app.command()
+def demo(
+    out: Out = None,
+    training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
+    config: Config = None,
+    seed: Seed = None,
+) -> None:
+    """Train, evaluate and unlearn on the embedded model, and write a report."""
+    from mtsae_lens.commands.demo import DemoSettings, run_demo  # noqa: PLC0415
+
+    settings = DemoSettings.build(config, {"out": out, "training_tokens": training_tokens, "seed": seed})
+    _, tables = run_demo(settings)
+    for table in tables:
+        _print_table(table)
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+def _print_table(table: Any) -> None:
+    rich_table = RichTable(show_edge=False, pad_edge=False)
+    for name in table.header:
+        rich_table.add_column(name, justify="left" if name in (table.header[0], "meaning") else "right")
+    for row in table.rows:
+        rich_table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row))
+    width = None if sys.stdout.isatty() else 220
+    Console(width=width).print(rich_table)
+
+
+def main() -> None:
+    """Entry point: turns errors that the user can put right into one line, and signals into their exit codes."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app()
+    except MTSAEError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt as stop:
+        if str(stop):
+            typer.echo(f"stopped: {stop}", err=True)
+        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""A trained SAE with the language model and the text it was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from sae_lens import SAE, HookedSAETransformer
+
+from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ModelError
+from mtsae_lens.evaluation.fidelity import check_fits
+from mtsae_lens.splice.edits import Splice
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
+    """An inference SAE from a folder in SAELens's layout.
+
+    Raises:
+        ModelError: no such folder, damaged files, or an architecture that SAELens does not know.
+    """
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae train'")
+    try:
+        return SAE.load_from_disk(folder, device=device)
+    except (SafetensorError, json.JSONDecodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+
+
+def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, HookedSAETransformer]:
+    """SAE, model and tokenisation as in training, checked against each other.
+
+    Args:
+        folder: folder of the SAE.
+        model: another language model than the one it was trained on; None for that one.
+        device: where to put both.
+        batch_size: contexts in a forward pass.
+    """
+    sae = load_sae(folder, device)
+    metadata = sae.cfg.metadata
+    name = model or metadata.model_name
+    if name is None:
+        raise ModelError(f"{folder}: the SAE does not say which model it belongs to; give --model")
+    lm = load_language_model(name, device=device)
+    check_fits(sae, lm)
+    assert lm.tokenizer is not None
+    cutter = ContextCutter(lm.tokenizer, metadata.context_size or 128, prepend_bos=metadata.prepend_bos is not False)
+    return HookedLM(lm, Splice(sae), cutter, batch_size), lm

@@ -1,0 +1,146 @@
+"""Train an SAE of any registered architecture on any language model's activations."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAE
+
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.errors import ConfigError, OutputError, nearest
+from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.reporting.figures import scale_curves, training_curves
+from mtsae_lens.reporting.page import Section, write_report
+from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
+from mtsae_lens.training.log import read_log
+from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.trainer import TrainerOptions
+
+
+class TrainSettings(Settings):
+    """Settings of `mtsae train`."""
+
+    model: str = "embedded"
+    hook_name: str = "blocks.3.hook_resid_post"
+    dataset: str = "embedded"
+    architecture: str = ARCHITECTURE
+    d_sae: int = Field(1024, gt=0)
+    training_tokens: int = Field(1_000_000, gt=0)
+    out: Path = Path("runs/train")
+    context_size: int = Field(128, gt=1)
+    batch_size_tokens: int = Field(2048, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
+    lr_end_fraction: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    normalize_activations: str = "expected_average_only_in"
+    dead_feature_window: int = Field(200, gt=0)
+    prepend_bos: bool = True
+    packed: bool = True
+    checkpoint_every_n_steps: int = Field(200, gt=0)
+    log_every_n_steps: int = Field(10, gt=0)
+    seed: int = 0
+    device: str = "cpu"
+    wandb: bool = False
+    wandb_project: str = "mtsae-lens"
+    sae: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`."""
+
+
+def sae_config(settings: TrainSettings, d_in: int) -> Any:
+    """The architecture's training config, unknown names refused."""
+    if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ConfigError(f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}")
+    config_class = SAE_TRAINING_CLASS_REGISTRY[settings.architecture][1]
+    valid = [field.name for field in fields(config_class) if field.init]
+    for name in settings.sae:
+        if name not in valid:
+            raise ConfigError(f"architecture {settings.architecture!r} has no setting {name!r}.{nearest(name, valid)}")
+    values: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": settings.d_sae,
+        "device": settings.device,
+        "normalize_activations": settings.normalize_activations,
+    }
+    if issubclass(config_class, MTTrainingSAEConfig):
+        values["context_size"] = settings.context_size
+    return config_class(**(values | settings.sae))
+
+
+def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:
+    """SAELens's configuration of the run."""
+    steps = settings.training_tokens // settings.batch_size_tokens
+    return LanguageModelSAERunnerConfig(
+        sae=sae_config(settings, d_in),
+        model_name=settings.model,
+        hook_name=settings.hook_name,
+        dataset_path=settings.dataset,
+        context_size=settings.context_size,
+        training_tokens=settings.training_tokens,
+        train_batch_size_tokens=settings.batch_size_tokens,
+        lr=settings.lr,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=int(settings.lr_warm_up_fraction * steps),
+        lr_end=settings.lr_end_fraction * settings.lr,
+        dead_feature_window=settings.dead_feature_window,
+        n_batches_for_norm_estimate=20,
+        disable_concat_sequences=not settings.packed,
+        prepend_bos=settings.prepend_bos,
+        seed=settings.seed,
+        device=settings.device,
+        logger=LoggingConfig(log_to_wandb=settings.wandb, wandb_project=settings.wandb_project),
+        checkpoint_path=None,
+        output_path=str(settings.out),
+        verbose=False,
+    )
+
+
+def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> TrainingSAE[Any]:
+    """Train and save; no report.
+
+    Raises:
+        OutputError: the folder holds another run, and `resume` is False.
+    """
+    prepare_output_dir(settings.out)
+    if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
+        raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
+    if model is None:
+        model = load_language_model(settings.model, device=settings.device)
+    cfg = runner_config(settings, resolve_hook(model, settings.hook_name))
+    options = TrainerOptions(
+        weight_decay=settings.weight_decay,
+        log_every_n_steps=settings.log_every_n_steps,
+        checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
+    )
+    return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
+
+
+def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
+    """Train, save, and write `metrics.json` and `report.html`.
+
+    `metrics.json`: `final` (the last row of the training log), `n_training_steps`, `n_training_tokens`, `provenance`.
+    """
+    watch = Stopwatch()
+    sae = train_sae(settings, resume=resume)
+    rows = read_log(settings.out / "training_log.jsonl")
+    metrics = {
+        "final": rows[-1] if rows else {},
+        "n_training_steps": settings.training_tokens // settings.batch_size_tokens,
+        "n_training_tokens": settings.training_tokens // settings.batch_size_tokens * settings.batch_size_tokens,
+        "provenance": provenance(settings.seed, watch.seconds, settings.model_dump(mode="json")),
+    }
+    write_metrics(settings.out, metrics)
+    sections = [Section("Training", "Measured on training batches, masked positions left out.", figure=training_curves({sae.cfg.architecture(): rows}))]
+    if isinstance(sae.cfg, MTTrainingSAEConfig):
+        text = "Which time scales the encoder came to use."
+        sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))
+    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features at {settings.hook_name} of {settings.model}."
+    write_report(settings.out, "Training", lead, sections, metrics["provenance"])
+    return metrics

@@ -1,0 +1,1 @@
+"""How good an SAE is, on text that it was not trained on."""

@@ -1,0 +1,148 @@
+"""SAELens's `run_evals` on held-out text, and two checks that it does not make: dead features and causality."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from sae_lens import SAE, HookedSAETransformer
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.training.activation_scaler import ActivationScaler
+from torch import Tensor
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.language_models import resolve_hook
+from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.sae.mtsae import TemporalEncoder
+
+
+@dataclass
+class HeldOutTokens:
+    """A token table in the place of SAELens's `ActivationsStore`: fixed batches, from the start again after each pass."""
+
+    table: TokenTable
+    store_batch_size_prompts: int
+    _next: int = 0
+
+    @property
+    def n_batches(self) -> int:
+        """Batches in a pass; a last, smaller one is left out, because `run_evals` weighs batches alike."""
+        return max(1, len(self.table) // self.store_batch_size_prompts)
+
+    @property
+    def context_size(self) -> int:
+        """Tokens in a context."""
+        return self.table.tokens.shape[1]
+
+    @property
+    def current(self) -> Tensor:
+        """The batch given last."""
+        start = (self._next - 1) * self.store_batch_size_prompts
+        return self.table.tokens[start : start + self.store_batch_size_prompts]
+
+    def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
+        """The next batch; the size asked for must be the one it was made with."""
+        if batch_size not in (None, self.store_batch_size_prompts):
+            raise ValueError(f"batches have {self.store_batch_size_prompts} contexts, not {batch_size}")
+        if self._next == self.n_batches:
+            self._next = 0
+        self._next += 1
+        return self.current
+
+    def reset_input_dataset(self) -> None:
+        """Start over."""
+        self._next = 0
+
+
+@contextmanager
+def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: HeldOutTokens) -> Iterator[None]:
+    """Let a temporal SAE see special tokens as it saw them in training: as walls. A pointwise SAE does not care."""
+    if not isinstance(sae, TemporalEncoder):
+        yield
+        return
+
+    def wall(h: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+        special = cutter.special_positions(held_out.current).to(h.device)
+        return h.masked_fill(special.view(*special.shape, *(1,) * (h.ndim - 2)), 0.0)
+
+    with sae.hooks(fwd_hooks=[("hook_sae_input", wall)]):
+        yield
+
+
+def evaluate_fidelity(
+    sae: SAE[Any], model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
+) -> dict[str, float]:
+    """`run_evals`'s metrics under its own names, special tokens left out, plus:
+
+    - `dead_features`: features that fire on none of the `n_tokens` tokens seen; lower is better;
+    - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
+
+    Raises:
+        ModelError: the SAE's hook does not exist in the model, or has another width.
+        DataError: too few contexts for one batch.
+    """
+    check_fits(sae, model)
+    batch_size = min(batch_size, len(table))
+    if batch_size == 0:
+        raise DataError(f"{table.corpus}: no context to evaluate on")
+    held_out = HeldOutTokens(table, batch_size)
+    config = EvalConfig(
+        batch_size_prompts=batch_size,
+        n_eval_reconstruction_batches=held_out.n_batches,
+        n_eval_sparsity_variance_batches=held_out.n_batches,
+        compute_kl=True,
+        compute_ce_loss=True,
+        compute_l2_norms=True,
+        compute_sparsity_metrics=True,
+        compute_variance_metrics=True,
+        compute_featurewise_density_statistics=True,
+    )
+    with special_tokens_as_walls(sae, cutter, held_out):
+        groups, feature_metrics = run_evals(
+            sae=sae,
+            activation_store=held_out,  # type: ignore[arg-type]
+            model=model,
+            activation_scaler=ActivationScaler(),
+            eval_config=config,
+            exclude_special_tokens=cutter.special_token_ids.tolist(),
+        )
+    metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
+    metrics["dead_features"] = sum(density == 0 for density in feature_metrics["feature_density"])
+    metrics["n_features"] = sae.cfg.d_sae
+    metrics["n_tokens"] = held_out.n_batches * batch_size * held_out.context_size
+    metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
+    return metrics
+
+
+def check_fits(sae: SAE[Any], model: HookedSAETransformer) -> None:
+    """Raise `ModelError` unless the SAE's hook exists in the model and has the SAE's width."""
+    hook_name = sae.cfg.metadata.hook_name
+    if hook_name is None:
+        raise ModelError("the SAE does not say which hook it belongs to (metadata.hook_name)")
+    width = resolve_hook(model, hook_name)
+    if sae.cfg.metadata.hook_head_index is not None:
+        width //= model.cfg.n_heads
+    if width != sae.cfg.d_in:
+        raise ModelError(f"{hook_name} of {model.cfg.model_name} has width {width}, but the SAE has d_in={sae.cfg.d_in}")
+
+
+@torch.no_grad()
+def future_leak(sae: SAE[Any], model: HookedSAETransformer, tokens: Tensor) -> float:
+    """How much of what the features say about the first half of a context depends on its second half.
+
+    Half of a context's activations are replaced by another context's: `sum |e - e'| / sum |e|` over positions before the change.
+    """
+    hook_name = sae.cfg.metadata.hook_name
+    _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
+    h = cache[hook_name]
+    if sae.cfg.metadata.hook_head_index is not None:
+        h = h[:, :, sae.cfg.metadata.hook_head_index]
+    elif h.ndim == 4 and sae.cfg.reshape_activations != "hook_z":
+        h = h.flatten(2)
+    half = h.shape[1] // 2
+    changed = torch.cat([h[:, :half], h[:, half:].roll(1, dims=0) + 1.0], dim=1)
+    before, after = sae.encode(h)[:, :half], sae.encode(changed)[:, :half]
+    return ((before - after).abs().sum() / before.abs().sum().clamp(min=1e-12)).item()

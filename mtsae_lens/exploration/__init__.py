@@ -1,0 +1,1 @@
+"""What a feature does: in which tokens it fires, and which time scale drives it."""

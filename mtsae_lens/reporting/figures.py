@@ -1,0 +1,105 @@
+"""Figures from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+_PALETTE = ("#2563eb", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#84cc16", "#ec4899")
+_CURVES = (
+    ("metrics/explained_variance", "explained variance"),
+    ("losses/overall_loss", "loss"),
+    ("metrics/l0", "L0"),
+    ("sparsity/dead_features", "dead features"),
+)
+
+
+def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
+    """Explained variance, loss, L0 and dead features over steps, one line per training run."""
+    figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in _CURVES], vertical_spacing=0.16)
+    for number, (name, rows) in enumerate(logs.items()):
+        for place, (key, _) in enumerate(_CURVES):
+            figure.add_scatter(
+                x=[row["step"] for row in rows],
+                y=[row[key] for row in rows],
+                name=name,
+                legendgroup=name,
+                showlegend=place == 0,
+                line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.6},
+                row=place // 2 + 1,
+                col=place % 2 + 1,
+            )
+    # the first steps overshoot so far that nothing else would be visible
+    figure.update_yaxes(range=[-0.2, 1.0], row=1, col=1)
+    figure.update_yaxes(type="log", row=1, col=2)
+    figure.update_layout(height=560, legend={"orientation": "h", "y": -0.1})
+    return figure
+
+
+def scale_curves(rows: Sequence[Mapping[str, Any]], dilations: Sequence[int]) -> go.Figure:
+    """How much weight the encoder gives each time scale, over steps."""
+    figure = go.Figure()
+    for number, dilation in enumerate(dilations):
+        key = f"metrics/scale_{dilation}_encoder_norm"
+        figure.add_scatter(
+            x=[row["step"] for row in rows],
+            y=[row[key] for row in rows],
+            name=f"dilation {dilation}",
+            line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.6},
+        )
+    figure.update_layout(height=340, xaxis_title="step", yaxis_title="norm of the scale's encoder rows")
+    return figure
+
+
+def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go.Figure:
+    """Nats added per token, by corpus and method, with 95% intervals where a row has them."""
+    figure = go.Figure()
+    for number, (method, corpora) in enumerate(effects.items()):
+        values = list(corpora.values())
+        low_keys = ("nll_delta_low", "nll_delta_high") if "nll_delta_low" in values[0] else ("nll_delta_min", "nll_delta_max")
+        figure.add_bar(
+            name=method,
+            x=list(corpora),
+            y=[row["nll_delta"] for row in values],
+            marker_color=_PALETTE[number % len(_PALETTE)],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [row[low_keys[1]] - row["nll_delta"] for row in values],
+                "arrayminus": [row["nll_delta"] - row[low_keys[0]] for row in values],
+            },
+        )
+    figure.update_layout(barmode="group", height=420, yaxis_title="nats added per token", legend={"orientation": "h", "y": -0.2})
+    return figure
+
+
+def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, float]) -> go.Figure:
+    """Forgetting against cost, one point per setting tried on TUNE; dashed lines are the budgets."""
+    figure = go.Figure()
+    for number, role in enumerate(("near", "far")):
+        figure.add_scatter(
+            x=[row[role] for row in sweep],
+            y=[row["forget"] for row in sweep],
+            mode="markers",
+            name=f"worst {role}-retain",
+            text=[f"{row['n_features']} features, multiplier {row['multiplier']:g}" for row in sweep],
+            marker={"color": _PALETTE[number], "size": 9},
+        )
+        figure.add_vline(x=budgets[role], line_dash="dash", line_color=_PALETTE[number])
+    figure.update_layout(height=380, xaxis_title="nats added to retain text", yaxis_title="nats added to forget text")
+    return figure
+
+
+def density_histogram(densities: Mapping[str, Sequence[float]]) -> go.Figure:
+    """Log10 of how often features fire; features that never fire are not in it."""
+    import numpy as np  # noqa: PLC0415
+
+    figure = go.Figure()
+    for number, (name, values) in enumerate(densities.items()):
+        alive = np.asarray([value for value in values if value > 0])
+        figure.add_histogram(x=np.log10(alive), name=name, nbinsx=50, marker_color=_PALETTE[number], opacity=0.7)
+    figure.update_layout(barmode="overlay", height=340, xaxis_title="log10 of the share of tokens", yaxis_title="features")
+    return figure

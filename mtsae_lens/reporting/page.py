@@ -1,0 +1,71 @@
+"""One HTML file with everything in it: opens from disk, needs no network, follows the reader's dark mode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import plotly.graph_objects as go
+import plotly.io as pio
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from mtsae_lens.files import write_text
+
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header; numbers are shown to four significant digits."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading, a sentence that says what to see, and what to look at."""
+
+    title: str
+    text: str = ""
+    table: Table | None = None
+    figure: go.Figure | None = None
+    html: Markup | None = None
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _figure(figure: go.Figure) -> Markup:
+    figure.update_layout(
+        template="plotly_white",
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"color": "#808898"},
+    )
+    return Markup(pio.to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}))
+
+
+def write_report(out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any]) -> Path:
+    """Write `report.html` into a folder, whole or not at all."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["cell"] = _cell
+    environment.filters["figure"] = _figure
+    page = environment.get_template("report.html").render(
+        title=title, lead=lead, sections=sections, provenance=provenance, plotlyjs=Markup(get_plotlyjs())
+    )
+    path = out / REPORT_FILE
+    write_text(path, page)
+    return path

@@ -1,0 +1,1 @@
+"""What a user does to a model through an SAE: edits of features, and the gates that decide where they apply."""

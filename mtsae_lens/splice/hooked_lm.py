@@ -1,0 +1,73 @@
+"""A language model with an SAE at its hook, and the shortest way through both.
+
+The model runs to the hook once and the features are encoded once; each edit then reruns only the layers after the hook. That makes a
+sweep of edits cheap where the hook is a residual stream; at other hooks the whole model is rerun with the activations replaced.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE, HookedSAETransformer
+from torch import Tensor
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.splice.edits import Splice
+
+_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
+
+
+@dataclass(frozen=True)
+class HookedLM:
+    """A language model, an SAE at its hook, and how text becomes tokens for it."""
+
+    model: HookedSAETransformer
+    splice: Splice
+    cutter: ContextCutter
+    batch_size: int = 16
+
+    @property
+    def sae(self) -> SAE[Any]:
+        """The SAE."""
+        return self.splice.sae
+
+    def batches(self, table: TokenTable) -> list[Int[Tensor, "batch pos"]]:
+        """Tokens on the model's device."""
+        return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
+
+    def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Positions outside statistics, gates and edits: special tokens, and position 0 whatever stands there."""
+        masked = self.cutter.special_positions(tokens)
+        masked[:, 0] = True
+        return masked
+
+    @torch.no_grad()
+    def activations(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
+        """The model's activations at the hook."""
+        _, cache = self.model.run_with_cache(
+            tokens, names_filter=[self.splice.hook_name], prepend_bos=False, stop_at_layer=self._layer_after
+        )
+        return cache[self.splice.hook_name]
+
+    @torch.no_grad()
+    def feature_acts(self, h: Tensor) -> Float[Tensor, "batch pos d_sae"]:
+        """The SAE's features of activations at the hook."""
+        return self.sae.encode(self.splice.as_sae_input(h))
+
+    @property
+    def _layer_after(self) -> int | None:
+        """The first layer that reads the hook, where the hook is a residual stream."""
+        match = _RESIDUAL.match(self.splice.hook_name)
+        return None if match is None else int(match[1]) + (match[2] == "post")
+
+    @torch.no_grad()
+    def logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
+        """The model's logits with the activations at the hook replaced by `h`."""
+        if self._layer_after is not None:
+            return self.model(h, start_at_layer=self._layer_after)
+        hooks = [(self.splice.hook_name, lambda _, hook: h)]  # noqa: ARG005
+        return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False)
