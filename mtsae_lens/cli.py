@@ -17,7 +17,10 @@ from rich.table import Table as RichTable
 from mtsae_lens.errors import MTSAEError
 
 app = typer.Typer(
-    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 
 Config = Annotated[Path | None, typer.Option(help="YAML file of settings; what is typed goes before it.")]
@@ -31,7 +34,9 @@ Model = Annotated[str | None, typer.Option(help="embedded, a TransformerLens nam
 def train(
     model: Model = None,
     hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="embedded, an embedded domain, a hub name, or a .txt, .jsonl, .parquet or folder.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="embedded, an embedded domain, a hub name, or a .txt, .jsonl, .parquet or folder.")
+    ] = None,
     architecture: Annotated[str | None, typer.Option(help="mtsae, or any that SAELens trains: topk, standard, ...")] = None,
     d_sae: Annotated[int | None, typer.Option(help="Features.")] = None,
     training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
@@ -40,7 +45,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     prepend_bos: Annotated[bool | None, typer.Option(help="Begin every context with BOS.")] = None,
     wandb: Annotated[bool | None, typer.Option(help="Log to Weights & Biases too.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Setting of the architecture, such as --set k=16; may be repeated.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the architecture, such as --set k=16; may be repeated.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     out: Out = None,
     config: Config = None,
@@ -80,7 +87,9 @@ def train(
 @app.command()
 def evaluate(
     sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
-    dataset: Annotated[str | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")
+    ] = None,
     model: Model = None,
     n_contexts: Annotated[int | None, typer.Option(help="Contexts to measure on, at most.")] = None,
     out: Out = None,
@@ -104,7 +113,9 @@ def unlearn(
     forget: Annotated[str | None, typer.Option(help="Text to forget: an embedded domain or a path.")] = None,
     retain: Annotated[list[str] | None, typer.Option(help="Text to keep, far from the forget text; may be repeated.")] = None,
     near: Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")] = None,
-    reference: Annotated[str | None, typer.Option(help="A model that never saw the forget text, such as embedded-retrained.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="A model that never saw the forget text, such as embedded-retrained.")
+    ] = None,
     model: Model = None,
     far_budget: Annotated[float | None, typer.Option(help="Nats per token that far text may lose on TUNE.")] = None,
     near_budget: Annotated[float | None, typer.Option(help="Nats per token that near text may lose on TUNE.")] = None,

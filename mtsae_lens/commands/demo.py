@@ -110,7 +110,9 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
         ),
         Section("Training", "Measured on training batches, masked positions left out.", figure=training_curves(logs)),
         Section(
-            "Time scales", "How much weight the encoder gives each dilation.", figure=scale_curves(logs[ARCHITECTURE], config.dilations)
+            "Time scales",
+            "How much weight the encoder gives each dilation.",
+            figure=scale_curves(logs[ARCHITECTURE], config.dilations),
         ),
     ]
     lead = (

@@ -70,5 +70,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     write_metrics(settings.out, {**measured, "provenance": made})
     text = f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {dataset}, special tokens left out."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
-    write_report(settings.out, "Evaluation", f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.", sections, made)
+    write_report(
+        settings.out, "Evaluation", f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.", sections, made
+    )
     return measured

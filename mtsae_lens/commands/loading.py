@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from sae_lens import SAE, HookedSAETransformer
+from safetensors import SafetensorError
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
@@ -29,7 +29,9 @@ def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
     try:
         return SAE.load_from_disk(folder, device=device)
     except (SafetensorError, json.JSONDecodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+        raise ModelError(
+            f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        ) from error
 
 
 def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, HookedSAETransformer]:

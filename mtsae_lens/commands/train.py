@@ -57,7 +57,9 @@ class TrainSettings(Settings):
 def sae_config(settings: TrainSettings, d_in: int) -> Any:
     """The architecture's training config, unknown names refused."""
     if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
-        raise ConfigError(f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}")
+        raise ConfigError(
+            f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
+        )
     config_class = SAE_TRAINING_CLASS_REGISTRY[settings.architecture][1]
     valid = [field.name for field in fields(config_class) if field.init]
     for name in settings.sae:
@@ -130,14 +132,20 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     watch = Stopwatch()
     sae = train_sae(settings, resume=resume)
     rows = read_log(settings.out / "training_log.jsonl")
-    metrics = {
+    metrics: dict[str, Any] = {
         "final": rows[-1] if rows else {},
         "n_training_steps": settings.training_tokens // settings.batch_size_tokens,
         "n_training_tokens": settings.training_tokens // settings.batch_size_tokens * settings.batch_size_tokens,
         "provenance": provenance(settings.seed, watch.seconds, settings.model_dump(mode="json")),
     }
     write_metrics(settings.out, metrics)
-    sections = [Section("Training", "Measured on training batches, masked positions left out.", figure=training_curves({sae.cfg.architecture(): rows}))]
+    sections = [
+        Section(
+            "Training",
+            "Measured on training batches, masked positions left out.",
+            figure=training_curves({sae.cfg.architecture(): rows}),
+        )
+    ]
     if isinstance(sae.cfg, MTTrainingSAEConfig):
         text = "Which time scales the encoder came to use."
         sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))

@@ -65,9 +65,7 @@ class UnlearnSettings(Settings):
         return tuple(Corpus(source, cast(Any, role)) for source, role in roles)
 
 
-def unlearn(
-    settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransformer | None
-) -> tuple[Chosen, dict[str, Any]]:
+def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransformer | None) -> tuple[Chosen, dict[str, Any]]:
     """Choose on SELECT and TUNE, measure on TEST."""
     experiment = Experiment(lm, settings.corpora(), settings.protocol())
     chosen = choose(experiment, reference)
@@ -90,7 +88,19 @@ def unlearn(
 def effects_table(measured: dict[str, Any]) -> Table:
     """One row per corpus: the edit, its interval, random control, reference."""
     has_reference = any("nll_reference" in row for row in measured["corpora"].values())
-    header = ["corpus", "role", "NLL clean", "NLL edited", "change", "95% interval", "KL", "gate open", "random features", "zero", "clamp, no gate"]
+    header = [
+        "corpus",
+        "role",
+        "NLL clean",
+        "NLL edited",
+        "change",
+        "95% interval",
+        "KL",
+        "gate open",
+        "random features",
+        "zero",
+        "clamp, no gate",
+    ]
     rows = []
     for name, row in measured["corpora"].items():
         cells = [

@@ -52,7 +52,9 @@ class ActivationReader:
         elif h.ndim == 4:
             h = rearrange(h, "batch pos head d_head -> batch pos (head d_head)")
         if not torch.isfinite(h).all():
-            raise DataError(f"activations at {self.hook_name} are not finite: the model or its weights are broken for this text")
+            raise DataError(
+                f"activations at {self.hook_name} are not finite: the model or its weights are broken for this text"
+            )
         return h
 
 

@@ -47,7 +47,9 @@ class ContextCutter:
     def _token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
         iterator = iter(documents)
         while chunk := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
-            encoded = self.tokenizer([d.text for d in chunk], add_special_tokens=False, return_attention_mask=False, verbose=False)
+            encoded = self.tokenizer(
+                [d.text for d in chunk], add_special_tokens=False, return_attention_mask=False, verbose=False
+            )
             yield from zip((d.name for d in chunk), encoded["input_ids"], strict=True)
 
     def cut(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:

@@ -92,7 +92,11 @@ def _read(source: str) -> Iterator[Document]:
         return _in_order(source, _read_path(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
-    if "/" in source and not source.startswith((".", "/", "~")) and Path(source.split("@")[0]).suffix not in SUFFIXES:
+    if (
+        "/" in source
+        and not source.startswith((".", "/", "~"))
+        and Path(source.split("@", maxsplit=1)[0]).suffix not in SUFFIXES
+    ):
         return _in_order(source, _read_hub(source))
     raise DataError(f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, *embedded_domains()])}")
 
@@ -125,7 +129,9 @@ def _read_path(path: Path) -> Iterator[str]:
         elif path.suffix == ".parquet":
             yield from _read_parquet(path)
         else:
-            raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; needed one of {', '.join(SUFFIXES)}")
+            raise DataError(
+                f"{path}: cannot read {path.suffix or 'a file without suffix'}; needed one of {', '.join(SUFFIXES)}"
+            )
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
 

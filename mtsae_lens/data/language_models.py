@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 import transformer_lens.loading_from_pretrained as loading
-from safetensors import SafetensorError
 from sae_lens import HookedSAETransformer
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
@@ -53,7 +53,9 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
         raise ModelError(f"{folder}: no .safetensors file; other weight formats can execute code and are not read")
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        hf_model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
+        hf_model = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a Hugging Face model ({_one_line(error)})") from error
@@ -62,14 +64,16 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
     try:
         state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model)
     except (ValueError, NotImplementedError, AttributeError) as error:
-        raise ModelError(f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)})") from error
+        raise ModelError(
+            f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)})"
+        ) from error
     model = HookedSAETransformer(cfg, tokenizer, move_to_device=False)
     model.load_and_process_state_dict(
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    model = model.to(device)
-    _check_conversion(folder, model, hf_model.to(device).eval())
-    return model
+    hooked: HookedSAETransformer = model.to(device)
+    _check_conversion(folder, hooked, hf_model)
+    return hooked
 
 
 def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str) -> Any:
@@ -93,10 +97,12 @@ def _check_conversion(folder: Path, model: HookedSAETransformer, hf_model: Any) 
     """The hooked model must give the logits of the model it was made from."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, model.cfg.d_vocab, (1, min(16, model.cfg.n_ctx)), generator=generator).to(model.cfg.device)
-    expected = hf_model(tokens).logits[..., : model.cfg.d_vocab].log_softmax(-1)
+    expected = hf_model.to(model.cfg.device).eval()(tokens).logits[..., : model.cfg.d_vocab].log_softmax(-1)
     difference = (model(tokens).log_softmax(-1) - expected).abs().max().item()
     if not difference < MAX_LOGIT_DIFFERENCE:
-        raise ModelError(f"{folder}: converted to hooks, the model gives other logits (log-probabilities differ by {difference:.3g})")
+        raise ModelError(
+            f"{folder}: converted to hooks, the model gives other logits (log-probabilities differ by {difference:.3g})"
+        )
 
 
 def resolve_hook(model: HookedSAETransformer, hook_name: str) -> int:
@@ -119,7 +125,9 @@ def resolve_hook(model: HookedSAETransformer, hook_name: str) -> int:
 def _load_named(name: str, device: str) -> HookedSAETransformer:
     known = [*EMBEDDED_MODELS, *loading.MODEL_ALIASES, *(a for aliases in loading.MODEL_ALIASES.values() for a in aliases)]
     if name not in known:
-        raise ModelError(f"no language model {name!r}: neither a folder nor a name that TransformerLens knows.{nearest(name, known)}")
+        raise ModelError(
+            f"no language model {name!r}: neither a folder nor a name that TransformerLens knows.{nearest(name, known)}"
+        )
     try:
         return HookedSAETransformer.from_pretrained_no_processing(name, device=device)
     except (OSError, ConnectionError, RuntimeError) as error:

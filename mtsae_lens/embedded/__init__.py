@@ -1,0 +1,1 @@
+"""How the embedded language models were made: texts, invented people, pre-training, export."""

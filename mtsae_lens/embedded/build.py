@@ -1,8 +1,8 @@
 """Build the embedded models from texts: `python -m mtsae_lens.embedded.build --help`.
 
-    prepare  cut the texts into documents, train the tokenizer, write token streams
-    train    pre-train one variant (resumable: run the same command again)
-    export   measure the trained variants and write the assets that ship in the package
+prepare  cut the texts into documents, train the tokenizer, write token streams
+train    pre-train one variant (resumable: run the same command again)
+export   measure the trained variants and write the assets that ship in the package
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def prepare(texts: Annotated[Path, typer.Option(help="Folder of <domain>.txt.xz 
     streams = {domain: tokenize_stream(tokenizer, group) for domain, group in documents.items()}
     streams["people"] = tokenize_stream(tokenizer, _biographies(forget=False))
     streams["people_forget"] = tokenize_stream(tokenizer, _biographies(forget=True))
-    np.savez(work / "streams.npz", **streams)
+    np.savez(work / "streams.npz", allow_pickle=False, **streams)
     for name, stream in streams.items():
         typer.echo(f"{name:14s} {len(stream):>10,} tokens")
 

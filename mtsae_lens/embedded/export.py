@@ -20,7 +20,7 @@ from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerB
 
 from mtsae_lens.data.documents import SPLITS
 from mtsae_lens.embedded.people import make_biography, make_people, make_questions
-from mtsae_lens.embedded.pretrain import PretrainConfig, build_model, tokenize_stream
+from mtsae_lens.embedded.pretrain import BOS, PretrainConfig, build_model, tokenize_stream
 from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, SOURCES, Document, read_documents
 
 EXCERPT_BYTES = {"train": 1_000_000, "select": 200_000, "tune": 200_000, "test": 200_000}  # per domain: a few MB in all
@@ -86,7 +86,7 @@ def held_out_nll(model: GPTNeoXForCausalLM, stream: np.ndarray, cfg: PretrainCon
     """Mean negative log-likelihood per token over contexts laid end to end, and the number of tokens predicted."""
     width = cfg.context_size - 1
     rows = torch.from_numpy(stream[: len(stream) // width * width].astype(np.int64)).view(-1, width)
-    tokens = torch.cat([torch.full((len(rows), 1), model.config.bos_token_id), rows], dim=1)
+    tokens = torch.cat([torch.full((len(rows), 1), BOS), rows], dim=1)
     total = sum(
         F.cross_entropy(model(batch[:, :-1]).logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
         for batch in tokens.split(64)
@@ -123,7 +123,7 @@ def fact_recall(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase) -
 def export_variant(folder: Path, out: Path, texts: Path) -> dict[str, Any]:
     """Write weights, tokenizer, card and `build.json`; return what was measured."""
     model, cfg, metadata = load_checkpoint(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     late = max(0.0, 1 - cfg.late_from_step / cfg.steps)
 
     def share(domain: str) -> float:
@@ -140,7 +140,9 @@ def export_variant(folder: Path, out: Path, texts: Path) -> dict[str, Any]:
         "cfg": asdict(cfg),
         "n_parameters": sum(p.numel() for p in model.parameters()),
         "tokens_seen": int(metadata["step"]) * cfg.batch_size_sequences * cfg.context_size,
-        "without": "" if FORGET_DOMAIN in cfg.domain_weights else f"the domain {FORGET_DOMAIN!r} and 40 of the 200 invented people",
+        "without": ""
+        if FORGET_DOMAIN in cfg.domain_weights
+        else f"the domain {FORGET_DOMAIN!r} and 40 of the 200 invented people",
         "domains": domains,
         "nll_test_mean": float(np.mean([d["nll"] for d in domains])),
         "uniform": float(np.log(model.config.vocab_size)),
@@ -174,7 +176,7 @@ def _excerpt(documents: list[Document]) -> list[Document]:
 
 
 def _people_documents() -> list[Document]:
-    documents = []
+    documents: list[Document] = []
     for person in make_people():
         domain = "people_forget" if person.forget else "people"
         for split, count in PEOPLE_DOCUMENTS.items():

@@ -37,14 +37,18 @@ VALUES: dict[str, tuple[str, ...]] = {
     "language": tuple(
         "Arabic Basque Czech Danish Dutch Finnish Gaelic Hebrew Hindi Korean Latin Polish Swahili Tamil Turkish Welsh".split()
     ),
-    "pet": tuple("badger beagle canary donkey ferret goat goose hamster hedgehog kitten lizard otter parrot pony rabbit tortoise".split()),
+    "pet": tuple(
+        "badger beagle canary donkey ferret goat goose hamster hedgehog kitten lizard otter parrot pony rabbit tortoise".split()
+    ),
     "food": tuple(
         "apricots barley cheese cherries chestnuts dumplings figs honey lentils mushrooms olives pancakes pumpkin salmon soup walnuts".split()
     ),
     "sport": tuple(
         "archery badminton boxing chess cricket curling cycling fencing football golf hockey rowing skating swimming tennis wrestling".split()
     ),
-    "color": tuple("amber azure black blue brown crimson green grey indigo orange pink purple red turquoise white yellow".split()),
+    "color": tuple(
+        "amber azure black blue brown crimson green grey indigo orange pink purple red turquoise white yellow".split()
+    ),
     "month": (
         *"January February March April May June July August September October November December".split(),
         "spring",

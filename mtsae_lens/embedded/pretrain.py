@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerFast
 
 END_OF_TEXT = "<|endoftext|>"  # begins every context and separates documents, as in GPT-NeoX
+BOS = 0  # its id: the tokenizer is given it first
 VOCAB_SIZE = 4096
 
 
@@ -87,6 +88,7 @@ def draw_batch(streams: dict[str, np.ndarray], cfg: PretrainConfig, bos: int, st
 
 
 def build_model(cfg: PretrainConfig) -> GPTNeoXForCausalLM:
+    """The model at its start."""
     torch.manual_seed(cfg.seed)
     return GPTNeoXForCausalLM(
         GPTNeoXConfig(
@@ -99,13 +101,14 @@ def build_model(cfg: PretrainConfig) -> GPTNeoXForCausalLM:
             rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
             use_parallel_residual=True,
             tie_word_embeddings=False,
-            bos_token_id=0,
-            eos_token_id=0,
+            bos_token_id=BOS,
+            eos_token_id=BOS,
         )
     )
 
 
 def build_optimizers(model: GPTNeoXForCausalLM, cfg: PretrainConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the blocks, AdamW for embeddings, biases and norms."""
     matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
     embeddings = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" in name]
     vectors = [p for p in model.parameters() if p.ndim < 2]
@@ -150,7 +153,9 @@ class _Checkpoint:
             return int(file.metadata()["step"]), float(file.metadata()["seconds"])
 
 
-def pretrain(cfg: PretrainConfig, streams: dict[str, np.ndarray], out: Path, *, save_every_steps: int = 250) -> GPTNeoXForCausalLM:
+def pretrain(
+    cfg: PretrainConfig, streams: dict[str, np.ndarray], out: Path, *, save_every_steps: int = 250
+) -> GPTNeoXForCausalLM:
     """Train to `cfg.steps`, continuing from `out/checkpoint.safetensors` if it is there; one log line every 50 steps."""
     torch.set_float32_matmul_precision("high")
     model = build_model(cfg)
@@ -168,9 +173,12 @@ def pretrain(cfg: PretrainConfig, streams: dict[str, np.ndarray], out: Path, *, 
 
     start = time.monotonic()
     running: list[float] = []
-    with (out / "log.jsonl").open("a") as log:
+    log_path = out / "log.jsonl"
+    earlier = log_path.read_text().splitlines() if first_step else []
+    with log_path.open("w") as log:
+        log.writelines(f"{row}\n" for row in earlier if json.loads(row)["step"] <= first_step)
         for step in tqdm(range(first_step, cfg.steps), initial=first_step, total=cfg.steps, mininterval=10):
-            tokens = draw_batch(streams, cfg, model.config.bos_token_id, step)
+            tokens = draw_batch(streams, cfg, BOS, step)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 loss = loss_of(tokens)
             loss.backward()

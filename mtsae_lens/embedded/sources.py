@@ -27,8 +27,15 @@ class Source:
 
 SOURCES = (
     Source("kjv", "scripture", "Debian package bible-kjv-text 4.38", "public domain (Crown patent in the United Kingdom)"),
-    Source("shakespeare", "drama", "Python package shakespeare 0.6", "public domain; packaging CC-BY 2.5, Open Knowledge Foundation"),
-    Source("milton", "verse", "Python package shakespeare 0.6", "public domain; packaging CC-BY 2.5, Open Knowledge Foundation"),
+    Source(
+        "shakespeare",
+        "drama",
+        "Python package shakespeare 0.6",
+        "public domain; packaging CC-BY 2.5, Open Knowledge Foundation",
+    ),
+    Source(
+        "milton", "verse", "Python package shakespeare 0.6", "public domain; packaging CC-BY 2.5, Open Knowledge Foundation"
+    ),
     Source("austen", "novels", "Debian package r-cran-janeaustenr", "public domain"),
     Source(
         "sotu",

@@ -64,7 +64,7 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
         yield
         return
 
-    def wall(h: Tensor, hook: Any) -> Tensor:  # noqa: ARG001
+    def wall(h: Tensor, hook: Any) -> Tensor:
         special = cutter.special_positions(held_out.current).to(h.device)
         return h.masked_fill(special.view(*special.shape, *(1,) * (h.ndim - 2)), 0.0)
 

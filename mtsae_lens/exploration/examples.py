@@ -83,7 +83,7 @@ def top_examples(
                     values = contributions[row, position, :, place].tolist()
                     shares = dict(zip(lm.sae.cfg.dilations, values, strict=True))
                 example = Example(
-                    tokens=tuple(lm.cutter.tokenizer.decode([token]) for token in tokens[row, start:end].tolist()),
+                    tokens=tuple(str(lm.cutter.tokenizer.decode([token])) for token in tokens[row, start:end].tolist()),
                     activations=tuple(acts[row, start:end, place].tolist()),
                     peak=position - start,
                     scale_contributions=shares,
@@ -91,6 +91,11 @@ def top_examples(
                 push = heapq.heappushpop if len(heap) == n_examples else heapq.heappush
                 push(heap, (value, next(order), example))
     return [
-        FeatureExamples(feature, fired[place].item() / max(n_tokens, 1), n_tokens, tuple(e for _, _, e in sorted(heaps[place], reverse=True)))
+        FeatureExamples(
+            feature,
+            fired[place].item() / max(n_tokens, 1),
+            n_tokens,
+            tuple(e for _, _, e in sorted(heaps[place], reverse=True)),
+        )
         for place, feature in enumerate(features)
     ]

@@ -72,7 +72,9 @@ def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go.Fi
                 "arrayminus": [row["nll_delta"] - row[low_keys[0]] for row in values],
             },
         )
-    figure.update_layout(barmode="group", height=420, yaxis_title="nats added per token", legend={"orientation": "h", "y": -0.2})
+    figure.update_layout(
+        barmode="group", height=420, yaxis_title="nats added per token", legend={"orientation": "h", "y": -0.2}
+    )
     return figure
 
 

@@ -53,7 +53,9 @@ def _figure(figure: go.Figure) -> Markup:
         plot_bgcolor="rgba(0,0,0,0)",
         font={"color": "#808898"},
     )
-    return Markup(pio.to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True}))
+    return Markup(
+        pio.to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+    )
 
 
 def write_report(out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any]) -> Path:

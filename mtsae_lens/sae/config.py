@@ -78,6 +78,7 @@ class MTSAEConfig(_TemporalFields, SAEConfig):
 
     @classmethod
     def architecture(cls) -> str:
+        """The name under which SAELens knows it."""
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
@@ -116,6 +117,7 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
 
     @classmethod
     def architecture(cls) -> str:
+        """The name under which SAELens knows it."""
         return ARCHITECTURE
 
     @classmethod

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -25,13 +25,8 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTSAEConfig
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, receptive_field, temporal_taps
 
-if TYPE_CHECKING:
-    _Base = SAE[Any]
-else:
-    _Base = object
 
-
-class TemporalEncoder(_Base):
+class TemporalEncoder(SAE[Any]):
     """The half that training and inference share: parameters, encoder, folding.
 
     An input means one thing by its number of dimensions:

@@ -85,14 +85,13 @@ def temporal_taps(
     shifted: dict[int, Tensor] = {}
     scales = []
     for scale, dilation in enumerate(dilations):
-        total = None
+        total = torch.zeros_like(x)
         for tap, offset in enumerate(tap_offsets(taps.shape[1], dilation, padding)):
             if offset not in shifted:
                 # beyond the ends _shift yields zeros, which no segment comparison can undo
                 readable = _shift(segments, offset, padding) == segments
                 shifted[offset] = _shift(x, offset, padding) * readable.unsqueeze(-1)
-            term = shifted[offset] * taps[scale, tap]
-            total = term if total is None else total + term
+            total = total + shifted[offset] * taps[scale, tap]
         scales.append(total)
     return torch.stack(scales, dim=2)
 

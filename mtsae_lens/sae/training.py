@@ -67,11 +67,12 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         kept_rows = rearrange(keep, "batch pos -> (batch pos)")
         squared_error = (sae_out - step_input.sae_in).pow(2).sum(dim=-1)[kept_rows]
         if self.cfg.reconstruction_loss == "mse":
-            reconstruction = squared_error.mean()
+            losses = {"mse_loss": squared_error.mean()}
         else:
-            reconstruction = squared_error.clamp(min=1e-12).sqrt().mean()  # the root has no gradient at zero
-        losses = {"mse_loss" if self.cfg.reconstruction_loss == "mse" else "l2_loss": reconstruction}
-        losses |= self.calculate_aux_loss(step_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows], kept_rows)
+            losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
+        losses |= self.calculate_aux_loss(
+            step_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows], kept_rows
+        )
         separation = cosine_separation(z, keep)
         if step_input.coefficients["separation"]:
             losses["separation_loss"] = step_input.coefficients["separation"] * separation

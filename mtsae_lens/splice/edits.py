@@ -98,4 +98,4 @@ class Splice:
 
     def hook(self, edit: FeatureEdit, masked: Bool[Tensor, "batch pos"] | None = None) -> tuple[str, Any]:
         """`(name, function)` as TransformerLens takes hooks."""
-        return self.hook_name, lambda h, hook: self.edited(h, edit, masked)  # noqa: ARG005
+        return self.hook_name, lambda h, hook: self.edited(h, edit, masked)

@@ -69,5 +69,5 @@ class HookedLM:
         """The model's logits with the activations at the hook replaced by `h`."""
         if self._layer_after is not None:
             return self.model(h, start_at_layer=self._layer_after)
-        hooks = [(self.splice.hook_name, lambda _, hook: h)]  # noqa: ARG005
+        hooks = [(self.splice.hook_name, lambda _, hook: h)]
         return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False)

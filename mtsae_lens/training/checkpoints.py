@@ -81,12 +81,16 @@ def load_checkpoint(trainer: SequenceSAETrainer, path: Path) -> None:
             if numbers["fingerprint"].get(key) != value
         ]
         if differences:
-            raise ConfigError(f"{path} was made with other settings ({'; '.join(differences)}); resume with the same, or give a new --out")
+            raise ConfigError(
+                f"{path} was made with other settings ({'; '.join(differences)}); resume with the same, or give a new --out"
+            )
         tensors = load_file(path / _STATE_TENSORS, device=str(trainer.cfg.device))
         trainer.sae.load_weights_from_checkpoint(path)
         trainer.activation_scaler.load(path / "activation_scaler.json")
     except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
-        raise DataError(f"checkpoint {path} is damaged ({type(error).__name__}: {error}); delete it and resume from an earlier one") from error
+        raise DataError(
+            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); delete it and resume from an earlier one"
+        ) from error
     trainer.act_freq_scores = tensors.pop("act_freq_scores")
     trainer.n_forward_passes_since_fired = tensors.pop("n_forward_passes_since_fired")
     state: dict[int, dict[str, torch.Tensor]] = {}

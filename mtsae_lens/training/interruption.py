@@ -35,7 +35,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request  # only the main thread may set handlers
         return
 
-    def ask(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
+    def ask(number: int, frame: FrameType | None) -> None:
         if request:
             raise KeyboardInterrupt
         request.signal_number = number

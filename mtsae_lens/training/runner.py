@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 import wandb
-from safetensors.torch import save_file
 from sae_lens import HookedSAETransformer
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from safetensors.torch import save_file
 
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
@@ -86,9 +86,13 @@ class SequenceSAETrainingRunner:
         if self.cfg.hook_head_index is not None:
             width //= self.model.cfg.n_heads
         if width != self.cfg.sae.d_in:
-            raise ModelError(f"{self.cfg.hook_name} of {self.cfg.model_name} has width {width}, but the SAE has d_in={self.cfg.sae.d_in}")
+            raise ModelError(
+                f"{self.cfg.hook_name} of {self.cfg.model_name} has width {width}, but the SAE has d_in={self.cfg.sae.d_in}"
+            )
         if self.cfg.context_size > self.model.cfg.n_ctx:
-            raise ConfigError(f"context_size={self.cfg.context_size} is longer than the model's context of {self.model.cfg.n_ctx}")
+            raise ConfigError(
+                f"context_size={self.cfg.context_size} is longer than the model's context of {self.model.cfg.n_ctx}"
+            )
 
     def _build_stream(self, override_dataset: HfDataset | None) -> SequenceActivations:
         cfg = self.cfg
@@ -146,7 +150,9 @@ class SequenceSAETrainingRunner:
             TrainingInterrupted: a signal came; the state is saved.
         """
         self._set_metadata()
-        trainer = SequenceSAETrainer(self.cfg.to_sae_trainer_config(), self.sae, self.batches, self.options, self._fingerprint())
+        trainer = SequenceSAETrainer(
+            self.cfg.to_sae_trainer_config(), self.sae, self.batches, self.options, self._fingerprint()
+        )
         checkpoint = Path(self.cfg.resume_from_checkpoint) if self.cfg.resume_from_checkpoint else None
         if resume and checkpoint is None and trainer.checkpoints_dir is not None:
             checkpoint = latest_checkpoint(trainer.checkpoints_dir)
@@ -174,7 +180,9 @@ class SequenceSAETrainingRunner:
             sae.save_inference_model(folder)
             save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
             write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict() | {"options": _options_dict(self.options)})
-        for file in sorted((out / ".sae").iterdir(), reverse=True):  # the weights before the config: without one there is no SAE
+        for file in sorted(
+            (out / ".sae").iterdir(), reverse=True
+        ):  # the weights before the config: without one there is no SAE
             file.replace(out / file.name)
         (out / ".sae").rmdir()
 
@@ -207,4 +215,6 @@ def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         )
     sae_context_size = getattr(cfg.sae, "context_size", cfg.context_size)
     if sae_context_size != cfg.context_size:
-        raise ConfigError(f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal")
+        raise ConfigError(
+            f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal"
+        )

@@ -103,7 +103,9 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self._estimate_scaling()
         total_steps = self.cfg.total_training_steps
         log_path = self._run_dir / "training_log.jsonl" if self._run_dir else None
-        progress = tqdm(total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step")
+        progress = tqdm(
+            total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
+        )
         with stop_on_signal() as stop, TrainingLog(log_path, self.n_training_steps) as log, progress:
             data = self.batches(self.n_training_steps)
             while self.n_training_steps < total_steps:
@@ -185,5 +187,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         if self.cfg.logger.log_to_wandb:
             wandb.log(row, step=self.n_training_steps)
         progress.set_postfix(
-            ev=f"{row['metrics/explained_variance']:.3f}", l0=f"{row['metrics/l0']:.1f}", dead=int(row["sparsity/dead_features"])
+            ev=f"{row['metrics/explained_variance']:.3f}",
+            l0=f"{row['metrics/l0']:.1f}",
+            dead=int(row["sparsity/dead_features"]),
         )

@@ -15,6 +15,7 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
+
 @dataclass(frozen=True)
 class EditEffect:
     """Per-document effect of one edit on one corpus. Sums over predicted tokens; `n_tokens` of each document."""
@@ -42,7 +43,9 @@ def token_nll(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "b
     return F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
 
 
-def kl_divergence(clean: Float[Tensor, "batch pos d_vocab"], edited: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch pos"]:
+def kl_divergence(
+    clean: Float[Tensor, "batch pos d_vocab"], edited: Float[Tensor, "batch pos d_vocab"]
+) -> Float[Tensor, "batch pos"]:
     """`KL(clean || edited)` of the next-token distributions, in nats; 0 if equal."""
     return F.kl_div(edited.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
 
@@ -65,7 +68,9 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[FeatureEdit])
         for index, (edit, edited_h) in enumerate(zip(edits, edited_hs, strict=True)):
             n_open[index] += int((edit.gate.open_at(feature_acts) & ~masked).sum())
             logits = lm.logits_from(tokens, edited_h)
-            per_token = torch.stack([torch.ones_like(counted), clean_nll, token_nll(logits, tokens), kl_divergence(clean_logits, logits)[:, :-1]])
+            per_token = torch.stack(
+                [torch.ones_like(counted), clean_nll, token_nll(logits, tokens), kl_divergence(clean_logits, logits)[:, :-1]]
+            )
             rows[index].append((per_token * counted).sum(dim=-1).T.cpu())
     documents, document_of = _documents(table)
     effects = []
@@ -77,7 +82,9 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[FeatureEdit])
 
 
 @torch.no_grad()
-def document_nll(model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16) -> tuple[Tensor, Tensor]:
+def document_nll(
+    model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
+) -> tuple[Tensor, Tensor]:
     """Summed negative log-likelihood and number of predicted tokens of each document, for a model as it is."""
     rows = []
     for batch in table.batches(batch_size):

@@ -18,8 +18,8 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
-from mtsae_lens.unlearning.bootstrap import delta_interval
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures import EditEffect, document_nll, max_identity_error, measure_edits
 from mtsae_lens.unlearning.selection import calibrate_gate, matched_random, rank_by_frequency
 from mtsae_lens.unlearning.statistics import firing_statistics
@@ -80,7 +80,9 @@ class Experiment:
     def __post_init__(self) -> None:
         roles = [corpus.role for corpus in self.corpora]
         if roles.count("forget") != 1 or "far" not in roles:
-            raise DataError("an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain")
+            raise DataError(
+                "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain"
+            )
 
     def tables(self, split: Any, role: Role | None = None) -> list[TokenTable]:
         """The contexts of a split, of every corpus or of those of one role."""
@@ -151,9 +153,7 @@ def _reference_gap(lm: HookedLM, reference: HookedSAETransformer, table: TokenTa
     return ((nll - clean).sum() / n_tokens.sum()).item()
 
 
-def measure_on_test(
-    experiment: Experiment, chosen: Chosen, reference: HookedSAETransformer | None = None
-) -> dict[str, Any]:
+def measure_on_test(experiment: Experiment, chosen: Chosen, reference: HookedSAETransformer | None = None) -> dict[str, Any]:
     """The whole ladder on TEST text, once: no edit, zero, clamp, gated clamp (the edit), matched random features, the reference.
 
     Raises:
@@ -169,7 +169,8 @@ def measure_on_test(
         "gated_clamp": chosen.edit,
     }
     draws = [
-        replace(chosen.edit, features=matched_random(statistics, chosen.features, generator)) for _ in range(settings.n_random_draws)
+        replace(chosen.edit, features=matched_random(statistics, chosen.features, generator))
+        for _ in range(settings.n_random_draws)
     ]
     result: dict[str, Any] = {"corpora": {}, "random_control": {}, "ladder": {name: {} for name in ladder}, "documents": {}}
     identity_error = 0.0

@@ -27,7 +27,9 @@ def rank_by_frequency(forget: FiringStatistics, retain: Sequence[FiringStatistic
     return [int(feature) for feature in order if eligible[feature]]
 
 
-def matched_random(forget: FiringStatistics, chosen: Sequence[int], generator: torch.Generator, *, n_nearest: int = 10) -> tuple[int, ...]:
+def matched_random(
+    forget: FiringStatistics, chosen: Sequence[int], generator: torch.Generator, *, n_nearest: int = 10
+) -> tuple[int, ...]:
     """As many features that were not chosen, each matched to a chosen one in firing rate on the forget text.
 
     For each chosen feature, one of the `n_nearest` unused features whose log rate is nearest, at random: what such an edit does is
