@@ -79,8 +79,8 @@ def train(
     metrics = run_train(settings, resume=resume)
     final = metrics["final"]
     typer.echo(
-        f"trained {metrics['n_training_steps']:,} steps: explained variance {final.get('metrics/explained_variance', float('nan')):.3f} on training "
-        f"batches, L0 {final.get('metrics/l0', float('nan')):.1f}; saved in {settings.out}"
+        f"trained {metrics['n_training_steps']:,} steps: on training batches explained variance "
+        f"{final.get('metrics/explained_variance', float('nan')):.3f}, L0 {final.get('metrics/l0', float('nan')):.1f}; saved in {settings.out}"
     )
 
 

@@ -96,8 +96,8 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     write_metrics(settings.out, metrics)
     tables = [metrics_table(fidelity), effects_table(unlearning)]
     fidelity_text = (
-        f"SAELens's run_evals on {fidelity[ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same rows of the same "
-        "sequences, with the same width, L0, steps and schedule; the pointwise one sees them mixed."
+        f"SAELens's run_evals on {fidelity[ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same rows "
+        "of the same sequences, with the same width, L0, steps and schedule; the pointwise one sees them mixed."
     )
     config = lm.sae.cfg
     sections = [
@@ -116,8 +116,8 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
         ),
     ]
     lead = (
-        f"A Multi-Scale Temporal SAE ({config.d_sae:,} features, L0 {config.k}, dilations {', '.join(map(str, config.dilations))}) on the embedded "
-        f"language model, and what the model forgets when features of {settings.forget!r} are edited."
+        f"A Multi-Scale Temporal SAE ({config.d_sae:,} features, L0 {config.k}, dilations {', '.join(map(str, config.dilations))}) on the "
+        f"embedded language model, and what the model forgets when features of {settings.forget!r} are edited."
     )
     write_report(settings.out, "mtsae-lens demo", lead, sections, made)
     return metrics, tables

@@ -34,6 +34,8 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
+            if first["type"] == "missing":
+                raise ConfigError(f"--{place.replace('_', '-')} is needed") from error
             raise ConfigError(f"setting {place}: {first['msg']}; got {first['input']!r}") from error
 
 

@@ -71,6 +71,8 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         "device": settings.device,
         "normalize_activations": settings.normalize_activations,
     }
+    if settings.hook_name.endswith("hook_z"):
+        values["reshape_activations"] = "hook_z"
     if issubclass(config_class, MTTrainingSAEConfig):
         values["context_size"] = settings.context_size
     return config_class(**(values | settings.sae))

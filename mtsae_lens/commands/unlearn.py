@@ -126,10 +126,10 @@ def unlearning_sections(settings: UnlearnSettings, measured: dict[str, Any]) -> 
     """The experiment as sections of a report."""
     chosen = measured["chosen"]
     text = (
-        f"{chosen['n_features']} features, activation e -> -{chosen['multiplier']:g} e where the gate is open; chosen on SELECT and TUNE, measured once "
-        f"on TEST. Change in nats per token against the clean model; intervals resample documents. Random: "
-        f"{settings.n_random_draws} draws of features matched in firing rate, same gate and multiplier. Identity without an edit: logits within "
-        f"{measured['identity_error']:.1e}. {_SUPPRESSION}"
+        f"{chosen['n_features']} features, activation e -> -{chosen['multiplier']:g} e where the gate is open; chosen on SELECT and TUNE, "
+        "measured once on TEST. Change in nats per token against the clean model; intervals resample documents. Random: "
+        f"{settings.n_random_draws} draws of features matched in firing rate, same gate and multiplier. Identity without an edit: "
+        f"logits within {measured['identity_error']:.1e}. {_SUPPRESSION}"
     )
     methods = {
         "gated clamp": measured["corpora"],

@@ -7,7 +7,7 @@ Special tokens and position 0 are rows of zeros: walls to a temporal SAE, droppe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -56,6 +56,14 @@ class ActivationReader:
                 f"activations at {self.hook_name} are not finite: the model or its weights are broken for this text"
             )
         return h
+
+
+Gather = Callable[[Tensor, Tensor], Tensor]  # (contexts, flat positions) -> rows
+
+
+def gather_tokens(h: Float[Tensor, "batch pos d_in"], rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_in"]:
+    """The activations of chosen positions, given as `context * n_positions + position`."""
+    return h.flatten(0, 1)[rows]
 
 
 @dataclass(frozen=True)
@@ -115,15 +123,16 @@ class SequenceActivations:
                 yield rearrange(batch, "batch pos d_in -> (batch pos) d_in")
             skip = 0
 
-    def tokens(self, first_step: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """The rows of the same blocks without the masked ones, mixed within the block, in as many batches: for pointwise SAEs.
+    def mixed(self, first_step: int = 0, gather: Gather = gather_tokens) -> Iterator[Float[Tensor, "rows width"]]:
+        """Rows of the same blocks, masked ones left out, mixed across contexts, in as many batches.
 
-        A batch is a little smaller than `batch_size_tokens`, by the rows that were masked.
+        A batch is a little smaller than `batch_size_tokens`, by the rows that were masked. `gather` makes rows of positions; the
+        default takes their activations alone, as a pointwise SAE reads them.
         """
         block, skip = divmod(first_step, self.block_size_batches)
         for number, h in self._blocks(block):
-            rows = rearrange(h, "batch pos d_in -> (batch pos) d_in")
-            rows = rows[(rows != 0).any(dim=-1)]
-            order = torch.randperm(rows.shape[0], generator=self._generator(number)).to(rows.device)
-            yield from rows[order].tensor_split(self.block_size_batches)[skip:]
+            kept = (h != 0).any(dim=-1).flatten().nonzero().squeeze(-1)
+            order = torch.randperm(kept.shape[0], generator=self._generator(number)).to(kept.device)
+            for rows in kept[order].tensor_split(self.block_size_batches)[skip:]:
+                yield gather(h, rows)
             skip = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,6 +85,7 @@ def evaluate_fidelity(
         DataError: too few contexts for one batch.
     """
     check_fits(sae, model)
+    table = replace(table, tokens=table.tokens.to(model.cfg.device))
     batch_size = min(batch_size, len(table))
     if batch_size == 0:
         raise DataError(f"{table.corpus}: no context to evaluate on")

@@ -64,12 +64,14 @@ def top_examples(
     for tokens in lm.batches(table):
         masked = lm.masked(tokens)
         h = lm.activations(tokens)
-        acts = lm.feature_acts(h)[..., index].masked_fill(masked.unsqueeze(-1), 0.0)
+        acts = lm.feature_acts(tokens, h)[..., index]
         fired += (acts > 0).sum(dim=(0, 1))
         n_tokens += int((~masked).sum())
         contributions = None
         if isinstance(lm.sae, TemporalEncoder):
-            contributions = lm.sae.scale_contributions(lm.splice.as_sae_input(h), index)
+            sae_in = lm.splice.as_sae_input(h)
+            walls = masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2))
+            contributions = lm.sae.scale_contributions(sae_in.masked_fill(walls, 0.0), index)
         peaks, positions = acts.max(dim=1)
         for row in range(tokens.shape[0]):
             for place in range(len(features)):

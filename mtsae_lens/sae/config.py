@@ -65,10 +65,10 @@ class _TemporalFields:
             raise ConfigError(f"k must lie between 1 and d_sae ({d_sae}); got {self.k}")
         if self.context_size < 2:
             raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
-        if normalize_activations in ("covariance_whitening", "constant_norm_rescale"):
+        if normalize_activations not in ("none", "expected_average_only_in"):
             raise ConfigError(
-                f"normalize_activations={normalize_activations!r} does not go with an MTSAE (whitening cannot be folded into "
-                "depth-wise taps, and a constant norm divides by zero at a wall); use 'expected_average_only_in' or 'none'"
+                f"normalize_activations={normalize_activations!r} does not go with an MTSAE: whitening cannot be folded into depth-wise "
+                "taps, and norms of single tokens are undefined at a wall; use 'expected_average_only_in' or 'none'"
             )
 
 
@@ -108,7 +108,7 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
     separation_coefficient: float = 0.0
     """Weight of the separation loss between scales."""
 
-    aux_loss_coefficient: float = 1.0
+    aux_loss_coefficient: float = 1 / 32
     """Weight of the auxiliary loss by which dead features learn the residual, for `topk` (Gao et al. 2024, arXiv 2406.04093)."""
 
     tap_init: TapInit = "offsets"

@@ -23,7 +23,14 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTSAEConfig
-from mtsae_lens.sae.temporal import find_walls, normalize_scales, receptive_field, temporal_taps
+from mtsae_lens.sae.temporal import (
+    find_walls,
+    normalize_scales,
+    read_offsets,
+    receptive_field,
+    sequence_reads,
+    temporal_taps,
+)
 
 
 class TemporalEncoder(SAE[Any]):
@@ -44,6 +51,11 @@ class TemporalEncoder(SAE[Any]):
     def receptive_field(self) -> tuple[int, int]:
         """Positions read before and after a position's own."""
         return receptive_field(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
+
+    @property
+    def read_offsets(self) -> list[int]:
+        """The distinct offsets that the scales read, 0 first."""
+        return read_offsets(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -90,14 +102,15 @@ class TemporalEncoder(SAE[Any]):
 
     def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
         """The normalised vector of every scale, from the output of `process_sae_in`."""
-        convolved = temporal_taps(x, self.taps, self.cfg.dilations, self.cfg.padding)
+        reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
+        convolved = temporal_taps(reads, self.taps, self.cfg.dilations, self.cfg.padding)
         return normalize_scales(convolved, x, self.cfg.scale_norm)
 
     def features_from_scales(
-        self, z: Float[Tensor, "batch pos n_scales d_in"], x: Float[Tensor, "batch pos d_in"]
-    ) -> tuple[Float[Tensor, "batch pos d_sae"], Float[Tensor, "batch pos d_sae"]]:
+        self, z: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"]
+    ) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
         """Feature activations and pre-activations; a wall has no active feature."""
-        hidden_pre = rearrange(z, "batch pos scale d_in -> batch pos (scale d_in)") @ self.W_enc + self.b_enc
+        hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self.W_enc + self.b_enc
         hidden_pre = self.hook_sae_acts_pre(hidden_pre)
         feature_acts = self.activation_fn(hidden_pre).masked_fill(find_walls(x).unsqueeze(-1), 0.0)
         return self.hook_sae_acts_post(feature_acts), hidden_pre

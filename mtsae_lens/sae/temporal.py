@@ -11,11 +11,11 @@ tap that would read a wall, or read across one, reads nothing. So a mask needs n
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Padding = Literal["causal", "circular", "zero"]
@@ -38,7 +38,7 @@ def receptive_field(kernel_size: int, dilations: Sequence[int], padding: Padding
     return -min(offsets), max(offsets)
 
 
-def find_walls(x: Float[Tensor, "batch pos d_in"]) -> Bool[Tensor, "batch pos"]:
+def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
     """The rows that are exactly zero."""
     return (x == 0).all(dim=-1)
 
@@ -70,35 +70,76 @@ def _shift(x: Tensor, offset: int, padding: Padding) -> Tensor:
     return out
 
 
+def read_offsets(kernel_size: int, dilations: Sequence[int], padding: Padding) -> list[int]:
+    """The distinct offsets that the scales read, a position's own (0) first. The default scales have 12 taps and 6 offsets."""
+    offsets = {offset for dilation in dilations for offset in tap_offsets(kernel_size, dilation, padding)}
+    return [0, *sorted(offsets - {0}, reverse=True)]
+
+
+def sequence_reads(
+    x: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
+) -> dict[int, Float[Tensor, "batch pos d_in"]]:
+    """For each offset, what every position of whole contexts reads there; zero where a wall or an end is in the way."""
+    segments = _segments(find_walls(x), padding)
+    return {
+        # beyond the ends _shift yields zeros, which no segment comparison can undo
+        offset: _shift(x, offset, padding) * (_shift(segments, offset, padding) == segments).unsqueeze(-1)
+        for offset in offsets
+    }
+
+
+def gather_reads(
+    h: Float[Tensor, "batch pos d_in"], rows: Int[Tensor, " row"], offsets: Sequence[int], padding: Padding
+) -> Float[Tensor, "row read_d_in"]:
+    """What chosen positions read, each as one row: its own activations, then those at every other offset.
+
+    Such rows stand for themselves, so they can be mixed across contexts like the rows of a pointwise SAE; whole contexts in a batch
+    make its gradient noisier at the same size.
+
+    Args:
+        h: contexts, masked positions zero.
+        rows: positions as `context * n_positions + position`.
+        offsets: from `read_offsets`.
+        padding: as in the configuration.
+    """
+    segments = _segments(find_walls(h), padding)
+    n_positions = h.shape[1]
+    context, position = rows // n_positions, rows % n_positions
+    reads = []
+    for offset in offsets:
+        place = position + offset
+        inside = (place >= 0) & (place < n_positions)
+        place = place % n_positions
+        readable = segments[context, place] == segments[context, position]
+        if padding != "circular":
+            readable = readable & inside
+        reads.append(h[context, place] * readable.unsqueeze(-1))
+    return torch.cat(reads, dim=-1)
+
+
 def temporal_taps(
-    x: Float[Tensor, "batch pos d_in"],
+    reads: Mapping[int, Float[Tensor, "*row d_in"]],
     taps: Float[Tensor, "n_scales kernel_size d_in"],
     dilations: Sequence[int],
     padding: Padding,
-) -> Float[Tensor, "batch pos n_scales d_in"]:
-    """Convolve every dimension of `x` over positions, once per dilation.
+) -> Float[Tensor, "*row n_scales d_in"]:
+    """Convolve every dimension over positions, once per dilation, from what was read at each offset.
 
-    Shifted adds, each distinct shift made once: with the default scales 6 shifts serve 12 taps, and the sum is about twice as
-    fast as `Conv1d(groups=d_in)` on a CPU, forward and backward.
+    Sums of shifted rows, about twice as fast as `Conv1d(groups=d_in)` on a CPU, forward and backward.
     """
-    segments = _segments(find_walls(x), padding)
-    shifted: dict[int, Tensor] = {}
     scales = []
     for scale, dilation in enumerate(dilations):
-        total = torch.zeros_like(x)
-        for tap, offset in enumerate(tap_offsets(taps.shape[1], dilation, padding)):
-            if offset not in shifted:
-                # beyond the ends _shift yields zeros, which no segment comparison can undo
-                readable = _shift(segments, offset, padding) == segments
-                shifted[offset] = _shift(x, offset, padding) * readable.unsqueeze(-1)
-            total = total + shifted[offset] * taps[scale, tap]
+        offsets = tap_offsets(taps.shape[1], dilation, padding)
+        total = reads[offsets[0]] * taps[scale, 0]
+        for tap, offset in enumerate(offsets[1:], 1):
+            total = total + reads[offset] * taps[scale, tap]
         scales.append(total)
-    return torch.stack(scales, dim=2)
+    return torch.stack(scales, dim=-2)
 
 
 def normalize_scales(
-    convolved: Float[Tensor, "batch pos n_scales d_in"], x: Float[Tensor, "batch pos d_in"], scale_norm: ScaleNorm
-) -> Float[Tensor, "batch pos n_scales d_in"]:
+    convolved: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"], scale_norm: ScaleNorm
+) -> Float[Tensor, "*row n_scales d_in"]:
     """Normalise each scale's vector at each position.
 
     `layer_norm`: zero mean and unit variance over `d_in`, as in the paper; the magnitude is lost, and a linear decoder cannot
@@ -111,4 +152,4 @@ def normalize_scales(
     if scale_norm == "layer_norm":
         return normed
     rms = x.pow(2).mean(dim=-1, keepdim=True).sqrt()
-    return normed * rms.unsqueeze(2)
+    return normed * rms.unsqueeze(-2)

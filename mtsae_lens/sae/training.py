@@ -7,6 +7,8 @@ averaged over the positions that are no walls.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from einops import rearrange
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
@@ -17,11 +19,15 @@ from typing_extensions import override
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.separation import cosine_separation
-from mtsae_lens.sae.temporal import find_walls, normalize_scales, temporal_taps
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads, temporal_taps
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
-    """A Multi-Scale Temporal SAE in training; batches are rows `(batch * context_size, d_in)`, contexts laid end to end."""
+    """A Multi-Scale Temporal SAE in training.
+
+    A batch is either rows `(batch * context_size, d_in)`, contexts laid end to end, as SAELens's own trainer can feed it, or rows
+    `(row, n_reads * d_in)` from `gather_reads`, which hold all that a position reads and can therefore be mixed across contexts.
+    """
 
     @override
     def initialize_weights(self) -> None:
@@ -57,31 +63,33 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
-        x = self.process_sae_in(step_input.sae_in)
+        sae_in, reads = self._split_reads(step_input.sae_in)
+        x = reads[0]
         keep = ~find_walls(x)
-        convolved = temporal_taps(x, self.taps, self.cfg.dilations, self.cfg.padding)
+        convolved = temporal_taps(reads, self.taps, self.cfg.dilations, self.cfg.padding)
         z = normalize_scales(convolved, x, self.cfg.scale_norm)
-        feature_acts, hidden_pre = (self._as_given(t, step_input.sae_in) for t in self.features_from_scales(z, x))
+        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, x))
         sae_out = self.decode(feature_acts)
 
-        kept_rows = rearrange(keep, "batch pos -> (batch pos)")
-        squared_error = (sae_out - step_input.sae_in).pow(2).sum(dim=-1)[kept_rows]
+        kept_rows = keep.flatten()
+        squared_error = (sae_out - sae_in).pow(2).sum(dim=-1)[kept_rows]
         if self.cfg.reconstruction_loss == "mse":
             losses = {"mse_loss": squared_error.mean()}
         else:
             losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
-        losses |= self.calculate_aux_loss(
-            step_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows], kept_rows
-        )
-        separation = cosine_separation(z, keep)
-        if step_input.coefficients["separation"]:
-            losses["separation_loss"] = step_input.coefficients["separation"] * separation
-
-        metrics: dict[str, Tensor | float] = {"separation": separation.detach()}
+        kept_input = replace(step_input, sae_in=sae_in[kept_rows])
+        losses |= self.calculate_aux_loss(kept_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows])
+        metrics: dict[str, Tensor | float] = {}
+        coefficient = step_input.coefficients["separation"]
+        if coefficient or step_input.is_logging_step:
+            separation = cosine_separation(z, keep)
+            metrics["separation"] = separation.detach()
+            if coefficient:
+                losses["separation_loss"] = coefficient * separation
         if step_input.is_logging_step:
             metrics |= self._scale_statistics(convolved.detach()[keep])
         return TrainStepOutput(
-            sae_in=step_input.sae_in,
+            sae_in=sae_in,
             sae_out=sae_out,
             feature_acts=feature_acts,
             hidden_pre=hidden_pre,
@@ -90,6 +98,16 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics=metrics,
         )
 
+    def _split_reads(self, batch: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """The rows to reconstruct, and what each reads at every offset, centred, zero where nothing can be read."""
+        offsets = self.read_offsets
+        if batch.ndim == 2 and len(offsets) > 1 and batch.shape[-1] == len(offsets) * self.cfg.d_in:
+            h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=self.cfg.d_in)
+            x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(find_walls(h).unsqueeze(-1), 0.0)
+            return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True))
+        x = self.process_sae_in(batch)
+        return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding)
+
     @override
     def calculate_aux_loss(
         self,
@@ -97,7 +115,6 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         feature_acts: Tensor,
         hidden_pre: Tensor,
         sae_out: Tensor,
-        kept_rows: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """L1 for `relu`; for `topk` the residual as the best dead features would explain it. All rows are kept ones."""
         if self.cfg.activation == "relu":
@@ -107,10 +124,9 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         n_dead = 0 if dead is None else int(dead.sum())
         if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {}
-        sae_in = step_input.sae_in if kept_rows is None else step_input.sae_in[kept_rows]
         k_aux = self.cfg.d_in // 2  # appendix B.1 of Gao et al. 2024
         aux_acts = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_pre, dead)
-        residual = (sae_in - sae_out).detach()
+        residual = (step_input.sae_in - sae_out).detach()
         error = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
         return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error}
 

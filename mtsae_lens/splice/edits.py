@@ -68,23 +68,24 @@ class Splice:
             return h[:, :, head]
         return h.flatten(2) if h.ndim == 4 and self.sae.cfg.reshape_activations != "hook_z" else h
 
-    def edited(self, h: Tensor, edit: FeatureEdit, masked: Bool[Tensor, "batch pos"] | None = None) -> Tensor:
-        """`h` with the edit applied; positions in `masked` (special tokens) are left alone."""
+    def feature_acts(self, h: Tensor, masked: Bool[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch pos d_sae"]:
+        """Features of activations at the hook. Masked positions (special tokens) have none and, as in training, are walls."""
         sae_in = self.as_sae_input(h)
-        feature_acts = self.sae.encode(sae_in)
-        return self.edited_from_features(h, feature_acts, [edit], masked)[0]
+        if masked is None:
+            return self.sae.encode(sae_in)
+        sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
+        return self.sae.encode(sae_in).masked_fill(masked.unsqueeze(-1), 0.0)
 
-    def edited_from_features(
-        self, h: Tensor, feature_acts: Tensor, edits: Sequence[FeatureEdit], masked: Bool[Tensor, "batch pos"] | None = None
-    ) -> list[Tensor]:
-        """`edited` for several edits of the same activations, which are encoded once."""
+    def edited(self, h: Tensor, edit: FeatureEdit, masked: Bool[Tensor, "batch pos"] | None = None) -> Tensor:
+        """`h` with the edit applied; masked positions are left alone."""
+        return self.edited_from_features(h, self.feature_acts(h, masked), [edit])[0]
+
+    def edited_from_features(self, h: Tensor, feature_acts: Tensor, edits: Sequence[FeatureEdit]) -> list[Tensor]:
+        """`edited` for several edits of the same activations, which are encoded once; no feature, no edit."""
         clean = self.sae.decode(feature_acts)
         results = []
         for edit in edits:
-            open_at = edit.gate.open_at(feature_acts)
-            if masked is not None:
-                open_at = open_at & ~masked
-            delta = self.sae.decode(edit.apply(feature_acts, open_at)) - clean
+            delta = self.sae.decode(edit.apply(feature_acts, edit.gate.open_at(feature_acts))) - clean
             results.append(self._add(h, delta))
         return results
 

@@ -54,9 +54,9 @@ class HookedLM:
         return cache[self.splice.hook_name]
 
     @torch.no_grad()
-    def feature_acts(self, h: Tensor) -> Float[Tensor, "batch pos d_sae"]:
-        """The SAE's features of activations at the hook."""
-        return self.sae.encode(self.splice.as_sae_input(h))
+    def feature_acts(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Float[Tensor, "batch pos d_sae"]:
+        """The SAE's features of a text; `h` are its activations at the hook, where they are at hand."""
+        return self.splice.feature_acts(self.activations(tokens) if h is None else h, self.masked(tokens))
 
     @property
     def _layer_after(self) -> int | None:

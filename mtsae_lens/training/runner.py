@@ -23,6 +23,7 @@ from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
+from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
@@ -127,8 +128,11 @@ class SequenceSAETrainingRunner:
 
     @property
     def batches(self) -> Batches:
-        """Sequences for a temporal SAE, mixed rows of the same sequences for one that reads a token at a time."""
-        return self.stream.sequences if isinstance(self.sae, MTTrainingSAE) else self.stream.tokens
+        """Mixed rows of the same blocks for every architecture; for a temporal one each row brings along what it reads."""
+        if isinstance(self.sae, MTTrainingSAE):
+            gather = partial(gather_reads, offsets=self.sae.read_offsets, padding=self.sae.cfg.padding)
+            return partial(self.stream.mixed, gather=gather)
+        return self.stream.mixed
 
     def _fingerprint(self) -> dict[str, Any]:
         cfg = self.cfg

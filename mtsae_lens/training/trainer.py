@@ -131,7 +131,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _estimate_scaling(self) -> None:
         """As in SAELens, but from the first batches without using them up, and without the rows of zeros."""
         if self.sae.cfg.normalize_activations == "expected_average_only_in" and self.activation_scaler.scaling_factor is None:
-            rows = (batch[(batch != 0).any(dim=-1)] for batch in self.batches(0))
+            d_in = self.sae.cfg.d_in
+            rows = (own[(own != 0).any(dim=-1)] for own in (batch[:, :d_in] for batch in self.batches(0)))
             n_batches = min(self.cfg.n_batches_for_norm_estimate, self.cfg.total_training_steps)
             self.activation_scaler.estimate_scaling_factor(self.sae.cfg.d_in, rows, n_batches)
 

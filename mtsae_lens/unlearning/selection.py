@@ -77,6 +77,6 @@ def calibrate_gate(
     for table in retain_tables:
         evidence = []
         for tokens in lm.batches(table):
-            evidence.append(gate.evidence(lm.feature_acts(lm.activations(tokens)))[~lm.masked(tokens)])
+            evidence.append(gate.evidence(lm.feature_acts(tokens))[~lm.masked(tokens)])
         thresholds.append(torch.quantile(torch.cat(evidence)[:MAX_QUANTILE], 1 - false_positive_rate).item())
     return RunningEvidenceGate(features, weights, decay, threshold=max(thresholds))

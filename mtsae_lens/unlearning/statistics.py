@@ -27,7 +27,7 @@ def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
     fired = total = torch.zeros(lm.sae.cfg.d_sae, device=lm.sae.device)
     n_tokens = 0
     for tokens in lm.batches(table):
-        feature_acts = lm.feature_acts(lm.activations(tokens))[~lm.masked(tokens)]
+        feature_acts = lm.feature_acts(tokens)[~lm.masked(tokens)]
         fired = fired + (feature_acts > 0).sum(dim=0)
         total = total + feature_acts.clamp(min=0).sum(dim=0)
         n_tokens += feature_acts.shape[0]
