@@ -36,7 +36,11 @@ class _TemporalFields:
     wrapping around the context, as in the paper. `zero`: centred, nothing beyond the ends."""
 
     scale_norm: ScaleNorm = "rescaled_layer_norm"
-    """`rescaled_layer_norm`: layer norm times the token's own RMS. `layer_norm`: as in the paper. `none`."""
+    """`rescaled_layer_norm`: layer norm with the token's own mean and deviation put back. `layer_norm`: as in the paper. `none`."""
+
+    context_gain: float = 0.1
+    """Factor on every scale but the first. Adam moves each encoder weight alike, useful or not, and there are three times as many
+    for the context as for the token itself; a gain below 1 keeps their noise down. 1 is the paper."""
 
     activation: Activation = "topk"
     """`topk` keeps the `k` largest pre-activations of a position; `relu` keeps the positive ones and needs an L1 penalty."""
@@ -58,6 +62,8 @@ class _TemporalFields:
             raise ConfigError(f"dilations must differ from each other; got {self.dilations}")
         _one_of("padding", self.padding, PADDINGS)
         _one_of("scale_norm", self.scale_norm, SCALE_NORMS)
+        if self.context_gain <= 0:
+            raise ConfigError(f"context_gain must be positive; got {self.context_gain}")
         _one_of("activation", self.activation, get_args(Activation))
         if self.kernel_size < 1 or (self.padding != "causal" and self.kernel_size % 2 == 0):
             raise ConfigError(f"kernel_size must be positive, and odd unless padding is 'causal'; got {self.kernel_size}")
@@ -131,6 +137,7 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
             "l1_coefficient": 0.04,
             "separation_coefficient": 0.1,
             "tap_init": "conv",
+            "context_gain": 1.0,
             "skip_first_position": False,
         }
         return cls(d_in=d_in, d_sae=d_sae, **(settings | overrides))

@@ -104,7 +104,7 @@ class TemporalEncoder(SAE[Any]):
         """The normalised vector of every scale, from the output of `process_sae_in`."""
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
         convolved = temporal_taps(reads, self.taps, self.cfg.dilations, self.cfg.padding)
-        return normalize_scales(convolved, x, self.cfg.scale_norm)
+        return normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
 
     def features_from_scales(
         self, z: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"]

@@ -138,18 +138,23 @@ def temporal_taps(
 
 
 def normalize_scales(
-    convolved: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"], scale_norm: ScaleNorm
+    convolved: Float[Tensor, "*row n_scales d_in"],
+    x: Float[Tensor, "*row d_in"],
+    scale_norm: ScaleNorm,
+    context_gain: float = 1.0,
 ) -> Float[Tensor, "*row n_scales d_in"]:
-    """Normalise each scale's vector at each position.
+    """Normalise each scale's vector at each position, and multiply all scales but the first by `context_gain`.
 
     `layer_norm`: zero mean and unit variance over `d_in`, as in the paper; the magnitude is lost, and a linear decoder cannot
-    get it back. `rescaled_layer_norm`: the same times the root mean square of the token's own `x[t]`, which puts the
-    magnitude back. `none`: the convolution as it is. No learnt gain and bias: `W_enc` and `b_enc` hold them already.
+    get it back. `rescaled_layer_norm`: the same times the standard deviation plus the mean, over `d_in`, of the token's own `x[t]`,
+    which puts the magnitude back: a scale that reads the token alone gives `x[t]` again. `none`: the convolution as it is. No learnt gain and bias: `W_enc` and `b_enc` hold them already.
     """
-    if scale_norm == "none":
-        return convolved
-    normed = torch.nn.functional.layer_norm(convolved, convolved.shape[-1:], eps=NORM_EPS)
-    if scale_norm == "layer_norm":
-        return normed
-    rms = x.pow(2).mean(dim=-1, keepdim=True).sqrt()
-    return normed * rms.unsqueeze(-2)
+    z = convolved
+    if scale_norm != "none":
+        z = torch.nn.functional.layer_norm(convolved, convolved.shape[-1:], eps=NORM_EPS)
+    if scale_norm == "rescaled_layer_norm":
+        mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True, correction=0)
+        z = z * std.unsqueeze(-2) + mean.unsqueeze(-2)
+    if context_gain == 1.0:
+        return z
+    return torch.cat([z[..., :1, :], context_gain * z[..., 1:, :]], dim=-2)

@@ -44,8 +44,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             own = 0 if cfg.padding == "causal" else cfg.kernel_size // 2
             self.taps.data[0, own] = 1.0
             self.taps.data[1:, farthest] = 1.0
-        # the token's own scale starts as the transpose of the decoder, as in a standard SAE; so do the others
-        self.W_enc.data.copy_(self.W_dec.data.T.repeat(len(cfg.dilations), 1))
+        # training starts at the standard SAE: the first scale as the transpose of the decoder, the context unused
+        self.W_enc.data[: cfg.d_in] = self.W_dec.data.T
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -67,7 +67,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         x = reads[0]
         keep = ~find_walls(x)
         convolved = temporal_taps(reads, self.taps, self.cfg.dilations, self.cfg.padding)
-        z = normalize_scales(convolved, x, self.cfg.scale_norm)
+        z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
         feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, x))
         sae_out = self.decode(feature_acts)
 
