@@ -35,17 +35,17 @@ class TrainSettings(Settings):
     training_tokens: int = Field(1_000_000, gt=0)
     out: Path = Path("runs/train")
     context_size: int = Field(128, gt=1)
-    batch_size_tokens: int = Field(2048, gt=0)
-    lr: float = Field(1e-3, gt=0)
+    batch_size_tokens: int = Field(512, gt=0)
+    lr: float = Field(2e-3, gt=0)
     lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
     lr_end_fraction: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     normalize_activations: str = "expected_average_only_in"
-    dead_feature_window: int = Field(200, gt=0)
+    dead_feature_window: int = Field(300, gt=0)
     prepend_bos: bool = True
     packed: bool = True
-    checkpoint_every_n_steps: int = Field(200, gt=0)
-    log_every_n_steps: int = Field(10, gt=0)
+    checkpoint_every_n_steps: int = Field(500, gt=0)
+    log_every_n_steps: int = Field(20, gt=0)
     seed: int = 0
     device: str = "cpu"
     wandb: bool = False

@@ -147,7 +147,8 @@ def normalize_scales(
 
     `layer_norm`: zero mean and unit variance over `d_in`, as in the paper; the magnitude is lost, and a linear decoder cannot
     get it back. `rescaled_layer_norm`: the same times the standard deviation plus the mean, over `d_in`, of the token's own `x[t]`,
-    which puts the magnitude back: a scale that reads the token alone gives `x[t]` again. `none`: the convolution as it is. No learnt gain and bias: `W_enc` and `b_enc` hold them already.
+    which puts the magnitude back: a scale that reads the token alone gives `x[t]` again. `none`: the
+    convolution as it is. No learnt gain and bias: `W_enc` and `b_enc` hold them already.
     """
     z = convolved
     if scale_norm != "none":
