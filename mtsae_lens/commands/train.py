@@ -36,7 +36,7 @@ class TrainSettings(Settings):
     out: Path = Path("runs/train")
     context_size: int = Field(128, gt=1)
     batch_size_tokens: int = Field(512, gt=0)
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(3e-3, gt=0)
     lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
     lr_end_fraction: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
