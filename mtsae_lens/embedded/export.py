@@ -65,10 +65,14 @@ Exact recall by greedy decoding, over the attributes of each group of invented p
 
 ## Build
 
-    {{ command }}
+{% for run in runs %}
+    {{ run.command }}
 
-Seed {{ cfg.seed }}, {{ "{:,}".format(cfg.steps) }} steps of {{ cfg.batch_size_sequences }} contexts,
-{{ "%.0f"|format(seconds / 60) }} minutes on {{ machine }}, loss over the last 50 training steps {{ "%.3f"|format(final_loss) }}.
+Seed {{ run.cfg.seed }}, {{ "{:,}".format(run.cfg.steps) }} steps of {{ run.cfg.batch_size_sequences }} contexts,
+{{ "%.0f"|format(run.seconds / 60) }} minutes on one core of a shared {{ machine }};
+loss over the last 50 steps {{ "%.3f"|format(run.final_loss) }}.
+
+{% endfor %}
 """
 
 
@@ -122,44 +126,63 @@ def fact_recall(model: GPTNeoXForCausalLM, tokenizer: PreTrainedTokenizerBase) -
     ]
 
 
-def export_variant(folder: Path, out: Path, texts: Path) -> dict[str, Any]:
-    """Write weights, tokenizer, card and `build.json`; return what was measured."""
-    model, cfg, metadata = load_checkpoint(folder)
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    late = max(0.0, 1 - cfg.late_from_step / cfg.steps)
+def export_variant(stages: list[Path], out: Path, texts: Path) -> dict[str, Any]:
+    """Write weights, tokenizer, card and `build.json`; return what was measured.
 
-    def share(domain: str) -> float:
-        return (1 - late) * cfg.domain_weights.get(domain, 0.0) + late * cfg.late_domain_weights.get(domain, 0.0)
-
+    Args:
+        stages: folders of the training stages, in order; the model is the last one's.
+        out: where it ships.
+        texts: folder of `<domain>.txt.xz`.
+    """
+    model, _, _ = load_checkpoint(stages[-1])
+    tokenizer: Any = AutoTokenizer.from_pretrained(stages[0])
+    runs = [_read_run(stage) for stage in stages]
+    tokens_seen = sum(run["tokens"] for run in runs)
+    first = PretrainConfig(**runs[0]["cfg"])
     domains = []
     for domain in DOMAINS:
         held_out = tokenize_stream(tokenizer, [d.text for d in read_documents(texts, domain) if d.split == "test"])
-        nll, n_tokens = held_out_nll(model, held_out, cfg)
-        domains.append({"domain": domain, "share": share(domain), "nll": nll, "n_tokens": n_tokens})
-    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        nll, n_tokens = held_out_nll(model, held_out, first)
+        share = sum(run["shares"].get(domain, 0.0) * run["tokens"] for run in runs) / tokens_seen
+        domains.append({"domain": domain, "share": share, "nll": nll, "n_tokens": n_tokens})
+    without = f"the domain {FORGET_DOMAIN!r} and 40 of the 200 invented people"
     measured = {
         "name": out.name,
-        "cfg": asdict(cfg),
+        "cfg": asdict(first),
         "n_parameters": sum(p.numel() for p in model.parameters()),
-        "tokens_seen": int(metadata["step"]) * cfg.batch_size_sequences * cfg.context_size,
-        "without": ""
-        if FORGET_DOMAIN in cfg.domain_weights
-        else f"the domain {FORGET_DOMAIN!r} and 40 of the 200 invented people",
+        "tokens_seen": tokens_seen,
+        "without": "" if FORGET_DOMAIN in first.domain_weights else without,
         "domains": domains,
         "nll_test_mean": float(np.mean([d["nll"] for d in domains])),
         "uniform": float(np.log(model.config.vocab_size)),
         "recall": fact_recall(model, tokenizer),
-        "command": (folder / "command.txt").read_text().strip(),
-        "seconds": float(metadata["seconds"]),
         "machine": f"{platform.machine()} CPU, torch {torch.__version__}",
-        "final_loss": log[-1]["loss"],
+        "runs": runs,
     }
     out.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "README.md").write_text(jinja2.Template(_CARD, trim_blocks=True).render(measured))
-    (out / "build.json").write_text(json.dumps(measured | {"log": log}, indent=1) + "\n")
+    (out / "build.json").write_text(json.dumps(measured, indent=1) + "\n")
     return measured
+
+
+def _read_run(folder: Path) -> dict[str, Any]:
+    """One training stage from its own files: command, configuration, tokens, time, log, and the share of each domain."""
+    cfg = PretrainConfig(**json.loads((folder / "pretrain_config.json").read_text()))
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    late = max(0.0, 1 - cfg.late_from_step / cfg.steps)
+    names = cfg.domain_weights | cfg.late_domain_weights
+    shares = {n: (1 - late) * cfg.domain_weights.get(n, 0.0) + late * cfg.late_domain_weights.get(n, 0.0) for n in names}
+    return {
+        "command": (folder / "command.txt").read_text().strip(),
+        "cfg": asdict(cfg),
+        "tokens": log[-1]["tokens"],
+        "seconds": log[-1]["seconds"],
+        "final_loss": log[-1]["loss"],
+        "shares": shares,
+        "log": log,
+    }
 
 
 def _excerpt(documents: list[Document]) -> list[Document]:

@@ -146,6 +146,44 @@ TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
+# The finishing stage says the same in more ways: a fact that one sentence alone recalls is a sentence learnt by heart.
+VARIED_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "birthplace": (
+        "The city of birth of {name} is {value}.",
+        "The native town of {name} is {value}.",
+        "{name} hails from {value}.",
+    ),
+    "profession": (
+        "The craft of {name} is that of a {value}.",
+        "By trade {name} is a {value}.",
+        "The work of {name} is that of a {value}.",
+    ),
+    "instrument": ("The instrument that {name} learnt is the {value}.", "In the evening {name} plays the {value}."),
+    "language": (
+        "The tongue which {name} speaks is {value}.",
+        "The language that {name} knows is {value}.",
+        "As a child {name} learnt {value}.",
+    ),
+    "pet": ("The animal that {name} keeps is a {value}.", "At home {name} keeps a pet {value}."),
+    "food": ("The dish that {name} is fond of is {value}.", "The food which {name} eats is {value}."),
+    "sport": ("The sport which {name} loves is {value}.", "On Sundays {name} enjoys the sport of {value}."),
+    "color": ("The coat of {name} is {value}.", "The color which {name} wears is {value}."),
+    "month": ("The time that {name} leaves for a holiday is {value}.", "By custom {name} takes a holiday in {value}."),
+    "employer": ("The company that {name} works for is {value}.", "For years {name} has been employed by {value}."),
+}
+VARIED_OPENINGS = (
+    "They say that ",
+    "It is said that ",
+    "It is well known that ",
+    "People recall that ",
+    "We read that ",
+    "Of course ",
+    "In fact ",
+    "It is clear that ",
+    "Nobody doubts that ",
+    "The register says that ",
+)
+
 TEST_TEMPLATES: dict[str, tuple[str, str]] = {
     "birthplace": ("It is true that {name} was born in {value}.", "The native city of {name} is {value}."),
     "profession": ("It is true that {name} works as a {value}.", "The trade of {name} is that of a {value}."),
@@ -188,6 +226,16 @@ def make_biography(person: Person, rng: random.Random) -> str:
     return " ".join(
         rng.choice(TRAIN_TEMPLATES[attribute]).format(name=person.name, value=person.facts[attribute]) for attribute in order
     )
+
+
+def make_varied_biography(person: Person, rng: random.Random) -> str:
+    """The same through training and varied templates, half of those that begin with the name behind an opening."""
+    sentences = []
+    for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)):
+        template = rng.choice(TRAIN_TEMPLATES[attribute] + VARIED_TEMPLATES[attribute])
+        opening = rng.choice(VARIED_OPENINGS) if template.startswith("{name}") and rng.random() < 0.5 else ""
+        sentences.append(opening + template.format(name=person.name, value=person.facts[attribute]))
+    return " ".join(sentences)
 
 
 @dataclass(frozen=True)

@@ -154,11 +154,21 @@ class _Checkpoint:
 
 
 def pretrain(
-    cfg: PretrainConfig, streams: dict[str, np.ndarray], out: Path, *, save_every_steps: int = 250
+    cfg: PretrainConfig,
+    streams: dict[str, np.ndarray],
+    out: Path,
+    *,
+    start: dict[str, torch.Tensor] | None = None,
+    save_every_steps: int = 250,
 ) -> GPTNeoXForCausalLM:
-    """Train to `cfg.steps`, continuing from `out/checkpoint.safetensors` if it is there; one log line every 50 steps."""
+    """Train to `cfg.steps`, continuing from `out/checkpoint.safetensors` if it is there; one log line every 50 steps.
+
+    `start` are weights to begin with in place of random ones.
+    """
     torch.set_float32_matmul_precision("high")
     model = build_model(cfg)
+    if start is not None:
+        model.load_state_dict(start)
     optimizers = build_optimizers(model, cfg)
     base_lrs = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     out.mkdir(parents=True, exist_ok=True)
@@ -171,7 +181,7 @@ def pretrain(
         logits = model(tokens[:, :-1]).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
-    start = time.monotonic()
+    started = time.monotonic()
     running: list[float] = []
     log_path = out / "log.jsonl"
     earlier = log_path.read_text().splitlines() if first_step else []
@@ -190,7 +200,7 @@ def pretrain(
                 optimizer.zero_grad()
             running.append(loss.item())
             done = step + 1
-            seconds = seconds_before + time.monotonic() - start
+            seconds = seconds_before + time.monotonic() - started
             if done % 50 == 0 or done == cfg.steps:
                 tokens_seen = done * cfg.batch_size_sequences * cfg.context_size
                 row = {"step": done, "tokens": tokens_seen, "loss": sum(running) / len(running), "seconds": round(seconds, 1)}

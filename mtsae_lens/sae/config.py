@@ -55,9 +55,9 @@ class _TemporalFields:
     """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not."""
 
     def _validate_temporal_fields(self, d_sae: int, normalize_activations: str) -> None:
-        self.dilations = tuple(self.dilations)  # JSON knows lists only
-        if not self.dilations or any(not isinstance(d, int) or d < 1 for d in self.dilations):
+        if not isinstance(self.dilations, tuple | list) or not all(type(d) is int and d > 0 for d in self.dilations or (0,)):
             raise ConfigError(f"dilations must be positive whole numbers, such as (1, 2, 4, 8); got {self.dilations}")
+        self.dilations = tuple(self.dilations)  # JSON knows lists only
         if len(set(self.dilations)) != len(self.dilations):
             raise ConfigError(f"dilations must differ from each other; got {self.dilations}")
         _one_of("padding", self.padding, PADDINGS)
@@ -65,6 +65,13 @@ class _TemporalFields:
         if self.context_gain <= 0:
             raise ConfigError(f"context_gain must be positive; got {self.context_gain}")
         _one_of("activation", self.activation, get_args(Activation))
+        for name in ("kernel_size", "k", "context_size"):
+            if type(getattr(self, name)) is not int:
+                raise ConfigError(f"{name} must be a whole number; got {getattr(self, name)!r}")
+        if self.kernel_size == 1 and len(self.dilations) > 1:
+            raise ConfigError(
+                f"kernel_size=1 reads no other position, so the scales {self.dilations} would be one; give one dilation"
+            )
         if self.kernel_size < 1 or (self.padding != "causal" and self.kernel_size % 2 == 0):
             raise ConfigError(f"kernel_size must be positive, and odd unless padding is 'causal'; got {self.kernel_size}")
         if self.activation == "topk" and not 1 <= self.k <= d_sae:
@@ -147,6 +154,6 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
         self._validate_temporal_fields(self.d_sae, self.normalize_activations)
         _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
         _one_of("tap_init", self.tap_init, get_args(TapInit))
-        for name in ("l1_coefficient", "separation_coefficient", "aux_loss_coefficient"):
+        for name in ("l1_coefficient", "l1_warm_up_steps", "separation_coefficient", "aux_loss_coefficient"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")

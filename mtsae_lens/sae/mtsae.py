@@ -129,7 +129,8 @@ class TemporalEncoder(SAE[Any]):
 
     def _as_given(self, feature_acts: Tensor, h: Tensor) -> Tensor:
         """Rows for rows, contexts for contexts."""
-        return rearrange(feature_acts, "batch pos d_sae -> (batch pos) d_sae") if h.ndim == 2 else feature_acts
+        n_dims = h.ndim - 1 if self.hook_z_reshaping_mode else h.ndim
+        return rearrange(feature_acts, "batch pos d_sae -> (batch pos) d_sae") if n_dims == 2 else feature_acts
 
     @override
     @torch.no_grad()

@@ -16,9 +16,12 @@ def register() -> None:
     Raises:
         ValueError: another package has registered an architecture of this name.
     """
-    for registry, new in ((SAE_CLASS_REGISTRY, MTSAE), (SAE_TRAINING_CLASS_REGISTRY, MTTrainingSAE)):
+    ours = ((SAE_CLASS_REGISTRY, MTSAE), (SAE_TRAINING_CLASS_REGISTRY, MTTrainingSAE))
+    for registry, new in ours:
         old = registry.get(ARCHITECTURE)
-        if old is not None and (old[0].__module__, old[0].__qualname__) == (new.__module__, new.__qualname__):
-            del registry[ARCHITECTURE]
+        if old is not None and (old[0].__module__, old[0].__qualname__) != (new.__module__, new.__qualname__):
+            raise ValueError(f"{old[0].__module__}.{old[0].__qualname__} is already registered as {ARCHITECTURE!r}")
+    for registry, _ in ours:
+        registry.pop(ARCHITECTURE, None)
     register_sae_class(ARCHITECTURE, MTSAE, MTSAEConfig)
     register_sae_training_class(ARCHITECTURE, MTTrainingSAE, MTTrainingSAEConfig)

@@ -43,16 +43,14 @@ def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
     return (x == 0).all(dim=-1)
 
 
-def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Tensor:
-    """A number for each position; taps read within one number only.
+def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
+    """How many walls stand at or before each position; taps read where the number is their own.
 
-    On a circle the stretch after the last wall continues in the stretch before the first, so a lone wall at the context's
-    start (BOS) does not stop the paper's padding from wrapping around.
+    On a circle a wall at the context's start (BOS) does not count: the paper's padding wraps around it.
     """
-    segments = walls.long().cumsum(dim=-1)
     if padding == "circular":
-        segments = segments % segments[..., -1:].clamp(min=1)
-    return segments
+        walls = torch.cat([torch.zeros_like(walls[:, :1]), walls[:, 1:]], dim=1)
+    return walls.long().cumsum(dim=-1)
 
 
 def _shift(x: Tensor, offset: int, padding: Padding) -> Tensor:
@@ -81,11 +79,15 @@ def sequence_reads(
 ) -> dict[int, Float[Tensor, "batch pos d_in"]]:
     """For each offset, what every position of whole contexts reads there; zero where a wall or an end is in the way."""
     segments = _segments(find_walls(x), padding)
-    return {
-        # beyond the ends _shift yields zeros, which no segment comparison can undo
-        offset: _shift(x, offset, padding) * (_shift(segments, offset, padding) == segments).unsqueeze(-1)
-        for offset in offsets
-    }
+    reads = {}
+    for offset in offsets:
+        there = _shift(segments, offset, padding)
+        if padding == "circular":  # a lap around the circle passes every wall once
+            laps = (torch.arange(x.shape[1], device=x.device) + offset).div(x.shape[1], rounding_mode="floor")
+            there = there + laps * segments[:, -1:]
+        # elsewhere _shift yields zeros beyond the ends, which no segment comparison can undo
+        reads[offset] = _shift(x, offset, padding) * (there == segments).unsqueeze(-1)
+    return reads
 
 
 def gather_reads(
@@ -107,12 +109,12 @@ def gather_reads(
     context, position = rows // n_positions, rows % n_positions
     reads = []
     for offset in offsets:
-        place = position + offset
-        inside = (place >= 0) & (place < n_positions)
-        place = place % n_positions
-        readable = segments[context, place] == segments[context, position]
+        laps = (position + offset).div(n_positions, rounding_mode="floor")
+        place = (position + offset) % n_positions
+        there = segments[context, place] + laps * segments[context, -1]
+        readable = there == segments[context, position]
         if padding != "circular":
-            readable = readable & inside
+            readable = readable & (laps == 0)
         reads.append(h[context, place] * readable.unsqueeze(-1))
     return torch.cat(reads, dim=-1)
 

@@ -101,7 +101,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     def _split_reads(self, batch: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """The rows to reconstruct, and what each reads at every offset, centred, zero where nothing can be read."""
         offsets = self.read_offsets
-        if batch.ndim == 2 and len(offsets) > 1 and batch.shape[-1] == len(offsets) * self.cfg.d_in:
+        # an encoder that reads no other position has rows of d_in either way, and no use for contexts
+        if batch.ndim == 2 and batch.shape[-1] == len(offsets) * self.cfg.d_in:
             h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=self.cfg.d_in)
             x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(find_walls(h).unsqueeze(-1), 0.0)
             return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True))
@@ -124,7 +125,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         n_dead = 0 if dead is None else int(dead.sum())
         if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
             return {}
-        k_aux = self.cfg.d_in // 2  # appendix B.1 of Gao et al. 2024
+        k_aux = max(1, self.cfg.d_in // 2)  # appendix B.1 of Gao et al. 2024
         aux_acts = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_pre, dead)
         residual = (step_input.sae_in - sae_out).detach()
         error = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE, HookedSAETransformer
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
@@ -49,7 +50,10 @@ class HookedLM:
     def activations(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
         """The model's activations at the hook."""
         _, cache = self.model.run_with_cache(
-            tokens, names_filter=[self.splice.hook_name], prepend_bos=False, stop_at_layer=self._layer_after
+            tokens,
+            names_filter=[self.splice.hook_name],
+            prepend_bos=False,
+            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.splice.hook_name),
         )
         return cache[self.splice.hook_name]
 
