@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
 import warnings
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from mtsae_lens.errors import MTSAEError
+from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 
 app = typer.Typer(
     help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn.",
@@ -185,10 +184,9 @@ def main() -> None:
     except MTSAEError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt as stop:
-        if str(stop):
-            typer.echo(f"stopped: {stop}", err=True)
-        sys.exit(128 + getattr(stop, "signal_number", signal.SIGINT))
+    except TrainingInterrupted as stop:
+        typer.echo(f"stopped: {stop}", err=True)
+        sys.exit(128 + stop.signal_number)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,17 @@ class OutputError(MTSAEError, OSError):
     """Results cannot be written."""
 
 
+class TrainingInterrupted(Exception):
+    """Training stopped by a signal, after its state was saved.
+
+    No `KeyboardInterrupt`: command-line libraries turn that into a silent exit, and it would not say which signal came.
+    """
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
+
+
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
     """' Did you mean ...?' with the closest valid names, or the first few where none is close."""
     valid = list(valid)

@@ -7,9 +7,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from mtsae_lens.errors import OutputError
 
@@ -39,8 +41,10 @@ def write_text(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -58,7 +62,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         yield partial
         shutil.rmtree(path, ignore_errors=True)
         partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        raise OutputError(f"{path}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

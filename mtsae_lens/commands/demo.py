@@ -42,7 +42,7 @@ class DemoSettings(Settings):
     near: tuple[str, ...] = ("milton", "shakespeare")
     retain: tuple[str, ...] = ("sotu", "austen", "factbook", "pydocs")
     contexts_per_split: int = Field(64, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
 
     def training(self, architecture: str) -> TrainSettings:
         """The two architectures share rows, tokens, width, L0 and schedule."""

@@ -47,7 +47,7 @@ class EvaluateSettings(Settings):
     model: str | None = None
     n_contexts: int = Field(512, gt=0)
     batch_size: int = Field(16, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
 
 

@@ -34,6 +34,24 @@ def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
         ) from error
 
 
+def check_reads(model: HookedSAETransformer, cutter: ContextCutter) -> None:
+    """Raise `ModelError` unless a model can read the contexts that a cutter makes."""
+    name = model.cfg.model_name
+    if cutter.context_size > model.cfg.n_ctx:
+        raise ModelError(
+            f"{name} has a context of {model.cfg.n_ctx} positions, but the SAE was trained on {cutter.context_size}"
+        )
+    assert model.tokenizer is not None
+    probe = "In the beginning, 1776: def f(x): return x"
+    if (
+        model.tokenizer(probe, add_special_tokens=False)["input_ids"]
+        != cutter.tokenizer(probe, add_special_tokens=False)["input_ids"]
+    ):
+        raise ModelError(
+            f"{name} has another tokenizer, so its loss on the same tokens means nothing; give a model with the same one"
+        )
+
+
 def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, HookedSAETransformer]:
     """SAE, model and tokenisation as in training, checked against each other.
 
@@ -52,4 +70,5 @@ def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -
     check_fits(sae, lm)
     assert lm.tokenizer is not None
     cutter = ContextCutter(lm.tokenizer, metadata.context_size or 128, prepend_bos=metadata.prepend_bos is not False)
+    check_reads(lm, cutter)
     return HookedLM(lm, Splice(sae), cutter, batch_size), lm

@@ -25,7 +25,11 @@ class Settings(BaseModel):
             ConfigError: unreadable file, unknown key, or a value of the wrong kind.
         """
         values = _read_yaml(config) if config else {}
-        values.update({key: value for key, value in typed.items() if value is not None})
+        for key, value in typed.items():
+            if isinstance(value, dict) and isinstance(values.get(key), dict):
+                values[key] = values[key] | value
+            elif value is not None:
+                values[key] = value
         for key in values:
             if key not in cls.model_fields:
                 raise ConfigError(f"unknown setting {key!r}.{nearest(key, cls.model_fields)}")
@@ -61,5 +65,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         name, separator, value = assignment.partition("=")
         if not separator:
             raise ConfigError(f"--set {assignment}: needed NAME=VALUE, such as --set k=16")
-        parsed[name.strip()] = yaml.safe_load(value)
+        try:
+            parsed[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {assignment}: the value is not YAML ({' '.join(str(error).split())})") from error
     return parsed

@@ -46,7 +46,7 @@ class TrainSettings(Settings):
     packed: bool = True
     checkpoint_every_n_steps: int = Field(500, gt=0)
     log_every_n_steps: int = Field(20, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
     wandb: bool = False
     wandb_project: str = "mtsae-lens"
@@ -75,7 +75,15 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         values["reshape_activations"] = "hook_z"
     if issubclass(config_class, MTTrainingSAEConfig):
         values["context_size"] = settings.context_size
-    return config_class(**(values | settings.sae))
+    values |= settings.sae
+    if isinstance(values.get("k"), int) and values["k"] > settings.d_sae:
+        raise ConfigError(f"k={values['k']} is more than the {settings.d_sae} features that --d-sae gives")
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"architecture {settings.architecture!r} refuses its settings: {' '.join(str(error).split())}"
+        ) from error
 
 
 def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:

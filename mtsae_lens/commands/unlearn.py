@@ -8,7 +8,7 @@ from typing import Any, cast
 from pydantic import Field
 from sae_lens import HookedSAETransformer
 
-from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.commands.loading import check_reads, open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import load_language_model
@@ -43,7 +43,7 @@ class UnlearnSettings(Settings):
     n_random_draws: int = Field(UnlearningSettings.n_random_draws, gt=0)
     contexts_per_split: int = Field(UnlearningSettings.contexts_per_split, gt=0)
     batch_size: int = Field(16, gt=0)
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
 
     def protocol(self) -> UnlearningSettings:
@@ -160,6 +160,8 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
         check_source(corpus.source)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
     reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
+    if reference is not None:
+        check_reads(reference, lm.cutter)
     _, measured = unlearn(settings, lm, reference)
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)

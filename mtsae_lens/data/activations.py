@@ -7,6 +7,7 @@ Special tokens and position 0 are rows of zeros: walls to a temporal SAE, droppe
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -113,7 +114,7 @@ class SequenceActivations:
             number += 1
 
     def _generator(self, block: int) -> torch.Generator:
-        return torch.Generator().manual_seed((self.seed << 32) + block)
+        return torch.Generator().manual_seed(random.Random(f"{self.seed} {block}").getrandbits(32))
 
     def sequences(self, first_step: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Batches of `batch_size_sequences` contexts laid end to end, masked rows zero: for temporal SAEs."""

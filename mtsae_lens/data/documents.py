@@ -88,7 +88,7 @@ def read_documents(source: str, split: Split | None = None) -> Iterator[Document
 def _read(source: str) -> Iterator[Document]:
     if source == EMBEDDED:
         return _read_embedded(None)
-    if Path(source).exists():
+    if source.strip() and Path(source).exists():
         return _in_order(source, _read_path(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
@@ -169,6 +169,9 @@ def _read_parquet(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: not a parquet file ({error})") from error
     if "text" not in file.schema_arrow.names:
         raise DataError(f"{path}: no column 'text'; it has {', '.join(file.schema_arrow.names)}")
+    kind = file.schema_arrow.field("text").type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise DataError(f"{path}: column 'text' holds {kind}; needed strings")
     for batch in file.iter_batches(_PARQUET_ROWS, columns=["text"]):
         yield from (text for text in batch["text"].to_pylist() if text)
 
@@ -181,8 +184,12 @@ def _read_hub(source: str) -> Iterator[str]:
     try:
         rows = load_dataset(name, split="train", streaming=True)
         for row in rows:
-            if not condition or row.get(field, row.get("meta", {}).get(field)) == value:
+            if not isinstance(row.get("text"), str):
+                raise DataError(f"dataset {name!r} has no text under 'text'; its columns: {', '.join(row)}")
+            if not condition or row.get(field, (row.get("meta") or {}).get(field)) == value:
                 yield row["text"]
+    except DataError:
+        raise
     except (OSError, ConnectionError, ValueError, RuntimeError) as error:
         raise DataError(
             f"dataset {name!r} cannot be read from the Hugging Face hub ({type(error).__name__}: {re.sub(chr(10), ' ', str(error))[:200]}); "

@@ -34,6 +34,10 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
     Raises:
         ModelError: unknown name, unreadable folder, or a hub that cannot be reached.
     """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
     if name in EMBEDDED_MODELS:
         model = _load_folder(embedded_model_dir(name), device, n_ctx)
     elif Path(name).is_dir():
@@ -53,17 +57,20 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
         raise ModelError(f"{folder}: no .safetensors file; other weight formats can execute code and are not read")
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        hf_model = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, use_safetensors=True
+        hf_model, info = AutoModelForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a Hugging Face model ({_one_line(error)})") from error
-    limit = min(hf_config.max_position_embeddings, n_ctx or MAX_LOCAL_CONTEXT)
+    if info["missing_keys"]:
+        missing = ", ".join(sorted(info["missing_keys"])[:3])
+        raise ModelError(f"{folder}: weights are missing ({missing}, ...); transformers would draw them at random")
+    limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or MAX_LOCAL_CONTEXT)
     cfg = _hooked_config(folder, hf_config, limit, device)
     try:
         state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model)
-    except (ValueError, NotImplementedError, AttributeError) as error:
+    except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)})"
         ) from error
@@ -106,18 +113,19 @@ def _check_conversion(folder: Path, model: HookedSAETransformer, hf_model: Any) 
 
 
 def resolve_hook(model: HookedSAETransformer, hook_name: str) -> int:
-    """Width of the activations at a hook (heads flattened), found by running the model on two tokens.
+    """Width of the activations at a hook (heads flattened), found by running the model on a few tokens.
 
     Raises:
         ModelError: no such hook; SAELens would only log a warning and splice nothing.
     """
     if hook_name not in model.hook_dict:
         raise ModelError(f"no hook {hook_name!r} in {model.cfg.model_name}.{nearest(hook_name, model.hook_dict)}")
-    tokens = torch.zeros(1, 2, dtype=torch.long, device=model.cfg.device)
+    n_tokens = min(7, model.cfg.n_ctx)  # not a likely number of heads, so that an attention pattern shows by its shape
+    tokens = torch.zeros(1, n_tokens, dtype=torch.long, device=model.cfg.device)
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
     activations = cache[hook_name]
-    if activations.shape[:2] != (1, 2):
+    if activations.shape[:2] != (1, n_tokens):
         raise ModelError(f"hook {hook_name!r} is not (batch, pos, ...): it has shape {tuple(activations.shape)}")
     return activations[0, 0].numel()
 

@@ -87,7 +87,7 @@ def load_checkpoint(trainer: SequenceSAETrainer, path: Path) -> None:
         tensors = load_file(path / _STATE_TENSORS, device=str(trainer.cfg.device))
         trainer.sae.load_weights_from_checkpoint(path)
         trainer.activation_scaler.load(path / "activation_scaler.json")
-    except (OSError, SafetensorError, json.JSONDecodeError, KeyError) as error:
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
         raise DataError(
             f"checkpoint {path} is damaged ({type(error).__name__}: {error}); delete it and resume from an earlier one"
         ) from error

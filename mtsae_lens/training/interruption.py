@@ -9,14 +9,6 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class TrainingInterrupted(KeyboardInterrupt):
-    """Training stopped by a signal, after its state was saved."""
-
-    def __init__(self, signal_number: int, message: str) -> None:
-        super().__init__(message)
-        self.signal_number = signal_number
-
-
 class StopRequest:
     """The signal that asked to stop, once one came."""
 

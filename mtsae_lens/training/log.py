@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from mtsae_lens.errors import OutputError
 
 
 class TrainingLog:
@@ -32,15 +35,21 @@ class TrainingLog:
         if self._file is None:
             return
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._file.write(json.dumps({"step": step, **clean}) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step, **clean}) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(
+                f"{self._file.name}: cannot be written ({error.strerror}); free space and use --resume"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk was reported when the row was written
+                self._file.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

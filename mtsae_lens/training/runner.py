@@ -138,7 +138,9 @@ class SequenceSAETrainingRunner:
         cfg = self.cfg
         names = (
             "model_name hook_name dataset_path context_size training_tokens train_batch_size_tokens lr lr_scheduler_name "
-            "lr_warm_up_steps lr_decay_steps lr_end seed prepend_bos disable_concat_sequences"
+            "lr_warm_up_steps lr_decay_steps lr_end n_restart_cycles adam_beta1 adam_beta2 seed prepend_bos disable_concat_sequences "
+            "dead_feature_window feature_sampling_window n_batches_in_buffer store_batch_size_prompts n_batches_for_norm_estimate "
+            "hook_head_index autocast autocast_lm"
         ).split()
         values = {name: getattr(cfg, name) for name in names} | {"weight_decay": self.options.weight_decay}
         sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
@@ -204,6 +206,10 @@ def _options_dict(options: TrainerOptions) -> dict[str, Any]:
 
 
 def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    if cfg.sae.normalize_activations == "covariance_whitening":
+        raise ConfigError(
+            "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
+        )
     for name, carried_out in _REFUSED.items():
         if getattr(cfg, name) != carried_out:
             raise ConfigError(f"{name}={getattr(cfg, name)!r} is not carried out by this runner; leave it at {carried_out!r}")

@@ -20,10 +20,10 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
-from mtsae_lens.training.interruption import TrainingInterrupted, stop_on_signal
+from mtsae_lens.training.interruption import stop_on_signal
 from mtsae_lens.training.log import TrainingLog
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
@@ -116,17 +116,25 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
                 progress.update()
                 if logged:
                     self._log(output, log, progress)
-                due = self.n_training_steps % self.options.checkpoint_every_n_steps == 0
+                due = self.n_training_steps % self.options.checkpoint_every_n_steps == 0 or self.n_training_steps == total_steps
                 if self.checkpoints_dir and (stop or due):
+                    self._check_finite()
                     save_checkpoint(self, self.checkpoints_dir)
                 if stop.signal_number is not None:
                     saved = f"saved at step {self.n_training_steps} of {total_steps}; --resume continues"
                     raise TrainingInterrupted(stop.signal_number, saved if self.checkpoints_dir else "not saved: no run_dir")
+        self._check_finite()
         if self.activation_scaler.scaling_factor is not None:
             self.sae.fold_activation_norm_scaling_factor(self.activation_scaler.scaling_factor)
             self.activation_scaler.scaling_factor = None
         self.set_final_sae_metadata()
         return self.sae
+
+    def _check_finite(self) -> None:
+        """Never save weights that are broken: a checkpoint from before can be resumed."""
+        for name, parameter in self.sae.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DataError(f"{name} is not finite at step {self.n_training_steps}; lower --lr")
 
     def _estimate_scaling(self) -> None:
         """As in SAELens, but from the first batches without using them up, and without the rows of zeros."""

@@ -27,6 +27,6 @@ def delta_interval(delta_sums: Tensor, n_tokens: Tensor, seed: int) -> tuple[flo
         n_resamples=N_RESAMPLES,
         confidence_level=CONFIDENCE,
         method="percentile",
-        rng=np.random.default_rng(seed),
+        rng=np.random.default_rng(seed % 2**32),
     )
     return float(result.confidence_interval.low), float(result.confidence_interval.high)

@@ -120,7 +120,7 @@ def choose(experiment: Experiment, reference: HookedSAETransformer | None = None
     sweep = _sweep(experiment, edits)
     within = [row for row in sweep if row["far"] <= settings.far_budget and row["near"] <= settings.near_budget]
     if not within:
-        best = min(sweep, key=lambda row: max(row["far"] / settings.far_budget, row["near"] / settings.near_budget))
+        best = min(sweep, key=lambda row: max(row["far"] - settings.far_budget, row["near"] - settings.near_budget))
         raise DataError(
             f"no setting stays within the budgets on TUNE (nearest: far {best['far']:.3f}, near {best['near']:.3f} nats); raise "
             "--far-budget or --near-budget, or give text that is farther away"
