@@ -57,9 +57,10 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
         raise ModelError(f"{folder}: no .safetensors file; other weight formats can execute code and are not read")
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        hf_model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
+        hf_model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a Hugging Face model ({_one_line(error)})") from error
