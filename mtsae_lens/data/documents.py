@@ -102,10 +102,9 @@ def _read(source: str) -> Iterator[Document]:
 
 
 def _read_embedded(domain: str | None) -> Iterator[Document]:
-    for batch in pq.ParquetFile(TEXTS_FILE).iter_batches(_PARQUET_ROWS):
-        for row in batch.to_pylist():
-            if domain is None or row["domain"] == domain:
-                yield Document(row["text"], f"{row['domain']}/{row['number']}", row["split"])
+    condition = None if domain is None else [("domain", "=", domain)]
+    for row in pq.read_table(TEXTS_FILE, filters=condition).to_pylist():
+        yield Document(row["text"], f"{row['domain']}/{row['number']}", row["split"])
 
 
 def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:

@@ -41,6 +41,15 @@ class FeatureEdit:
         return torch.where(open_at.unsqueeze(-1), feature_acts * factor, feature_acts)
 
 
+def open_positions(
+    feature_acts: Float[Tensor, "batch pos d_sae"], edits: Sequence[FeatureEdit]
+) -> list[Bool[Tensor, "batch pos"]]:
+    """Where each edit applies. Edits often share a gate, and a gate runs through the positions one by one: each is asked once."""
+    gates = {id(edit.gate): edit.gate for edit in edits}
+    opened = {key: gate.open_at(feature_acts) for key, gate in gates.items()}
+    return [opened[id(edit.gate)] for edit in edits]
+
+
 @dataclass(frozen=True)
 class Splice:
     """An SAE at its hook in a model.
@@ -78,16 +87,18 @@ class Splice:
 
     def edited(self, h: Tensor, edit: FeatureEdit, masked: Bool[Tensor, "batch pos"] | None = None) -> Tensor:
         """`h` with the edit applied; masked positions are left alone."""
-        return self.edited_from_features(h, self.feature_acts(h, masked), [edit])[0]
+        feature_acts = self.feature_acts(h, masked)
+        return self.edited_from_features(h, feature_acts, [edit], open_positions(feature_acts, [edit]))[0]
 
-    def edited_from_features(self, h: Tensor, feature_acts: Tensor, edits: Sequence[FeatureEdit]) -> list[Tensor]:
-        """`edited` for several edits of the same activations, which are encoded once; no feature, no edit."""
+    def edited_from_features(
+        self, h: Tensor, feature_acts: Tensor, edits: Sequence[FeatureEdit], opened: Sequence[Bool[Tensor, "batch pos"]]
+    ) -> list[Tensor]:
+        """`edited` for several edits of the same activations, which are encoded once; `opened` comes from `open_positions`."""
         clean = self.sae.decode(feature_acts)
-        results = []
-        for edit in edits:
-            delta = self.sae.decode(edit.apply(feature_acts, edit.gate.open_at(feature_acts))) - clean
-            results.append(self._add(h, delta))
-        return results
+        return [
+            self._add(h, self.sae.decode(edit.apply(feature_acts, open_at)) - clean)
+            for edit, open_at in zip(edits, opened, strict=True)
+        ]
 
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index

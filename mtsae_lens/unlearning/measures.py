@@ -9,10 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from sae_lens import HookedSAETransformer
 from torch import Tensor
-from torch.nn import functional as F
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.splice.edits import FeatureEdit, open_positions
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -38,16 +37,16 @@ class EditEffect:
         return self.mean(self.nll_edited - self.nll_clean)
 
 
-def token_nll(logits: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pred"]:
+def token_nll(log_probs: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pred"]:
     """Negative log-likelihood of each next token, in nats."""
-    return F.cross_entropy(logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none")
+    return -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
 
 
 def kl_divergence(
     clean: Float[Tensor, "batch pos d_vocab"], edited: Float[Tensor, "batch pos d_vocab"]
 ) -> Float[Tensor, "batch pos"]:
-    """`KL(clean || edited)` of the next-token distributions, in nats; 0 if equal."""
-    return F.kl_div(edited.log_softmax(-1), clean.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+    """`KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal."""
+    return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
 @torch.no_grad()
@@ -62,15 +61,15 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[FeatureEdit])
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean_logits = lm.logits_from(tokens, h)
-        clean_nll = token_nll(clean_logits, tokens)
-        edited_hs = lm.splice.edited_from_features(h, feature_acts, edits)
-        for index, (edit, edited_h) in enumerate(zip(edits, edited_hs, strict=True)):
-            n_open[index] += int((edit.gate.open_at(feature_acts) & ~masked).sum())
-            logits = lm.logits_from(tokens, edited_h)
-            per_token = torch.stack(
-                [torch.ones_like(counted), clean_nll, token_nll(logits, tokens), kl_divergence(clean_logits, logits)[:, :-1]]
-            )
+        clean = lm.logits_from(tokens, h).log_softmax(dim=-1)
+        clean_nll = token_nll(clean, tokens)
+        opened = open_positions(feature_acts, edits)
+        edited_hs = lm.splice.edited_from_features(h, feature_acts, edits, opened)
+        for index, edited_h in enumerate(edited_hs):
+            n_open[index] += int((opened[index] & ~masked).sum())
+            edited = lm.logits_from(tokens, edited_h).log_softmax(dim=-1)
+            kl = kl_divergence(clean, edited)[:, :-1]
+            per_token = torch.stack([torch.ones_like(counted), clean_nll, token_nll(edited, tokens), kl])
             rows[index].append((per_token * counted).sum(dim=-1).T.cpu())
     documents, document_of = _documents(table)
     effects = []
@@ -90,7 +89,7 @@ def document_nll(
     for batch in table.batches(batch_size):
         tokens = batch.to(model.cfg.device)
         counted = (~cutter.special_positions(tokens))[:, 1:].float()
-        nll = token_nll(model(tokens, prepend_bos=False), tokens)
+        nll = token_nll(model(tokens, prepend_bos=False).log_softmax(dim=-1), tokens)
         rows.append(torch.stack([(nll * counted).sum(-1), counted.sum(-1)], dim=1).cpu())
     documents, document_of = _documents(table)
     sums = torch.zeros(len(documents), 2, dtype=torch.float64).index_add_(0, document_of, torch.cat(rows).double())
