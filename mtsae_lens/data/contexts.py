@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import torch
@@ -116,20 +117,21 @@ class TokenTable:
 
 
 def read_tokens(source: str, split: Split, cutter: ContextCutter, max_contexts: int, *, seed: int = 0) -> TokenTable:
-    """Up to `max_contexts` contexts of a split, from documents in random order, all contexts of a document together.
+    """Up to `max_contexts` contexts of a split, drawn at random from as many documents as there may be contexts.
 
-    Contexts of one document each where documents are long enough for that, packed ones otherwise.
+    Contexts of one document each where the documents are long enough for that, packed ones otherwise.
     """
-    documents = list(islice(shuffle_stream(read_documents(source, split), seed), 4 * max_contexts))
+    documents = list(islice(shuffle_stream(read_documents(source, split), seed), max_contexts))
+    contexts: list[tuple[str, list[int]]] = []
     for packed in (False, True):
-        settings = ContextCutter(cutter.tokenizer, cutter.context_size, cutter.prepend_bos, packed=packed)
-        found = list(islice(settings.cut(documents), max_contexts))
-        if len(found) == max_contexts or (found and packed is False and len(found) >= len(documents) // 2):
+        contexts = list(replace(cutter, packed=packed).cut(documents))
+        if len(contexts) >= min(max_contexts, len(documents)):
             break
-    if not found:
+    if not contexts:
         raise DataError(
             f"{source}: split {split!r} has {len(documents)} documents and gives no context of {cutter.context_size} tokens; give "
             "more text or a smaller context size"
         )
-    names, tokens = zip(*found, strict=True)
+    random.Random(seed).shuffle(contexts)
+    names, tokens = zip(*contexts[:max_contexts], strict=True)
     return TokenTable(source, torch.tensor(tokens, dtype=torch.long), names)
