@@ -54,7 +54,7 @@ def _figure(figure: go.Figure) -> Markup:
         font={"color": "#808898"},
     )
     return Markup(
-        pio.to_html(figure, full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+        pio.to_html(figure, full_html=False, include_plotlyjs=False, config={"displayModeBar": False, "responsive": True})
     )
 
 
