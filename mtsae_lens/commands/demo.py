@@ -33,7 +33,7 @@ class DemoSettings(Settings):
     """Settings of `mtsae demo`."""
 
     out: Path = Path("runs/demo")
-    training_tokens: int = Field(2_000_000, gt=0)
+    training_tokens: int = Field(600_000, gt=0)
     d_sae: int = Field(1024, gt=0)
     k: int = Field(32, gt=0)
     n_eval_contexts: int = Field(256, gt=0)

@@ -59,12 +59,12 @@ class ActivationReader:
         return h
 
 
-Gather = Callable[[Tensor, Tensor], Tensor]  # (contexts, flat positions) -> rows
+Gather = Callable[[Tensor], Callable[[Tensor], Tensor]]  # contexts -> (flat positions -> rows)
 
 
-def gather_tokens(h: Float[Tensor, "batch pos d_in"], rows: Int[Tensor, " row"]) -> Float[Tensor, "row d_in"]:
-    """The activations of chosen positions, given as `context * n_positions + position`."""
-    return h.flatten(0, 1)[rows]
+def gather_tokens(h: Float[Tensor, "batch pos d_in"]) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_in"]]:
+    """A function of positions, given as `context * n_positions + position`: their activations."""
+    return h.flatten(0, 1).__getitem__
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class SequenceActivations:
         for number, h in self._blocks(block):
             kept = (h != 0).any(dim=-1).flatten().nonzero().squeeze(-1)
             order = torch.randperm(kept.shape[0], generator=self._generator(number)).to(kept.device)
+            gather_rows = gather(h)
             for rows in kept[order].tensor_split(self.block_size_batches)[skip:]:
-                yield gather(h, rows)
+                yield gather_rows(rows)
             skip = 0

@@ -11,7 +11,7 @@ tap that would read a wall, or read across one, reads nothing. So a mask needs n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -91,32 +91,38 @@ def sequence_reads(
 
 
 def gather_reads(
-    h: Float[Tensor, "batch pos d_in"], rows: Int[Tensor, " row"], offsets: Sequence[int], padding: Padding
-) -> Float[Tensor, "row read_d_in"]:
-    """What chosen positions read, each as one row: its own activations, then those at every other offset.
+    h: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
+) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row read_d_in"]]:
+    """A function of positions of these contexts: what each reads, as one row: its own activations, then those at every other offset.
 
     Such rows stand for themselves, so they can be mixed across contexts like the rows of a pointwise SAE; whole contexts in a batch
     make its gradient noisier at the same size.
 
     Args:
         h: contexts, masked positions zero.
-        rows: positions as `context * n_positions + position`.
         offsets: from `read_offsets`.
         padding: as in the configuration.
+
+    Returns:
+        A function of flat positions, `context * n_positions + position`.
     """
     segments = _segments(find_walls(h), padding)
     n_positions = h.shape[1]
-    context, position = rows // n_positions, rows % n_positions
-    reads = []
-    for offset in offsets:
-        laps = (position + offset).div(n_positions, rounding_mode="floor")
-        place = (position + offset) % n_positions
-        there = segments[context, place] + laps * segments[context, -1]
-        readable = there == segments[context, position]
-        if padding != "circular":
-            readable = readable & (laps == 0)
-        reads.append(h[context, place] * readable.unsqueeze(-1))
-    return torch.cat(reads, dim=-1)
+
+    def gather(rows: Int[Tensor, " row"]) -> Float[Tensor, "row read_d_in"]:
+        context, position = rows // n_positions, rows % n_positions
+        own = segments[context, position]
+        reads = []
+        for offset in offsets:
+            laps = (position + offset).div(n_positions, rounding_mode="floor")
+            place = (position + offset) % n_positions
+            readable = segments[context, place] + laps * segments[context, -1] == own
+            if padding != "circular":
+                readable = readable & (laps == 0)
+            reads.append(h[context, place] * readable.unsqueeze(-1))
+        return torch.cat(reads, dim=-1)
+
+    return gather
 
 
 def temporal_taps(
