@@ -46,10 +46,11 @@ def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
     """How many walls stand at or before each position; taps read where the number is their own.
 
-    On a circle a wall at the context's start (BOS) does not count: the paper's padding wraps around it.
+    On a circle a wall at the context's start (BOS) does not count if it is the only one: the paper's padding wraps around it.
     """
     if padding == "circular":
-        walls = torch.cat([torch.zeros_like(walls[:, :1]), walls[:, 1:]], dim=1)
+        lone = walls[:, :1] & (walls.sum(dim=-1, keepdim=True) == 1)
+        walls = walls & ~lone
     return walls.long().cumsum(dim=-1)
 
 

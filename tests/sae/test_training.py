@@ -1,0 +1,207 @@
+"""The loss, the start, and what is logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from torch import Tensor
+from torch.testing import assert_close
+
+from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
+from mtsae_lens.sae.separation import cosine_separation
+
+CONTEXT, D_IN, D_SAE = 10, 6, 20
+
+
+def training_sae(perturbed: bool = True, **settings: Any) -> MTTrainingSAE:
+    defaults = {"d_in": D_IN, "d_sae": D_SAE, "k": 4, "dilations": (1, 2), "context_size": CONTEXT, "dtype": "float64"}
+    torch.manual_seed(0)
+    sae = MTTrainingSAE(MTTrainingSAEConfig(**(defaults | settings)))
+    for parameter in sae.parameters() if perturbed else ():
+        parameter.data += 0.2 * torch.randn(parameter.shape, dtype=torch.float64)
+    return sae
+
+
+def step(
+    sae: MTTrainingSAE, rows: Tensor, *, dead: Tensor | None = None, logged: bool = False, **coefficients: float
+) -> TrainStepOutput:
+    coefficients = {"l1": 0.0, "separation": 0.0} | coefficients
+    return sae.training_forward_pass(
+        step_input=TrainStepInput(rows, coefficients, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=logged)
+    )
+
+
+@pytest.fixture
+def rows() -> Tensor:
+    return torch.randn(3 * CONTEXT, D_IN, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+@pytest.fixture
+def kept() -> Tensor:
+    """All but position 0 of each context and one wall."""
+    kept = torch.ones(3 * CONTEXT, dtype=torch.bool)
+    kept[::CONTEXT] = False
+    kept[CONTEXT + 4] = False
+    return kept
+
+
+# loss -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reconstruction_loss", ["mse", "l2"])
+def test_reconstruction_is_averaged_over_what_is_no_wall(reconstruction_loss: str, rows: Tensor, kept: Tensor) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(reconstruction_loss=reconstruction_loss)
+    output = step(sae, rows)
+    squared = (sae(rows) - rows)[kept].pow(2).sum(dim=-1)
+    expected = squared.mean() if reconstruction_loss == "mse" else squared.sqrt().mean()
+    assert set(output.losses) == {f"{reconstruction_loss}_loss"}
+    assert_close(output.loss, expected)
+    assert output.feature_acts.shape == (3 * CONTEXT, D_SAE)
+    assert not output.feature_acts[~kept].any()
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_first_positions_change_no_loss(activation: str, rows: Tensor) -> None:
+    sae = training_sae(activation=activation)
+    dead = torch.arange(D_SAE) < 3
+    changed = rows.clone()
+    changed[::CONTEXT] *= 100
+    before, after = (step(sae, given, dead=dead, l1=0.5, separation=0.5).losses for given in (rows, changed))
+    assert before == after
+    sae.cfg.skip_first_position = False
+    assert step(sae, rows).loss != step(sae, changed).loss
+
+
+def test_every_loss_is_in_the_sum(rows: Tensor) -> None:
+    for sae in (training_sae(activation="relu"), training_sae()):
+        output = step(sae, rows, dead=torch.arange(D_SAE) < 3, l1=0.5, separation=0.5)
+        assert len(output.losses) == 3
+        assert_close(output.loss, sum(output.losses.values()))
+
+
+def test_l1_weighs_features_by_their_decoder_norm(rows: Tensor, kept: Tensor) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(activation="relu")
+    expected = (sae.encode(rows)[kept] @ sae.W_dec.norm(dim=-1)).mean()
+    assert expected > 0
+    assert_close(step(sae, rows, l1=0.5).losses["l1_loss"], 0.5 * expected)
+    assert "l1_loss" not in step(training_sae(), rows, l1=0.5).losses
+
+
+def test_separation_is_a_loss_only_with_a_coefficient(rows: Tensor, kept: Tensor) -> None:
+    sae = training_sae()
+    x = sae.process_sae_in(rows)
+    keep = torch.ones(3, CONTEXT, dtype=torch.bool)
+    keep[:, 0] = False
+    expected = cosine_separation(sae.encode_scales(x), keep)
+    assert expected > 0
+    assert_close(step(sae, rows, separation=0.3).losses["separation_loss"], 0.3 * expected)
+    without = step(sae, rows)
+    assert "separation_loss" not in without.losses
+    assert_close(step(sae, rows, logged=True).metrics["separation"], expected.detach())
+
+
+def test_dead_features_learn_the_residual(rows: Tensor, kept: Tensor) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(aux_loss_coefficient=0.5)
+    dead = torch.zeros(D_SAE, dtype=torch.bool)
+    dead[[2, 7]] = True
+    output = step(sae, rows, dead=dead)
+    residual = (rows - output.sae_out)[kept]
+    error = (output.hidden_pre[kept][:, dead] @ sae.W_dec[dead] - residual).pow(2).sum(dim=-1).mean()
+    # fewer dead features than d_in / 2: all of them, weighed by their share
+    assert_close(output.losses["auxiliary_reconstruction_loss"], 0.5 * error * 2 / (D_IN // 2))
+    output.losses["auxiliary_reconstruction_loss"].backward()
+    assert sae.W_dec.grad is not None
+    assert sae.W_dec.grad[dead].any(dim=-1).all()
+    assert not sae.W_dec.grad[~dead].any()  # the residual is a constant to the auxiliary loss
+    assert sae.b_dec.grad is None or sae.b_dec.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("settings", "dead"),
+    [
+        ({}, None),
+        ({}, torch.zeros(D_SAE, dtype=torch.bool)),
+        ({"aux_loss_coefficient": 0.0}, torch.ones(D_SAE, dtype=torch.bool)),
+        ({"activation": "relu"}, torch.ones(D_SAE, dtype=torch.bool)),
+    ],
+    ids=["no-mask", "none-dead", "switched-off", "relu"],
+)
+def test_no_auxiliary_loss(settings: dict[str, Any], dead: Tensor | None, rows: Tensor) -> None:
+    assert "auxiliary_reconstruction_loss" not in step(training_sae(**settings), rows, dead=dead).losses
+
+
+def test_l2_loss_has_a_gradient_at_zero(rows: Tensor) -> None:
+    sae = training_sae(reconstruction_loss="l2", apply_b_dec_to_input=False)
+    sae.W_dec.data.zero_()
+    sae.b_dec.data.copy_(rows[0])
+    output = step(sae, rows[0].repeat(CONTEXT, 1))
+    assert torch.equal(output.sae_out, output.sae_in)
+    output.loss.backward()
+    assert sae.W_dec.grad is not None
+    assert sae.W_dec.grad.isfinite().all()
+
+
+# start ----------------------------------------------------------------------------------------------------------------
+
+
+def test_decoder_rows_have_unit_norm() -> None:
+    sae = training_sae(perturbed=False)
+    assert_close(sae.W_dec.norm(dim=-1), torch.ones(D_SAE, dtype=torch.float64))
+    sae.W_dec.data *= torch.linspace(0.1, 5, D_SAE)[:, None]
+    directions = sae.W_dec / sae.W_dec.norm(dim=-1, keepdim=True)
+    sae.normalize_decoder_()
+    assert_close(sae.W_dec, directions)
+    assert_close(
+        training_sae(perturbed=False, decoder_init_norm=0.1).W_dec.norm(dim=-1), torch.full((D_SAE,), 0.1, dtype=torch.float64)
+    )
+
+
+@pytest.mark.parametrize("padding", ["causal", "circular", "zero"])
+def test_scales_start_as_offsets(padding: str) -> None:
+    settings = {"padding": padding, "dilations": (1, 2, 4), "scale_norm": "none", "context_gain": 0.5, "context_size": 24}
+    sae = training_sae(perturbed=False, skip_first_position=False, **settings)
+    x = torch.randn(1, 24, D_IN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z = sae.encode_scales(x)
+    assert_close(z[:, :, 0], x)
+    for scale, dilation in ((1, 2), (2, 4)):
+        far = -2 * dilation if padding == "causal" else dilation
+        assert_close(z[:, 10:14, scale], 0.5 * x[:, 10 + far : 14 + far])
+    assert_close(sae.W_enc[:D_IN], sae.W_dec.T)
+    assert not sae.W_enc[D_IN:].any()
+
+
+def test_scales_start_as_a_convolution() -> None:
+    taps = training_sae(perturbed=False, tap_init="conv", dilations=(1, 2, 4, 8)).taps
+    bound = 3**-0.5
+    assert taps.abs().max() <= bound
+    assert taps.max() > 0.8 * bound
+    assert taps.min() < -0.8 * bound
+
+
+# coefficients and log -------------------------------------------------------------------------------------------------
+
+
+def test_coefficients() -> None:
+    assert training_sae(separation_coefficient=0.2).get_coefficients() == {"separation": 0.2}
+    relu = training_sae(activation="relu", l1_coefficient=0.7, l1_warm_up_steps=9).get_coefficients()
+    assert relu == {"separation": 0.0, "l1": TrainCoefficientConfig(0.7, 9)}
+
+
+def test_scale_statistics_on_logging_steps(rows: Tensor, kept: Tensor) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(scale_norm="none", context_gain=1.0)
+    assert step(sae, rows).metrics == {}
+    metrics = step(sae, rows, logged=True).metrics
+    statistics = {f"scale_{dilation}_{name}" for dilation in (1, 2) for name in ("mean", "std", "encoder_norm")}
+    assert set(metrics) == {"separation"} | statistics
+    convolved = sae.encode_scales(sae.process_sae_in(rows)).flatten(0, 1)[kept].detach()
+    for scale, dilation in enumerate((1, 2)):
+        assert_close(metrics[f"scale_{dilation}_mean"], convolved[:, scale].mean())
+        assert_close(metrics[f"scale_{dilation}_std"], convolved[:, scale].std())
+        assert_close(metrics[f"scale_{dilation}_encoder_norm"], sae.W_enc[scale * D_IN : (scale + 1) * D_IN].detach().norm())

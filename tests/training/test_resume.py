@@ -1,0 +1,329 @@
+"""Interrupted and resumed, a run ends in the very weights and log rows of a run that was not."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtsae_lens.commands.train import TrainSettings, train_sae
+from mtsae_lens.data.activations import SequenceActivations
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ConfigError, DataError, OutputError, TrainingInterrupted
+
+WEIGHTS = "sae_weights.safetensors"
+LOG = "training_log.jsonl"
+LONG_TOKENS = 160 * 64  # long enough for a signal to find it running
+
+
+_models: dict[str, Any] = {}  # loaded once
+
+
+def train(settings: TrainSettings, *, resume: bool = False) -> None:
+    if settings.model not in _models:
+        _models[settings.model] = load_language_model(settings.model)
+    train_sae(settings, _models[settings.model], resume=resume)
+
+
+def same_run(one: Path, other: Path) -> bool:
+    return all((one / name).read_bytes() == (other / name).read_bytes() for name in (WEIGHTS, LOG, "sparsity.safetensors"))
+
+
+def steps_saved(out: Path) -> list[int]:
+    return sorted(int(path.name.removeprefix("step_")) for path in (out / "checkpoints").glob("step_*"))
+
+
+def raise_signal_at(step: int, monkeypatch: pytest.MonkeyPatch, *, number: int = signal.SIGINT) -> None:
+    """While training makes the batch of this step (counted from 0); batches read to estimate the scale do not count."""
+    original = SequenceActivations.mixed
+
+    def batches(stream: SequenceActivations, first_step: int, **gather: Any) -> Iterator[torch.Tensor]:
+        for place, batch in enumerate(original(stream, first_step, **gather), first_step):
+            if place == step:
+                signal.raise_signal(number)
+            yield batch
+
+    def entered(stream: SequenceActivations, first_step: int = 0, **gather: Any) -> Iterator[torch.Tensor]:
+        training = sys._getframe(1).f_code.co_name == "fit"
+        return (batches if training else original)(stream, first_step, **gather)
+
+    monkeypatch.setattr(SequenceActivations, "mixed", entered)
+
+
+@pytest.fixture(scope="module", params=["mtsae", "topk"])
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    architecture: str, tmp_path_factory: pytest.TempPathFactory, tiny_settings: Callable[..., TrainSettings]
+) -> Path:
+    out = tmp_path_factory.mktemp("whole") / architecture
+    train(tiny_settings(out, architecture=architecture))
+    return out
+
+
+@pytest.mark.parametrize("step", [0, 5, 7, 11])
+def test_resumed_after_ctrl_c_is_bit_for_bit_the_same(
+    step: int,
+    architecture: str,
+    uninterrupted: Path,
+    tmp_path: Path,
+    tiny_settings: Callable[..., TrainSettings],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = tiny_settings(tmp_path / "run", architecture=architecture)
+    with monkeypatch.context() as patched:
+        raise_signal_at(step, patched)
+        with pytest.raises(TrainingInterrupted, match=f"saved at step {step + 1} of 12; --resume continues"):
+            train(settings)
+    assert steps_saved(settings.out)[-1] == step + 1
+    assert not (settings.out / WEIGHTS).exists()
+    train(settings, resume=True)
+    assert same_run(settings.out, uninterrupted)
+
+
+def test_the_comparison_can_fail(whole: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]) -> None:
+    settings = tiny_settings(tmp_path / "run", seed=1)
+    train(settings)
+    assert not same_run(settings.out, whole)
+
+
+def test_interrupted_again_and_again(
+    tmp_path: Path, tiny_settings: Callable[..., TrainSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tiny_settings(tmp_path / "whole", sae={"k": 4, "activation": "relu", "l1_warm_up_steps": 6}, dead_feature_window=2)
+    train(whole)
+    parts = whole.model_copy(update={"out": tmp_path / "parts"})
+    for step in (1, 3, 8):
+        with monkeypatch.context() as patched:
+            raise_signal_at(step, patched)
+            with pytest.raises(TrainingInterrupted):
+                train(parts, resume=True)
+    train(parts, resume=True)
+    assert same_run(parts.out, whole.out)
+
+
+def test_handlers_are_put_back(
+    tmp_path: Path, tiny_settings: Callable[..., TrainSettings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    raise_signal_at(2, monkeypatch, number=signal.SIGTERM)
+    with pytest.raises(TrainingInterrupted) as stopped:
+        train(tiny_settings(tmp_path / "run"))
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    uninterrupted: Path, architecture: str, tmp_path: Path, tiny_settings: Any
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    train(tiny_settings(tmp_path / "run", architecture=architecture), resume=True)
+    assert same_run(tmp_path / "run", uninterrupted)
+
+
+# ---------------------------------------------------------------------------------------------- signals from outside
+
+
+@pytest.fixture(scope="module")
+def long_arguments(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, text_file: Path) -> list[str]:
+    config = tmp_path_factory.mktemp("config") / "often.yaml"
+    config.write_text("checkpoint_every_n_steps: 10\nlog_every_n_steps: 5\nlr: 0.001\nsae: {k: 4}\n")
+    arguments = f"train --model {tiny_model_dir} --hook-name blocks.0.hook_resid_post --dataset {text_file} --context-size 32 "
+    return f"{arguments} --batch-size-tokens 64 --training-tokens {LONG_TOKENS} --d-sae 32 --config {config}".split()
+
+
+@pytest.fixture(scope="module")
+def long_settings(tiny_settings: Callable[..., TrainSettings]) -> Callable[[Path], TrainSettings]:
+    return lambda out: tiny_settings(
+        out, batch_size_tokens=64, training_tokens=LONG_TOKENS, checkpoint_every_n_steps=10, log_every_n_steps=5
+    )
+
+
+@pytest.fixture(scope="module")
+def long_uninterrupted(tmp_path_factory: pytest.TempPathFactory, long_settings: Callable[[Path], TrainSettings]) -> Path:
+    out = tmp_path_factory.mktemp("long") / "run"
+    train(long_settings(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def signalled(tmp_path_factory: pytest.TempPathFactory, long_arguments: list[str]) -> dict[int, tuple[Path, int, str]]:
+    """Folder, exit code and stderr of two `mtsae train`, each sent its signal as soon as its first checkpoint is there."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "mtsae_lens.cli", *long_arguments, "--out"]
+    outs = {number: tmp_path_factory.mktemp("signalled") / "run" for number in (signal.SIGKILL, signal.SIGTERM)}
+    processes = {
+        number: subprocess.Popen(
+            [*command, str(out)], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        for number, out in outs.items()
+    }
+    waiting, deadline = dict(outs), time.monotonic() + 120
+    try:
+        while waiting:
+            for number, out in list(waiting.items()):
+                assert processes[number].poll() is None, processes[number].communicate()[1]
+                if list(out.glob("checkpoints/step_*")):
+                    processes[number].send_signal(number)
+                    del waiting[number]
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        return {number: (outs[number], process.wait(60), process.communicate()[1]) for number, process in processes.items()}
+    finally:
+        for process in processes.values():
+            process.kill()
+
+
+def test_resumed_after_kill_9_is_bit_for_bit_the_same(
+    signalled: dict[int, tuple[Path, int, str]], long_arguments: list[str], long_uninterrupted: Path, mtsae: Callable[..., Any]
+) -> None:
+    out, code, _ = signalled[signal.SIGKILL]
+    assert code == -signal.SIGKILL
+    assert not (out / WEIGHTS).exists()
+    outcome = mtsae(*long_arguments, "--out", out, "--resume")
+    assert outcome.code == 0, outcome.err
+    assert same_run(out, long_uninterrupted)
+
+
+def test_sigterm_saves_a_checkpoint_to_resume_from(
+    signalled: dict[int, tuple[Path, int, str]], long_settings: Callable[[Path], TrainSettings], long_uninterrupted: Path
+) -> None:
+    out, code, errors = signalled[signal.SIGTERM]
+    assert code != 0
+    assert "Traceback" not in errors
+    assert not (out / WEIGHTS).exists()
+    stopped_at = steps_saved(out)[-1]
+    assert 10 <= stopped_at < 160
+    train(long_settings(out), resume=True)
+    assert same_run(out, long_uninterrupted)
+
+
+def test_sigterm_exits_143_and_says_what_to_do(signalled: dict[int, tuple[Path, int, str]]) -> None:
+    _, code, errors = signalled[signal.SIGTERM]
+    assert code == 128 + signal.SIGTERM
+    assert "stopped: saved at step" in errors
+    assert "--resume continues" in errors
+
+
+# ---------------------------------------------------------------------------------------------- what cannot be resumed
+
+
+@pytest.fixture(scope="module")
+def stopped_at_7(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Callable[..., TrainSettings]) -> Path:
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patched:
+        raise_signal_at(6, patched)
+        with pytest.raises(TrainingInterrupted):
+            train(tiny_settings(out))
+    return out
+
+
+@pytest.fixture
+def interrupted(
+    stopped_at_7: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> Callable[..., TrainSettings]:
+    """Settings, with changes, of a run that has checkpoints at steps 4 and 7."""
+    shutil.copytree(stopped_at_7, tmp_path / "run")
+    assert steps_saved(tmp_path / "run") == [4, 7]
+    return lambda **changes: tiny_settings(tmp_path / "run", **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Callable[..., TrainSettings]) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "run"
+    train(tiny_settings(out))
+    return out
+
+
+FILES = ("sae_weights.safetensors", "trainer_state.safetensors", "trainer_state.json", "activation_scaler.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", ["cut", "gone", "noise"])
+def test_a_damaged_checkpoint_is_named(name: str, damage: str, interrupted: Callable[..., TrainSettings]) -> None:
+    out = interrupted().out
+    path = out / "checkpoints" / "step_000000007" / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\xff\xfe\x00" * 50)
+    with pytest.raises(DataError, match=r"step_000000007 is damaged .*; delete it and resume from an earlier one"):
+        train(interrupted(), resume=True)
+
+
+def test_an_earlier_checkpoint_serves(interrupted: Callable[..., TrainSettings], whole: Path) -> None:
+    shutil.rmtree(interrupted().out / "checkpoints" / "step_000000007")
+    train(interrupted(), resume=True)
+    assert same_run(interrupted().out, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": 0.5}, "lr: 0.001 then, 0.5 now"),
+        ({"seed": 3}, "seed: 0 then, 3 now"),
+        ({"sae": {"k": 5}}, r"sae\.k: 4 then, 5 now"),
+        ({"d_sae": 16}, r"sae\.d_sae: 32 then, 16 now"),
+        ({"architecture": "topk"}, r"'mtsae' then, 'topk' now"),
+        (
+            {"hook_name": "blocks.1.hook_resid_post"},
+            "hook_name: 'blocks.0.hook_resid_post' then, 'blocks.1.hook_resid_post' now",
+        ),
+        ({"dataset": "kjv"}, "dataset_path: .* then, 'kjv' now"),
+        ({"weight_decay": 0.01}, "weight_decay: 0.0 then, 0.01 now"),
+        ({"training_tokens": 20 * 128}, "training_tokens: 1536 then, 2560 now"),
+        ({"prepend_bos": False}, "prepend_bos: True then, False now"),
+        ({"packed": False}, "disable_concat_sequences: False then, True now"),
+        ({"dead_feature_window": 1}, r"dead_feature_window: \d+ then, 1 now"),
+    ],
+)
+def test_other_settings_are_refused(interrupted: Callable[..., TrainSettings], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=f"{message}.*resume with the same, or give a new --out"):
+        train(interrupted(**changes), resume=True)
+    assert steps_saved(interrupted().out) == [4, 7]
+
+
+def test_other_settings_are_refused_for_a_short_finished_run_too(
+    tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    train(tiny_settings(tmp_path / "run", checkpoint_every_n_steps=200))
+    with pytest.raises(ConfigError):
+        train(tiny_settings(tmp_path / "run", checkpoint_every_n_steps=200, lr=0.5), resume=True)
+
+
+def test_a_run_is_not_written_over(whole: Path, interrupted: Callable[..., TrainSettings], tiny_settings: Any) -> None:
+    for out in (whole, interrupted().out):
+        before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+        with pytest.raises(OutputError, match="holds a run already; continue it with --resume, or give another --out"):
+            train(tiny_settings(out))
+        assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path != out} == before
+
+
+def test_a_checkpoint_is_whole_or_absent(
+    interrupted: Callable[..., TrainSettings], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed while a checkpoint is written, the run resumes from the one before."""
+    from mtsae_lens.training import checkpoints
+
+    def killed(*_: Any) -> None:
+        raise SystemExit(9)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "write_json", killed)
+        with pytest.raises(SystemExit):
+            train(interrupted(), resume=True)
+    assert steps_saved(interrupted().out) == [4, 7]
+    train(interrupted(), resume=True)
+    assert same_run(interrupted().out, whole)
