@@ -122,11 +122,10 @@ def read_tokens(source: str, split: Split, cutter: ContextCutter, max_contexts: 
     Contexts of one document each where the documents are long enough for that, packed ones otherwise.
     """
     documents = list(islice(shuffle_stream(read_documents(source, split), seed), max_contexts))
-    contexts: list[tuple[str, list[int]]] = []
-    for packed in (False, True):
-        contexts = list(replace(cutter, packed=packed).cut(documents))
-        if len(contexts) >= min(max_contexts, len(documents)):
-            break
+    contexts = list(replace(cutter, packed=False).cut(documents))
+    if len(contexts) < min(max_contexts, len(documents)):
+        stream = shuffle_stream(read_documents(source, split), seed)
+        contexts = list(islice(replace(cutter, packed=True).cut(stream), max_contexts))
     if not contexts:
         raise DataError(
             f"{source}: split {split!r} has {len(documents)} documents and gives no context of {cutter.context_size} tokens; give "

@@ -124,7 +124,10 @@ class SequenceSAETrainingRunner:
             return TrainingSAE.load_from_disk(self.cfg.from_pretrained_path, self.cfg.device)
         with torch.random.fork_rng():
             torch.manual_seed(self.cfg.seed)
-            return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(self.cfg.get_training_sae_cfg_dict()).to_dict())
+            try:
+                return TrainingSAE.from_dict(TrainingSAEConfig.from_dict(self.cfg.get_training_sae_cfg_dict()).to_dict())
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"architecture {self.cfg.sae.architecture()!r} refuses its settings: {error}") from error
 
     @property
     def batches(self) -> Batches:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -68,6 +69,14 @@ def test_separators_inside_a_context_are_zero_and_nothing_else_is(tiny_model: An
     stream = SequenceActivations(ActivationReader(tiny_model, HOOK), contexts, BATCH, BLOCK)
     rows = torch.cat(list(islice(stream.sequences(), BLOCK)))
     assert (rows == 0).all(dim=-1).sum().item() == n_special
+
+
+def test_position_0_is_zero_without_bos_too(stream: SequenceActivations) -> None:
+    cutter = ContextCutter(stream.cutter.tokenizer, POS, prepend_bos=False)
+    without = replace(stream, contexts=replace(stream.contexts, cutter=cutter))
+    rows = next(without.sequences()).view(-1, POS, 32)
+    assert (rows[:, 0] == 0).all()
+    assert (rows[:, 1:] != 0).any(dim=-1).all()
 
 
 @pytest.mark.parametrize("kind", ["sequences", "mixed"])

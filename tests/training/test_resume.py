@@ -19,6 +19,7 @@ from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, DataError, OutputError, TrainingInterrupted
+from mtsae_lens.training.log import read_log
 
 WEIGHTS = "sae_weights.safetensors"
 LOG = "training_log.jsonl"
@@ -99,11 +100,16 @@ def test_the_comparison_can_fail(whole: Path, tmp_path: Path, tiny_settings: Cal
     assert not same_run(settings.out, whole)
 
 
+@pytest.mark.parametrize(
+    "sae", [{"activation": "relu", "l1_warm_up_steps": 6}, {"k": 2, "aux_loss_coefficient": 1.0}], ids=["relu", "dead-features"]
+)
 def test_interrupted_again_and_again(
-    tmp_path: Path, tiny_settings: Callable[..., TrainSettings], monkeypatch: pytest.MonkeyPatch
+    sae: dict[str, Any], tmp_path: Path, tiny_settings: Callable[..., TrainSettings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tiny_settings(tmp_path / "whole", sae={"k": 4, "activation": "relu", "l1_warm_up_steps": 6}, dead_feature_window=2)
+    whole = tiny_settings(tmp_path / "whole", sae=sae, d_sae=256, dead_feature_window=2)
     train(whole)
+    if "k" in sae:
+        assert read_log(whole.out / LOG)[-1]["sparsity/dead_features"] > 10
     parts = whole.model_copy(update={"out": tmp_path / "parts"})
     for step in (1, 3, 8):
         with monkeypatch.context() as patched:
