@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 from hypothesis import assume, example, given, settings
-from hypothesis import assume, strategies as st
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
