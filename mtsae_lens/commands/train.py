@@ -75,15 +75,29 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         values["reshape_activations"] = "hook_z"
     if issubclass(config_class, MTTrainingSAEConfig):
         values["context_size"] = settings.context_size
+    for field in fields(config_class):
+        if field.name in settings.sae:
+            _check_kind(field.name, settings.sae[field.name], field.default)
     values |= settings.sae
-    if isinstance(values.get("k"), int) and values["k"] > settings.d_sae:
-        raise ConfigError(f"k={values['k']} is more than the {settings.d_sae} features that --d-sae gives")
+    k = values.get("k")
+    if k is not None and not 0 < k <= settings.d_sae:
+        raise ConfigError(f"k must lie between 1 and the {settings.d_sae} features that --d-sae gives; got {k}")
     try:
         return config_class(**values)
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"architecture {settings.architecture!r} refuses its settings: {' '.join(str(error).split())}"
         ) from error
+
+
+def _check_kind(name: str, value: Any, default: Any) -> None:
+    """Refuse a value of another kind than the default's, where the default tells: SAELens checks no types."""
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise ConfigError(f"{name} must be true or false; got {value!r}")
+    if type(default) is int and type(value) is not int:
+        raise ConfigError(f"{name} must be a whole number; got {value!r}")
+    if type(default) is float and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ConfigError(f"{name} must be a number; got {value!r}")
 
 
 def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:

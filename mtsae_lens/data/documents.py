@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -49,7 +50,7 @@ def cut_into_documents(text: str) -> Iterator[str]:
     """Whole lines up to about `DOCUMENT_CHARS`, ended at a blank line where one comes soon."""
     kept: list[str] = []
     length = 0
-    for line in text.split("\n"):
+    for line in _lines(text):
         kept.append(line.rstrip())
         length += len(line) + 1
         if length >= DOCUMENT_CHARS and (not line.strip() or length >= 1.5 * DOCUMENT_CHARS):
@@ -57,6 +58,15 @@ def cut_into_documents(text: str) -> Iterator[str]:
             kept, length = [], 0
     if any(kept):
         yield "\n".join(kept).strip("\n")
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines; one that is longer than six documents is wrapped, or a text without line breaks would be a single document."""
+    for line in text.split("\n"):
+        if len(line) > 6 * DOCUMENT_CHARS:
+            yield from textwrap.wrap(line, DOCUMENT_CHARS, break_on_hyphens=False)
+        else:
+            yield line
 
 
 @cache
@@ -88,7 +98,7 @@ def read_documents(source: str, split: Split | None = None) -> Iterator[Document
 def _read(source: str) -> Iterator[Document]:
     if source == EMBEDDED:
         return _read_embedded(None)
-    if source.strip() and Path(source).exists():
+    if source.strip() and _exists(source):
         return _in_order(source, _read_path(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
@@ -99,6 +109,13 @@ def _read(source: str) -> Iterator[Document]:
     ):
         return _in_order(source, _read_hub(source))
     raise DataError(f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, *embedded_domains()])}")
+
+
+def _exists(source: str) -> bool:
+    try:
+        return Path(source).exists()
+    except OSError:  # a name too long for a file, or with a zero byte
+        return False
 
 
 def _read_embedded(domain: str | None) -> Iterator[Document]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -53,6 +52,8 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
 def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETransformer:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; needed a Hugging Face model folder (config, safetensors, tokenizer)")
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise ModelError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save it beside the model")
     if not list(folder.glob("*.safetensors")):
         raise ModelError(f"{folder}: no .safetensors file; other weight formats can execute code and are not read")
     try:
@@ -87,7 +88,9 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
 def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str) -> Any:
     """TransformerLens's config, read from a copy of config.json: it would guess the family from words in the folder's path."""
     with tempfile.TemporaryDirectory(prefix="lm_") as neutral:
-        shutil.copy(folder / "config.json", neutral)
+        (Path(neutral) / "config.json").write_text(
+            json.dumps(_with_older_keys(json.loads((folder / "config.json").read_text())))
+        )
         try:
             cfg = loading.get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
         except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
@@ -100,11 +103,18 @@ def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str) -> Any
     return cfg
 
 
+def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
+    """Names that TransformerLens still reads and that transformers no longer writes."""
+    rope = config.get("rope_parameters") or {}
+    older = {"n_ctx": config.get("n_positions"), "partial_rotary_factor": rope.get("partial_rotary_factor")}
+    return {name: value for name, value in older.items() if value is not None} | config
+
+
 @torch.no_grad()
 def _check_conversion(folder: Path, model: HookedSAETransformer, hf_model: Any) -> None:
     """The hooked model must give the logits of the model it was made from."""
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.cfg.d_vocab, (1, min(16, model.cfg.n_ctx)), generator=generator).to(model.cfg.device)
+    tokens = torch.randint(0, model.cfg.d_vocab, (1, min(128, model.cfg.n_ctx)), generator=generator).to(model.cfg.device)
     expected = hf_model.to(model.cfg.device).eval()(tokens).logits[..., : model.cfg.d_vocab].log_softmax(-1)
     difference = (model(tokens).log_softmax(-1) - expected).abs().max().item()
     if not difference < MAX_LOGIT_DIFFERENCE:

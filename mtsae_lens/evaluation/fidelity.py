@@ -113,7 +113,8 @@ def evaluate_fidelity(
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
     metrics["dead_features"] = sum(density == 0 for density in feature_metrics["feature_density"])
     metrics["n_features"] = sae.cfg.d_sae
-    metrics["n_tokens"] = held_out.n_batches * batch_size * held_out.context_size
+    seen = table.tokens[: held_out.n_batches * batch_size]
+    metrics["n_tokens"] = int((~cutter.special_positions(seen)).sum())
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mtsae_lens.errors import OutputError
+from mtsae_lens.errors import DataError, OutputError
+from mtsae_lens.files import write_text
 
 
 class TrainingLog:
@@ -23,11 +24,16 @@ class TrainingLog:
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if first_step and path.exists():
-            for line in path.read_text().splitlines(keepends=True):
-                # a kill can leave half a line at the end; the step it was about is made again
-                if line.endswith("\n") and json.loads(line)["step"] <= first_step:
+            for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
+                if not line.endswith("\n"):
+                    break  # a kill can leave half a line at the end; the step it was about is made again
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise DataError(f"{path}:{number}: damaged; delete that line and resume again") from error
+                if row["step"] <= first_step:
                     kept.append(line)
-        path.write_text("".join(kept))
+        write_text(path, "".join(kept))
         self._file = path.open("a")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:

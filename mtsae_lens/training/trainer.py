@@ -85,7 +85,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @override
     def _is_logging_step(self) -> bool:
-        return (self.n_training_steps + 1) % self.options.log_every_n_steps == 0
+        step = self.n_training_steps + 1
+        return step % self.options.log_every_n_steps == 0 or step == self.cfg.total_training_steps
 
     @property
     def _run_dir(self) -> Path | None:
