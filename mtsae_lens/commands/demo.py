@@ -97,7 +97,7 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     tables = [metrics_table(fidelity), effects_table(unlearning)]
     fidelity_text = (
         f"SAELens's run_evals on {fidelity[ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same rows "
-        "of the same sequences, with the same width, L0, steps and schedule; the pointwise one sees them mixed."
+        "of the same sequences, mixed alike, with the same width, L0, steps and schedule."
     )
     config = lm.sae.cfg
     sections = [

@@ -16,7 +16,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.errors import ModelError, nearest
 
-PAPER_MODEL = "pythia-70m"  # the paper's language model; its hook is blocks.3.hook_resid_post
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
 
 MAX_LOGIT_DIFFERENCE = 1e-3  # between the hooked model and the one it was made from, in log-probability

@@ -93,15 +93,3 @@ def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, floa
         figure.add_vline(x=budgets[role], line_dash="dash", line_color=_PALETTE[number])
     figure.update_layout(height=380, xaxis_title="nats added to retain text", yaxis_title="nats added to forget text")
     return figure
-
-
-def density_histogram(densities: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Log10 of how often features fire; features that never fire are not in it."""
-    import numpy as np  # noqa: PLC0415
-
-    figure = go.Figure()
-    for number, (name, values) in enumerate(densities.items()):
-        alive = np.asarray([value for value in values if value > 0])
-        figure.add_histogram(x=np.log10(alive), name=name, nbinsx=50, marker_color=_PALETTE[number], opacity=0.7)
-    figure.update_layout(barmode="overlay", height=340, xaxis_title="log10 of the share of tokens", yaxis_title="features")
-    return figure

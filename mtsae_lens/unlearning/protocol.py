@@ -40,8 +40,8 @@ class Corpus:
 class UnlearningSettings:
     """What is swept on TUNE, and the budgets that decide there."""
 
-    n_features: tuple[int, ...] = (50, 100, 200, 400)
-    multipliers: tuple[float, ...] = (1.0, 3.0, 6.0)
+    n_features: tuple[int, ...] = (5, 20, 80, 320)
+    multipliers: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     far_budget: float = 0.05
     """Nats per token that no far-retain corpus may lose on TUNE; half of what is allowed on TEST."""
     near_budget: float = 0.1
