@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mtsae_lens.commands.unlearn import UnlearnSettings, effects_table, unlearn,
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.exploration.examples import top_examples
+from mtsae_lens.exploration.examples import FeatureExamples, top_examples
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.features import feature_cards
@@ -55,6 +56,19 @@ class DemoSettings(Settings):
             sae={"k": self.k},
         )
 
+    def unlearning(self) -> UnlearnSettings:
+        """The experiment on the MTSAE."""
+        return UnlearnSettings(
+            sae=self.out / ARCHITECTURE,
+            out=self.out,
+            forget=self.forget,
+            near=self.near,
+            retain=self.retain,
+            reference="embedded-retrained",
+            contexts_per_split=self.contexts_per_split,
+            seed=self.seed,
+        )
+
 
 def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`) and `report.html`.
@@ -67,42 +81,37 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     model = load_language_model("embedded")
     reference = load_language_model("embedded-retrained")
     assert model.tokenizer is not None
+    cutter = ContextCutter(model.tokenizer, settings.training(ARCHITECTURE).context_size)
+    held_out = read_tokens("embedded", "test", cutter, settings.n_eval_contexts, seed=settings.seed)
     logs, fidelity = {}, {}
     for architecture in (ARCHITECTURE, BASELINE):
         training = settings.training(architecture)
         train_sae(training, model, resume=True)
         logs[architecture] = read_log(training.out / "training_log.jsonl")
-        cutter = ContextCutter(model.tokenizer, training.context_size)
-        table = read_tokens("embedded", "test", cutter, settings.n_eval_contexts, seed=settings.seed)
-        fidelity[architecture] = evaluate_fidelity(load_sae(training.out), model, cutter, table)
+        fidelity[architecture] = evaluate_fidelity(load_sae(training.out), model, cutter, held_out)
 
     lm = HookedLM(model, Splice(load_sae(settings.out / ARCHITECTURE)), cutter)
-    unlearning_settings = UnlearnSettings(
-        sae=settings.out / ARCHITECTURE,
-        out=settings.out,
-        forget=settings.forget,
-        near=settings.near,
-        retain=settings.retain,
-        reference="embedded-retrained",
-        contexts_per_split=settings.contexts_per_split,
-        seed=settings.seed,
-    )
-    chosen, unlearning = unlearn(unlearning_settings, lm, reference)
+    chosen, unlearning = unlearn(settings.unlearning(), lm, reference)
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
     features = top_examples(lm, forget_table, chosen.features[: settings.n_shown_features], n_examples=3)
 
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     metrics = {"fidelity": fidelity, "unlearning": unlearning, "provenance": made}
     write_metrics(settings.out, metrics)
-    tables = [metrics_table(fidelity), effects_table(unlearning)]
+    _write_report(settings, metrics, logs, features, lm.sae.cfg)
+    return metrics, [metrics_table(fidelity), effects_table(unlearning)]
+
+
+def _write_report(
+    settings: DemoSettings, metrics: dict[str, Any], logs: dict[str, Any], features: Sequence[FeatureExamples], config: Any
+) -> None:
     fidelity_text = (
-        f"SAELens's run_evals on {fidelity[ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same rows "
-        "of the same sequences, mixed alike, with the same width, L0, steps and schedule."
+        f"SAELens's run_evals on {metrics['fidelity'][ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
+        "rows of the same sequences, mixed alike, with the same width, L0, steps and schedule."
     )
-    config = lm.sae.cfg
     sections = [
-        Section("How good is the SAE?", fidelity_text, table=tables[0]),
-        *unlearning_sections(unlearning_settings, unlearning),
+        Section("How good is the SAE?", fidelity_text, table=metrics_table(metrics["fidelity"])),
+        *unlearning_sections(settings.unlearning(), metrics["unlearning"]),
         Section(
             "Features that were edited",
             f"Where they fire most in held-out text of {settings.forget}; darker is stronger, the frame marks the peak.",
@@ -119,5 +128,4 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
         f"A Multi-Scale Temporal SAE ({config.d_sae:,} features, L0 {config.k}, dilations {', '.join(map(str, config.dilations))}) on the "
         f"embedded language model, and what the model forgets when features of {settings.forget!r} are edited."
     )
-    write_report(settings.out, "mtsae-lens demo", lead, sections, made)
-    return metrics, tables
+    write_report(settings.out, "mtsae-lens demo", lead, sections, metrics["provenance"])
