@@ -75,6 +75,8 @@ def train(
         "device": device,
     }
     settings = TrainSettings.build(config, typed)
+    if resume and not (settings.out / "checkpoints").is_dir():
+        typer.echo(f"no checkpoint in {settings.out}: starting anew", err=True)
     metrics = run_train(settings, resume=resume)
     final = metrics["final"]
     typer.echo(

@@ -12,6 +12,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
 
 from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError, OutputError, nearest
 from mtsae_lens.files import prepare_output_dir
@@ -134,6 +135,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     Raises:
         OutputError: the folder holds another run, and `resume` is False.
     """
+    check_source(settings.dataset)
     prepare_output_dir(settings.out)
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
@@ -151,13 +153,15 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.
 
-    `metrics.json`: `final` (the last row of the training log), `n_training_steps`, `n_training_tokens`, `provenance`.
+    `metrics.json`: `final` (the last row of the training log), `resumed` (then `seconds` are those of the last part),
+    `n_training_steps`, `n_training_tokens`, `provenance`.
     """
     watch = Stopwatch()
     sae = train_sae(settings, resume=resume)
     rows = read_log(settings.out / "training_log.jsonl")
     metrics: dict[str, Any] = {
         "final": rows[-1] if rows else {},
+        "resumed": resume,
         "n_training_steps": settings.training_tokens // settings.batch_size_tokens,
         "n_training_tokens": settings.training_tokens // settings.batch_size_tokens * settings.batch_size_tokens,
         "provenance": provenance(settings.seed, watch.seconds, settings.model_dump(mode="json")),

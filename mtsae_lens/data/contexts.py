@@ -128,8 +128,8 @@ def read_tokens(source: str, split: Split, cutter: ContextCutter, max_contexts: 
         contexts = list(islice(replace(cutter, packed=True).cut(stream), max_contexts))
     if not contexts:
         raise DataError(
-            f"{source}: split {split!r} has {len(documents)} documents and gives no context of {cutter.context_size} tokens; give "
-            "more text or a smaller context size"
+            f"{source}: split {split!r} has {len(documents)} documents and gives no context of {cutter.context_size} tokens (of every "
+            "ten documents one is for each of select, tune and test); give more text or a smaller context size"
         )
     random.Random(seed).shuffle(contexts)
     names, tokens = zip(*contexts[:max_contexts], strict=True)

@@ -102,6 +102,9 @@ def _read(source: str) -> Iterator[Document]:
         return _in_order(source, _read_path(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
+    parts = Path(source).parts
+    if len(parts) > 1 and parts[0] not in (".", "..", "/") and Path(parts[0]).is_dir():
+        raise DataError(f"no file or folder {source!r}, though {parts[0]!r} is a folder here")
     if (
         "/" in source
         and not source.startswith((".", "/", "~"))
@@ -131,18 +134,19 @@ def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:
 
 def _read_path(path: Path) -> Iterator[str]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
         if not files:
             raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
         for file in files:
             yield from _read_path(file)
         return
     try:
-        if path.suffix == ".txt":
+        suffix = path.suffix.lower()
+        if suffix == ".txt":
             yield from cut_into_documents(_decode(path, path.read_bytes()))
-        elif path.suffix == ".jsonl":
+        elif suffix == ".jsonl":
             yield from _read_jsonl(path)
-        elif path.suffix == ".parquet":
+        elif suffix == ".parquet":
             yield from _read_parquet(path)
         else:
             raise DataError(

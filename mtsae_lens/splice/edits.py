@@ -35,7 +35,14 @@ class FeatureEdit:
     def apply(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], open_at: Bool[Tensor, "batch pos"]
     ) -> Float[Tensor, "batch pos d_sae"]:
-        """The edited activations."""
+        """The edited activations.
+
+        Raises:
+            ConfigError: a feature that the SAE does not have.
+        """
+        d_sae = feature_acts.shape[-1]
+        if any(not 0 <= feature < d_sae for feature in self.features):
+            raise ConfigError(f"features must lie between 0 and {d_sae - 1}; got {min(self.features)} to {max(self.features)}")
         factor = torch.ones(feature_acts.shape[-1], device=feature_acts.device, dtype=feature_acts.dtype)
         factor[list(self.features)] = -self.multiplier
         return torch.where(open_at.unsqueeze(-1), feature_acts * factor, feature_acts)

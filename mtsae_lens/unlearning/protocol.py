@@ -6,8 +6,10 @@ hook the model is what it was.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -83,6 +85,10 @@ class Experiment:
             raise DataError(
                 "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain"
             )
+        sources = [str(Path(c.source).resolve()) if Path(c.source).exists() else c.source for c in self.corpora]
+        repeated = sorted({source for source in sources if sources.count(source) > 1})
+        if repeated:
+            raise DataError(f"{repeated[0]} is given in two roles; a text is either forgotten, near or far")
 
     def tables(self, split: Any, role: Role | None = None) -> list[TokenTable]:
         """The contexts of a split, of every corpus or of those of one role."""
@@ -97,7 +103,8 @@ def choose(experiment: Experiment, reference: HookedSAETransformer | None = None
     """Select features and calibrate the gate on SELECT; set their number and the multiplier on TUNE.
 
     Among the settings of the sweep that stay within both budgets: with a reference model that never saw the forget text, the one whose
-    forget loss is nearest to the reference's (a higher one is damage, not forgetting); without one, the highest.
+    forget loss is nearest to the reference's (a higher one is damage, not forgetting); without one, the highest that is no worse than
+    guessing every token alike.
 
     Raises:
         DataError: no feature prefers the forget text, or no setting stays within the budgets.
@@ -129,19 +136,31 @@ def choose(experiment: Experiment, reference: HookedSAETransformer | None = None
     if reference is not None:
         (tune_table,) = experiment.tables("tune", "forget")
         goal = _reference_gap(lm, reference, tune_table)
+    else:
+        within = _no_worse_than_guessing(within, math.log(lm.model.cfg.d_vocab))
     best = min(within, key=lambda row: abs(row["forget"] - goal) if goal < float("inf") else -row["forget"])
     return Chosen(tuple(ranked[: best["n_features"]]), best["multiplier"], gate, tuple(sweep))
 
 
+def _no_worse_than_guessing(sweep: Sequence[dict[str, Any]], uniform: float) -> list[dict[str, Any]]:
+    """The settings whose forget loss stays within that of guessing every token alike, or else the one nearest to it."""
+    return [row for row in sweep if row["forget_nll"] <= uniform] or [min(sweep, key=lambda row: row["forget_nll"])]
+
+
 def _sweep(experiment: Experiment, edits: Sequence[FeatureEdit]) -> list[dict[str, Any]]:
     worst: dict[str, list[float]] = {}
+    forget_nll: list[float] = []
     for corpus, table in zip(experiment.corpora, experiment.tables("tune"), strict=True):
-        deltas = [effect.nll_delta for effect in measure_edits(experiment.lm, table, edits)]
+        effects = measure_edits(experiment.lm, table, edits)
+        deltas = [effect.nll_delta for effect in effects]
+        if corpus.role == "forget":
+            forget_nll = [effect.mean(effect.nll_edited) for effect in effects]
         before = worst.setdefault(corpus.role, [-float("inf")] * len(edits))
         worst[corpus.role] = [max(pair) for pair in zip(before, deltas, strict=True)]
     return [
         {"n_features": len(edit.features), "multiplier": edit.multiplier}
         | {role: worst[role][index] if role in worst else 0.0 for role in ("forget", "near", "far")}
+        | {"forget_nll": forget_nll[index]}
         for index, edit in enumerate(edits)
     ]
 

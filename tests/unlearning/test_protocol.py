@@ -16,7 +16,8 @@ from mtsae_lens.unlearning.statistics import FiringStatistics
 
 
 def row(n_features: int, multiplier: float, forget: float, near: float, far: float) -> dict[str, float]:
-    return {"n_features": n_features, "multiplier": multiplier, "forget": forget, "near": near, "far": far}
+    found = {"n_features": n_features, "multiplier": multiplier, "forget": forget, "near": near, "far": far}
+    return found | {"forget_nll": 4.0 + forget}
 
 
 SWEEP = [
@@ -40,7 +41,8 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(protocol, "calibrate_gate", lambda *args, **kwargs: "gate")
         monkeypatch.setattr(protocol, "_sweep", lambda experiment, edits: sweep)
         monkeypatch.setattr(protocol, "_reference_gap", lambda *args: gap)
-        experiment = Experiment(None, (Corpus("a", "forget"), Corpus("b", "far")), UnlearningSettings(**settings))  # type: ignore[arg-type]
+        lm: Any = SimpleNamespace(model=SimpleNamespace(cfg=SimpleNamespace(d_vocab=4096)))
+        experiment = Experiment(lm, (Corpus("a", "forget"), Corpus("b", "far")), UnlearningSettings(**settings))  # type: ignore[arg-type]
         return choose(experiment, None if gap is None else "reference")  # type: ignore[arg-type]
 
     return call
@@ -147,10 +149,26 @@ def test_the_sweep_takes_the_worst_corpus_of_a_role(
     corpora = (Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far"), Corpus("kjv", "far"))
     deltas = {str(sea_file): 1.0, str(text_file): 0.2, "kjv": 0.1}
     monkeypatch.setattr(
-        protocol, "measure_edits", lambda lm, table, edits: [SimpleNamespace(nll_delta=deltas[table.corpus]) for _ in edits]
+        protocol,
+        "measure_edits",
+        lambda lm, table, edits: [
+            SimpleNamespace(nll_delta=deltas[table.corpus], nll_edited=5.0, mean=lambda sums: sums) for _ in edits
+        ],
     )
     (found,) = protocol._sweep(Experiment(lm, corpora, SETTINGS), [SimpleNamespace(features=(1,), multiplier=1.0)])  # type: ignore[list-item]
-    assert found == {"n_features": 1, "multiplier": 1.0, "forget": 1.0, "near": 0.0, "far": 0.2}
+    assert found == {"n_features": 1, "multiplier": 1.0, "forget": 1.0, "near": 0.0, "far": 0.2, "forget_nll": 5.0}
+
+
+def test_a_corpus_has_one_role(lm: Any, text_file: Path) -> None:
+    for corpora in ((str(text_file), str(text_file)), ("kjv", "kjv")):
+        with pytest.raises(DataError, match="given in two roles"):
+            Experiment(lm, (Corpus(corpora[0], "forget"), Corpus(corpora[1], "far")), SETTINGS)
+
+
+def test_without_a_reference_no_setting_worse_than_guessing_wins() -> None:
+    rows = [{"forget_nll": nll} for nll in (4.0, 8.0, 9.0)]
+    assert protocol._no_worse_than_guessing(rows, 8.5) == rows[:2]
+    assert protocol._no_worse_than_guessing(rows, 3.0) == rows[:1]
 
 
 def test_no_feature_that_prefers_the_forget_text_is_an_error(experiment: Experiment) -> None:
