@@ -64,11 +64,11 @@ def test_refusals_in_training(settings: dict[str, Any], names: list[str]) -> Non
 
 @pytest.mark.parametrize("kind", BOTH)
 def test_what_stands_at_the_edge_is_accepted(kind: type[Any]) -> None:
-    kind(
-        d_in=8, d_sae=64, k=64, context_size=2, kernel_size=2, dilations=(1,), normalize_activations="expected_average_only_in"
-    )
-    kind(d_in=8, d_sae=64, k=1, kernel_size=1, dilations=(1,), padding="zero")
-    kind(d_in=8, d_sae=64, k=1000, activation="relu")
+    scaled = "expected_average_only_in"
+    cfg = kind(d_in=8, d_sae=64, k=64, context_size=2, kernel_size=2, dilations=(1,), normalize_activations=scaled)
+    assert (cfg.k, cfg.context_size, cfg.kernel_size) == (64, 2, 2)
+    assert kind(d_in=8, d_sae=64, k=1, kernel_size=1, dilations=(1,), padding="zero").kernel_size == 1
+    assert kind(d_in=8, d_sae=64, k=1000, activation="relu").k == 1000  # unused, so not checked
 
 
 @pytest.mark.parametrize("kind", BOTH)

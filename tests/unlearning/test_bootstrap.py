@@ -41,4 +41,4 @@ def test_no_change_is_no_width_and_one_document_a_point() -> None:
 
 
 def test_any_seed_that_a_command_takes_will_do() -> None:
-    delta_interval(torch.zeros(5).double(), torch.ones(5).double(), -1)
+    assert delta_interval(torch.zeros(5).double(), torch.ones(5).double(), -1) == (0.0, 0.0)
