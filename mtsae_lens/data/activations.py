@@ -1,14 +1,8 @@
-"""Activations of a language model as whole sequences, in an order that can be entered at any step.
-
-The stream is a chain of blocks. Block i holds the contexts i * n, ..., (i + 1) * n - 1 of its context stream and shuffles them
-with a generator seeded by (seed, i). So what step s sees depends on the seed and s alone: a resumed run needs no saved buffer.
-Special tokens and position 0 are rows of zeros: walls to a temporal SAE, dropped for an SAE that reads one token at a time.
-"""
+"""Activations of a language model as whole sequences."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,6 +13,7 @@ from sae_lens import HookedSAETransformer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
+from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.errors import DataError
 
@@ -59,20 +54,11 @@ class ActivationReader:
         return h
 
 
-Gather = Callable[[Tensor], Callable[[Tensor], Tensor]]  # contexts -> (flat positions -> rows)
-
-
-def gather_tokens(h: Float[Tensor, "batch pos d_in"]) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_in"]]:
-    """A function of positions, given as `context * n_positions + position`: their activations."""
-    return h.flatten(0, 1).__getitem__
-
-
 @dataclass(frozen=True)
-class SequenceActivations:
-    """An endless stream of training batches; see the module for its order.
+class SequenceActivations(SequenceBlocks):
+    """Blocks of a language model's activations: block i holds the contexts i * n, ..., (i + 1) * n - 1 of its stream, shuffled.
 
-    `batch_size_sequences` contexts make a batch; `block_size_batches` batches are in memory at once, so memory is bounded by
-    `block_size_batches * batch_size_sequences * context_size * d_in` numbers.
+    Special tokens and position 0 are masked.
     """
 
     reader: ActivationReader
@@ -97,7 +83,8 @@ class SequenceActivations:
         masked[:, 0] = True
         return masked
 
-    def _blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+        """See `SequenceBlocks.blocks`."""
         n_sequences = self.batch_size_sequences * self.block_size_batches
         contexts = iter(self.contexts)
         for _ in islice(contexts, first * n_sequences):
@@ -105,36 +92,10 @@ class SequenceActivations:
         number = first
         while True:
             tokens = torch.tensor(list(islice(contexts, n_sequences)), dtype=torch.long)
-            order = torch.randperm(n_sequences, generator=self._generator(number))
+            order = torch.randperm(n_sequences, generator=self.generator(number))
             parts = []
             for batch in tokens[order].split(self.lm_batch_size_sequences):
                 h = self.reader.read(batch)
                 parts.append(h.masked_fill(self._masked(batch).unsqueeze(-1).to(h.device), 0.0))
             yield number, torch.cat(parts)
             number += 1
-
-    def _generator(self, block: int) -> torch.Generator:
-        return torch.Generator().manual_seed(random.Random(f"{self.seed} {block}").getrandbits(32))
-
-    def sequences(self, first_step: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """Batches of `batch_size_sequences` contexts laid end to end, masked rows zero: for temporal SAEs."""
-        block, skip = divmod(first_step, self.block_size_batches)
-        for _, h in self._blocks(block):
-            for batch in h.split(self.batch_size_sequences)[skip:]:
-                yield rearrange(batch, "batch pos d_in -> (batch pos) d_in")
-            skip = 0
-
-    def mixed(self, first_step: int = 0, gather: Gather = gather_tokens) -> Iterator[Float[Tensor, "rows width"]]:
-        """Rows of the same blocks, masked ones left out, mixed across contexts, in as many batches.
-
-        A batch is a little smaller than `batch_size_tokens`, by the rows that were masked. `gather` makes rows of positions; the
-        default takes their activations alone, as a pointwise SAE reads them.
-        """
-        block, skip = divmod(first_step, self.block_size_batches)
-        for number, h in self._blocks(block):
-            kept = (h != 0).any(dim=-1).flatten().nonzero().squeeze(-1)
-            order = torch.randperm(kept.shape[0], generator=self._generator(number)).to(kept.device)
-            gather_rows = gather(h)
-            for rows in kept[order].tensor_split(self.block_size_batches)[skip:]:
-                yield gather_rows(rows)
-            skip = 0

@@ -23,10 +23,9 @@ from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
-from mtsae_lens.sae.temporal import gather_reads
-from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
-from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
+from mtsae_lens.training.fit import batches_for
+from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 
 _REFUSED: dict[str, Any] = {  # field of SAELens's configuration: the one value that this runner carries out
     "use_cached_activations": False,
@@ -129,14 +128,6 @@ class SequenceSAETrainingRunner:
             except (TypeError, ValueError) as error:
                 raise ConfigError(f"architecture {self.cfg.sae.architecture()!r} refuses its settings: {error}") from error
 
-    @property
-    def batches(self) -> Batches:
-        """Mixed rows of the same blocks for every architecture; for a temporal one each row brings along what it reads."""
-        if isinstance(self.sae, MTTrainingSAE):
-            gather = partial(gather_reads, offsets=self.sae.read_offsets, padding=self.sae.cfg.padding)
-            return partial(self.stream.mixed, gather=gather)
-        return self.stream.mixed
-
     def _fingerprint(self) -> dict[str, Any]:
         cfg = self.cfg
         names = (
@@ -160,7 +151,7 @@ class SequenceSAETrainingRunner:
         """
         self._set_metadata()
         trainer = SequenceSAETrainer(
-            self.cfg.to_sae_trainer_config(), self.sae, self.batches, self.options, self._fingerprint()
+            self.cfg.to_sae_trainer_config(), self.sae, batches_for(self.sae, self.stream), self.options, self._fingerprint()
         )
         checkpoint = Path(self.cfg.resume_from_checkpoint) if self.cfg.resume_from_checkpoint else None
         if resume and checkpoint is None and trainer.checkpoints_dir is not None:

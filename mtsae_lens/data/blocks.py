@@ -1,0 +1,90 @@
+"""Training batches from blocks of whole sequences, in an order that can be entered at any step.
+
+A source yields numbered blocks of contexts. What step s sees depends on the source, the seed and s alone, so a resumed run needs no
+saved buffer. Masked positions are rows of zeros: walls to a temporal SAE, dropped for an SAE that reads one token at a time.
+"""
+
+from __future__ import annotations
+
+import random
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+Gather = Callable[[Tensor], Callable[[Tensor], Tensor]]  # contexts -> (flat positions -> rows)
+
+
+def gather_tokens(h: Float[Tensor, "batch pos d_in"]) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_in"]]:
+    """A function of positions, given as `context * n_positions + position`: their activations."""
+    return h.flatten(0, 1).__getitem__
+
+
+class SequenceBlocks(ABC):
+    """An endless stream of training batches; see the module for its order.
+
+    `batch_size_sequences` contexts make a batch and `block_size_batches` batches a block, which is what is in memory at once:
+    `block_size_batches * batch_size_sequences * context_size * d_in` numbers.
+    """
+
+    batch_size_sequences: int
+    block_size_batches: int
+    seed: int
+
+    @abstractmethod
+    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+        """Number and contexts of every block from `first` on, masked positions zero."""
+
+    def generator(self, block: int) -> torch.Generator:
+        """The randomness of one block."""
+        return torch.Generator().manual_seed(random.Random(f"{self.seed} {block}").getrandbits(32))
+
+    def sequences(self, first_step: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """Batches of `batch_size_sequences` contexts laid end to end, masked rows zero."""
+        block, skip = divmod(first_step, self.block_size_batches)
+        for _, h in self.blocks(block):
+            for batch in h.split(self.batch_size_sequences)[skip:]:
+                yield rearrange(batch, "batch pos d_in -> (batch pos) d_in")
+            skip = 0
+
+    def mixed(self, first_step: int = 0, gather: Gather = gather_tokens) -> Iterator[Float[Tensor, "rows width"]]:
+        """Rows of the same blocks, masked ones left out, mixed across contexts, in as many batches.
+
+        A batch is a little smaller than `batch_size_sequences` contexts, by the rows that were masked. `gather` makes rows of
+        positions; the default takes their activations alone, as a pointwise SAE reads them.
+        """
+        block, skip = divmod(first_step, self.block_size_batches)
+        for number, h in self.blocks(block):
+            kept = (h != 0).any(dim=-1).flatten().nonzero().squeeze(-1)
+            order = torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)
+            gather_rows = gather(h)
+            for rows in kept[order].tensor_split(self.block_size_batches)[skip:]:
+                yield gather_rows(rows)
+            skip = 0
+
+
+@dataclass(frozen=True)
+class StoredBlocks(SequenceBlocks):
+    """Contexts that are in memory already, epoch after epoch, each in its own order: for many trainings on one set."""
+
+    h: Float[Tensor, "n pos d_in"]
+    """Masked positions zero."""
+    batch_size_sequences: int
+    block_size_batches: int = 16
+    seed: int = 0
+
+    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+        """Blocks that go on over the end of an epoch."""
+        n_sequences = self.batch_size_sequences * self.block_size_batches
+        number = first
+        while True:
+            places = torch.arange(number * n_sequences, (number + 1) * n_sequences)
+            epochs = places // len(self.h)
+            orders = {int(e): torch.randperm(len(self.h), generator=self.generator(-1 - int(e))) for e in epochs.unique()}
+            rows = torch.stack([orders[int(e)][place] for e, place in zip(epochs, places % len(self.h), strict=True)])
+            yield number, self.h[rows]
+            number += 1

@@ -1,0 +1,71 @@
+"""Train any architecture on any blocks of sequences: what a runner does once model and text are out of the way."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from sae_lens import LoggingConfig
+from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.sae import TrainingSAE
+
+from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.sae.temporal import gather_reads
+from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
+
+
+def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks) -> Batches:
+    """Mixed rows of the same blocks for every architecture; for a temporal one each row brings along what it reads."""
+    if isinstance(sae, MTTrainingSAE):
+        return partial(stream.mixed, gather=partial(gather_reads, offsets=sae.read_offsets, padding=sae.cfg.padding))
+    return stream.mixed
+
+
+def fit(
+    sae: TrainingSAE[Any],
+    stream: SequenceBlocks,
+    *,
+    n_steps: int,
+    batch_size_tokens: int,
+    lr: float,
+    lr_warm_up_steps: int = 0,
+    lr_end: float = 0.0,
+    dead_feature_window: int = 300,
+    options: TrainerOptions | None = None,
+) -> TrainingSAE[Any]:
+    """Train with AdamW and a cosine schedule; the SAE is changed in place, its activation norm folded in, and returned.
+
+    Args:
+        sae: of any architecture that SAELens registers.
+        stream: blocks of contexts; `batch_size_tokens` must be what a batch of it holds, masked positions included.
+        n_steps: updates, warm-up included.
+        batch_size_tokens: positions in a batch.
+        lr: peak learning rate.
+        lr_warm_up_steps: updates over which the rate rises from zero; may be more than `n_steps`.
+        lr_end: rate at the end of the cosine.
+        dead_feature_window: updates without firing after which a feature counts as dead.
+        options: weight decay, logging, checkpoints.
+    """
+    cfg = SAETrainerConfig(
+        n_checkpoints=0,
+        checkpoint_path=None,
+        save_final_checkpoint=False,
+        total_training_samples=n_steps * batch_size_tokens,
+        device=str(sae.device),
+        autocast=False,
+        lr=lr,
+        lr_end=lr_end,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=lr_warm_up_steps,
+        adam_beta1=0.9,
+        adam_beta2=0.999,
+        lr_decay_steps=0,
+        n_restart_cycles=1,
+        train_batch_size_samples=batch_size_tokens,
+        dead_feature_window=dead_feature_window,
+        feature_sampling_window=2000,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=20,
+    )
+    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream), options or TrainerOptions(log_every_n_steps=100)).fit()
