@@ -10,6 +10,7 @@ from itertools import count
 import torch
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.sae.contributions import scale_contributions
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -71,7 +72,7 @@ def top_examples(
         if isinstance(lm.sae, TemporalEncoder):
             sae_in = lm.splice.as_sae_input(h)
             walls = masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2))
-            contributions = lm.sae.scale_contributions(sae_in.masked_fill(walls, 0.0), index)
+            contributions = scale_contributions(lm.sae, sae_in.masked_fill(walls, 0.0), index)
         peaks, positions = acts.max(dim=1)
         for row in range(tokens.shape[0]):
             for place in range(len(features)):

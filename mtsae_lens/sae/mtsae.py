@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,13 +23,16 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTSAEConfig
+from mtsae_lens.sae.spacing import lag_grid, learned_filters
 from mtsae_lens.sae.temporal import (
     find_walls,
+    lay_out,
     normalize_scales,
     read_offsets,
     receptive_field,
     sequence_reads,
-    temporal_taps,
+    tap_offsets,
+    temporal_convolution,
 )
 
 
@@ -46,16 +49,46 @@ class TemporalEncoder(SAE[Any]):
 
     taps: nn.Parameter  # (n_scales, kernel_size, d_in)
     b_enc: nn.Parameter
+    log2_dilations: nn.Parameter  # (n_scales,), only where dilations are learned
 
     @property
     def receptive_field(self) -> tuple[int, int]:
         """Positions read before and after a position's own."""
+        if self.cfg.learn_dilations:
+            return self.cfg.max_lag, 0
         return receptive_field(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
 
     @property
     def read_offsets(self) -> list[int]:
         """The distinct offsets that the scales read, 0 first."""
+        if self.cfg.learn_dilations:
+            return [0, *(-lag for lag in lag_grid(self.cfg.max_lag))]
         return read_offsets(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
+
+    @property
+    def dilations(self) -> list[float]:
+        """The dilation of every scale: as configured, or as learned."""
+        if not self.cfg.learn_dilations:
+            return [float(dilation) for dilation in self.cfg.dilations]
+        learned = (2**self.log2_dilations).tolist()
+        return [rate if dilation else 0.0 for dilation, rate in zip(self.cfg.dilations, learned, strict=True)]
+
+    @property
+    def filters(self) -> Float[Tensor, "n_scales n_reads d_in"]:
+        """Each scale's filter over `read_offsets`."""
+        cfg, offsets = self.cfg, self.read_offsets
+        if cfg.learn_dilations:
+            moves = torch.tensor(cfg.dilations, device=self.taps.device) > 0
+            return learned_filters(self.taps, self.log2_dilations, [-offset for offset in offsets[1:]], moves)
+        return lay_out(self.taps, cfg.dilations, cfg.padding, offsets)
+
+    def convolve(self, reads: Mapping[int, Float[Tensor, "*row d_in"]]) -> Float[Tensor, "*row n_scales d_in"]:
+        """The convolution of every scale, before its norm, from what is read at each of `read_offsets`."""
+        cfg = self.cfg
+        used = [
+            self.read_offsets if cfg.learn_dilations else tap_offsets(cfg.kernel_size, d, cfg.padding) for d in cfg.dilations
+        ]
+        return temporal_convolution(reads, self.filters, used)
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -66,6 +99,8 @@ class TemporalEncoder(SAE[Any]):
         cfg, like = self.cfg, {"dtype": self.dtype, "device": self.device}
         n_scales = len(cfg.dilations)
         self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
+        if cfg.learn_dilations:
+            self.log2_dilations = nn.Parameter(torch.tensor(cfg.dilations, **like).clamp(min=1).log2())
         self.W_enc = nn.Parameter(torch.zeros(n_scales * cfg.d_in, cfg.d_sae, **like))
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
@@ -105,29 +140,19 @@ class TemporalEncoder(SAE[Any]):
     def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
         """The normalised vector of every scale, from the output of `process_sae_in`."""
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
-        convolved = temporal_taps(reads, self.taps, self.cfg.dilations, self.cfg.padding)
-        return normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
+        return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
     def features_from_scales(
         self, z: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"]
     ) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
         """Feature activations and pre-activations; a wall has no active feature."""
-        hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self.W_enc + self.b_enc
+        hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self._encoder_weights() + self.b_enc
         hidden_pre = self.hook_sae_acts_pre(hidden_pre)
         feature_acts = self.activation_fn(hidden_pre).masked_fill(find_walls(x).unsqueeze(-1), 0.0)
         return self.hook_sae_acts_post(feature_acts), hidden_pre
 
-    @torch.no_grad()
-    def scale_contributions(self, h: Tensor, features: Tensor) -> Float[Tensor, "batch pos n_scales feature"]:
-        """What each scale adds to the pre-activation of the chosen features: with `b_enc` they sum to it exactly.
-
-        Args:
-            h: activations, shaped as for `encode`.
-            features: indices of features, shape `(feature,)`.
-        """
-        z = self.encode_scales(self.process_sae_in(h))
-        W_enc = rearrange(self.W_enc[:, features], "(scale d_in) feature -> scale d_in feature", scale=len(self.cfg.dilations))
-        return torch.einsum("bpsd,sdf->bpsf", z, W_enc)
+    def _encoder_weights(self) -> Float[Tensor, "encoder_d_in d_sae"]:
+        return self.W_enc
 
     def _as_given(self, feature_acts: Tensor, h: Tensor) -> Tensor:
         """Rows for rows, contexts for contexts."""
@@ -169,8 +194,8 @@ class TemporalEncoder(SAE[Any]):
 class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
     """A trained Multi-Scale Temporal SAE: encodes, decodes, and is spliced into `HookedSAETransformer`.
 
-    Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`,
-    `b_dec (d_in,)`.
+    Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_dec
+    (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned.
 
     >>> import torch
     >>> from mtsae_lens import MTSAE, MTSAEConfig

@@ -27,7 +27,10 @@ NORM_EPS = 1e-5  # as in torch.nn.LayerNorm
 
 
 def tap_offsets(kernel_size: int, dilation: int, padding: Padding) -> list[int]:
-    """Positions, relative to its own, that a scale reads, tap by tap: all in the past when causal, centred otherwise."""
+    """Positions, relative to its own, that a scale reads, tap by tap: all in the past when causal, centred otherwise.
+
+    With dilation 0 all taps read the position itself.
+    """
     centre = 0 if padding == "causal" else kernel_size // 2
     return [(centre - tap) * dilation for tap in range(kernel_size)]
 
@@ -126,22 +129,40 @@ def gather_reads(
     return gather
 
 
-def temporal_taps(
+def lay_out(
+    taps: Float[Tensor, "n_scales kernel_size d_in"], dilations: Sequence[int], padding: Padding, offsets: Sequence[int]
+) -> Float[Tensor, "n_scales n_reads d_in"]:
+    """The taps as filters over the offsets that are read: one value per scale, offset and dimension, zero where a scale has no tap."""
+    n_scales, kernel_size, d_in = taps.shape
+    places = [
+        (scale, offsets.index(offset))
+        for scale, dilation in enumerate(dilations)
+        for offset in tap_offsets(kernel_size, dilation, padding)
+    ]
+    scale, read = torch.tensor(places, device=taps.device).unbind(dim=1)
+    return taps.new_zeros(n_scales, len(offsets), d_in).index_put((scale, read), taps.flatten(0, 1), accumulate=True)
+
+
+def temporal_convolution(
     reads: Mapping[int, Float[Tensor, "*row d_in"]],
-    taps: Float[Tensor, "n_scales kernel_size d_in"],
-    dilations: Sequence[int],
-    padding: Padding,
+    filters: Float[Tensor, "n_scales n_reads d_in"],
+    used: Sequence[Sequence[int]],
 ) -> Float[Tensor, "*row n_scales d_in"]:
-    """Convolve every dimension over positions, once per dilation, from what was read at each offset.
+    """`out[..., k, :] = sum_{o in used[k]} filters[k, o] * reads[o]`: every dimension on its own.
 
     Sums of shifted rows, about twice as fast as `Conv1d(groups=d_in)` on a CPU, forward and backward.
+
+    Args:
+        reads: what a position reads at each offset.
+        filters: over the offsets of `reads`, in their order.
+        used: for every scale the offsets where its filter may differ from zero.
     """
+    place = {offset: number for number, offset in enumerate(reads)}
     scales = []
-    for scale, dilation in enumerate(dilations):
-        offsets = tap_offsets(taps.shape[1], dilation, padding)
-        total = reads[offsets[0]] * taps[scale, 0]
-        for tap, offset in enumerate(offsets[1:], 1):
-            total = total + reads[offset] * taps[scale, tap]
+    for scale, offsets in enumerate(used):
+        total = reads[offsets[0]] * filters[scale, place[offsets[0]]]
+        for offset in offsets[1:]:
+            total = total + reads[offset] * filters[scale, place[offset]]
         scales.append(total)
     return torch.stack(scales, dim=-2)
 

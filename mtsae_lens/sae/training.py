@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.sae.config import MTTrainingSAEConfig
+from mtsae_lens.sae.hierarchy import nested_reconstructions, readable
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.sae.separation import cosine_separation
-from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads, temporal_taps
+from mtsae_lens.sae.separation import separation_loss
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
@@ -36,16 +37,25 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         nn.init.kaiming_uniform_(self.W_dec.data)
         if cfg.decoder_init_norm is not None:
             self.W_dec.data *= cfg.decoder_init_norm / self.W_dec.data.norm(dim=-1, keepdim=True)
+        own = 0 if cfg.padding == "causal" else cfg.kernel_size // 2
         if cfg.tap_init == "conv":
             bound = cfg.kernel_size**-0.5  # torch.nn.Conv1d with one input channel per group
             nn.init.uniform_(self.taps.data, -bound, bound)
         else:
-            farthest = -1 if cfg.padding == "causal" else 0
-            own = 0 if cfg.padding == "causal" else cfg.kernel_size // 2
+            past = range(own, cfg.kernel_size)  # taps from the position's own to the farthest back
+            start = {"alike": own, "near": past[min(1, len(past) - 1)], "far": past[-1]}[cfg.tap_init]
             self.taps.data[0, own] = 1.0
-            self.taps.data[1:, farthest] = 1.0
+            self.taps.data[1:, start] = 1.0
         # training starts at the standard SAE: the first scale as the transpose of the decoder, the context unused
         self.W_enc.data[: cfg.d_in] = self.W_dec.data.T
+
+    @override
+    def _encoder_weights(self) -> Tensor:
+        """Barred weights are zero from the start; behind a mask they have no gradient, and what has none Adam does not move."""
+        if self.cfg.hierarchy == "none":
+            return self.W_enc
+        mask = readable(self.cfg.d_sae, len(self.cfg.dilations)).to(self.W_enc)
+        return self.W_enc * mask.repeat_interleave(self.cfg.d_in, dim=0)
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -66,13 +76,16 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         sae_in, reads = self._split_reads(step_input.sae_in)
         x = reads[0]
         keep = ~find_walls(x)
-        convolved = temporal_taps(reads, self.taps, self.cfg.dilations, self.cfg.padding)
+        convolved = self.convolve(reads)
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
         feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, x))
         sae_out = self.decode(feature_acts)
 
         kept_rows = keep.flatten()
-        squared_error = (sae_out - sae_in).pow(2).sum(dim=-1)[kept_rows]
+        reconstructions = sae_out[None]
+        if self.cfg.hierarchy == "nested":
+            reconstructions = nested_reconstructions(feature_acts, self.W_dec, self.b_dec, len(self.cfg.dilations))
+        squared_error = (reconstructions - sae_in).pow(2).sum(dim=-1)[:, kept_rows]
         if self.cfg.reconstruction_loss == "mse":
             losses = {"mse_loss": squared_error.mean()}
         else:
@@ -82,7 +95,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         metrics: dict[str, Tensor | float] = {}
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
-            separation = cosine_separation(z, keep)
+            separation = separation_loss(self.cfg.separation, z, self.filters, keep)
             metrics["separation"] = separation.detach()
             if coefficient:
                 losses["separation_loss"] = coefficient * separation
@@ -144,4 +157,6 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             statistics[f"scale_{dilation}_mean"] = convolved[:, scale].mean()
             statistics[f"scale_{dilation}_std"] = convolved[:, scale].std()
             statistics[f"scale_{dilation}_encoder_norm"] = W_enc[scale].norm()
+            if self.cfg.learn_dilations:
+                statistics[f"scale_{dilation}_learned_dilation"] = self.dilations[scale]
         return statistics

@@ -1,0 +1,161 @@
+"""How well an SAE recovers planted features, beside the best that any linear detector could do.
+
+An SAE's features are matched one to one to the planted ones by the correlation of their activations (Hungarian, on SELECT), a firing
+threshold is chosen for each match (on SELECT), and everything is scored on TEST sequences that neither saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens.saes.sae import SAE
+from sae_lens.synthetic import mean_correlation_coefficient
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from mtsae_lens.data.planted import PlantedFeatures, PlantedSample, rows
+from mtsae_lens.sae.temporal import gather_reads
+
+_SELECT, _TEST = 1, 2  # generator seeds; training blocks seed theirs from random 32-bit numbers
+
+
+@dataclass(frozen=True)
+class PlantedSplits:
+    """Two samples of the same features: SELECT to match and to choose thresholds on, TEST to score."""
+
+    features: PlantedFeatures
+    n_sequences: int = 128
+
+    @cached_property
+    def select(self) -> PlantedSample:
+        """Matching and thresholds."""
+        return self.features.sample(self.n_sequences, torch.Generator().manual_seed(_SELECT))
+
+    @cached_property
+    def test(self) -> PlantedSample:
+        """Scores."""
+        return self.features.sample(self.n_sequences, torch.Generator().manual_seed(_TEST))
+
+
+def best_threshold(scores: Float[Tensor, " row"], truth: Bool[Tensor, " row"]) -> float:
+    """The threshold that maximises F1 of `scores > threshold`; lies between two scores."""
+    order = scores.argsort(descending=True)
+    ranked = scores[order]
+    hits = truth[order].cumsum(dim=0)
+    n_called = torch.arange(1, len(scores) + 1, device=scores.device)
+    f1 = 2 * hits / (n_called + truth.sum())
+    f1[:-1][ranked[:-1] == ranked[1:]] = -1  # no threshold parts equal scores
+    best = int(f1.argmax())
+    lower = ranked[best + 1] if best + 1 < len(ranked) else ranked[best] - 1
+    return float((ranked[best] + lower) / 2)
+
+
+def f1_score(called: Bool[Tensor, "*row"], truth: Bool[Tensor, "*row"]) -> float:
+    """`2 TP / (called + true)`; 0 worst, 1 best. Calling everything gives `2 p / (1 + p)` at a rate of p."""
+    return float(2 * (called & truth).sum() / (called.sum() + truth.sum()).clamp(min=1))
+
+
+def match_features(
+    feature_acts: Float[Tensor, "row d_sae"], planted_acts: Float[Tensor, "row feature"]
+) -> tuple[Int[Tensor, " feature"], Float[Tensor, "feature d_sae"]]:
+    """The one-to-one match that maximises the summed Pearson correlation, and all correlations; a dead feature correlates with none."""
+
+    def standard(x: Tensor) -> Tensor:
+        centred = x - x.mean(dim=0)
+        return centred / centred.norm(dim=0).clamp(min=1e-9)
+
+    correlations = standard(planted_acts).T @ standard(feature_acts)
+    _, matched = linear_sum_assignment(-correlations.cpu().numpy())
+    return torch.from_numpy(matched), correlations
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """One row a planted feature, and three numbers on the whole."""
+
+    matched: Int[Tensor, " feature"]
+    """The SAE's feature matched to each planted one."""
+    correlation: Float[Tensor, " feature"]
+    """Pearson correlation of the two activations on TEST; 1 is perfect, 0 chance."""
+    f1: Float[Tensor, " feature"]
+    """F1 of detection on TEST; 1 is perfect."""
+    onset_recall: Float[Tensor, " feature"]
+    """Share of planted onsets at which the match is called at that very position."""
+    cosine: Float[Tensor, " feature"]
+    """Cosine of decoder row and planted direction."""
+    mcc: float
+    """SAELens's mean correlation coefficient: mean |cosine| under the best one-to-one match of directions, whatever fires."""
+    explained_variance: float
+    """Centred R^2 on TEST."""
+    explained_variance_clean: float
+    """The same against the activations without their noise."""
+
+
+@torch.no_grad()
+def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
+    """Match an SAE's features to the planted ones and score them. See `Recovery` for what each number means."""
+    dictionary = splits.features.dictionary
+    _, planted_select = rows(splits.select)
+    h, planted = rows(splits.test)
+    encoded = [sae.encode(sample.h) for sample in (splits.select, splits.test)]
+    acts_select, acts = (x[:, 1:].flatten(0, 1) for x in encoded)
+    if len(acts_select[0]) < planted.shape[1]:
+        raise ValueError(f"{acts_select.shape[1]} features cannot be matched one to one to {planted.shape[1]} planted ones")
+    matched, _ = match_features(acts_select, planted_select)
+    _, correlations = match_features(acts, planted)
+    truth, onsets = planted > 0, splits.test.onsets[:, 1:].flatten(0, 1)
+    f1, onset_recall = [], []
+    for feature, match in enumerate(matched):
+        threshold = best_threshold(acts_select[:, match], planted_select[:, feature] > 0)
+        called = acts[:, match] > threshold
+        f1.append(f1_score(called, truth[:, feature]))
+        onset_recall.append(float(called[onsets[:, feature]].float().mean()))
+    directions = dictionary.feature_vectors
+    sae_out = sae.decode(encoded[1])[:, 1:].flatten(0, 1)
+    return Recovery(
+        matched=matched,
+        correlation=correlations[torch.arange(len(matched)), matched],
+        f1=torch.tensor(f1),
+        onset_recall=torch.tensor(onset_recall),
+        cosine=torch.nn.functional.cosine_similarity(directions, sae.W_dec[matched], dim=-1),
+        mcc=mean_correlation_coefficient(sae.W_dec, directions),
+        explained_variance=_explained_variance(h, sae_out),
+        explained_variance_clean=_explained_variance(dictionary(planted), sae_out),
+    )
+
+
+def _explained_variance(target: Tensor, sae_out: Tensor) -> float:
+    return float(1 - (target - sae_out).pow(2).sum() / (target - target.mean(dim=0)).pow(2).sum())
+
+
+@torch.no_grad()
+def linear_oracle(splits: PlantedSplits, offsets: Sequence[int] = (0,)) -> Float[Tensor, " feature"]:
+    """F1 on TEST of the best linear detector that is told the truth on SELECT: Fisher's discriminant over what is read.
+
+    With `offsets=(0,)` this is about the most that a pointwise SAE's features can reach, since each thresholds one projection of one
+    position; with an MTSAE's `read_offsets`, the most that a linear read of that context holds.
+    """
+
+    def read(sample: PlantedSample) -> Tensor:
+        n_rows = sample.h.shape[0] * sample.h.shape[1]
+        positions = torch.arange(n_rows).view(sample.h.shape[:2])[:, 1:].flatten()
+        return gather_reads(sample.h, offsets, "causal")(positions)
+
+    x_select, x = read(splits.select), read(splits.test)
+    truth_select, truth = (rows(sample)[1] > 0 for sample in (splits.select, splits.test))
+    covariance = torch.cov(x_select.T)
+    ridge = 1e-4 * covariance.diagonal().mean() * torch.eye(len(covariance))
+    present, absent = (
+        (mask.float().T @ x_select) / mask.sum(dim=0).clamp(min=1)[:, None] for mask in (truth_select, ~truth_select)
+    )
+    weights = torch.linalg.solve(covariance + ridge, (present - absent).T)
+    f1 = []
+    for feature in range(truth.shape[1]):
+        threshold = best_threshold(x_select @ weights[:, feature], truth_select[:, feature])
+        f1.append(f1_score(x @ weights[:, feature] > threshold, truth[:, feature]))
+    return torch.tensor(f1)

@@ -1,0 +1,119 @@
+"""Do the scales carry different things? How well each scale alone predicts a feature, and how the answer differs between features.
+
+For every feature, ridge regressions of its activation on the vectors `z_k` of the scales, fitted on one set of contexts and scored on
+another: on each scale alone, on all, and on all but one (the drop is what only that scale knows; commonality analysis, Newton and
+Spurrell 1967).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal import find_walls
+
+
+@dataclass(frozen=True)
+class ScalePredictivity:
+    """R^2 on held-out contexts: 1 is perfect, 0 as good as the feature's mean. Features that never fire are NaN."""
+
+    alone: Float[Tensor, "n_scales feature"]
+    all: Float[Tensor, " feature"]
+    unique: Float[Tensor, "n_scales feature"]
+    """`all` minus the R^2 of all scales but this one."""
+
+    def summary(self, dilations: Iterable[int]) -> dict[str, float]:
+        """Means over the features that fire, and how much the answer differs between them.
+
+        `alone_r`, `unique_r`: means for dilation r. `leading_r`: share of features whose best scale alone is r. `spread`: mean over
+        scales of the standard deviation over features of `alone` (0 if every feature reads the scales alike).
+        """
+        fires = torch.isfinite(self.all)
+        alone, unique = self.alone[:, fires], self.unique[:, fires]
+        leading = alone.argmax(dim=0)
+        values = {"all": float(self.all[fires].mean()), "spread": float(alone.std(dim=1).mean())}
+        for scale, dilation in enumerate(dilations):
+            values[f"alone_{dilation}"] = float(alone[scale].mean())
+            values[f"unique_{dilation}"] = float(unique[scale].mean())
+            values[f"leading_{dilation}"] = float((leading == scale).float().mean())
+        return values
+
+
+@dataclass
+class _Moments:
+    """Second moments of regressors and targets, a constant among the regressors."""
+
+    zz: Tensor
+    ze: Tensor
+    ee: Tensor
+    n_rows: int
+
+    @classmethod
+    def of(cls, sae: TemporalEncoder, batches: Iterable[Tensor]) -> _Moments:
+        width = len(sae.cfg.dilations) * sae.cfg.d_in + 1
+        total = cls(
+            torch.zeros(width, width, dtype=torch.float64),
+            torch.zeros(width, sae.cfg.d_sae, dtype=torch.float64),
+            torch.zeros(sae.cfg.d_sae, dtype=torch.float64),
+            0,
+        )
+        for h in batches:
+            x = sae.process_sae_in(h)
+            keep = ~find_walls(x)
+            z = sae.encode_scales(x)[keep].flatten(1)
+            z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
+            feature_acts = sae.encode(h)[keep]
+            total.zz += (z.T @ z).double().cpu()
+            total.ze += (z.T @ feature_acts).double().cpu()
+            total.ee += feature_acts.pow(2).sum(dim=0).double().cpu()
+            total.n_rows += len(z)
+        return total
+
+    def fit(self, columns: Tensor, ridge: float) -> Tensor:
+        gram = self.zz[columns][:, columns]
+        penalty = ridge * gram.diagonal().mean() * torch.eye(len(columns), dtype=gram.dtype)
+        penalty[-1, -1] = 0  # the constant
+        return torch.linalg.solve(gram + penalty, self.ze[columns])
+
+    def r_squared(self, columns: Tensor, weights: Tensor) -> Tensor:
+        """Of a linear prediction, from the moments alone."""
+        gram, cross = self.zz[columns][:, columns], self.ze[columns]
+        error = self.ee - 2 * (weights * cross).sum(dim=0) + (weights * (gram @ weights)).sum(dim=0)
+        variance = self.ee - self.ze[-1] ** 2 / self.n_rows
+        return torch.where(variance > 1e-9 * self.n_rows, 1 - error / variance, torch.nan)
+
+
+@torch.no_grad()
+def scale_predictivity(
+    sae: TemporalEncoder,
+    fit_on: Iterable[Float[Tensor, "batch pos d_in"]],
+    score_on: Iterable[Float[Tensor, "batch pos d_in"]],
+    ridge: float = 1e-4,
+) -> ScalePredictivity:
+    """Regress every feature on every scale.
+
+    Args:
+        sae: the encoder.
+        fit_on: contexts that the regressions are fitted on.
+        score_on: other contexts, that they are scored on.
+        ridge: penalty, as a share of the mean squared regressor.
+    """
+    fitted, scored = _Moments.of(sae, fit_on), _Moments.of(sae, score_on)
+    d_in, n_scales = sae.cfg.d_in, len(sae.cfg.dilations)
+    constant = torch.tensor([n_scales * d_in])
+
+    def r_squared(scales: list[int]) -> Tensor:
+        columns = torch.cat([*(torch.arange(k * d_in, (k + 1) * d_in) for k in scales), constant])
+        return scored.r_squared(columns, fitted.fit(columns, ridge)).float()
+
+    everything = r_squared(list(range(n_scales)))
+    return ScalePredictivity(
+        alone=torch.stack([r_squared([k]) for k in range(n_scales)]),
+        all=everything,
+        unique=torch.stack([everything - r_squared([i for i in range(n_scales) if i != k]) for k in range(n_scales)]),
+    )

@@ -1,0 +1,97 @@
+"""The time scale of a feature, read off the encoder and off its activations.
+
+*Lift* of an offset: what that offset adds to the feature's pre-activation when it fires, beyond what it adds on average,
+
+    lift_j(o) = E[c_oj | e_j > 0] - E[c_oj],        sum_o lift_j(o) = E[pre_j | e_j > 0] - E[pre_j]
+
+with `c_oj` from `offset_contributions`. Its distribution over the offsets is the feature's temporal profile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mtsae_lens.sae.contributions import offset_contributions
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal import find_walls
+
+
+@dataclass(frozen=True)
+class TemporalProfiles:
+    """Where, on the axis of offsets, each feature takes its evidence from."""
+
+    offsets: tuple[int, ...]
+    shares: Float[Tensor, "feature offset"]
+    """Lift of each offset as a share of the feature's whole lift; sums to 1. All zero for a feature that never fired."""
+    n_active: Int[Tensor, " feature"]
+
+    @property
+    def context_share(self) -> Float[Tensor, " feature"]:
+        """How much of what drives a feature comes from positions other than its own: 0 pointwise, 1 context alone."""
+        others = [place for place, offset in enumerate(self.offsets) if offset != 0]
+        return self.shares[:, others].clamp(min=0).sum(dim=-1)
+
+    @property
+    def context_lag(self) -> Float[Tensor, " feature"]:
+        """Geometric mean of the distances that a feature reads, weighted by their shares, in positions; NaN where it reads none."""
+        others = [place for place, offset in enumerate(self.offsets) if offset != 0]
+        distance = torch.tensor([float(abs(self.offsets[place])) for place in others])
+        weights = self.shares[:, others].clamp(min=0)
+        return 2 ** ((weights * distance.log2()).sum(dim=-1) / weights.sum(dim=-1))
+
+    def share_at(self, lags: Iterable[int]) -> Float[Tensor, " feature"]:
+        """Summed share of chosen lags; a lag that the encoder does not read adds nothing."""
+        places = [self.offsets.index(-lag) for lag in lags if -lag in self.offsets]
+        return self.shares[:, places].sum(dim=-1)
+
+
+@torch.no_grad()
+def temporal_profiles(
+    sae: TemporalEncoder, batches: Iterable[Float[Tensor, "batch pos d_in"]], features: Int[Tensor, " feature"]
+) -> TemporalProfiles:
+    """Profiles of the chosen features over contexts, walls left out, in one pass.
+
+    Args:
+        sae: the encoder.
+        batches: contexts, as for `encode`.
+        features: indices of features.
+    """
+    n_offsets, n_features = len(sae.read_offsets), len(features)
+    total, at_active = torch.zeros(2, n_offsets, n_features, dtype=torch.float64)
+    n_active, n_positions = torch.zeros(n_features, dtype=torch.long), 0
+    for h in batches:
+        keep = ~find_walls(sae.process_sae_in(h))
+        contributions = offset_contributions(sae, h, features)[keep]
+        active = sae.encode(h)[..., features][keep] > 0
+        total += contributions.sum(dim=0).double().cpu()
+        at_active += torch.einsum("rof,rf->of", contributions, active.to(contributions)).double().cpu()
+        n_active += active.sum(dim=0).cpu()
+        n_positions += int(keep.sum())
+    lift = at_active / n_active.clamp(min=1) - total / max(n_positions, 1)
+    lift[:, n_active == 0] = 0
+    whole = lift.sum(dim=0)
+    shares = torch.where(whole.abs() > 0, lift / whole, 0.0)
+    return TemporalProfiles(tuple(sae.read_offsets), shares.T.float(), n_active)
+
+
+def mean_run_length(active: Bool[Tensor, "batch pos feature"]) -> Float[Tensor, " feature"]:
+    """Mean number of positions in a row at which a feature fires: the time scale that any SAE shows; 0 if it never fires."""
+    before = torch.nn.functional.pad(active, (0, 0, 1, 0))[:, :-1]
+    n_runs = (active & ~before).sum(dim=(0, 1))
+    return active.sum(dim=(0, 1)) / n_runs.clamp(min=1)
+
+
+def nearest_class(
+    statistic: Float[Tensor, " feature"], calibration: Float[Tensor, " other"], classes: Int[Tensor, " other"]
+) -> Int[Tensor, " feature"]:
+    """Name a class for each feature by the nearest class mean of the logarithm of a statistic; the means come from other features."""
+    names = classes.unique()
+    logs = calibration.clamp(min=1e-6).log2().nan_to_num()
+    means = torch.stack([logs[classes == name].mean() for name in names])
+    distance = (statistic.clamp(min=1e-6).log2().nan_to_num()[:, None] - means).abs()
+    return names[distance.argmin(dim=-1)]
