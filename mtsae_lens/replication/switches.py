@@ -126,13 +126,13 @@ def switches(settings: SwitchSettings) -> list[Switch]:
             "Branches that start alike",
             "Do scales that start alike come apart?",
             (BASE, "taps_alike", "taps_offsets"),
-            ("explained_variance", "scale_cosine_untrained", "scale_cosine"),
+            ("scale_cosine", "scale_cosine_untrained", "explained_variance"),
         ),
         Switch(
             "Sparsity weight and scale of the activations",
             f"What does lambda1 = {MTTrainingSAEConfig.paper(2, 2).l1_coefficient} mean when activations are ten times smaller or larger?",
             ("activations_x0.1", BASE, "activations_x10", "mse_x0.1", "mse", "mse_x10"),
-            fidelity,
+            ("l0", "explained_variance", "dead_features"),
         ),
         Switch(
             "Padding",
@@ -153,10 +153,11 @@ def build_sae(arm: Arm, settings: SwitchSettings, d_in: int, seed: int, device: 
     """The untrained SAE of an arm."""
     shared = {"context_size": settings.context_size, "device": device, **arm.sae}
     d_sae = settings.d_sae_per_d_in * d_in
-    if arm.defaults:
-        cfg = MTTrainingSAEConfig(d_in=d_in, d_sae=d_sae, **shared)
-    else:
-        cfg = MTTrainingSAEConfig.paper(d_in, d_sae, **shared)
+    cfg = (
+        MTTrainingSAEConfig(d_in=d_in, d_sae=d_sae, **shared)
+        if arm.defaults
+        else MTTrainingSAEConfig.paper(d_in, d_sae, **shared)
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sae = MTTrainingSAE(cfg)

@@ -31,9 +31,7 @@ class TapMoments:
     n_rows: int
 
 
-def tap_moments(
-    x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel_size: int, padding: Padding
-) -> TapMoments:
+def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel_size: int, padding: Padding) -> TapMoments:
     """Moments of the reads of whole contexts; positions that are walls do not count, and reading one gives 0."""
     keep = ~find_walls(x)
     offsets = [tap_offsets(kernel_size, dilation, padding) for dilation in dilations]
@@ -41,10 +39,7 @@ def tap_moments(
     reads = {offset: read[keep] for offset, read in sequence_reads(x, every, padding).items()}
     mean = torch.stack([torch.stack([reads[o].mean(dim=0) for o in scale]) for scale in offsets])
     second = torch.stack(
-        [
-            torch.stack([torch.stack([(reads[a] * reads[b]).mean(dim=0) for b in scale]) for a in scale])
-            for scale in offsets
-        ]
+        [torch.stack([torch.stack([(reads[a] * reads[b]).mean(dim=0) for b in scale]) for a in scale]) for scale in offsets]
     )
     return TapMoments(mean, second, int(keep.sum()))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
@@ -38,24 +38,24 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(mean, math.sqrt(variance), min(known), max(known), len(known))
 
 
-def compare(metric: str, label: str, values: Sequence[float | None], base_label: str, base: Sequence[float | None]) -> str:
-    """`label` against `base_label`, paired by seed: the mean difference, its range, and in how many seeds it has one sign."""
+def difference(values: Sequence[float | None], base: Sequence[float | None]) -> str:
+    """Against a base, paired by seed: mean difference, range, and whether the seeds agree on its sign."""
     pairs = [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return f"{label}: {metric} is not defined."
-    difference = spread([a - b for a, b in pairs])
-    own, other = spread([a for a, _ in pairs]), spread([b for _, b in pairs])
-    assert difference is not None
-    assert own is not None
-    assert other is not None
-    higher, lower = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
-    if higher == len(pairs) or lower == len(pairs):
-        direction = f"{'higher' if higher else 'lower'} in {len(pairs)} of {len(pairs)} seeds"
-    elif not higher and not lower:
-        direction = "the same in every seed"
+    delta = spread([a - b for a, b in pairs])
+    if delta is None:
+        return "not defined"
+    n, higher, lower = len(pairs), sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    if not higher and not lower:
+        return f"the same in {n} of {n} seeds"
+    if n in (higher, lower):
+        agreement = f"{'higher' if higher else 'lower'} in {n} of {n} seeds"
     else:
-        direction = f"no clear difference: higher in {higher}, lower in {lower} of {len(pairs)} seeds"
-    return (
-        f"{label} against {base_label}: {metric} {show(own.mean)} against {show(other.mean)}, {direction} "
-        f"(difference {show(difference.mean)}, from {show(difference.low)} to {show(difference.high)})."
-    )
+        agreement = f"no clear sign: higher in {higher}, lower in {lower} of {n} seeds"
+    return f"{delta.mean:+.3g} ({delta.low:+.3g} to {delta.high:+.3g}; {agreement})"
+
+
+def verdict(metric: str, base_label: str, base: Sequence[float | None], others: Mapping[str, Sequence[float | None]]) -> str:
+    """One sentence: the base's value, and how every other arm differs from it."""
+    own = spread(base)
+    differences = "; ".join(f"{label} {difference(values, base)}" for label, values in others.items())
+    return f"{metric.capitalize()} of {base_label} is {own if own else 'not defined'}; against it: {differences}."
