@@ -31,7 +31,7 @@ class PaperSettings(Settings):
     """None for the paper's own with the paper's own model, and the embedded texts with any other."""
     context_size: int = Field(SETTINGS.context_size, gt=1)
     n_seeds: int = Field(N_SEEDS, gt=0)
-    n_steps: int = Field(240, gt=0)
+    n_steps: int = Field(200, gt=0)
     """Steps of every arm of the switches, but for those about the number of steps."""
     n_draws: int = Field(2_000, gt=0)
     """Random front ends from which table 1 is expected without training."""
@@ -53,7 +53,7 @@ class PaperSettings(Settings):
         """These settings, smaller if `quick`."""
         if not self.quick:
             return self
-        smaller = {"n_seeds": 2, "n_steps": 40, "n_draws": 500, "n_test_contexts": 8, "n_still_batches": 8}
+        smaller = {"n_seeds": 2, "n_steps": 24, "n_draws": 500, "n_test_contexts": 8, "n_still_batches": 8}
         return self.model_copy(update={name: min(getattr(self, name), value) for name, value in smaller.items()})
 
     def published(self) -> PublishedSettings:

@@ -112,14 +112,14 @@ def reproduce_seed(
     untrained = deepcopy(runner.sae)
     trained = runner.run()
     untrained.cfg.metadata = deepcopy(trained.cfg.metadata)
-    before = dict(untrained.named_parameters())
+    before = {name: parameter.detach() for name, parameter in untrained.named_parameters()}
     return {
         "curve": curve(read_log(folder / "training_log.jsonl"), settings),
         "table_1": scale_statistics(trained, h),
         "trained": paper_metrics(trained, subject, table, h),
         "untrained": paper_metrics(untrained, subject, table, h),
         "d_sae": trained.cfg.d_sae,
-        "largest_weight_change": max(float((p - before[name]).abs().max()) for name, p in trained.named_parameters()),
+        "largest_weight_change": max(float((p.detach() - before[name]).abs().max()) for name, p in trained.named_parameters()),
     }
 
 

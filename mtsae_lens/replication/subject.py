@@ -15,6 +15,7 @@ from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, read_tokens
 from mtsae_lens.data.documents import read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,14 @@ class Subject:
 
         Raises:
             ModelError: no such model or hook.
+            ConfigError: contexts longer than the model's.
         """
         model = load_language_model(model_name, device=device)
         resolve_hook(model, hook_name)
+        if context_size > model.cfg.n_ctx:
+            raise ConfigError(
+                f"context_size={context_size} is longer than the model's context of {model.cfg.n_ctx}; give it in --config"
+            )
         return cls(model, model_name, hook_name, dataset, context_size, device)
 
     @cached_property

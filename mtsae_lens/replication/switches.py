@@ -36,7 +36,7 @@ _OWN_LR = 3e-3  # the default of `mtsae train`
 class SwitchSettings:
     """What all arms share."""
 
-    n_steps: int = 240
+    n_steps: int = 200
     d_sae_per_d_in: int = 2
     batch_size_sequences: int = 4
     context_size: int = SETTINGS.context_size
