@@ -33,7 +33,7 @@ class PaperSettings(Settings):
     n_seeds: int = Field(N_SEEDS, gt=0)
     n_steps: int = Field(200, gt=0)
     """Steps of every arm of the switches, but for those about the number of steps."""
-    n_draws: int = Field(2_000, gt=0)
+    n_draws: int = Field(20_000, gt=0)
     """Random front ends from which table 1 is expected without training."""
     n_test_contexts: int = Field(32, gt=1)
     """Held-out contexts for the paper's metrics."""

@@ -215,6 +215,7 @@ def initialisation_part(
             "chance",
             f"ratio <= {STD_RATIO:.3f}",
             "both",
+            "as even",
             *(f"std, {d}" for d in dilations),
         ],
         [
@@ -225,6 +226,7 @@ def initialisation_part(
                 f"{CHANCE_OF_AN_ORDER:.1%}",
                 f"{row['share_at_or_below_published']:.1%}",
                 f"{row['share_like_published']:.1%}",
+                f"{row['share_as_even']:.2%}",
                 *(row["mean_std"][d] for d in dilations),
             ]
             for padding, row in nulls.items()
@@ -238,7 +240,9 @@ def initialisation_part(
         f"and the ratio of the last to the first is {circular['ratio_mean']:.3f} +- {circular['ratio_std']:.3f}: the paper's "
         f"{STD_RATIO:.3f} lies {deviations:+.1f} deviations from the mean. Under zero padding larger dilations read past the ends more often; "
         f"there it falls in {zero['monotone_share']:.1%} of draws, with a ratio of {zero['ratio_mean']:.3f} +- {zero['ratio_std']:.3f}. "
-        "Dotted lines are the seeds above."
+        f"Falling at every step and as far as the paper's: {circular['share_like_published']:.1%} of draws (circular), "
+        f"{zero['share_like_published']:.1%} (zero). Falling in steps as even as the paper's, whatever their size: "
+        f"{circular['share_as_even']:.2%} and {zero['share_as_even']:.2%}. Dotted lines are the seeds above."
     )
     gradients = found["gradients"]
     real = [row["grad_norm"] for row in runs[0]["curve"]]

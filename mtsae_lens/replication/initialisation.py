@@ -10,6 +10,7 @@ read more nothing, and it falls.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.replication.measures import finite
-from mtsae_lens.replication.published import STD_RATIO, PublishedSettings
+from mtsae_lens.replication.published import SCALE_STD, STD_RATIO, PublishedSettings
 from mtsae_lens.replication.reproduction import build_runner, curve
 from mtsae_lens.replication.subject import Subject
 from mtsae_lens.replication.tap_moments import TapMoments, convolution_std, tap_moments
@@ -31,6 +32,8 @@ from mtsae_lens.training.log import read_log
 
 CHANCE_OF_AN_ORDER = 1 / math.factorial(4)  # one order of four deviations, all orders alike
 _DRAWS_AT_ONCE = 250
+_RATIOS_KEPT = 2_000  # enough for a histogram
+_ROUNDING = 1e-4  # a step between two deviations, each printed to four decimals, is off by this much at most
 
 
 def draw_stds(moments: TapMoments, n_draws: int, generator: torch.Generator) -> Float[Tensor, "draw n_scales"]:
@@ -51,6 +54,19 @@ def wilson_interval(successes: int, n: int) -> tuple[float, float]:
     return (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)
 
 
+def step_evenness(stds: Float[Tensor, "draw n_scales"]) -> Float[Tensor, " draw"]:
+    """Largest step between neighbouring deviations over the smallest, in size: 1 on a straight line."""
+    steps = stds.diff(dim=1).abs()
+    return steps.amax(dim=1) / steps.amin(dim=1).clamp(min=1e-12)
+
+
+def published_evenness() -> float:
+    """The least even that the paper's four deviations can be, given how they are rounded."""
+    values = list(SCALE_STD.values())
+    steps = [abs(later - earlier) for earlier, later in itertools.pairwise(values)]
+    return (max(steps) + _ROUNDING) / (min(steps) - _ROUNDING)
+
+
 def null_distribution(
     x: Float[Tensor, "n pos d_in"],
     dilations: Sequence[int],
@@ -63,9 +79,10 @@ def null_distribution(
 
     Returns:
         `n_draws`; `monotone_share`, of draws whose deviation falls at every step of the dilation, and its 95% interval
-        `monotone_share_low`, `monotone_share_high`; `ratios`, last deviation over first, one per draw; `ratio_mean`, `ratio_std`;
+        `monotone_share_low`, `monotone_share_high`; `ratios`, last deviation over first, of the first draws; `ratio_mean`, `ratio_std`;
         `share_at_or_below_published`, of ratios as low as the paper's; `share_like_published`, of draws that fall at every step and
-        as far; `mean_std`, by dilation; `expected_std`, by dilation, the root of the expected variance without its mean term.
+        as far; `share_as_even`, of draws that fall in steps as even as the paper's, whatever their size; `mean_std`, by
+        dilation; `expected_std`, by dilation, the root of the expected variance without its mean term.
     """
     moments = tap_moments(x, dilations, kernel_size, padding)
     stds = draw_stds(moments, n_draws, generator)
@@ -78,11 +95,12 @@ def null_distribution(
         "monotone_share": float(monotone.float().mean()),
         "monotone_share_low": low,
         "monotone_share_high": high,
-        "ratios": [round(float(ratio), 5) for ratio in ratios],
+        "ratios": [round(float(ratio), 5) for ratio in ratios[:_RATIOS_KEPT]],
         "ratio_mean": float(ratios.mean()),
         "ratio_std": float(ratios.std()),
         "share_at_or_below_published": float((ratios <= STD_RATIO).float().mean()),
         "share_like_published": float(((ratios <= STD_RATIO) & monotone).float().mean()),
+        "share_as_even": float((monotone & (step_evenness(stds) <= published_evenness())).float().mean()),
         "mean_std": {str(d): float(v) for d, v in zip(dilations, stds.mean(dim=0), strict=True)},
         "expected_std": {str(d): float(v) for d, v in zip(dilations, expected, strict=True)},
     }

@@ -7,6 +7,8 @@ from mtsae_lens.replication.initialisation import (
     CHANCE_OF_AN_ORDER,
     gradients_without_learning,
     null_distribution,
+    published_evenness,
+    step_evenness,
     wilson_interval,
 )
 from mtsae_lens.replication.published import PublishedSettings
@@ -21,7 +23,8 @@ def test_on_white_noise_a_monotone_fall_is_as_rare_as_any_other_order() -> None:
     assert found["monotone_share_low"] < CHANCE_OF_AN_ORDER < found["monotone_share_high"]
     assert found["monotone_share"] == pytest.approx(CHANCE_OF_AN_ORDER, abs=0.015)
     assert found["ratio_mean"] == pytest.approx(1.0, abs=0.1)
-    assert len(found["ratios"]) == found["n_draws"] == 4000
+    assert found["n_draws"] == 2 * len(found["ratios"]) == 4000
+    assert found["share_as_even"] <= found["monotone_share"]
 
 
 def test_circular_padding_expects_the_same_of_every_dilation_and_zero_padding_less_of_larger_ones() -> None:
@@ -35,6 +38,12 @@ def test_circular_padding_expects_the_same_of_every_dilation_and_zero_padding_le
     assert falling == sorted(falling, reverse=True)
     assert zero["monotone_share_low"] > CHANCE_OF_AN_ORDER
     assert zero["mean_std"]["8"] == pytest.approx(zero["expected_std"]["8"], rel=0.05)
+
+
+def test_evenness_is_one_on_a_straight_line() -> None:
+    stds = torch.tensor([[4.0, 3.0, 2.0, 1.0], [4.0, 3.0, 2.0, 0.0]])
+    assert step_evenness(stds).tolist() == [1.0, 2.0]
+    assert published_evenness() == pytest.approx(0.0026 / 0.0022)
 
 
 def test_the_interval_of_a_share() -> None:
