@@ -42,8 +42,8 @@ TITLES = {
     "relative_reconstruction_bias": "relative reconstruction bias",
     "dead_features": "dead features",
     "future_leak": "future leak",
-    "scale_cosine": "cosine of the scales, trained",
-    "scale_cosine_untrained": "cosine of the scales, untrained",
+    "scale_cosine": "cosine of scales, after",
+    "scale_cosine_untrained": "cosine of scales, before",
 }
 _CURVE_TITLES = {
     "overall_loss": "loss",
@@ -91,7 +91,7 @@ def reproduction_part(subject: Subject, settings: PublishedSettings, n_seeds: in
     runs = list(seeds.values())
     n_steps = len(runs[0]["curve"])
     table_1 = Table(
-        ["dilation", "mean, paper", "mean, here (+- std over seeds)", "std, paper", "std, here (+- std over seeds)"],
+        ["dilation", "mean, paper", "mean, here (± std over seeds)", "std, paper", "std, here (± std over seeds)"],
         [
             [
                 dilation,
@@ -139,9 +139,10 @@ def reproduction_part(subject: Subject, settings: PublishedSettings, n_seeds: in
         ),
         Section(
             "The paper's metrics beside ours",
-            f"Mean +- std (range) over seeds. No weight moved by more than {show(moved)}; explained variance moved by {ev_moved} in all: "
-            f"the reported model is its own initialisation. d_sae is {runs[0]['d_sae']:,}, {runs[0]['d_sae'] // subject.d_in} per dimension; "
-            "the paper does not give it.",
+            f"Mean ± std (range) over seeds. No weight moved by more than {show(moved)}; explained variance moved by {ev_moved} in all: "
+            f"the reported model is its own initialisation. The paper's L0 of 0 does not follow from its settings: here "
+            f"{_shown(_values(trained, 'l0'))} features fire at a token. The paper gives neither the width nor the first encoder weights; here "
+            f"d_sae is {runs[0]['d_sae']:,}, and the first scale's encoder starts as the transposed decoder, the others' at zero.",
             table=metrics_table,
         ),
         _consistency_section(settings),
@@ -237,9 +238,9 @@ def initialisation_part(
     text = (
         f"{n_draws:,} random draws of the taps on this model's activations, nothing trained. Under circular padding the deviation falls at "
         f"every step of the dilation in {circular['monotone_share']:.1%} of draws (any fixed order of four: {CHANCE_OF_AN_ORDER:.1%}), "
-        f"and the ratio of the last to the first is {circular['ratio_mean']:.3f} +- {circular['ratio_std']:.3f}: the paper's "
+        f"and the ratio of the last to the first is {circular['ratio_mean']:.3f} ± {circular['ratio_std']:.3f}: the paper's "
         f"{STD_RATIO:.3f} lies {deviations:+.1f} deviations from the mean. Under zero padding larger dilations read past the ends more often; "
-        f"there it falls in {zero['monotone_share']:.1%} of draws, with a ratio of {zero['ratio_mean']:.3f} +- {zero['ratio_std']:.3f}. "
+        f"there it falls in {zero['monotone_share']:.1%} of draws, with a ratio of {zero['ratio_mean']:.3f} ± {zero['ratio_std']:.3f}. "
         f"Falling at every step and as far as the paper's: {circular['share_like_published']:.1%} of draws (circular), "
         f"{zero['share_like_published']:.1%} (zero). Falling in steps as even as the paper's, whatever their size: "
         f"{circular['share_as_even']:.2%} and {zero['share_as_even']:.2%}. Dotted lines are the seeds above."
@@ -250,7 +251,7 @@ def initialisation_part(
     low, high = GRAD_NORM_RANGE
     gradient_text = (
         f"The same run with a learning rate of 0, on {len(gradients['grad_norms'])} batches: nothing learns, and the gradient norm stays at "
-        f"{show(gradients['mean'])} +- {show(gradients['std'])} ({show(gradients['min'])} to {show(gradients['max'])}). The {len(real)} real "
+        f"{show(gradients['mean'])} ± {show(gradients['std'])} ({show(gradients['min'])} to {show(gradients['max'])}). The {len(real)} real "
         f"steps see the first of these batches; their gradient norms differ from those without learning by {apart:.2%} at most, so a "
         f"steady gradient is no sign of stable learning. The band is the paper's {low} to {high}, of another model."
     )
@@ -276,7 +277,7 @@ def switches_part(subject: Subject, settings: SwitchSettings, n_seeds: int, out:
             "The failures as switches",
             f"The paper's SAE given {settings.n_steps} steps of {settings.batch_size_tokens:,} tokens and a warm-up of 5% of them, width "
             f"{settings.d_sae_per_d_in * subject.d_in:,}, learning rate {settings.lr:g}; each switch changes one thing. {n_seeds} seeds; on "
-            f"{settings.n_test_contexts} held-out contexts. Every number says mean +- std (range); differences are paired by seed.",
+            f"{settings.n_test_contexts} held-out contexts. Every number says mean ± std (range); differences are paired by seed.",
         ),
         *(switch_section(switch, settings, values) for switch in switches(settings)),
     ]

@@ -1,7 +1,8 @@
 """The paper's run, exactly: 10,000 tokens in batches of 2,048 are 4 steps, at learning rates of 1 to 4 thousandths of the peak.
 
 What the paper leaves open and how it is read here: `d_sae` (4 * d_in), the batch size of 2,048 (tokens), the cosine warm-up (a linear
-rise over 1,000 steps, then a cosine). The rows of a batch are mixed over the whole buffer, as an activation buffer does.
+rise over 1,000 steps, then a cosine), the first encoder weights (the transposed decoder for the first scale, zero for the others).
+The rows of a batch are mixed over the whole buffer, as an activation buffer does.
 """
 
 from __future__ import annotations

@@ -18,7 +18,9 @@ class Spread:
     n: int
 
     def __str__(self) -> str:
-        return f"{show(self.mean)} +- {show(self.std)} ({show(self.low)} to {show(self.high)})"
+        if self.low == self.high:
+            return show(self.mean)
+        return f"{show(self.mean)} ± {show(self.std)} ({show(self.low)} to {show(self.high)})"
 
 
 def show(value: float) -> str:
@@ -58,4 +60,4 @@ def verdict(metric: str, base_label: str, base: Sequence[float | None], others: 
     """One sentence: the base's value, and how every other arm differs from it."""
     own = spread(base)
     differences = "; ".join(f"{label} {difference(values, base)}" for label, values in others.items())
-    return f"{metric.capitalize()} of {base_label} is {own if own else 'not defined'}; against it: {differences}."
+    return f"{metric[0].upper()}{metric[1:]}, {base_label}: {own if own else 'not defined'}. Against it: {differences}."

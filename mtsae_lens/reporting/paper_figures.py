@@ -33,7 +33,7 @@ def step_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mappi
                 col=place % n_columns + 1,
             )
     figure.update_xaxes(dtick=1, title_text="step")
-    figure.update_yaxes(tickformat=".4~g")
+    figure.update_yaxes(exponentformat="e")
     figure.update_layout(height=300 * -(-len(titles) // n_columns), legend={"orientation": "h", "y": -0.15})
     return figure
 

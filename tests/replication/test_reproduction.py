@@ -11,7 +11,6 @@ from mtsae_lens.replication import reproduction
 from mtsae_lens.replication.published import METRICS, SETTINGS
 from mtsae_lens.replication.reproduction import reproduction_trials
 from mtsae_lens.replication.subject import Subject
-from mtsae_lens.trials import run_trials
 
 CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "paper.yaml"
 
@@ -59,16 +58,3 @@ def test_the_example_configuration_is_the_same_run(subject: Subject) -> None:
     assert typed.weight_decay == SETTINGS.weight_decay
     assert theirs.total_training_steps == 4
     assert theirs.n_batches_in_buffer * theirs.store_batch_size_prompts == SETTINGS.buffer_size_sequences
-
-
-def test_a_seed_that_is_done_is_not_run_again(subject: Subject, tmp_path: Path) -> None:
-    calls = []
-
-    def compute() -> dict[str, Any]:
-        calls.append(1)
-        return {"value": len(calls)}
-
-    first = run_trials(tmp_path, {"a": 1}, {"seed_0": compute}, "test")
-    second = run_trials(tmp_path, {"a": 1}, {"seed_0": compute, "seed_1": compute}, "test")
-    assert first["seed_0"] == second["seed_0"] == {"value": 1}
-    assert second["seed_1"] == {"value": 2}

@@ -2,7 +2,8 @@ from mtsae_lens.replication.verdicts import difference, show, spread, verdict
 
 
 def test_a_spread_has_mean_deviation_and_range() -> None:
-    assert str(spread([1.0, 2.0, None, 3.0])) == "2 +- 1 (1 to 3)"
+    assert str(spread([1.0, 2.0, None, 3.0])) == "2 ± 1 (1 to 3)"
+    assert str(spread([0.5, 0.5])) == "0.5"
     assert spread([None]) is None
 
 
@@ -20,6 +21,6 @@ def test_seeds_that_agree_and_seeds_that_do_not() -> None:
 
 def test_a_verdict_names_the_base_and_every_other_arm() -> None:
     sentence = verdict("explained variance", "the base", [0.5, 0.5], {"more": [0.6, 0.7], "less": [0.1, 0.2]})
-    assert sentence.startswith("Explained variance of the base is 0.5 +- 0 (0.5 to 0.5)")
+    assert sentence.startswith("Explained variance, the base: 0.5.")
     assert "more +0.15" in sentence
     assert "less -0.35" in sentence
