@@ -7,7 +7,7 @@ Every arm trains on the same stored activations, in the same order for the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from mtsae_lens.training.trainer import TrainerOptions
 BASE = "paper"
 _WARM_UP_FRACTION = 0.05
 _OWN_LR = 3e-3  # the default of `mtsae train`
+_OWN_TAP_INIT = next(f.default for f in fields(MTTrainingSAEConfig) if f.name == "tap_init")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def arms(settings: SwitchSettings) -> dict[str, Arm]:
         "norm_rescaled": Arm("layer norm, scale put back", sae={"scale_norm": "rescaled_layer_norm"}),
         "norm_none": Arm("no norm", sae={"scale_norm": "none"}),
         "taps_alike": Arm("all taps alike", taps="alike"),
-        "taps_offsets": Arm("each its own offset", sae={"tap_init": "offsets"}),
+        "taps_offsets": Arm("each its own offset", sae={"tap_init": _OWN_TAP_INIT}),
         "activations_x0.1": Arm("activations x 0.1", activation_scale=0.1),
         "activations_x10": Arm("activations x 10", activation_scale=10.0),
         "mse": Arm("squared error", sae={"reconstruction_loss": "mse"}),
