@@ -166,6 +166,38 @@ def demo(
     typer.echo(f"report: {settings.out / 'report.html'}")
 
 
+@app.command()
+def paper(
+    model: Model = None,
+    hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Text; the Pile for pythia-70m and the embedded texts otherwise, if not given.")
+    ] = None,
+    n_seeds: Annotated[int | None, typer.Option(help="Seeds of every experiment.")] = None,
+    quick: Annotated[bool | None, typer.Option("--quick", help="Two seeds and fewer steps: to see that it runs.")] = None,
+    out: Out = None,
+    config: Config = None,
+    device: Device = None,
+) -> None:
+    """Repeat the paper that MTSAEs come from, and show by experiment why its model did not learn."""
+    from mtsae_lens.commands.paper import PaperSettings, run_paper  # noqa: PLC0415
+
+    typed = {
+        "model": model,
+        "hook_name": hook_name,
+        "dataset": dataset,
+        "n_seeds": n_seeds,
+        "quick": quick,
+        "out": out,
+        "device": device,
+    }
+    settings = PaperSettings.build(config, typed)
+    _, tables = run_paper(settings)
+    for table in tables:
+        _print_table(table)
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
 def _print_table(table: Any) -> None:
     rich_table = RichTable(show_edge=False, pad_edge=False)
     for name in table.header:

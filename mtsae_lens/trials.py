@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.errors import ConfigError, TrainingInterrupted
 from mtsae_lens.files import prepare_output_dir, write_json
 
 
@@ -26,6 +26,7 @@ def run_trials(
 
     Raises:
         ConfigError: the folder holds results of other settings.
+        TrainingInterrupted: a signal came; what is done is kept, and the trial that was stopped is made again.
     """
     prepare_output_dir(folder)
     settings = json.loads(json.dumps(settings))
@@ -45,6 +46,10 @@ def run_trials(
             progress.set_postfix_str(name)
             path = folder / f"{name.replace('/', '__')}.json"
             if not path.exists():
-                write_json(path, dict(compute()))
+                try:
+                    write_json(path, dict(compute()))
+                except TrainingInterrupted as stop:
+                    kept = f"{len(results)} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
+                    raise TrainingInterrupted(stop.signal_number, kept) from stop
             results[name] = json.loads(path.read_text())
     return results

@@ -19,6 +19,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
+from mtsae_lens.commands.paper import PaperSettings
 from mtsae_lens.commands.train import TrainSettings
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.errors import ConfigError
@@ -125,6 +126,49 @@ def test_train_evaluate_unlearn(
     assert "suppression, not deletion" in assert_self_contained(tmp_path / "unlearnt" / "report.html")
 
 
+def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path) -> None:
+    config = tmp_path / "paper.yaml"
+    config.write_text("context_size: 32\nn_seeds: 1\nn_steps: 3\nn_draws: 50\nn_test_contexts: 4\nn_still_batches: 4\n")
+    options = ("--model", tiny_model_dir, "--hook-name", HOOK, "--dataset", text_file, "--quick", "--config", config)
+    outcome = mtsae("paper", *options, "--out", tmp_path / "paper")
+    assert outcome.code == 0, outcome.err
+    assert f"report: {tmp_path / 'paper' / 'report.html'}" in outcome.out
+    metrics = json.loads((tmp_path / "paper" / "metrics.json").read_text())
+    assert set(metrics) == {"reproduction", "initialisation", "switches", "provenance"}
+    assert metrics["reproduction"]["n_steps"] == 4
+    assert metrics["reproduction"]["largest_lr"] <= 0.00401 * 3e-4
+    assert set(metrics["initialisation"]["null"]) == {"circular", "zero"}
+    assert metrics["initialisation"]["gradients_apart"] < 0.05
+    assert {"paper", "causal", "fixed"} <= set(metrics["switches"]["values"])
+    page = assert_self_contained(tmp_path / "paper" / "report.html")
+    assert all(
+        title in page for title in ("Table 1", "Figure 1a", "Figure 1b", "Token budget", "Padding", "All fixes together")
+    )
+
+    trials = {path: path.stat().st_mtime_ns for path in (tmp_path / "paper").glob("*/trials/*.json")}
+    assert mtsae("paper", *options, "--out", tmp_path / "paper").code == 0
+    assert {path: path.stat().st_mtime_ns for path in trials} == trials
+    other = tmp_path / "other.yaml"
+    other.write_text(config.read_text().replace("n_draws: 50", "n_draws: 60"))
+    refused = mtsae("paper", *options[:-1], other, "--out", tmp_path / "paper")
+    assert_refused(refused, r"holds results made with other settings \(n_draws\)")
+
+
+def test_paper_refuses_a_context_longer_than_the_models(
+    mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    outcome = mtsae(
+        "paper", "--model", tiny_model_dir, "--hook-name", HOOK, "--dataset", text_file, "--out", tmp_path / "paper"
+    )
+    assert_refused(outcome, "context_size=128 is longer than the model's context of 64", tmp_path / "paper")
+
+
+def test_paper_reads_the_pile_with_the_papers_model_alone() -> None:
+    assert PaperSettings(model="pythia-70m").text == "monology/pile-uncopyrighted"
+    assert PaperSettings(model="pythia-70m", dataset="embedded").text == "embedded"
+    assert PaperSettings().text == "embedded"
+
+
 def test_what_is_typed_goes_before_the_file_and_the_file_before_defaults(train: Callable[..., Any], tmp_path: Path) -> None:
     config = tmp_path / "c.yaml"
     config.write_text("d-sae: 64\nlr: 0.5\nlog_every_n_steps: 1\nsae:\n  k: 6\n")
@@ -148,7 +192,7 @@ def test_set_changes_one_setting_of_the_file_and_leaves_the_others(tmp_path: Pat
 def test_help_names_every_command(mtsae: Callable[..., Any]) -> None:
     outcome = mtsae("--help")
     assert outcome.code == 0
-    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo"))
+    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo", "paper"))
 
 
 def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

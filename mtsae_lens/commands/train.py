@@ -39,12 +39,18 @@ class TrainSettings(Settings):
     batch_size_tokens: int = Field(512, gt=0)
     lr: float = Field(3e-3, gt=0)
     lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
+    lr_warm_up_steps: int | None = Field(None, ge=0)
+    """Goes before `lr_warm_up_fraction`; may be more than there are steps."""
     lr_end_fraction: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     normalize_activations: str = "expected_average_only_in"
     dead_feature_window: int = Field(300, gt=0)
     prepend_bos: bool = True
     packed: bool = True
+    lm_batch_size_sequences: int = Field(32, gt=0)
+    """Contexts in a forward pass of the language model."""
+    buffer_size_sequences: int = Field(640, gt=0)
+    """Contexts whose activations are in memory at once, and over which rows are mixed; rounded down to whole batches."""
     checkpoint_every_n_steps: int = Field(500, gt=0)
     log_every_n_steps: int = Field(20, gt=0)
     seed: int = Field(0, ge=0, lt=2**32)
@@ -114,7 +120,11 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
         train_batch_size_tokens=settings.batch_size_tokens,
         lr=settings.lr,
         lr_scheduler_name="cosineannealing",
-        lr_warm_up_steps=int(settings.lr_warm_up_fraction * steps),
+        lr_warm_up_steps=int(settings.lr_warm_up_fraction * steps)
+        if settings.lr_warm_up_steps is None
+        else settings.lr_warm_up_steps,
+        store_batch_size_prompts=settings.lm_batch_size_sequences,
+        n_batches_in_buffer=max(1, settings.buffer_size_sequences // settings.lm_batch_size_sequences),
         lr_end=settings.lr_end_fraction * settings.lr,
         dead_feature_window=settings.dead_feature_window,
         n_batches_for_norm_estimate=20,

@@ -1,0 +1,65 @@
+"""What is measured on stored held-out activations: much faster than through the language model, for the many small trainings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal import find_walls
+
+_CONTEXTS_AT_ONCE = 32
+
+
+def explained_variance(h: Float[Tensor, "row d_in"], reconstruction: Float[Tensor, "row d_in"]) -> float:
+    """`1 - sum ||h - h'||^2 / sum ||h - mean(h)||^2`: 1 is perfect, 0 as good as the mean."""
+    return float(1 - (h - reconstruction).pow(2).sum() / (h - h.mean(dim=0)).pow(2).sum())
+
+
+def mean_scale_cosine(z: Float[Tensor, "row n_scales d_in"]) -> float:
+    """Mean cosine of two different scales, signed: 1 when all scales say the same."""
+    directions = torch.nn.functional.normalize(z, dim=-1)
+    n_scales = z.shape[-2]
+    total = directions.sum(dim=-2).pow(2).sum(dim=-1).mean()  # ||sum_k u_k||^2 = K + sum over pairs of different scales
+    return float((total - n_scales) / max(1, n_scales * (n_scales - 1)))
+
+
+def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    """What is not a number, such as 0 / 0, as None: JSON knows no NaN."""
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+
+
+@torch.no_grad()
+def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"]) -> dict[str, float | None]:
+    """Fidelity on whole contexts, masked positions zero and left out.
+
+    Returns:
+        `explained_variance` (centred), `l2_loss` (mean `||h - h'||`, as in the paper), `l0`, `l1` (per token), `dead_features` (fire on
+        none of these tokens), and for a temporal SAE `scale_cosine`.
+    """
+    outputs, acts, scales, kept = [], [], [], []
+    for batch in h.split(_CONTEXTS_AT_ONCE):
+        keep = ~find_walls(batch)
+        e = sae.encode(batch)
+        kept.append(batch[keep])
+        acts.append(e[keep])
+        outputs.append(sae.decode(e)[keep])
+        if isinstance(sae, TemporalEncoder):
+            scales.append(sae.encode_scales(sae.process_sae_in(batch))[keep])
+    x, e, out = torch.cat(kept), torch.cat(acts), torch.cat(outputs)
+    metrics = {
+        "explained_variance": explained_variance(x, out),
+        "l2_loss": float((x - out).norm(dim=-1).mean()),
+        "l0": float((e != 0).sum(dim=-1).float().mean()),
+        "l1": float(e.abs().sum(dim=-1).mean()),
+        "dead_features": float((e == 0).all(dim=0).sum()),
+    }
+    if scales:
+        metrics["scale_cosine"] = mean_scale_cosine(torch.cat(scales))
+    return finite(metrics)

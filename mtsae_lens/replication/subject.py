@@ -1,0 +1,78 @@
+"""The language model, hook and text on which the paper is repeated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens import HookedSAETransformer
+from torch import Tensor
+
+from mtsae_lens.data.activations import ActivationReader
+from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, read_tokens
+from mtsae_lens.data.documents import read_documents
+from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A loaded model with all that is needed to read its activations on training and held-out text."""
+
+    model: HookedSAETransformer
+    model_name: str
+    hook_name: str
+    dataset: str
+    context_size: int
+    device: str = "cpu"
+    lm_batch_size_sequences: int = 32
+
+    @classmethod
+    def load(cls, model_name: str, hook_name: str, dataset: str, context_size: int, device: str = "cpu") -> Subject:
+        """Load the model.
+
+        Raises:
+            ModelError: no such model or hook.
+            ConfigError: contexts longer than the model's.
+        """
+        model = load_language_model(model_name, device=device)
+        resolve_hook(model, hook_name)
+        if context_size > model.cfg.n_ctx:
+            raise ConfigError(
+                f"context_size={context_size} is longer than the model's context of {model.cfg.n_ctx}; give it in --config"
+            )
+        return cls(model, model_name, hook_name, dataset, context_size, device)
+
+    @cached_property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return resolve_hook(self.model, self.hook_name)
+
+    @property
+    def cutter(self) -> ContextCutter:
+        """How documents become contexts."""
+        assert self.model.tokenizer is not None
+        return ContextCutter(self.model.tokenizer, self.context_size)
+
+    def train_tokens(self, n_contexts: int, seed: int = 0) -> Int[Tensor, "n pos"]:
+        """Contexts of the training split."""
+        stream = ContextStream(partial(read_documents, self.dataset, "train"), self.cutter, seed)
+        return torch.tensor(list(islice(stream, n_contexts)), dtype=torch.long)
+
+    def test_table(self, n_contexts: int, seed: int = 0) -> TokenTable:
+        """Contexts of the test split, which no training sees."""
+        return read_tokens(self.dataset, "test", self.cutter, n_contexts, seed=seed)
+
+    def activations(self, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n pos d_in"]:
+        """Activations, zero at special tokens and at position 0, as in training."""
+        reader, cutter = ActivationReader(self.model, self.hook_name), self.cutter
+        parts = []
+        for batch in tokens.split(self.lm_batch_size_sequences):
+            masked = cutter.special_positions(batch)
+            masked[:, 0] = True
+            h = reader.read(batch)
+            parts.append(h.masked_fill(masked.unsqueeze(-1).to(h.device), 0.0))
+        return torch.cat(parts).to(self.device)

@@ -1,0 +1,57 @@
+"""The circular SAE with its view of the future taken away: how much of its score was the leak?
+
+An SAE that is spliced into an autoregressive model at position t should know nothing of later positions. Two ways to take them away
+from a trained one, neither of which it was trained for, so both are upper bounds of what the leak was worth:
+
+- `withhold`: a tap that would read a later position reads nothing;
+- `replace`: it reads the same later position of another context, so that every tap sees what activations look like.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from typing_extensions import override
+
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads, tap_offsets
+from mtsae_lens.sae.training import MTTrainingSAE
+
+Future = Literal["withhold", "replace"]
+
+
+class WithoutFuture(MTTrainingSAE):
+    """A trained MTSAE whose taps read no position after their own, around the circle or straight."""
+
+    future: Future = "withhold"
+
+    @override
+    def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
+        """As the base class, with later positions withheld or replaced."""
+        n_positions = x.shape[1]
+        position = torch.arange(n_positions, device=x.device)
+        other = sequence_reads(x.roll(1, dims=0), self.read_offsets, self.cfg.padding) if self.future == "replace" else {}
+        own = ~find_walls(x).unsqueeze(-1)
+        reads = {}
+        for offset, read in sequence_reads(x, self.read_offsets, self.cfg.padding).items():
+            later = ((position + offset) % n_positions > position).view(1, -1, 1)
+            reads[offset] = torch.where(later, other[offset] * own if other else torch.zeros_like(read), read)
+        cfg = self.cfg
+        offsets = [tap_offsets(cfg.kernel_size, dilation, cfg.padding) for dilation in cfg.dilations]
+        scales = [sum(reads[o] * w for o, w in zip(scale, self.taps[k], strict=True)) for k, scale in enumerate(offsets)]
+        convolved = torch.stack(scales, dim=-2)  # type: ignore[arg-type]
+        return normalize_scales(convolved, x, cfg.scale_norm, cfg.context_gain)
+
+
+def without_future(sae: MTTrainingSAE, future: Future) -> WithoutFuture:
+    """A copy of a trained SAE that reads no later position."""
+    if future not in get_args(Future):
+        raise ConfigError(f"future must be one of {', '.join(map(repr, get_args(Future)))}; got {future!r}")
+    blind = WithoutFuture(deepcopy(sae.cfg))
+    blind.load_state_dict(sae.state_dict())
+    blind.future = future
+    return blind
