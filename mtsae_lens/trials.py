@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm.auto import tqdm
 
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
 from mtsae_lens.files import prepare_output_dir, write_json
+from mtsae_lens.interruption import stop_on_signal
+
+Trial = Callable[[], Mapping[str, Any]]
+_POLL_SECONDS = 0.5  # how long a signal may wait while workers compute
 
 
 def run_trials(
-    folder: Path, settings: Mapping[str, Any], trials: Mapping[str, Callable[[], Mapping[str, Any]]], description: str
+    folder: Path, settings: Mapping[str, Any], trials: Mapping[str, Trial], description: str, *, n_workers: int = 1
 ) -> dict[str, dict[str, Any]]:
     """Run what is not yet in `folder`, one JSON file per trial, and return all results by name.
 
@@ -23,33 +33,84 @@ def run_trials(
         settings: what the results depend on, as JSON; results of other settings are refused.
         trials: name and computation of each; names become file names, `/` becoming `__`.
         description: what the progress bar says.
+        n_workers: processes. With more than one, trials must be picklable (`functools.partial` of a module's function), and each has
+            its share of the threads: small models fill one core at a time.
 
     Raises:
         ConfigError: the folder holds results of other settings.
-        TrainingInterrupted: a signal came; what is done is kept, and the trial that was stopped is made again.
+        TrainingInterrupted: a signal came; what is done is kept, and the trials that were stopped are made again.
     """
     prepare_output_dir(folder)
-    settings = json.loads(json.dumps(settings))
+    _check_settings(folder, json.loads(json.dumps(settings)))
+    paths = {name: folder / f"{name.replace('/', '__')}.json" for name in trials}
+    missing = {name: trial for name, trial in trials.items() if not paths[name].exists()}
+    compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
+    with tqdm(total=len(trials), initial=len(trials) - len(missing), desc=description, unit="trial") as progress:
+        try:
+            for name, result in compute:
+                write_json(paths[name], dict(result))
+                progress.update()
+        except TrainingInterrupted as stop:
+            n_done = sum(path.exists() for path in paths.values())
+            kept = f"{n_done} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
+            raise TrainingInterrupted(stop.signal_number, kept) from stop
+    return {name: json.loads(path.read_text()) for name, path in paths.items()}
+
+
+def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     record = folder / "settings.json"
-    if record.exists():
-        kept = json.loads(record.read_text())
-        if kept != settings:
-            differ = sorted(name for name in kept.keys() | settings.keys() if kept.get(name) != settings.get(name))
-            raise ConfigError(
-                f"{folder} holds results made with other settings ({', '.join(differ)}); give another --out, or delete that folder"
-            )
-    else:
+    if not record.exists():
         write_json(record, settings)
-    results: dict[str, dict[str, Any]] = {}
-    with tqdm(trials.items(), desc=description, unit="trial") as progress:
-        for name, compute in progress:
-            progress.set_postfix_str(name)
-            path = folder / f"{name.replace('/', '__')}.json"
-            if not path.exists():
-                try:
-                    write_json(path, dict(compute()))
-                except TrainingInterrupted as stop:
-                    kept = f"{len(results)} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
-                    raise TrainingInterrupted(stop.signal_number, kept) from stop
-            results[name] = json.loads(path.read_text())
-    return results
+        return
+    kept = json.loads(record.read_text())
+    if kept != settings:
+        differ = sorted(name for name in kept.keys() | settings.keys() if kept.get(name) != settings.get(name))
+        raise ConfigError(
+            f"{folder} holds results made with other settings ({', '.join(differ)}); give another --out, or delete that folder"
+        )
+
+
+def _one_by_one(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    for name, trial in trials.items():
+        yield name, trial()
+
+
+def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Results as they come. A signal stops the workers, each between two steps of its training."""
+    n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+    spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads
+    with (
+        _quiet_progress(),
+        stop_on_signal() as stop,
+        ProcessPoolExecutor(n_workers, spawn, _start_worker, (n_threads,)) as pool,
+    ):
+        names = {pool.submit(trial): name for name, trial in trials.items()}
+        pending = set(names)
+        while pending:
+            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+            if stop.signal_number is not None:
+                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in multiprocessing.active_children():
+                    worker.terminate()
+                raise TrainingInterrupted(stop.signal_number, "")
+            for future in done:
+                yield names[future], future.result()
+
+
+def _start_worker(n_threads: int) -> None:
+    torch.set_num_threads(n_threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
+
+
+@contextmanager
+def _quiet_progress() -> Iterator[None]:
+    """Workers inherit the environment: their progress bars would overwrite the parent's."""
+    before = os.environ.get("TQDM_DISABLE")
+    os.environ["TQDM_DISABLE"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TQDM_DISABLE"]
+        else:
+            os.environ["TQDM_DISABLE"] = before

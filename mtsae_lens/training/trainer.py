@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from mtsae_lens.errors import DataError, TrainingInterrupted
+from mtsae_lens.interruption import stop_on_signal
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
-from mtsae_lens.training.interruption import stop_on_signal
 from mtsae_lens.training.log import TrainingLog
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
