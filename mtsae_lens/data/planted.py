@@ -94,7 +94,7 @@ class PlantedFeatures:
         generator = torch.Generator().manual_seed(cfg.seed)
         n_patterns = len(cfg.lags) * cfg.n_patterns_per_lags
         cues = [torch.randperm(cfg.n_cues, generator=generator)[:2] for _ in range(n_patterns)]
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.enable_grad():  # the initializer is an optimisation
             torch.manual_seed(cfg.seed)
             dictionary = FeatureDictionary(self.n_features, cfg.d_in, bias=False, initializer=orthogonal_initializer())
         object.__setattr__(self, "dictionary", dictionary.requires_grad_(False))

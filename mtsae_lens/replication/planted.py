@@ -1,0 +1,164 @@
+"""Ground truth for time: what an MTSAE and SAELens's SAEs recover of the same planted sequences, seed by seed.
+
+A seed is a dictionary, a pairing of cues and patterns, a stream of training sequences and an initialisation. Every architecture trains on
+the same rows of the same blocks, as many, with the same width and schedule.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAE
+
+from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
+from mtsae_lens.evaluation.recovery import PlantedSplits, linear_oracle, recover
+from mtsae_lens.evaluation.time_scales import mean_run_length, temporal_profiles
+from mtsae_lens.sae.config import MTTrainingSAEConfig
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.training.fit import fit
+from mtsae_lens.trials import Trial
+
+TUNE_SEED = 1_000  # no dictionary that is reported on
+
+
+@dataclass(frozen=True)
+class PlantedArm:
+    """One SAE to train: an architecture of SAELens's registry and its own settings, on data that may differ from the base."""
+
+    architecture: str
+    sae: Mapping[str, Any] = field(default_factory=dict)
+    planted: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of `PlantedConfig`."""
+
+
+@dataclass(frozen=True)
+class PlantedSettings:
+    """What all arms share."""
+
+    planted: PlantedConfig = field(default_factory=PlantedConfig)
+    d_sae: int = 256
+    n_steps: int = 3_000
+    batch_size_sequences: int = 4
+    lr: float = 3e-3
+    n_test_sequences: int = 128
+    """Of SELECT and of TEST each."""
+
+    @property
+    def n_training_tokens(self) -> int:
+        """Positions trained on, the first of each sequence included."""
+        return self.n_steps * self.batch_size_sequences * self.planted.context_size
+
+
+def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SAE[Any], PlantedFeatures]:
+    """Train, and give back the inference SAE that SAELens makes of it."""
+    cfg = replace(settings.planted, **{"seed": seed, **arm.planted})
+    features = PlantedFeatures(cfg)
+    config_class = SAE_TRAINING_CLASS_REGISTRY[arm.architecture][1]
+    own: dict[str, Any] = {"normalize_activations": "expected_average_only_in", **arm.sae}
+    if issubclass(config_class, MTTrainingSAEConfig):
+        own["context_size"] = cfg.context_size
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sae: TrainingSAE[Any] = TrainingSAE.from_dict(config_class(d_in=cfg.d_in, d_sae=settings.d_sae, **own).to_dict())
+    fit(
+        sae,
+        PlantedBlocks(features, settings.batch_size_sequences, seed=seed),
+        n_steps=settings.n_steps,
+        batch_size_tokens=settings.batch_size_sequences * cfg.context_size,
+        lr=settings.lr,
+        lr_warm_up_steps=settings.n_steps // 20,
+        lr_end=settings.lr / 20,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        sae.save_inference_model(folder)
+        return SAE.load_from_disk(Path(folder)), features
+
+
+def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> dict[str, Any]:
+    """Train one arm with one seed and score it.
+
+    Returns:
+        Of every planted feature, as lists: `kind`, `time_scale`, the scores of `Recovery`, `run_length`; for a temporal encoder
+        `context_share`, `context_lag` and `named_lags` (the index of the planted lags with the largest share); and of the whole: `mcc`,
+        `explained_variance`, `explained_variance_clean`, `l0`, `dilations`.
+    """
+    sae, features = train_arm(arm, settings, seed)
+    return score(sae, PlantedSplits(features, settings.n_test_sequences))
+
+
+@torch.no_grad()
+def score(sae: SAE[Any], splits: PlantedSplits) -> dict[str, Any]:
+    """What `planted_trial` returns, of an SAE that is trained already."""
+    features, recovery = splits.features, recover(sae, splits)
+    h = splits.test.h
+    feature_acts = sae.encode(h)[:, 1:]
+    record: dict[str, Any] = {
+        "kind": features.kinds,
+        "time_scale": features.time_scales,
+        "matched": recovery.matched.tolist(),
+        "correlation": _rounded(recovery.correlation),
+        "f1": _rounded(recovery.f1),
+        "onset_recall": _rounded(recovery.onset_recall),
+        "cosine": _rounded(recovery.cosine),
+        "run_length": _rounded(mean_run_length(feature_acts[..., recovery.matched] > 0)),
+        "mcc": recovery.mcc,
+        "explained_variance": recovery.explained_variance,
+        "explained_variance_clean": recovery.explained_variance_clean,
+        "l0": float((feature_acts != 0).sum(dim=-1).float().mean()),
+    }
+    if isinstance(sae, TemporalEncoder):
+        profiles = temporal_profiles(sae, h.split(32), recovery.matched)
+        lags = features.cfg.lags
+        at_lags = torch.stack([profiles.share_at(pair) for pair in lags]) if lags else torch.zeros(1, features.n_features)
+        record |= {
+            "offsets": list(profiles.offsets),
+            "profile": [_rounded(row) for row in profiles.shares],
+            "context_share": _rounded(profiles.context_share),
+            "context_lag": _rounded(profiles.context_lag),
+            "named_lags": at_lags.argmax(dim=0).tolist(),
+            "dilations": [round(dilation, 3) for dilation in sae.dilations],
+        }
+        if sae.cfg.hierarchy == "nested":
+            n_groups = len(sae.cfg.dilations)
+            record["group"] = (recovery.matched * n_groups // sae.cfg.d_sae).tolist()
+    return record
+
+
+def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """F1 of the best linear detectors that are told the truth: of one position, and of the positions that the default MTSAE reads."""
+    features = PlantedFeatures(replace(settings.planted, **{"seed": seed, **planted}))
+    splits = PlantedSplits(features, settings.n_test_sequences)
+    default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae)
+    farthest = (default.kernel_size - 1) * max(default.dilations)
+    lags = sorted({dilation * tap for dilation in default.dilations for tap in range(default.kernel_size)})
+    assert lags[-1] == farthest
+    return {
+        "kind": features.kinds,
+        "time_scale": features.time_scales,
+        "pointwise": _rounded(linear_oracle(splits)),
+        "context": _rounded(linear_oracle(splits, [0, *(-lag for lag in lags if lag)])),
+    }
+
+
+def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Iterable[int]) -> dict[str, Trial]:
+    """Name (`arm/seed_N`) and computation of every trial, seed after seed, so that a stopped run has whole seeds."""
+    return {f"{name}/seed_{seed}": partial(planted_trial, arm, settings, seed) for seed in seeds for name, arm in arms.items()}
+
+
+def settings_record(arms: Mapping[str, PlantedArm], settings: PlantedSettings) -> dict[str, Any]:
+    """What the results depend on."""
+    return {"settings": asdict(settings), "arms": {name: asdict(arm) for name, arm in arms.items()}}
+
+
+def _rounded(values: torch.Tensor) -> list[float | None]:
+    """Four decimals; what is not finite becomes None."""
+    return [round(value, 4) if math.isfinite(value) else None for value in values.double().tolist()]
