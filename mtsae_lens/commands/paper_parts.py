@@ -25,7 +25,7 @@ from mtsae_lens.replication.switches import (
     switches,
     values_by_arm,
 )
-from mtsae_lens.replication.verdicts import show, spread, verdict
+from mtsae_lens.replication.verdicts import difference, show, spread, verdict
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.paper_figures import gradient_norms, null_histogram, seed_panels, step_curves
 from mtsae_lens.sae.config import MTTrainingSAEConfig
@@ -280,6 +280,7 @@ def switches_part(subject: Subject, settings: SwitchSettings, n_seeds: int, out:
             f"{settings.n_test_contexts} held-out contexts. Every number says mean ± std (range); differences are paired by seed.",
         ),
         *(switch_section(switch, settings, values) for switch in switches(settings)),
+        ranking_section(settings, values),
     ]
     summary = {
         arm: {name: asdict(found) for name, column in metrics.items() if (found := spread(column))}
@@ -316,9 +317,42 @@ def switch_section(switch: Switch, settings: SwitchSettings, values: Mapping[str
 
 def leak_sentence(values: Mapping[str, Mapping[str, list[float | None]]]) -> str:
     """What of the circular SAE's score is left without later positions."""
+    whole = values[BASE]["ce_loss_score"]
+    withheld, replaced = (values[BASE][f"ce_loss_score_{future}"] for future in ("withhold", "replace"))
     return (
-        f"The circular SAE recovers {_shown(values[BASE]['ce_loss_score'])} of the model's loss. With later positions withheld from its taps "
-        f"{_shown(values[BASE]['ce_loss_score_withhold'])} is left, with those of another context in their place "
-        f"{_shown(values[BASE]['ce_loss_score_replace'])}; it was trained for neither, so the difference is the most that the leak was worth. "
-        f"An SAE trained without them (causal) reaches {_shown(values['causal']['ce_loss_score'])}."
+        f"The circular SAE recovers {_shown(whole)} of the model's loss. With later positions withheld from its taps that changes by "
+        f"{difference(withheld, whole)}; with those of another context in their place by {difference(replaced, whole)}. It was trained for "
+        "neither, so what is lost is the most that the leak was worth. "
+        f"An SAE trained without them (causal) differs by {difference(values['causal']['ce_loss_score'], whole)}."
     )
+
+
+def ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, list[float | None]]]) -> Section:
+    """All arms of the base's length, by what they do to explained variance."""
+    base = values[BASE]["explained_variance"]
+    known = {name: arm for name, arm in arms(settings).items() if arm.n_steps is None and name != BASE}
+    changes = {name: spread([a - b for a, b in _pairs(values[name]["explained_variance"], base)]) for name in known}
+    order = sorted(known, key=lambda name: -(found.mean if (found := changes[name]) else 0.0))
+    table = Table(
+        ["change", "explained variance", "against the paper's SAE", "L0"],
+        [
+            [
+                known[name].label,
+                _shown(values[name]["explained_variance"]),
+                difference(values[name]["explained_variance"], base),
+                _shown(values[name]["l0"]),
+            ]
+            for name in order
+        ],
+    )
+    single = [name for name in order if not known[name].defaults]
+    text = (
+        f"Every change at the same {settings.n_steps} steps, best first. Of the single changes, the most is gained by "
+        f"{known[single[0]].label!r} and the most lost by {known[single[-1]].label!r}. L0 differs between arms, and more active features "
+        "explain more."
+    )
+    return Section("Which change matters most?", text, table=table)
+
+
+def _pairs(values: Sequence[float | None], base: Sequence[float | None]) -> list[tuple[float, float]]:
+    return [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
