@@ -20,9 +20,13 @@ from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, write_report
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
+from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.training.trainer import TrainerOptions
+
+AUTO = "auto"
 
 
 class TrainSettings(Settings):
@@ -58,7 +62,8 @@ class TrainSettings(Settings):
     wandb: bool = False
     wandb_project: str = "mtsae-lens"
     sae: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`."""
+    """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`; `dilations: auto` selects them from
+    the first training activations (`mtsae_lens.training.dilations`)."""
 
 
 def sae_config(settings: TrainSettings, d_in: int) -> Any:
@@ -139,6 +144,19 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
     )
 
 
+def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSettings:
+    """The settings with `dilations` selected from the first block of training activations; the same ones for the same settings."""
+    given = {name: value for name, value in settings.sae.items() if name != "dilations"}
+    plain = settings.model_copy(update={"sae": given})
+    runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model)
+    if not isinstance(runner.sae, MTTrainingSAE):
+        raise ConfigError(f"dilations={AUTO!r} is for architecture {ARCHITECTURE!r}; got {settings.architecture!r}")
+    _, h = next(runner.stream.blocks(0))
+    n_dilations = len(runner.sae.cfg.dilations) - 1
+    dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size)
+    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}})
+
+
 def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> TrainingSAE[Any]:
     """Train and save; no report.
 
@@ -151,7 +169,10 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
     if model is None:
         model = load_language_model(settings.model, device=settings.device)
-    cfg = runner_config(settings, resolve_hook(model, settings.hook_name))
+    d_in = resolve_hook(model, settings.hook_name)
+    if settings.sae.get("dilations") == AUTO:
+        settings = select_from_data(settings, model, d_in)
+    cfg = runner_config(settings, d_in)
     options = TrainerOptions(
         weight_decay=settings.weight_decay,
         log_every_n_steps=settings.log_every_n_steps,

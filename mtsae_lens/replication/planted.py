@@ -24,15 +24,20 @@ from mtsae_lens.evaluation.recovery import PlantedSplits, linear_oracle, recover
 from mtsae_lens.evaluation.time_scales import mean_run_length, temporal_profiles
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import fit
 from mtsae_lens.trials import Trial
 
 TUNE_SEED = 1_000  # no dictionary that is reported on
+N_CONTEXTS_TO_SELECT_ON = 512
 
 
 @dataclass(frozen=True)
 class PlantedArm:
-    """One SAE to train: an architecture of SAELens's registry and its own settings, on data that may differ from the base."""
+    """One SAE to train: an architecture of SAELens's registry and its own settings, on data that may differ from the base.
+
+    `dilations="auto"` selects them from the first sequences (`select_dilations`).
+    """
 
     architecture: str
     sae: Mapping[str, Any] = field(default_factory=dict)
@@ -64,14 +69,18 @@ def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SA
     features = PlantedFeatures(cfg)
     config_class = SAE_TRAINING_CLASS_REGISTRY[arm.architecture][1]
     own: dict[str, Any] = {"normalize_activations": "expected_average_only_in", **arm.sae}
+    stream = PlantedBlocks(features, settings.batch_size_sequences, seed=seed)
     if issubclass(config_class, MTTrainingSAEConfig):
         own["context_size"] = cfg.context_size
+    if own.get("dilations") == "auto":
+        _, h = next(replace(stream, block_size_batches=N_CONTEXTS_TO_SELECT_ON // settings.batch_size_sequences).blocks(0))
+        own["dilations"] = select_dilations(h, max_lag=3 * cfg.context_size // 4)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sae: TrainingSAE[Any] = TrainingSAE.from_dict(config_class(d_in=cfg.d_in, d_sae=settings.d_sae, **own).to_dict())
     fit(
         sae,
-        PlantedBlocks(features, settings.batch_size_sequences, seed=seed),
+        stream,
         n_steps=settings.n_steps,
         batch_size_tokens=settings.batch_size_sequences * cfg.context_size,
         lr=settings.lr,

@@ -1,0 +1,95 @@
+"""Dilations selected from data: those whose taps tell most about the token, one after the other.
+
+Forward selection of lags, as for autoregressive models: with `S` the lags read so far, the next dilation r is the one that most
+raises the R^2 of predicting the activations `x[t]` linearly from `x[t - l]`, l in S and {r, 2r, ..., (kernel_size - 1) r}. Activations
+are stationary enough for lag covariances `C(l) = E[x[t] x[t - l]']` to stand for all that is needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.sae.temporal import find_walls
+
+N_COMPONENTS = 64
+"""Principal components that are predicted: enough to tell lags apart, and cheap at any width."""
+
+_RIDGE = 1e-3  # of the mean variance
+
+
+def lag_covariances(
+    h: Float[Tensor, "batch pos d_in"], max_lag: int, n_components: int = N_COMPONENTS
+) -> Float[Tensor, "n_lags component component"]:
+    """`C(l) = E[x[t] x[t - l]']` for l = 0, ..., max_lag, of the leading principal components; walls are left out."""
+    keep = ~find_walls(h)
+    if not keep.any():
+        raise DataError("no activations to select dilations from: every position is masked")
+    kept = h[keep]
+    mean = kept.mean(dim=0)
+    _, _, components = torch.linalg.svd(kept[:: max(1, len(kept) // 20_000)] - mean, full_matrices=False)
+    x = ((h - mean) @ components[:n_components].T).masked_fill(~keep.unsqueeze(-1), 0.0)
+    covariances = []
+    for lag in range(max_lag + 1):
+        now, then = slice(lag, None), slice(None, h.shape[1] - lag)
+        n_pairs = (keep[:, now] & keep[:, then]).sum().clamp(min=1)
+        covariances.append(torch.einsum("bpi,bpj->ij", x[:, now], x[:, then]) / n_pairs)
+    return torch.stack(covariances).double()
+
+
+def predictability(covariances: Float[Tensor, "n_lags component component"], lags: Sequence[int]) -> float:
+    """R^2 of predicting `x[t]` from `x[t - l]` for these lags; 0 without any."""
+    if not lags:
+        return 0.0
+    variance = covariances[0]
+    rows = [
+        torch.cat([covariances[b - a] if b >= a else covariances[a - b].T for b in lags], dim=1) for a in lags
+    ]  # E[x[t - a] x[t - b]'] = C(b - a)
+    gram = torch.cat(rows)
+    gram = gram + _RIDGE * variance.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    cross = torch.cat([covariances[lag] for lag in lags], dim=1)
+    explained = (cross * torch.linalg.solve(gram, cross.T).T).sum()
+    return float(explained / variance.diagonal().sum())
+
+
+def select_dilations(
+    h: Float[Tensor, "batch pos d_in"],
+    n_dilations: int = 4,
+    *,
+    kernel_size: int = 3,
+    max_lag: int | None = None,
+    n_components: int = N_COMPONENTS,
+) -> tuple[int, ...]:
+    """The token's own scale (dilation 0) and the `n_dilations` dilations whose taps predict the activations best, in ascending order.
+
+    Args:
+        h: contexts, masked positions zero.
+        n_dilations: how many to select beside 0.
+        kernel_size: taps of a scale; dilation r reads the lags r, ..., (kernel_size - 1) r.
+        max_lag: farthest lag that a tap may read; None for half the context, so that every lag has pairs enough.
+        n_components: principal components that are predicted.
+
+    Raises:
+        ConfigError: fewer dilations possible than asked for.
+        DataError: no activations.
+    """
+    max_lag = h.shape[1] // 2 if max_lag is None else max_lag
+    candidates = list(range(1, max_lag // max(1, kernel_size - 1) + 1))
+    if not 0 < n_dilations <= len(candidates):
+        raise ConfigError(
+            f"{n_dilations} dilations cannot be selected from 1 to {len(candidates)}, which is as far as taps within {max_lag} positions go"
+        )
+    covariances = lag_covariances(h, max_lag, n_components)
+    chosen: list[int] = []
+    lags: set[int] = set()
+    while len(chosen) < n_dilations:
+        taps = {r: lags | {r * tap for tap in range(1, kernel_size)} for r in candidates if r not in chosen}
+        scores = {r: predictability(covariances, sorted(read)) for r, read in taps.items()}
+        best = max(scores, key=scores.__getitem__)
+        chosen.append(best)
+        lags = taps[best]
+    return (0, *sorted(chosen))
