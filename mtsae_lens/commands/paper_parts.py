@@ -258,10 +258,10 @@ def initialisation_part(
 # -------------------------------------------------------------------------------------------- the switches
 
 
-def switches_part(subject: Subject, settings: SwitchSettings, n_seeds: int, out: Path) -> Part:
+def switches_part(subject: Subject, settings: SwitchSettings, n_seeds: int, out: Path, n_workers: int) -> Part:
     """One change at a time to the paper's SAE, given tokens."""
     record = subject_record(subject) | settings_record(settings)
-    results = run_trials(out / "trials", record, dict(switch_trials(subject, settings, n_seeds)), "Switches")
+    results = run_trials(out / "trials", record, switch_trials(subject, settings, n_seeds), "Switches", n_workers=n_workers)
     values = values_by_arm(results)
     sections = [
         Section(

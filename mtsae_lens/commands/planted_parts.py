@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mtsae_lens.commands.parts import Part
 from mtsae_lens.replication.planted import TUNE_SEED, PlantedArm, PlantedSettings, oracle_trial, settings_record, trials
 from mtsae_lens.replication.planted_arms import (
     ECHOES,
+    N_SIDE_SEEDS,
     OURS,
     SPARSITY,
     echo_arms,
@@ -65,14 +67,16 @@ def planted_part(settings: PlantedSettings, n_seeds: int, out: Path, n_workers: 
         for name in SPARSITY
     }
     chosen = {name: candidates[best[name]] for name in SPARSITY}
-    arms = {**chosen, **echo_arms(chosen)}
-    jobs = trials(arms, settings, range(n_seeds))
+    side_arms, side_seeds = echo_arms(chosen), min(n_seeds, N_SIDE_SEEDS)
+    jobs = trials(chosen, settings, range(n_seeds)) | trials(side_arms, settings, range(side_seeds))
     for seed in range(n_seeds):
         jobs[f"oracle/seed_{seed}"] = partial(oracle_trial, settings, {}, seed)
-        for echo in ECHOES:
-            jobs[f"oracle/echo_{echo:g}/seed_{seed}"] = partial(oracle_trial, settings, {"echo_magnitude": echo}, seed)
-    results = run_trials(out / "trials", settings_record(arms, settings), jobs, "Planted time", n_workers=n_workers)
-    records = {name: of_arm(results, name, n_seeds) for name in [*arms, "oracle", *(f"oracle/echo_{e:g}" for e in ECHOES)]}
+    for echo, seed in product(ECHOES, range(side_seeds)):
+        jobs[f"oracle/echo_{echo:g}/seed_{seed}"] = partial(oracle_trial, settings, {"echo_magnitude": echo}, seed)
+    record = settings_record(chosen | side_arms, settings)
+    results = run_trials(out / "trials", record, jobs, "Planted time", n_workers=n_workers)
+    records = {name: of_arm(results, name, n_seeds) for name in [*chosen, "oracle"]}
+    records |= {name: of_arm(results, name, side_seeds) for name in [*side_arms, *(f"oracle/echo_{e:g}" for e in ECHOES)]}
     by_architecture = {name: records[name] for name in chosen}
     sections = [
         _recovery_section(by_architecture, records["oracle"], settings, chosen, n_seeds),

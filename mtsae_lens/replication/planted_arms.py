@@ -30,6 +30,9 @@ SEPARATION_COEFFICIENT = 10.0
 ECHOES = (0.6, 1.2)
 """Magnitudes of the echo beside the default, weaker and stronger."""
 
+N_SIDE_SEEDS = 2
+"""Seeds of what stands beside the comparison: other magnitudes of the echo, and the ablations; each has 32 patterns."""
+
 
 def sparsity_arms(architectures: Mapping[str, tuple[dict[str, Any], ...]]) -> dict[str, PlantedArm]:
     """Every architecture at every sparsity that it may choose from."""
