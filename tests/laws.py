@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTTrainingSAE
+from mtsae_lens.sae.separation import Scales
+from mtsae_lens.sae.temporal import temporal_convolution
 
 
 def other(h: Tensor) -> Tensor:
@@ -142,7 +144,10 @@ def check_gradients(sae: Any, h: Tensor) -> None:
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
         moved = parameter.grad != 0
-        assert moved.any(dim=-1).all() if name in ("taps", "W_enc") else moved.any(), name
+        if name == "log2_dilations":
+            assert moved.tolist() == [dilation > 0 for dilation in sae.cfg.dilations]
+        else:
+            assert moved.any(dim=-1).all() if name in ("taps", "W_enc") else moved.any(), name
 
 
 @torch.no_grad()
@@ -165,10 +170,196 @@ def check_walls(sae: Any, h: Tensor) -> None:
             assert torch.equal(before[:, ~side], after[:, ~side])
 
 
+def allowed(sae: Any) -> Tensor:
+    """Which encoder weights a nested SAE may use: those of features in group g for scales 0 to g."""
+    n_scales, d_sae = len(sae.cfg.dilations), sae.cfg.d_sae
+    groups = [group for group, part in enumerate(torch.arange(d_sae).tensor_split(n_scales)) for _ in part]
+    rows = [[scale <= group for group in groups] for scale in range(n_scales)]
+    return torch.tensor(rows).repeat_interleave(sae.cfg.d_in, dim=0)
+
+
+def hidden_pre(sae: Any, h: Tensor) -> Tensor:
+    """Pre-activations."""
+    return sae.run_with_cache(h, names_filter=["hook_sae_acts_pre"])[1]["hook_sae_acts_pre"]
+
+
 @torch.no_grad()
-def check_scale_contributions(sae: Any, h: Tensor) -> None:
-    """What the scales add to a feature's pre-activation and `b_enc` sum to it."""
+def check_contributions(contributions: Callable[..., Tensor], sae: Any, h: Tensor) -> None:
+    """What the scales, or the offsets, add to a feature's pre-activation and `b_enc` sum to it; at and near walls too."""
     features = torch.tensor([0, 5, sae.cfg.d_sae - 1])
-    _, cache = sae.run_with_cache(h, names_filter=["hook_sae_acts_pre"])
-    total = sae.scale_contributions(h, features).sum(dim=2) + sae.b_enc[features]
-    assert_close(total, cache["hook_sae_acts_pre"][..., features])
+    h = h.clone()
+    h[:, h.shape[1] // 2] = 0
+    total = contributions(sae, h, features).sum(dim=2) + sae.b_enc[features]
+    assert_close(total, hidden_pre(sae, h)[..., features], rtol=1e-9, atol=1e-9)
+
+
+@torch.no_grad()
+def check_contributions_are_of_their_scale(contributions: Callable[..., Tensor], sae: Any, h: Tensor) -> None:
+    """Without the encoder weights of a scale its contribution is gone, and the others are as they were."""
+    features = torch.arange(sae.cfg.d_sae)
+    before = contributions(sae, h, features)
+    assert before.shape == (*h.shape[:2], len(sae.cfg.dilations), sae.cfg.d_sae)
+    for scale in range(len(sae.cfg.dilations)):
+        without = copy.deepcopy(sae)
+        without.W_enc.data[scale * sae.cfg.d_in : (scale + 1) * sae.cfg.d_in] = 0
+        after = contributions(without, h, features)
+        others = [other for other in range(len(sae.cfg.dilations)) if other != scale]
+        assert before[:, :, scale].any()
+        assert not after[:, :, scale].any()
+        assert_close(after[:, :, others], before[:, :, others])
+
+
+@torch.no_grad()
+def check_contributions_are_of_their_offset(contributions: Callable[..., Tensor], sae: Any, h: Tensor) -> None:
+    """Without a norm, a position changes what it adds, at each offset that reads it, and nothing else."""
+    features = torch.arange(sae.cfg.d_sae)
+    n, source = h.shape[1], h.shape[1] // 2
+    changed = h.clone()
+    changed[:, source] = other(changed[:, source])
+    differ = (contributions(sae, h, features) != contributions(sae, changed, features)).any(dim=-1)
+    assert differ.shape[2] == len(sae.read_offsets)
+    for place, offset in enumerate(sae.read_offsets):
+        position = (source - offset) % n if sae.cfg.padding == "circular" else source - offset
+        assert torch.equal(differ[:, :, place], (torch.arange(n) == position).expand(len(h), n))
+
+
+@torch.no_grad()
+def check_groups_read_no_longer_scale(sae: Any, h: Tensor) -> None:
+    """A position that only the scales from k on can read reaches the features of the groups from k on, and no others."""
+    n, n_scales = h.shape[1], len(sae.cfg.dilations)
+    groups = torch.tensor([group for group, part in enumerate(torch.arange(sae.cfg.d_sae).tensor_split(n_scales)) for _ in part])
+    before = hidden_pre(sae, h)
+    found = set()
+    for place, offset in enumerate(sae.read_offsets):
+        first = int(sae.filters[:, place].any(dim=-1).nonzero()[0])  # the first scale that reads this offset
+        position = n // 2
+        changed = h.clone()
+        changed[:, position + offset] = other(changed[:, position + offset])
+        differs = (before[:, position] != hidden_pre(sae, changed)[:, position]).all(dim=0)
+        assert torch.equal(differs, groups >= first)
+        found.add(first)
+    assert found != {0}
+
+
+def check_barred_weights_stay_zero(sae: Any, h: Tensor) -> None:
+    """Encoder weights behind the mask of a nested SAE are exactly zero, and AdamW with weight decay leaves them so."""
+    free = allowed(sae)
+    start = sae.W_enc.detach().clone()
+    optimizer = torch.optim.AdamW(sae.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(5):
+        assert not sae.W_enc[~free].any()
+        optimizer.zero_grad()
+        train_step(sae, h.flatten(0, 1)).loss.backward()
+        optimizer.step()
+    assert not sae.W_enc[~free].any()
+    assert (sae.W_enc != start)[free].float().mean() > 0.5
+
+
+@torch.no_grad()
+def check_narrow_taps_are_the_fixed_ones(sae: Any, h: Tensor) -> None:
+    """With its rates on the grid and taps that read one lag each, an SAE of learned dilations is the one of fixed ones."""
+    rates = torch.tensor([max(dilation, 1) for dilation in sae.cfg.dilations], dtype=sae.dtype)
+    sae.log2_dilations.copy_(rates.log2())
+    fixed = type(sae)(dataclasses.replace(sae.cfg, learn_dilations=False, max_lag=None))
+    fixed.load_state_dict({name: value for name, value in sae.state_dict().items() if name != "log2_dilations"})
+    assert_close(torch.tensor(sae.dilations), torch.tensor(fixed.dilations))
+    assert_close(sae.encode(h), fixed.encode(h))
+    assert_close(sae(h), fixed(h))
+
+
+@torch.no_grad()
+def check_a_still_scale_reads_the_token_alone(sae: Any, h: Tensor) -> None:
+    """With dilation 0 a scale reads no other position, whatever its rate; the other scales do."""
+    source = h.shape[1] // 2
+    changed = h.clone()
+    changed[:, source] = other(changed[:, source])
+    sae.log2_dilations.fill_(1.0)
+    differ = (sae.encode_scales(h) != sae.encode_scales(changed)).any(dim=-1).any(dim=0)
+    for scale, dilation in enumerate(sae.cfg.dilations):
+        positions = differ[:, scale].nonzero().squeeze(-1).tolist()
+        assert positions == [source] if dilation == 0 else len(positions) > 2
+    assert [rate == 0 for rate in sae.dilations] == [dilation == 0 for dilation in sae.cfg.dilations]
+
+
+def check_a_rate_moves_to_where_the_target_lies(filters: Callable[..., Tensor], start: float, lag: int) -> None:
+    """Trained to predict what lay `lag` positions back, a scale of two taps brings its rate there, or most of the way."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(8, 64, 4, generator=generator, dtype=torch.float64)
+    lags = [1, 2, 3, 4, 6, 8, 11, 16]
+    reads = {-far: x[:, 16 - far : 64 - far] for far in (0, *lags)}
+    taps = torch.tensor([0.0, 1.0], dtype=torch.float64).repeat(4, 1).T[None].clone().requires_grad_()
+    log2_dilations = torch.tensor([start], dtype=torch.float64).log2().requires_grad_()
+    optimizer = torch.optim.Adam([taps, log2_dilations], lr=0.02)
+    for _ in range(200):
+        optimizer.zero_grad()
+        found = temporal_convolution(reads, filters(taps, log2_dilations, lags, torch.ones(1, dtype=torch.bool)), [list(reads)])
+        (found[:, :, 0] - reads[-lag]).pow(2).mean().backward()
+        optimizer.step()
+    assert abs(2 ** log2_dilations.item() - lag) < 0.2 * abs(start - lag)
+
+
+# separation losses ----------------------------------------------------------------------------------------------------
+
+
+def random_scales(n_scales: int = 3) -> Scales:
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(40, n_scales, 4, generator=generator, dtype=torch.float64) + 0.7
+    return Scales(z, torch.randn(n_scales, 5, 4, generator=generator, dtype=torch.float64))
+
+
+def check_separation_is_zero_to_one(loss: Callable[[Scales], Tensor]) -> None:
+    """0 for scales that share nothing, 1 for scales that are one and the same, between them otherwise."""
+    signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    columns = torch.cartesian_prod(signs, signs, signs)  # orthogonal, and of mean zero
+    z = 3 * torch.diag_embed(columns)  # scale k lives in dimension k alone
+    for factor in (1.0, 10.0):
+        assert abs(loss(Scales(factor * z, factor * torch.eye(3, dtype=z.dtype)[..., None].repeat(1, 1, 3)))) < 1e-9
+    scales = random_scales()
+    same = Scales(scales.z[:, :1].repeat(1, 3, 1), scales.filters[:1].repeat(3, 1, 1))
+    assert_close(loss(same), torch.ones((), dtype=torch.float64), atol=1e-6, rtol=0)
+    assert 0.001 < loss(scales) < 0.999
+
+
+def check_separation_falls_along_its_gradient(loss: Callable[[Scales], Tensor]) -> None:
+    """A small step down the gradient of what the loss looks at lowers it."""
+    scales = random_scales()
+    z, filters = scales.z.requires_grad_(), scales.filters.requires_grad_()
+    before = loss(Scales(z, filters))
+    before.backward()
+    z, filters = (x if x.grad is None else x - 0.1 * x.grad for x in (z, filters))
+    assert loss(Scales(z, filters)) < before - 1e-7
+
+
+def check_separation_invariances(loss: Callable[[Scales], Tensor], name: str) -> None:
+    """What each loss may not see, and that it sees the rest."""
+    scales = random_scales()
+    generator = torch.Generator().manual_seed(1)
+
+    def positive(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, dtype=torch.float64) + 0.5
+
+    mix = torch.linalg.qr(torch.randn(3, 4, 4, generator=generator, dtype=torch.float64)).Q
+    shift = positive(1, 3, 4)
+    changes = {
+        "rows rescaled": Scales(scales.z * positive(40, 3, 1), scales.filters),
+        "dimensions rescaled": Scales(scales.z * positive(1, 3, 4), scales.filters),
+        "scales rescaled": Scales(scales.z * positive(1, 3, 1), scales.filters),
+        "scales shifted": Scales(scales.z + shift, scales.filters),
+        "dimensions mixed": Scales(torch.einsum("rkd,kde->rke", scales.z, mix), scales.filters),
+        "filters rescaled": Scales(scales.z, scales.filters * positive(3, 1, 4)),
+        "filters changed": Scales(scales.z, scales.filters * positive(3, 5, 4)),
+    }
+    unseen = {
+        "cosine": {"rows rescaled", "scales rescaled", "filters rescaled", "filters changed"},
+        "decorrelation": {
+            "dimensions rescaled",
+            "scales rescaled",
+            "scales shifted",
+            "filters rescaled",
+            "filters changed",
+        },
+        "cka": {"scales rescaled", "scales shifted", "dimensions mixed", "filters rescaled", "filters changed"},
+        "taps": set(changes) - {"filters changed"},
+    }
+    found = {change for change, changed in changes.items() if abs(loss(changed) - loss(scales)) < 1e-6}
+    assert found == unseen[name]

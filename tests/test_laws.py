@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -14,7 +15,8 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.sae import mtsae, temporal
+from mtsae_lens.sae import hierarchy, mtsae, spacing, temporal, training
+from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 
 CONTEXT = 20
 D_IN = 8
@@ -22,28 +24,60 @@ CONFIGS: dict[type, type] = {MTSAE: MTSAEConfig, MTTrainingSAE: MTTrainingSAECon
 PADDINGS = ("causal", "circular", "zero")
 SCALE_NORMS = ("rescaled_layer_norm", "layer_norm", "none")
 ACTIVATIONS = ("topk", "relu")
+LEARNED = {"learn_dilations": True, "max_lag": 8}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "token-alone": {"dilations": (0, 1, 4)},
+    "token-alone-zero": {"dilations": (0, 1, 4), "padding": "zero"},
+    "token-alone-circular": {"dilations": (1, 0, 4), "padding": "circular"},
+    "nested": {"hierarchy": "nested", "k": 12},
+    "nested-zero": {"hierarchy": "nested", "k": 12, "padding": "zero"},
+    "nested-circular": {"hierarchy": "nested", "k": 12, "padding": "circular"},
+    "learned": LEARNED,
+    "learned-layer-norm": LEARNED | {"scale_norm": "layer_norm"},
+    "learned-token-alone": LEARNED | {"dilations": (0, 1, 4)},
+    "learned-nested": LEARNED | {"dilations": (0, 2, 4), "hierarchy": "nested", "scale_norm": "none"},
+    "paper-gain": {"context_gain": 1.0},
+}
+VARIANTS: dict[str, tuple[type, dict[str, Any]]] = {
+    "-".join((kind.__name__, *plain)): (kind, dict(zip(("padding", "scale_norm", "activation"), plain, strict=True)))
+    for kind in CONFIGS
+    for plain in product(PADDINGS, SCALE_NORMS, ACTIVATIONS)
+} | {
+    f"{kind.__name__}-{name}-{activation}": (kind, settings | {"activation": activation})
+    for kind in CONFIGS
+    for name, settings in OPTIONS.items()
+    for activation in ACTIVATIONS
+}
+
+
+def with_padding(padding: str) -> dict[str, tuple[type, dict[str, Any]]]:
+    return {name: (kind, cfg) for name, (kind, cfg) in VARIANTS.items() if cfg.get("padding", "causal") == padding}
+
+
+SETTINGS = {"d_in": D_IN, "d_sae": 32, "k": 6, "dilations": (1, 2, 4), "context_size": CONTEXT, "dtype": "float64"}
+
+
+def training_config(**settings: Any) -> MTTrainingSAEConfig:
+    return MTTrainingSAEConfig(**(SETTINGS | settings))
 
 
 def random_sae(kind: type[Any] = MTSAE, mixin: type | None = None, **settings: Any) -> Any:
     """An SAE of random weights, in float64; with a mixin, a twin broken by it."""
     base = next(b for b in CONFIGS if issubclass(kind, b))
-    cfg = CONFIGS[base](
-        **({"d_in": D_IN, "d_sae": 32, "k": 6, "dilations": (1, 2, 4), "context_size": CONTEXT, "dtype": "float64"} | settings)
-    )
+    cfg = CONFIGS[base](**(SETTINGS | settings))
     sae = (kind if mixin is None else type("Twin", (mixin, kind), {}))(cfg)
     generator = torch.Generator().manual_seed(0)
     for parameter in sae.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+    if sae.cfg.hierarchy == "nested":
+        sae.W_enc.data *= laws.allowed(sae)
     return sae
 
 
-@pytest.fixture(
-    params=list(product(CONFIGS, PADDINGS, SCALE_NORMS, ACTIVATIONS)),
-    ids=lambda variant: "-".join((variant[0].__name__, *variant[1:])),
-)
+@pytest.fixture(params=VARIANTS)
 def sae(request: pytest.FixtureRequest) -> Any:
-    kind, padding, scale_norm, activation = request.param
-    return random_sae(kind, padding=padding, scale_norm=scale_norm, activation=activation)
+    kind, settings = VARIANTS[request.param]
+    return random_sae(kind, **settings)
 
 
 @pytest.fixture
@@ -70,9 +104,10 @@ def centred_taps(kernel_size: int, dilation: int, padding: str) -> list[int]:
     return [(kernel_size // 2 - tap) * dilation for tap in range(kernel_size)]
 
 
-@pytest.mark.parametrize(("kind", "scale_norm", "activation"), list(product(CONFIGS, SCALE_NORMS, ACTIVATIONS)))
-def test_causality(kind: type, scale_norm: str, activation: str, h: Tensor) -> None:
-    laws.check_causality(random_sae(kind, padding="causal", scale_norm=scale_norm, activation=activation).encode, h)
+@pytest.mark.parametrize("variant", with_padding("causal"))
+def test_causality(variant: str, h: Tensor) -> None:
+    kind, settings = VARIANTS[variant]
+    laws.check_causality(random_sae(kind, **settings).encode, h)
 
 
 @pytest.mark.parametrize("padding", ["circular", "zero"])
@@ -82,7 +117,8 @@ def test_causality_catches_paddings_that_look_ahead(padding: str, h: Tensor) -> 
 
 
 def test_causality_catches_centred_taps(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(temporal, "tap_offsets", centred_taps)
+    for module in (temporal, mtsae):
+        monkeypatch.setattr(module, "tap_offsets", centred_taps)
     with pytest.raises(AssertionError):
         laws.check_causality(random_sae().encode, h)
 
@@ -90,6 +126,16 @@ def test_causality_catches_centred_taps(h: Tensor, monkeypatch: pytest.MonkeyPat
 def test_causality_catches_a_norm_over_time(h: Tensor) -> None:
     with pytest.raises(AssertionError):
         laws.check_causality(random_sae(mixin=CentredOverTime).encode, h)
+
+
+def test_causality_catches_learned_taps_in_the_future(h: Tensor) -> None:
+    class ReadsAhead:
+        @property
+        def read_offsets(self) -> list[int]:
+            return [-offset for offset in super().read_offsets]
+
+    with pytest.raises(AssertionError):
+        laws.check_causality(random_sae(mixin=ReadsAhead, **LEARNED).encode, h)
 
 
 # receptive field ------------------------------------------------------------------------------------------------------
@@ -106,6 +152,16 @@ def test_receptive_field_catches_a_wrong_claim(claim: tuple[int, int], h: Tensor
         laws.check_receptive_field(random_sae(), h)
 
 
+@pytest.mark.parametrize("max_lag", [7, 9])
+def test_receptive_field_catches_a_wrong_claim_of_learned_taps(max_lag: int, h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    sae = random_sae(**LEARNED)
+    lags = spacing.lag_grid(8)
+    monkeypatch.setattr(mtsae, "lag_grid", lambda _: lags)
+    sae.cfg.max_lag = max_lag
+    with pytest.raises(AssertionError):
+        laws.check_receptive_field(sae, h)
+
+
 def test_receptive_field_catches_a_norm_over_time(h: Tensor) -> None:
     with pytest.raises(AssertionError):
         laws.check_receptive_field(random_sae(mixin=CentredOverTime), h)
@@ -114,10 +170,10 @@ def test_receptive_field_catches_a_norm_over_time(h: Tensor) -> None:
 # equivariance ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "scale_norm", "activation"), list(product(CONFIGS, SCALE_NORMS, ACTIVATIONS)))
-def test_circular_equivariance(kind: type, scale_norm: str, activation: str, h: Tensor) -> None:
-    circular = random_sae(kind, padding="circular", scale_norm=scale_norm, activation=activation, skip_first_position=False)
-    laws.check_circular_equivariance(circular.encode, h)
+@pytest.mark.parametrize("variant", with_padding("circular"))
+def test_circular_equivariance(variant: str, h: Tensor) -> None:
+    kind, settings = VARIANTS[variant]
+    laws.check_circular_equivariance(random_sae(kind, **settings, skip_first_position=False).encode, h)
 
 
 @pytest.mark.parametrize("broken", [{"padding": "zero"}, {"padding": "causal"}, {"skip_first_position": True}])
@@ -285,11 +341,10 @@ def through_walls(h: Tensor, offsets: list[int], padding: str) -> Callable[[Tens
     return shifted.__getitem__
 
 
-@pytest.mark.parametrize(("padding", "scale_norm", "activation"), list(product(PADDINGS, SCALE_NORMS, ACTIVATIONS)))
-@pytest.mark.parametrize("settings", [{}, {"skip_first_position": False}, {"apply_b_dec_to_input": False}], ids=str)
-def test_mixed_rows(padding: str, scale_norm: str, activation: str, settings: dict[str, Any], h: Tensor) -> None:
-    sae = random_sae(MTTrainingSAE, padding=padding, scale_norm=scale_norm, activation=activation, **settings)
-    laws.check_mixed_rows(sae, h, temporal.gather_reads)
+@pytest.mark.parametrize("variant", [name for name, (kind, _) in VARIANTS.items() if kind is MTTrainingSAE])
+@pytest.mark.parametrize("changes", [{}, {"skip_first_position": False}, {"apply_b_dec_to_input": False}], ids=str)
+def test_mixed_rows(variant: str, changes: dict[str, Any], h: Tensor) -> None:
+    laws.check_mixed_rows(random_sae(MTTrainingSAE, **VARIANTS[variant][1], **changes), h, temporal.gather_reads)
 
 
 def test_mixed_rows_that_read_themselves_alone(h: Tensor) -> None:
@@ -349,6 +404,13 @@ def test_gradients_catch(kind: type, mixin: type, h: Tensor) -> None:
         laws.check_gradients(random_sae(kind, mixin), h)
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(1, 2)], ids=["all", "a-scale"])
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_gradients_catch_dilations_that_do_not_learn(kind: type, part: slice, h: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_gradients(random_sae(kind, detached("log2_dilations", part), **LEARNED), h)
+
+
 def test_gradients_catch_a_detached_scale(h: Tensor) -> None:
     with pytest.raises(AssertionError):
         laws.check_gradients(random_sae(mixin=WithoutGradient), h)
@@ -375,30 +437,245 @@ def test_walls_catch_taps_that_read_across(padding: str, h: Tensor, monkeypatch:
         laws.check_walls(random_sae(padding=padding), h)
 
 
-# scale contributions --------------------------------------------------------------------------------------------------
+# contributions --------------------------------------------------------------------------------------------------------
+
+CONTRIBUTIONS = (scale_contributions, offset_contributions)
 
 
-class ContributionsWithoutTheNorm:
-    def scale_contributions(self: Any, h: Tensor, features: Tensor) -> Tensor:
-        self.cfg.scale_norm = "none"
-        contributions = super().scale_contributions(h, features)
-        self.cfg.scale_norm = "rescaled_layer_norm"
-        return contributions
+def without_the_norm(contributions: Callable[..., Tensor], sae: Any, h: Tensor, features: Tensor) -> Tensor:
+    norm, sae.cfg.scale_norm = sae.cfg.scale_norm, "none"
+    try:
+        return contributions(sae, h, features)
+    finally:
+        sae.cfg.scale_norm = norm
 
 
-class ContributionsWithScalesMixedUp:
-    @torch.no_grad()
-    def scale_contributions(self: Any, h: Tensor, features: Tensor) -> Tensor:
-        z = self.encode_scales(self.process_sae_in(h))
-        return torch.einsum("bpsd,dsf->bpsf", z, self.W_enc[:, features].unflatten(0, z.shape[:1:-1]))
+def without_the_gain(contributions: Callable[..., Tensor], sae: Any, h: Tensor, features: Tensor) -> Tensor:
+    gain, sae.cfg.context_gain = sae.cfg.context_gain, 1.0
+    try:
+        return contributions(sae, h, features)
+    finally:
+        sae.cfg.context_gain = gain
 
 
-def test_scale_contributions(sae: Any, h: Tensor) -> None:
-    laws.check_scale_contributions(sae, h)
+def with_scales_mixed_up(sae: Any, h: Tensor, features: Tensor) -> Tensor:
+    z = sae.encode_scales(sae.process_sae_in(h))
+    return torch.einsum("bpsd,dsf->bpsf", z, sae.W_enc[:, features].unflatten(0, z.shape[:1:-1]))
 
 
-@pytest.mark.parametrize("mixin", [ContributionsWithoutTheNorm, ContributionsWithScalesMixedUp])
+def with_a_scale_moved(sae: Any, h: Tensor, features: Tensor) -> Tensor:
+    return scale_contributions(sae, h, features).roll(1, dims=2)
+
+
+def with_offsets_moved(sae: Any, h: Tensor, features: Tensor) -> Tensor:
+    return offset_contributions(sae, h, features).roll(1, dims=2)
+
+
+def through_the_walls(sae: Any, h: Tensor, features: Tensor) -> Tensor:
+    return offset_contributions(sae, torch.where(h == 0, 1.0, h), features)
+
+
+@pytest.mark.parametrize("contributions", CONTRIBUTIONS)
+def test_contributions(contributions: Callable[..., Tensor], sae: Any, h: Tensor) -> None:
+    laws.check_contributions(contributions, sae, h)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        *(partial(change, each) for change in (without_the_norm, without_the_gain) for each in CONTRIBUTIONS),
+        with_scales_mixed_up,
+        through_the_walls,
+    ],
+    ids=["scales-norm", "offsets-norm", "scales-gain", "offsets-gain", "mixed-up", "walls"],
+)
+@pytest.mark.parametrize("settings", [{}, LEARNED], ids=["fixed", "learned"])
 @pytest.mark.parametrize("kind", CONFIGS)
-def test_scale_contributions_catch(kind: type, mixin: type, h: Tensor) -> None:
+def test_contributions_catch(kind: type, settings: dict[str, Any], broken: Callable[..., Tensor], h: Tensor) -> None:
     with pytest.raises(AssertionError):
-        laws.check_scale_contributions(random_sae(kind, mixin), h)
+        laws.check_contributions(broken, random_sae(kind, **settings), h)
+
+
+@pytest.mark.parametrize("contributions", CONTRIBUTIONS)
+def test_contributions_catch_an_offset_counted_by_each_of_its_taps(
+    contributions: Callable[..., Tensor], h: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a scale for the token alone all taps read offset 0."""
+
+    class CountsEveryTap:
+        def convolve(self: Any, reads: dict[int, Tensor]) -> Tensor:
+            cfg = self.cfg
+            used = [temporal.tap_offsets(cfg.kernel_size, dilation, cfg.padding) for dilation in cfg.dilations]
+            return temporal.temporal_convolution(reads, self.filters, used)
+
+    sae = random_sae(mixin=CountsEveryTap, dilations=(0, 1, 4))
+    with pytest.raises(AssertionError):
+        laws.check_contributions(offset_contributions, sae, h)
+
+
+def test_contributions_are_of_their_scale(sae: Any, h: Tensor) -> None:
+    laws.check_contributions_are_of_their_scale(scale_contributions, sae, h)
+
+
+@pytest.mark.parametrize("settings", [{}, LEARNED], ids=["fixed", "learned"])
+def test_contributions_are_of_their_scale_catches(settings: dict[str, Any], h: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_contributions_are_of_their_scale(with_a_scale_moved, random_sae(**settings), h)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_contributions_are_of_their_offset(variant: str, h: Tensor) -> None:
+    kind, settings = VARIANTS[variant]
+    laws.check_contributions_are_of_their_offset(offset_contributions, random_sae(kind, **(settings | {"scale_norm": "none"})), h)
+
+
+@pytest.mark.parametrize("settings", [{}, LEARNED, {"padding": "circular"}], ids=["fixed", "learned", "circular"])
+def test_contributions_are_of_their_offset_catches(settings: dict[str, Any], h: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_contributions_are_of_their_offset(with_offsets_moved, random_sae(**settings, scale_norm="none"), h)
+
+
+# hierarchy ------------------------------------------------------------------------------------------------------------
+
+
+class ReadsAllScales:
+    """Bars no weight."""
+
+    def _encoder_weights(self: Any) -> Tensor:
+        return self.W_enc
+
+
+def one_group_further(d_sae: int, n_scales: int) -> Tensor:
+    return torch.arange(n_scales)[:, None] <= hierarchy.feature_groups(d_sae, n_scales)[None, :] + 1
+
+
+NESTED = {name: settings for name, settings in OPTIONS.items() if name.startswith("nested")}
+NESTED |= {
+    "nested-token-alone": {"hierarchy": "nested", "dilations": (0, 1, 4)},
+    "nested-layer-norm": {"hierarchy": "nested", "scale_norm": "layer_norm"},
+    "nested-descending": {"hierarchy": "nested", "dilations": (4, 2, 1)},
+}
+
+
+@pytest.mark.parametrize("settings", NESTED.values(), ids=NESTED)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_groups_read_no_longer_scale(kind: type, settings: dict[str, Any], h: Tensor) -> None:
+    laws.check_groups_read_no_longer_scale(random_sae(kind, **settings), h)
+
+
+def test_groups_read_no_longer_scale_catches_a_missing_mask(h: Tensor) -> None:
+    sae = random_sae(MTTrainingSAE, ReadsAllScales, hierarchy="nested")
+    sae.W_enc.data += 0.1
+    with pytest.raises(AssertionError):
+        laws.check_groups_read_no_longer_scale(sae, h)
+
+
+def test_groups_read_no_longer_scale_catches_a_group_too_many(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "readable", one_group_further)
+    sae = random_sae(MTTrainingSAE, hierarchy="nested")
+    sae.W_enc.data += 0.1
+    with pytest.raises(AssertionError):
+        laws.check_groups_read_no_longer_scale(sae, h)
+
+
+NESTED_TRAINING = {
+    "nested": {},
+    "relu": {"activation": "relu"},
+    "token-alone": {"dilations": (0, 1, 4)},
+    "learned": LEARNED,
+    "cka": {"separation": "cka"},
+    "conv": {"tap_init": "conv", "padding": "circular"},
+}
+
+
+@pytest.mark.parametrize("settings", NESTED_TRAINING.values(), ids=NESTED_TRAINING)
+def test_barred_weights_stay_zero(settings: dict[str, Any], h: Tensor) -> None:
+    laws.check_barred_weights_stay_zero(MTTrainingSAE(training_config(hierarchy="nested", **settings)), h)
+
+
+@pytest.mark.parametrize("settings", NESTED_TRAINING.values(), ids=NESTED_TRAINING)
+def test_barred_weights_stay_zero_catches_a_missing_mask(settings: dict[str, Any], h: Tensor) -> None:
+    twin = type("Twin", (ReadsAllScales, MTTrainingSAE), {})(training_config(hierarchy="nested", **settings))
+    with pytest.raises(AssertionError):
+        laws.check_barred_weights_stay_zero(twin, h)
+
+
+def test_barred_weights_stay_zero_catches_a_start_that_reads_all(h: Tensor) -> None:
+    sae = MTTrainingSAE(training_config(hierarchy="nested"))
+    sae.W_enc.data[-1, 0] = 1e-3
+    with pytest.raises(AssertionError):
+        laws.check_barred_weights_stay_zero(sae, h)
+
+
+# learned dilations ----------------------------------------------------------------------------------------------------
+
+
+def shifted_rates(weights: Callable[..., Tensor], log2_dilations: Tensor, *rest: Any) -> Tensor:
+    return weights(log2_dilations + 0.5, *rest)
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
+    """Taps that read one lag each."""
+    weights = partial(spacing.spacing_weights, width=1e-3)
+    monkeypatch.setattr(spacing, "spacing_weights", weights)
+    return weights
+
+
+LEARNED_ON_THE_GRID = [
+    {"dilations": (1, 2, 4)},
+    {"dilations": (0, 1, 4)},
+    {"dilations": (4, 0, 1), "scale_norm": "none"},
+    {"dilations": (3, 6), "kernel_size": 2, "scale_norm": "layer_norm"},
+    {"dilations": (1, 2), "hierarchy": "nested"},
+]
+
+
+@pytest.mark.parametrize("settings", LEARNED_ON_THE_GRID, ids=str)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_narrow_taps_are_the_fixed_ones(kind: type, settings: dict[str, Any], h: Tensor, narrow: Any) -> None:
+    laws.check_narrow_taps_are_the_fixed_ones(random_sae(kind, **settings, **LEARNED), h)
+
+
+def test_narrow_taps_are_the_fixed_ones_catches_wide_taps(h: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_narrow_taps_are_the_fixed_ones(random_sae(**LEARNED), h)
+
+
+def test_narrow_taps_are_the_fixed_ones_catches_rates_off_the_grid(h: Tensor, narrow: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(spacing, "spacing_weights", partial(shifted_rates, narrow))
+    with pytest.raises(AssertionError):
+        laws.check_narrow_taps_are_the_fixed_ones(random_sae(**LEARNED), h)
+
+
+def test_a_still_scale_reads_the_token_alone(h: Tensor) -> None:
+    for norm in SCALE_NORMS:
+        laws.check_a_still_scale_reads_the_token_alone(random_sae(**LEARNED, dilations=(1, 0, 4), scale_norm=norm), h)
+
+
+def test_a_still_scale_reads_the_token_alone_catches_a_scale_that_moves(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    filters = spacing.learned_filters
+    monkeypatch.setattr(mtsae, "learned_filters", lambda *rest: filters(*rest[:-1], torch.ones_like(rest[-1])))
+    with pytest.raises(AssertionError):
+        laws.check_a_still_scale_reads_the_token_alone(random_sae(**LEARNED, dilations=(1, 0, 4)), h)
+
+
+@pytest.mark.parametrize("start", [4.0, 8.0])
+def test_a_rate_moves_to_where_the_target_lies(start: float) -> None:
+    laws.check_a_rate_moves_to_where_the_target_lies(spacing.learned_filters, start=start, lag=6)
+
+
+def narrow_filters(taps: Tensor, log2_dilations: Tensor, lags: list[int], moves: Tensor) -> Tensor:
+    weights = spacing.spacing_weights(log2_dilations, taps.shape[1], lags, width=0.01)
+    return torch.cat([taps[:, :1], torch.einsum("kjl,kjd->kld", weights, taps[:, 1:])], dim=1)
+
+
+def detached_filters(taps: Tensor, log2_dilations: Tensor, lags: list[int], moves: Tensor) -> Tensor:
+    return spacing.learned_filters(taps, log2_dilations.detach(), lags, moves)
+
+
+@pytest.mark.parametrize("filters", [narrow_filters, detached_filters])
+@pytest.mark.parametrize("start", [4.0, 8.0])
+def test_a_rate_moves_to_where_the_target_lies_catches(filters: Callable[..., Tensor], start: float) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_a_rate_moves_to_where_the_target_lies(filters, start=start, lag=6)

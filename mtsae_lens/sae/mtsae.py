@@ -85,9 +85,10 @@ class TemporalEncoder(SAE[Any]):
     def convolve(self, reads: Mapping[int, Float[Tensor, "*row d_in"]]) -> Float[Tensor, "*row n_scales d_in"]:
         """The convolution of every scale, before its norm, from what is read at each of `read_offsets`."""
         cfg = self.cfg
-        used = [
-            self.read_offsets if cfg.learn_dilations else tap_offsets(cfg.kernel_size, d, cfg.padding) for d in cfg.dilations
-        ]
+        if cfg.learn_dilations:
+            used = [self.read_offsets] * len(cfg.dilations)
+        else:  # each offset once: with dilation 0 all taps share one, and the filter holds their sum
+            used = [list(dict.fromkeys(tap_offsets(cfg.kernel_size, d, cfg.padding))) for d in cfg.dilations]
         return temporal_convolution(reads, self.filters, used)
 
     @override

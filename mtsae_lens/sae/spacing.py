@@ -42,7 +42,11 @@ def learned_filters(
     lags: Sequence[int],
     moves: Bool[Tensor, " n_scales"],
 ) -> Float[Tensor, "n_scales n_reads d_in"]:
-    """Filters over the offsets 0, -lags[0], -lags[1], ...; the counterpart of `lay_out`. A scale that does not move reads the token alone."""
+    """Filters over the offsets 0, -lags[0], -lags[1], ...; the counterpart of `lay_out`.
+
+    A scale that does not move reads the token alone, with all its taps, as one of dilation 0 does there.
+    """
     weights = spacing_weights(log2_dilations, taps.shape[1], lags) * moves[:, None, None]
     context = torch.einsum("kjl,kjd->kld", weights, taps[:, 1:])
-    return torch.cat([taps[:, :1], context], dim=1)
+    still = taps[:, 1:].sum(dim=1) * ~moves[:, None]
+    return torch.cat([(taps[:, 0] + still).unsqueeze(1), context], dim=1)

@@ -155,7 +155,7 @@ def temporal_convolution(
     Args:
         reads: what a position reads at each offset.
         filters: over the offsets of `reads`, in their order.
-        used: for every scale the offsets where its filter may differ from zero.
+        used: for every scale the offsets where its filter may differ from zero, each once.
     """
     place = {offset: number for number, offset in enumerate(reads)}
     scales = []

@@ -18,7 +18,8 @@ BOTH = [MTSAEConfig, MTTrainingSAEConfig]
     ("settings", "names"),
     [
         ({"dilations": ()}, ["dilations", "()"]),
-        ({"dilations": (0, 1)}, ["dilations", "positive", "(0, 1)"]),
+        ({"dilations": (-1, 1)}, ["dilations", "0 for the token alone", "(-1, 1)"]),
+        ({"dilations": (0, 1, 0)}, ["dilations", "differ", "(0, 1, 0)"]),
         ({"dilations": (1, 2.5)}, ["dilations", "whole", "2.5"]),
         ({"dilations": (2, 2)}, ["dilations", "differ", "(2, 2)"]),
         ({"padding": "same"}, ["padding", "'causal'", "'circular'", "'zero'", "'same'"]),
@@ -31,7 +32,18 @@ BOTH = [MTSAEConfig, MTTrainingSAEConfig]
         ({"context_gain": -1.0}, ["context_gain", "positive", "-1.0"]),
         ({"k": 0}, ["k ", "1", "d_sae (64)", "0"]),
         ({"k": 65}, ["k ", "d_sae (64)", "65"]),
+        ({"kernel_size": 1}, ["kernel_size=1", "(0, 1, 2, 4, 8)", "one dilation"]),
         ({"context_size": 1}, ["context_size", "2", "1"]),
+        ({"hierarchy": "matryoshka"}, ["hierarchy", "'none'", "'nested'", "'matryoshka'"]),
+        ({"hierarchy": "nested", "dilations": (3,)}, ["nested", "two dilations", "(3,)"]),
+        ({"hierarchy": "nested", "dilations": tuple(range(65))}, ["nested", "a feature for each", "d_sae=64"]),
+        ({"max_lag": 5}, ["max_lag=5", "learn_dilations=True"]),
+        ({"learn_dilations": True, "padding": "zero"}, ["learn_dilations", "'causal'", "'zero'"]),
+        ({"learn_dilations": True, "padding": "circular"}, ["learn_dilations", "'causal'", "'circular'"]),
+        ({"learn_dilations": True, "kernel_size": 1, "dilations": (1,)}, ["learn_dilations", "kernel_size", "2", "1"]),
+        ({"learn_dilations": True, "max_lag": 1}, ["max_lag", "between 2 and", "(127)", "1"]),
+        ({"learn_dilations": True, "max_lag": 128}, ["max_lag", "(127)", "128"]),
+        ({"learn_dilations": True, "max_lag": 6.0}, ["max_lag", "6.0"]),
         ({"normalize_activations": "covariance_whitening"}, ["covariance_whitening", "expected_average_only_in"]),
         ({"normalize_activations": "layer_norm"}, ["'layer_norm'", "expected_average_only_in"]),
         ({"normalize_activations": "constant_norm_rescale"}, ["constant_norm_rescale", "expected_average_only_in"]),
@@ -49,7 +61,8 @@ def test_refusals(kind: type[Any], settings: dict[str, Any], names: list[str]) -
     ("settings", "names"),
     [
         ({"reconstruction_loss": "l1"}, ["reconstruction_loss", "'mse'", "'l2'", "'l1'"]),
-        ({"tap_init": "zeros"}, ["tap_init", "'offsets'", "'conv'", "'zeros'"]),
+        ({"tap_init": "zeros"}, ["tap_init", "'near'", "'far'", "'alike'", "'conv'", "'zeros'"]),
+        ({"separation": "cosin"}, ["separation", "'cosine'", "'decorrelation'", "'cka'", "'taps'", "'cosin'"]),
         ({"l1_coefficient": -1.0}, ["l1_coefficient", "-1.0"]),
         ({"separation_coefficient": -0.1}, ["separation_coefficient", "-0.1"]),
         ({"aux_loss_coefficient": -2}, ["aux_loss_coefficient", "-2"]),
@@ -69,6 +82,19 @@ def test_what_stands_at_the_edge_is_accepted(kind: type[Any]) -> None:
     assert (cfg.k, cfg.context_size, cfg.kernel_size) == (64, 2, 2)
     assert kind(d_in=8, d_sae=64, k=1, kernel_size=1, dilations=(1,), padding="zero").kernel_size == 1
     assert kind(d_in=8, d_sae=64, k=1000, activation="relu").k == 1000  # unused, so not checked
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_learned_dilations_reach_the_whole_context_unless_told(kind: type[Any]) -> None:
+    assert kind(d_in=8, d_sae=64, learn_dilations=True, context_size=40).max_lag == 39
+    assert kind(d_in=8, d_sae=64, learn_dilations=True, context_size=40, max_lag=2).max_lag == 2
+    assert kind(d_in=8, d_sae=64).max_lag is None
+
+
+@pytest.mark.parametrize("kind", BOTH)
+def test_the_token_alone_is_a_scale_by_default(kind: type[Any]) -> None:
+    assert kind(d_in=8, d_sae=64).dilations == (0, 1, 2, 4, 8)
+    assert kind(d_in=8, d_sae=64, dilations=[0]).dilations == (0,)
 
 
 @pytest.mark.parametrize("kind", BOTH)
@@ -102,7 +128,10 @@ def test_paper() -> None:
 
 
 @pytest.mark.parametrize(("kind", "base"), list(zip(BOTH, [SAEConfig, TrainingSAEConfig], strict=True)))
-def test_json_round_trip(kind: type[Any], base: type[Any]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{}, {"padding": "causal", "learn_dilations": True, "max_lag": 9, "hierarchy": "nested"}], ids=["fixed", "learned"]
+)
+def test_json_round_trip(kind: type[Any], base: type[Any], changes: dict[str, Any]) -> None:
     settings = {
         "dilations": (3, 1, 9),
         "padding": "zero",
@@ -110,6 +139,7 @@ def test_json_round_trip(kind: type[Any], base: type[Any]) -> None:
         "k": 5,
         "context_size": 17,
         "skip_first_position": False,
+        **changes,
     }
     cfg = kind(d_in=8, d_sae=64, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_pre"), **settings)
     text = json.dumps(cfg.to_dict())

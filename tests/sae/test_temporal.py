@@ -17,12 +17,13 @@ from mtsae_lens.sae.temporal import (
     SCALE_NORMS,
     find_walls,
     gather_reads,
+    lay_out,
     normalize_scales,
     read_offsets,
     receptive_field,
     sequence_reads,
     tap_offsets,
-    temporal_taps,
+    temporal_convolution,
 )
 
 
@@ -31,12 +32,15 @@ def randn(*shape: int) -> Tensor:
 
 
 def convolve(x: Tensor, taps: Tensor, dilations: Sequence[int], padding: str) -> Tensor:
-    reads = sequence_reads(x, read_offsets(taps.shape[1], dilations, padding), padding)
-    return temporal_taps(reads, taps, dilations, padding)
+    offsets = read_offsets(taps.shape[1], dilations, padding)
+    used = [list(dict.fromkeys(tap_offsets(taps.shape[1], dilation, padding))) for dilation in dilations]
+    return temporal_convolution(sequence_reads(x, offsets, padding), lay_out(taps, dilations, padding, offsets), used)
 
 
 def conv1d_reference(x: Tensor, taps: Tensor, dilation: int, padding: str) -> Tensor:
     """`taps (kernel_size, d_in)` as `torch.nn.Conv1d(groups=d_in)` would apply them; torch correlates, so the kernel is flipped."""
+    if dilation == 0:
+        return x * taps.sum(dim=0)
     reach = (taps.shape[0] - 1) * dilation
     padded = {
         "causal": lambda c: functional.pad(c, (reach, 0)),
@@ -52,7 +56,7 @@ def conv1d_reference(x: Tensor, taps: Tensor, dilation: int, padding: str) -> Te
     pos=st.integers(1, 16),
     d_in=st.integers(1, 5),
     half=st.integers(0, 2),
-    dilations=st.lists(st.integers(1, 9), min_size=1, max_size=4, unique=True),
+    dilations=st.lists(st.integers(0, 9), min_size=1, max_size=4, unique=True),
     padding=st.sampled_from(PADDINGS),
 )
 # the first offset reaches the end, the second misses
@@ -92,6 +96,8 @@ def test_offsets_and_receptive_field(padding: str, offsets: list[int], field: tu
     assert tap_offsets(3, 4, padding) == offsets
     assert receptive_field(3, (1, 4, 2), padding) == field
     assert receptive_field(1, (1, 4, 2), padding) == (0, 0)
+    assert tap_offsets(3, 0, padding) == [0, 0, 0]
+    assert receptive_field(3, (0,), padding) == (0, 0)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -126,6 +132,8 @@ def test_read_offsets() -> None:
     assert read_offsets(3, (1, 2, 4, 8), "causal") == [0, -1, -2, -4, -8, -16]
     assert read_offsets(3, (1, 4), "zero") == [0, 4, 1, -1, -4]
     assert read_offsets(1, (1, 4), "circular") == [0]
+    assert read_offsets(3, (0, 2), "causal") == [0, -2, -4]
+    assert read_offsets(3, (0,), "zero") == [0]
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.sae.separation import cosine_separation
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.separation import SEPARATIONS, Scales, register_separation, separation_loss
 
 CONTEXT, D_IN, D_SAE = 10, 6, 20
 
@@ -92,17 +93,56 @@ def test_l1_weighs_features_by_their_decoder_norm(rows: Tensor, kept: Tensor) ->
     assert "l1_loss" not in step(training_sae(), rows, l1=0.5).losses
 
 
-def test_separation_is_a_loss_only_with_a_coefficient(rows: Tensor, kept: Tensor) -> None:
-    sae = training_sae()
+@pytest.mark.parametrize("separation", SEPARATIONS)
+def test_separation_is_a_loss_only_with_a_coefficient(separation: str, rows: Tensor) -> None:
+    sae = training_sae(separation=separation)
     x = sae.process_sae_in(rows)
     keep = torch.ones(3, CONTEXT, dtype=torch.bool)
     keep[:, 0] = False
-    expected = cosine_separation(sae.encode_scales(x), keep)
+    expected = separation_loss(separation, sae.encode_scales(x), sae.filters, keep)
     assert expected > 0
     assert_close(step(sae, rows, separation=0.3).losses["separation_loss"], 0.3 * expected)
     without = step(sae, rows)
     assert "separation_loss" not in without.losses
     assert_close(step(sae, rows, logged=True).metrics["separation"], expected.detach())
+
+
+def test_a_separation_loss_of_ones_own_is_trained_on(rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(SEPARATIONS, "size of the second scale", raising=False)  # and so after the test
+
+    @register_separation("size of the second scale")
+    def size(scales: Scales) -> Tensor:
+        return scales.z[:, 1].pow(2).mean()
+
+    sae = training_sae(separation="size of the second scale", separation_coefficient=0.7, scale_norm="none")
+    output = step(sae, rows, separation=0.7)
+    z = sae.encode_scales(sae.process_sae_in(rows))[:, 1:, 1]
+    assert_close(output.losses["separation_loss"], 0.7 * z.pow(2).mean())
+    output.losses["separation_loss"].backward()
+    assert sae.taps.grad is not None
+    assert sae.taps.grad[1].all()
+    assert not sae.taps.grad[0].any()
+    del SEPARATIONS["size of the second scale"]
+    with pytest.raises(ConfigError, match="size of the second scale"):
+        training_sae(separation="size of the second scale")
+
+
+@pytest.mark.parametrize("reconstruction_loss", ["mse", "l2"])
+def test_reconstruction_of_nested_features_is_averaged_over_prefixes(
+    reconstruction_loss: str, rows: Tensor, kept: Tensor
+) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(hierarchy="nested", reconstruction_loss=reconstruction_loss, dilations=(0, 1, 2))
+    output = step(sae, rows)
+    errors = []
+    for n_features in (7, 14, 20):  # of 20 features in 3 groups
+        first = output.feature_acts.clone()
+        first[:, n_features:] = 0
+        squared = (sae.decode(first) - rows)[kept].pow(2).sum(dim=-1)
+        errors.append(squared.mean() if reconstruction_loss == "mse" else squared.sqrt().mean())
+    assert len({round(float(error), 6) for error in errors}) == 3
+    assert_close(output.loss, sum(errors) / 3)
+    assert_close(output.sae_out, sae(rows))
 
 
 def test_dead_features_learn_the_residual(rows: Tensor, kept: Tensor) -> None:
@@ -162,18 +202,50 @@ def test_decoder_rows_have_unit_norm() -> None:
     )
 
 
-@pytest.mark.parametrize("padding", ["causal", "circular", "zero"])
-def test_scales_start_as_offsets(padding: str) -> None:
-    settings = {"padding": padding, "dilations": (1, 2, 4), "scale_norm": "none", "context_gain": 0.5, "context_size": 24}
-    sae = training_sae(perturbed=False, skip_first_position=False, **settings)
+START = {  # offset that each scale of dilations 0, 2, 4 reads at the start
+    ("near", "causal"): (0, -2, -4),
+    ("near", "circular"): (0, -2, -4),
+    ("near", "zero"): (0, -2, -4),
+    ("far", "causal"): (0, -4, -8),
+    ("far", "circular"): (0, -2, -4),
+    ("far", "zero"): (0, -2, -4),
+    ("alike", "causal"): (0, 0, 0),
+    ("alike", "circular"): (0, 0, 0),
+    ("alike", "zero"): (0, 0, 0),
+}
+
+
+@pytest.mark.parametrize(("tap_init", "padding"), START, ids="-".join)
+@pytest.mark.parametrize("first", [0, 1])
+def test_scales_start_as_offsets(tap_init: str, padding: str, first: int) -> None:
+    settings = {"padding": padding, "dilations": (first, 2, 4), "scale_norm": "none", "context_gain": 0.5, "context_size": 24}
+    sae = training_sae(perturbed=False, skip_first_position=False, tap_init=tap_init, **settings)
     x = torch.randn(1, 24, D_IN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     z = sae.encode_scales(x)
     assert_close(z[:, :, 0], x)
-    for scale, dilation in ((1, 2), (2, 4)):
-        far = -2 * dilation if padding == "causal" else dilation
-        assert_close(z[:, 10:14, scale], 0.5 * x[:, 10 + far : 14 + far])
+    for scale, offset in enumerate(START[tap_init, padding]):
+        gain = 0.5 if scale else 1.0
+        assert_close(z[:, 10:14, scale], gain * x[:, 10 + offset : 14 + offset])
     assert_close(sae.W_enc[:D_IN], sae.W_dec.T)
     assert not sae.W_enc[D_IN:].any()
+
+
+def test_near_is_the_default_start() -> None:
+    assert torch.equal(training_sae(perturbed=False).taps, training_sae(perturbed=False, tap_init="near").taps)
+    far = training_sae(perturbed=False, tap_init="far").taps
+    assert not torch.equal(training_sae(perturbed=False).taps, far)
+
+
+@pytest.mark.parametrize("tap_init", ["near", "far", "alike"])
+def test_a_kernel_of_one_starts_as_the_token(tap_init: str) -> None:
+    sae = training_sae(perturbed=False, tap_init=tap_init, kernel_size=1, dilations=(1,))
+    assert torch.equal(sae.taps, torch.ones(1, 1, D_IN, dtype=torch.float64))
+
+
+def test_learned_rates_start_as_configured() -> None:
+    sae = training_sae(perturbed=False, learn_dilations=True, dilations=(0, 1, 3, 4))
+    assert sae.dilations == pytest.approx([0, 1, 3, 4])
+    assert torch.equal(sae.log2_dilations[[0, 1, 3]], torch.tensor([0, 0, 2], dtype=torch.float64))
 
 
 def test_scales_start_as_a_convolution() -> None:
@@ -191,6 +263,14 @@ def test_coefficients() -> None:
     assert training_sae(separation_coefficient=0.2).get_coefficients() == {"separation": 0.2}
     relu = training_sae(activation="relu", l1_coefficient=0.7, l1_warm_up_steps=9).get_coefficients()
     assert relu == {"separation": 0.0, "l1": TrainCoefficientConfig(0.7, 9)}
+
+
+def test_learned_dilations_are_logged(rows: Tensor) -> None:
+    sae = training_sae(learn_dilations=True, dilations=(0, 1, 2))
+    metrics = step(sae, rows, logged=True).metrics
+    logged = {name: value for name, value in metrics.items() if "learned" in name}
+    assert logged == dict(zip((f"scale_{d}_learned_dilation" for d in (0, 1, 2)), sae.dilations, strict=True))
+    assert logged["scale_1_learned_dilation"] not in (0, 1)
 
 
 def test_scale_statistics_on_logging_steps(rows: Tensor, kept: Tensor) -> None:
