@@ -227,7 +227,9 @@ def check_contributions_are_of_their_offset(contributions: Callable[..., Tensor]
 def check_groups_read_no_longer_scale(sae: Any, h: Tensor) -> None:
     """A position that only the scales from k on can read reaches the features of the groups from k on, and no others."""
     n, n_scales = h.shape[1], len(sae.cfg.dilations)
-    groups = torch.tensor([group for group, part in enumerate(torch.arange(sae.cfg.d_sae).tensor_split(n_scales)) for _ in part])
+    groups = torch.tensor(
+        [group for group, part in enumerate(torch.arange(sae.cfg.d_sae).tensor_split(n_scales)) for _ in part]
+    )
     before = hidden_pre(sae, h)
     found = set()
     for place, offset in enumerate(sae.read_offsets):

@@ -128,9 +128,8 @@ def test_train_evaluate_unlearn(
 
 def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path) -> None:
     config = tmp_path / "paper.yaml"
-    config.write_text(
-        "parts: [paper, switches]\nn_workers: 1\ncontext_size: 32\nn_seeds: 1\nn_steps: 3\nn_draws: 50\nn_test_contexts: 4\nn_still_batches: 4\n"
-    )
+    sizes = {"context_size": 32, "n_seeds": 1, "n_steps": 3, "n_draws": 50, "n_test_contexts": 4, "n_still_batches": 4}
+    config.write_text(json.dumps({"parts": ["paper", "switches"], "n_workers": 1, **sizes}))  # JSON is YAML
     options = ("--model", tiny_model_dir, "--hook-name", HOOK, "--dataset", text_file, "--quick", "--config", config)
     outcome = mtsae("paper", *options, "--out", tmp_path / "paper")
     assert outcome.code == 0, outcome.err
@@ -151,7 +150,7 @@ def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path,
     assert mtsae("paper", *options, "--out", tmp_path / "paper").code == 0
     assert {path: path.stat().st_mtime_ns for path in trials} == trials
     other = tmp_path / "other.yaml"
-    other.write_text(config.read_text().replace("n_draws: 50", "n_draws: 60"))
+    other.write_text(config.read_text().replace('"n_draws": 50', '"n_draws": 60'))
     refused = mtsae("paper", *options[:-1], other, "--out", tmp_path / "paper")
     assert_refused(refused, r"holds results made with other settings \(n_draws\)")
 

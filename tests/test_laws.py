@@ -153,7 +153,9 @@ def test_receptive_field_catches_a_wrong_claim(claim: tuple[int, int], h: Tensor
 
 
 @pytest.mark.parametrize("max_lag", [7, 9])
-def test_receptive_field_catches_a_wrong_claim_of_learned_taps(max_lag: int, h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receptive_field_catches_a_wrong_claim_of_learned_taps(
+    max_lag: int, h: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sae = random_sae(**LEARNED)
     lags = spacing.lag_grid(8)
     monkeypatch.setattr(mtsae, "lag_grid", lambda _: lags)
@@ -526,7 +528,9 @@ def test_contributions_are_of_their_scale_catches(settings: dict[str, Any], h: T
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contributions_are_of_their_offset(variant: str, h: Tensor) -> None:
     kind, settings = VARIANTS[variant]
-    laws.check_contributions_are_of_their_offset(offset_contributions, random_sae(kind, **(settings | {"scale_norm": "none"})), h)
+    laws.check_contributions_are_of_their_offset(
+        offset_contributions, random_sae(kind, **(settings | {"scale_norm": "none"})), h
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, LEARNED, {"padding": "circular"}], ids=["fixed", "learned", "circular"])

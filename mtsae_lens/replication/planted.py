@@ -159,7 +159,7 @@ def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: in
     """F1 of the best linear detectors that are told the truth: of one position, and of the positions that the default MTSAE reads."""
     features = PlantedFeatures(replace(settings.planted, **{"seed": seed, **planted}))
     splits = PlantedSplits(features, settings.n_test_sequences)
-    default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae)
+    default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae, k=1)
     offsets = read_offsets(default.kernel_size, default.dilations, default.padding)
     return {
         "kind": features.kinds,
