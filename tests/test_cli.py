@@ -104,7 +104,11 @@ def test_train_evaluate_unlearn(
     assert metrics["l0"] == pytest.approx(4, abs=0.1)
     assert metrics["future_leak"] == 0
     assert metrics["n_features"] == 32
+    scales = metrics["scales"]["predictivity"]
+    assert sum(scales[f"leading_{dilation}"] for dilation in (0, 1, 2, 4, 8)) == pytest.approx(1)
+    assert 0 <= metrics["scales"]["context_share"]["10%"] <= metrics["scales"]["context_share"]["90%"]
     page = (tmp_path / "evaluated" / "report.html").read_text()
+    assert "What the scales know" in page
     assert all(meaning.split("'")[0] in page for meaning in METRIC_MEANINGS.values())
 
     config = tmp_path / "unlearn.yaml"

@@ -13,6 +13,7 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.documents import Split
+from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
@@ -81,7 +82,10 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
     scales: dict[str, Any] = {}
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
-        scales, section = _scales(lm.sae, lm, dataset, settings)
+        try:
+            scales, section = _scales(lm.sae, lm, dataset, settings)
+        except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
+            section = Section("What the scales know", f"Not told: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, {**measured, **({"scales": scales} if scales else {}), "provenance": made})
@@ -117,8 +121,9 @@ def _scales(
     )
     text = (
         f"{len(share):,} features that fire, {settings.n_scale_contexts} contexts. R2: how well a feature's activation is predicted "
-        f"linearly from a scale, fitted on SELECT, scored on TEST; all scales together {predictivity['all']:.3f}. The answer differs between features by "
-        f"{predictivity['spread']:.3f} (standard deviation, mean over scales). Of what lifts a feature's pre-activation when it fires, context "
-        f"makes up {quantiles['50%']:.1%} for the median feature and {quantiles['90%']:.1%} for one in ten."
+        f"linearly from a scale, fitted on SELECT, scored on TEST; all scales together {predictivity['all']:.3f}. "
+        f"The answer differs between features by {predictivity['spread']:.3f} (standard deviation, mean over scales). "
+        "Of what lifts a feature's pre-activation when it fires, context makes up "
+        f"{quantiles['50%']:.1%} for the median feature and {quantiles['90%']:.1%} for one in ten."
     )
     return {"predictivity": predictivity, "context_share": quantiles}, Section("What the scales know", text, table=table)
