@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mtsae_lens.commands.direction_parts import directions_part
 from mtsae_lens.commands.paper_parts import initialisation_part, reproduction_part, switches_part
 from mtsae_lens.commands.parts import Part
 from mtsae_lens.commands.planted_parts import planted_part
@@ -18,7 +17,6 @@ from mtsae_lens.data.documents import check_source
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
-from mtsae_lens.replication.planted_arms import N_SIDE_SEEDS, OURS
 from mtsae_lens.replication.published import N_SEEDS, SETTINGS, PublishedSettings
 from mtsae_lens.replication.subject import Subject
 from mtsae_lens.replication.switches import SwitchSettings
@@ -52,7 +50,7 @@ class PaperSettings(Settings):
     n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
     """Processes that share the trainings."""
     parts: tuple[Literal["paper", "switches", "planted"], ...] = ("paper", "switches", "planted")
-    """What to run: the paper's own run and its initialisation, the switches, planted time with the three directions."""
+    """What to run: the paper's own run and its initialisation, the switches, the recovery of planted time."""
     quick: bool = False
     """Two seeds, fewer steps and draws, and a smaller buffer: to see that it runs, not to read numbers from."""
 
@@ -121,10 +119,8 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     if "switches" in settings.parts:
         parts.append(switches_part(subject, size.switches(), size.n_seeds, settings.out / "switches", settings.n_workers))
     if "planted" in settings.parts:
-        planted, chosen = planted_part(size.planted(), size.n_seeds, settings.out / "planted", settings.n_workers)
-        n_seeds = min(size.n_seeds, N_SIDE_SEEDS)
-        directions = directions_part(size.planted(), chosen[OURS], n_seeds, settings.out / "directions", settings.n_workers)
-        parts += [planted, directions]
+        planted, _ = planted_part(size.planted(), size.n_seeds, settings.out / "planted", settings.n_workers)
+        parts.append(planted)
     metrics: dict[str, Any] = {part.name: part.metrics for part in parts}
     metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, metrics)

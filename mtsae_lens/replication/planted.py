@@ -54,8 +54,8 @@ class PlantedSettings:
     """What all arms share."""
 
     planted: PlantedConfig = field(default_factory=PlantedConfig)
-    d_sae: int = 192
-    n_steps: int = 2_500
+    d_sae: int = 256
+    n_steps: int = 3_000
     batch_size_sequences: int = 4
     lr: float = 3e-3
     n_test_sequences: int = 128
