@@ -227,7 +227,9 @@ def check_contributions_are_of_their_offset(contributions: Callable[..., Tensor]
 def check_groups_read_no_longer_scale(sae: Any, h: Tensor) -> None:
     """A position that only the scales from k on can read reaches the features of the groups from k on, and no others."""
     n, n_scales = h.shape[1], len(sae.cfg.dilations)
-    groups = torch.tensor([group for group, part in enumerate(torch.arange(sae.cfg.d_sae).tensor_split(n_scales)) for _ in part])
+    groups = torch.tensor(
+        [group for group, part in enumerate(torch.arange(sae.cfg.d_sae).tensor_split(n_scales)) for _ in part]
+    )
     before = hidden_pre(sae, h)
     found = set()
     for place, offset in enumerate(sae.read_offsets):
@@ -235,8 +237,8 @@ def check_groups_read_no_longer_scale(sae: Any, h: Tensor) -> None:
         position = n // 2
         changed = h.clone()
         changed[:, position + offset] = other(changed[:, position + offset])
-        differs = (before[:, position] != hidden_pre(sae, changed)[:, position]).all(dim=0)
-        assert torch.equal(differs, groups >= first)
+        differs = before[:, position] != hidden_pre(sae, changed)[:, position]
+        assert torch.equal(differs, (groups >= first).expand_as(differs))
         found.add(first)
     assert found != {0}
 

@@ -153,7 +153,9 @@ def test_receptive_field_catches_a_wrong_claim(claim: tuple[int, int], h: Tensor
 
 
 @pytest.mark.parametrize("max_lag", [7, 9])
-def test_receptive_field_catches_a_wrong_claim_of_learned_taps(max_lag: int, h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_receptive_field_catches_a_wrong_claim_of_learned_taps(
+    max_lag: int, h: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sae = random_sae(**LEARNED)
     lags = spacing.lag_grid(8)
     monkeypatch.setattr(mtsae, "lag_grid", lambda _: lags)
@@ -526,7 +528,9 @@ def test_contributions_are_of_their_scale_catches(settings: dict[str, Any], h: T
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_contributions_are_of_their_offset(variant: str, h: Tensor) -> None:
     kind, settings = VARIANTS[variant]
-    laws.check_contributions_are_of_their_offset(offset_contributions, random_sae(kind, **(settings | {"scale_norm": "none"})), h)
+    laws.check_contributions_are_of_their_offset(
+        offset_contributions, random_sae(kind, **(settings | {"scale_norm": "none"})), h
+    )
 
 
 @pytest.mark.parametrize("settings", [{}, LEARNED, {"padding": "circular"}], ids=["fixed", "learned", "circular"])
@@ -565,7 +569,7 @@ def test_groups_read_no_longer_scale(kind: type, settings: dict[str, Any], h: Te
 
 def test_groups_read_no_longer_scale_catches_a_missing_mask(h: Tensor) -> None:
     sae = random_sae(MTTrainingSAE, ReadsAllScales, hierarchy="nested")
-    sae.W_enc.data += 0.1
+    sae.W_enc.data = torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with pytest.raises(AssertionError):
         laws.check_groups_read_no_longer_scale(sae, h)
 
@@ -573,7 +577,7 @@ def test_groups_read_no_longer_scale_catches_a_missing_mask(h: Tensor) -> None:
 def test_groups_read_no_longer_scale_catches_a_group_too_many(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "readable", one_group_further)
     sae = random_sae(MTTrainingSAE, hierarchy="nested")
-    sae.W_enc.data += 0.1
+    sae.W_enc.data = torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with pytest.raises(AssertionError):
         laws.check_groups_read_no_longer_scale(sae, h)
 

@@ -129,7 +129,9 @@ def test_paper() -> None:
 
 @pytest.mark.parametrize(("kind", "base"), list(zip(BOTH, [SAEConfig, TrainingSAEConfig], strict=True)))
 @pytest.mark.parametrize(
-    "changes", [{}, {"padding": "causal", "learn_dilations": True, "max_lag": 9, "hierarchy": "nested"}], ids=["fixed", "learned"]
+    "changes",
+    [{}, {"padding": "causal", "learn_dilations": True, "max_lag": 9, "hierarchy": "nested"}],
+    ids=["fixed", "learned"],
 )
 def test_json_round_trip(kind: type[Any], base: type[Any], changes: dict[str, Any]) -> None:
     settings = {
