@@ -167,6 +167,34 @@ def demo(
 
 
 @app.command()
+def planted(
+    n_seeds: Annotated[int | None, typer.Option(help="Dictionaries to compare the architectures on.")] = None,
+    n_direction_seeds: Annotated[int | None, typer.Option(help="Dictionaries for the ablations; 0 leaves them out.")] = None,
+    n_steps: Annotated[int | None, typer.Option(help="Training steps of every SAE.")] = None,
+    d_sae: Annotated[int | None, typer.Option(help="Features of every SAE.")] = None,
+    n_workers: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    out: Out = None,
+    config: Config = None,
+) -> None:
+    """Recover planted features of known time scales, with MTSAE and with SAELens's SAEs. What is done is kept."""
+    from mtsae_lens.commands.planted import PlantedCommandSettings, run_planted  # noqa: PLC0415
+
+    typed = {
+        "n_seeds": n_seeds,
+        "n_direction_seeds": n_direction_seeds,
+        "n_steps": n_steps,
+        "d_sae": d_sae,
+        "n_workers": n_workers,
+        "out": out,
+    }
+    settings = PlantedCommandSettings.build(config, typed)
+    _, tables = run_planted(settings)
+    for table in tables:
+        _print_table(table)
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+@app.command()
 def paper(
     model: Model = None,
     hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,

@@ -104,7 +104,11 @@ def test_train_evaluate_unlearn(
     assert metrics["l0"] == pytest.approx(4, abs=0.1)
     assert metrics["future_leak"] == 0
     assert metrics["n_features"] == 32
+    scales = metrics["scales"]["predictivity"]
+    assert sum(scales[f"leading_{dilation}"] for dilation in (0, 1, 2, 4, 8)) == pytest.approx(1)
+    assert 0 <= metrics["scales"]["context_share"]["10%"] <= metrics["scales"]["context_share"]["90%"]
     page = (tmp_path / "evaluated" / "report.html").read_text()
+    assert "What the scales know" in page
     assert all(meaning.split("'")[0] in page for meaning in METRIC_MEANINGS.values())
 
     config = tmp_path / "unlearn.yaml"
@@ -128,7 +132,8 @@ def test_train_evaluate_unlearn(
 
 def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path) -> None:
     config = tmp_path / "paper.yaml"
-    config.write_text("context_size: 32\nn_seeds: 1\nn_steps: 3\nn_draws: 50\nn_test_contexts: 4\nn_still_batches: 4\n")
+    sizes = {"context_size": 32, "n_seeds": 1, "n_steps": 3, "n_draws": 50, "n_test_contexts": 4, "n_still_batches": 4}
+    config.write_text(json.dumps({"parts": ["paper", "switches"], "n_workers": 1, **sizes}))  # JSON is YAML
     options = ("--model", tiny_model_dir, "--hook-name", HOOK, "--dataset", text_file, "--quick", "--config", config)
     outcome = mtsae("paper", *options, "--out", tmp_path / "paper")
     assert outcome.code == 0, outcome.err
@@ -149,9 +154,45 @@ def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path,
     assert mtsae("paper", *options, "--out", tmp_path / "paper").code == 0
     assert {path: path.stat().st_mtime_ns for path in trials} == trials
     other = tmp_path / "other.yaml"
-    other.write_text(config.read_text().replace("n_draws: 50", "n_draws: 60"))
+    other.write_text(config.read_text().replace('"n_draws": 50', '"n_draws": 60'))
     refused = mtsae("paper", *options[:-1], other, "--out", tmp_path / "paper")
     assert_refused(refused, r"holds results made with other settings \(n_draws\)")
+
+
+TINY_PLANT = """
+planted: {d_in: 16, context_size: 72, n_features_per_duration: 2, n_patterns_per_lags: 1, n_cues: 4, pattern_rate: 0.05}
+n_test_sequences: 16
+"""
+
+
+def test_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
+    config = tmp_path / "planted.yaml"
+    config.write_text(TINY_PLANT)
+    options = ("--n-seeds", 2, "--n-direction-seeds", 1, "--n-steps", 2, "--d-sae", 24, "--n-workers", 1, "--config", config)
+    outcome = mtsae("planted", *options, "--out", tmp_path / "planted")
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((tmp_path / "planted" / "metrics.json").read_text())
+    assert set(metrics) == {"planted", "directions", "planted_config", "provenance"}
+    assert metrics["planted_config"]["d_in"] == 16
+    planted = metrics["planted"]
+    assert set(planted["f1"]) == {"mtsae", "topk", "batchtopk", "jumprelu", "standard"} == set(planted["chosen_on_tune"])
+    assert planted["f1"]["topk"]["pattern -16"]["n"] == 2  # one a seed
+    assert 0 < planted["oracle_f1"]["pointwise"]["cue"]["mean"] <= 1
+    assert {"default", "tap_init=conv", "cka", "nested", "learned dilations"} <= set(metrics["directions"])
+    page = assert_self_contained(tmp_path / "planted" / "report.html")
+    assert all(title in page for title in ("who recovers what", "named rightly", "beyond cosine", "hierarchy", "Longer range"))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "planted").rglob("*seed_*.json")}
+    assert len(kept) == 57
+    assert mtsae("planted", *options, "--out", tmp_path / "planted").code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_planted_refuses_what_cannot_be_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
+    config = tmp_path / "planted.yaml"
+    config.write_text("planted: {dim: 16}")
+    assert_refused(mtsae("planted", "--config", config, "--out", tmp_path / "out"), "no field 'dim'", tmp_path / "out")
+    config.write_text("planted: {lags: [[4, 2]]}")
+    assert_refused(mtsae("planted", "--config", config, "--out", tmp_path / "out"), "near < far", tmp_path / "out")
 
 
 def test_paper_refuses_a_context_longer_than_the_models(
@@ -192,7 +233,7 @@ def test_set_changes_one_setting_of_the_file_and_leaves_the_others(tmp_path: Pat
 def test_help_names_every_command(mtsae: Callable[..., Any]) -> None:
     outcome = mtsae("--help")
     assert outcome.code == 0
-    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo", "paper"))
+    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo", "paper", "planted"))
 
 
 def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

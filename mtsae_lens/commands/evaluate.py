@@ -5,15 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
+from torch import Tensor
 
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.documents import Split
+from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.evaluation.scales import scale_predictivity
+from mtsae_lens.evaluation.time_scales import temporal_profiles
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.hooked_lm import HookedLM
 
 METRIC_MEANINGS: dict[str, str] = {
     "explained_variance": "centred R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
@@ -46,6 +54,10 @@ class EvaluateSettings(Settings):
     """Held-out text; None for the dataset it was trained on. The split `test` is read."""
     model: str | None = None
     n_contexts: int = Field(512, gt=0)
+    n_scale_contexts: int = Field(256, ge=0)
+    """Contexts of SELECT and of TEST each from which it is told what the scales of an MTSAE know; 0 leaves that out."""
+    n_scale_features: int = Field(1024, gt=0)
+    """Features for that, drawn at random: memory grows with their number."""
     batch_size: int = Field(16, gt=0)
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
@@ -59,18 +71,59 @@ def metrics_table(columns: dict[str, dict[str, float]]) -> Table:
 
 
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Measure, and write `metrics.json` (keys: `METRIC_MEANINGS`, and `provenance`) and `report.html`."""
+    """Measure, and write `metrics.json` (keys: `METRIC_MEANINGS`, `scales` for an MTSAE, and `provenance`) and `report.html`."""
     watch = Stopwatch()
     prepare_output_dir(settings.out)
     lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
     dataset = settings.dataset or lm.sae.cfg.metadata.dataset_path or "embedded"
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
     measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
-    made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    write_metrics(settings.out, {**measured, "provenance": made})
     text = f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {dataset}, special tokens left out."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
+    scales: dict[str, Any] = {}
+    if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
+        try:
+            scales, section = _scales(lm.sae, lm, dataset, settings)
+        except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
+            section = Section("What the scales know", f"Not told: {error}")
+        sections.append(section)
+    made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
+    write_metrics(settings.out, {**measured, **({"scales": scales} if scales else {}), "provenance": made})
     write_report(
         settings.out, "Evaluation", f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.", sections, made
     )
     return measured
+
+
+def _scales(
+    sae: TemporalEncoder, lm: HookedLM, dataset: str, settings: EvaluateSettings
+) -> tuple[dict[str, dict[str, float]], Section]:
+    """What each scale knows of the features, and how much of what drives them is context."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
+
+    def inputs(split: Split) -> list[Tensor]:
+        table = read_tokens(dataset, split, lm.cutter, settings.n_scale_contexts, seed=settings.seed)
+        return [lm.sae_input(tokens) for tokens in lm.batches(table)]
+
+    test = inputs("test")
+    predictivity = scale_predictivity(sae, inputs("select"), test, features).summary(sae.cfg.dilations)
+    profiles = temporal_profiles(sae, test, features)
+    share = profiles.context_share[profiles.n_active > 0]
+    quantiles = {f"{q:.0%}": float(share.quantile(q)) for q in (0.1, 0.5, 0.9, 0.99)}
+    names = ("alone", "unique", "leading")
+    table = Table(
+        ["dilation", "R2 alone", "R2 lost without it", "features that it predicts best"],
+        [
+            [f"{rate:.3g}", *(predictivity[f"{name}_{d}"] for name in names)]
+            for rate, d in zip(sae.dilations, sae.cfg.dilations, strict=True)
+        ],
+    )
+    text = (
+        f"{len(share):,} features that fire, {settings.n_scale_contexts} contexts. R2: how well a feature's activation is predicted "
+        f"linearly from a scale, fitted on SELECT, scored on TEST; all scales together {predictivity['all']:.3f}. "
+        f"The answer differs between features by {predictivity['spread']:.3f} (standard deviation, mean over scales). "
+        "Of what lifts a feature's pre-activation when it fires, context makes up "
+        f"{quantiles['50%']:.1%} for the median feature and {quantiles['90%']:.1%} for one in ten."
+    )
+    return {"predictivity": predictivity, "context_share": quantiles}, Section("What the scales know", text, table=table)

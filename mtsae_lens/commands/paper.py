@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
+from mtsae_lens.commands.direction_parts import directions_part
 from mtsae_lens.commands.paper_parts import initialisation_part, reproduction_part, switches_part
+from mtsae_lens.commands.parts import Part
+from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.replication.planted import PlantedSettings
+from mtsae_lens.replication.planted_arms import N_SIDE_SEEDS, OURS
 from mtsae_lens.replication.published import N_SEEDS, SETTINGS, PublishedSettings
 from mtsae_lens.replication.subject import Subject
 from mtsae_lens.replication.switches import SwitchSettings
@@ -41,6 +47,12 @@ class PaperSettings(Settings):
     """Batches whose gradient is measured while nothing learns."""
     out: Path = Path("runs/paper")
     device: str = "cpu"
+    n_planted_steps: int = Field(PlantedSettings.n_steps, gt=1)
+    """Steps of every SAE that is trained on planted sequences."""
+    n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
+    """Processes that share the trainings."""
+    parts: tuple[Literal["paper", "switches", "planted"], ...] = ("paper", "switches", "planted")
+    """What to run: the paper's own run and its initialisation, the switches, planted time with the three directions."""
     quick: bool = False
     """Two seeds, fewer steps and draws, and a smaller buffer: to see that it runs, not to read numbers from."""
 
@@ -53,7 +65,14 @@ class PaperSettings(Settings):
         """These settings, smaller if `quick`."""
         if not self.quick:
             return self
-        smaller = {"n_seeds": 2, "n_steps": 24, "n_draws": 500, "n_test_contexts": 8, "n_still_batches": 8}
+        smaller = {
+            "n_seeds": 2,
+            "n_steps": 24,
+            "n_draws": 500,
+            "n_test_contexts": 8,
+            "n_still_batches": 8,
+            "n_planted_steps": 24,
+        }
         return self.model_copy(update={name: min(getattr(self, name), value) for name, value in smaller.items()})
 
     def published(self) -> PublishedSettings:
@@ -68,6 +87,11 @@ class PaperSettings(Settings):
             return full
         return replace(full, n_train_contexts=128, n_test_contexts=16, n_model_contexts=8)
 
+    def planted(self) -> PlantedSettings:
+        """What the trials on planted sequences share."""
+        full = PlantedSettings(n_steps=self.n_planted_steps)
+        return replace(full, d_sae=160, n_test_sequences=16) if self.quick else full
+
 
 def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run every part; write `metrics.json` (one key per part, and `provenance`) and `report.html`. What is done is not done again.
@@ -79,11 +103,12 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     check_source(settings.text)
     prepare_output_dir(settings.out)
     size, published = settings.at_size(), settings.published()
-    subject = Subject.load(settings.model, settings.hook_name, settings.text, settings.context_size, settings.device)
-    reproduction = reproduction_part(subject, published, size.n_seeds, size.n_test_contexts, settings.out / "reproduction")
-    parts = [
-        reproduction,
-        initialisation_part(
+    parts: list[Part] = []
+    if {"paper", "switches"} & set(settings.parts):
+        subject = Subject.load(settings.model, settings.hook_name, settings.text, settings.context_size, settings.device)
+    if "paper" in settings.parts:
+        reproduction = reproduction_part(subject, published, size.n_seeds, size.n_test_contexts, settings.out / "reproduction")
+        initialisation = initialisation_part(
             subject,
             published,
             reproduction,
@@ -91,16 +116,22 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
             n_contexts=size.n_test_contexts,
             n_still_batches=size.n_still_batches,
             out=settings.out / "initialisation",
-        ),
-        switches_part(subject, size.switches(), size.n_seeds, settings.out / "switches"),
-    ]
+        )
+        parts += [reproduction, initialisation]
+    if "switches" in settings.parts:
+        parts.append(switches_part(subject, size.switches(), size.n_seeds, settings.out / "switches", settings.n_workers))
+    if "planted" in settings.parts:
+        planted, chosen = planted_part(size.planted(), size.n_seeds, settings.out / "planted", settings.n_workers)
+        n_seeds = min(size.n_seeds, N_SIDE_SEEDS)
+        directions = directions_part(size.planted(), chosen[OURS], n_seeds, settings.out / "directions", settings.n_workers)
+        parts += [planted, directions]
     metrics: dict[str, Any] = {part.name: part.metrics for part in parts}
     metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, metrics)
     lead = (
-        f"The paper's run repeated at {settings.hook_name} of {settings.model} on {settings.text}, {size.n_seeds} seeds, and what its numbers "
-        "look like when nothing learns."
+        f"The paper's run repeated at {settings.hook_name} of {settings.model} on {settings.text}, {size.n_seeds} seeds; what its numbers "
+        "look like when nothing learns; what kept it from learning; and what an MTSAE recovers of sequences whose time is known."
     )
     sections = [section for part in parts for section in part.sections]
-    write_report(settings.out, "The paper, repeated", lead, sections, metrics["provenance"])
+    write_report(settings.out, "The paper: repeated, explained, finished", lead, sections, metrics["provenance"])
     return metrics, [table for part in parts for table in part.tables]

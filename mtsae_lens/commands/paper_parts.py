@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mtsae_lens.commands.parts import Part
 from mtsae_lens.replication.consistency import implied
 from mtsae_lens.replication.initialisation import CHANCE_OF_AN_ORDER, gradients_without_learning, null_distribution
 from mtsae_lens.replication.published import GRAD_NORM_RANGE, METRICS, SCALE_MEAN, SCALE_STD, STD_RATIO, PublishedSettings
@@ -54,16 +55,6 @@ _CURVE_TITLES = {
     "lr": "learning rate",
 }
 _NULL_PADDINGS: tuple[Padding, ...] = ("circular", "zero")
-
-
-@dataclass(frozen=True)
-class Part:
-    """What one part found: numbers for `metrics.json` under `name`, sections for the page, tables for the terminal."""
-
-    name: str
-    metrics: dict[str, Any]
-    sections: list[Section]
-    tables: list[Table]
 
 
 def subject_record(subject: Subject) -> dict[str, str]:
@@ -267,10 +258,10 @@ def initialisation_part(
 # -------------------------------------------------------------------------------------------- the switches
 
 
-def switches_part(subject: Subject, settings: SwitchSettings, n_seeds: int, out: Path) -> Part:
+def switches_part(subject: Subject, settings: SwitchSettings, n_seeds: int, out: Path, n_workers: int) -> Part:
     """One change at a time to the paper's SAE, given tokens."""
     record = subject_record(subject) | settings_record(settings)
-    results = run_trials(out / "trials", record, dict(switch_trials(subject, settings, n_seeds)), "Switches")
+    results = run_trials(out / "trials", record, switch_trials(subject, settings, n_seeds), "Switches", n_workers=n_workers)
     values = values_by_arm(results)
     sections = [
         Section(

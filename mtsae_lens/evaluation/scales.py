@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -54,12 +54,12 @@ class _Moments:
     n_rows: int
 
     @classmethod
-    def of(cls, sae: TemporalEncoder, batches: Iterable[Tensor]) -> _Moments:
+    def of(cls, sae: TemporalEncoder, batches: Iterable[Tensor], features: Tensor) -> _Moments:
         width = len(sae.cfg.dilations) * sae.cfg.d_in + 1
         total = cls(
             torch.zeros(width, width, dtype=torch.float64),
-            torch.zeros(width, sae.cfg.d_sae, dtype=torch.float64),
-            torch.zeros(sae.cfg.d_sae, dtype=torch.float64),
+            torch.zeros(width, len(features), dtype=torch.float64),
+            torch.zeros(len(features), dtype=torch.float64),
             0,
         )
         for h in batches:
@@ -67,7 +67,7 @@ class _Moments:
             keep = ~find_walls(x)
             z = sae.encode_scales(x)[keep].flatten(1)
             z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
-            feature_acts = sae.encode(h)[keep]
+            feature_acts = sae.encode(h)[..., features][keep]
             total.zz += (z.T @ z).double().cpu()
             total.ze += (z.T @ feature_acts).double().cpu()
             total.ee += feature_acts.pow(2).sum(dim=0).double().cpu()
@@ -93,17 +93,20 @@ def scale_predictivity(
     sae: TemporalEncoder,
     fit_on: Iterable[Float[Tensor, "batch pos d_in"]],
     score_on: Iterable[Float[Tensor, "batch pos d_in"]],
+    features: Int[Tensor, " feature"] | None = None,
     ridge: float = 1e-4,
 ) -> ScalePredictivity:
-    """Regress every feature on every scale.
+    """Regress features on scales. Memory: `(n_scales * d_in) ** 2 + n_scales * d_in * n_features` numbers.
 
     Args:
         sae: the encoder.
         fit_on: contexts that the regressions are fitted on.
         score_on: other contexts, that they are scored on.
+        features: indices of the features to predict; None for all.
         ridge: penalty, as a share of the mean squared regressor.
     """
-    fitted, scored = _Moments.of(sae, fit_on), _Moments.of(sae, score_on)
+    chosen = torch.arange(sae.cfg.d_sae) if features is None else features
+    fitted, scored = _Moments.of(sae, fit_on, chosen), _Moments.of(sae, score_on, chosen)
     d_in, n_scales = sae.cfg.d_in, len(sae.cfg.dilations)
     constant = torch.tensor([n_scales * d_in])
 

@@ -70,9 +70,7 @@ def top_examples(
         n_tokens += int((~masked).sum())
         contributions = None
         if isinstance(lm.sae, TemporalEncoder):
-            sae_in = lm.splice.as_sae_input(h)
-            walls = masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2))
-            contributions = scale_contributions(lm.sae, sae_in.masked_fill(walls, 0.0), index)
+            contributions = scale_contributions(lm.sae, lm.sae_input(tokens, h), index)
         peaks, positions = acts.max(dim=1)
         for row in range(tokens.shape[0]):
             for place in range(len(features)):

@@ -21,9 +21,13 @@ from sae_lens.saes.sae import TrainingSAE
 
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits, linear_oracle, recover
+from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import mean_run_length, temporal_profiles
 from mtsae_lens.sae.config import MTTrainingSAEConfig
+from mtsae_lens.sae.hierarchy import feature_groups
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.separation import SEPARATIONS, separation_loss
+from mtsae_lens.sae.temporal import find_walls, read_offsets
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import fit
 from mtsae_lens.trials import Trial
@@ -50,8 +54,8 @@ class PlantedSettings:
     """What all arms share."""
 
     planted: PlantedConfig = field(default_factory=PlantedConfig)
-    d_sae: int = 256
-    n_steps: int = 3_000
+    d_sae: int = 192
+    n_steps: int = 2_500
     batch_size_sequences: int = 4
     lr: float = 3e-3
     n_test_sequences: int = 128
@@ -97,8 +101,9 @@ def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> dict
 
     Returns:
         Of every planted feature, as lists: `kind`, `time_scale`, the scores of `Recovery`, `run_length`; for a temporal encoder
-        `context_share`, `context_lag` and `named_lags` (the index of the planted lags with the largest share); and of the whole: `mcc`,
-        `explained_variance`, `explained_variance_clean`, `l0`, `dilations`.
+        `profile`, `context_share`, `context_lag` and `named_lags` (the index of the planted lags with the largest share), for a nested
+        one `group`; and of the whole: `mcc`, `explained_variance`, `explained_variance_clean`, `l0`, and for a temporal encoder
+        `offsets`, `dilations`, `separation` and `predictivity`.
     """
     sae, features = train_arm(arm, settings, seed)
     return score(sae, PlantedSplits(features, settings.n_test_sequences))
@@ -135,26 +140,32 @@ def score(sae: SAE[Any], splits: PlantedSplits) -> dict[str, Any]:
             "context_lag": _rounded(profiles.context_lag),
             "named_lags": at_lags.argmax(dim=0).tolist(),
             "dilations": [round(dilation, 3) for dilation in sae.dilations],
+            "separation": _separation(sae, h),
+            "predictivity": _finite(scale_predictivity(sae, splits.select.h.split(32), h.split(32)).summary(sae.cfg.dilations)),
         }
         if sae.cfg.hierarchy == "nested":
-            n_groups = len(sae.cfg.dilations)
-            record["group"] = (recovery.matched * n_groups // sae.cfg.d_sae).tolist()
+            record["group"] = feature_groups(sae.cfg.d_sae, len(sae.cfg.dilations))[recovery.matched].tolist()
     return record
+
+
+def _separation(sae: TemporalEncoder, h: torch.Tensor) -> dict[str, float]:
+    """Every separation loss, whichever was trained on: 0 apart, 1 one."""
+    x = sae.process_sae_in(h)
+    z, keep = sae.encode_scales(x), ~find_walls(x)
+    return {name: float(separation_loss(name, z, sae.filters, keep)) for name in SEPARATIONS}
 
 
 def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> dict[str, Any]:
     """F1 of the best linear detectors that are told the truth: of one position, and of the positions that the default MTSAE reads."""
     features = PlantedFeatures(replace(settings.planted, **{"seed": seed, **planted}))
     splits = PlantedSplits(features, settings.n_test_sequences)
-    default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae)
-    farthest = (default.kernel_size - 1) * max(default.dilations)
-    lags = sorted({dilation * tap for dilation in default.dilations for tap in range(default.kernel_size)})
-    assert lags[-1] == farthest
+    default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae, k=1)
+    offsets = read_offsets(default.kernel_size, default.dilations, default.padding)
     return {
         "kind": features.kinds,
         "time_scale": features.time_scales,
         "pointwise": _rounded(linear_oracle(splits)),
-        "context": _rounded(linear_oracle(splits, [0, *(-lag for lag in lags if lag)])),
+        "context": _rounded(linear_oracle(splits, offsets)),
     }
 
 
@@ -166,6 +177,10 @@ def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Ite
 def settings_record(arms: Mapping[str, PlantedArm], settings: PlantedSettings) -> dict[str, Any]:
     """What the results depend on."""
     return {"settings": asdict(settings), "arms": {name: asdict(arm) for name, arm in arms.items()}}
+
+
+def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
 def _rounded(values: torch.Tensor) -> list[float | None]:

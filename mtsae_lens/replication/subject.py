@@ -17,6 +17,9 @@ from mtsae_lens.data.documents import read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError
 
+SubjectAddress = tuple[str, str, str, int, str]
+"""What `Subject.load` takes: enough to find the same subject from another process."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -45,6 +48,11 @@ class Subject:
                 f"context_size={context_size} is longer than the model's context of {model.cfg.n_ctx}; give it in --config"
             )
         return cls(model, model_name, hook_name, dataset, context_size, device)
+
+    @property
+    def address(self) -> SubjectAddress:
+        """Arguments of `load`."""
+        return self.model_name, self.hook_name, self.dataset, self.context_size, self.device
 
     @cached_property
     def d_in(self) -> int:

@@ -6,10 +6,10 @@ Every arm trains on the same stored activations, in the same order for the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import partial
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,12 +20,13 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.replication.measures import finite, row_metrics
 from mtsae_lens.replication.published import SETTINGS
-from mtsae_lens.replication.subject import Subject
+from mtsae_lens.replication.subject import Subject, SubjectAddress
 from mtsae_lens.replication.without_future import without_future
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.trials import Trial
 
 BASE = "paper"
 _WARM_UP_FRACTION = 0.05
@@ -68,8 +69,6 @@ class Arm:
     lr: float | None = None
     weight_decay: float | None = None
     lr_warm_up_steps: int | None = None
-    taps: Literal["as configured", "alike"] = "as configured"
-    """`alike`: every scale starts as the token itself."""
     activation_scale: float = 1.0
     in_model: bool = False
     """Measure the language model's loss too; slow."""
@@ -96,7 +95,7 @@ def arms(settings: SwitchSettings) -> dict[str, Arm]:
         "warm_up_1000": Arm("1,000 warm-up steps", lr_warm_up_steps=SETTINGS.lr_warm_up_steps),
         "norm_rescaled": Arm("layer norm, scale put back", sae={"scale_norm": "rescaled_layer_norm"}),
         "norm_none": Arm("no norm", sae={"scale_norm": "none"}),
-        "taps_alike": Arm("all taps alike", taps="alike"),
+        "taps_alike": Arm("all taps alike", sae={"tap_init": "alike"}),
         "taps_offsets": Arm("each its own offset", sae={"tap_init": _OWN_TAP_INIT}),
         "activations_x0.1": Arm("activations x 0.1", activation_scale=0.1),
         "activations_x10": Arm("activations x 10", activation_scale=10.0),
@@ -162,10 +161,6 @@ def build_sae(arm: Arm, settings: SwitchSettings, d_in: int, seed: int, device: 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sae = MTTrainingSAE(cfg)
-    if arm.taps == "alike":
-        own = 0 if cfg.padding == "causal" else cfg.kernel_size // 2
-        sae.taps.data.zero_()
-        sae.taps.data[:, own] = 1.0
     return sae
 
 
@@ -226,20 +221,23 @@ class Laboratory:
         return finite(metrics)
 
 
-def switch_trials(
-    subject: Subject, settings: SwitchSettings, n_seeds: int
-) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Name (`arm/seed_N`) and computation of every trial; the language model runs when the first is computed."""
-    laboratory: list[Laboratory] = []
+@lru_cache(maxsize=1)
+def _laboratory(address: SubjectAddress, settings: SwitchSettings) -> Laboratory:
+    """One in each process: the language model runs when the first trial is computed there."""
+    return Laboratory.read(Subject.load(*address), settings)
 
-    def compute(arm: Arm, seed: int) -> dict[str, Any]:
-        if not laboratory:
-            laboratory.append(Laboratory.read(subject, settings))
-        return laboratory[0].run_arm(arm, seed)
 
-    for name, arm in arms(settings).items():
-        for seed in range(n_seeds):
-            yield f"{name}/seed_{seed}", partial(compute, arm, seed)
+def _run_arm(address: SubjectAddress, settings: SwitchSettings, name: str, seed: int) -> dict[str, Any]:
+    return _laboratory(address, settings).run_arm(arms(settings)[name], seed)
+
+
+def switch_trials(subject: Subject, settings: SwitchSettings, n_seeds: int) -> dict[str, Trial]:
+    """Name (`arm/seed_N`) and computation of every trial; they can be computed in other processes."""
+    return {
+        f"{name}/seed_{seed}": partial(_run_arm, subject.address, settings, name, seed)
+        for name in arms(settings)
+        for seed in range(n_seeds)
+    }
 
 
 def settings_record(settings: SwitchSettings) -> dict[str, Any]:

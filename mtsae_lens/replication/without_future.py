@@ -18,7 +18,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads, tap_offsets
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 
 Future = Literal["withhold", "replace"]
@@ -40,11 +40,7 @@ class WithoutFuture(MTTrainingSAE):
         for offset, read in sequence_reads(x, self.read_offsets, self.cfg.padding).items():
             later = ((position + offset) % n_positions > position).view(1, -1, 1)
             reads[offset] = torch.where(later, other[offset] * own if other else torch.zeros_like(read), read)
-        cfg = self.cfg
-        offsets = [tap_offsets(cfg.kernel_size, dilation, cfg.padding) for dilation in cfg.dilations]
-        scales = [sum(reads[o] * w for o, w in zip(scale, self.taps[k], strict=True)) for k, scale in enumerate(offsets)]
-        convolved = torch.stack(scales, dim=-2)  # type: ignore[arg-type]
-        return normalize_scales(convolved, x, cfg.scale_norm, cfg.context_gain)
+        return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
 
 def without_future(sae: MTTrainingSAE, future: Future) -> WithoutFuture:

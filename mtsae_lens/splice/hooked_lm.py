@@ -58,6 +58,13 @@ class HookedLM:
         return cache[self.splice.hook_name]
 
     @torch.no_grad()
+    def sae_input(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
+        """The activations as the SAE takes them, walls where positions are masked; `h` where they are at hand."""
+        sae_in = self.splice.as_sae_input(self.activations(tokens) if h is None else h)
+        masked = self.masked(tokens)
+        return sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
+
+    @torch.no_grad()
     def feature_acts(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Float[Tensor, "batch pos d_sae"]:
         """The SAE's features of a text; `h` are its activations at the hook, where they are at hand."""
         return self.splice.feature_acts(self.activations(tokens) if h is None else h, self.masked(tokens))

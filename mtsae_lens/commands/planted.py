@@ -1,0 +1,86 @@
+"""Train SAEs on sequences with planted time and score what they recover."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mtsae_lens.commands.direction_parts import directions_part
+from mtsae_lens.commands.planted_parts import planted_part
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.planted import PlantedConfig
+from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.replication.planted import PlantedSettings
+from mtsae_lens.replication.planted_arms import N_SIDE_SEEDS, OURS
+from mtsae_lens.reporting.page import Table, write_report
+
+
+class PlantedCommandSettings(Settings):
+    """Settings of `mtsae planted`."""
+
+    out: Path = Path("runs/planted")
+    n_seeds: int = Field(5, gt=0)
+    n_direction_seeds: int = Field(N_SIDE_SEEDS, ge=0)
+    """Seeds of the ablations; 0 leaves them out."""
+    n_steps: int = Field(PlantedSettings.n_steps, gt=1)
+    d_sae: int = Field(PlantedSettings.d_sae, gt=0)
+    planted: dict[str, Any] = Field(default_factory=dict)
+    """Fields of `PlantedConfig` to plant something else: `d_in`, `durations`, `lags`, `echo_magnitude`, ..."""
+    n_test_sequences: int = Field(PlantedSettings.n_test_sequences, gt=1)
+    n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
+    """Processes; each trains one small SAE at a time."""
+
+    def trials(self) -> PlantedSettings:
+        """What all trials share."""
+        return PlantedSettings(
+            planted_config(self.planted), d_sae=self.d_sae, n_steps=self.n_steps, n_test_sequences=self.n_test_sequences
+        )
+
+
+def planted_config(given: dict[str, Any]) -> PlantedConfig:
+    """The defaults with these fields changed.
+
+    Raises:
+        ConfigError: no such field, or a value that cannot be planted.
+    """
+    valid = [field.name for field in fields(PlantedConfig)]
+    for name in given:
+        if name not in valid:
+            raise ConfigError(f"planted: no field {name!r}.{nearest(name, valid)}")
+    return PlantedConfig(**{name: _tuples(value) for name, value in given.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
+    """Run the comparison and the ablations; write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.
+
+    Returns:
+        The metrics, and the tables to print.
+    """
+    watch = Stopwatch()
+    prepare_output_dir(settings.out)
+    planted, chosen = planted_part(settings.trials(), settings.n_seeds, settings.out / "planted", settings.n_workers)
+    parts = [planted]
+    if settings.n_direction_seeds:
+        parts.append(
+            directions_part(
+                settings.trials(), chosen[OURS], settings.n_direction_seeds, settings.out / "directions", settings.n_workers
+            )
+        )
+    metrics: dict[str, Any] = {part.name: part.metrics for part in parts}
+    metrics["planted_config"] = asdict(settings.trials().planted)
+    metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
+    write_metrics(settings.out, metrics)
+    lead = "Sequences in which features have known directions, time scales and onsets, and what sparse autoencoders recover of them."
+    sections = [section for part in parts for section in part.sections]
+    write_report(settings.out, "Planted time", lead, sections, metrics["provenance"])
+    return metrics, [table for part in parts for table in part.tables]

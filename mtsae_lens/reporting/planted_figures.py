@@ -1,0 +1,94 @@
+"""Figures of planted time, from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from mtsae_lens.reporting.figures import _PALETTE
+
+_ORACLE = "#808898"
+
+
+def recovery_bars(
+    scores: Mapping[str, Mapping[str, Any]], references: Mapping[str, Mapping[str, float]], axis_title: str
+) -> go.Figure:
+    """A bar per class and architecture with its 95% interval; each reference is a dash over every class.
+
+    Args:
+        scores: architecture -> class -> estimate with `mean`, `low`, `high`.
+        references: name -> class -> value.
+        axis_title: what is scored.
+    """
+    figure = go.Figure()
+    for number, (name, by_class) in enumerate(scores.items()):
+        estimates = list(by_class.values())
+        figure.add_bar(
+            name=name,
+            x=list(by_class),
+            y=[e.mean for e in estimates],
+            marker_color=_PALETTE[number % len(_PALETTE)],
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [e.high - e.mean for e in estimates],
+                "arrayminus": [e.mean - e.low for e in estimates],
+                "thickness": 1,
+                "width": 2,
+            },
+        )
+    for number, (name, values) in enumerate(references.items()):
+        marker = {"symbol": "line-ew", "size": 44, "line": {"color": _ORACLE, "width": 3 - number}}
+        figure.add_scatter(name=name, x=list(values), y=list(values.values()), mode="markers", marker=marker)
+    figure.update_layout(
+        barmode="group", height=440, yaxis_title=axis_title, yaxis_range=[0, 1], legend={"orientation": "h", "y": -0.3}
+    )
+    return figure
+
+
+def profile_heatmap(profiles: Mapping[str, Sequence[float]], offsets: Sequence[int]) -> go.Figure:
+    """Share of every offset but a feature's own position, one row per class."""
+    others = [place for place, offset in enumerate(offsets) if offset != 0]
+    z = [[row[place] for place in others] for row in profiles.values()]
+    figure = go.Figure(
+        go.Heatmap(
+            z=z,
+            x=[str(offsets[place]) for place in others],
+            y=list(profiles),
+            colorscale="Blues",
+            zmin=0,
+            text=[[f"{value:.3f}" for value in row] for row in z],
+            texttemplate="%{text}",
+            colorbar={"title": "share"},
+        )
+    )
+    figure.update_yaxes(autorange="reversed")
+    figure.update_xaxes(type="category")
+    figure.update_layout(height=90 + 34 * len(profiles), xaxis_title="position read, relative to the feature's own")
+    return figure
+
+
+def strength_curves(curves: Mapping[str, Mapping[float, Any]], axis_title: str) -> go.Figure:
+    """A line per method over the strength of the echo, with its 95% interval where there is one."""
+    figure = go.Figure()
+    for number, (name, points) in enumerate(curves.items()):
+        estimates = list(points.values())
+        figure.add_scatter(
+            name=name,
+            x=list(points),
+            y=[e.mean for e in estimates],
+            mode="lines+markers",
+            line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.8},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": [e.high - e.mean for e in estimates],
+                "arrayminus": [e.mean - e.low for e in estimates],
+            },
+        )
+    figure.update_layout(
+        height=360, xaxis_title="magnitude of the echo", yaxis_title=axis_title, legend={"orientation": "h", "y": -0.25}
+    )
+    return figure
