@@ -36,6 +36,10 @@ class TrainingInterrupted(Exception):
         super().__init__(message)
         self.signal_number = signal_number
 
+    def __reduce__(self) -> tuple[type[TrainingInterrupted], tuple[int, str]]:
+        """Overridden because an exception is rebuilt from its message alone, and a worker's must reach its parent."""
+        return type(self), (self.signal_number, str(self))
+
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
     """' Did you mean ...?' with the closest valid names, or the first few where none is close."""

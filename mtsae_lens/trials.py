@@ -86,15 +86,20 @@ def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[s
     ):
         names = {pool.submit(trial): name for name, trial in trials.items()}
         pending = set(names)
-        while pending:
-            done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-            if stop.signal_number is not None:
-                pool.shutdown(wait=False, cancel_futures=True)
-                for worker in multiprocessing.active_children():
-                    worker.terminate()
-                raise TrainingInterrupted(stop.signal_number, "")
-            for future in done:
-                yield names[future], future.result()
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
+                if stop.signal_number is not None:
+                    for worker in multiprocessing.active_children():
+                        worker.terminate()
+                    raise TrainingInterrupted(stop.signal_number, "")
+                for future in done:
+                    yield names[future], future.result()
+        except BaseException:
+            pool.shutdown(
+                wait=False, cancel_futures=True
+            )  # else the pool would first make every trial that is left, for nothing
+            raise
 
 
 def _start_worker(n_threads: int) -> None:

@@ -237,8 +237,8 @@ def check_groups_read_no_longer_scale(sae: Any, h: Tensor) -> None:
         position = n // 2
         changed = h.clone()
         changed[:, position + offset] = other(changed[:, position + offset])
-        differs = (before[:, position] != hidden_pre(sae, changed)[:, position]).all(dim=0)
-        assert torch.equal(differs, groups >= first)
+        differs = before[:, position] != hidden_pre(sae, changed)[:, position]
+        assert torch.equal(differs, (groups >= first).expand_as(differs))
         found.add(first)
     assert found != {0}
 

@@ -569,7 +569,7 @@ def test_groups_read_no_longer_scale(kind: type, settings: dict[str, Any], h: Te
 
 def test_groups_read_no_longer_scale_catches_a_missing_mask(h: Tensor) -> None:
     sae = random_sae(MTTrainingSAE, ReadsAllScales, hierarchy="nested")
-    sae.W_enc.data += 0.1
+    sae.W_enc.data = torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with pytest.raises(AssertionError):
         laws.check_groups_read_no_longer_scale(sae, h)
 
@@ -577,7 +577,7 @@ def test_groups_read_no_longer_scale_catches_a_missing_mask(h: Tensor) -> None:
 def test_groups_read_no_longer_scale_catches_a_group_too_many(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "readable", one_group_further)
     sae = random_sae(MTTrainingSAE, hierarchy="nested")
-    sae.W_enc.data += 0.1
+    sae.W_enc.data = torch.randn(sae.W_enc.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     with pytest.raises(AssertionError):
         laws.check_groups_read_no_longer_scale(sae, h)
 

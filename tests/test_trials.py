@@ -1,10 +1,16 @@
 """A grid that is stopped goes on where it was."""
 
+import multiprocessing
+import os
+import pickle
 import signal
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
 from mtsae_lens.trials import run_trials
@@ -50,3 +56,88 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     run_trials(tmp_path, {"a": 1, "b": 2}, {}, "test")
     with pytest.raises(ConfigError, match=r"made with other settings \(a\)"):
         run_trials(tmp_path, {"a": 3, "b": 2}, {}, "test")
+
+
+# several processes: trials are functions of this module, so that they can be sent to them --------------------------------
+
+
+def where(value: int) -> dict[str, Any]:
+    """Where and how a trial runs."""
+    bar = os.environ.get("TQDM_DISABLE")
+    return {"value": value, "process": os.getpid(), "threads": torch.get_num_threads(), "bar": bar}
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 100
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def signal_the_parent_once(path: Path) -> dict[str, Any]:
+    """As soon as another trial is kept; then computes until it is stopped."""
+    wait_for(path)
+    os.kill(os.getppid(), signal.SIGTERM)
+    time.sleep(100)
+    return {"stopped": False}
+
+
+def fail_once(path: Path) -> dict[str, Any]:
+    wait_for(path)
+    raise ValueError("broken")
+
+
+def leave_a_mark(path: Path) -> dict[str, Any]:
+    path.touch()
+    time.sleep(0.3)
+    return {}
+
+
+@pytest.fixture
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that need not import everything once more; the test of a signal starts them as they are started in earnest."""
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda _: fork)
+
+
+@pytest.mark.usefixtures("forked")
+def test_several_processes_give_all_results(tmp_path: Path) -> None:
+    before = os.environ.get("TQDM_DISABLE")
+    results = run_trials(tmp_path, {}, {f"x/{i}": partial(where, i) for i in range(6)}, "test", n_workers=2)
+    assert {name: result["value"] for name, result in results.items()} == {f"x/{i}": i for i in range(6)}
+    assert list(results) == [f"x/{i}" for i in range(6)]
+    assert os.getpid() not in {result["process"] for result in results.values()}
+    assert {result["threads"] for result in results.values()} == {max(1, (os.cpu_count() or 1) // 2)}
+    assert {result["bar"] for result in results.values()} == {"1"}
+    assert os.environ.get("TQDM_DISABLE") == before
+    assert run_trials(tmp_path, {}, {f"x/{i}": where for i in range(6)}, "test") == results  # kept, not made again
+
+
+def test_a_signal_stops_the_workers_and_keeps_what_is_done(tmp_path: Path) -> None:
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    stops, waits = partial(signal_the_parent_once, tmp_path / "x.json"), partial(wait_for, tmp_path / "never")
+    trials = {"x": partial(where, 1), "y": stops, "z": waits}
+    with pytest.raises(TrainingInterrupted, match="1 of 3 trials are done and kept") as stopped:
+        run_trials(tmp_path, {}, trials, "test", n_workers=2)
+    assert stopped.value.signal_number == signal.SIGTERM
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["settings.json", "x.json"]
+    results = run_trials(tmp_path, {}, {name: partial(where, 2) for name in trials}, "test")
+    assert [result["value"] for result in results.values()] == [1, 2, 2]
+
+
+@pytest.mark.usefixtures("forked")
+def test_a_trial_that_fails_ends_the_others(tmp_path: Path) -> None:
+    """Those that have not begun are not made, as nobody would keep them."""
+    out, marks = tmp_path / "out", [tmp_path / f"mark_{i}" for i in range(12)]
+    trials = {"fails": partial(fail_once, marks[0])} | {f"x/{i}": partial(leave_a_mark, mark) for i, mark in enumerate(marks)}
+    with pytest.raises(ValueError, match="broken"):
+        run_trials(out, {}, trials, "test", n_workers=2)
+    assert marks[0].exists()
+    assert not marks[-1].exists()
+
+
+def test_an_interruption_can_be_sent_between_processes() -> None:
+    sent = pickle.loads(pickle.dumps(TrainingInterrupted(signal.SIGTERM, "saved")))
+    assert type(sent) is TrainingInterrupted
+    assert (sent.signal_number, str(sent)) == (signal.SIGTERM, "saved")

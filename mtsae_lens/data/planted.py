@@ -14,6 +14,7 @@ SAELens's own generators draw every row independently of the others; here rows f
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -66,6 +67,12 @@ class PlantedConfig:
         for name in ("persistent_rate", "pattern_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1; got {getattr(self, name)}")
+        shortest = min(self.durations, default=1)
+        if self.durations and self.persistent_rate > shortest / (shortest + 1):
+            raise ConfigError(
+                f"episodes of {shortest} positions with a position between them fill at most {shortest / (shortest + 1):.2f} of all; got "
+                f"persistent_rate={self.persistent_rate}"
+            )
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,8 @@ class PlantedFeatures:
         n_patterns = len(cfg.lags) * cfg.n_patterns_per_lags
         cues = [torch.randperm(cfg.n_cues, generator=generator)[:2] for _ in range(n_patterns)]
         with torch.random.fork_rng(), torch.enable_grad():  # the initializer is an optimisation
-            torch.manual_seed(cfg.seed)
+            # a stream of its own: an SAE started from the same seed would know the directions in part
+            torch.manual_seed(random.Random(f"dictionary {cfg.seed}").getrandbits(32))
             dictionary = FeatureDictionary(self.n_features, cfg.d_in, bias=False, initializer=orthogonal_initializer())
         object.__setattr__(self, "dictionary", dictionary.requires_grad_(False))
         object.__setattr__(self, "pattern_cues", torch.stack(cues) if cues else torch.zeros(0, 2, dtype=torch.long))
@@ -161,7 +169,7 @@ class PlantedFeatures:
         before = max((far for _, far in cfg.lags), default=0)  # the first echoes have their cues before the context
         cues = torch.zeros(n_sequences, before + cfg.context_size, cfg.n_cues)
         occurs = torch.rand(n_sequences, cfg.context_size, n_patterns, generator=generator) < cfg.pattern_rate
-        lags = torch.tensor(cfg.lags).view(-1, 2).repeat_interleave(cfg.n_patterns_per_lags, dim=0).flip(-1)
+        lags = torch.tensor(cfg.lags, dtype=torch.long).view(-1, 2).repeat_interleave(cfg.n_patterns_per_lags, dim=0).flip(-1)
         sequence, position, pattern = occurs.nonzero(as_tuple=True)
         for cue, lag in zip(self.pattern_cues.T, lags.T, strict=True):
             cues[sequence, before + position - lag[pattern], cue[pattern]] = cfg.cue_magnitude

@@ -51,8 +51,12 @@ def best_threshold(scores: Float[Tensor, " row"], truth: Bool[Tensor, " row"]) -
     f1 = 2 * hits / (n_called + truth.sum())
     f1[:-1][ranked[:-1] == ranked[1:]] = -1  # no threshold parts equal scores
     best = int(f1.argmax())
-    lower = ranked[best + 1] if best + 1 < len(ranked) else ranked[best] - 1
-    return float((ranked[best] + lower) / 2)
+    called = float(ranked[best])
+    if best + 1 == len(ranked):
+        return called - max(1.0, abs(called))
+    lower = float(ranked[best + 1])
+    middle = float(ranked.new_tensor((called + lower) / 2))
+    return middle if middle < called else lower  # neighbouring floats have nothing between them
 
 
 def f1_score(called: Bool[Tensor, "*row"], truth: Bool[Tensor, "*row"]) -> float:

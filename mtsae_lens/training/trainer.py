@@ -70,13 +70,15 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             sae.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2), weight_decay=options.weight_decay, fused=True
         )
         assert cfg.lr_end is not None
+        ramps = cfg.lr_warm_up_steps + cfg.lr_decay_steps
         self.lr_scheduler = get_lr_scheduler(
             cfg.lr_scheduler_name,
             lr=cfg.lr,
             optimizer=self.optimizer,
             warm_up_steps=cfg.lr_warm_up_steps,
             decay_steps=cfg.lr_decay_steps,
-            training_steps=cfg.total_training_steps,
+            # a cosine over no step at all would divide by zero in the last update
+            training_steps=cfg.total_training_steps + (ramps == cfg.total_training_steps),
             lr_end=cfg.lr_end,
             num_cycles=cfg.n_restart_cycles,
         )

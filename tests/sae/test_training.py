@@ -140,7 +140,7 @@ def test_reconstruction_of_nested_features_is_averaged_over_prefixes(
         first[:, n_features:] = 0
         squared = (sae.decode(first) - rows)[kept].pow(2).sum(dim=-1)
         errors.append(squared.mean() if reconstruction_loss == "mse" else squared.sqrt().mean())
-    assert len({round(float(error), 6) for error in errors}) == 3
+    assert len({round(error.item(), 6) for error in errors}) == 3
     assert_close(output.loss, sum(errors) / 3)
     assert_close(output.sae_out, sae(rows))
 

@@ -1,0 +1,146 @@
+"""`fit` trains as the runner does, on any blocks."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.config import LanguageModelSAERunnerConfig
+
+from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
+from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.sae.temporal import gather_reads
+from mtsae_lens.training.fit import batches_for, fit
+from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.trainer import TrainerOptions
+
+POS, D_IN, STEPS = 16, 6, 12
+CONFIGS = {"mtsae": MTTrainingSAEConfig, "topk": TopKTrainingSAEConfig}
+CLASSES: dict[str, Any] = {"mtsae": MTTrainingSAE, "topk": TopKTrainingSAE}
+
+
+def make_sae(architecture: str = "mtsae", **settings: Any) -> Any:
+    if architecture == "mtsae":
+        settings = {"context_size": POS, "dilations": (0, 1, 2)} | settings
+    torch.manual_seed(0)
+    return CLASSES[architecture](CONFIGS[architecture](d_in=D_IN, d_sae=12, k=3, **settings))
+
+
+def make_stream(n: int = 20) -> StoredBlocks:
+    generator = torch.Generator().manual_seed(1)
+    h = torch.randn(n, POS, 3, generator=generator) @ torch.randn(3, D_IN, generator=generator)
+    h[:, 0] = 0
+    return StoredBlocks(h, batch_size_sequences=2, block_size_batches=4)
+
+
+def same(one: Any, other: Any) -> bool:
+    pairs = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+    return all(a == b and torch.equal(x, y) for (a, x), (b, y) in pairs)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
+def test_fit_is_what_the_runner_does(
+    architecture: str, normalize: str, tiny_model: Any, tiny_model_dir: Any, text_file: Any
+) -> None:
+    settings = {"d_in": 32, "d_sae": 24, "k": 4, "normalize_activations": normalize}
+    if architecture == "mtsae":
+        settings["context_size"] = POS
+    cfg: Any = LanguageModelSAERunnerConfig(
+        sae=CONFIGS[architecture](**settings),
+        model_name=str(tiny_model_dir),
+        hook_name="blocks.0.hook_resid_post",
+        dataset_path=str(text_file),
+        context_size=POS,
+        training_tokens=STEPS * 4 * POS,
+        train_batch_size_tokens=4 * POS,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=3,
+        lr=1e-2,
+        lr_end=1e-4,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=5,
+        dead_feature_window=4,
+        n_batches_for_norm_estimate=20,
+        output_path=None,
+        autocast=False,
+        autocast_lm=False,
+        device="cpu",
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    options = TrainerOptions(weight_decay=0.01)
+    runner = SequenceSAETrainingRunner(cfg, override_model=tiny_model, options=options)
+    start = copy.deepcopy(runner.sae)
+    trained = runner.run()
+    fitted = fit(
+        copy.deepcopy(start),
+        runner.stream,
+        n_steps=STEPS,
+        batch_size_tokens=4 * POS,
+        lr=1e-2,
+        lr_end=1e-4,
+        lr_warm_up_steps=5,
+        dead_feature_window=4,
+        options=options,
+    )
+    assert same(fitted, trained)
+    assert not same(fitted, start)
+    assert fitted.cfg.normalize_activations == trained.cfg.normalize_activations == "none"
+
+
+@pytest.mark.parametrize("changes", [{"lr": 2e-3}, {"n_steps": STEPS - 1}, {"lr_warm_up_steps": 3}, {"lr_end": 1e-3}], ids=str)
+def test_every_setting_counts(changes: dict[str, Any]) -> None:
+    settings = {"n_steps": STEPS, "batch_size_tokens": 2 * POS, "lr": 1e-2}
+    one, again, other = (fit(make_sae(), make_stream(), **(settings | more)) for more in ({}, {}, changes))
+    assert same(one, again)
+    assert not same(one, other)
+
+
+@pytest.mark.parametrize("warm_up", [1, STEPS - 1, STEPS, STEPS + 1, 10 * STEPS])
+def test_a_warm_up_may_be_longer_than_training(warm_up: int) -> None:
+    start = make_sae()
+    found = fit(make_sae(), make_stream(), n_steps=STEPS, batch_size_tokens=2 * POS, lr=1e-2, lr_warm_up_steps=warm_up)
+    assert all(parameter.isfinite().all() for parameter in found.parameters())
+    assert not same(found, start)
+
+
+def test_a_warm_up_that_never_ends_is_a_line() -> None:
+    """With ten times the steps and the rate, the rate is the same at every step."""
+    settings = {"n_steps": STEPS, "batch_size_tokens": 2 * POS}
+    short = fit(make_sae(), make_stream(), **settings, lr=1e-2, lr_warm_up_steps=2 * STEPS)
+    long = fit(make_sae(), make_stream(), **settings, lr=1e-1, lr_warm_up_steps=20 * STEPS)
+    for one, other in zip(short.parameters(), long.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+def test_the_sae_is_changed_in_place_and_learns() -> None:
+    sae, stream = make_sae(), make_stream()
+    h = stream.h
+
+    def error() -> torch.Tensor:
+        return (sae(h) - h)[:, 1:].pow(2).mean()
+
+    before = error()
+    assert fit(sae, stream, n_steps=60, batch_size_tokens=2 * POS, lr=1e-2) is sae
+    assert error() < 0.7 * before
+
+
+@pytest.mark.parametrize("options", [{}, {"learn_dilations": True, "max_lag": 6}, {"padding": "circular"}], ids=str)
+def test_batches_bring_along_what_an_mtsae_reads(options: dict[str, Any]) -> None:
+    sae, stream = make_sae(**options), make_stream()
+    gather = partial(gather_reads, offsets=sae.read_offsets, padding=sae.cfg.padding)
+    for found, expected in zip(islice(batches_for(sae, stream)(3), 4), stream.mixed(3, gather=gather), strict=False):
+        assert torch.equal(found, expected)
+        assert found.shape[1] == len(sae.read_offsets) * D_IN
+
+
+def test_other_architectures_get_the_same_rows_alone() -> None:
+    stream = make_stream()
+    temporal, pointwise = (next(batches_for(make_sae(kind), stream)(2)) for kind in CONFIGS)
+    assert pointwise.shape[1] == D_IN
+    assert torch.equal(temporal[:, :D_IN], pointwise)
