@@ -115,7 +115,8 @@ def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
     truth, onsets = planted > 0, splits.test.onsets[:, 1:].flatten(0, 1)
     f1, onset_recall = [], []
     for feature, match in enumerate(matched):
-        threshold = best_threshold(acts_select[:, match], planted_select[:, feature] > 0)
+        # a feature that does not fire detects nothing, even where calling everything would give a better F1
+        threshold = max(0.0, best_threshold(acts_select[:, match], planted_select[:, feature] > 0))
         called = acts[:, match] > threshold
         f1.append(f1_score(called, truth[:, feature]))
         onset_recall.append(float(called[onsets[:, feature]].float().mean()))

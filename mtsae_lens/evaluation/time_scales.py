@@ -58,7 +58,7 @@ def temporal_profiles(
 
     Args:
         sae: the encoder.
-        batches: contexts, as for `encode`.
+        batches: whole contexts, `(batch, pos, d_in)`.
         features: indices of features.
     """
     n_offsets, n_features = len(sae.read_offsets), len(features)
