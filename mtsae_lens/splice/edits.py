@@ -53,7 +53,7 @@ def open_positions(
 ) -> list[Bool[Tensor, "batch pos"]]:
     """Where each edit applies. Edits often share a gate, and a gate runs through the positions one by one: each is asked once."""
     gates = {id(edit.gate): edit.gate for edit in edits}
-    opened = {key: gate.open_at(feature_acts) for key, gate in gates.items()}
+    opened = {key: gate.open_from(feature_acts, None)[0] for key, gate in gates.items()}
     return [opened[id(edit.gate)] for edit in edits]
 
 

@@ -13,8 +13,15 @@ from torch import Tensor
 class Gate(Protocol):
     """Says where an edit applies, from the feature activations."""
 
-    def open_at(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos"]:
-        """True where the edit applies."""
+    def open_from(
+        self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
+    ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
+        """True where the edit applies, and the state after the last position, from which the next positions go on.
+
+        Args:
+            feature_acts: of consecutive positions.
+            state: what the call before gave back; None at the start of a context.
+        """
         ...
 
 
@@ -22,9 +29,11 @@ class Gate(Protocol):
 class AlwaysOpen:
     """Every position."""
 
-    def open_at(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos"]:
-        """True everywhere."""
-        return torch.ones(feature_acts.shape[:2], dtype=torch.bool, device=feature_acts.device)
+    def open_from(
+        self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
+    ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
+        """True everywhere; there is no state."""
+        return torch.ones(feature_acts.shape[:2], dtype=torch.bool, device=feature_acts.device), None
 
 
 @dataclass(frozen=True)
@@ -42,17 +51,22 @@ class RunningEvidenceGate:
     decay: float
     threshold: float
 
-    def evidence(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """The running sum, in nats."""
+    def evidence(
+        self, feature_acts: Float[Tensor, "batch pos d_sae"], before: Float[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch pos"]:
+        """The running sum, in nats, going on from the evidence `before` these positions."""
         device = feature_acts.device
         step = (feature_acts[..., self.features.to(device)] > 0).float() @ self.weights.to(device)
         evidence = torch.zeros_like(step)
-        running = torch.zeros_like(step[:, 0])
+        running = torch.zeros_like(step[:, 0]) if before is None else before
         for position in range(step.shape[1]):
             running = self.decay * running + step[:, position]
             evidence[:, position] = running
         return evidence
 
-    def open_at(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos"]:
-        """True where the evidence exceeds the threshold."""
-        return self.evidence(feature_acts) > self.threshold
+    def open_from(
+        self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
+    ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
+        """True where the evidence exceeds the threshold; the state is the last evidence."""
+        evidence = self.evidence(feature_acts, state)
+        return evidence > self.threshold, evidence[:, -1]

@@ -17,7 +17,8 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.splice.edits import Splice
+from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.generation import StreamingEdit
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -82,3 +83,18 @@ class HookedLM:
             return self.model(h, start_at_layer=self._layer_after)
         hooks = [(self.splice.hook_name, lambda _, hook: h)]
         return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False)
+
+    def generate(
+        self, tokens: Int[Tensor, "batch pos"], edit: FeatureEdit | None = None, **options: Any
+    ) -> Int[Tensor, "batch pos"]:
+        """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
+
+        Args:
+            tokens: prompts of one length.
+            edit: None for the model as it is.
+            options: as `HookedTransformer.generate` takes them, such as `max_new_tokens`, `do_sample`, `temperature`.
+        """
+        hooks = [StreamingEdit(self.splice, edit).hook] if edit is not None else []
+        options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
+        with self.model.hooks(fwd_hooks=hooks):
+            return self.model.generate(tokens.to(self.model.cfg.device), **options)

@@ -477,7 +477,7 @@ def test_running_evidence() -> None:
     gate = RunningEvidenceGate(torch.tensor([0, 2]), torch.tensor([1.0, -0.5]), decay=0.5, threshold=0.9)
     fires = torch.tensor([[[9.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.1, 0.0, 3.0], [2.0, 0.0, 0.0]]])
     assert gate.evidence(fires).tolist() == [[1.0, 0.5, 0.75, 1.375]]
-    assert gate.open_at(fires).tolist() == [[True, False, False, True]]
+    assert gate.open_from(fires, None)[0].tolist() == [[True, False, False, True]]
 
 
 def test_running_evidence_is_causal(model: HookedSAETransformer, tokens: Tensor) -> None:
@@ -485,14 +485,14 @@ def test_running_evidence_is_causal(model: HookedSAETransformer, tokens: Tensor)
     feature_acts = sae.encode(activations(model, tokens))
     weights = torch.randn(D_SAE, generator=torch.Generator().manual_seed(0))
     gate = RunningEvidenceGate(torch.arange(D_SAE), weights, decay=0.8, threshold=0.0)
-    before, evidence = gate.open_at(feature_acts), gate.evidence(feature_acts)
+    before, evidence = gate.open_from(feature_acts, None)[0], gate.evidence(feature_acts)
     assert 0 < before.sum() < before.numel()
     for t in range(CONTEXT - 1):
         changed = feature_acts.clone()
         changed[:, t + 1 :] = feature_acts[:, t + 1 :].flip(-1)
-        assert torch.equal(gate.open_at(changed)[:, : t + 1], before[:, : t + 1])
+        assert torch.equal(gate.open_from(changed, None)[0][:, : t + 1], before[:, : t + 1])
         assert not torch.equal(gate.evidence(changed)[:, t + 1 :], evidence[:, t + 1 :])
-    alone = torch.cat([gate.open_at(one) for one in feature_acts.split(1)])
+    alone = torch.cat([gate.open_from(one, None)[0] for one in feature_acts.split(1)])
     assert torch.equal(alone, before)
 
 
@@ -508,6 +508,6 @@ def test_a_gated_edit_is_causal(lm: HookedLM, tokens: Tensor) -> None:
     changed[:, t + 1 :] = h[:, t + 1 :].flip(0)
     before, after = lm.splice.edited(h, edit), lm.splice.edited(changed, edit)
     assert torch.equal(before[:, : t + 1], after[:, : t + 1])
-    is_open = gate.open_at(lm.splice.feature_acts(h))
+    is_open = gate.open_from(lm.splice.feature_acts(h), None)[0]
     assert 0 < is_open.sum() < is_open.numel()
     assert torch.equal(before[~is_open], h[~is_open])

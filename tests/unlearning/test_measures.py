@@ -68,7 +68,7 @@ def naive(lm: HookedLM, table: TokenTable, edit: FeatureEdit) -> dict[str, list[
             e[0, masked] = 0
             changed = e.clone()
             changed[..., list(edit.features)] *= -edit.multiplier
-            closed = masked | ~edit.gate.open_at(e)[0]
+            closed = masked | ~edit.gate.open_from(e, None)[0][0]
             changed[0, closed] = e[0, closed]
             return h + (lm.sae.decode(changed) - lm.sae.decode(e)).reshape(h.shape)
 
@@ -137,7 +137,7 @@ def test_gate_open_is_the_share_of_unmasked_positions(tiny_model: Any, cutter: A
     opened = n = 0
     for tokens in lm.batches(table):
         kept = ~lm.masked(tokens)
-        opened += int((EDITS[2].gate.open_at(lm.feature_acts(tokens)) & kept).sum())
+        opened += int((EDITS[2].gate.open_from(lm.feature_acts(tokens), None)[0] & kept).sum())
         n += int(kept.sum())
     assert 0 < gated.gate_open < 1
     assert gated.gate_open == pytest.approx(opened / n)

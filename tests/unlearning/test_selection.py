@@ -83,6 +83,6 @@ def open_share(lm: Any, gate: Any, table: Any) -> float:
     opened, n = 0, 0
     for tokens in lm.batches(table):
         kept = ~lm.masked(tokens)
-        opened += int((gate.open_at(lm.feature_acts(tokens)) & kept).sum())
+        opened += int((gate.open_from(lm.feature_acts(tokens), None)[0] & kept).sum())
         n += int(kept.sum())
     return opened / n

@@ -1,0 +1,82 @@
+"""Edits while a model generates, with its KV cache or without.
+
+With the cache a hook is given the new positions alone. What an encoder reads of the past and what a gate has gathered are then carried from
+call to call, so the tokens are those of a model that rereads the whole context each time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.edits import FeatureEdit, Splice
+
+
+class StreamingEdit:
+    """An edit of one generation: make one for each call of `generate`.
+
+    A call with several positions starts a context (the prompt, or without the cache the whole text so far); a call with one position goes on
+    from the calls before.
+
+    >>> streaming = StreamingEdit(splice, FeatureEdit((3, 14), multiplier=2.0))               # doctest: +SKIP
+    >>> with model.hooks(fwd_hooks=[streaming.hook]):                                          # doctest: +SKIP
+    ...     text = model.generate("In the beginning", max_new_tokens=20)
+
+    Raises:
+        ConfigError: an encoder that reads later positions, which do not exist yet.
+    """
+
+    def __init__(self, splice: Splice, edit: FeatureEdit) -> None:
+        sae = splice.sae
+        self.splice, self.edit = splice, edit
+        self._reach = 0
+        self._skip_first = False
+        if isinstance(sae, TemporalEncoder):
+            if sae.cfg.padding != "causal":
+                raise ConfigError(
+                    f"this SAE has padding={sae.cfg.padding!r}: its encoder reads later positions, which do not exist yet when a model "
+                    "generates; train one with padding='causal'"
+                )
+            self._reach = sae.receptive_field[0]
+            self._skip_first = sae.cfg.skip_first_position
+        self._past: Tensor | None = None  # the last positions that the encoder may still read
+        self._gate_state: Tensor | None = None
+
+    @property
+    def hook(self) -> tuple[str, Any]:
+        """`(name, function)` as TransformerLens takes hooks."""
+        return self.splice.hook_name, lambda h, hook: self(h)
+
+    @torch.no_grad()
+    def __call__(self, h: Tensor) -> Tensor:
+        """The edited activations of the new positions."""
+        if h.shape[1] > 1 or self._past is None:
+            self._past = self._gate_state = None
+        feature_acts = self._encode(h)
+        open_at, self._gate_state = self.edit.gate.open_from(feature_acts, self._gate_state)
+        return self.splice.edited_from_features(h, feature_acts, [self.edit], [open_at])[0]
+
+    def _encode(self, h: Tensor) -> Tensor:
+        """Features of the new positions, from a window with all that they read.
+
+        The window begins with a row of zeros: a wall in the place of position 0, which the encoder takes for one anyway.
+        """
+        if not self._reach:
+            self._past = h[:, :0]
+            return self.splice.feature_acts(h)
+        n_new = h.shape[1]
+        if self._past is None:
+            rows = h.clone()
+            if self._skip_first:
+                rows[:, 0] = 0
+            self._past = rows[:, :0]
+        else:
+            rows = h
+        rows = torch.cat([self._past, rows], dim=1)
+        self._past = rows[:, -self._reach :]
+        window = torch.cat([torch.zeros_like(rows[:, :1]), rows], dim=1)
+        return self.splice.feature_acts(window)[:, -n_new:]
