@@ -150,6 +150,35 @@ def unlearn(
 
 
 @app.command()
+def generate(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
+    edit: Annotated[Path | None, typer.Option(help="An edit that 'mtsae unlearn' wrote (edit.json).")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Text to continue.")] = None,
+    model: Model = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens to add.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 takes the likeliest token.")] = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Continue a prompt without and with an edit in place."""
+    from mtsae_lens.commands.generate import GenerateSettings, run_generate  # noqa: PLC0415
+
+    typed = {
+        "sae": sae,
+        "edit": edit,
+        "prompt": prompt,
+        "model": model,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "device": device,
+    }
+    clean, edited = run_generate(GenerateSettings.build(config, typed))
+    typer.echo(f"without the edit:\n{clean}\n\nwith the edit:\n{edited}")
+
+
+@app.command()
 def demo(
     out: Out = None,
     training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,

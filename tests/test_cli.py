@@ -129,6 +129,15 @@ def test_train_evaluate_unlearn(
     assert len(metrics["tune_sweep"]) == 2
     assert "suppression, not deletion" in assert_self_contained(tmp_path / "unlearnt" / "report.html")
 
+    edit = tmp_path / "unlearnt" / "edit.json"
+    assert json.loads(edit.read_text())["features"] == metrics["chosen"]["features"]
+    arguments = ("--edit", edit, "--prompt", "It is said that", "--max-new-tokens", 5)
+    outcome = mtsae("generate", sae, *arguments)
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.count("It is said that") == 2
+    too_long = mtsae("generate", sae, *arguments[:-1], 500)
+    assert_refused(too_long, "more than the model's context of 64")
+
 
 def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path) -> None:
     config = tmp_path / "paper.yaml"
@@ -233,7 +242,7 @@ def test_set_changes_one_setting_of_the_file_and_leaves_the_others(tmp_path: Pat
 def test_help_names_every_command(mtsae: Callable[..., Any]) -> None:
     outcome = mtsae("--help")
     assert outcome.code == 0
-    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo", "paper", "planted"))
+    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo", "paper", "planted", "generate"))
 
 
 def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:

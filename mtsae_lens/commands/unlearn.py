@@ -16,10 +16,15 @@ from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table, write_report
+from mtsae_lens.splice.edit_files import save_edit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.protocol import Chosen, Corpus, Experiment, UnlearningSettings, choose, measure_on_test
 
 _SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
+
+
+EDIT_FILE = "edit.json"
 
 
 class UnlearnSettings(Settings):
@@ -148,7 +153,7 @@ def unlearning_sections(settings: UnlearnSettings, measured: dict[str, Any]) -> 
 
 
 def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
-    """Run the experiment, and write `metrics.json` and `report.html`.
+    """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.
 
     `metrics.json`: `corpora` and `random_control`, by corpus `nll_clean, nll_edited, nll_delta, kl, ...` (nats per token; of `corpora`
     also the 95% interval `nll_delta_low, nll_delta_high`, `gate_open`, `nll_reference`); `ladder` (zero, clamp, gated_clamp) in the
@@ -162,9 +167,11 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
     if reference is not None:
         check_reads(reference, lm.cutter)
-    _, measured = unlearn(settings, lm, reference)
+    chosen, measured = unlearn(settings, lm, reference)
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)
+    edit = FeatureEdit(tuple(chosen.features), chosen.multiplier, chosen.gate)
+    save_edit(settings.out / EDIT_FILE, edit, lm.splice, measured["provenance"])
     lead = f"{settings.sae}: forgetting {settings.forget} at {lm.splice.hook_name}."
     write_report(settings.out, "Unlearning", lead, unlearning_sections(settings, measured), measured["provenance"])
     return measured

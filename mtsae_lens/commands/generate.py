@@ -1,0 +1,59 @@
+"""Continue a prompt with an edit in place and without it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from pydantic import Field
+
+from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.splice.edit_files import load_edit
+
+
+class GenerateSettings(Settings):
+    """Settings of `mtsae generate`."""
+
+    sae: Path
+    edit: Path
+    """A file that `mtsae unlearn` wrote."""
+    prompt: str
+    model: str | None = None
+    max_new_tokens: int = Field(40, gt=0)
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the likeliest token."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str = "cpu"
+
+
+def run_generate(settings: GenerateSettings) -> tuple[str, str]:
+    """The prompt continued by the model as it is, and with the edit in place; nothing is written.
+
+    Raises:
+        ConfigError: prompt and continuation are longer than the model's context.
+    """
+    lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1)
+    edit = load_edit(settings.edit, lm.splice)
+    tokenizer = lm.cutter.tokenizer
+    ids = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
+    tokens = torch.tensor([[tokenizer.bos_token_id, *ids] if lm.cutter.prepend_bos else ids], dtype=torch.long)
+    if tokens.shape[1] == 0:
+        raise ConfigError("--prompt is empty, and this model has no BOS token to begin with; give a few words")
+    if tokens.shape[1] + settings.max_new_tokens > model.cfg.n_ctx:
+        raise ConfigError(
+            f"{tokens.shape[1]} prompt tokens and {settings.max_new_tokens} new ones are more than the model's context of {model.cfg.n_ctx}"
+        )
+    texts = []
+    for chosen in (None, edit):
+        torch.manual_seed(settings.seed)
+        continued = lm.generate(
+            tokens,
+            chosen,
+            max_new_tokens=settings.max_new_tokens,
+            do_sample=settings.temperature > 0,
+            temperature=settings.temperature or 1.0,
+        )
+        texts.append(str(tokenizer.decode(continued[0].tolist(), skip_special_tokens=True)))
+    return texts[0], texts[1]

@@ -1,0 +1,96 @@
+"""An edit as a small JSON file, to be replayed on the same SAE and model elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from sae_lens import SAE
+
+from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.files import write_json
+from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.gates import AlwaysOpen, Gate, RunningEvidenceGate
+
+FORMAT = "mtsae-edit-1"
+
+
+def weights_digest(sae: SAE[Any]) -> str:
+    """SHA-256 over name, shape and float32 bytes of every parameter, in the order of their names."""
+    digest = hashlib.sha256()
+    for name, parameter in sorted(sae.named_parameters()):
+        values = parameter.detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{name} {tuple(values.shape)} ".encode())
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_edit(path: Path, edit: FeatureEdit, splice: Splice, provenance: dict[str, Any] | None = None) -> None:
+    """Write an edit with what it belongs to: hook, architecture and digest of the SAE's weights; and where it came from."""
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "hook_name": splice.hook_name,
+            "sae": {"architecture": splice.sae.cfg.architecture(), "weights_sha256": weights_digest(splice.sae)},
+            "features": list(edit.features),
+            "multiplier": edit.multiplier,
+            "gate": _gate_to_dict(edit.gate),
+            "provenance": provenance or {},
+        },
+    )
+
+
+def load_edit(path: Path, splice: Splice) -> FeatureEdit:
+    """Read an edit for this SAE.
+
+    Raises:
+        DataError: no such file, or not an edit.
+        ModelError: the edit belongs to another hook or to other weights.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not JSON ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise DataError(f"{path}: needed an edit in the format {FORMAT!r}, such as 'mtsae unlearn' writes to edit.json")
+    try:
+        hook_name, digest = content["hook_name"], content["sae"]["weights_sha256"]
+        edit = FeatureEdit(
+            tuple(int(feature) for feature in content["features"]), float(content["multiplier"]), _gate(content["gate"])
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: damaged edit ({type(error).__name__}: {error})") from error
+    if hook_name != splice.hook_name:
+        raise ModelError(f"{path}: the edit belongs to {hook_name}, the SAE to {splice.hook_name}")
+    if digest != weights_digest(splice.sae):
+        raise ModelError(f"{path}: the edit belongs to an SAE with other weights; its features would be other features here")
+    return edit
+
+
+def _gate_to_dict(gate: Gate) -> dict[str, Any]:
+    if isinstance(gate, RunningEvidenceGate):
+        return {
+            "kind": "running_evidence",
+            "features": gate.features.tolist(),
+            "weights": gate.weights.tolist(),
+            "decay": gate.decay,
+            "threshold": gate.threshold,
+        }
+    if isinstance(gate, AlwaysOpen):
+        return {"kind": "always"}
+    raise DataError(f"a gate of type {type(gate).__name__} has no form in a file")
+
+
+def _gate(content: dict[str, Any]) -> Gate:
+    if content["kind"] == "always":
+        return AlwaysOpen()
+    if content["kind"] != "running_evidence":
+        raise ValueError(f"unknown gate {content['kind']!r}")
+    features, weights = torch.tensor(content["features"], dtype=torch.long), torch.tensor(content["weights"])
+    return RunningEvidenceGate(features, weights, float(content["decay"]), float(content["threshold"]))

@@ -1,0 +1,93 @@
+"""An edit comes back from its file as it was, and only for the SAE that it belongs to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtsae_lens import MTSAE, MTSAEConfig
+from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
+from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.gates import AlwaysOpen, Gate, RunningEvidenceGate
+
+
+def splice(seed: int = 0, hook_name: str = "blocks.0.hook_resid_post") -> Splice:
+    sae = MTSAE(MTSAEConfig(d_in=8, d_sae=16, k=4, context_size=12))
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in sae.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator)
+    sae.cfg.metadata.hook_name = hook_name
+    return Splice(sae)
+
+
+RUNNING = RunningEvidenceGate(torch.tensor([1, 3]), torch.tensor([0.1, 1 / 3]), decay=0.97, threshold=0.2)
+
+
+@pytest.mark.parametrize("gate", [AlwaysOpen(), RUNNING], ids=["always", "running"])
+def test_an_edit_does_the_same_after_a_trip_through_its_file(gate: Gate, tmp_path: Path) -> None:
+    edit = FeatureEdit((3, 5, 15), multiplier=1.5, gate=gate)
+    save_edit(tmp_path / "edit.json", edit, splice(), {"seed": 7})
+    loaded = load_edit(tmp_path / "edit.json", splice())
+    assert (loaded.features, loaded.multiplier) == (edit.features, edit.multiplier)
+    h = torch.randn(2, 12, 8, generator=torch.Generator().manual_seed(1))
+    edited = splice().edited(h, edit)
+    assert not torch.equal(edited, h)
+    assert torch.equal(splice().edited(h, loaded), edited)
+    assert json.loads((tmp_path / "edit.json").read_text())["provenance"] == {"seed": 7}
+
+
+def test_an_edit_of_another_sae_or_hook_is_refused(tmp_path: Path) -> None:
+    save_edit(tmp_path / "edit.json", FeatureEdit((1,)), splice())
+    with pytest.raises(ModelError, match="other weights"):
+        load_edit(tmp_path / "edit.json", splice(seed=1))
+    with pytest.raises(ModelError, match=r"belongs to blocks\.0.*the SAE to blocks\.1"):
+        load_edit(tmp_path / "edit.json", splice(hook_name="blocks.1.hook_resid_post"))
+
+
+def test_the_digest_sees_every_parameter() -> None:
+    digests = {weights_digest(splice().sae)}
+    for name, _ in splice().sae.named_parameters():
+        changed = splice()
+        dict(changed.sae.named_parameters())[name].data.flatten()[0] += 1e-3
+        digests.add(weights_digest(changed.sae))
+    assert len(digests) == 1 + len(list(splice().sae.named_parameters()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "needed an edit in the format"),
+        ({"features": "many"}, "damaged edit"),
+        ({"gate": {"kind": "moon"}}, "unknown gate 'moon'"),
+        ({"sae": {}}, "damaged edit"),
+    ],
+)
+def test_what_is_no_edit_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    save_edit(path, FeatureEdit((1,)), splice())
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=message):
+        load_edit(path, splice())
+
+
+def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="No such file"):
+        load_edit(tmp_path / "edit.json", splice())
+    (tmp_path / "edit.json").write_text("{")
+    with pytest.raises(DataError, match="not JSON"):
+        load_edit(tmp_path / "edit.json", splice())
+
+
+def test_a_gate_of_ones_own_has_no_form_in_a_file(tmp_path: Path) -> None:
+    class Other:
+        def open_from(self, feature_acts: Any, state: Any) -> Any:
+            return feature_acts[..., 0] > 0, None
+
+    with pytest.raises(DataError, match="gate of type Other"):
+        save_edit(tmp_path / "edit.json", FeatureEdit((1,), gate=Other()), splice())
+    assert not (tmp_path / "edit.json").exists()
