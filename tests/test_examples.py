@@ -1,9 +1,11 @@
 """Every example configuration is one that the command line takes."""
 
+import runpy
 from pathlib import Path
 
 import pytest
 
+from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.commands.train import TrainSettings, runner_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
@@ -19,3 +21,15 @@ def test_configuration_is_valid(path: Path) -> None:
 
 def test_there_are_configurations() -> None:
     assert CONFIGS
+
+
+def test_the_variants_of_the_ablation_differ_from_the_default_and_can_be_trained() -> None:
+    script = runpy.run_path(str(CONFIGS[0].parents[1] / "initialisation_ablation.py"))
+    default = MTTrainingSAEConfig(d_in=8, d_sae=64)
+    for name, variant in script["VARIANTS"].items():
+        cfg = MTTrainingSAEConfig(d_in=8, d_sae=64, **variant)
+        assert all(getattr(cfg, field) != getattr(default, field) for field in variant), name
+
+
+def test_the_script_is_the_papers_command() -> None:
+    assert "run_paper" in runpy.run_path(str(CONFIGS[0].parents[1] / "reproduce_paper.py"))
