@@ -168,6 +168,17 @@ def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path,
     assert_refused(refused, r"holds results made with other settings \(n_draws\)")
 
 
+def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path) -> None:
+    outcome = train("--set", "dilations=auto", "--set", "k=4", out=tmp_path / "sae")
+    assert outcome.code == 0, outcome.err
+    selected = json.loads((tmp_path / "sae" / "cfg.json").read_text())["dilations"]
+    assert len(selected) == len(set(selected)) == 5
+    assert selected[0] == 0
+    assert selected[-1] <= 16 // 2  # taps within half a context of 32
+    refused = train("--architecture", "topk", "--set", "dilations=auto", out=tmp_path / "topk")
+    assert_refused(refused, "'topk'")
+
+
 TINY_PLANT = """
 planted: {d_in: 16, context_size: 72, n_features_per_duration: 2, n_patterns_per_lags: 1, n_cues: 4, pattern_rate: 0.05}
 n_test_sequences: 16

@@ -1,0 +1,67 @@
+"""Dilations selected from data: the lags that were put there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.training.dilations import lag_covariances, predictability, select_dilations
+
+
+def echoing(*lags: int, n_positions: int = 64, d_in: int = 6) -> Tensor:
+    """White noise that repeats itself, weaker, after each of these lags."""
+    noise = torch.randn(64, n_positions + max(lags), d_in, generator=torch.Generator().manual_seed(0))
+    total = noise.clone()
+    for lag in lags:
+        total[:, lag:] += 0.7 * noise[:, :-lag]
+    h = total[:, max(lags) :]
+    h[:, 0] = 0
+    return h
+
+
+@pytest.mark.parametrize(("lag", "kernel_size", "expected"), [(5, 2, 5), (7, 2, 7), (11, 2, 11)])
+def test_the_lag_of_an_echo_is_selected_first(lag: int, kernel_size: int, expected: int) -> None:
+    assert select_dilations(echoing(lag), 1, kernel_size=kernel_size) == (0, expected)
+
+
+def test_two_echoes_give_two_dilations_in_order() -> None:
+    assert select_dilations(echoing(5, 13), 2, kernel_size=2) in {(0, 5, 13), (0, 5, 8), (0, 8, 13)}  # 8 is their difference
+    assert select_dilations(echoing(3, 6), 1, kernel_size=3) == (0, 3)  # one dilation with taps at both
+
+
+def test_planted_lags_beside_the_powers_of_two_are_found() -> None:
+    features = PlantedFeatures(PlantedConfig(durations=(), lags=((3, 6), (10, 20)), n_patterns_per_lags=4, pattern_rate=0.04))
+    h = features.sample(512, torch.Generator().manual_seed(0)).h
+    assert set(select_dilations(h, 2)) == {0, 3, 10}
+
+
+def test_predictability_is_the_r_squared_of_a_regression() -> None:
+    h = echoing(4, n_positions=200)
+    covariances = lag_covariances(h, 12, n_components=6)
+    now, then = (h[:, 1 + 12 :], h[:, 1 + 8 : -4])
+    x, y = then.flatten(0, 1).double(), now.flatten(0, 1).double()
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    residual = y - x @ torch.linalg.lstsq(x, y).solution
+    expected = 1 - residual.pow(2).sum() / y.pow(2).sum()
+    assert predictability(covariances, [4]) == pytest.approx(float(expected), abs=0.01)
+    assert predictability(covariances, [4]) > 0.15 > predictability(covariances, [3])
+    assert predictability(covariances, []) == 0
+    assert predictability(covariances, [3, 4, 7]) >= predictability(covariances, [4])
+
+
+def test_walls_are_left_out() -> None:
+    h = echoing(5)
+    walled = h.clone()
+    walled[:, ::9] = 0
+    assert select_dilations(walled, 1, kernel_size=2) == (0, 5)
+    with pytest.raises(DataError, match="every position is masked"):
+        select_dilations(torch.zeros_like(h), 1)
+
+
+@pytest.mark.parametrize("n_dilations", [0, 40])
+def test_more_dilations_than_there_are_is_an_error(n_dilations: int) -> None:
+    with pytest.raises(ConfigError, match=f"{n_dilations} dilations cannot be selected from 1 to 16"):
+        select_dilations(echoing(5), n_dilations)
