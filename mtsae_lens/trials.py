@@ -76,8 +76,9 @@ def _one_by_one(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Results as they come. A signal stops the workers, each between two steps of its training."""
+    """Results as they come. A signal ends the workers at once."""
     n_threads = max(1, (os.cpu_count() or 1) // n_workers)
+    others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads
     with (
         _quiet_progress(),
@@ -90,15 +91,15 @@ def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[s
             while pending:
                 done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 if stop.signal_number is not None:
-                    for worker in multiprocessing.active_children():
-                        worker.terminate()
+                    # a worker asked kindly would end its trial and take the next; there is nothing of a trial to save
+                    for worker in set(multiprocessing.active_children()) - others:
+                        worker.kill()
                     raise TrainingInterrupted(stop.signal_number, "")
                 for future in done:
                     yield names[future], future.result()
         except BaseException:
-            pool.shutdown(
-                wait=False, cancel_futures=True
-            )  # else the pool would first make every trial that is left, for nothing
+            # else the pool would first make every trial that is left, for nothing
+            pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
