@@ -59,15 +59,27 @@ def run_trials(
 
 def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
     record = folder / "settings.json"
-    if not record.exists():
+    if not any(path != record for path in folder.glob("*.json")):  # no result yet that could belong to other settings
         write_json(record, settings)
         return
-    kept = json.loads(record.read_text())
-    if kept != settings:
-        differ = sorted(name for name in kept.keys() | settings.keys() if kept.get(name) != settings.get(name))
+    kept, new = _leaves(json.loads(record.read_text()) if record.exists() else {}), _leaves(settings)
+    if kept != new:
+        differ = sorted(name for name in kept.keys() | new.keys() if kept.get(name) != new.get(name))
+        differ = [*differ[:5], "..."] if len(differ) > 5 else differ
         raise ConfigError(
             f"{folder} holds results made with other settings ({', '.join(differ)}); give another --out, or delete that folder"
         )
+
+
+def _leaves(settings: Any, name: str = "") -> dict[str, Any]:
+    """Nested settings as one level of dotted names, so that a difference can be named."""
+    if not isinstance(settings, dict):
+        return {name: settings}
+    return {
+        key: value
+        for part, inner in settings.items()
+        for key, value in _leaves(inner, f"{name}.{part}" if name else part).items()
+    }
 
 
 def _one_by_one(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -53,7 +53,8 @@ def test_a_trial_that_fails_leaves_no_result(tmp_path: Path) -> None:
 
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
-    run_trials(tmp_path, {"a": 1, "b": 2}, {}, "test")
+    run_trials(tmp_path, {"a": 0}, {}, "test")  # no result yet: other settings may follow
+    run_trials(tmp_path, {"a": 1, "b": 2}, {"x": counting([], "x")}, "test")
     with pytest.raises(ConfigError, match=r"made with other settings \(a\)"):
         run_trials(tmp_path, {"a": 3, "b": 2}, {}, "test")
 

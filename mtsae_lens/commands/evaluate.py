@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
     dataset = settings.dataset or lm.sae.cfg.metadata.dataset_path or "embedded"
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
-    measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
+    measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
     text = f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {dataset}, special tokens left out."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
     scales: dict[str, Any] = {}
@@ -88,6 +89,8 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             section = Section("What the scales know", f"Not told: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
+    # 0 / 0 of an SAE that is dead on this text is no number, and JSON has none for it
+    measured = {name: value if math.isfinite(value) else None for name, value in measured.items()}
     write_metrics(settings.out, {**measured, **({"scales": scales} if scales else {}), "provenance": made})
     write_report(
         settings.out, "Evaluation", f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.", sections, made
@@ -110,10 +113,12 @@ def _scales(
     predictivity = scale_predictivity(sae, inputs("select"), test, features).summary(sae.cfg.dilations)
     profiles = temporal_profiles(sae, test, features)
     share = profiles.context_share[profiles.n_active > 0]
+    if len(share) < 2 or not all(math.isfinite(value) for value in predictivity.values()):
+        raise DataError(f"{len(share)} of {len(features)} features fire on this text")
     quantiles = {f"{q:.0%}": float(share.quantile(q)) for q in (0.1, 0.5, 0.9, 0.99)}
     names = ("alone", "unique", "leading")
     table = Table(
-        ["dilation", "R2 alone", "R2 lost without it", "features that it predicts best"],
+        ["dilation", "R2 alone", "R2 lost without it", "share of features that it predicts best"],
         [
             [f"{rate:.3g}", *(predictivity[f"{name}_{d}"] for name in names)]
             for rate, d in zip(sae.dilations, sae.cfg.dilations, strict=True)

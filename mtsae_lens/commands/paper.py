@@ -49,7 +49,7 @@ class PaperSettings(Settings):
     """Steps of every SAE that is trained on planted sequences."""
     n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
     """Processes that share the trainings."""
-    parts: tuple[Literal["paper", "switches", "planted"], ...] = ("paper", "switches", "planted")
+    parts: tuple[Literal["paper", "switches", "planted"], ...] = Field(("paper", "switches", "planted"), min_length=1)
     """What to run: the paper's own run and its initialisation, the switches, the recovery of planted time."""
     quick: bool = False
     """Two seeds, fewer steps and draws, and a smaller buffer: to see that it runs, not to read numbers from."""
@@ -124,10 +124,13 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     metrics: dict[str, Any] = {part.name: part.metrics for part in parts}
     metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, metrics)
-    lead = (
-        f"The paper's run repeated at {settings.hook_name} of {settings.model} on {settings.text}, {size.n_seeds} seeds; what its numbers "
-        "look like when nothing learns; what kept it from learning; and what an MTSAE recovers of sequences whose time is known."
-    )
+    about = {
+        "paper": "its run repeated, and what its numbers look like when nothing learns",
+        "switches": "what kept it from learning",
+        "planted": "what an MTSAE recovers of sequences whose time is known",
+    }
+    told = "; ".join(about[part] for part in settings.parts)
+    lead = f"The paper at {settings.hook_name} of {settings.model} on {settings.text}, {size.n_seeds} seeds: {told}."
     sections = [section for part in parts for section in part.sections]
     write_report(settings.out, "The paper: repeated, explained, finished", lead, sections, metrics["provenance"])
     return metrics, [table for part in parts for table in part.tables]

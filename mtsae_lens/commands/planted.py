@@ -12,12 +12,12 @@ from pydantic import Field
 from mtsae_lens.commands.direction_parts import directions_part
 from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
-from mtsae_lens.data.planted import PlantedConfig
+from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
-from mtsae_lens.replication.planted_arms import N_SIDE_SEEDS, OURS
+from mtsae_lens.replication.planted_arms import FAR_LAGS, N_SIDE_SEEDS, OURS
 from mtsae_lens.reporting.page import Table, write_report
 
 
@@ -43,6 +43,22 @@ class PlantedCommandSettings(Settings):
         )
 
 
+def _check(settings: PlantedCommandSettings) -> None:
+    """Refuse before the first training what would fail after the last."""
+    planted = settings.trials().planted
+    n_features = PlantedFeatures(planted).n_features
+    if settings.d_sae < n_features:
+        raise ConfigError(f"--d-sae must be at least {n_features}, the number of planted features; got {settings.d_sae}")
+    if not planted.lags or not planted.durations:
+        raise ConfigError("planted: the comparison needs lags and durations; give at least one of each")
+    farthest = max(far for _, far in FAR_LAGS["lags"])
+    if settings.n_direction_seeds and planted.context_size <= farthest:
+        raise ConfigError(
+            f"the ablations plant lags of up to {farthest} positions, so context_size must be at least {farthest + 1}, got "
+            f"{planted.context_size}; or leave them out with --n-direction-seeds 0"
+        )
+
+
 def planted_config(given: dict[str, Any]) -> PlantedConfig:
     """The defaults with these fields changed.
 
@@ -53,7 +69,14 @@ def planted_config(given: dict[str, Any]) -> PlantedConfig:
     for name in given:
         if name not in valid:
             raise ConfigError(f"planted: no field {name!r}.{nearest(name, valid)}")
-    return PlantedConfig(**{name: _tuples(value) for name, value in given.items()})
+    try:
+        return PlantedConfig(**{name: _tuples(value) for name, value in given.items()})
+    except ConfigError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"planted: {error}; durations are whole numbers and lags pairs of them, such as [[1, 2], [4, 8]]"
+        ) from error
 
 
 def _tuples(value: Any) -> Any:
@@ -67,6 +90,7 @@ def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[
         The metrics, and the tables to print.
     """
     watch = Stopwatch()
+    _check(settings)
     prepare_output_dir(settings.out)
     planted, chosen = planted_part(settings.trials(), settings.n_seeds, settings.out / "planted", settings.n_workers)
     parts = [planted]

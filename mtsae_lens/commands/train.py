@@ -153,7 +153,7 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSet
         raise ConfigError(f"dilations={AUTO!r} is for architecture {ARCHITECTURE!r}; got {settings.architecture!r}")
     _, h = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
-    dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size)
+    dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag"))
     return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}})
 
 
@@ -185,7 +185,7 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     """Train, save, and write `metrics.json` and `report.html`.
 
     `metrics.json`: `final` (the last row of the training log), `resumed` (then `seconds` are those of the last part),
-    `n_training_steps`, `n_training_tokens`, `provenance`.
+    `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or learned), `provenance`.
     """
     watch = Stopwatch()
     sae = train_sae(settings, resume=resume)
@@ -197,7 +197,6 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
         "n_training_tokens": settings.training_tokens // settings.batch_size_tokens * settings.batch_size_tokens,
         "provenance": provenance(settings.seed, watch.seconds, settings.model_dump(mode="json")),
     }
-    write_metrics(settings.out, metrics)
     sections = [
         Section(
             "Training",
@@ -207,7 +206,9 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     ]
     if isinstance(sae.cfg, MTTrainingSAEConfig):
         text = "Which time scales the encoder came to use."
+        metrics["dilations"] = sae.dilations if isinstance(sae, MTTrainingSAE) else list(sae.cfg.dilations)
         sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))
+    write_metrics(settings.out, metrics)
     lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features at {settings.hook_name} of {settings.model}."
     write_report(settings.out, "Training", lead, sections, metrics["provenance"])
     return metrics

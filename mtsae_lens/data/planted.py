@@ -57,6 +57,13 @@ class PlantedConfig:
     """Of the dictionary and of which cues make which pattern."""
 
     def __post_init__(self) -> None:
+        least = {"d_in": 1, "context_size": 1, "n_features_per_duration": 0, "n_patterns_per_lags": 0, "n_cues": 0}
+        for name, lowest in least.items():
+            if type(getattr(self, name)) is not int or getattr(self, name) < lowest:
+                raise ConfigError(f"{name} must be a whole number from {lowest}; got {getattr(self, name)!r}")
+        for name in ("magnitude", "cue_magnitude", "echo_magnitude", "noise"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} must not be negative; got {getattr(self, name)!r}")
         if any(duration < 1 for duration in self.durations):
             raise ConfigError(f"durations must be at least one position; got {self.durations}")
         for near, far in self.lags:
@@ -67,6 +74,12 @@ class PlantedConfig:
         for name in ("persistent_rate", "pattern_rate"):
             if not 0 < getattr(self, name) < 1:
                 raise ConfigError(f"{name} must lie between 0 and 1; got {getattr(self, name)}")
+        n_patterns = len(self.lags) * self.n_patterns_per_lags
+        if n_patterns and 2 * n_patterns * self.pattern_rate >= self.n_cues:
+            raise ConfigError(
+                f"{n_patterns} patterns at a rate of {self.pattern_rate} need more than {self.n_cues} cues: each would fire nearly everywhere; "
+                "give more n_cues or a lower pattern_rate"
+            )
         shortest = min(self.durations, default=1)
         if self.durations and self.persistent_rate > shortest / (shortest + 1):
             raise ConfigError(

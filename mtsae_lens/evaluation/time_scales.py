@@ -34,7 +34,7 @@ class TemporalProfiles:
     def context_share(self) -> Float[Tensor, " feature"]:
         """How much of what drives a feature comes from positions other than its own: 0 pointwise, 1 context alone."""
         others = [place for place, offset in enumerate(self.offsets) if offset != 0]
-        return self.shares[:, others].clamp(min=0).sum(dim=-1)
+        return self.shares[:, others].clamp(min=0).sum(dim=-1).clamp(max=1)
 
     @property
     def context_lag(self) -> Float[Tensor, " feature"]:

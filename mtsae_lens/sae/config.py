@@ -51,7 +51,7 @@ class _TemporalFields:
     """`rescaled_layer_norm`: layer norm with the token's own mean and deviation put back. `layer_norm`: as in the paper. `none`."""
 
     context_gain: float = 0.1
-    """Factor on every scale but the first. Adam moves each encoder weight alike, useful or not, and there are three times as many
+    """Factor on every scale but the first. Adam moves each encoder weight alike, useful or not, and there are four times as many
     for the context as for the token itself; a gain below 1 keeps their noise down. 1 is the paper."""
 
     activation: Activation = "topk"
@@ -118,6 +118,10 @@ class _TemporalFields:
             self.max_lag = self.context_size - 1
         if type(self.max_lag) is not int or not 2 <= self.max_lag < self.context_size:
             raise ConfigError(f"max_lag must lie between 2 and context_size - 1 ({self.context_size - 1}); got {self.max_lag}")
+        if not 0 < max(self.dilations) <= self.max_lag:
+            raise ConfigError(
+                f"learn_dilations=True needs a dilation to start from, and none beyond max_lag={self.max_lag}; got {self.dilations}"
+            )
 
 
 @dataclass

@@ -70,7 +70,7 @@ class TemporalEncoder(SAE[Any]):
         """The dilation of every scale: as configured, or as learned."""
         if not self.cfg.learn_dilations:
             return [float(dilation) for dilation in self.cfg.dilations]
-        learned = (2**self.log2_dilations).tolist()
+        learned = (2**self.log2_dilations).clamp(max=self.cfg.max_lag).tolist()  # beyond the grid a tap reads its end
         return [rate if dilation else 0.0 for dilation, rate in zip(self.cfg.dilations, learned, strict=True)]
 
     @property

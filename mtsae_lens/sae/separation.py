@@ -79,7 +79,8 @@ def decorrelation(scales: Scales) -> Float[Tensor, ""]:
 def centred_kernel_alignment(scales: Scales) -> Float[Tensor, ""]:
     """Linear CKA of two scales, `|Z_i' Z_j|_F^2 / (|Z_i' Z_i|_F |Z_j' Z_j|_F)`, averaged over pairs (Kornblith et al. 2019, arXiv 1905.00414).
 
-    Sees any linear dependence, also of different dimensions, which the other losses do not.
+    Sees any linear dependence, also of different dimensions, which the other losses do not. This is the plain estimate: of `n` positions
+    of independent scales it is about `d_in / (n + d_in)`, not 0.
     """
     centred = scales.z - scales.z.mean(dim=0)
     squared = torch.einsum("rid,rje->ijde", centred, centred).pow(2).sum(dim=(-2, -1))

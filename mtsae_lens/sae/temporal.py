@@ -73,7 +73,7 @@ def _shift(x: Tensor, offset: int, padding: Padding) -> Tensor:
 
 
 def read_offsets(kernel_size: int, dilations: Sequence[int], padding: Padding) -> list[int]:
-    """The distinct offsets that the scales read, a position's own (0) first. The default scales have 12 taps and 6 offsets."""
+    """The distinct offsets that the scales read, a position's own (0) first. The default scales have 15 taps and 6 offsets."""
     offsets = {offset for dilation in dilations for offset in tap_offsets(kernel_size, dilation, padding)}
     return [0, *sorted(offsets - {0}, reverse=True)]
 

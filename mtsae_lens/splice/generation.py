@@ -19,6 +19,8 @@ from mtsae_lens.splice.edits import FeatureEdit, Splice
 class StreamingEdit:
     """An edit of one generation: make one for each call of `generate`.
 
+    Position 0 is masked, as in `HookedLM`; other special tokens cannot be told from activations and are edited like any.
+
     A call with several positions starts a context (the prompt, or without the cache the whole text so far); a call with one position goes on
     from the calls before.
 
@@ -34,7 +36,6 @@ class StreamingEdit:
         sae = splice.sae
         self.splice, self.edit = splice, edit
         self._reach = 0
-        self._skip_first = False
         if isinstance(sae, TemporalEncoder):
             if sae.cfg.padding != "causal":
                 raise ConfigError(
@@ -42,7 +43,6 @@ class StreamingEdit:
                     "generates; train one with padding='causal'"
                 )
             self._reach = sae.receptive_field[0]
-            self._skip_first = sae.cfg.skip_first_position
         self._past: Tensor | None = None  # the last positions that the encoder may still read
         self._gate_state: Tensor | None = None
 
@@ -61,22 +61,16 @@ class StreamingEdit:
         return self.splice.edited_from_features(h, feature_acts, [self.edit], [open_at])[0]
 
     def _encode(self, h: Tensor) -> Tensor:
-        """Features of the new positions, from a window with all that they read.
+        """Features of the new positions, from a window with all that they read; position 0 has none, as everywhere.
 
         The window begins with a row of zeros: a wall in the place of position 0, which the encoder takes for one anyway.
         """
-        if not self._reach:
-            self._past = h[:, :0]
-            return self.splice.feature_acts(h)
-        n_new = h.shape[1]
+        rows = h
         if self._past is None:
             rows = h.clone()
-            if self._skip_first:
-                rows[:, 0] = 0
+            rows[:, 0] = 0
             self._past = rows[:, :0]
-        else:
-            rows = h
-        rows = torch.cat([self._past, rows], dim=1)
-        self._past = rows[:, -self._reach :]
-        window = torch.cat([torch.zeros_like(rows[:, :1]), rows], dim=1)
-        return self.splice.feature_acts(window)[:, -n_new:]
+        n_past, n_new = self._past.shape[1], h.shape[1]
+        window = torch.cat([torch.zeros_like(rows[:, :1]), self._past, rows], dim=1)
+        self._past = window[:, 1:][:, max(0, n_past + n_new - self._reach) :]
+        return self.splice.feature_acts(window, (window == 0).flatten(2).all(dim=-1))[:, -n_new:]

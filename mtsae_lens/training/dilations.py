@@ -77,11 +77,16 @@ def select_dilations(
         ConfigError: fewer dilations possible than asked for.
         DataError: no activations.
     """
+    if kernel_size < 2:
+        raise ConfigError(
+            "kernel_size=1 reads no other position, so there is no dilation to select; give kernel_size=2 or more"
+        )
     max_lag = h.shape[1] // 2 if max_lag is None else max_lag
     candidates = list(range(1, max_lag // max(1, kernel_size - 1) + 1))
     if not 0 < n_dilations <= len(candidates):
         raise ConfigError(
-            f"{n_dilations} dilations cannot be selected from 1 to {len(candidates)}, which is as far as taps within {max_lag} positions go"
+            f"{n_dilations} dilations cannot be selected from 1 to {len(candidates)}, which is as far as taps within {max_lag} positions go; "
+            "give the dilations yourself, a longer context or a smaller kernel_size"
         )
     covariances = lag_covariances(h, max_lag, n_components)
     chosen: list[int] = []

@@ -43,6 +43,8 @@ BOTH = [MTSAEConfig, MTTrainingSAEConfig]
         ({"learn_dilations": True, "kernel_size": 1, "dilations": (1,)}, ["learn_dilations", "kernel_size", "2", "1"]),
         ({"learn_dilations": True, "max_lag": 1}, ["max_lag", "between 2 and", "(127)", "1"]),
         ({"learn_dilations": True, "max_lag": 128}, ["max_lag", "(127)", "128"]),
+        ({"learn_dilations": True, "max_lag": 6}, ["max_lag=6", "(0, 1, 2, 4, 8)"]),
+        ({"learn_dilations": True, "dilations": (0,)}, ["needs a dilation to start from", "(0,)"]),
         ({"learn_dilations": True, "max_lag": 6.0}, ["max_lag", "6.0"]),
         ({"normalize_activations": "covariance_whitening"}, ["covariance_whitening", "expected_average_only_in"]),
         ({"normalize_activations": "layer_norm"}, ["'layer_norm'", "expected_average_only_in"]),
@@ -87,7 +89,7 @@ def test_what_stands_at_the_edge_is_accepted(kind: type[Any]) -> None:
 @pytest.mark.parametrize("kind", BOTH)
 def test_learned_dilations_reach_the_whole_context_unless_told(kind: type[Any]) -> None:
     assert kind(d_in=8, d_sae=64, learn_dilations=True, context_size=40).max_lag == 39
-    assert kind(d_in=8, d_sae=64, learn_dilations=True, context_size=40, max_lag=2).max_lag == 2
+    assert kind(d_in=8, d_sae=64, learn_dilations=True, context_size=40, max_lag=8).max_lag == 8
     assert kind(d_in=8, d_sae=64).max_lag is None
 
 

@@ -43,7 +43,9 @@ GATES: dict[str, Gate] = {
 
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("n_positions", [1, 2, 9])
-@pytest.mark.parametrize("settings", [{}, {"skip_first_position": False}, {"learn_dilations": True, "max_lag": 20}], ids=str)
+@pytest.mark.parametrize(
+    "settings", [{}, {"skip_first_position": False}, {"learn_dilations": True, "max_lag": 20}, {"dilations": (0,)}], ids=str
+)
 def test_the_cache_changes_no_token(tiny_model: Any, settings: dict[str, Any], n_positions: int, gate: str) -> None:
     lm, tokens = hooked_lm(tiny_model, **settings), prompts(tiny_model, n_positions)
     edit = FeatureEdit(tuple(range(48)), multiplier=3.0, gate=GATES[gate])
