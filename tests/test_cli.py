@@ -225,6 +225,22 @@ def test_paper_refuses_a_context_longer_than_the_models(
     assert_refused(outcome, "context_size=128 is longer than the model's context of 64", tmp_path / "paper")
 
 
+def test_settings_that_could_only_fail_later_are_refused(mtsae: Callable[..., Any], tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("context_size: 96\n")
+    refused = mtsae("paper", "--config", config, "--out", tmp_path / "out")
+    assert_refused(refused, "context_size=96 does not divide the paper's batch of 2,048 tokens", tmp_path / "out")
+    config.write_text("planted: {context_size: 32, lags: [[1, 2]]}\n")
+    refused = mtsae("planted", "--config", config, "--out", tmp_path / "out")
+    assert_refused(refused, "context_size must be at least 64", tmp_path / "out")
+    config.write_text("planted: {}\n")
+    refused = mtsae("planted", "--config", config, "--d-sae", 100, "--out", tmp_path / "out")
+    assert_refused(refused, "--d-sae must be at least 160", tmp_path / "out")
+    config.write_text("n_features: []\nforget: kjv\nretain: [sotu]\n")
+    refused = mtsae("unlearn", tmp_path, "--config", config, "--out", tmp_path / "out")
+    assert_refused(refused, "setting n_features", tmp_path / "out")
+
+
 def test_paper_reads_the_pile_with_the_papers_model_alone() -> None:
     assert PaperSettings(model="pythia-70m").text == "monology/pile-uncopyrighted"
     assert PaperSettings(model="pythia-70m", dataset="embedded").text == "embedded"

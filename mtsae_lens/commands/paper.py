@@ -14,6 +14,7 @@ from mtsae_lens.commands.parts import Part
 from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
@@ -98,6 +99,11 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
         The metrics, and the tables to print.
     """
     watch = Stopwatch()
+    if SETTINGS.batch_size_tokens % settings.context_size:
+        raise ConfigError(
+            f"context_size={settings.context_size} does not divide the paper's batch of {SETTINGS.batch_size_tokens:,} tokens; give 128, or "
+            "another power of two"
+        )
     check_source(settings.text)
     prepare_output_dir(settings.out)
     size, published = settings.at_size(), settings.published()

@@ -40,8 +40,8 @@ class UnlearnSettings(Settings):
     reference: str | None = None
     """A language model that never saw the forget text; the edit then aims at its loss, not beyond."""
     model: str | None = None
-    n_features: tuple[int, ...] = UnlearningSettings.n_features
-    multipliers: tuple[float, ...] = UnlearningSettings.multipliers
+    n_features: tuple[int, ...] = Field(UnlearningSettings.n_features, min_length=1)
+    multipliers: tuple[float, ...] = Field(UnlearningSettings.multipliers, min_length=1)
     far_budget: float = UnlearningSettings.far_budget
     near_budget: float = UnlearningSettings.near_budget
     min_ratio: float = UnlearningSettings.min_ratio
