@@ -16,6 +16,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file, save_file
 
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
@@ -178,6 +179,21 @@ def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: 
     assert selected[-1] <= 16 // 2  # taps within half a context of 32
     refused = train("--architecture", "topk", "--set", "dilations=auto", out=tmp_path / "topk")
     assert_refused(refused, "'topk'")
+
+
+def test_an_sae_that_is_dead_is_measured_too(mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path) -> None:
+    dead = ("--set", "activation=relu", "--set", "l1_coefficient=1.0")
+    assert train(*dead, out=tmp_path / "sae").code == 0
+    weights = load_file(tmp_path / "sae" / SAE_WEIGHTS_FILENAME)
+    weights["b_enc"] -= 1e6
+    weights["b_dec"] *= 0  # an output of zero: the bias is 0 / 0
+    save_file(weights, tmp_path / "sae" / SAE_WEIGHTS_FILENAME)
+    outcome = mtsae("evaluate", tmp_path / "sae", "--out", tmp_path / "evaluated", "--n-contexts", 8)
+    assert outcome.code == 0, outcome.err
+    metrics = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
+    assert (metrics["l0"], metrics["dead_features"]) == (0, 32)
+    assert metrics["relative_reconstruction_bias"] is None
+    assert "0 of 32 features fire" in (tmp_path / "evaluated" / "report.html").read_text()
 
 
 TINY_PLANT = """

@@ -55,6 +55,14 @@ def test_the_true_dictionary_scores_one(easy: PlantedSplits) -> None:
     assert found.explained_variance_clean > found.explained_variance
 
 
+def test_a_feature_that_never_fires_detects_nothing(easy: PlantedSplits) -> None:
+    dead = sae_of(easy.features.dictionary.feature_vectors, k=4)
+    dead.W_enc.data.zero_()
+    found = recover(dead, easy)
+    assert (found.f1 == 0).all()
+    assert (found.onset_recall == 0).all()
+
+
 def test_an_sae_that_reads_nothing_is_at_chance(easy: PlantedSplits) -> None:
     """At a rate of p, to call a feature everywhere has an F1 of 2 p / (1 + p), and no threshold on a constant does better."""
     blind = sae_of(easy.features.dictionary.feature_vectors, k=4)

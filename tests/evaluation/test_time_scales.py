@@ -126,3 +126,8 @@ def test_nearest_class() -> None:
     calibration = torch.tensor([1.0, 4.0, 16.0, 64.0, 512.0])  # geometric means 2, 32, 512
     statistic = torch.tensor([0.0, 1.0, 7.9, 8.1, 100.0, 130.0, 1e9])
     assert nearest_class(statistic, calibration, classes).tolist() == [1, 1, 1, 8, 8, 64, 64]
+
+
+def test_the_share_of_context_is_a_share() -> None:
+    profiles = TemporalProfiles((0, -1, -2), torch.tensor([[-0.3, 0.8, 0.5], [0.9, 0.1, -0.0]]), torch.tensor([4, 4]))
+    torch.testing.assert_close(profiles.context_share, torch.tensor([1.0, 0.1]))

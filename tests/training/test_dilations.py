@@ -52,6 +52,20 @@ def test_predictability_is_the_r_squared_of_a_regression() -> None:
     assert predictability(covariances, [3, 4, 7]) >= predictability(covariances, [4])
 
 
+def test_several_lags_are_one_regression_where_dimensions_lead_each_other() -> None:
+    """Dimension 0 leads dimension 1 by three positions, so lag covariances are not symmetric."""
+    noise = torch.randn(200, 103, 2, generator=torch.Generator().manual_seed(0))
+    h = noise[:, 3:].clone()
+    h[..., 1] += noise[:, :-3, 0]
+    h[..., 0] += 0.8 * noise[:, 1:-2, 1]
+    lags = [1, 2, 3, 5]
+    y = h[:, 5:].flatten(0, 1).double()
+    x = torch.cat([h[:, 5 - lag : 100 - lag].flatten(0, 1) for lag in lags], dim=1).double()
+    residual = y - x @ torch.linalg.lstsq(x, y).solution
+    expected = 1 - residual.pow(2).sum() / y.pow(2).sum()
+    assert predictability(lag_covariances(h, 6, n_components=2), lags) == pytest.approx(float(expected), abs=0.01)
+
+
 def test_walls_are_left_out() -> None:
     h = echoing(5)
     walled = h.clone()
