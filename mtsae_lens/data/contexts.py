@@ -107,6 +107,8 @@ class TokenTable:
     corpus: str
     tokens: Int[Tensor, "n pos"]
     documents: tuple[str, ...]
+    answers: Bool[Tensor, "n pos"] | None = None
+    """The tokens whose prediction is measured; None: all but special ones."""
 
     def __len__(self) -> int:
         return len(self.documents)
@@ -114,6 +116,11 @@ class TokenTable:
     def batches(self, batch_size: int) -> Sequence[Int[Tensor, "batch pos"]]:
         """Tokens in batches, the last one as large as it comes."""
         return self.tokens.split(batch_size)
+
+    def counted(self, cutter: ContextCutter) -> Bool[Tensor, "n pred"]:
+        """Which predictions count: `[:, t]` is that of the token at `t + 1`."""
+        answers = ~cutter.special_positions(self.tokens)
+        return (answers if self.answers is None else answers & self.answers)[:, 1:]
 
 
 def read_tokens(source: str, split: Split, cutter: ContextCutter, max_contexts: int, *, seed: int = 0) -> TokenTable:

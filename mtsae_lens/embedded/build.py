@@ -20,8 +20,8 @@ import typer
 from transformers import AutoTokenizer
 
 from mtsae_lens.assets import ASSETS_DIR, PEOPLE_FILE, TEXTS_FILE
+from mtsae_lens.data.people import Person, make_biography, make_people, make_varied_biography
 from mtsae_lens.embedded.export import export_variant, load_checkpoint, write_people, write_texts
-from mtsae_lens.embedded.people import Person, make_biography, make_people, make_varied_biography
 from mtsae_lens.embedded.pretrain import PretrainConfig, pretrain, tokenize_stream, train_tokenizer
 from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, read_documents
 

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import AutoTokenizer, GPTNeoXForCausalLM, PreTrainedTokenizerBase
 
 from mtsae_lens.data.documents import SPLITS
-from mtsae_lens.embedded.people import make_biography, make_people, make_questions
+from mtsae_lens.data.people import make_biography, make_people, make_questions
 from mtsae_lens.embedded.pretrain import BOS, PretrainConfig, build_model, tokenize_stream
 from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, SOURCES, Document, read_documents
 

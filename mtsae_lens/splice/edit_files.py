@@ -12,10 +12,10 @@ from sae_lens import SAE
 
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.files import write_json
-from mtsae_lens.splice.edits import FeatureEdit, Splice
-from mtsae_lens.splice.gates import AlwaysOpen, Gate, RunningEvidenceGate
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 
-FORMAT = "mtsae-edit-1"
+FORMAT = "mtsae-edit-2"
 
 
 def weights_digest(sae: SAE[Any]) -> str:
@@ -28,7 +28,7 @@ def weights_digest(sae: SAE[Any]) -> str:
     return digest.hexdigest()
 
 
-def save_edit(path: Path, edit: FeatureEdit, splice: Splice, provenance: dict[str, Any] | None = None) -> None:
+def save_edit(path: Path, edit: Edit, splice: Splice, provenance: dict[str, Any] | None = None) -> None:
     """Write an edit with what it belongs to: hook, architecture and digest of the SAE's weights; and where it came from."""
     write_json(
         path,
@@ -36,15 +36,14 @@ def save_edit(path: Path, edit: FeatureEdit, splice: Splice, provenance: dict[st
             "format": FORMAT,
             "hook_name": splice.hook_name,
             "sae": {"architecture": splice.sae.cfg.architecture(), "weights_sha256": weights_digest(splice.sae)},
-            "features": list(edit.features),
-            "multiplier": edit.multiplier,
+            "edit": _edit_to_dict(edit),
             "gate": _gate_to_dict(edit.gate),
             "provenance": provenance or {},
         },
     )
 
 
-def load_edit(path: Path, splice: Splice) -> FeatureEdit:
+def load_edit(path: Path, splice: Splice) -> Edit:
     """Read an edit for this SAE.
 
     Raises:
@@ -61,9 +60,7 @@ def load_edit(path: Path, splice: Splice) -> FeatureEdit:
         raise DataError(f"{path}: needed an edit in the format {FORMAT!r}, such as 'mtsae unlearn' writes to edit.json")
     try:
         hook_name, digest = content["hook_name"], content["sae"]["weights_sha256"]
-        edit = FeatureEdit(
-            tuple(int(feature) for feature in content["features"]), float(content["multiplier"]), _gate(content["gate"])
-        )
+        edit = _edit(content["edit"], _gate(content["gate"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: damaged edit ({type(error).__name__}: {error})") from error
     if hook_name != splice.hook_name:
@@ -73,7 +70,39 @@ def load_edit(path: Path, splice: Splice) -> FeatureEdit:
     return edit
 
 
+def _edit_to_dict(edit: Edit) -> dict[str, Any]:
+    if isinstance(edit, FeatureEdit):
+        return {"kind": "features", "features": list(edit.features), "multiplier": edit.multiplier}
+    if isinstance(edit, FeatureClamp):
+        return {"kind": "clamp", "features": list(edit.features), "values": list(edit.values), "where": edit.where}
+    if isinstance(edit, DirectionEdit):
+        return {
+            "kind": "directions",
+            "basis": edit.basis.tolist(),
+            "center": edit.center.tolist(),
+            "multiplier": edit.multiplier,
+        }
+    raise DataError(f"an edit of type {type(edit).__name__} has no form in a file")
+
+
+def _edit(content: dict[str, Any], gate: Gate) -> Edit:
+    kind = content["kind"]
+    if kind == "directions":
+        basis, center = torch.tensor(content["basis"]), torch.tensor(content["center"])
+        return DirectionEdit(basis, center, float(content["multiplier"]), gate)
+    features = tuple(int(feature) for feature in content["features"])
+    if kind == "features":
+        return FeatureEdit(features, float(content["multiplier"]), gate)
+    if kind == "clamp":
+        return FeatureClamp(features, tuple(float(value) for value in content["values"]), content["where"], gate)
+    raise ValueError(f"unknown edit {kind!r}")
+
+
 def _gate_to_dict(gate: Gate) -> dict[str, Any]:
+    if isinstance(gate, FeatureActiveGate):
+        return {"kind": "feature_active", "features": gate.features.tolist()}
+    if isinstance(gate, SequenceRateGate):
+        return {"kind": "sequence_rate", "features": gate.features.tolist(), "threshold": gate.threshold}
     if isinstance(gate, RunningEvidenceGate):
         return {
             "kind": "running_evidence",
@@ -90,7 +119,12 @@ def _gate_to_dict(gate: Gate) -> dict[str, Any]:
 def _gate(content: dict[str, Any]) -> Gate:
     if content["kind"] == "always":
         return AlwaysOpen()
+    features = torch.tensor(content["features"], dtype=torch.long)
+    if content["kind"] == "feature_active":
+        return FeatureActiveGate(features)
+    if content["kind"] == "sequence_rate":
+        return SequenceRateGate(features, float(content["threshold"]))
     if content["kind"] != "running_evidence":
         raise ValueError(f"unknown gate {content['kind']!r}")
-    features, weights = torch.tensor(content["features"], dtype=torch.long), torch.tensor(content["weights"])
+    weights = torch.tensor(content["weights"])
     return RunningEvidenceGate(features, weights, float(content["decay"]), float(content["threshold"]))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,39 +22,162 @@ from mtsae_lens.splice.gates import AlwaysOpen, Gate
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What an SAE makes of activations at its hook; its reconstruction is made once, however many edits need it."""
+
+    sae: SAE[Any]
+    sae_in: Float[Tensor, "batch pos *d_in"]
+    feature_acts: Float[Tensor, "batch pos d_sae"]
+
+    @cached_property
+    def sae_out(self) -> Tensor:
+        """The reconstruction of the clean features."""
+        return self.sae.decode(self.feature_acts)
+
+    def rows(self, kept: Bool[Tensor, " batch"]) -> Reading:
+        """Of some contexts of the batch."""
+        return self if bool(kept.all()) else Reading(self.sae, self.sae_in[kept], self.feature_acts[kept])
+
+
+class Edit(Protocol):
+    """What is done to activations wherever the gate is open."""
+
+    @property
+    def gate(self) -> Gate:
+        """Says where."""
+        ...
+
+    def delta(self, reading: Reading) -> Float[Tensor, "batch pos *d_in"]:
+        """What is added to the SAE's input at every position, were the gate open there."""
+        ...
+
+
+@dataclass(frozen=True)
 class FeatureEdit:
     """Where a chosen feature fires and the gate is open, `e_i -> -multiplier * e_i`.
 
     `multiplier=0` is zero ablation; a positive one clamps the feature below zero in units of its own activation, which means the same
-    in every SAE (a fixed negative value would not).
+    in every SAE (a fixed negative value would not); -1 changes nothing, and below that the feature is amplified.
     """
 
     features: tuple[int, ...]
     multiplier: float = 0.0
     gate: Gate = field(default_factory=AlwaysOpen)
 
-    def apply(
-        self, feature_acts: Float[Tensor, "batch pos d_sae"], open_at: Bool[Tensor, "batch pos"]
-    ) -> Float[Tensor, "batch pos d_sae"]:
+    def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
         """The edited activations.
 
         Raises:
             ConfigError: a feature that the SAE does not have.
         """
-        d_sae = feature_acts.shape[-1]
-        if any(not 0 <= feature < d_sae for feature in self.features):
-            raise ConfigError(f"features must lie between 0 and {d_sae - 1}; got {min(self.features)} to {max(self.features)}")
+        check_features(self.features, feature_acts.shape[-1])
         factor = torch.ones(feature_acts.shape[-1], device=feature_acts.device, dtype=feature_acts.dtype)
         factor[list(self.features)] = -self.multiplier
-        return torch.where(open_at.unsqueeze(-1), feature_acts * factor, feature_acts)
+        return feature_acts * factor
+
+    def delta(self, reading: Reading) -> Tensor:
+        """`decode(e') - decode(e)`."""
+        return reading.sae.decode(self.apply(reading.feature_acts)) - reading.sae_out
+
+
+Where = Literal["fires", "any_fires", "everywhere"]
+
+
+@dataclass(frozen=True)
+class FeatureClamp:
+    """Chosen features are set to fixed values where the gate is open: `e_i -> values_i`.
+
+    `where="fires"`: only a feature that fires is set (Farrell et al. 2024, arXiv 2410.19278, with one negative value for all). `"any_fires"`:
+    all chosen features are set where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"`: at every position; with the
+    means over a retain corpus as values this is mean ablation.
+    """
+
+    features: tuple[int, ...]
+    values: tuple[float, ...]
+    where: Where = "fires"
+    gate: Gate = field(default_factory=AlwaysOpen)
+
+    def __post_init__(self) -> None:
+        if len(self.values) != len(self.features):
+            raise ConfigError(
+                f"a clamp needs a value for each feature; got {len(self.values)} for {len(self.features)} features"
+            )
+        if self.where not in get_args(Where):
+            raise ConfigError(f"where must be one of {', '.join(get_args(Where))}; got {self.where!r}")
+
+    def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
+        """The edited activations.
+
+        Raises:
+            ConfigError: a feature that the SAE does not have.
+        """
+        check_features(self.features, feature_acts.shape[-1])
+        chosen = list(self.features)
+        values = torch.tensor(self.values, device=feature_acts.device, dtype=feature_acts.dtype)
+        fires = feature_acts[..., chosen] > 0
+        if self.where == "any_fires":
+            fires = fires.any(dim=-1, keepdim=True).expand_as(fires)
+        elif self.where == "everywhere":
+            fires = torch.ones_like(fires)
+        edited = feature_acts.clone()
+        edited[..., chosen] = torch.where(fires, values, feature_acts[..., chosen])
+        return edited
+
+    def delta(self, reading: Reading) -> Tensor:
+        """`decode(e') - decode(e)`."""
+        return reading.sae.decode(self.apply(reading.feature_acts)) - reading.sae_out
+
+
+@dataclass(frozen=True)
+class DirectionEdit:
+    """Directions of the activations themselves, past the SAE: `h' = h - (1 + multiplier) * B^T B (h - center)`.
+
+    `multiplier=0` projects the directions out (up to the center), a positive one pushes beyond, as `FeatureEdit` does. With
+    decoder rows as directions this removes what they write; with a difference of means it is the dense baseline.
+    """
+
+    basis: Float[Tensor, "n d_in"]  # orthonormal rows
+    center: Float[Tensor, " d_in"]
+    multiplier: float = 0.0
+    gate: Gate = field(default_factory=AlwaysOpen)
+
+    def __post_init__(self) -> None:
+        gram = self.basis @ self.basis.T
+        if not torch.allclose(gram, torch.eye(len(gram), device=gram.device, dtype=gram.dtype), atol=1e-3):
+            raise ConfigError("the directions of an edit must be orthonormal; see orthonormal_rows")
+
+    def delta(self, reading: Reading) -> Tensor:
+        """The change along the directions, in the shape of the activations."""
+        flat = reading.sae_in.flatten(2)
+        if flat.shape[-1] != self.basis.shape[-1]:
+            raise ConfigError(f"the directions have width {self.basis.shape[-1]}, the activations {flat.shape[-1]}")
+        basis, center = self.basis.to(flat), self.center.to(flat)
+        return (-(1 + self.multiplier) * ((flat - center) @ basis.T) @ basis).view_as(reading.sae_in)
+
+
+def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank d_in"]:
+    """An orthonormal basis of what the rows span; rows that add nothing are dropped."""
+    _, singular, rows = torch.linalg.svd(directions.detach().double(), full_matrices=False)
+    return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float()
+
+
+def check_features(features: Sequence[int], d_sae: int) -> None:
+    """Raise `ConfigError` for a feature that the SAE does not have."""
+    if any(not 0 <= feature < d_sae for feature in features):
+        raise ConfigError(f"features must lie between 0 and {d_sae - 1}; got {min(features)} to {max(features)}")
 
 
 def open_positions(
-    feature_acts: Float[Tensor, "batch pos d_sae"], edits: Sequence[FeatureEdit]
+    feature_acts: Float[Tensor, "batch pos d_sae"], edits: Sequence[Edit], masked: Bool[Tensor, "batch pos"] | None = None
 ) -> list[Bool[Tensor, "batch pos"]]:
-    """Where each edit applies. Edits often share a gate, and a gate runs through the positions one by one: each is asked once."""
+    """Where each edit applies; never at masked positions.
+
+    Edits often share a gate, and a gate runs through the positions one by one: each is asked once.
+    """
     gates = {id(edit.gate): edit.gate for edit in edits}
     opened = {key: gate.open_from(feature_acts, None)[0] for key, gate in gates.items()}
+    if masked is not None:
+        opened = {key: open_at & ~masked for key, open_at in opened.items()}
     return [opened[id(edit.gate)] for edit in edits]
 
 
@@ -92,20 +216,29 @@ class Splice:
         sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
         return self.sae.encode(sae_in).masked_fill(masked.unsqueeze(-1), 0.0)
 
-    def edited(self, h: Tensor, edit: FeatureEdit, masked: Bool[Tensor, "batch pos"] | None = None) -> Tensor:
-        """`h` with the edit applied; masked positions are left alone."""
+    def edited(
+        self,
+        h: Tensor,
+        edit: Edit,
+        masked: Bool[Tensor, "batch pos"] | None = None,
+        where: Bool[Tensor, "batch pos"] | None = None,
+    ) -> Tensor:
+        """`h` with the edit applied; masked positions are left alone, and so are those outside `where`, if given."""
         feature_acts = self.feature_acts(h, masked)
-        return self.edited_from_features(h, feature_acts, [edit], open_positions(feature_acts, [edit]))[0]
+        (open_at,) = open_positions(feature_acts, [edit], masked)
+        return self.apply_edit(h, feature_acts, edit, open_at if where is None else open_at & where)
 
-    def edited_from_features(
-        self, h: Tensor, feature_acts: Tensor, edits: Sequence[FeatureEdit], opened: Sequence[Bool[Tensor, "batch pos"]]
-    ) -> list[Tensor]:
-        """`edited` for several edits of the same activations, which are encoded once; `opened` comes from `open_positions`."""
-        clean = self.sae.decode(feature_acts)
-        return [
-            self._add(h, self.sae.decode(edit.apply(feature_acts, open_at)) - clean)
-            for edit, open_at in zip(edits, opened, strict=True)
-        ]
+    def apply_edit(self, h: Tensor, feature_acts: Tensor, edit: Edit, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
+        """`edited` where features and open positions are at hand."""
+        return self.add_delta(h, edit.delta(self.reading(h, feature_acts)), open_at)
+
+    def reading(self, h: Tensor, feature_acts: Tensor) -> Reading:
+        """What edits read."""
+        return Reading(self.sae, self.as_sae_input(h), feature_acts)
+
+    def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
+        """`h` plus an edit's change, where it applies."""
+        return self._add(h, delta.masked_fill(~open_at.view(*open_at.shape, *(1,) * (delta.ndim - 2)), 0.0))
 
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index
@@ -115,6 +248,11 @@ class Splice:
         h[:, :, head] += delta
         return h
 
-    def hook(self, edit: FeatureEdit, masked: Bool[Tensor, "batch pos"] | None = None) -> tuple[str, Any]:
+    def hook(
+        self,
+        edit: Edit,
+        masked: Bool[Tensor, "batch pos"] | None = None,
+        where: Bool[Tensor, "batch pos"] | None = None,
+    ) -> tuple[str, Any]:
         """`(name, function)` as TransformerLens takes hooks."""
-        return self.hook_name, lambda h, hook: self.edited(h, edit, masked)
+        return self.hook_name, lambda h, hook: self.edited(h, edit, masked, where)

@@ -1,4 +1,4 @@
-"""Gates: at which positions an edit applies. All are causal: the answer at position t depends on positions <= t alone."""
+"""Gates: at which positions an edit applies. All but `SequenceRateGate` are causal: the answer at t depends on positions <= t alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ from torch import Tensor
 
 
 class Gate(Protocol):
-    """Says where an edit applies, from the feature activations."""
+    """Says where an edit applies, from the feature activations. A class says `causal: bool`; only a causal gate can generate text."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether the answer at a position never depends on later ones."""
+        ...
+
+    def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
+        """How much speaks for opening, at every position of whole contexts: higher is more; the gate is its threshold."""
+        ...
 
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
@@ -29,11 +38,62 @@ class Gate(Protocol):
 class AlwaysOpen:
     """Every position."""
 
+    causal = True
+
+    def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
+        """The same everywhere: it tells nothing apart."""
+        return torch.zeros(feature_acts.shape[:2], device=feature_acts.device)
+
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
         """True everywhere; there is no state."""
         return torch.ones(feature_acts.shape[:2], dtype=torch.bool, device=feature_acts.device), None
+
+
+@dataclass(frozen=True)
+class FeatureActiveGate:
+    """Open at a position where at least one of these features fires."""
+
+    features: Tensor  # (n,) indices
+
+    causal = True
+
+    def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
+        """How many of them fire."""
+        return (feature_acts[..., self.features.to(feature_acts.device)] > 0).sum(dim=-1).to(feature_acts.dtype)
+
+    def open_from(
+        self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
+    ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
+        """True where one fires; there is no state."""
+        return self.score(feature_acts) > 0, None
+
+
+@dataclass(frozen=True)
+class SequenceRateGate:
+    """Open in the whole of a context if at least one of these features fires at more than a share `threshold` of its positions.
+
+    The dynamic gate of DSG (Muhamed et al. 2025). It reads the whole context before it answers for the first position: not causal.
+    Positions without any feature (special tokens, padding) do not count.
+    """
+
+    features: Tensor  # (n,) indices
+    threshold: float
+
+    causal = False
+
+    def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
+        """The share, the same at every position of a context."""
+        fires = (feature_acts[..., self.features.to(feature_acts.device)] > 0).any(dim=-1)
+        n_positions = (feature_acts > 0).any(dim=-1).sum(dim=-1, keepdim=True).clamp(min=1)
+        return (fires.sum(dim=-1, keepdim=True) / n_positions).expand(feature_acts.shape[:2])
+
+    def open_from(
+        self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
+    ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
+        """True everywhere in a context whose share exceeds the threshold; there is no state."""
+        return self.score(feature_acts) > self.threshold, None
 
 
 @dataclass(frozen=True)
@@ -50,6 +110,12 @@ class RunningEvidenceGate:
     weights: Tensor  # (n,) nats
     decay: float
     threshold: float
+
+    causal = True
+
+    def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
+        """The evidence."""
+        return self.evidence(feature_acts)
 
     def evidence(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], before: Float[Tensor, " batch"] | None = None

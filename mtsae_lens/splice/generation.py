@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.edits import Edit, Splice
 
 
 class StreamingEdit:
@@ -29,13 +29,18 @@ class StreamingEdit:
     ...     text = model.generate("In the beginning", max_new_tokens=20)
 
     Raises:
-        ConfigError: an encoder that reads later positions, which do not exist yet.
+        ConfigError: an encoder or a gate that reads later positions, which do not exist yet.
     """
 
-    def __init__(self, splice: Splice, edit: FeatureEdit) -> None:
+    def __init__(self, splice: Splice, edit: Edit) -> None:
         sae = splice.sae
         self.splice, self.edit = splice, edit
         self._reach = 0
+        if not edit.gate.causal:
+            raise ConfigError(
+                f"a {type(edit.gate).__name__} reads the whole context before it opens, which does not exist yet when a model generates; "
+                "give the edit a causal gate"
+            )
         if isinstance(sae, TemporalEncoder):
             if sae.cfg.padding != "causal":
                 raise ConfigError(
@@ -56,9 +61,13 @@ class StreamingEdit:
         """The edited activations of the new positions."""
         if h.shape[1] > 1 or self._past is None:
             self._past = self._gate_state = None
+        starts = self._past is None
         feature_acts = self._encode(h)
         open_at, self._gate_state = self.edit.gate.open_from(feature_acts, self._gate_state)
-        return self.splice.edited_from_features(h, feature_acts, [self.edit], [open_at])[0]
+        if starts:
+            open_at = open_at.clone()
+            open_at[:, 0] = False
+        return self.splice.apply_edit(h, feature_acts, self.edit, open_at)
 
     def _encode(self, h: Tensor) -> Tensor:
         """Features of the new positions, from a window with all that they read; position 0 has none, as everywhere.

@@ -17,7 +17,7 @@ from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.edits import Edit, Splice
 from mtsae_lens.splice.generation import StreamingEdit
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
@@ -84,9 +84,7 @@ class HookedLM:
         hooks = [(self.splice.hook_name, lambda _, hook: h)]
         return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False)
 
-    def generate(
-        self, tokens: Int[Tensor, "batch pos"], edit: FeatureEdit | None = None, **options: Any
-    ) -> Int[Tensor, "batch pos"]:
+    def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Int[Tensor, "batch pos"]:
         """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 
         Args:

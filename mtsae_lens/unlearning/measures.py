@@ -1,40 +1,87 @@
-"""What an edit does to a model's loss, document by document."""
+"""What a change of a model does to its predictions, document by document.
+
+A change is an edit at a hook or another set of weights; both are measured on the same tokens against the same clean model. All
+measures of a token come from one teacher-forced pass: greedy decoding gives a text exactly if every token of it is the likeliest after
+those before it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.splice.edits import FeatureEdit, open_positions
+from mtsae_lens.splice.edits import Edit, FeatureEdit, open_positions
 from mtsae_lens.splice.hooked_lm import HookedLM
+
+Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
+"""A model, whatever was done to it."""
 
 
 @dataclass(frozen=True)
 class EditEffect:
-    """Per-document effect of one edit on one corpus. Sums over predicted tokens; `n_tokens` of each document."""
+    """Per-context effect of one change on one corpus: sums over counted predictions, `n_tokens` of each context.
+
+    A context is a text of `context_size` tokens, or a question whose answer is counted; `documents` names what each belongs to (a
+    document, a person), the unit that intervals resample.
+    """
 
     corpus: str
-    documents: tuple[str, ...]
-    n_tokens: Float[Tensor, " document"]
-    nll_clean: Float[Tensor, " document"]
-    nll_edited: Float[Tensor, " document"]
-    kl: Float[Tensor, " document"]
-    gate_open: float  # share of unmasked positions at which the edit applied
+    documents: tuple[str, ...]  # of each context
+    n_tokens: Float[Tensor, " context"]
+    nll_clean: Float[Tensor, " context"]
+    nll_edited: Float[Tensor, " context"]
+    kl: Float[Tensor, " context"]  # KL(clean || edited)
+    agreements: Float[Tensor, " context"]  # tokens at which both models' likeliest token is the same
+    hits: Float[Tensor, " context"]  # tokens that are the edited model's likeliest
+    suffix: Float[Tensor, " context"]  # length of the longest end of the text that greedy decoding gives
+    gate_open: float  # share of unmasked positions at which the edit applied; 1 for other weights
 
-    def mean(self, sums: Float[Tensor, " document"]) -> float:
-        """Per token, over all documents."""
+    def mean(self, sums: Float[Tensor, " context"]) -> float:
+        """Per token, over all contexts."""
         return (sums.sum() / self.n_tokens.sum()).item()
 
     @property
     def nll_delta(self) -> float:
         """Nats added per token; for forget text higher is more forgetting, for retain text 0 is best."""
         return self.mean(self.nll_edited - self.nll_clean)
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of tokens at which the likeliest token stayed the same: 1 if nothing changed; on retain text higher is better."""
+        return self.mean(self.agreements)
+
+    @property
+    def exact_memorisation(self) -> float:
+        """Share of tokens that the changed model predicts exactly; on forget text lower is more forgetting. Chance is 1 / d_vocab."""
+        return self.mean(self.hits)
+
+    @property
+    def extraction_strength(self) -> float:
+        """Mean share of a text that greedy decoding gives from the rest before it (Carlini et al. 2021; Wang et al. 2025).
+
+        1: all of it from the first token on; 0: not even the last token. On forget text lower is more forgetting.
+        """
+        counted = self.n_tokens > 0
+        return (self.suffix[counted] / self.n_tokens[counted]).mean().item()
+
+    @property
+    def exact_recall(self) -> float:
+        """Share of contexts whose counted tokens greedy decoding gives all: of questions, the share answered exactly."""
+        counted = self.n_tokens > 0
+        return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
+
+    def by_document(self, sums: Float[Tensor, " context"]) -> Float[Tensor, " document"]:
+        """Sums of contexts added up by document, in the order in which documents first occur."""
+        names = tuple(dict.fromkeys(self.documents))
+        place = {name: number for number, name in enumerate(names)}
+        index = torch.tensor([place[name] for name in self.documents], dtype=torch.long)
+        return torch.zeros(len(names), dtype=sums.dtype).index_add_(0, index, sums)
 
 
 def token_nll(log_probs: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pred"]:
@@ -49,57 +96,108 @@ def kl_divergence(
     return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
+def longest_suffix(hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"]) -> Float[Tensor, " batch"]:
+    """How many counted predictions at the end of each text are right without a miss after them."""
+    misses_from_here = (~hits & counted).flip(-1).cumsum(-1).flip(-1)
+    return ((misses_from_here == 0) & counted).sum(dim=-1).float()
+
+
+@dataclass(frozen=True)
+class _Clean:
+    """The clean model's predictions of a batch."""
+
+    tokens: Int[Tensor, "batch pos"]
+    counted: Bool[Tensor, "batch pred"]
+    log_probs: Float[Tensor, "batch pos d_vocab"]
+
+    def rows(self, kept: Bool[Tensor, " batch"]) -> _Clean:
+        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept])
+
+    def compare(self, edited: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch 7"]:
+        """Sums over counted predictions: tokens, NLL clean and edited, KL, agreements, hits, length of the right suffix."""
+        targets = self.tokens[:, 1:]
+        likeliest = edited[:, :-1].argmax(dim=-1)
+        hits = likeliest == targets
+        per_token = torch.stack(
+            [
+                torch.ones_like(targets, dtype=edited.dtype),
+                token_nll(self.log_probs, self.tokens),
+                token_nll(edited, self.tokens),
+                kl_divergence(self.log_probs, edited)[:, :-1],
+                (likeliest == self.log_probs[:, :-1].argmax(dim=-1)).to(edited.dtype),
+                hits.to(edited.dtype),
+            ]
+        )
+        sums = (per_token * self.counted).sum(dim=-1).T
+        return torch.cat([sums, longest_suffix(hits, self.counted).unsqueeze(1)], dim=1).cpu()
+
+
+def _effect(table: TokenTable, rows: Sequence[Tensor], gate_open: float) -> EditEffect:
+    n_tokens, clean, edited, kl, agreements, hits, suffix = torch.cat(list(rows)).double().unbind(dim=1)
+    return EditEffect(table.corpus, table.documents, n_tokens, clean, edited, kl, agreements, hits, suffix, gate_open)
+
+
 @torch.no_grad()
-def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[FeatureEdit]) -> list[EditEffect]:
-    """The effect of each edit, all from one run to the hook. Predictions of special tokens are not counted."""
-    rows: list[list[Tensor]] = [[] for _ in edits]  # per edit and batch: (context, [n, clean, edited, kl])
+def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, answers_only: bool = False) -> list[EditEffect]:
+    """The effect of each edit, all from one run to the hook; contexts that an edit leaves alone are not run again.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text; predictions of special tokens are not counted.
+        edits: any number.
+        answers_only: apply edits only at the positions from which counted tokens are predicted.
+    """
+    rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
-    for tokens in lm.batches(table):
+    for tokens, counted in zip(lm.batches(table), table.counted(lm.cutter).split(lm.batch_size), strict=True):
         masked = lm.masked(tokens)
-        counted = (~lm.cutter.special_positions(tokens))[:, 1:].float()
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean = lm.logits_from(tokens, h).log_softmax(dim=-1)
-        clean_nll = token_nll(clean, tokens)
-        opened = open_positions(feature_acts, edits)
-        edited_hs = lm.splice.edited_from_features(h, feature_acts, edits, opened)
-        for index, edited_h in enumerate(edited_hs):
-            n_open[index] += int((opened[index] & ~masked).sum())
-            edited = lm.logits_from(tokens, edited_h).log_softmax(dim=-1)
-            kl = kl_divergence(clean, edited)[:, :-1]
-            per_token = torch.stack([torch.ones_like(counted), clean_nll, token_nll(edited, tokens), kl])
-            rows[index].append((per_token * counted).sum(dim=-1).T.cpu())
-    documents, document_of = _documents(table)
-    effects = []
-    for index in range(len(edits)):
-        sums = torch.zeros(len(documents), 4, dtype=torch.float64).index_add_(0, document_of, torch.cat(rows[index]).double())
-        n_tokens, clean, edited, kl = sums.unbind(dim=1)
-        effects.append(EditEffect(table.corpus, documents, n_tokens, clean, edited, kl, n_open[index] / max(n_positions, 1)))
-    return effects
+        clean = _Clean(tokens, counted.to(tokens.device), lm.logits_from(tokens, h).log_softmax(dim=-1))
+        unchanged = clean.compare(clean.log_probs)
+        reading = lm.splice.reading(h, feature_acts)
+        for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
+            open_at = opened & _before(clean.counted) if answers_only else opened
+            n_open[index] += int(open_at.sum())
+            compared = unchanged.clone()
+            touched = open_at.any(dim=1)
+            if bool(touched.any()):
+                delta = edit.delta(reading.rows(touched))
+                edited_h = lm.splice.add_delta(h[touched], delta, open_at[touched])
+                changed = (edited_h != h[touched]).flatten(1).any(dim=1)
+                if bool(changed.any()):
+                    kept = touched.clone()
+                    kept[touched] = changed
+                    edited = lm.logits_from(tokens[kept], edited_h[changed]).log_softmax(dim=-1)
+                    compared[kept.cpu()] = clean.rows(kept).compare(edited)
+            rows[index].append(compared)
+    return [_effect(table, rows[index], n_open[index] / max(n_positions, 1)) for index in range(len(edits))]
+
+
+def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
+    """The positions from which counted predictions are made."""
+    return torch.cat([counted, torch.zeros_like(counted[:, :1])], dim=1)
+
+
+def as_logits(model: HookedSAETransformer) -> Logits:
+    """A hooked model as what `measure_model` takes; tokens are given with their BOS."""
+    return lambda tokens: model(tokens, prepend_bos=False)
 
 
 @torch.no_grad()
-def document_nll(
-    model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
-) -> tuple[Tensor, Tensor]:
-    """Summed negative log-likelihood and number of predicted tokens of each document, for a model as it is."""
+def measure_model(
+    model: Logits, clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
+) -> EditEffect:
+    """The same measures for another model, such as one with other weights or one that never saw the text."""
     rows = []
-    for batch in table.batches(batch_size):
-        tokens = batch.to(model.cfg.device)
-        counted = (~cutter.special_positions(tokens))[:, 1:].float()
-        nll = token_nll(model(tokens, prepend_bos=False).log_softmax(dim=-1), tokens)
-        rows.append(torch.stack([(nll * counted).sum(-1), counted.sum(-1)], dim=1).cpu())
-    documents, document_of = _documents(table)
-    sums = torch.zeros(len(documents), 2, dtype=torch.float64).index_add_(0, document_of, torch.cat(rows).double())
-    return sums[:, 0], sums[:, 1]
-
-
-def _documents(table: TokenTable) -> tuple[tuple[str, ...], Tensor]:
-    documents = tuple(dict.fromkeys(table.documents))
-    number = {name: place for place, name in enumerate(documents)}
-    return documents, torch.tensor([number[name] for name in table.documents])
+    device = clean_model.cfg.device
+    for batch, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
+        tokens = batch.to(device)
+        clean = clean_model(tokens, prepend_bos=False).log_softmax(dim=-1)
+        rows.append(_Clean(tokens, counted.to(device), clean).compare(model(tokens).log_softmax(dim=-1)))
+    return _effect(table, rows, gate_open=1.0)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 from sae_lens import HookedSAETransformer
-from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
@@ -22,7 +21,7 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.bootstrap import delta_interval
-from mtsae_lens.unlearning.measures import EditEffect, document_nll, max_identity_error, measure_edits
+from mtsae_lens.unlearning.measures import EditEffect, as_logits, max_identity_error, measure_edits, measure_model
 from mtsae_lens.unlearning.selection import calibrate_gate, matched_random, rank_by_frequency
 from mtsae_lens.unlearning.statistics import firing_statistics
 
@@ -167,9 +166,7 @@ def _sweep(experiment: Experiment, edits: Sequence[FeatureEdit]) -> list[dict[st
 
 def _reference_gap(lm: HookedLM, reference: HookedSAETransformer, table: TokenTable) -> float:
     """How much more the reference loses than the clean model on a corpus, in nats per token."""
-    nll, n_tokens = document_nll(reference, lm.cutter, table, lm.batch_size)
-    clean, _ = document_nll(lm.model, lm.cutter, table, lm.batch_size)
-    return ((nll - clean).sum() / n_tokens.sum()).item()
+    return measure_model(as_logits(reference), lm.model, lm.cutter, table, lm.batch_size).nll_delta
 
 
 def measure_on_test(experiment: Experiment, chosen: Chosen, reference: HookedSAETransformer | None = None) -> dict[str, Any]:
@@ -202,8 +199,8 @@ def measure_on_test(experiment: Experiment, chosen: Chosen, reference: HookedSAE
         main, randoms = by_name["gated_clamp"], effects[len(ladder) :]
         row = _row(main, settings.seed) | {"role": corpus.role}
         if reference is not None:
-            nll, n_tokens = document_nll(reference, lm.cutter, table, lm.batch_size)
-            row["nll_reference"] = (nll.sum() / n_tokens.sum()).item()
+            of_reference = measure_model(as_logits(reference), lm.model, lm.cutter, table, lm.batch_size)
+            row["nll_reference"] = of_reference.mean(of_reference.nll_edited)
         result["corpora"][corpus.source] = row
         result["random_control"][corpus.source] = _random_row(randoms)
         for name, effect in by_name.items():
@@ -214,7 +211,8 @@ def measure_on_test(experiment: Experiment, chosen: Chosen, reference: HookedSAE
 
 
 def _row(effect: EditEffect, seed: int) -> dict[str, Any]:
-    low, high = delta_interval(effect.nll_edited - effect.nll_clean, effect.n_tokens, seed)
+    delta, n_tokens = (effect.by_document(sums) for sums in (effect.nll_edited - effect.nll_clean, effect.n_tokens))
+    low, high = delta_interval(delta, n_tokens, seed)
     return {
         "nll_clean": effect.mean(effect.nll_clean),
         "nll_edited": effect.mean(effect.nll_edited),
@@ -224,7 +222,7 @@ def _row(effect: EditEffect, seed: int) -> dict[str, Any]:
         "kl": effect.mean(effect.kl),
         "gate_open": effect.gate_open,
         "n_tokens": int(effect.n_tokens.sum()),
-        "n_documents": len(effect.documents),
+        "n_documents": len(n_tokens),
     }
 
 
@@ -245,9 +243,9 @@ def _random_row(effects: Sequence[EditEffect]) -> dict[str, Any]:
 
 
 def _document_rows(effect: EditEffect) -> list[dict[str, Any]]:
-    columns: tuple[Tensor, ...] = (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl)
+    columns = [effect.by_document(c).tolist() for c in (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl)]
     return [
         {"document": name, "n_tokens": int(n), "nll_clean": c / n, "nll_edited": e / n, "kl": k / n}
-        for name, n, c, e, k in zip(effect.documents, *(column.tolist() for column in columns), strict=True)
+        for name, n, c, e, k in zip(dict.fromkeys(effect.documents), *columns, strict=True)
         if n
     ]

@@ -446,9 +446,7 @@ def test_masked_positions_have_no_features_in_any_sae(model: HookedSAETransforme
 def test_clamping_multiplies() -> None:
     feature_acts = torch.tensor([[[1.0, 2.0, 0.0], [3.0, 4.0, 5.0]]])
     edit = FeatureEdit((0, 2), multiplier=2.0)
-    everywhere = torch.tensor([[True, True]])
-    assert edit.apply(feature_acts, everywhere).tolist() == [[[-2.0, 2.0, 0.0], [-6.0, 4.0, -10.0]]]
-    assert edit.apply(feature_acts, torch.tensor([[True, False]])).tolist() == [[[-2.0, 2.0, 0.0], [3.0, 4.0, 5.0]]]
+    assert edit.apply(feature_acts).tolist() == [[[-2.0, 2.0, 0.0], [-6.0, 4.0, -10.0]]]
     assert feature_acts[0, 0, 0] == 1
 
 

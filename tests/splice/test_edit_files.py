@@ -62,7 +62,7 @@ def test_the_digest_sees_every_parameter() -> None:
     ("change", "message"),
     [
         ({"format": "other"}, "needed an edit in the format"),
-        ({"features": "many"}, "damaged edit"),
+        ({"edit": {"kind": "features", "features": "many"}}, "damaged edit"),
         ({"gate": {"kind": "moon"}}, "unknown gate 'moon'"),
         ({"sae": {}}, "damaged edit"),
     ],

@@ -17,7 +17,7 @@ from mtsae_lens.splice.edits import FeatureEdit, Splice
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning import measures
-from mtsae_lens.unlearning.measures import document_nll, max_identity_error, measure_edits
+from mtsae_lens.unlearning.measures import as_logits, max_identity_error, measure_edits, measure_model
 
 HOOKS = [
     "blocks.0.hook_resid_post",
@@ -93,9 +93,10 @@ def test_effects_are_those_of_a_whole_forward_pass_with_hooks(
     for edit, effect in zip(EDITS, measure_edits(lm, table, EDITS), strict=True):
         expected = naive(lm, table, edit)
         assert effect.corpus == "mixed"
-        assert effect.documents == ("a", "b", "c", "d")
-        got = torch.stack([effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl], dim=1)
-        torch.testing.assert_close(got.float(), torch.tensor([expected[d] for d in effect.documents]), atol=5e-3, rtol=1e-4)
+        assert effect.documents == table.documents
+        columns = (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl)
+        got = torch.stack([effect.by_document(column) for column in columns], dim=1)
+        torch.testing.assert_close(got.float(), torch.tensor([expected[d] for d in "abcd"]), atol=5e-3, rtol=1e-4)
         assert effect.mean(effect.kl) > 1e-4  # the edit did something, so equality says something
     assert effect.n_tokens.sum().item() == 8 * 31 - 1
 
@@ -126,7 +127,7 @@ def test_the_identity_error_finds_a_splice_that_is_none(
     tiny_model: Any, cutter: Any, table: TokenTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = random_lm(tiny_model, cutter, "blocks.0.hook_resid_post")
-    monkeypatch.setattr(Splice, "edited", lambda self, h, edit, masked=None: h + torch.linspace(0, 1, 32))
+    monkeypatch.setattr(Splice, "edited", lambda self, h, edit, masked=None, where=None: h + torch.linspace(0, 1, 32))
     assert max_identity_error(lm, table) > 1e-4
 
 
@@ -150,12 +151,58 @@ def test_the_size_of_a_batch_changes_nothing(tiny_model: Any, cutter: Any, table
     assert one.gate_open == other.gate_open
 
 
-def test_document_nll_is_the_clean_loss(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
-    (effect,) = measure_edits(random_lm(tiny_model, cutter, "blocks.0.hook_resid_post"), table, [FeatureEdit(())])
-    nll, n_tokens = document_nll(tiny_model, cutter, table, batch_size=3)
-    torch.testing.assert_close(nll, effect.nll_clean)
-    assert torch.equal(n_tokens, effect.n_tokens)
-    assert (nll.sum() / n_tokens.sum()).item() > 0
+def test_another_model_is_measured_as_an_edit_is(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
+    lm = random_lm(tiny_model, cutter, "blocks.0.hook_resid_post")
+    edit = EDITS[1]
+
+    def edited(tokens: torch.Tensor) -> torch.Tensor:
+        return tiny_model.run_with_hooks(tokens, fwd_hooks=[lm.splice.hook(edit, lm.masked(tokens))], prepend_bos=False)
+
+    (by_edit,) = measure_edits(lm, table, [edit])
+    by_model = measure_model(edited, tiny_model, cutter, table, batch_size=3)
+    unchanged = measure_model(as_logits(tiny_model), tiny_model, cutter, table, batch_size=5)
+    for name in ("n_tokens", "nll_clean", "nll_edited", "kl", "agreements", "hits", "suffix"):
+        torch.testing.assert_close(getattr(by_model, name), getattr(by_edit, name), atol=5e-3, rtol=1e-4)
+    assert unchanged.nll_delta == 0
+    assert unchanged.top1_agreement == 1
+    assert by_model.top1_agreement < 1
+
+
+def test_what_greedy_decoding_gives_by_hand() -> None:
+    hits = torch.tensor([[True, False, True, True], [True, True, True, True], [True, True, True, False]])
+    counted = torch.tensor([[True, True, True, True], [False, True, True, False], [True, True, False, False]])
+    assert measures.longest_suffix(hits, counted).tolist() == [2, 2, 2]
+
+
+def test_extraction_and_recall_are_those_of_greedy_decoding(tiny_model: Any, cutter: Any) -> None:
+    """A text that the model itself continued is recalled exactly from the end of its prompt on."""
+    prompt = torch.tensor([[0, 11, 12, 13]])
+    tokens = tiny_model.generate(
+        prompt, max_new_tokens=6, do_sample=False, verbose=False, prepend_bos=False, return_type="tokens"
+    )
+    answers = torch.zeros_like(tokens, dtype=torch.bool)
+    answers[:, 4:] = True
+    other = tokens.clone()
+    other[0, 6] = (other[0, 6] + 1) % 4000 + 1  # the third of six answer tokens is another: at most the last three can be right
+    texts = TokenTable("own", torch.cat([tokens, other]), ("own", "other"), torch.cat([answers, answers]))
+    effect = measure_model(as_logits(tiny_model), tiny_model, cutter, texts)
+    assert effect.n_tokens.tolist() == [6, 6]
+    assert effect.hits[0] == effect.suffix[0] == 6
+    assert effect.suffix[1] <= 3
+    assert effect.exact_recall == 0.5
+
+
+def test_edits_may_be_kept_to_the_positions_before_answers(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
+    lm = random_lm(tiny_model, cutter, "blocks.0.hook_resid_post")
+    answers = torch.zeros_like(table.tokens, dtype=torch.bool)
+    answers[:, -1] = True
+    asked = dataclasses.replace(table, answers=answers)
+    (effect,) = measure_edits(lm, asked, [EDITS[1]], answers_only=True)
+    assert effect.n_tokens.tolist() == [1.0] * len(table)
+    assert effect.gate_open == pytest.approx(8 / (8 * 31 - 1))
+    (everywhere,) = measure_edits(lm, asked, [EDITS[1]])
+    assert everywhere.gate_open == 1
+    assert not torch.allclose(effect.nll_edited, everywhere.nll_edited)
 
 
 def test_features_do_not_read_across_a_separator(lm: HookedLM, table: TokenTable) -> None:

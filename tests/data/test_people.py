@@ -8,7 +8,7 @@ from collections import Counter
 from itertools import product
 
 from mtsae_lens.assets import PEOPLE_FILE
-from mtsae_lens.embedded.people import (
+from mtsae_lens.data.people import (
     ATTRIBUTES,
     TEST_TEMPLATES,
     TRAIN_TEMPLATES,

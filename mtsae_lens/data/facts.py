@@ -1,0 +1,84 @@
+"""Questions about the invented people, as contexts whose answers are counted.
+
+A source `facts:<people>:<templates>`: `people` is `forget` (the 40 whom `embedded-retrained` never met) or `retain` (the other 160),
+`templates` is `known` or `unseen` (sentences that no biography contains). What is to be forgotten is known when the edit is made, so the
+forget people are the same in every split, asked through other known templates in each; the people to retain differ by split, or an edit
+could be fitted to them.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import torch
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.documents import Split
+from mtsae_lens.data.people import TRAIN_TEMPLATES, Person, Question, make_people, make_questions
+from mtsae_lens.errors import DataError, nearest
+
+PREFIX = "facts:"
+SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in ("forget", "retain") for templates in ("known", "unseen"))
+_SPLITS: tuple[Split, ...] = ("select", "tune", "test")
+
+
+def is_fact_source(source: str) -> bool:
+    """Whether a source names questions, not texts."""
+    return source.startswith(PREFIX)
+
+
+def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:
+    """Up to `max_questions` questions of a split, drawn at random; `documents` are the people's names.
+
+    Raises:
+        DataError: no such source, or a context too short for a question.
+    """
+    if source not in SOURCES:
+        raise DataError(f"no questions {source!r}.{nearest(source, SOURCES)}")
+    if split not in _SPLITS:
+        raise DataError(f"questions are for {', '.join(_SPLITS)}; the text to train on is in 'people' and 'people_forget'")
+    _, group, templates = source.split(":")
+    questions = [
+        question
+        for question in make_questions(_people(group == "forget", split))
+        if question.held_out_template == (templates == "unseen") and (templates == "unseen" or _of_split(question, split))
+    ]
+    random.Random(seed).shuffle(questions)
+    return question_table(source, questions[:max_questions], cutter)
+
+
+def _people(forget: bool, split: Split) -> Sequence[Person]:
+    people = [person for person in make_people() if person.forget == forget]
+    return people if forget else people[_SPLITS.index(split) :: len(_SPLITS)]
+
+
+def _of_split(question: Question, split: Split) -> bool:
+    """The first two templates of an attribute are SELECT's, the next two TUNE's, the last two TEST's."""
+    prompts = [template.split(" {value}")[0].format(name=question.name) for template in TRAIN_TEMPLATES[question.attribute]]
+    return prompts.index(question.prompt) // 2 == _SPLITS.index(split)
+
+
+def question_table(corpus: str, questions: Sequence[Question], cutter: ContextCutter) -> TokenTable:
+    """One context for each question: prompt, answer (counted), padding. `documents` are the names of the people.
+
+    Raises:
+        DataError: a question longer than a context, or no token to pad with.
+    """
+    tokenizer = cutter.tokenizer
+    padding = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
+    if padding is None:
+        raise DataError("this tokenizer has no special token to pad questions with")
+    start = [tokenizer.bos_token_id] if cutter.prepend_bos else []
+    prompts = [start + tokenizer(q.prompt, add_special_tokens=False)["input_ids"] for q in questions]
+    answers = [tokenizer(q.answer, add_special_tokens=False)["input_ids"] for q in questions]
+    length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
+    if length > cutter.context_size:
+        raise DataError(f"{corpus}: a question has {length} tokens, a context {cutter.context_size}")
+    tokens = torch.full((len(questions), length), padding, dtype=torch.long)
+    counted = torch.zeros(len(questions), length, dtype=torch.bool)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        end = len(prompt) + len(answer)
+        tokens[row, :end] = torch.tensor(prompt + answer)
+        counted[row, len(prompt) : end] = True
+    return TokenTable(corpus, tokens, tuple(question.name for question in questions), counted)
