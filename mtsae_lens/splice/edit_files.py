@@ -117,14 +117,15 @@ def _gate_to_dict(gate: Gate) -> dict[str, Any]:
 
 
 def _gate(content: dict[str, Any]) -> Gate:
-    if content["kind"] == "always":
+    kind = content["kind"]
+    if kind == "always":
         return AlwaysOpen()
+    if kind not in ("feature_active", "sequence_rate", "running_evidence"):
+        raise ValueError(f"unknown gate {kind!r}")
     features = torch.tensor(content["features"], dtype=torch.long)
-    if content["kind"] == "feature_active":
+    if kind == "feature_active":
         return FeatureActiveGate(features)
-    if content["kind"] == "sequence_rate":
+    if kind == "sequence_rate":
         return SequenceRateGate(features, float(content["threshold"]))
-    if content["kind"] != "running_evidence":
-        raise ValueError(f"unknown gate {content['kind']!r}")
     weights = torch.tensor(content["weights"])
     return RunningEvidenceGate(features, weights, float(content["decay"]), float(content["threshold"]))
