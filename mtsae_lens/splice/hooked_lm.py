@@ -84,6 +84,22 @@ class HookedLM:
         hooks = [(self.splice.hook_name, lambda _, hook: h)]
         return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False)
 
+    @torch.no_grad()
+    def log_probs_from(
+        self, tokens: Int[Tensor, "batch pos"], h: Tensor, counted: Bool[Tensor, "batch pred"]
+    ) -> Float[Tensor, "n d_vocab"]:
+        """Log-probabilities of the next token at the counted positions alone, row by row, with `h` at the hook.
+
+        The unembedding is the dearest step of a small model: where few predictions count, as in questions, it is not made for the others.
+        """
+        if self._layer_after is None:
+            return self.logits_from(tokens, h)[:, :-1][counted].log_softmax(dim=-1)
+        n_layers = self.model.cfg.n_layers
+        resid = h if self._layer_after == n_layers else self.model(h, start_at_layer=self._layer_after, stop_at_layer=n_layers)
+        logits = self.model.unembed(self.model.ln_final(resid[:, :-1][counted].unsqueeze(0)))[0]
+        cap = self.model.cfg.output_logits_soft_cap
+        return (cap * torch.tanh(logits / cap) if cap > 0 else logits).log_softmax(dim=-1)
+
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Int[Tensor, "batch pos"]:
         """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 

@@ -84,14 +84,12 @@ class EditEffect:
         return torch.zeros(len(names), dtype=sums.dtype).index_add_(0, index, sums)
 
 
-def token_nll(log_probs: Float[Tensor, "batch pos d_vocab"], tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pred"]:
-    """Negative log-likelihood of each next token, in nats."""
-    return -log_probs[:, :-1].gather(-1, tokens[:, 1:, None]).squeeze(-1)
+def token_nll(log_probs: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Negative log-likelihood of each token, in nats."""
+    return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-def kl_divergence(
-    clean: Float[Tensor, "batch pos d_vocab"], edited: Float[Tensor, "batch pos d_vocab"]
-) -> Float[Tensor, "batch pos"]:
+def kl_divergence(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
     """`KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal."""
     return (clean.exp() * (clean - edited)).sum(dim=-1)
 
@@ -104,32 +102,36 @@ def longest_suffix(hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batc
 
 @dataclass(frozen=True)
 class _Clean:
-    """The clean model's predictions of a batch."""
+    """The clean model's predictions of a batch, counted ones alone."""
 
     tokens: Int[Tensor, "batch pos"]
     counted: Bool[Tensor, "batch pred"]
-    log_probs: Float[Tensor, "batch pos d_vocab"]
+    log_probs: Float[Tensor, "n d_vocab"]
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> _Clean:
-        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept])
+        context_of = self.counted.nonzero()[:, 0]
+        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept[context_of]])
 
-    def compare(self, edited: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, "batch 7"]:
+    def compare(self, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "batch 7"]:
         """Sums over counted predictions: tokens, NLL clean and edited, KL, agreements, hits, length of the right suffix."""
-        targets = self.tokens[:, 1:]
-        likeliest = edited[:, :-1].argmax(dim=-1)
+        targets = self.tokens[:, 1:][self.counted]
+        likeliest = edited.argmax(dim=-1)
         hits = likeliest == targets
         per_token = torch.stack(
             [
-                torch.ones_like(targets, dtype=edited.dtype),
-                token_nll(self.log_probs, self.tokens),
-                token_nll(edited, self.tokens),
-                kl_divergence(self.log_probs, edited)[:, :-1],
-                (likeliest == self.log_probs[:, :-1].argmax(dim=-1)).to(edited.dtype),
+                torch.ones_like(edited[:, 0]),
+                token_nll(self.log_probs, targets),
+                token_nll(edited, targets),
+                kl_divergence(self.log_probs, edited),
+                (likeliest == self.log_probs.argmax(dim=-1)).to(edited.dtype),
                 hits.to(edited.dtype),
-            ]
+            ],
+            dim=1,
         )
-        sums = (per_token * self.counted).sum(dim=-1).T
-        return torch.cat([sums, longest_suffix(hits, self.counted).unsqueeze(1)], dim=1).cpu()
+        sums = torch.zeros(len(self.tokens), per_token.shape[1], dtype=edited.dtype, device=edited.device)
+        sums.index_add_(0, self.counted.nonzero()[:, 0], per_token)
+        hit_at = torch.zeros_like(self.counted).masked_scatter(self.counted, hits)
+        return torch.cat([sums, longest_suffix(hit_at, self.counted).unsqueeze(1)], dim=1).cpu()
 
 
 def _effect(table: TokenTable, rows: Sequence[Tensor], gate_open: float) -> EditEffect:
@@ -155,7 +157,8 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean = _Clean(tokens, counted.to(tokens.device), lm.logits_from(tokens, h).log_softmax(dim=-1))
+        counted = counted.to(tokens.device)
+        clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted))
         unchanged = clean.compare(clean.log_probs)
         reading = lm.splice.reading(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
@@ -170,7 +173,7 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
                 if bool(changed.any()):
                     kept = touched.clone()
                     kept[touched] = changed
-                    edited = lm.logits_from(tokens[kept], edited_h[changed]).log_softmax(dim=-1)
+                    edited = lm.log_probs_from(tokens[kept], edited_h[changed], counted[kept])
                     compared[kept.cpu()] = clean.rows(kept).compare(edited)
             rows[index].append(compared)
     return [_effect(table, rows[index], n_open[index] / max(n_positions, 1)) for index in range(len(edits))]
@@ -195,8 +198,9 @@ def measure_model(
     device = clean_model.cfg.device
     for batch, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
         tokens = batch.to(device)
-        clean = clean_model(tokens, prepend_bos=False).log_softmax(dim=-1)
-        rows.append(_Clean(tokens, counted.to(device), clean).compare(model(tokens).log_softmax(dim=-1)))
+        here = counted.to(device)
+        clean, other = (of(tokens)[:, :-1][here].log_softmax(dim=-1) for of in (as_logits(clean_model), model))
+        rows.append(_Clean(tokens, here, clean).compare(other))
     return _effect(table, rows, gate_open=1.0)
 
 

@@ -219,7 +219,7 @@ def test_features_do_not_read_across_a_separator(lm: HookedLM, table: TokenTable
 
 
 def test_kl_and_nll_by_hand() -> None:
-    p, q = torch.tensor([[[0.5, 0.5], [0.9, 0.1]]]).log(), torch.tensor([[[0.25, 0.75], [0.9, 0.1]]]).log()
+    p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
     kl = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))
-    torch.testing.assert_close(measures.kl_divergence(p, q), torch.tensor([[kl, 0.0]]))
-    torch.testing.assert_close(measures.token_nll(p, torch.tensor([[0, 1]])), torch.tensor([[0.5]]).log().neg())
+    torch.testing.assert_close(measures.kl_divergence(p, q), torch.tensor([kl, 0.0]))
+    torch.testing.assert_close(measures.token_nll(p, torch.tensor([1, 0])), torch.tensor([0.5, 0.9]).log().neg())
