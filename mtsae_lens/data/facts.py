@@ -21,6 +21,7 @@ from mtsae_lens.errors import DataError, nearest
 PREFIX = "facts:"
 SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in ("forget", "retain") for templates in ("known", "unseen"))
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
+_RETAIN_SPLITS: tuple[Split, ...] = ("select", "select", "tune", "test")  # by place modulo 4: who is retained is learnt from many
 
 
 def is_fact_source(source: str) -> bool:
@@ -50,7 +51,7 @@ def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: 
 
 def _people(forget: bool, split: Split) -> Sequence[Person]:
     people = [person for person in make_people() if person.forget == forget]
-    return people if forget else people[_SPLITS.index(split) :: len(_SPLITS)]
+    return people if forget else [person for number, person in enumerate(people) if _RETAIN_SPLITS[number % 4] == split]
 
 
 def _of_split(question: Question, split: Split) -> bool:

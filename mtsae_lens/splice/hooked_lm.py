@@ -7,6 +7,7 @@ sweep of edits cheap where the hook is a residual stream; at other hooks the who
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class HookedLM:
     def batches(self, table: TokenTable) -> list[Int[Tensor, "batch pos"]]:
         """Tokens on the model's device."""
         return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
+
+    def counted_batches(self, table: TokenTable) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pred"]]]:
+        """Tokens, and which of their predictions count."""
+        for tokens, counted in zip(self.batches(table), table.counted(self.cutter).split(self.batch_size), strict=True):
+            yield tokens, counted.to(tokens.device)
 
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Positions outside statistics, gates and edits: special tokens, and position 0 whatever stands there."""

@@ -152,12 +152,11 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
-    for tokens, counted in zip(lm.batches(table), table.counted(lm.cutter).split(lm.batch_size), strict=True):
+    for tokens, counted in lm.counted_batches(table):
         masked = lm.masked(tokens)
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        counted = counted.to(tokens.device)
         clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted))
         unchanged = clean.compare(clean.log_probs)
         reading = lm.splice.reading(h, feature_acts)

@@ -1,0 +1,82 @@
+"""The edits that a sweep tries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
+from mtsae_lens.splice.gates import AlwaysOpen, Gate
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
+from mtsae_lens.unlearning.sweep import SPARED, Candidate
+from mtsae_lens.unlearning.task import Task
+
+Gates = Mapping[float | None, Gate]
+"""By false-positive rate; None: always open."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is swept."""
+
+    n_features: tuple[int, ...] = (8, 32, 128)
+    multipliers: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    """Features go to `-multiplier` times their activation."""
+    false_positive_rates: tuple[float | None, ...] = (0.002, 0.01, 0.05)
+    """Share of retain positions at which the gate may open by mistake; None: no gate."""
+
+
+def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
+    """One gate fitted on SELECT, its thresholds set on TUNE."""
+    gated = [rate for rate in rates if rate is not None]
+    gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
+    if gated:
+        retain = list(task.tables("select", lm.cutter, SPARED).values())
+        gate = fit_gate(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
+        held_out = list(task.tables("tune", lm.cutter, SPARED).values())
+        gates |= dict(zip(gated, thresholds_at(lm, gate, held_out, gated), strict=True))
+    return gates
+
+
+def feature_candidates(rankings: Mapping[str, Sequence[int]], grid: Grid, gates: Gates) -> list[Candidate]:
+    """The first n features of every ranking, at every multiplier, behind every gate."""
+    candidates = []
+    for score, ranked in rankings.items():
+        sizes = sorted({min(n, len(ranked)) for n in grid.n_features} - {0})
+        for n, multiplier, (rate, gate) in product(sizes, grid.multipliers, gates.items()):
+            setting = {"score": score, "n_features": n, "multiplier": multiplier, "false_positive_rate": rate}
+            candidates.append(Candidate(setting, FeatureEdit(tuple(ranked[:n]), multiplier, gate)))
+    return candidates
+
+
+def direction_candidates(direction: Tensor, center: Tensor, multipliers: Sequence[float], gates: Gates) -> list[Candidate]:
+    """A dense direction at every multiplier, behind every gate."""
+    basis = (direction / direction.norm()).unsqueeze(0)
+    return [
+        Candidate(
+            {"score": "difference_of_means", "n_features": 1, "multiplier": multiplier, "false_positive_rate": rate},
+            DirectionEdit(basis, center, multiplier, gate),
+        )
+        for multiplier, (rate, gate) in product(multipliers, gates.items())
+    ]
+
+
+def difference_of_means(lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable]) -> tuple[Tensor, Tensor]:
+    """`mean(h | forget) - mean(h | retain)` over unmasked positions, and the mean over retain text; retain corpora weigh the same."""
+    center = torch.stack([_mean_input(lm, table) for table in retain]).mean(dim=0)
+    return _mean_input(lm, forget) - center, center
+
+
+def _mean_input(lm: HookedLM, table: TokenTable) -> Tensor:
+    total, n_positions = torch.zeros(()), 0
+    for tokens in lm.batches(table):
+        rows = lm.sae_input(tokens).flatten(2)[~lm.masked(tokens)]
+        total = total.to(rows.device) + rows.sum(dim=0)
+        n_positions += len(rows)
+    return total / max(n_positions, 1)

@@ -1,0 +1,75 @@
+"""What is to be forgotten, what must be kept, and who may look at which split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
+from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.data.facts import is_fact_source, read_facts
+from mtsae_lens.errors import DataError
+
+Role = Literal["forget", "near", "far", "neutral"]
+QUESTIONS_PER_CONTEXT = 8  # a question has about an eighth of a context's tokens
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text and its part: to forget, near to it, far from it, or neutral (read on TEST alone: nothing was chosen to spare it)."""
+
+    source: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class Task:
+    """The corpora of one unlearning experiment. A source is a text (`data.documents`) or questions (`data.facts`)."""
+
+    corpora: tuple[Corpus, ...]
+    contexts_per_split: int = 64
+    """Contexts read of each corpus and split, at most."""
+    seed: int = 0
+    """Which contexts."""
+
+    def __post_init__(self) -> None:
+        roles = [corpus.role for corpus in self.corpora]
+        if roles.count("forget") != 1 or "far" not in roles:
+            raise DataError(
+                "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain"
+            )
+        sources = [str(Path(c.source).resolve()) if Path(c.source).exists() else c.source for c in self.corpora]
+        repeated = sorted({source for source in sources if sources.count(source) > 1})
+        if repeated:
+            raise DataError(f"{repeated[0]} is given in two roles; a text is forgotten, near, far or neutral")
+
+    @property
+    def forget(self) -> str:
+        """Source of what is to be forgotten."""
+        return self.sources("forget")[0]
+
+    def sources(self, *roles: Role) -> list[str]:
+        """Sources of these roles."""
+        return [corpus.source for corpus in self.corpora if corpus.role in roles]
+
+    def table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
+        """Contexts of one corpus."""
+        if is_fact_source(source):
+            return read_facts(source, split, cutter, QUESTIONS_PER_CONTEXT * self.contexts_per_split, seed=self.seed)
+        return read_tokens(source, split, cutter, self.contexts_per_split, seed=self.seed)
+
+    def tables(self, split: Split, cutter: ContextCutter, roles: Sequence[Role] = get_args(Role)) -> dict[str, TokenTable]:
+        """Contexts of every corpus of these roles, by source."""
+        return {source: self.table(source, split, cutter) for source in self.sources(*roles)}
+
+    def role(self, source: str) -> Role:
+        """The part that a corpus has."""
+        return next(corpus.role for corpus in self.corpora if corpus.source == source)
+
+
+def check_corpus(source: str) -> None:
+    """Raise `DataError`, before any work is done, for a source that is neither text nor questions."""
+    if not is_fact_source(source):
+        check_source(source)
