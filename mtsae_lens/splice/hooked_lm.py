@@ -82,9 +82,8 @@ class HookedLM:
         match = _RESIDUAL.match(self.splice.hook_name)
         return None if match is None else int(match[1]) + (match[2] == "post")
 
-    @torch.no_grad()
     def logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
-        """The model's logits with the activations at the hook replaced by `h`."""
+        """The model's logits with the activations at the hook replaced by `h`; gradients flow back to `h`."""
         if self._layer_after is not None:
             return self.model(h, start_at_layer=self._layer_after)
         hooks = [(self.splice.hook_name, lambda _, hook: h)]

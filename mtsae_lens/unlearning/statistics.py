@@ -2,33 +2,83 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import DataError
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
 @dataclass(frozen=True)
 class FiringStatistics:
-    """Of every feature, on one corpus, special tokens left out."""
+    """Of every feature, on one corpus, special tokens left out. Of questions, all of question and answer counts, padding does not."""
 
     corpus: str
     rate: Float[Tensor, " d_sae"]  # share of tokens at which it fires
     mean_activation: Float[Tensor, " d_sae"]  # over the tokens at which it fires; 0 if none
     n_tokens: int
+    activation_variance: Float[Tensor, " d_sae"] | float = 0.0  # over the tokens at which it fires
+
+    @property
+    def mean(self) -> Float[Tensor, " d_sae"]:
+        """Mean activation over all tokens: `rate * mean_activation`."""
+        return self.rate * self.mean_activation
+
+    @property
+    def mean_square(self) -> Float[Tensor, " d_sae"]:
+        """Mean squared activation over all tokens: `rate * (mean_activation^2 + activation_variance)`."""
+        return self.rate * (self.mean_activation**2 + self.activation_variance)
 
 
 def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
-    """One pass over a corpus."""
-    fired = total = torch.zeros(lm.sae.cfg.d_sae, device=lm.sae.device)
+    """One pass over a corpus; sums are kept in float64."""
+    fired, total, squares = torch.zeros(3, lm.sae.cfg.d_sae, dtype=torch.float64)
     n_tokens = 0
     for tokens in lm.batches(table):
-        feature_acts = lm.feature_acts(tokens)[~lm.masked(tokens)]
-        fired = fired + (feature_acts > 0).sum(dim=0)
-        total = total + feature_acts.clamp(min=0).sum(dim=0)
+        feature_acts = lm.feature_acts(tokens)[~lm.masked(tokens)].clamp(min=0)
+        fired += (feature_acts > 0).sum(dim=0).cpu()
+        total += feature_acts.sum(dim=0).double().cpu()
+        squares += feature_acts.square().sum(dim=0).double().cpu()
         n_tokens += feature_acts.shape[0]
-    return FiringStatistics(table.corpus, fired / max(n_tokens, 1), total / fired.clamp(min=1), n_tokens)
+    mean_activation = total / fired.clamp(min=1)
+    variance = (squares / fired.clamp(min=1) - mean_activation.square()).clamp(min=0)
+    rate, mean_activation, variance = (
+        value.float().to(lm.sae.device) for value in (fired / max(n_tokens, 1), mean_activation, variance)
+    )
+    return FiringStatistics(table.corpus, rate, mean_activation, n_tokens, variance)
+
+
+def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[TokenTable, TokenTable]:
+    """A corpus in two, at random; all contexts of a document fall into the same half.
+
+    Raises:
+        DataError: a corpus of one document.
+    """
+    names = list(dict.fromkeys(table.documents))
+    if len(names) < 2:
+        raise DataError(f"{table.corpus}: one document cannot be halved; needed contexts of at least two")
+    order = torch.randperm(len(names), generator=generator).tolist()
+    first = {names[place] for place in order[: len(names) // 2]}
+    in_first = torch.tensor([name in first for name in table.documents])
+    return _contexts(table, in_first.nonzero()[:, 0]), _contexts(table, (~in_first).nonzero()[:, 0])
+
+
+def _contexts(table: TokenTable, rows: Int[Tensor, " row"]) -> TokenTable:
+    answers = None if table.answers is None else table.answers[rows]
+    documents = tuple(table.documents[row] for row in rows.tolist())
+    return replace(table, tokens=table.tokens[rows], documents=documents, answers=answers)
+
+
+def first_contexts(table: TokenTable, n_contexts: int) -> TokenTable:
+    """The first contexts of a corpus, all if there are fewer."""
+    return _contexts(table, torch.arange(min(n_contexts, len(table))))
+
+
+def half_statistics(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> tuple[FiringStatistics, FiringStatistics]:
+    """`firing_statistics` of two random halves of the documents; each context is read once."""
+    first, second = document_halves(table, generator)
+    return firing_statistics(lm, first), firing_statistics(lm, second)
