@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.documents import Split
-from mtsae_lens.data.people import TRAIN_TEMPLATES, Person, Question, make_people, make_questions
+from mtsae_lens.data.people import TRAIN_TEMPLATES, VALUES, Person, Question, make_people, make_questions
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"
@@ -35,6 +36,42 @@ def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: 
     Raises:
         DataError: no such source, or a context too short for a question.
     """
+    return question_table(source, draw_questions(source, split, max_questions, seed=seed), cutter)
+
+
+def read_wrong_answers(
+    source: str, split: Split, cutter: ContextCutter, max_questions: int, *, n_wrong: int = 4, seed: int = 0
+) -> tuple[TokenTable, ...]:
+    """The questions of `read_facts` with the same arguments, row by row, each table with another wrong answer to each of them.
+
+    Wrong answers to a question differ from each other and from the right one: other values of the same attribute.
+
+    Raises:
+        DataError: as `read_facts`, or more wrong answers than there are.
+    """
+    questions = draw_questions(source, split, max_questions, seed=seed)
+    return tuple(question_table(source, wrong, cutter) for wrong in wrong_answers(questions, n_wrong, seed=seed))
+
+
+def wrong_answers(questions: Sequence[Question], n_wrong: int, *, seed: int = 0) -> tuple[tuple[Question, ...], ...]:
+    """The questions, `n_wrong` times over, with wrong answers drawn at random and never the same twice for a question.
+
+    Raises:
+        DataError: more than the attribute with the fewest values has.
+    """
+    most = min(map(len, VALUES.values())) - 1
+    if not 1 <= n_wrong <= most:
+        raise DataError(f"a question has 1 to {most} wrong answers; got n_wrong={n_wrong}")
+    rng = random.Random(seed)
+    drawn = [rng.sample([v for v in VALUES[q.attribute] if v != q.answer.strip()], n_wrong) for q in questions]
+    return tuple(
+        tuple(replace(question, answer=" " + values[k]) for question, values in zip(questions, drawn, strict=True))
+        for k in range(n_wrong)
+    )
+
+
+def draw_questions(source: str, split: Split, max_questions: int, *, seed: int = 0) -> list[Question]:
+    """The questions of `read_facts`, before they become tokens."""
     if source not in SOURCES:
         raise DataError(f"no questions {source!r}.{nearest(source, SOURCES)}")
     if split not in _SPLITS:
@@ -46,7 +83,7 @@ def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: 
         if question.held_out_template == (templates == "unseen") and (templates == "unseen" or _of_split(question, split))
     ]
     random.Random(seed).shuffle(questions)
-    return question_table(source, questions[:max_questions], cutter)
+    return questions[:max_questions]
 
 
 def _people(forget: bool, split: Split) -> Sequence[Person]:

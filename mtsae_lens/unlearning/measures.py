@@ -188,6 +188,16 @@ def as_logits(model: HookedSAETransformer) -> Logits:
     return lambda tokens: model(tokens, prepend_bos=False)
 
 
+def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
+    """A model with an edit in place, as what `measure_model` takes; masked positions are left alone."""
+
+    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        tokens = tokens.to(lm.model.cfg.device)
+        return lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
+
+    return logits
+
+
 @torch.no_grad()
 def measure_model(
     model: Logits, clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
