@@ -21,7 +21,8 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.finetuning import FinetuneSettings, descend, mixed_batches
+from mtsae_lens.unlearning.batches import mixed_batches
+from mtsae_lens.unlearning.finetuning import FinetuneSettings, descend
 from mtsae_lens.unlearning.losses import mean_nll
 from mtsae_lens.unlearning.measures import EditEffect, Logits, measure_model
 from mtsae_lens.unlearning.weights import clone_model
@@ -109,48 +110,6 @@ def edited_logits(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None) 
 
 def _hooked(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None, tokens: Tensor) -> Any:
     return nullcontext() if edit is None else model.hooks(fwd_hooks=[lm.splice.hook(edit, lm.masked(tokens))])
-
-
-# what the attacker has ------------------------------------------------------------------------------------------------
-
-
-def select_contexts(table: TokenTable, rows: Sequence[int]) -> TokenTable:
-    """Some contexts of a table, in this order."""
-    index = torch.tensor(rows, dtype=torch.long)
-    answers = None if table.answers is None else table.answers[index]
-    return TokenTable(table.corpus, table.tokens[index], tuple(table.documents[row] for row in rows), answers)
-
-
-def sample_contexts(table: TokenTable, n_contexts: int, seed: int = 0) -> TokenTable:
-    """Contexts drawn at random; for one seed a smaller sample is part of a larger one.
-
-    Raises:
-        DataError: the table has fewer.
-    """
-    if n_contexts > len(table):
-        raise DataError(f"{table.corpus}: {n_contexts} contexts were asked for, there are {len(table)}")
-    rows = list(range(len(table)))
-    random.Random(seed).shuffle(rows)
-    return select_contexts(table, rows[:n_contexts])
-
-
-def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> tuple[TokenTable, TokenTable]:
-    """Two tables with no document (of questions: no person) in both; the first has this share of the documents.
-
-    The same documents go to the same side whatever contexts of them a table holds, if both tables name the same documents.
-
-    Raises:
-        DataError: one side would be empty.
-    """
-    names = sorted(set(table.documents))
-    random.Random(seed).shuffle(names)
-    first = set(names[: round(share * len(names))])
-    if not 0 < len(first) < len(names):
-        raise DataError(
-            f"{table.corpus}: {len(names)} documents cannot be split with a share of {share:g}; each side needs one"
-        )
-    sides = [[row for row, name in enumerate(table.documents) if (name in first) == wanted] for wanted in (True, False)]
-    return select_contexts(table, sides[0]), select_contexts(table, sides[1])
 
 
 # dilution -------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 
 import torch
 from jaxtyping import Float
@@ -16,7 +15,8 @@ from torch import Tensor, nn
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError
-from mtsae_lens.unlearning.losses import Batch, UnlearningLoss
+from mtsae_lens.unlearning.batches import mixed_batches
+from mtsae_lens.unlearning.losses import Step, UnlearningLoss
 from mtsae_lens.unlearning.weights import clone_model, set_weights
 
 MAX_GRADIENT_NORM = 1.0
@@ -96,7 +96,7 @@ def _finetune(
 
     def step_loss() -> Tensor:
         retain_batch = next(retain_batches).to(device) if retain_batches else None
-        return loss.value(trained, model, next(forget_batches).to(device), retain_batch)
+        return loss.value(Step(trained, model, next(forget_batches).to(device), retain_batch))
 
     steps = descend(trained, loss.trained(trained), step_loss, settings.lr, settings.n_steps)
     if loss.negates:
@@ -154,34 +154,3 @@ def _subtracted(model: HookedSAETransformer, learned: HookedSAETransformer, mult
         forgetful = clone_model(model)
         set_weights(forgetful, {n: p - multiple * (after[n] - p) for n, p in model.named_parameters()})
         yield Snapshot(multiple, forgetful)
-
-
-def mixed_batches(tables: Sequence[TokenTable], cutter: ContextCutter, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches with contexts of the tables in turn, each table in an order of its own that is new in every epoch.
-
-    Shorter contexts are padded at the end; padding is not counted, and a causal model does not see it.
-
-    Raises:
-        DataError: a table without a counted token.
-    """
-    padded = [_padded(table, cutter, max(t.tokens.shape[1] for t in tables)) for table in tables]
-    generator = torch.Generator().manual_seed(seed)
-    turns = cycle([_endless(batch, generator) for batch in padded])
-    while True:
-        rows = [next(next(turns)) for _ in range(batch_size)]
-        yield Batch(torch.stack([row.tokens for row in rows]), torch.stack([row.counted for row in rows]))
-
-
-def _endless(contexts: Batch, generator: torch.Generator) -> Iterator[Batch]:
-    while True:
-        for index in torch.randperm(len(contexts.tokens), generator=generator):
-            yield Batch(contexts.tokens[index], contexts.counted[index])
-
-
-def _padded(table: TokenTable, cutter: ContextCutter, width: int) -> Batch:
-    counted = table.counted(cutter)
-    kept = counted.any(dim=1)
-    if not bool(kept.any()):
-        raise DataError(f"{table.corpus}: no token counts, so there is nothing to train on")
-    missing = width - table.tokens.shape[1]
-    return Batch(nn.functional.pad(table.tokens[kept], (0, missing)), nn.functional.pad(counted[kept], (0, missing)))

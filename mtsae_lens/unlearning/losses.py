@@ -7,24 +7,34 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from sae_lens import HookedSAETransformer
 from torch import Tensor
 from torch.nn import functional as F
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.unlearning.batches import Batch
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Contexts and which predictions of them count: `counted[:, t]` is that of the token at `t + 1`."""
+class Step:
+    """What a loss is made from: the model that moves, the model before, and a batch of each text."""
 
-    tokens: Int[Tensor, "batch pos"]
-    counted: Bool[Tensor, "batch pred"]
+    model: HookedSAETransformer
+    clean: HookedSAETransformer
+    forget: Batch
+    retain: Batch | None = None
 
-    def to(self, device: torch.device | str | None) -> Batch:
-        """On another device."""
-        return Batch(self.tokens.to(device), self.counted.to(device))
+    @property
+    def retained(self) -> Batch:
+        """The retain text.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.retain is None:
+            raise ConfigError("this loss needs retain text; give at least one table of it")
+        return self.retain
 
 
 class UnlearningLoss(Protocol):
@@ -44,10 +54,8 @@ class UnlearningLoss(Protocol):
         """Names of the parameters that move."""
         ...
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
-        """The loss of a batch of forget text and one of retain text (None if not used); `clean` is the model before."""
+    def value(self, step: Step) -> Float[Tensor, ""]:
+        """The loss of one step."""
         ...
 
 
@@ -87,11 +95,9 @@ class Descent(_OfAllWeights):
 
     uses_retain = False
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """`NLL_f`."""
-        return mean_nll(model, forget)
+        return mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
@@ -100,11 +106,9 @@ class GradientAscent(_OfAllWeights):
 
     uses_retain = False
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """`-NLL_f`."""
-        return -mean_nll(model, forget)
+        return -mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
@@ -120,11 +124,9 @@ class Amnesiac(_OfAllWeights):
     uses_retain = False
     negates = True
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """`NLL_f`."""
-        return mean_nll(model, forget)
+        return mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
@@ -133,11 +135,9 @@ class GradientDifference(_OfAllWeights):
 
     retain_weight: float = 1.0
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """The difference."""
-        return -mean_nll(model, forget) + self.retain_weight * mean_nll(model, _needed(retain))
+        return -mean_nll(step.model, step.forget) + self.retain_weight * mean_nll(step.model, step.retained)
 
 
 @dataclass(frozen=True)
@@ -161,15 +161,13 @@ class NPO(_OfAllWeights):
         """Unless it weighs nothing."""
         return self.retain_weight != 0
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """The loss."""
         with torch.no_grad():
-            before = context_nll(clean, forget)
-        log_ratio = before - context_nll(model, forget)
+            before = context_nll(step.clean, step.forget)
+        log_ratio = before - context_nll(step.model, step.forget)
         loss = -(2 / self.beta) * F.logsigmoid(-self.beta * log_ratio).mean()
-        return loss + self.retain_weight * mean_nll(model, _needed(retain)) if self.uses_retain else loss
+        return loss + self.retain_weight * mean_nll(step.model, step.retained) if self.uses_retain else loss
 
 
 @dataclass(frozen=True)
@@ -186,13 +184,11 @@ class SimNPO(_OfAllWeights):
     def __post_init__(self) -> None:
         _check_positive("beta", self.beta)
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """The loss."""
-        per_token = context_nll(model, forget) / forget.counted.sum(dim=1).clamp(min=1)
+        per_token = context_nll(step.model, step.forget) / step.forget.counted.sum(dim=1).clamp(min=1)
         loss = -(2 / self.beta) * F.logsigmoid(self.beta * per_token - self.gamma).mean()
-        return loss + self.retain_weight * mean_nll(model, _needed(retain))
+        return loss + self.retain_weight * mean_nll(step.model, step.retained)
 
 
 @dataclass(frozen=True)
@@ -233,30 +229,21 @@ class RMU:
         starts = tuple(f"blocks.{layer}." for layer in range(max(0, last - self.n_layers + 1), last + 1))
         return tuple(name for name, _ in model.named_parameters() if name.startswith(starts))
 
-    def value(
-        self, model: HookedSAETransformer, clean: HookedSAETransformer, forget: Batch, retain: Batch | None
-    ) -> Float[Tensor, ""]:
+    def value(self, step: Step) -> Float[Tensor, ""]:
         """The loss."""
-        layer, retain = self.layer_in(model), _needed(retain)
+        layer = self.layer_in(step.model)
+        h_f, h_r = (_activations(step.model, batch, layer) for batch in (step.forget, step.retained))
         with torch.no_grad():
-            forget_clean, retain_clean = (_activations(clean, batch, layer) for batch in (forget, retain))
-            length = self.steering * forget_clean.norm(dim=-1).mean()
-            u = torch.rand(model.cfg.d_model, generator=torch.Generator().manual_seed(self.seed))
-            target = (length * (u / u.norm()).to(forget_clean)).expand_as(forget_clean)
-        misdirected = F.mse_loss(_activations(model, forget, layer), target)
-        return misdirected + self.retain_weight * F.mse_loss(_activations(model, retain, layer), retain_clean)
+            h_f_clean, h_r_clean = (_activations(step.clean, batch, layer) for batch in (step.forget, step.retained))
+            u = torch.rand(h_f.shape[-1], generator=torch.Generator().manual_seed(self.seed)).to(h_f)
+            target = self.steering * h_f_clean.norm(dim=-1).mean() * u / u.norm()
+        return (h_f - target).pow(2).mean() + self.retain_weight * F.mse_loss(h_r, h_r_clean)
 
 
 def _activations(model: HookedSAETransformer, batch: Batch, layer: int) -> Float[Tensor, "counted d_model"]:
     """The residual stream after a layer at counted tokens."""
     h = model(batch.tokens, prepend_bos=False, stop_at_layer=layer + 1)
     return h[:, 1:][batch.counted]
-
-
-def _needed(retain: Batch | None) -> Batch:
-    if retain is None:
-        raise ConfigError("this loss needs retain text; give at least one table of it")
-    return retain
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -15,9 +15,9 @@ from mtsae_lens.data.facts import read_facts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import RunningEvidenceGate
-from mtsae_lens.unlearning import attacks
-from mtsae_lens.unlearning.attacks import dilute, quantised, relearn, sample_contexts, split_by_document
-from mtsae_lens.unlearning.finetuning import FinetuneSettings, finetune, mixed_batches
+from mtsae_lens.unlearning.attacks import dilute, quantised, relearn
+from mtsae_lens.unlearning.batches import mixed_batches, sample_contexts
+from mtsae_lens.unlearning.finetuning import FinetuneSettings, finetune
 from mtsae_lens.unlearning.losses import GradientAscent
 from mtsae_lens.unlearning.measures import as_logits, measure_edits, measure_model
 from mtsae_lens.unlearning.weights import clone_model
@@ -104,37 +104,6 @@ def test_weights_that_forgot_learn_again(lm: Any, learned: TokenTable, measured:
 def test_with_nothing_forgotten_there_is_nothing_to_relearn(lm: Any, learned: TokenTable) -> None:
     with pytest.raises(ConfigError, match="nothing to relearn"):
         relearn(lm, learned, [learned], SETTINGS)
-
-
-def test_smaller_samples_are_part_of_larger_ones(questions: TokenTable) -> None:
-    small, large = (sample_contexts(questions, n, seed=1) for n in (4, 16))
-    assert torch.equal(large.tokens[:4], small.tokens)
-    assert large.answers is not None
-    for row, name, answers in zip(large.tokens, large.documents, large.answers, strict=True):
-        assert any(
-            torch.equal(row, questions.tokens[i])
-            and name == questions.documents[i]
-            and torch.equal(answers, questions.answers[i])
-            for i in range(len(questions))
-        )
-    assert len({tuple(row.tolist()) for row in large.tokens}) == 16
-    assert not torch.equal(sample_contexts(questions, 4, seed=2).tokens, small.tokens)
-    with pytest.raises(DataError, match="41 contexts were asked for, there are 40"):
-        sample_contexts(questions, 41)
-
-
-def test_no_person_is_on_both_sides_of_a_split(questions: TokenTable) -> None:
-    one, other = split_by_document(questions)
-    people = set(questions.documents)
-    assert set(one.documents) | set(other.documents) == people
-    assert not set(one.documents) & set(other.documents)
-    assert len(set(one.documents)) == round(len(people) / 2)
-    assert len(one) + len(other) == len(questions)
-    assert one.answers is not None
-    assert one.answers.shape == one.tokens.shape
-    assert len(set(split_by_document(questions, 0.25)[0].documents)) == round(len(people) / 4)
-    with pytest.raises(DataError, match="cannot be split"):
-        split_by_document(attacks.select_contexts(questions, [0, 0]))
 
 
 def test_dilution_puts_filler_before_text_and_counts_the_text(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,8 @@ import torch
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
-from mtsae_lens.unlearning.finetuning import FinetuneSettings, descend, finetune, mixed_batches
+from mtsae_lens.unlearning.batches import mixed_batches
+from mtsae_lens.unlearning.finetuning import FinetuneSettings, descend, finetune
 from mtsae_lens.unlearning.losses import LOSSES, RMU, Amnesiac, Descent, GradientAscent, GradientDifference
 from mtsae_lens.unlearning.measures import as_logits, measure_model
 
@@ -104,27 +104,6 @@ def test_amnesiac_subtracts_multiples_of_what_learning_added(tiny_model: Any, cu
     assert once.step == 1
     deltas = [measure_model(as_logits(m), tiny_model, cutter, forget).nll_delta for m in (learned.model, once.model)]
     assert deltas[0] < 0 < deltas[1]
-
-
-def test_batches_take_tables_in_turn_and_every_context_once_an_epoch(
-    cutter: Any, forget: TokenTable, retain: TokenTable
-) -> None:
-    short = TokenTable("short", retain.tokens[:4, :20], retain.documents[:4])
-    batches = list(islice(mixed_batches([forget, short], cutter, 6, seed=0), 8))
-    rows = [(tuple(t.tolist()), c) for batch in batches for t, c in zip(batch.tokens, batch.counted, strict=True)]
-    assert [c[19:].any().item() for _, c in rows] == [True, False] * 24  # padding does not count
-    for table, times in ((forget, 2), (short, 6)):
-        padded = torch.nn.functional.pad(table.tokens, (0, 32 - table.tokens.shape[1]))
-        seen = Counter(row for row, _ in rows)
-        assert all(seen[tuple(row.tolist())] == times for row in padded)
-    orders = [[row for row, _ in rows[1::2]][n : n + 4] for n in (0, 4, 8, 12)]
-    assert len({tuple(order) for order in orders}) > 1
-
-
-def test_a_table_without_counted_tokens_is_refused(cutter: Any, forget: TokenTable) -> None:
-    empty = TokenTable("empty", forget.tokens, forget.documents, torch.zeros_like(forget.tokens, dtype=torch.bool))
-    with pytest.raises(DataError, match="no token counts"):
-        next(mixed_batches([empty], cutter, 2, seed=0))
 
 
 def test_what_cannot_be_done_is_refused_at_once(tiny_model: Any, cutter: Any, forget: TokenTable) -> None:

@@ -13,7 +13,8 @@ import torch
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning import losses
-from mtsae_lens.unlearning.losses import LOSSES, NPO, RMU, Batch, Descent, GradientAscent, GradientDifference, SimNPO
+from mtsae_lens.unlearning.batches import Batch
+from mtsae_lens.unlearning.losses import LOSSES, NPO, RMU, Descent, GradientAscent, GradientDifference, SimNPO, Step
 from mtsae_lens.unlearning.weights import clone_model
 
 
@@ -102,7 +103,7 @@ def test_each_loss_is_its_formula(tiny_model: Any, changed: Any, forget: Batch, 
         (rmu, naive_rmu(changed, tiny_model, forget, retain, rmu)),
     ]
     assert {type(loss) for loss, _ in expected} > {type(make()) for make in LOSSES.values()}
-    values = [loss.value(changed, tiny_model, forget, retain).item() for loss, _ in expected]
+    values = [loss.value(Step(changed, tiny_model, forget, retain)).item() for loss, _ in expected]
     assert values == pytest.approx([value for _, value in expected], rel=1e-4)
     assert len({round(value, 3) for value in values}) == len(values) - 1  # Descent and Amnesiac minimise the same
 
@@ -111,11 +112,11 @@ def test_each_loss_is_its_formula(tiny_model: Any, changed: Any, forget: Batch, 
 def test_tokens_that_do_not_count_do_not_matter(name: str, tiny_model: Any, changed: Any, forget: Batch, retain: Batch) -> None:
     """What stands after the last counted token is seen by no loss; a counted one is seen by all."""
     loss = SimNPO(beta=0.1) if name == "simnpo" else LOSSES[name]()  # with its own beta it is flat in so bad a model
-    before = loss.value(changed, tiny_model, forget, retain)
+    before = loss.value(Step(changed, tiny_model, forget, retain))
     for last, same in ((11, True), (10, False)):
         tokens = forget.tokens.clone()
         tokens[2, last:] = torch.arange(100, 100 + 32 - last)
-        after = loss.value(changed, tiny_model, dataclasses.replace(forget, tokens=tokens), retain)
+        after = loss.value(Step(changed, tiny_model, dataclasses.replace(forget, tokens=tokens), retain))
         assert torch.isclose(before, after, rtol=1e-6) == same
 
 
@@ -127,12 +128,12 @@ def test_a_loss_says_rightly_whether_it_uses_retain_text(
     if loss.uses_retain:
         other = dataclasses.replace(retain, tokens=retain.tokens.flip(0), counted=retain.counted.flip(0))
         other = dataclasses.replace(other, tokens=other.tokens.roll(1, dims=1))
-        values = [loss.value(changed, tiny_model, forget, batch).item() for batch in (retain, other)]
+        values = [loss.value(Step(changed, tiny_model, forget, batch)).item() for batch in (retain, other)]
         assert values[0] != pytest.approx(values[1], rel=1e-5)
         with pytest.raises(ConfigError, match="needs retain text"):
-            loss.value(changed, tiny_model, forget, None)
+            loss.value(Step(changed, tiny_model, forget, None))
     else:
-        assert loss.value(changed, tiny_model, forget, None).isfinite()
+        assert loss.value(Step(changed, tiny_model, forget, None)).isfinite()
 
 
 def test_npo_begins_as_gradient_ascent_and_fades(tiny_model: Any, forget: Batch) -> None:
@@ -141,11 +142,12 @@ def test_npo_begins_as_gradient_ascent_and_fades(tiny_model: Any, forget: Batch)
     weights = [block.mlp.W_in for block in model.blocks]
     for weight in weights:
         weight.requires_grad_(True)
-    npo = torch.autograd.grad(NPO(retain_weight=0.0).value(model, tiny_model, forget, None), weights)
+    npo = torch.autograd.grad(NPO(retain_weight=0.0).value(Step(model, tiny_model, forget, None)), weights)
     ascent = torch.autograd.grad(-losses.context_nll(model, forget).mean(), weights)
     for one, other in zip(npo, ascent, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-6)
-    assert NPO(retain_weight=0.0).value(model, tiny_model, forget, None).item() == pytest.approx(20 * math.log(2), rel=1e-5)
+    start = NPO(retain_weight=0.0).value(Step(model, tiny_model, forget))
+    assert start.item() == pytest.approx(20 * math.log(2), rel=1e-5)
 
 
 def test_rmu_moves_a_few_layers_only(tiny_model: Any) -> None:
