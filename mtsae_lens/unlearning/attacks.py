@@ -60,7 +60,8 @@ def relearn(
 ) -> list[RelearningPoint]:
     """Finetune a model that was made to forget on a little of the forget text (NLL descent, all weights), and measure what comes back.
 
-    After Lucki et al. 2024 (arXiv 2409.18025), who relearn from a few examples. With an edit, the measurement has it in place; the
+    After Lucki et al. 2024 (arXiv 2409.18025), who relearn from a few examples. Text that is learned teaches its domain too: compare with
+    `weights=lm.model`, which forgot nothing, and with a model that never saw the text. With an edit, the measurement has it in place; the
     gradient of the learning goes through it, or passes it by where the attacker learns without the hook.
 
     Args:
@@ -73,12 +74,13 @@ def relearn(
         hook_while_learning: the edit is in place while the model relearns too.
 
     Raises:
-        ConfigError: neither other weights nor an edit, so there is nothing to bring back.
+        ConfigError: neither other weights nor an edit, so there is nothing to bring back; or a snapshot after the last step.
     """
     if weights is None and edit is None:
         raise ConfigError(
             "there is nothing to relearn: give a model that forgot (weights=...) or an edit at the hook (edit=...)"
         )
+    wanted = settings.snapshot_steps((0, settings.n_steps))
     model = clone_model(lm.model if weights is None else weights)
     batches = mixed_batches([learned], lm.cutter, min(settings.batch_size, len(learned)), settings.seed)
 
@@ -89,7 +91,6 @@ def relearn(
 
     names = tuple(name for name, _ in model.named_parameters())
     steps = descend(model, names, step_loss, settings.lr, settings.n_steps)
-    wanted = settings.snapshots or (0, settings.n_steps)
     logits = edited_logits(lm, model, edit)
     return [
         RelearningPoint(step, tuple(measure_model(logits, lm.model, lm.cutter, table, lm.batch_size) for table in measured))

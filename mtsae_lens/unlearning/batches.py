@@ -82,6 +82,7 @@ def sample_contexts(table: TokenTable, n_contexts: int, seed: int = 0) -> TokenT
 def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> tuple[TokenTable, TokenTable]:
     """Two tables with no document (of questions: no person) in both; the first has this share of the documents.
 
+    To relearn some and test others (Deeb and Roger 2024, arXiv 2410.08827): what comes back of the second side was not taught.
     The same documents go to the same side whatever contexts of them a table holds, if both tables name the same documents.
 
     Raises:

@@ -43,6 +43,16 @@ class FinetuneSettings:
         if any(step < 0 for step in self.snapshots) or list(self.snapshots) != sorted(set(self.snapshots)):
             raise ConfigError(f"snapshots must rise from 0 or later; got {self.snapshots}")
 
+    def snapshot_steps(self, default: tuple[int, ...]) -> tuple[int, ...]:
+        """The snapshots as steps of this run, or these if none are given.
+
+        Raises:
+            ConfigError: one lies after the last step.
+        """
+        if max(self.snapshots, default=0) > self.n_steps:
+            raise ConfigError(f"snapshot {max(self.snapshots)} lies after the last of {self.n_steps} steps; raise n_steps")
+        return self.snapshots or default
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -74,11 +84,10 @@ def finetune(
         ConfigError: a snapshot after the last step, or a rate at which the loss stops being a number.
         DataError: the loss needs retain text and there is none, or no token of a text counts.
     """
-    if not loss.negates and max(settings.snapshots, default=0) > settings.n_steps:
-        raise ConfigError(f"snapshot {max(settings.snapshots)} lies after the last of {settings.n_steps} steps; raise n_steps")
+    wanted = (settings.snapshots or (1,)) if loss.negates else settings.snapshot_steps((settings.n_steps,))
     if loss.uses_retain and not retain:
         raise DataError(f"{type(loss).__name__} needs retain text; give at least one table of it")
-    return _finetune(model, loss, forget, retain if loss.uses_retain else (), cutter, settings)
+    return _finetune(model, loss, forget, retain if loss.uses_retain else (), cutter, settings, wanted)
 
 
 def _finetune(
@@ -88,6 +97,7 @@ def _finetune(
     retain: Sequence[TokenTable],
     cutter: ContextCutter,
     settings: FinetuneSettings,
+    wanted: tuple[int, ...],
 ) -> Iterator[Snapshot]:
     trained = clone_model(model)
     device, size, seed = model.cfg.device, settings.batch_size, settings.seed
@@ -102,10 +112,10 @@ def _finetune(
     if loss.negates:
         for _ in steps:
             pass
-        yield from _subtracted(model, trained, settings.snapshots or (1,))
+        yield from _subtracted(model, trained, wanted)
         return
     for step in steps:
-        if step in (settings.snapshots or (settings.n_steps,)):
+        if step in wanted:
             yield Snapshot(step, clone_model(trained))
 
 

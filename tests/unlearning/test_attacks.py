@@ -104,6 +104,8 @@ def test_weights_that_forgot_learn_again(lm: Any, learned: TokenTable, measured:
 def test_with_nothing_forgotten_there_is_nothing_to_relearn(lm: Any, learned: TokenTable) -> None:
     with pytest.raises(ConfigError, match="nothing to relearn"):
         relearn(lm, learned, [learned], SETTINGS)
+    with pytest.raises(ConfigError, match="lies after the last of 1 steps"):
+        relearn(lm, learned, [learned], dataclasses.replace(SETTINGS, n_steps=1), weights=lm.model)
 
 
 def test_dilution_puts_filler_before_text_and_counts_the_text(
