@@ -1,0 +1,99 @@
+"""Parts of token tables, and endless batches of them to train on."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.errors import DataError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Contexts and which predictions of them count: `counted[:, t]` is that of the token at `t + 1`."""
+
+    tokens: Int[Tensor, "batch pos"]
+    counted: Bool[Tensor, "batch pred"]
+
+    def to(self, device: torch.device | str | None) -> Batch:
+        """On another device."""
+        return Batch(self.tokens.to(device), self.counted.to(device))
+
+
+def mixed_batches(tables: Sequence[TokenTable], cutter: ContextCutter, batch_size: int, seed: int) -> Iterator[Batch]:
+    """Endless batches with contexts of the tables in turn, each table in an order of its own that is new in every epoch.
+
+    Shorter contexts are padded at the end; padding is not counted, and a causal model does not see it.
+
+    Raises:
+        DataError: a table without a counted token.
+    """
+    padded = [_padded(table, cutter, max(t.tokens.shape[1] for t in tables)) for table in tables]
+    generator = torch.Generator().manual_seed(seed)
+    turns = cycle([_endless(batch, generator) for batch in padded])
+    while True:
+        rows = [next(next(turns)) for _ in range(batch_size)]
+        yield Batch(torch.stack([row.tokens for row in rows]), torch.stack([row.counted for row in rows]))
+
+
+def _endless(contexts: Batch, generator: torch.Generator) -> Iterator[Batch]:
+    while True:
+        for index in torch.randperm(len(contexts.tokens), generator=generator):
+            yield Batch(contexts.tokens[index], contexts.counted[index])
+
+
+def _padded(table: TokenTable, cutter: ContextCutter, width: int) -> Batch:
+    counted = table.counted(cutter)
+    kept = counted.any(dim=1)
+    if not bool(kept.any()):
+        raise DataError(f"{table.corpus}: no token counts, so there is nothing to train on")
+    missing = width - table.tokens.shape[1]
+    return Batch(F.pad(table.tokens[kept], (0, missing)), F.pad(counted[kept], (0, missing)))
+
+
+def select_contexts(table: TokenTable, rows: Sequence[int]) -> TokenTable:
+    """Some contexts of a table, in this order."""
+    index = torch.tensor(rows, dtype=torch.long)
+    answers = None if table.answers is None else table.answers[index]
+    return TokenTable(table.corpus, table.tokens[index], tuple(table.documents[row] for row in rows), answers)
+
+
+def sample_contexts(table: TokenTable, n_contexts: int, seed: int = 0) -> TokenTable:
+    """Contexts drawn at random; for one seed a smaller sample is part of a larger one.
+
+    Raises:
+        DataError: the table has fewer.
+    """
+    if n_contexts > len(table):
+        raise DataError(f"{table.corpus}: {n_contexts} contexts were asked for, there are {len(table)}")
+    rows = list(range(len(table)))
+    random.Random(seed).shuffle(rows)
+    return select_contexts(table, rows[:n_contexts])
+
+
+def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> tuple[TokenTable, TokenTable]:
+    """Two tables with no document (of questions: no person) in both; the first has this share of the documents.
+
+    To relearn some and test others (Deeb and Roger 2024, arXiv 2410.08827): what comes back of the second side was not taught.
+    The same documents go to the same side whatever contexts of them a table holds, if both tables name the same documents.
+
+    Raises:
+        DataError: one side would be empty.
+    """
+    names = sorted(set(table.documents))
+    random.Random(seed).shuffle(names)
+    first = set(names[: round(share * len(names))])
+    if not 0 < len(first) < len(names):
+        raise DataError(
+            f"{table.corpus}: {len(names)} documents cannot be split with a share of {share:g}; each side needs one"
+        )
+    sides = [[row for row, name in enumerate(table.documents) if (name in first) == wanted] for wanted in (True, False)]
+    return select_contexts(table, sides[0]), select_contexts(table, sides[1])
