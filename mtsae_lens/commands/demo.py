@@ -93,7 +93,7 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     lm = HookedLM(model, Splice(load_sae(settings.out / ARCHITECTURE)), cutter)
     chosen, unlearning = unlearn(settings.unlearning(), lm, reference)
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
-    features = top_examples(lm, forget_table, chosen.features[: settings.n_shown_features], n_examples=3)
+    features = top_examples(lm, forget_table, chosen.edit.features[: settings.n_shown_features], n_examples=3)
 
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     metrics = {"fidelity": fidelity, "unlearning": unlearning, "provenance": made}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from sae_lens import HookedSAETransformer
 
 from mtsae_lens.commands.loading import check_reads, open_sae
 from mtsae_lens.commands.settings import Settings
-from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import save_edit
-from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.protocol import Chosen, Corpus, Experiment, UnlearningSettings, choose, measure_on_test
+from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
+from mtsae_lens.unlearning.scores import SCORES
+from mtsae_lens.unlearning.task import Corpus, Task, check_corpus
 
 _SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
 
@@ -37,56 +40,66 @@ class UnlearnSettings(Settings):
     """Text far from the forget text."""
     near: tuple[str, ...] = ()
     """Text near to it, spared by the gate alone."""
+    neutral: tuple[str, ...] = ()
+    """Text that is only measured: nothing is chosen to spare it."""
     reference: str | None = None
     """A language model that never saw the forget text; the edit then aims at its loss, not beyond."""
     model: str | None = None
-    n_features: tuple[int, ...] = Field(UnlearningSettings.n_features, min_length=1)
-    multipliers: tuple[float, ...] = Field(UnlearningSettings.multipliers, min_length=1)
+    scores: tuple[str, ...] = Field(Grid.scores, min_length=1)
+    """Ways of choosing features: `mtsae_lens.unlearning.scores.SCORES`."""
+    n_features: tuple[int, ...] = Field(Grid.n_features, min_length=1)
+    multipliers: tuple[float, ...] = Field(Grid.multipliers, min_length=1)
+    false_positive_rates: tuple[float | None, ...] = Field(Grid.false_positive_rates, min_length=1)
+    """Shares of retain positions at which the gate may open by mistake; null is no gate."""
     far_budget: float = UnlearningSettings.far_budget
     near_budget: float = UnlearningSettings.near_budget
     min_ratio: float = UnlearningSettings.min_ratio
     n_random_draws: int = Field(UnlearningSettings.n_random_draws, gt=0)
-    contexts_per_split: int = Field(UnlearningSettings.contexts_per_split, gt=0)
+    contexts_per_split: int = Field(Task.contexts_per_split, gt=0)
     batch_size: int = Field(16, gt=0)
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
 
+    @field_validator("scores")
+    @classmethod
+    def _scores_exist(cls, scores: tuple[str, ...]) -> tuple[str, ...]:
+        for score in scores:
+            if score not in SCORES:
+                raise ConfigError(f"no score {score!r}.{nearest(score, SCORES)}")
+        return scores
+
     def protocol(self) -> UnlearningSettings:
         """The part that the protocol reads."""
         return UnlearningSettings(
-            n_features=self.n_features,
-            multipliers=self.multipliers,
+            grid=Grid(self.scores, self.n_features, self.multipliers, self.false_positive_rates),
             far_budget=self.far_budget,
             near_budget=self.near_budget,
             min_ratio=self.min_ratio,
             n_random_draws=self.n_random_draws,
-            contexts_per_split=self.contexts_per_split,
             seed=self.seed,
         )
 
-    def corpora(self) -> tuple[Corpus, ...]:
+    def task(self) -> Task:
         """Every corpus with its role."""
-        roles = [(self.forget, "forget"), *((s, "near") for s in self.near), *((s, "far") for s in self.retain)]
-        return tuple(Corpus(source, cast(Any, role)) for source, role in roles)
+        corpora = [Corpus(self.forget, "forget")]
+        corpora += [Corpus(source, "near") for source in self.near]
+        corpora += [Corpus(source, "far") for source in self.retain]
+        corpora += [Corpus(source, "neutral") for source in self.neutral]
+        return Task(tuple(corpora), self.contexts_per_split, self.seed)
 
 
 def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransformer | None) -> tuple[Chosen, dict[str, Any]]:
     """Choose on SELECT and TUNE, measure on TEST."""
-    experiment = Experiment(lm, settings.corpora(), settings.protocol())
-    chosen = choose(experiment, reference)
-    measured = measure_on_test(experiment, chosen, reference)
+    task = settings.task()
+    chosen = choose(lm, task, settings.protocol(), reference)
+    measured = measure_on_test(lm, task, settings.protocol(), chosen, reference)
     measured["chosen"] = {
-        "features": list(chosen.features),
-        "n_features": len(chosen.features),
-        "multiplier": chosen.multiplier,
-        "gate": {
-            "features": chosen.gate.features.tolist(),
-            "weights": chosen.gate.weights.tolist(),
-            "decay": chosen.gate.decay,
-            "threshold": chosen.gate.threshold,
-        },
+        "setting": chosen.setting,
+        "features": list(chosen.edit.features),
+        "n_features": len(chosen.edit.features),
+        "multiplier": chosen.edit.multiplier,
     }
-    measured["tune_sweep"] = list(chosen.sweep)
+    measured["tune_sweep"] = [asdict(outcome) for outcome in chosen.sweep]
     return chosen, measured
 
 
@@ -161,8 +174,8 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     """
     watch = Stopwatch()
     prepare_output_dir(settings.out)
-    for corpus in settings.corpora():
-        check_source(corpus.source)
+    for corpus in settings.task().corpora:
+        check_corpus(corpus.source)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
     reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
     if reference is not None:
@@ -170,8 +183,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     chosen, measured = unlearn(settings, lm, reference)
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)
-    edit = FeatureEdit(tuple(chosen.features), chosen.multiplier, chosen.gate)
-    save_edit(settings.out / EDIT_FILE, edit, lm.splice, measured["provenance"])
+    save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"])
     lead = f"{settings.sae}: forgetting {settings.forget} at {lm.splice.hook_name}."
     write_report(settings.out, "Unlearning", lead, unlearning_sections(settings, measured), measured["provenance"])
     return measured

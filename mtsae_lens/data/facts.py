@@ -22,7 +22,12 @@ from mtsae_lens.errors import DataError, nearest
 PREFIX = "facts:"
 SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in ("forget", "retain") for templates in ("known", "unseen"))
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
-_RETAIN_SPLITS: tuple[Split, ...] = ("select", "select", "tune", "test")  # by place modulo 4: who is retained is learnt from many
+_RETAIN_SPLITS: tuple[Split, ...] = (
+    "select",
+    "select",
+    "tune",
+    "test",
+)  # by place modulo 4: who is retained is learnt from many
 
 
 def is_fact_source(source: str) -> bool:

@@ -87,7 +87,7 @@ def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, floa
             y=[row["forget"] for row in sweep],
             mode="markers",
             name=f"worst {role}-retain",
-            text=[f"{row['n_features']} features, multiplier {row['multiplier']:g}" for row in sweep],
+            text=[", ".join(f"{name} {value}" for name, value in row["setting"].items()) for row in sweep],
             marker={"color": _PALETTE[number], "size": 9},
         )
         figure.add_vline(x=budgets[role], line_dash="dash", line_color=_PALETTE[number])

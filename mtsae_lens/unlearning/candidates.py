@@ -13,9 +13,12 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.evidence import SelectionEvidence
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
-from mtsae_lens.unlearning.sweep import SPARED, Candidate
-from mtsae_lens.unlearning.task import Task
+from mtsae_lens.unlearning.scores import make_score
+from mtsae_lens.unlearning.selection import ranking
+from mtsae_lens.unlearning.sweep import Candidate
+from mtsae_lens.unlearning.task import SPARED, Task
 
 Gates = Mapping[float | None, Gate]
 """By false-positive rate; None: always open."""
@@ -23,8 +26,10 @@ Gates = Mapping[float | None, Gate]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is swept."""
+    """What is swept on TUNE."""
 
+    scores: tuple[str, ...] = ("frequency_ratio", "attribution")
+    """Ways of choosing features, by name in `SCORES`."""
     n_features: tuple[int, ...] = (8, 32, 128)
     multipliers: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     """Features go to `-multiplier` times their activation."""
@@ -42,6 +47,21 @@ def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[f
         held_out = list(task.tables("tune", lm.cutter, SPARED).values())
         gates |= dict(zip(gated, thresholds_at(lm, gate, held_out, gated), strict=True))
     return gates
+
+
+def rankings(
+    lm: HookedLM, task: Task, scores: Sequence[str], *, spare_near: bool, min_ratio: float
+) -> dict[str, tuple[int, ...]]:
+    """The features of every score that has any, best first, from SELECT text.
+
+    `spare_near=False` looks at far-retain text alone: for edits behind a gate that spares the near text better than a choice of features can.
+    """
+    tables = task.tables("select", lm.cutter, ("forget", *SPARED))
+    near, far = (tuple(tables[s] for s in task.sources(role)) for role in SPARED)
+    evidence = SelectionEvidence(lm, tables[task.forget], near if spare_near else (), far)
+    made = (make_score(s, **({"min_ratio": min_ratio} if s == "frequency_ratio" else {})) for s in scores)
+    found = {score.name: ranking(score(evidence)) for score in made}
+    return {name: ranked for name, ranked in found.items() if ranked}
 
 
 def feature_candidates(rankings: Mapping[str, Sequence[int]], grid: Grid, gates: Gates) -> list[Candidate]:

@@ -9,9 +9,7 @@ from typing import Any
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures import EditEffect, measure_edits
-from mtsae_lens.unlearning.task import Role, Task
-
-SPARED: tuple[Role, ...] = ("near", "far")
+from mtsae_lens.unlearning.task import SPARED, Task
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def within_budgets(outcomes: Sequence[Outcome], near_budget: float, far_budget: 
 
 
 def most_forgetting(outcomes: Sequence[Outcome], places: Sequence[int], max_nll: float) -> int | None:
-    """The setting that forgets most without a loss above `max_nll` (guessing every token alike; beyond it lies damage); None if there is none."""
+    """The setting that forgets most without a loss above `max_nll` (guessing every token alike; beyond is damage); None without one."""
     sane = [place for place in places if outcomes[place].forget_nll <= max_nll]
     return max(sane, key=lambda place: outcomes[place].forget, default=None)
 

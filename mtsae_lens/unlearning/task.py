@@ -13,6 +13,8 @@ from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.errors import DataError
 
 Role = Literal["forget", "near", "far", "neutral"]
+SPARED: tuple[Role, ...] = ("near", "far")
+"""Roles that selection, gates and budgets look after."""
 QUESTIONS_PER_CONTEXT = 8  # a question has about an eighth of a context's tokens
 
 

@@ -1,0 +1,153 @@
+"""A change of a model, by an edit at a hook or by other weights, and all that is measured of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sae_lens import HookedSAETransformer
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
+from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.attacks import edited_logits
+from mtsae_lens.unlearning.bootstrap import delta_interval
+from mtsae_lens.unlearning.calibration import calibrated_loss
+from mtsae_lens.unlearning.distance import distance_to_reference, truth_ratio_distance
+from mtsae_lens.unlearning.gate_quality import measure_gate
+from mtsae_lens.unlearning.generations import Decoding, continue_texts, generation_health, samples
+from mtsae_lens.unlearning.measures import EditEffect, Logits, as_logits, measure_edits, measure_model
+from mtsae_lens.unlearning.task import SPARED, Task
+
+PROMPT_SHARE = 8  # prompts are an eighth of a context, or of a question's table all that is before the answer
+N_GENERATED = 16  # texts continued of each corpus
+
+
+@dataclass(frozen=True)
+class Change:
+    """An edit (on the clean weights), or other weights, or neither."""
+
+    edit: Edit | None = None
+    weights: HookedSAETransformer | None = None
+
+    def logits(self, lm: HookedLM) -> Logits:
+        """The changed model."""
+        return edited_logits(lm, self.weights or lm.model, self.edit)
+
+    def effects(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditEffect]:
+        """Its effect on every corpus."""
+        if self.weights is None and self.edit is not None:
+            return {source: measure_edits(lm, table, [self.edit])[0] for source, table in tables.items()}
+        return {s: measure_model(self.logits(lm), lm.model, lm.cutter, t, lm.batch_size) for s, t in tables.items()}
+
+
+def effect_row(effect: EditEffect, seed: int) -> dict[str, Any]:
+    """An effect as plain numbers: losses and KL in nats per counted token, a 95% interval over documents, shares between 0 and 1."""
+    delta, n_tokens = (effect.by_document(sums) for sums in (effect.nll_edited - effect.nll_clean, effect.n_tokens))
+    low, high = delta_interval(delta, n_tokens, seed)
+    clean, edited = effect.mean(effect.nll_clean), effect.mean(effect.nll_edited)
+    return {
+        "nll_clean": clean,
+        "nll_edited": edited,
+        "perplexity_clean": math.exp(min(clean, 700.0)),
+        "perplexity_edited": math.exp(min(edited, 700.0)),
+        "nll_delta": effect.nll_delta,
+        "nll_delta_low": low,
+        "nll_delta_high": high,
+        "kl": effect.mean(effect.kl),
+        "top1_agreement": effect.top1_agreement,
+        "exact_memorisation": effect.exact_memorisation,
+        "extraction_strength": effect.extraction_strength,
+        "exact_recall": effect.exact_recall,
+        "gate_open": effect.gate_open,
+        "n_tokens": int(effect.n_tokens.sum()),
+        "n_contexts": len(effect.documents),
+        "n_documents": len(n_tokens),
+    }
+
+
+def document_rows(effect: EditEffect) -> list[dict[str, Any]]:
+    """One row per document (of questions: per person), nats per token."""
+    columns = [
+        effect.by_document(c).tolist()
+        for c in (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl, effect.agreements, effect.hits)
+    ]
+    return [
+        {
+            "document": name,
+            "n_tokens": int(n),
+            "nll_clean": c / n,
+            "nll_edited": e / n,
+            "kl": k / n,
+            "top1_agreement": a / n,
+            "exact_memorisation": h / n,
+        }
+        for name, n, c, e, k, a, h in zip(dict.fromkeys(effect.documents), *columns, strict=True)
+        if n
+    ]
+
+
+def further_measures(
+    lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer | None, seed: int
+) -> dict[str, Any]:
+    """What takes more than one pass over the text, on TEST: `calibrated` forget loss, `gate`, `generation` and `samples`, `reference`."""
+    forget = task.table(task.forget, "test", lm.cutter)
+    tune = task.table(task.forget, "tune", lm.cutter)
+    calibrated = calibrated_loss(change.logits(lm), as_logits(lm.model), lm.cutter, tune, forget, batch_size=lm.batch_size)
+    found: dict[str, Any] = {"calibrated_nll_delta": calibrated.nll_delta}
+    if change.edit is not None:
+        spared = task.tables("test", lm.cutter, SPARED)
+        found["gate"] = asdict(measure_gate(lm, change.edit.gate, forget, spared, seed=seed))
+    if reference is not None:
+        found["reference"] = asdict(distance_to_reference(change.logits(lm), reference, lm.cutter, forget, lm.batch_size))
+        if is_fact_source(task.forget):
+            found["truth_ratio"] = asdict(_truth_ratios(lm, task, change, reference, forget))
+    return found | _generations(lm, task, change)
+
+
+def _truth_ratios(lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer, forget: TokenTable) -> Any:
+    wrong = read_wrong_answers(task.forget, "test", lm.cutter, len(forget), seed=task.seed)
+    return truth_ratio_distance(change.logits(lm), reference, lm.cutter, forget, wrong, lm.batch_size)
+
+
+def _generations(lm: HookedLM, task: Task, change: Change) -> dict[str, Any]:
+    """Greedy continuations of the starts of held-out texts. Questions are short: their starts are the first words of a sentence."""
+    health: dict[str, Any] = {}
+    shown: dict[str, Any] = {}
+    if change.edit is not None and not change.edit.gate.causal:
+        return {"generation": health, "samples": shown}
+    for source in (task.forget, *task.sources("near")[:1], *task.sources("far")[:1]):
+        table = task.table(source, "test", lm.cutter)
+        table = TokenTable(table.corpus, table.tokens[:N_GENERATED], table.documents[:N_GENERATED])
+        decoding = _decoding(lm, table)
+        clean = continue_texts(lm, table, decoding)
+        changed = continue_texts(lm, table, decoding, edit=change.edit, model=change.weights)
+        health[source] = {"clean": asdict(generation_health(lm, clean)), "edited": asdict(generation_health(lm, changed))}
+        shown[source] = [asdict(sample) for sample in samples(lm, clean, changed, n_samples=4)]
+    return {"generation": health, "samples": shown}
+
+
+def _decoding(lm: HookedLM, table: TokenTable) -> Decoding:
+    special = lm.cutter.special_positions(table.tokens)[:, 1:]
+    shortest = int((~special).sum(dim=1).min()) if special.any() else table.tokens.shape[1]
+    n_prompt = max(2, min(lm.cutter.context_size // PROMPT_SHARE, shortest))
+    return Decoding(n_prompt_tokens=n_prompt, n_new_tokens=min(40, lm.model.cfg.n_ctx - n_prompt))
+
+
+def pooled(effects: Sequence[EditEffect]) -> dict[str, Any]:
+    """Means over draws on the same corpus, and the extremes of the change."""
+    deltas = [effect.nll_delta for effect in effects]
+    first = effects[0]
+    return {
+        "nll_clean": first.mean(first.nll_clean),
+        "nll_edited": first.mean(first.nll_clean) + sum(deltas) / len(deltas),
+        "nll_delta": sum(deltas) / len(deltas),
+        "nll_delta_min": min(deltas),
+        "nll_delta_max": max(deltas),
+        "kl": sum(effect.mean(effect.kl) for effect in effects) / len(effects),
+        "n_draws": len(effects),
+        "n_tokens": int(first.n_tokens.sum()),
+    }
