@@ -53,7 +53,7 @@ def _nll_gradient(
         delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts).detach()
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         log_probs = lm.logits_from(tokens, lm.splice.add_delta(h, delta, everywhere)).log_softmax(dim=-1)
-        (gradient,) = torch.autograd.grad((token_nll(log_probs, tokens) * counted).sum(), edited)
+        (gradient,) = torch.autograd.grad((token_nll(log_probs[:, :-1], tokens[:, 1:]) * counted).sum(), edited)
     return gradient
 
 

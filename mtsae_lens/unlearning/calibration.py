@@ -196,7 +196,7 @@ def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size:
     rows = []
     for tokens, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
         logits = model(tokens)
-        nll = token_nll(logits.log_softmax(dim=-1), tokens.to(logits.device)).cpu()
+        nll = token_nll(logits[:, :-1].log_softmax(dim=-1), tokens[:, 1:].to(logits.device)).cpu()
         rows.append(torch.stack([counted.double().sum(dim=1), (nll.double() * counted).sum(dim=1)]))
     n_tokens, losses = torch.cat(rows, dim=1)
     if not n_tokens.any():

@@ -155,6 +155,6 @@ def _mean_log_prob(model: Logits, cutter: ContextCutter, table: TokenTable, batc
         if not n_tokens.all():
             raise DataError(f"{table.corpus}: a question without an answer that counts")
         logits = model(tokens)
-        nll = token_nll(logits.log_softmax(dim=-1), tokens.to(logits.device)).cpu()
+        nll = token_nll(logits[:, :-1].log_softmax(dim=-1), tokens[:, 1:].to(logits.device)).cpu()
         rows.append(-(nll * counted).sum(dim=1) / n_tokens)
     return torch.cat(rows)

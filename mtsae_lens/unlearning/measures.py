@@ -84,7 +84,7 @@ class EditEffect:
         return torch.zeros(len(names), dtype=sums.dtype).index_add_(0, index, sums)
 
 
-def token_nll(log_probs: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+def token_nll(log_probs: Float[Tensor, "*n d_vocab"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
     """Negative log-likelihood of each token, in nats."""
     return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
