@@ -112,7 +112,8 @@ class EditedLayer:
         cache = getattr(output, "past_key_values", None)
         if cache is not None:
             if not hasattr(cache, _STATE):
-                cache.__class__ = _remembering(type(cache))
+                kind: Any = type(cache)
+                cache.__class__ = _remembering(kind)
             setattr(cache, _STATE, self.state)
         self.masked = None
 
