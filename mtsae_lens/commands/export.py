@@ -60,9 +60,12 @@ class ExportSettings(Settings):
     near: tuple[str, ...] = ()
     """Text to keep, near to it; likewise."""
     model: str | None = None
-    rank: int = LowRankSettings.rank
-    n_steps: int = LowRankSettings.n_steps
-    lr: float = LowRankSettings.lr
+    rank: int = Field(LowRankSettings.rank, gt=0)
+    """Of a low-rank change."""
+    n_steps: int = Field(LowRankSettings.n_steps, gt=0)
+    """Updates of its training."""
+    lr: float = Field(LowRankSettings.lr, gt=0)
+    """Their peak learning rate."""
     train_contexts: int = Field(512, gt=0)
     """Contexts of each text to train a low-rank change on, at most."""
     n_contexts: int = Field(64, gt=0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformer_lens.loading_from_pretrained as loading
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -81,7 +82,7 @@ def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: st
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: cannot be opened as a Hugging Face model with safetensors ({error})") from error
     if model.config.model_type not in FAMILIES:
         raise ModelError(f"{name}: models of type {model.config.model_type!r} cannot be exported; needed {', '.join(FAMILIES)}")
