@@ -179,6 +179,49 @@ def generate(
 
 
 @app.command()
+def export(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
+    edit: Annotated[Path | None, typer.Option(help="An edit that 'mtsae unlearn' wrote (edit.json).")] = None,
+    form: Annotated[str | None, typer.Option(help="hooked, projected or low-rank.")] = None,
+    forget: Annotated[
+        str | None, typer.Option(help="The text that the edit is for: measured, and trained on for low-rank.")
+    ] = None,
+    retain: Annotated[list[str] | None, typer.Option(help="Text to keep, far from it; may be repeated.")] = None,
+    near: Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")] = None,
+    model: Model = None,
+    rank: Annotated[int | None, typer.Option(help="Of a low-rank change.")] = None,
+    n_steps: Annotated[int | None, typer.Option(help="Steps of its training.")] = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Write an edited model as a Hugging Face folder: with the edit attached, or with something like it in the weights."""
+    from mtsae_lens.commands.export import MODEL_FOLDER, ExportSettings, comparison_table, run_export  # noqa: PLC0415
+
+    typed: dict[str, Any] = {
+        "sae": sae,
+        "edit": edit,
+        "form": form,
+        "forget": forget,
+        "retain": tuple(retain) if retain else None,
+        "near": tuple(near) if near else None,
+        "model": model,
+        "rank": rank,
+        "n_steps": n_steps,
+        "out": out or (None if config else Path("runs/export")),
+        "seed": seed,
+        "device": device,
+    }
+    settings = ExportSettings.build(config, typed)
+    measured = run_export(settings)
+    if measured["comparison"]:
+        _print_table(comparison_table(measured))
+    loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
+    typer.echo(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}")
+
+
+@app.command()
 def demo(
     out: Out = None,
     training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,

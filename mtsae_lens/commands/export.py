@@ -1,0 +1,218 @@
+"""Take an edited model away as a Hugging Face folder, and measure what was written against the edit at its hook."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mtsae_lens.commands.export_comparison import at_hook, compare
+from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.data.facts import is_fact_source, read_facts
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.export.base_models import BaseModel, open_base
+from mtsae_lens.export.card import model_card
+from mtsae_lens.export.hooked import export_hooked
+from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
+from mtsae_lens.export.persistent import as_projection, project_weights
+from mtsae_lens.export.standalone import load_edited
+from mtsae_lens.files import prepare_output_dir, whole_folder, write_text
+from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.reporting.page import Table
+from mtsae_lens.splice.edit_files import load_edit, save_edit
+from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.measures import Logits, as_logits
+
+Form = Literal["hooked", "projected", "low-rank"]
+MODEL_FOLDER = "model"
+
+_PROJECTED = """What the edit's directions span was projected out of all that is written to the residual stream before the hook:
+embeddings, attention and MLP outputs. There is no hook and no gate; the projection is always on. It equals a projection at
+the hook only where no layer before the hook reads the stream."""
+
+_LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps towards the
+model with the edit at its hook, and merged. There is no hook. Weights tuned away from a behaviour may be tuned back to it."""
+
+
+class ExportSettings(Settings):
+    """Settings of `mtsae export`."""
+
+    sae: Path
+    edit: Path
+    """A file that `mtsae unlearn` wrote."""
+    out: Path
+    form: Form = "hooked"
+    """`hooked`: the edit attached by a stand-alone loader. `projected`: its directions taken out of the weights. `low-rank`: weights
+    tuned towards the edited model."""
+    forget: str | None = None
+    """The text that the edit is for: measured; `low-rank` is trained on it too."""
+    retain: tuple[str, ...] = ()
+    """Text to keep, far from it; likewise."""
+    near: tuple[str, ...] = ()
+    """Text to keep, near to it; likewise."""
+    model: str | None = None
+    rank: int = Field(LowRankSettings.rank, gt=0)
+    """Of a low-rank change."""
+    n_steps: int = Field(LowRankSettings.n_steps, gt=0)
+    """Updates of its training."""
+    lr: float = Field(LowRankSettings.lr, gt=0)
+    """Their peak learning rate."""
+    train_contexts: int = Field(512, gt=0)
+    """Contexts of each text to train a low-rank change on, at most."""
+    n_contexts: int = Field(64, gt=0)
+    """Contexts of TEST of each text to measure on, at most."""
+    batch_size: int = Field(16, gt=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str = "cpu"
+
+    def corpora(self) -> dict[str, str]:
+        """Role of every text."""
+        forget = {self.forget: "forget"} if self.forget else {}
+        return forget | dict.fromkeys(self.near, "near") | dict.fromkeys(self.retain, "far")
+
+    def low_rank(self) -> LowRankSettings:
+        """The part that the fine-tune reads."""
+        return LowRankSettings(self.rank, self.n_steps, lr=self.lr, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, ready to be measured, and what else it is to be compared with."""
+
+    models: dict[str, Logits]
+    numbers: dict[str, Any]
+
+
+def run_export(settings: ExportSettings) -> dict[str, Any]:
+    """Write the model to `OUT/model` and the comparison to `OUT/metrics.json`.
+
+    `metrics.json`: `form`; `comparison`, by corpus `role, n_tokens`, `hook` and `exported` (and for `projected` `hook_projection`, the
+    always-open projection at the hook), as `compare` gives them; `numbers` of the form; `provenance`.
+
+    Raises:
+        ConfigError: `low-rank` without text to forget and to retain.
+    """
+    watch = Stopwatch()
+    prepare_output_dir(settings.out)
+    if settings.form == "low-rank" and (settings.forget is None or not settings.retain + settings.near):
+        raise ConfigError("--form low-rank is trained on text: give --forget and --retain")
+    for source in settings.corpora():
+        if not is_fact_source(source):
+            check_source(source)
+    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    edit = load_edit(settings.edit, lm.splice)
+    exported = _FORMS[settings.form](settings, lm, edit)
+    comparison = {
+        source: {"role": role} | compare(lm, _read(settings, lm, source, "test", settings.n_contexts), edit, exported.models)
+        for source, role in settings.corpora().items()
+    }
+    made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
+    measured = {"form": settings.form, "comparison": comparison, "numbers": exported.numbers, "provenance": made}
+    write_metrics(settings.out, measured)
+    return measured
+
+
+def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
+    folder = settings.out / MODEL_FOLDER
+    difference = export_hooked(folder, lm, edit, _base_name(settings, lm), _made(settings))
+    model = load_edited(folder).to(settings.device)
+    d_vocab = lm.model.cfg.d_vocab
+    numbers = {"max_log_prob_difference": difference}
+    return Exported({"exported": lambda tokens: model(tokens, use_cache=False).logits[..., :d_vocab]}, numbers)
+
+
+def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
+    base = open_base(_base_name(settings, lm), device=settings.device)
+    twin = as_projection(edit, lm.splice)
+    project_weights(base, twin, lm.splice.hook_name)
+    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": at_hook(lm, twin)}
+    return Exported(models, {"n_directions": len(twin.basis)})
+
+
+def _low_rank(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
+    options, watch = settings.low_rank(), Stopwatch()
+    base = open_base(_base_name(settings, lm), device=settings.device)
+    forget, *retain = [_read(settings, lm, source, "train", settings.train_contexts) for source in settings.corpora()]
+    losses = train_low_rank(base, lm, edit, forget, retain, options)
+    numbers = {"rank": options.rank, "n_steps": options.n_steps, "losses": losses, "seconds": watch.seconds}
+    what = _LOW_RANK.format(rank=options.rank, n_steps=options.n_steps)
+    return Exported({"exported": _save(settings, lm, edit, base, what)}, numbers)
+
+
+_FORMS: dict[Form, Callable[[ExportSettings, HookedLM, Edit], Exported]] = {
+    "hooked": _hooked,
+    "projected": _projected,
+    "low-rank": _low_rank,
+}
+
+
+def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, what: str) -> Logits:
+    """Write a model folder, and read it back as anyone would."""
+    folder = settings.out / MODEL_FOLDER
+    sections = {
+        "What was done to the weights": what,
+        "How to load it": "`AutoModelForCausalLM.from_pretrained` on this folder.",
+    }
+    hook_name = lm.splice.hook_name
+    with whole_folder(folder) as partial:
+        base.save(partial)
+        save_edit(partial / "edit.json", edit, lm.splice, _made(settings))
+        card = model_card(
+            "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
+        )
+        write_text(partial / "README.md", card)
+    return as_logits(load_language_model(str(folder), device=settings.device))
+
+
+def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
+    name = settings.model or lm.sae.cfg.metadata.model_name
+    assert name is not None  # open_sae has opened it
+    return name
+
+
+def _made(settings: ExportSettings) -> dict[str, Any]:
+    """Where an exported model came from: how it was exported, and what made the edit."""
+    of_edit = json.loads(settings.edit.read_text(encoding="utf-8"))["provenance"]
+    return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": of_edit}
+
+
+def _read(settings: ExportSettings, lm: HookedLM, source: str, split: Split, n_contexts: int) -> TokenTable:
+    """Contexts of a text; questions have no training split, SELECT serves there."""
+    if is_fact_source(source):
+        return read_facts(source, "select" if split == "train" else split, lm.cutter, n_contexts, seed=settings.seed)
+    return read_tokens(source, split, lm.cutter, n_contexts, seed=settings.seed)
+
+
+def comparison_table(measured: dict[str, Any]) -> Table:
+    """One row per corpus: change of the loss at the hook and in what was written, and how far that is from the hook."""
+    has_twin = measured["form"] == "projected"
+    header = [
+        "corpus",
+        "role",
+        "at the hook",
+        *(["projection at the hook"] if has_twin else []),
+        "exported",
+        "KL from the hook",
+    ]
+    rows = [
+        [
+            name,
+            row["role"],
+            f"{row['hook']['nll_delta']:+.3f}",
+            *([f"{row['hook_projection']['nll_delta']:+.3f}"] if has_twin else []),
+            f"{row['exported']['nll_delta']:+.3f}",
+            f"{row['exported']['kl_from_hook']:.3g}",
+            row["n_tokens"],
+        ]
+        for name, row in measured["comparison"].items()
+    ]
+    return Table([*header, "tokens"], rows)

@@ -1,0 +1,51 @@
+"""How far an exported model is from the edit at its hook that it stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.measures import Logits, kl_divergence, measure_edits, measure_model
+
+
+def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
+    """What an edit at its hook and other models do to a text, in nats per token.
+
+    `n_tokens`; `hook` with `nll_delta` and `kl` against the clean model; for every other model the same, and `kl_from_hook`, KL(model with
+    the edit at its hook || this one).
+    """
+    (hook,) = measure_edits(lm, table, [edit])
+    compared: dict[str, Any] = {"n_tokens": int(hook.n_tokens.sum())}
+    compared["hook"] = {"nll_delta": hook.nll_delta, "kl": hook.mean(hook.kl)}
+    for name, logits in models.items():
+        effect = measure_model(logits, lm.model, lm.cutter, table, lm.batch_size)
+        from_hook = mean_kl(lm, table, at_hook(lm, edit), logits)
+        compared[name] = {"nll_delta": effect.nll_delta, "kl": effect.mean(effect.kl), "kl_from_hook": from_hook}
+    return compared
+
+
+def at_hook(lm: HookedLM, edit: Edit) -> Logits:
+    """The model with an edit at its hook."""
+
+    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
+
+    return logits
+
+
+@torch.no_grad()
+def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
+    """`KL(target || model)` of the predictions of counted tokens, in nats per token."""
+    total, n_tokens = 0.0, 0
+    for tokens, counted in zip(lm.batches(table), table.counted(lm.cutter).split(lm.batch_size), strict=True):
+        divergence = kl_divergence(target(tokens).log_softmax(dim=-1), model(tokens).log_softmax(dim=-1))[:, :-1]
+        total += float(divergence[counted.to(divergence.device)].sum())
+        n_tokens += int(counted.sum())
+    return total / max(n_tokens, 1)

@@ -1,0 +1,103 @@
+"""The Hugging Face model under a hooked one: opened, its parts by name, saved."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformer_lens.loading_from_pretrained as loading
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
+from mtsae_lens.errors import ModelError
+from mtsae_lens.export.standalone import decoder_layers
+
+_RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the modules stand that write to the residual stream: embeddings in the model, the other two in every decoder layer."""
+
+    embeddings: tuple[str, ...]
+    attention_out: str
+    mlp_out: str
+
+
+_LLAMA = Family(("model.embed_tokens",), "self_attn.o_proj", "mlp.down_proj")
+FAMILIES: dict[str, Family] = {
+    "gpt_neox": Family(("gpt_neox.embed_in",), "attention.dense", "mlp.dense_4h_to_h"),
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "gpt2": Family(("transformer.wte", "transformer.wpe"), "attn.c_proj", "mlp.c_proj"),
+}
+"""By `model_type`."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A causal language model of Hugging Face with its tokenizer."""
+
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def family(self) -> Family:
+        """Its family."""
+        return FAMILIES[self.model.config.model_type]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """Its decoder layers."""
+        return decoder_layers(self.model)
+
+    def save(self, folder: Path) -> None:
+        """Weights (safetensors), config and tokenizer."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> BaseModel:
+    """The model that `load_language_model(name)` made hooks for.
+
+    Args:
+        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name.
+        dtype: of the weights; `auto` for that of the files.
+        device: where to put it.
+
+    Raises:
+        ModelError: it cannot be read, or its family is none of `FAMILIES`.
+    """
+    local = name in EMBEDDED_MODELS or Path(name).is_dir()
+    place = str(embedded_model_dir(name)) if name in EMBEDDED_MODELS else name
+    if not local:
+        place = loading.get_official_model_name(name)
+    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
+        tokenizer = AutoTokenizer.from_pretrained(place, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{name}: cannot be opened as a Hugging Face model with safetensors ({error})") from error
+    if model.config.model_type not in FAMILIES:
+        raise ModelError(f"{name}: models of type {model.config.model_type!r} cannot be exported; needed {', '.join(FAMILIES)}")
+    return BaseModel(model.to(device).eval(), tokenizer)
+
+
+def hooked_layer(hook_name: str) -> tuple[int, str]:
+    """Decoder layer and side (`pre` or `post`) of a hook of the residual stream.
+
+    Raises:
+        ModelError: another hook.
+    """
+    match = _RESIDUAL.match(hook_name)
+    if match is None:
+        raise ModelError(
+            f"an edit at {hook_name} cannot be exported; needed an SAE at blocks.<layer>.hook_resid_pre or blocks.<layer>.hook_resid_post"
+        )
+    return int(match[1]), match[2]

@@ -1,0 +1,55 @@
+"""The README of an exported model: what it is, how it is loaded, what the edit does, where it came from."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
+from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate
+
+SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
+
+
+def describe_edit(edit: Edit) -> str:
+    """What an edit does, in a sentence or two."""
+    if isinstance(edit, FeatureEdit):
+        what = f"{len(edit.features)} features e_i become {-edit.multiplier:g} e_i where they fire"
+    elif isinstance(edit, FeatureClamp):
+        what = f"{len(edit.features)} features are set to fixed values ({edit.where.replace('_', ' ')})"
+    elif isinstance(edit, DirectionEdit):
+        what = f"{len(edit.basis)} directions are taken out of the activations, {1 + edit.multiplier:g} times"
+    else:
+        what = f"a {type(edit).__name__} is applied"
+    gate = edit.gate
+    if isinstance(gate, RunningEvidenceGate):
+        where = f"where the running evidence of {len(gate.features)} features (decay {gate.decay:g}) exceeds {gate.threshold:.4g} nats"
+    elif isinstance(gate, FeatureActiveGate):
+        where = f"where one of {len(gate.features)} features fires"
+    else:
+        where = "everywhere but at special tokens and at the first token"
+    return f"{what[0].upper()}{what[1:]}, {where}."
+
+
+def model_card(
+    title: str, base: str, hook_name: str, edit: Edit, sections: dict[str, str], provenance: dict[str, Any] | None = None
+) -> str:
+    """A README in Markdown.
+
+    Args:
+        title: of the page.
+        base: name of the model that was edited; only the last part of a path is shown.
+        hook_name: where the edit was made.
+        edit: what was asked for.
+        sections: heading and text of what differs between the forms.
+        provenance: what made the edit, put down as JSON.
+    """
+    name = base.rstrip("/").split("/")[-1]
+    parts = [
+        "---\nlibrary_name: transformers\ntags: [unlearning, sparse-autoencoder]\n---",
+        f"# {title}",
+        f"Base model: {name}; its licence holds here too. Hook: `{hook_name}`. Edit: {describe_edit(edit)}",
+        *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
+        "## Where it came from\n\n```json\n" + json.dumps(provenance or {}, indent=1) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,105 @@
+"""A Hugging Face model folder with the edit attached by a hook, and a loader that needs nothing of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtsae_lens.errors import ModelError
+from mtsae_lens.export import standalone
+from mtsae_lens.export.base_models import hooked_layer, open_base
+from mtsae_lens.export.card import SUPPRESSION, model_card
+from mtsae_lens.export.reduction import reduce_encoder
+from mtsae_lens.files import whole_folder, write_json, write_text
+from mtsae_lens.splice.edit_files import save_edit, weights_digest
+from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+LOADER_FILE = "edited_model.py"
+MAX_LOG_PROB_DIFFERENCE = 1e-3  # as for the conversion of a model to hooks
+
+_LOADING = """Needs torch, transformers and safetensors. From inside this folder, or with it on the Python path:
+
+```python
+from edited_model import load_edited
+
+model = load_edited(".")  # a transformers model; generate() works, with the KV cache or without
+```
+
+`AutoModelForCausalLM.from_pretrained` on this folder gives the model **without** the edit."""
+
+_FILES = """`model.safetensors`, config and tokenizer: the base model, unchanged. `edit.json`: the edit. `hook/`: the encoder that it reads,
+reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model.py`: the loader."""
+
+
+def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance: dict[str, Any] | None = None) -> float:
+    """Write a folder that holds the base model, the SAE, the edit and a stand-alone loader; load it and compare.
+
+    Args:
+        folder: to create; what is there is replaced.
+        lm: the model with its SAE.
+        edit: with a causal gate that has a form in a file.
+        base: the name under which `load_language_model` opened `lm.model`.
+        provenance: where the edit came from.
+
+    Returns:
+        The largest difference in log-probability, on a few random tokens, between what was written and `lm` with the edit.
+
+    Raises:
+        ModelError: hook, SAE, gate or family cannot be exported, or the model that was written is another one.
+    """
+    layer, side = hooked_layer(lm.splice.hook_name)
+    if not isinstance(edit.gate, AlwaysOpen | FeatureActiveGate | RunningEvidenceGate):
+        raise ModelError(
+            f"an edit with a {type(edit.gate).__name__} cannot be exported; needed AlwaysOpen, FeatureActiveGate or RunningEvidenceGate"
+        )
+    tensors, settings = reduce_encoder(lm.sae)
+    config = {
+        "hook_name": lm.splice.hook_name,
+        "layer": layer,
+        "side": side,
+        "weights_sha256": weights_digest(lm.sae),
+        "special_token_ids": lm.cutter.special_token_ids.tolist(),
+        **settings,
+    }
+    with whole_folder(folder) as partial:
+        open_base(base, dtype="auto").save(partial)
+        lm.sae.save_model(partial / "sae")
+        save_edit(partial / standalone.EDIT_FILE, edit, lm.splice, provenance)
+        (partial / standalone.HOOK_FOLDER).mkdir()
+        save_file(tensors, partial / standalone.HOOK_FOLDER / "weights.safetensors")
+        write_json(partial / standalone.HOOK_FOLDER / "config.json", config)
+        write_text(partial / LOADER_FILE, Path(standalone.__file__).read_text(encoding="utf-8"))
+        sections = {"How to load it": _LOADING, "What the edit is": SUPPRESSION, "Files": _FILES}
+        card = model_card("A language model with an edit attached", base, lm.splice.hook_name, edit, sections, provenance)
+        write_text(partial / "README.md", card)
+        difference = _check(partial, lm, edit)
+    return difference
+
+
+def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
+    generator = torch.Generator().manual_seed(0)
+    size = (2, min(64, lm.model.cfg.n_ctx))
+    tokens = torch.randint(lm.model.cfg.d_vocab, size, generator=generator).to(lm.model.cfg.device)
+    model = standalone.load_edited(folder).to(lm.model.cfg.device)
+    difference = max_log_prob_difference(model, lm, edit, tokens)
+    if not difference < MAX_LOG_PROB_DIFFERENCE:
+        raise ModelError(
+            f"the exported model gives other logits than the edited one (log-probabilities differ by {difference:.3g})"
+        )
+    return difference
+
+
+@torch.no_grad()
+def max_log_prob_difference(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> float:
+    """Largest difference between the log-probabilities of a Hugging Face model and of `lm` with the edit."""
+    edited = lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens))
+    expected = lm.logits_from(tokens, edited).log_softmax(dim=-1)
+    logits = model(tokens).logits[..., : lm.model.cfg.d_vocab]
+    return (logits.log_softmax(dim=-1) - expected).abs().max().item()

@@ -1,0 +1,83 @@
+"""Something like an edit in the weights: directions projected out of all that is written to the residual stream before the hook.
+
+A hook takes directions out of h, the residual stream that it meets: `h' = h - (1 + m) B^T B (h - c)`. In weights, the same map is applied
+to every term whose sum h is:
+
+    h = W_E[token] + W_pos[position] + sum over layers before the hook of (attention W_O + b_O) + (MLP W_out + b_out)
+    W -> W (1 - (1 + m) B^T B) for each of them, and (1 + m) B^T B c added to W_E
+
+This is the hook's edit exactly where nothing before the hook reads the stream: at `blocks.0.hook_resid_pre`. Elsewhere the earlier
+layers read a stream that lacks the directions too, so they write something else; how much is measured, not assumed. There is no gate in
+weights: the projection is always on, at special tokens too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from mtsae_lens.errors import ModelError
+from mtsae_lens.export.base_models import BaseModel, hooked_layer
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, check_features, orthonormal_rows
+
+
+def as_projection(edit: Edit, splice: Splice) -> DirectionEdit:
+    """The always-open edit that a projection of weights imitates.
+
+    A `DirectionEdit` loses its gate. Of an edit of features what their decoder rows span is taken out whole: more than zeroing the
+    features takes, because what others write there goes too.
+
+    Raises:
+        ModelError: an edit of another kind, or one of no feature.
+    """
+    if isinstance(edit, DirectionEdit):
+        return DirectionEdit(edit.basis, edit.center, edit.multiplier)
+    if not isinstance(edit, FeatureEdit | FeatureClamp) or not edit.features:
+        raise ModelError(
+            f"a {type(edit).__name__} has no directions to project out; needed an edit of features or of directions"
+        )
+    check_features(edit.features, splice.sae.cfg.d_sae)
+    rows = splice.sae.W_dec[list(edit.features)].detach()
+    return DirectionEdit(orthonormal_rows(rows), torch.zeros(rows.shape[-1]))
+
+
+@torch.no_grad()
+def project_weights(base: BaseModel, edit: DirectionEdit, hook_name: str) -> None:
+    """Apply the map of an edit to all that is written to the residual stream before a hook, in place."""
+    layer, side = hooked_layer(hook_name)
+    device = base.model.device
+    basis, center = edit.basis.to(device, torch.float32), edit.center.to(device, torch.float32)
+    change = -(1 + edit.multiplier) * basis.T @ basis
+    _untie(base)
+    for number, name in enumerate(base.family.embeddings):
+        weight = base.model.get_submodule(name).weight
+        weight.copy_(_mapped(weight, change) - (center @ change if number == 0 else 0.0))
+    for writer in _writers(base, layer + (side == "post")):
+        rows = writer.weight if isinstance(writer, Conv1D) else writer.weight.T  # (d_in, d_model)
+        rows.copy_(_mapped(rows, change))
+        if writer.bias is not None:
+            writer.bias.copy_(_mapped(writer.bias, change))
+
+
+def _mapped(rows: Float[Tensor, "*row d_model"], change: Float[Tensor, "d_model d_model"]) -> Tensor:
+    """`rows (1 + change)`."""
+    return rows + (rows.float() @ change).to(rows.dtype)
+
+
+def _writers(base: BaseModel, n_layers: int) -> Iterator[Any]:
+    for layer in list(base.layers)[:n_layers]:
+        yield layer.get_submodule(base.family.attention_out)
+        yield layer.get_submodule(base.family.mlp_out)
+
+
+def _untie(base: BaseModel) -> None:
+    """Where the embedding is the unembedding too, that gets weights of its own: it reads the stream, it does not write to it."""
+    if base.model.config.tie_word_embeddings:
+        head = base.model.get_output_embeddings()
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        base.model.config.tie_word_embeddings = False

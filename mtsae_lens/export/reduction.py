@@ -1,0 +1,85 @@
+"""An SAE's encoder reduced to plain tensors and a few settings, which is all that the stand-alone loader reads.
+
+Every causal encoder is the same computation, that of `mtsae_lens.export.standalone`: one that reads the token alone has one scale whose
+filter is 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from sae_lens import SAE
+from sae_lens.saes.jumprelu_sae import JumpReLUSAE
+from sae_lens.saes.standard_sae import StandardSAE
+from sae_lens.saes.topk_sae import TopKSAE
+from torch import Tensor
+
+from mtsae_lens.errors import ModelError
+from mtsae_lens.sae.mtsae import MTSAE
+
+_PLAIN: dict[type[SAE[Any]], str] = {StandardSAE: "relu", TopKSAE: "topk", JumpReLUSAE: "jumprelu"}
+"""BatchTopK and Matryoshka SAEs are saved as JumpReLU ones, their threshold fixed."""
+
+
+@torch.no_grad()
+def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and settings of an SAE whose features depend on its input as `mtsae_lens.export.standalone` says.
+
+    Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in (d_in,)`,
+    and `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`, `activation`, `k`.
+
+    Raises:
+        ModelError: another architecture, an encoder that reads later positions, or inputs normalised one by one.
+    """
+    if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
+        raise ModelError(
+            f"an SAE with normalize_activations={sae.cfg.normalize_activations!r} cannot be exported; needed one whose norm is folded "
+            "into its weights ('none')"
+        )
+    if isinstance(sae, MTSAE):
+        tensors, settings = _temporal(sae)
+    elif type(sae) in _PLAIN:
+        tensors, settings = _plain(sae)
+    else:
+        raise ModelError(
+            f"an SAE of architecture {sae.cfg.architecture()!r} cannot be exported; needed mtsae, standard, topk, batchtopk or jumprelu"
+        )
+    tensors["b_in"] = sae.b_dec * float(sae.cfg.apply_b_dec_to_input)
+    return {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}, settings
+
+
+def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    cfg = sae.cfg
+    if cfg.padding != "causal":
+        raise ModelError(
+            f"this SAE has padding={cfg.padding!r}: its encoder reads later positions, which do not exist yet when a model generates; train "
+            "one with padding='causal'"
+        )
+    tensors = {"filters": sae.filters, "W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec}
+    settings = {
+        "offsets": sae.read_offsets,
+        "scale_norm": cfg.scale_norm,
+        "context_gain": cfg.context_gain,
+        "activation": cfg.activation,
+        "k": cfg.k,
+    }
+    return tensors, settings
+
+
+def _plain(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Where pre-activations are scaled by the decoder's norms, encoder and decoder take these into their weights."""
+    norms = torch.ones_like(sae.W_dec[:, 0])
+    if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
+        norms = sae.W_dec.norm(dim=-1)
+    tensors = {
+        "filters": torch.ones(1, 1, sae.cfg.d_in),
+        "W_enc": sae.W_enc * norms,
+        "b_enc": sae.b_enc * norms,  # type: ignore[operator]
+        "W_dec": sae.W_dec / norms.unsqueeze(-1),
+    }
+    if isinstance(sae, JumpReLUSAE):
+        tensors["threshold"] = sae.threshold
+    activation = _PLAIN[type(sae)]
+    settings: dict[str, Any] = {"offsets": [0], "scale_norm": "none", "context_gain": 1.0, "activation": activation}
+    return tensors, settings | ({"k": sae.cfg.k} if activation == "topk" else {})

@@ -1,0 +1,290 @@
+"""An exported model is the hooked one with its edit: same predictions, same text, without this package."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from mtsae_lens.errors import ModelError
+from mtsae_lens.export import standalone
+from mtsae_lens.export.hooked import export_hooked, max_log_prob_difference
+from mtsae_lens.export.standalone import attach, load_edited
+from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+ATOL = 1e-4
+GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+RUNNING = RunningEvidenceGate(torch.arange(24), torch.linspace(0.5, 1.5, 24), decay=0.8, threshold=11.0)
+ACTIVE = FeatureActiveGate(torch.arange(6))
+DIRECTIONS = orthonormal_rows(torch.randn(3, 32, generator=torch.Generator().manual_seed(2)))
+EDITS: dict[str, Edit] = {
+    "features": FeatureEdit(tuple(range(20)), 2.0),
+    "features_running": FeatureEdit(tuple(range(40)), 2.0, RUNNING),
+    "clamp_fires": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "fires", ACTIVE),
+    "clamp_any": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "any_fires"),
+    "clamp_everywhere": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "everywhere", RUNNING),
+    "directions": DirectionEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
+}
+RELU = {"activation": "relu", "scale_norm": "none", "apply_b_dec_to_input": False}
+CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
+    *(("neox", "blocks.0.hook_resid_post", "mtsae", {}, edit) for edit in EDITS),
+    ("neox", "blocks.1.hook_resid_pre", "mtsae", {"learn_dilations": True, "max_lag": 20}, "features"),
+    ("neox", "blocks.1.hook_resid_post", "mtsae", {"scale_norm": "layer_norm"}, "features_running"),
+    ("neox", "blocks.0.hook_resid_pre", "mtsae", RELU, "features"),
+    ("neox", "blocks.0.hook_resid_post", "standard", {}, "features_running"),
+    ("neox", "blocks.0.hook_resid_post", "topk", {}, "features"),
+    ("neox", "blocks.0.hook_resid_post", "jumprelu", {}, "features"),
+    ("llama", "blocks.0.hook_resid_post", "mtsae", {}, "features_running"),
+    ("llama", "blocks.1.hook_resid_pre", "topk", {}, "features"),
+    ("gpt2", "blocks.0.hook_resid_post", "mtsae", {}, "features"),
+    ("gpt2", "blocks.0.hook_resid_pre", "jumprelu", {}, "features"),
+]
+
+
+@torch.no_grad()
+def edited_log_probs(lm: HookedLM, tokens: torch.Tensor, edit: Edit) -> torch.Tensor:
+    """A whole forward pass with a hook."""
+    hooks = [lm.splice.hook(edit, lm.masked(tokens))]
+    return lm.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False).log_softmax(-1)
+
+
+@torch.no_grad()
+def log_probs(model: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+    return model(tokens, **options).logits.log_softmax(-1)
+
+
+def reread(lm: HookedLM, tokens: torch.Tensor, edit: Edit, n_new: int) -> torch.Tensor:
+    """Greedy decoding that reads the whole text anew for every token."""
+    for _ in range(n_new):
+        tokens = torch.cat([tokens, edited_log_probs(lm, tokens, edit)[:, -1:].argmax(-1)], dim=1)
+    return tokens
+
+
+@pytest.fixture
+def exported(make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tmp_path: Path) -> Callable[..., Any]:
+    def export(family: str = "neox", edit: Edit = EDITS["features_running"], **options: Any) -> tuple[HookedLM, Path, Any]:
+        lm = make_lm(family, **options)
+        export_hooked(tmp_path / "model", lm, edit, model_dirs[family], {"seed": 3})
+        return lm, tmp_path / "model", load_edited(tmp_path / "model")
+
+    return export
+
+
+@pytest.mark.parametrize(("family", "hook_name", "kind", "settings", "name"), CASES)
+def test_an_exported_model_predicts_what_the_hooked_one_does(
+    family: str,
+    hook_name: str,
+    kind: str,
+    settings: dict[str, Any],
+    name: str,
+    exported: Callable[..., Any],
+    tokens: torch.Tensor,
+) -> None:
+    edit = EDITS[name]
+    lm, _, model = exported(family, edit, hook_name=hook_name, kind=kind, **settings)
+    expected = edited_log_probs(lm, tokens, edit)
+    torch.testing.assert_close(log_probs(model, tokens), expected, atol=ATOL, rtol=0)
+    assert max_log_prob_difference(model, lm, edit, tokens) < ATOL
+    assert (edited_log_probs(lm, tokens, FeatureEdit(())) - expected).abs().max() > 0.1  # the edit does something
+
+    prompts = tokens[:, :8]
+    options = {"attention_mask": torch.ones_like(prompts), **GREEDY}
+    written = reread(lm, prompts, edit, 8)
+    for use_cache in (True, False):
+        assert torch.equal(model.generate(prompts, use_cache=use_cache, **options), written)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("special_token_ids", []),
+        ("offsets", [0, -2, -3, -4, -7]),
+        ("context_gain", 0.5),
+        ("k", 9),
+        ("scale_norm", "none"),
+        ("layer", 1),
+    ],
+)
+def test_every_setting_of_the_hook_counts(name: str, value: Any, exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    edit = EDITS["features"]
+    lm, folder, _ = exported(edit=edit)
+    config = folder / "hook" / "config.json"
+    changed = json.loads(config.read_text())
+    assert changed[name] != value
+    config.write_text(json.dumps(changed | {name: value}))
+    assert max_log_prob_difference(load_edited(folder), lm, edit, tokens) > 100 * ATOL
+
+
+def test_token_by_token_is_the_whole_text(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    _, _, model = exported()
+    whole, cache, pieces = log_probs(model, tokens), None, []
+    with torch.no_grad():
+        for part in (tokens[:, :5], *tokens[:, 5:].split(1, dim=1)):
+            output = model(part, past_key_values=cache, use_cache=True)
+            cache = output.past_key_values
+            pieces.append(output.logits.log_softmax(-1))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=ATOL, rtol=0)
+
+
+def test_a_cache_that_was_copied_goes_on_and_one_that_was_cut_or_made_elsewhere_is_refused(
+    exported: Callable[..., Any], tokens: torch.Tensor
+) -> None:
+    _, folder, model = exported()
+    with torch.no_grad():
+        cache = model(tokens[:, :9], use_cache=True).past_key_values
+        copied = copy.deepcopy(cache)
+        first = model(tokens[:, 9:], past_key_values=cache).logits
+        again = model(tokens[:, 9:], past_key_values=copied).logits
+        assert torch.equal(first, again)
+        copied.crop(-12)
+        with pytest.raises(ValueError, match="begin again with an empty one"):
+            model(tokens[:, 9:], past_key_values=copied)
+        base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        with pytest.raises(ValueError, match="made, cut or copied without the edit"):
+            model(tokens[:, 9:], past_key_values=base(tokens[:, :9], use_cache=True).past_key_values)
+    with pytest.raises(ValueError, match="needs input_ids"):
+        model(inputs_embeds=model.get_input_embeddings()(tokens))
+    torch.testing.assert_close(log_probs(model, tokens), log_probs(load_edited(folder), tokens))
+
+
+def test_beams_take_along_what_was_read(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    _, _, model = exported()
+    prompts = tokens[:, :9]
+    options = {"attention_mask": torch.ones_like(prompts), "num_beams": 4, **GREEDY}
+    cached, read_anew = (model.generate(prompts, use_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached, read_anew)
+
+
+def test_padding_on_the_left_changes_nothing(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    _, _, model = exported(edit=EDITS["features"])
+    text = tokens[2:, :12]  # without a BOS
+    padded, attention = (torch.nn.functional.pad(part, (5, 0), value=value) for part, value in ((text, 77), (text * 0 + 1, 0)))
+    positions = (attention.cumsum(-1) - 1).clamp(min=0)
+    got = log_probs(model, padded, attention_mask=attention, position_ids=positions)[:, 5:]
+    torch.testing.assert_close(got, log_probs(model, text), atol=ATOL, rtol=0)
+    assert not torch.allclose(log_probs(model, padded, position_ids=positions)[:, 5:], got, atol=0.1)
+
+
+def test_the_edit_can_be_taken_away_again(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    lm, folder, edited = exported()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    clean = log_probs(model, tokens)
+    torch.testing.assert_close(clean, edited_log_probs(lm, tokens, FeatureEdit(())), atol=ATOL, rtol=0)
+    remove = attach(model, folder)
+    torch.testing.assert_close(log_probs(model, tokens), log_probs(edited, tokens))
+    remove()
+    assert torch.equal(log_probs(model, tokens), clean)
+
+
+def test_the_folder_holds_all_that_belongs_to_the_edit(exported: Callable[..., Any], model_dirs: dict[str, str]) -> None:
+    edit = EDITS["features_running"]
+    lm, folder, _ = exported()
+    before = AutoTokenizer.from_pretrained(model_dirs["neox"])
+    loaded = load_edit(folder / "edit.json", lm.splice)
+    assert loaded.features == edit.features  # type: ignore[attr-defined]
+    restored = type(lm.sae).load_from_disk(folder / "sae")
+    assert torch.equal(restored.W_enc, lm.sae.W_enc)
+    text = "In the beginning, 1776: def f(x): return x"
+    assert AutoTokenizer.from_pretrained(folder)(text)["input_ids"] == before(text)["input_ids"]
+    card = (folder / "README.md").read_text()
+    assert "suppression, not deletion" in card
+    assert "load_edited" in card
+    assert '"seed": 3' in card
+    assert "40 features e_i become -2 e_i" in card
+    assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+
+
+def test_a_hook_of_another_sae_is_refused(exported: Callable[..., Any]) -> None:
+    _, folder, _ = exported()
+    content = json.loads((folder / "edit.json").read_text())
+    content["sae"]["weights_sha256"] = "0"
+    (folder / "edit.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="belongs to another SAE"):
+        load_edited(folder)
+
+
+@pytest.mark.parametrize(
+    ("options", "edit", "message"),
+    [
+        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "needed an SAE at blocks"),
+        ({"padding": "circular"}, EDITS["features"], "reads later positions"),
+        ({}, FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)), "SequenceRateGate cannot be exported"),
+        ({"kind": "standard", "normalize_activations": "layer_norm"}, EDITS["features"], "normalize_activations='layer_norm'"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused(
+    options: dict[str, Any], edit: Edit, message: str, exported: Callable[..., Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        exported(edit=edit, **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_export_of_another_model_is_refused(
+    make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match="gives other logits"):
+        export_hooked(tmp_path / "model", make_lm("neox"), EDITS["features"], model_dirs["llama"])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_loader_imports_three_packages() -> None:
+    tree = ast.parse(Path(standalone.__file__).read_text())
+    nodes = list(ast.walk(tree))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == {"torch", "transformers", "safetensors"}
+
+
+_ALONE = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("mtsae_lens", "sae_lens", "transformer_lens"):
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Refuse())
+sys.path.insert(0, sys.argv[1])
+import torch
+from safetensors.torch import load_file, save_file
+from edited_model import load_edited
+torch.set_num_threads(1)
+tokens = load_file(sys.argv[2])["tokens"]
+model = load_edited(sys.argv[1])
+prompts = tokens[:, :8].contiguous()
+options = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+with torch.no_grad():
+    results = {"log_probs": model(tokens).logits.log_softmax(-1)}
+for cached in (True, False):
+    results[f"cached_{cached}"] = model.generate(
+        prompts, attention_mask=torch.ones_like(prompts), use_cache=cached, **options
+    )
+save_file(results, sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_it_runs_where_this_package_is_not(exported: Callable[..., Any], tokens: torch.Tensor, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    edit = EDITS["features_running"]
+    lm, folder, _ = exported(edit=edit)
+    save_file({"tokens": tokens}, tmp_path / "tokens.safetensors")
+    paths = (folder, tmp_path / "tokens.safetensors", tmp_path / "results.safetensors")
+    subprocess.run([sys.executable, "-I", "-c", _ALONE, *map(str, paths)], check=True, cwd=tmp_path)
+    results = load_file(paths[2])
+    torch.testing.assert_close(results["log_probs"], edited_log_probs(lm, tokens, edit), atol=ATOL, rtol=0)
+    written = reread(lm, tokens[:, :8], edit, 8)
+    assert torch.equal(results["cached_True"], written)
+    assert torch.equal(results["cached_False"], written)
