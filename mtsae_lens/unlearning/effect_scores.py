@@ -56,7 +56,7 @@ class SingleEffect:
     n_candidates: int = 64
     multiplier: float = 0.0
     """Of the `FeatureEdit` that is tried; 0 is zero ablation."""
-    n_contexts: int = 32
+    n_contexts: int = 16
     """Contexts of each corpus on which each candidate is tried, at most: the cost is one rerun for each feature and corpus."""
     retain_weight: float = RETAIN_WEIGHT
 
