@@ -17,7 +17,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit, Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.attribution import attribution, single_feature_effects
+from mtsae_lens.unlearning.attribution import attribution, loss_change, single_feature_effects
 from mtsae_lens.unlearning.measures import measure_edits
 
 D_SAE = 16
@@ -89,12 +89,18 @@ def test_for_a_linear_decoder_it_is_the_inner_product_with_the_gradient(model: A
     targets = tokens[:, 1:]
     nll = -logits.log_softmax(-1)[:, :-1].gather(-1, targets[..., None])[..., 0]
     (gradient,) = torch.autograd.grad(nll[targets != 0].sum(), h)
-    expected = torch.zeros(D_SAE, dtype=torch.float64)
+    expected, squares = torch.zeros(2, D_SAE, dtype=torch.float64)
     feature_acts = lm.feature_acts(tokens)
     for row in range(len(tokens)):
         for position in range(tokens.shape[1]):
-            expected -= feature_acts[row, position] * (lm.sae.W_dec @ gradient[row, position])
-    torch.testing.assert_close(attribution(lm, table), (expected / (targets != 0).sum()).float(), atol=1e-6, rtol=1e-4)
+            change = -feature_acts[row, position] * (lm.sae.W_dec.detach() @ gradient[row, position])
+            expected += change
+            squares += change**2
+    n_counted = (targets != 0).sum()
+    found = loss_change(lm, table)
+    torch.testing.assert_close(found.first_order, (expected / n_counted).float(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found.fisher, (squares / n_counted / 2).float(), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found.second_order, found.first_order + found.fisher)
 
 
 def test_the_size_of_a_batch_changes_nothing_and_no_graph_is_left(model: Any, cutter: Any, table: TokenTable) -> None:

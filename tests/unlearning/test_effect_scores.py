@@ -10,7 +10,7 @@ import torch
 
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.unlearning.effect_scores import Attribution, SingleEffect, net_effect
+from mtsae_lens.unlearning.effect_scores import Attribution, FisherAttribution, SingleEffect, net_effect
 from mtsae_lens.unlearning.evidence import SelectionEvidence
 from mtsae_lens.unlearning.frequency_scores import FrequencyRatio
 from mtsae_lens.unlearning.measures import measure_edits
@@ -30,14 +30,17 @@ def test_harm_to_retain_text_costs_and_a_gain_there_earns_nothing() -> None:
     torch.testing.assert_close(net_effect(forget, retain, 3.0), expected)
 
 
-def test_attribution_weighs_the_two_corpora(evidence: SelectionEvidence) -> None:
-    forget, retain = evidence.forget_attribution, evidence.highest_retain_attribution
+@pytest.mark.parametrize(("score_class", "order"), [(Attribution, "first_order"), (FisherAttribution, "second_order")])
+def test_attribution_weighs_the_worst_retain_corpus(score_class: Any, order: str, evidence: SelectionEvidence) -> None:
+    forget = getattr(evidence.forget_change, order).tolist()
+    retain = torch.stack([getattr(change, order) for change in evidence.retain_changes]).tolist()
+    assert all(any(one > other for one, other in zip(*pair, strict=True)) for pair in (retain, retain[::-1]))
     for weight in (0.0, 3.0):
-        score = Attribution(retain_weight=weight)(evidence)
-        for feature in range(len(forget)):
-            expected = forget[feature] - weight * max(0.0, retain[feature].item()) if forget[feature] > 0 else -torch.inf
-            assert score[feature].item() == pytest.approx(float(expected), abs=1e-7)
-    assert ranking(Attribution(0.0)(evidence)) != ranking(Attribution(3.0)(evidence))
+        score = score_class(retain_weight=weight)(evidence)
+        for feature, harm in enumerate(forget):
+            expected = harm - weight * max(0.0, *(row[feature] for row in retain)) if harm > 0 else -torch.inf
+            assert score[feature].item() == pytest.approx(expected, abs=1e-6)
+    assert ranking(score_class(0.0)(evidence)) != ranking(score_class(3.0)(evidence))
 
 
 def test_the_exact_score_is_that_of_edits_one_by_one(lm: Any, evidence: SelectionEvidence) -> None:

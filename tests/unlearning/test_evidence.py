@@ -28,9 +28,8 @@ def test_the_highest_of_each_retain_corpus_counts(lm: Any, evidence: SelectionEv
     statistics = [firing_statistics(lm, table) for table in tables]
     assert torch.equal(evidence.highest_retain_rate, torch.maximum(statistics[0].rate, statistics[1].rate))
     assert torch.equal(evidence.highest_retain_mean, torch.maximum(statistics[0].mean, statistics[1].mean))
-    effects = [attribution(lm, table) for table in tables]
-    assert torch.equal(evidence.highest_retain_attribution, torch.maximum(*effects))
-    assert all((effects[one] > effects[1 - one]).any() for one in (0, 1))
+    for change, table in zip((evidence.forget_change, *evidence.retain_changes), (evidence.forget, *tables), strict=True):
+        assert torch.equal(change.first_order, attribution(lm, table))
 
 
 def test_nothing_is_computed_twice_or_unasked(evidence: SelectionEvidence, monkeypatch: pytest.MonkeyPatch) -> None:
