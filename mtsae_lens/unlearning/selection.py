@@ -76,7 +76,7 @@ def rank_by_frequency(forget: FiringStatistics, retain: Sequence[FiringStatistic
     to do nothing.
     """
     score = frequency_ratio_scores(forget, retain, min_ratio=min_ratio)
-    order = torch.argsort(forget.rate, descending=True)  # equal rates in torch's order, as in published results; `ranking` sorts by number
+    order = torch.argsort(forget.rate, descending=True)  # not stable: equal rates keep the order that recorded results have
     return [int(feature) for feature in order if score[feature] > -torch.inf]
 
 
