@@ -11,6 +11,7 @@ read from.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,6 +24,41 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures import measure_edits, token_nll
 
 
+@dataclass(frozen=True)
+class LossChange:
+    """Expected change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero."""
+
+    first_order: Float[Tensor, " d_sae"]
+    """`-(1 / n) sum_t e_ti g_ti`; signed, so harm at one token and gain at another cancel."""
+    fisher: Float[Tensor, " d_sae"]
+    """`(1 / 2n) sum_t (e_ti g_ti)^2`: the second-order term, with squared gradients in place of the Hessian's diagonal; never negative."""
+
+    @property
+    def second_order(self) -> Float[Tensor, " d_sae"]:
+        """Both terms."""
+        return self.first_order + self.fisher
+
+
+def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
+    """What ablating each feature is expected to do to a corpus, from one backward pass per batch.
+
+    Raises:
+        DataError: no prediction counts.
+    """
+    all_counted = table.counted(lm.cutter)
+    n_counted = int(all_counted.sum())
+    if not n_counted:
+        raise DataError(f"{table.corpus}: no token whose prediction counts")
+    first, squares = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
+    for tokens, counted in zip(lm.batches(table), all_counted.split(lm.batch_size), strict=True):
+        h = lm.activations(tokens)
+        feature_acts = lm.feature_acts(tokens, h)
+        change = -feature_acts * _nll_gradient(lm, tokens, counted.to(tokens.device), h, feature_acts)
+        first += change.sum(dim=(0, 1)).double().cpu()
+        squares += change.square().sum(dim=(0, 1)).double().cpu()
+    return LossChange((first / n_counted).float().to(lm.sae.device), (squares / (2 * n_counted)).float().to(lm.sae.device))
+
+
 def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
     """First-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
 
@@ -32,16 +68,7 @@ def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
     Raises:
         DataError: no prediction counts.
     """
-    all_counted = table.counted(lm.cutter)
-    if not bool(all_counted.any()):
-        raise DataError(f"{table.corpus}: no token whose prediction counts")
-    total = torch.zeros(lm.sae.cfg.d_sae, dtype=torch.float64)
-    for tokens, counted in zip(lm.batches(table), all_counted.split(lm.batch_size), strict=True):
-        h = lm.activations(tokens)
-        feature_acts = lm.feature_acts(tokens, h)
-        gradient = _nll_gradient(lm, tokens, counted.to(tokens.device), h, feature_acts)
-        total -= (feature_acts * gradient).sum(dim=(0, 1)).double().cpu()
-    return (total / int(all_counted.sum())).float().to(lm.sae.device)
+    return loss_change(lm, table).first_order
 
 
 def _nll_gradient(

@@ -41,7 +41,27 @@ class Attribution:
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
         """See `net_effect`."""
-        return net_effect(evidence.forget_attribution, evidence.highest_retain_attribution, self.retain_weight)
+        retain = torch.stack([change.first_order for change in evidence.retain_changes]).amax(dim=0)
+        return net_effect(evidence.forget_change.first_order, retain, self.retain_weight)
+
+
+@dataclass(frozen=True)
+class FisherAttribution:
+    """`Attribution` with the second-order term on every corpus: retain text that gains here and loses there is not spared by chance.
+
+    To first order, effects of ablation on text that the model predicts well cancel between tokens, and a feature that this text needs
+    looks harmless. Squared gradients for the Hessian's diagonal as in Fisher pruning (Theis et al. 2018, arXiv 1801.05787); positions are
+    taken to be independent.
+    """
+
+    retain_weight: float = RETAIN_WEIGHT
+
+    name = "fisher_attribution"
+
+    def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
+        """See `net_effect`."""
+        retain = torch.stack([change.second_order for change in evidence.retain_changes]).amax(dim=0)
+        return net_effect(evidence.forget_change.second_order, retain, self.retain_weight)
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,7 @@ class SingleEffect:
     n_candidates: int = 64
     multiplier: float = 0.0
     """Of the `FeatureEdit` that is tried; 0 is zero ablation."""
-    n_contexts: int = 32
+    n_contexts: int = 16
     """Contexts of each corpus on which each candidate is tried, at most: the cost is one rerun for each feature and corpus."""
     retain_weight: float = RETAIN_WEIGHT
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.attribution import attribution
+from mtsae_lens.unlearning.attribution import LossChange, loss_change
 from mtsae_lens.unlearning.statistics import FiringStatistics, document_halves, firing_statistics
 
 
@@ -60,14 +60,14 @@ class SelectionEvidence:
         return torch.stack([statistics.mean for statistics in self.retain_statistics]).amax(dim=0)
 
     @cached_property
-    def forget_attribution(self) -> Float[Tensor, " d_sae"]:
-        """See `attribution`; nats per token of the forget corpus."""
-        return attribution(self.lm, self.forget)
+    def forget_change(self) -> LossChange:
+        """What ablating each feature is expected to do to the forget corpus; nats per token."""
+        return loss_change(self.lm, self.forget)
 
     @cached_property
-    def highest_retain_attribution(self) -> Float[Tensor, " d_sae"]:
-        """Of each feature, on the retain corpus that would lose most by its ablation."""
-        return torch.stack([attribution(self.lm, table) for table in self.retain]).amax(dim=0)
+    def retain_changes(self) -> tuple[LossChange, ...]:
+        """The same on each retain corpus."""
+        return tuple(loss_change(self.lm, table) for table in self.retain)
 
     def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
         """The same corpora, each cut into two random halves of its documents.

@@ -115,9 +115,12 @@ def _rank_weighted_probability(
 
 @dataclass(frozen=True)
 class OutputScore:
-    """The output score, of features that another score finds eligible: alone it says nothing of the forget text."""
+    """The output score, of features that another score finds eligible: alone it says nothing of the forget text.
 
-    eligible: FeatureScore = field(default_factory=FrequencyRatio)
+    By default, of those that fire at least as often on the forget corpus as on every retain corpus.
+    """
+
+    eligible: FeatureScore = field(default_factory=lambda: FrequencyRatio(min_ratio=1.0))
     factor: float = 10.0
     """Times the feature's mean activation where it fires on the forget corpus."""
     prompts: tuple[str, ...] = NEUTRAL_PROMPTS

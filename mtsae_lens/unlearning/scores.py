@@ -7,14 +7,23 @@ from collections.abc import Callable
 from typing import Any
 
 from mtsae_lens.errors import ConfigError, nearest
-from mtsae_lens.unlearning.effect_scores import Attribution, SingleEffect
+from mtsae_lens.unlearning.effect_scores import Attribution, FisherAttribution, SingleEffect
 from mtsae_lens.unlearning.evidence import FeatureScore
 from mtsae_lens.unlearning.frequency_scores import Frequency, FrequencyDifference, FrequencyRatio, SquaredMeanRatio
 from mtsae_lens.unlearning.output_score import OutputScore
 
 SCORES: dict[str, Callable[..., FeatureScore]] = {
     score.name: score
-    for score in (Frequency, FrequencyRatio, SquaredMeanRatio, FrequencyDifference, Attribution, SingleEffect, OutputScore)
+    for score in (
+        Frequency,
+        FrequencyRatio,
+        SquaredMeanRatio,
+        FrequencyDifference,
+        Attribution,
+        FisherAttribution,
+        SingleEffect,
+        OutputScore,
+    )
 }
 """Classes by name; `FromScales` restricts any of them to time scales."""
 

@@ -75,7 +75,9 @@ def rank_by_frequency(forget: FiringStatistics, retain: Sequence[FiringStatistic
     After Farrell et al. 2024 (arXiv 2410.19278), with a ratio in place of their absolute threshold, which keeps features rare enough
     to do nothing.
     """
-    return list(ranking(frequency_ratio_scores(forget, retain, min_ratio=min_ratio)))
+    score = frequency_ratio_scores(forget, retain, min_ratio=min_ratio)
+    order = torch.argsort(forget.rate, descending=True)  # not stable: equal rates keep the order that recorded results have
+    return [int(feature) for feature in order if score[feature] > -torch.inf]
 
 
 def matched_random(
