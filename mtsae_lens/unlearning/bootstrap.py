@@ -113,18 +113,18 @@ def two_level_interval(
         )
     rng = np.random.default_rng(seed % 2**32)
     effects, counts = [s.double().numpy() for s in sums], [n.double().numpy() for n in n_tokens]
-    shared = _document_weights(sizes[0][0], rng) if shared_documents else None
+    shared = _document_weights(sizes[0][0], N_RESAMPLES, rng) if shared_documents else None
     draws = rng.integers(len(sizes), size=(N_RESAMPLES, len(sizes)))
     total = np.zeros(N_RESAMPLES)
     for place in range(len(sizes)):
         for one in range(len(sizes)):  # a seed drawn twice draws its documents twice
             drawn = draws[:, place] == one
-            weights = (shared if shared is not None else _document_weights(sizes[one][0], rng))[drawn]
+            weights = shared[drawn] if shared is not None else _document_weights(sizes[one][0], int(drawn.sum()), rng)
             total[drawn] += (weights @ effects[one]) / (weights @ counts[one])
     low, high = np.quantile(total / len(sizes), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
-def _document_weights(n_documents: int, rng: np.random.Generator) -> np.ndarray:
+def _document_weights(n_documents: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
     """How often each document is drawn in each resample, `(resample, document)`."""
-    return rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=N_RESAMPLES).astype(float)
+    return rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=n_resamples).astype(float)

@@ -133,8 +133,9 @@ def log_truth_ratios(
 
         log [ mean_k p(wrong_k | question)^(1 / |wrong_k|)  /  p(right | question)^(1 / |right|) ]
 
-    with `|answer|` its number of tokens. Below 0 the model prefers the right answer; 0 on average in a model that knows nothing;
-    above 0 it avoids the truth, which tells as much as knowing it. KS does not change under the logarithm.
+    with `|answer|` its number of tokens. Below 0 the model prefers the right answer. In a model that knows nothing it is a little above 0 (the
+    log of a mean against one term); far above, the model avoids the truth, which tells as much as knowing it. KS does not
+    change under the logarithm.
 
     Raises:
         DataError: no wrong answers, tables of other questions, or a question without an answer.

@@ -12,8 +12,10 @@ import torch
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
-from mtsae_lens.splice.edits import FeatureEdit, Splice
-from mtsae_lens.splice.gates import AlwaysOpen, Gate, RunningEvidenceGate
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.measures import edited_logits
 
 
 def splice(seed: int = 0, hook_name: str = "blocks.0.hook_resid_post") -> Splice:
@@ -41,6 +43,75 @@ def test_an_edit_does_the_same_after_a_trip_through_its_file(gate: Gate, tmp_pat
     assert json.loads((tmp_path / "edit.json").read_text())["provenance"] == {"seed": 7}
 
 
+GATES: dict[str, Gate] = {
+    "always": AlwaysOpen(),
+    "active": FeatureActiveGate(torch.arange(0, 32, 3)),
+    "rate": SequenceRateGate(torch.arange(0, 32, 5), 0.3),
+    "running": RunningEvidenceGate(torch.arange(16), torch.linspace(-0.3, 1 / 3, 16), 0.9, 0.1),
+}
+
+
+def edits_behind(gate: Gate) -> dict[str, Edit]:
+    basis = orthonormal_rows(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)))
+    center = torch.randn(32, generator=torch.Generator().manual_seed(1)) / 3
+    clamp = {
+        where: FeatureClamp(tuple(range(20)), tuple(n / 3 - 4 for n in range(20)), where, gate)  # type: ignore[arg-type]
+        for where in ("fires", "any_fires", "everywhere")
+    }
+    return {
+        "features": FeatureEdit(tuple(range(20)), 1 / 3, gate),
+        "directions": DirectionEdit(basis, center, 1 / 3, gate),
+    } | clamp
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("kind", edits_behind(AlwaysOpen()))
+def test_every_kind_gives_the_same_logits_after_its_trip(kind: str, gate: str, lm: HookedLM, tmp_path: Path) -> None:
+    edit = edits_behind(GATES[gate])[kind]
+    save_edit(tmp_path / "edit.json", edit, lm.splice)
+    loaded = load_edit(tmp_path / "edit.json", lm.splice)
+    assert type(loaded) is type(edit)
+    assert type(loaded.gate) is type(edit.gate)
+    tokens = torch.randint(1, 4000, (4, 16), generator=torch.Generator().manual_seed(2))
+    logits = edited_logits(lm, edit)(tokens)
+    assert torch.equal(edited_logits(lm, loaded)(tokens), logits)
+    assert not torch.allclose(logits, lm.model(tokens, prepend_bos=False), atol=1e-3)
+
+
+def test_every_number_of_a_file_matters(lm: HookedLM, tmp_path: Path) -> None:
+    """The trip is not blind: an edit that differs in one setting gives other logits."""
+    tokens = torch.randint(1, 4000, (4, 16), generator=torch.Generator().manual_seed(2))
+    path = tmp_path / "edit.json"
+    for kind, part, name, value in (
+        ("fires", "edit", "where", "everywhere"),
+        ("fires", "edit", "values", [1.0] * 20),
+        ("directions", "edit", "multiplier", 2.0),
+        ("directions", "edit", "center", [1.0] * 32),
+        ("features", "gate", "threshold", 1.0),
+        ("features", "gate", "decay", 0.1),
+    ):
+        edit = edits_behind(GATES["running"])[kind]
+        save_edit(path, edit, lm.splice)
+        content = json.loads(path.read_text())
+        assert content[part][name] != value
+        content[part][name] = value
+        path.write_text(json.dumps(content))
+        changed = load_edit(path, lm.splice)
+        assert not torch.equal(edited_logits(lm, changed)(tokens), edited_logits(lm, edit)(tokens)), (kind, name)
+
+
+def test_an_edit_of_ones_own_has_no_form_in_a_file(tmp_path: Path) -> None:
+    class Other:
+        gate = AlwaysOpen()
+
+        def delta(self, reading: Any) -> Any:
+            return reading.sae_in
+
+    with pytest.raises(DataError, match="edit of type Other"):
+        save_edit(tmp_path / "edit.json", Other(), splice())
+    assert not (tmp_path / "edit.json").exists()
+
+
 def test_an_edit_of_another_sae_or_hook_is_refused(tmp_path: Path) -> None:
     save_edit(tmp_path / "edit.json", FeatureEdit((1,)), splice())
     with pytest.raises(ModelError, match="other weights"):
@@ -64,6 +135,13 @@ def test_the_digest_sees_every_parameter() -> None:
         ({"format": "other"}, "needed an edit in the format"),
         ({"edit": {"kind": "features", "features": "many"}}, "damaged edit"),
         ({"gate": {"kind": "moon"}}, "unknown gate 'moon'"),
+        ({"edit": {"kind": "moon", "features": [1]}}, "unknown edit 'moon'"),
+        (
+            {"edit": {"kind": "clamp", "features": [1], "values": [], "where": "fires"}},
+            "damaged edit.*a value for each feature",
+        ),
+        ({"edit": {"kind": "directions", "basis": [[1.0, 1.0]], "center": [0.0, 0.0], "multiplier": 0}}, "must be orthonormal"),
+        ({"gate": {"kind": "sequence_rate", "features": [1]}}, "damaged edit"),
         ({"sae": {}}, "damaged edit"),
     ],
 )

@@ -10,8 +10,8 @@ import torch
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import FeatureEdit, Splice
-from mtsae_lens.splice.gates import AlwaysOpen, Gate, RunningEvidenceGate
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -38,7 +38,15 @@ def prompts(model: Any, n_positions: int) -> torch.Tensor:
 GATES: dict[str, Gate] = {
     "always": AlwaysOpen(),
     "running": RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=11.0),
+    "active": FeatureActiveGate(torch.arange(0, 48, 12)),
 }
+
+
+def edit_of_kind(kind: str, gate: Gate, d_in: int) -> Edit:
+    if kind == "directions":
+        basis = orthonormal_rows(torch.randn(8, d_in, generator=torch.Generator().manual_seed(0)))
+        return DirectionEdit(basis, torch.full((d_in,), 2.0), 2.0, gate)
+    return FeatureClamp(tuple(range(24)), (-6.0,) * 24, kind, gate)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -54,6 +62,39 @@ def test_the_cache_changes_no_token(tiny_model: Any, settings: dict[str, Any], n
     assert torch.equal(cached, reread)
     assert cached.shape == (3, n_positions + N_NEW)
     assert not torch.equal(cached, lm.generate(tokens, None, **options))  # the edit does something
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("kind", ["fires", "any_fires", "everywhere", "directions"])
+def test_the_cache_changes_no_token_of_any_edit(tiny_model: Any, kind: str, gate: str) -> None:
+    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 5)
+    edit = edit_of_kind(kind, GATES[gate], tiny_model.cfg.d_model)
+    options = {"max_new_tokens": N_NEW, "do_sample": False, "stop_at_eos": False}
+    cached, reread = (lm.generate(tokens, edit, use_past_kv_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached, reread)
+    assert not torch.equal(cached, lm.generate(tokens, None, **options))
+    assert torch.equal(lm.generate(tokens, edit, **options), cached)  # nothing is left behind in the edit
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("kind", ["fires", "everywhere", "directions"])
+def test_any_edit_position_by_position_is_the_whole_context(tiny_model: Any, kind: str, gate: str) -> None:
+    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 20)
+    edit = edit_of_kind(kind, GATES[gate], tiny_model.cfg.d_model)
+    h = lm.activations(tokens)
+    streaming = StreamingEdit(lm.splice, edit)
+    pieces = [streaming(h[:, :7]), *(streaming(h[:, t : t + 1]) for t in range(7, 20))]
+    whole = lm.splice.edited(h, edit, lm.masked(tokens))
+    torch.testing.assert_close(torch.cat(pieces, dim=1), whole, atol=1e-4, rtol=1e-4)
+    assert torch.equal(whole[:, 0], h[:, 0])
+    assert not torch.allclose(whole[:, 7:], h[:, 7:])
+
+
+def test_a_gate_that_looks_ahead_cannot_generate(tiny_model: Any) -> None:
+    lm = hooked_lm(tiny_model)
+    edit = FeatureClamp((1,), (0.0,), gate=SequenceRateGate(torch.tensor([1]), 0.1))
+    with pytest.raises(ConfigError, match="give the edit a causal gate"):
+        lm.generate(prompts(tiny_model, 5), edit)
 
 
 def test_position_by_position_is_the_whole_context(tiny_model: Any) -> None:

@@ -1,0 +1,123 @@
+"""Gates: by hand, their score against their threshold, and whether they look ahead."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtsae_lens import MTSAE, MTSAEConfig
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit, Splice
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.generation import StreamingEdit
+
+FEATURES = torch.tensor([0, 3, 5])
+GATES: dict[str, Gate] = {
+    "always": AlwaysOpen(),
+    "active": FeatureActiveGate(FEATURES),
+    "rate": SequenceRateGate(FEATURES, 0.55),
+    "running": RunningEvidenceGate(FEATURES, torch.tensor([1.0, -0.5, 2.0]), 0.8, 1.5),
+}
+THRESHOLDS = {"always": -1.0, "active": 0.0, "rate": 0.55, "running": 1.5}
+CAUSAL = [name for name, gate in GATES.items() if gate.causal]
+
+
+def acts(n: int = 8, n_positions: int = 20, seed: int = 0) -> Tensor:
+    values = torch.randn(n, n_positions, 8, generator=torch.Generator().manual_seed(seed))
+    return values.clamp(min=0) * (torch.rand(values.shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.5)
+
+
+def test_feature_active_by_hand() -> None:
+    feature_acts = torch.tensor([[[1.0, 0, 0], [0, 2, 0], [0, 0, 3], [4, 0, 5]]])
+    gate = FeatureActiveGate(torch.tensor([0, 2]))
+    assert gate.score(feature_acts).tolist() == [[1, 0, 1, 2]]
+    assert gate.open_from(feature_acts, None)[0].tolist() == [[True, False, True, True]]
+
+
+def test_sequence_rate_by_hand() -> None:
+    fires = torch.tensor([[1.0, 0, 0], [0, 2, 0], [1, 0, 3], [0, 0, 0]])  # the last position has no feature: it does not count
+    feature_acts = torch.stack([fires, torch.zeros(4, 3)])
+    gate = SequenceRateGate(torch.tensor([0, 2]), 0.6)
+    torch.testing.assert_close(gate.score(feature_acts), torch.tensor([[2 / 3] * 4, [0.0] * 4]))
+    assert gate.open_from(feature_acts, None)[0].tolist() == [[True] * 4, [False] * 4]
+    assert not SequenceRateGate(torch.tensor([0, 2]), 0.67).open_from(feature_acts, None)[0].any()
+
+
+def test_running_evidence_by_hand() -> None:
+    feature_acts = torch.tensor([[[1.0, 0], [0, 0], [1, 9], [0, 1]]])
+    gate = RunningEvidenceGate(torch.tensor([0, 1]), torch.tensor([2.0, -1.0]), 0.5, 1.2)
+    torch.testing.assert_close(gate.score(feature_acts), torch.tensor([[2.0, 1.0, 1.5, -0.25]]))
+    opened, state = gate.open_from(feature_acts, None)
+    assert opened.tolist() == [[True, False, True, False]]
+    assert state is not None
+    assert state.tolist() == [-0.25]
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_a_gate_is_its_score_above_its_threshold(name: str) -> None:
+    opened = GATES[name].open_from(acts(), None)[0]
+    score = GATES[name].score(acts())
+    assert opened.shape == score.shape == (8, 20)
+    assert opened.dtype == torch.bool
+    assert torch.equal(opened, score > THRESHOLDS[name])
+    if name != "always":
+        assert 0 < opened.float().mean() < 1  # so equality says something
+        assert not torch.equal(opened, score > THRESHOLDS[name] + 1)
+
+
+def looks_ahead(gate: Gate) -> bool:
+    """Whether later activations change an earlier answer or score."""
+    before = acts()
+    found = False
+    for t in (0, 5, 18):
+        after = before.clone()
+        after[:, t + 1 :] = acts(seed=7)[:, t + 1 :]
+        for answer in (lambda a: gate.open_from(a, None)[0], gate.score):
+            found |= not torch.equal(answer(before)[:, : t + 1], answer(after)[:, : t + 1])
+    return found
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_only_a_gate_that_says_so_looks_ahead(name: str) -> None:
+    assert looks_ahead(GATES[name]) is not GATES[name].causal
+    assert GATES[name].causal is (name != "rate")
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+def test_pieces_with_the_state_are_the_whole(name: str) -> None:
+    gate, feature_acts = GATES[name], acts()
+    whole = gate.open_from(feature_acts, None)[0]
+    pieces, state = [], None
+    for piece in feature_acts.split([1, 6, 1, 1, 11], dim=1):
+        opened, state = gate.open_from(piece, state)
+        pieces.append(opened)
+    assert torch.equal(torch.cat(pieces, dim=1), whole)
+    if name == "running":
+        forgetful = [gate.open_from(piece, None)[0] for piece in feature_acts.split(1, dim=1)]
+        assert not torch.equal(torch.cat(forgetful, dim=1), whole)
+
+
+@pytest.mark.parametrize("name", ["rate", "running", "active"])
+def test_a_context_is_judged_alone(name: str) -> None:
+    gate, feature_acts = GATES[name], acts()
+    apart = torch.cat([gate.open_from(one, None)[0] for one in feature_acts.split(1)])
+    assert torch.equal(gate.open_from(feature_acts, None)[0], apart)
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_generation_refuses_a_gate_that_looks_ahead(name: str) -> None:
+    sae = MTSAE(MTSAEConfig(d_in=4, d_sae=8, k=4, context_size=12))
+    sae.cfg.metadata.hook_name = "blocks.0.hook_resid_post"
+    edits: list[Any] = [
+        FeatureEdit((1,), gate=GATES[name]),
+        DirectionEdit(torch.eye(4)[:1], torch.zeros(4), gate=GATES[name]),
+    ]
+    for edit in edits:
+        if GATES[name].causal:
+            StreamingEdit(Splice(sae), edit)
+        else:
+            with pytest.raises(ConfigError, match="SequenceRateGate reads the whole context before it opens"):
+                StreamingEdit(Splice(sae), edit)
