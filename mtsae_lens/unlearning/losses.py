@@ -193,7 +193,8 @@ class SimNPO(_OfAllWeights):
 
 @dataclass(frozen=True)
 class RMU:
-    """Representation misdirection (Li et al. 2024, arXiv 2403.03218): activations h after a layer, means over counted tokens.
+    """Representation misdirection (Li et al. 2024, arXiv 2403.03218): activations h after a layer, means over the positions from which
+    counted tokens are predicted.
 
         mean |h_f - c u|^2 / d_model + retain_weight * mean |h_r - h_r_clean|^2 / d_model
 
@@ -240,10 +241,10 @@ class RMU:
         return (h_f - target).pow(2).mean() + self.retain_weight * F.mse_loss(h_r, h_r_clean)
 
 
-def _activations(model: HookedSAETransformer, batch: Batch, layer: int) -> Float[Tensor, "counted d_model"]:
-    """The residual stream after a layer at counted tokens."""
+def _activations(model: HookedSAETransformer, batch: Batch, layer: int) -> Float[Tensor, "state d_model"]:
+    """The residual stream after a layer where counted tokens are predicted; not at position 0, which is the same in every text."""
     h = model(batch.tokens, prepend_bos=False, stop_at_layer=layer + 1)
-    return h[:, 1:][batch.counted]
+    return h[:, 1:-1][batch.counted[:, 1:]]
 
 
 def _check_positive(name: str, value: float) -> None:
