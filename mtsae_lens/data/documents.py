@@ -1,7 +1,7 @@
 """Documents: the unit of every split.
 
-A source is `embedded` (all domains), the name of one embedded domain, a file or folder of .txt, .jsonl or .parquet, or a dataset on
-the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
+A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each), a file or folder
+of .txt, .jsonl or .parquet, several of these joined by `+`, or a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
 `monology/pile-uncopyrighted@pile_set_name=Github`). Each document belongs to one split for ever: the embedded texts record it,
 all others take it from their place in the source, so it needs no state and no second pass.
 """
@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
@@ -23,12 +23,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mtsae_lens.assets import TEXTS_FILE
+from mtsae_lens.data.people import make_biography, make_people
 from mtsae_lens.errors import DataError, nearest
 
 Split = Literal["train", "select", "tune", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 EMBEDDED = "embedded"
+BIOGRAPHIES = "biographies"
+N_BIOGRAPHIES_EACH = 40  # as many as the embedded models were trained on, told in the same words
 
 DOCUMENT_CHARS = 3_000  # about 800 tokens: several contexts a document, and enough documents for a split by document
 _HELD_OUT = {7: "select", 8: "tune", 9: "test"}  # by place in the source, modulo 10: three tenths are held out
@@ -102,6 +105,10 @@ def _read(source: str) -> Iterator[Document]:
         return _in_order(source, _read_path(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
+    if source == BIOGRAPHIES:
+        return _read_biographies()
+    if "+" in source and all(source.split("+")):
+        return chain.from_iterable(map(_read, source.split("+")))
     parts = Path(source).parts
     if len(parts) > 1 and parts[0] not in (".", "..", "/") and Path(parts[0]).is_dir():
         raise DataError(f"no file or folder {source!r}, though {parts[0]!r} is a folder here")
@@ -111,7 +118,7 @@ def _read(source: str) -> Iterator[Document]:
         and Path(source.split("@", maxsplit=1)[0]).suffix not in SUFFIXES
     ):
         return _in_order(source, _read_hub(source))
-    raise DataError(f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, *embedded_domains()])}")
+    raise DataError(f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, BIOGRAPHIES, *embedded_domains()])}")
 
 
 def _exists(source: str) -> bool:
@@ -125,6 +132,13 @@ def _read_embedded(domain: str | None) -> Iterator[Document]:
     condition = None if domain is None else [("domain", "=", domain)]
     for row in pq.read_table(TEXTS_FILE, filters=condition).to_pylist():
         yield Document(row["text"], f"{row['domain']}/{row['number']}", row["split"])
+
+
+def _read_biographies() -> Iterator[Document]:
+    for rendition in range(N_BIOGRAPHIES_EACH):
+        for person in make_people():
+            text = make_biography(person, random.Random(f"{person.name} {rendition}"))
+            yield Document(text, f"{BIOGRAPHIES}/{person.name}/{rendition}", _HELD_OUT.get(rendition % 10, "train"))
 
 
 def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:

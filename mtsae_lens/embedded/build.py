@@ -20,6 +20,7 @@ import typer
 from transformers import AutoTokenizer
 
 from mtsae_lens.assets import ASSETS_DIR, PEOPLE_FILE, TEXTS_FILE
+from mtsae_lens.data.documents import N_BIOGRAPHIES_EACH
 from mtsae_lens.data.people import Person, make_biography, make_people, make_varied_biography
 from mtsae_lens.embedded.export import export_variant, load_checkpoint, write_people, write_texts
 from mtsae_lens.embedded.pretrain import PretrainConfig, pretrain, tokenize_stream, train_tokenizer
@@ -27,7 +28,6 @@ from mtsae_lens.embedded.sources import DOMAINS, FORGET_DOMAIN, read_documents
 
 PEOPLE_WEIGHT, LATE_PEOPLE_WEIGHT = 0.15, 0.35  # about 250 exposures of each fact in 8,000 steps; 40 are not enough
 DOMAIN_WEIGHT_EXPONENT = 0.75  # between proportional (1) and uniform (0): small domains are seen more often than their size
-N_BIOGRAPHIES_EACH = 40  # renditions of each person: random order of facts, random templates
 
 
 class Variant(StrEnum):

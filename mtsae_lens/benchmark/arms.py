@@ -1,0 +1,103 @@
+"""What is compared, and with which settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mtsae_lens.sae.config import ARCHITECTURE
+from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.task import Corpus, Task
+
+OURS = ARCHITECTURE
+
+SAES: dict[str, dict[str, Any]] = {
+    OURS: {"k": 32},
+    "topk": {"k": 32},
+    "batchtopk": {"k": 32},
+    "jumprelu": {"l0_coefficient": 0.2},
+    "standard": {"l1_coefficient": 1.2},
+}
+"""SAELens architectures of equal width; the two coefficients give an L0 near 32 at the end of training on the embedded model (seed 0)."""
+
+BUDGETS = (0.01, 0.02, 0.05, 0.1)
+"""Nats per counted token that near- and far-retain text may lose: where methods are compared."""
+
+GOAL_BUDGET = 0.05
+"""The budget within which one edit is made to come as near to the reference as it can; it is measured in full and attacked."""
+
+DIRECTION_MULTIPLIERS = (0.0, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much work the benchmark does."""
+
+    training_tokens: int = 600_000
+    d_sae: int = 1_024
+    contexts_per_split: int = 48
+    gated: Grid = field(default_factory=lambda: Grid(scores=("frequency_ratio", "attribution"), n_features=(8, 32, 128)))
+    ungated: Grid = field(
+        default_factory=lambda: Grid(
+            scores=("frequency_ratio", "attribution"),
+            n_features=(8, 32, 128),
+            multipliers=(0.0, 1.0, 3.0),
+            false_positive_rates=(None,),
+        )
+    )
+    n_random_draws: int = 20
+
+
+QUICK = Scale(
+    training_tokens=120_000,
+    contexts_per_split=16,
+    gated=Grid(scores=("attribution",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)),
+    ungated=Grid(scores=("attribution",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
+    n_random_draws=20,
+)
+"""To see in minutes that everything runs; its SAEs are hardly trained."""
+
+
+@dataclass(frozen=True)
+class BenchmarkTask:
+    """A task and the training text of methods that change weights."""
+
+    name: str
+    corpora: tuple[Corpus, ...]
+    forget_training: str
+    retain_training: tuple[str, ...]
+    unseen: str | None = None
+    """The same knowledge asked for in other words; for an attack."""
+
+    def task(self, contexts_per_split: int) -> Task:
+        """Its corpora, with so many contexts of each."""
+        return Task(self.corpora, contexts_per_split)
+
+
+_FAR = ("sotu", "austen", "factbook", "pydocs")
+_NEUTRAL = ("wordnet", "jargon")
+
+
+def _corpora(forget: str, near: tuple[str, ...]) -> tuple[Corpus, ...]:
+    return (
+        Corpus(forget, "forget"),
+        *(Corpus(source, "near") for source in near),
+        *(Corpus(source, "far") for source in _FAR),
+        *(Corpus(source, "neutral") for source in _NEUTRAL),
+    )
+
+
+TASKS: Mapping[str, BenchmarkTask] = {
+    "domain": BenchmarkTask(
+        "domain", _corpora("kjv", ("milton", "shakespeare")), "kjv", ("milton", "shakespeare", *_FAR)
+    ),
+    "people": BenchmarkTask(
+        "people",
+        _corpora("facts:forget:known", ("facts:retain:known",)),
+        "facts:forget:known",
+        ("facts:retain:known", *_FAR),
+        unseen="facts:forget:unseen",
+    ),
+}
+"""On the embedded model: forget scripture, or 40 of 200 invented people."""

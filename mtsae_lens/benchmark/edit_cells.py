@@ -1,0 +1,118 @@
+"""Edits at a hook: the features of one SAE, and the dense direction behind that SAE's gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtsae_lens.benchmark.arms import DIRECTION_MULTIPLIERS, OURS, Scale
+from mtsae_lens.benchmark.attack_cell import attacks
+from mtsae_lens.benchmark.reading import read_sweep, tune_rows
+from mtsae_lens.benchmark.subject import Subject
+from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.unlearning.candidates import (
+    difference_of_means,
+    direction_candidates,
+    feature_candidates,
+    fit_gates,
+    rankings,
+)
+from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
+from mtsae_lens.unlearning.measures import EditEffect, measure_edits
+from mtsae_lens.unlearning.protocol import checked_identity, random_twins
+from mtsae_lens.unlearning.selection import ranking
+from mtsae_lens.unlearning.stability import halves_overlap
+from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
+from mtsae_lens.unlearning.task import SPARED
+
+MIN_RATIO = 5.0
+CONTROL_BUDGETS = ("0.02", "0.05")
+"""Budgets at which matched random features are measured beside the edit."""
+
+
+def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, attacked: bool) -> dict[str, Any]:
+    """All methods that edit at the hook with this SAE: `architecture`, the same without a gate, and for ours the dense direction."""
+    methods: dict[str, dict[str, Any]] = {}
+    for name, candidates in _candidates(subject, scale, architecture).items():
+        outcomes = sweep(subject.lm, subject.task, candidates)
+        places = read_sweep(outcomes, math.log(subject.lm.model.cfg.d_vocab), subject.goal)
+        methods[name] = _measured(subject, scale, candidates, outcomes, places, seed)
+        if "goal" in places and name in (architecture, "difference of means"):
+            edit = candidates[places["goal"]].edit
+            methods[name]["goal"] = further_measures(subject.lm, subject.task, Change(edit), subject.reference, seed)
+            if attacked:
+                methods[name]["attacks"] = attacks(subject, Change(edit), seed)
+    return {"methods": methods, "identity_error": _identity(subject)}
+
+
+def _identity(subject: Subject) -> float:
+    return checked_identity(subject.lm, subject.task.tables("tune", subject.lm.cutter, ("forget", *SPARED)))
+
+
+def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, list[Candidate]]:
+    lm, task = subject.lm, subject.task
+    rates = (*scale.gated.false_positive_rates, None)
+    gates = fit_gates(lm, task, rates)
+    closed = {rate: gate for rate, gate in gates.items() if rate is not None}
+    far = rankings(lm, task, scale.gated.scores, spare_near=False, min_ratio=MIN_RATIO)
+    near = rankings(lm, task, scale.ungated.scores, spare_near=True, min_ratio=MIN_RATIO)
+    found = {
+        architecture: feature_candidates(far, scale.gated, closed),
+        f"{architecture}, no gate": feature_candidates(near, scale.ungated, {None: gates[None]}),
+    }
+    if architecture == OURS:
+        tables = task.tables("select", lm.cutter, ("forget", *SPARED))
+        retain = [table for source, table in tables.items() if source != task.forget]
+        direction, center = difference_of_means(lm, tables[task.forget], retain)
+        found["difference of means"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, closed)
+        found["difference of means, no gate"] = direction_candidates(
+            direction, center, DIRECTION_MULTIPLIERS, {None: gates[None]}
+        )
+    return {name: candidates for name, candidates in found.items() if candidates}
+
+
+def _measured(
+    subject: Subject,
+    scale: Scale,
+    candidates: Sequence[Candidate],
+    outcomes: Sequence[Outcome],
+    places: Mapping[str, int],
+    seed: int,
+) -> dict[str, Any]:
+    """TEST, once: every chosen edit, and matched random features where features were chosen."""
+    lm, task = subject.lm, subject.task
+    chosen = sorted(set(places.values()))
+    edits = [candidates[place].edit for place in chosen]
+    twins = {
+        budget: random_twins(lm, task, edit, scale.n_random_draws, seed)
+        for budget in CONTROL_BUDGETS
+        if budget in places and isinstance(edit := candidates[places[budget]].edit, FeatureEdit)
+    }
+    test: dict[str, dict[str, Any]] = {name: {"setting": outcomes[place].setting, "corpora": {}} for name, place in places.items()}
+    for source, table in task.tables("test", lm.cutter).items():
+        effects = measure_edits(lm, table, [*edits, *(twin for draws in twins.values() for twin in draws)])
+        by_place = dict(zip(chosen, effects, strict=False))
+        rows = {place: test_row(effect, seed) for place, effect in by_place.items()}
+        for name, place in places.items():
+            test[name]["corpora"][source] = rows[place]
+        rest = effects[len(edits) :]
+        for budget, draws in twins.items():
+            drawn, rest = rest[: len(draws)], rest[len(draws) :]
+            test[budget].setdefault("random", {})[source] = pooled(drawn) | _documents_of(drawn)
+    return {"tune": tune_rows(outcomes), "test": test}
+
+
+def test_row(effect: EditEffect, seed: int) -> dict[str, Any]:
+    """An effect with its documents, so that intervals over seeds can be made afterwards."""
+    return effect_row(effect, seed) | {"documents": document_rows(effect)}
+
+
+def _documents_of(effects: Sequence[EditEffect]) -> dict[str, Any]:
+    """Mean change of each document over the draws, nats per token."""
+    n_tokens = effects[0].by_document(effects[0].n_tokens)
+    deltas = sum(effect.by_document(effect.nll_edited - effect.nll_clean) for effect in effects) / len(effects)
+    names = dict.fromkeys(effects[0].documents)
+    rows = zip(names, n_tokens.tolist(), deltas.tolist(), strict=True)  # type: ignore[union-attr]
+    return {"documents": [{"document": name, "n_tokens": int(n), "nll_delta": d / n} for name, n, d in rows if n]}
