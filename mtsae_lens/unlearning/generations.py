@@ -63,7 +63,7 @@ class GenerationHealth:
     distinct_3: float
     repeated: float  # mean share of a continuation's 4-grams that it had before: 0 none, towards 1 a loop
     log_prob: float  # mean log-probability of a token under the clean model, nats
-    perplexity: float  # exp(-log_prob): high is nonsense to the clean model, lower than its own greedy text's hardly possible
+    perplexity: float  # exp(-log_prob): high is nonsense to the clean model, very low may be a loop
     empty: float  # share of continuations that end at once
     n_texts: int
     n_tokens: int
