@@ -37,12 +37,19 @@ class Scale:
     training_tokens: int = 600_000
     d_sae: int = 1_024
     contexts_per_split: int = 48
-    gated: Grid = field(default_factory=lambda: Grid(scores=("frequency_ratio", "attribution"), n_features=(8, 32, 128)))
+    gated: Grid = field(
+        default_factory=lambda: Grid(
+            scores=("frequency_difference", "frequency_ratio", "fisher_attribution"),
+            n_features=(8, 32, 128),
+            multipliers=(1.0, 2.0, 4.0),
+            false_positive_rates=(0.002, 0.01, 0.05),
+        )
+    )
     ungated: Grid = field(
         default_factory=lambda: Grid(
-            scores=("frequency_ratio", "attribution"),
-            n_features=(8, 32, 128),
-            multipliers=(0.0, 1.0, 3.0),
+            scores=("frequency_difference", "fisher_attribution"),
+            n_features=(2, 8, 32),
+            multipliers=(0.0, 1.0, 2.0, 3.0),
             false_positive_rates=(None,),
         )
     )
@@ -52,8 +59,10 @@ class Scale:
 QUICK = Scale(
     training_tokens=120_000,
     contexts_per_split=16,
-    gated=Grid(scores=("attribution",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)),
-    ungated=Grid(scores=("attribution",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
+    gated=Grid(
+        scores=("frequency_difference",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)
+    ),
+    ungated=Grid(scores=("frequency_difference",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=20,
 )
 """To see in minutes that everything runs; its SAEs are hardly trained."""
@@ -89,9 +98,7 @@ def _corpora(forget: str, near: tuple[str, ...]) -> tuple[Corpus, ...]:
 
 
 TASKS: Mapping[str, BenchmarkTask] = {
-    "domain": BenchmarkTask(
-        "domain", _corpora("kjv", ("milton", "shakespeare")), "kjv", ("milton", "shakespeare", *_FAR)
-    ),
+    "domain": BenchmarkTask("domain", _corpora("kjv", ("milton", "shakespeare")), "kjv", ("milton", "shakespeare", *_FAR)),
     "people": BenchmarkTask(
         "people",
         _corpora("facts:forget:known", ("facts:retain:known",)),

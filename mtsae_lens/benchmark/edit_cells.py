@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from mtsae_lens.benchmark.arms import DIRECTION_MULTIPLIERS, OURS, Scale
@@ -12,6 +11,7 @@ from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.reading import read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.splice.gates import Gate
 from mtsae_lens.unlearning.candidates import (
     difference_of_means,
     direction_candidates,
@@ -22,8 +22,6 @@ from mtsae_lens.unlearning.candidates import (
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
 from mtsae_lens.unlearning.measures import EditEffect, measure_edits
 from mtsae_lens.unlearning.protocol import checked_identity, random_twins
-from mtsae_lens.unlearning.selection import ranking
-from mtsae_lens.unlearning.stability import halves_overlap
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
 from mtsae_lens.unlearning.task import SPARED
 
@@ -55,21 +53,20 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
     lm, task = subject.lm, subject.task
     rates = (*scale.gated.false_positive_rates, None)
     gates = fit_gates(lm, task, rates)
-    closed = {rate: gate for rate, gate in gates.items() if rate is not None}
+    closed: dict[float | None, Gate] = {rate: gate for rate, gate in gates.items() if rate is not None}
+    always: dict[float | None, Gate] = {None: gates[None]}
     far = rankings(lm, task, scale.gated.scores, spare_near=False, min_ratio=MIN_RATIO)
     near = rankings(lm, task, scale.ungated.scores, spare_near=True, min_ratio=MIN_RATIO)
     found = {
         architecture: feature_candidates(far, scale.gated, closed),
-        f"{architecture}, no gate": feature_candidates(near, scale.ungated, {None: gates[None]}),
+        f"{architecture}, no gate": feature_candidates(near, scale.ungated, always),
     }
     if architecture == OURS:
         tables = task.tables("select", lm.cutter, ("forget", *SPARED))
         retain = [table for source, table in tables.items() if source != task.forget]
         direction, center = difference_of_means(lm, tables[task.forget], retain)
         found["difference of means"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, closed)
-        found["difference of means, no gate"] = direction_candidates(
-            direction, center, DIRECTION_MULTIPLIERS, {None: gates[None]}
-        )
+        found["difference of means, no gate"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, always)
     return {name: candidates for name, candidates in found.items() if candidates}
 
 
@@ -90,7 +87,9 @@ def _measured(
         for budget in CONTROL_BUDGETS
         if budget in places and isinstance(edit := candidates[places[budget]].edit, FeatureEdit)
     }
-    test: dict[str, dict[str, Any]] = {name: {"setting": outcomes[place].setting, "corpora": {}} for name, place in places.items()}
+    test: dict[str, dict[str, Any]] = {
+        name: {"setting": outcomes[place].setting, "corpora": {}} for name, place in places.items()
+    }
     for source, table in task.tables("test", lm.cutter).items():
         effects = measure_edits(lm, table, [*edits, *(twin for draws in twins.values() for twin in draws)])
         by_place = dict(zip(chosen, effects, strict=False))

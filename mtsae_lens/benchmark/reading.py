@@ -19,9 +19,7 @@ def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float) -> dict
         max_nll: forget loss beyond which there is only damage, nats per token.
         goal: what the reference loses more than the clean model, nats per token.
     """
-    places = {
-        f"{budget:g}": most_forgetting(outcomes, within_budgets(outcomes, budget, budget), max_nll) for budget in BUDGETS
-    }
+    places = {f"{budget:g}": most_forgetting(outcomes, within_budgets(outcomes, budget, budget), max_nll) for budget in BUDGETS}
     places["goal"] = nearest_to(outcomes, within_budgets(outcomes, GOAL_BUDGET, GOAL_BUDGET), goal)
     return {name: place for name, place in places.items() if place is not None}
 

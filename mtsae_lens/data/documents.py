@@ -1,9 +1,9 @@
 """Documents: the unit of every split.
 
 A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each), a file or folder
-of .txt, .jsonl or .parquet, several of these joined by `+`, or a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
-`monology/pile-uncopyrighted@pile_set_name=Github`). Each document belongs to one split for ever: the embedded texts record it,
-all others take it from their place in the source, so it needs no state and no second pass.
+of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
+`monology/pile-uncopyrighted@pile_set_name=Github`), or several of these joined by `+`. Each document belongs to one split for ever: the embedded
+texts record it, all others take it from their place in the source, so it needs no state and no second pass.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def _read(source: str) -> Iterator[Document]:
         and Path(source.split("@", maxsplit=1)[0]).suffix not in SUFFIXES
     ):
         return _in_order(source, _read_hub(source))
-    raise DataError(f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, BIOGRAPHIES, *embedded_domains()])}")
+    raise DataError(
+        f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, BIOGRAPHIES, *embedded_domains()])}"
+    )
 
 
 def _exists(source: str) -> bool:
