@@ -8,7 +8,7 @@ from typing import Any
 from mtsae_lens.benchmark.subject import BATCH_SIZE, Subject
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source
-from mtsae_lens.unlearning.attacks import dilute, edited_logits, quantised, relearn
+from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
 from mtsae_lens.unlearning.batches import sample_contexts, select_contexts, split_by_document
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.finetuning import FinetuneSettings
@@ -95,4 +95,4 @@ def _quantised(subject: Subject, change: Change, n_bits: int) -> EditEffect:
     rounded = quantised(change.weights or lm.model, n_bits)
     table = subject.task.table(subject.task.forget, "test", lm.cutter)
     clean = quantised(lm.model, n_bits)
-    return measure_model(edited_logits(lm, rounded, change.edit), clean, lm.cutter, table, BATCH_SIZE)
+    return measure_model(hooked_logits(lm, rounded, change.edit), clean, lm.cutter, table, BATCH_SIZE)

@@ -10,7 +10,7 @@ from mtsae_lens.benchmark.arms import DIRECTION_MULTIPLIERS, OURS, Scale
 from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.reading import read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
-from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.unlearning.candidates import (
     difference_of_means,
@@ -20,14 +20,16 @@ from mtsae_lens.unlearning.candidates import (
     rankings,
 )
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
-from mtsae_lens.unlearning.measures import EditEffect, measure_edits
+from mtsae_lens.unlearning.measures import EditEffect, EditLoss, edit_losses, measure_edits
 from mtsae_lens.unlearning.protocol import checked_identity, random_twins
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
-from mtsae_lens.unlearning.task import SPARED
+from mtsae_lens.unlearning.task import SPARED, Role
 
 MIN_RATIO = 5.0
+DIRECTION = "difference of means"
 CONTROL_BUDGETS = ("0.02", "0.05")
 """Budgets at which matched random features are measured beside the edit."""
+CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 
 
 def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, attacked: bool) -> dict[str, Any]:
@@ -36,12 +38,11 @@ def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, a
     for name, candidates in _candidates(subject, scale, architecture).items():
         outcomes = sweep(subject.lm, subject.task, candidates)
         places = read_sweep(outcomes, math.log(subject.lm.model.cfg.d_vocab), subject.goal)
-        methods[name] = _measured(subject, scale, candidates, outcomes, places, seed)
-        if "goal" in places and name in (architecture, "difference of means"):
-            edit = candidates[places["goal"]].edit
-            methods[name]["goal"] = further_measures(subject.lm, subject.task, Change(edit), subject.reference, seed)
-            if attacked:
-                methods[name]["attacks"] = attacks(subject, Change(edit), seed)
+        methods[name] = _measured(subject, scale, candidates, outcomes, places, seed, controlled=name == architecture)
+        if attacked and "goal" in places and name in (architecture, DIRECTION):
+            change = Change(candidates[places["goal"]].edit)
+            methods[name]["goal"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
+            methods[name]["attacks"] = attacks(subject, change, seed)
     return {"methods": methods, "identity_error": _identity(subject)}
 
 
@@ -65,8 +66,8 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
         tables = task.tables("select", lm.cutter, ("forget", *SPARED))
         retain = [table for source, table in tables.items() if source != task.forget]
         direction, center = difference_of_means(lm, tables[task.forget], retain)
-        found["difference of means"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, closed)
-        found["difference of means, no gate"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, always)
+        found[DIRECTION] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, closed)
+        found[f"{DIRECTION}, no gate"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, always)
     return {name: candidates for name, candidates in found.items() if candidates}
 
 
@@ -77,30 +78,34 @@ def _measured(
     outcomes: Sequence[Outcome],
     places: Mapping[str, int],
     seed: int,
+    *,
+    controlled: bool,
 ) -> dict[str, Any]:
     """TEST, once: every chosen edit, and matched random features where features were chosen."""
     lm, task = subject.lm, subject.task
     chosen = sorted(set(places.values()))
     edits = [candidates[place].edit for place in chosen]
-    twins = {
-        budget: random_twins(lm, task, edit, scale.n_random_draws, seed)
-        for budget in CONTROL_BUDGETS
-        if budget in places and isinstance(edit := candidates[places[budget]].edit, FeatureEdit)
-    }
     test: dict[str, dict[str, Any]] = {
         name: {"setting": outcomes[place].setting, "corpora": {}} for name, place in places.items()
     }
     for source, table in task.tables("test", lm.cutter).items():
-        effects = measure_edits(lm, table, [*edits, *(twin for draws in twins.values() for twin in draws)])
-        by_place = dict(zip(chosen, effects, strict=False))
-        rows = {place: test_row(effect, seed) for place, effect in by_place.items()}
+        rows = {p: test_row(effect, seed) for p, effect in zip(chosen, measure_edits(lm, table, edits), strict=True)}
         for name, place in places.items():
             test[name]["corpora"][source] = rows[place]
-        rest = effects[len(edits) :]
-        for budget, draws in twins.items():
-            drawn, rest = rest[: len(draws)], rest[len(draws) :]
-            test[budget].setdefault("random", {})[source] = pooled(drawn) | _documents_of(drawn)
+    for budget in CONTROL_BUDGETS if controlled else ():
+        if budget in places:
+            test[budget]["random"] = _random(subject, candidates[places[budget]].edit, scale.n_random_draws, seed)
     return {"tune": tune_rows(outcomes), "test": test}
+
+
+def _random(subject: Subject, edit: Edit, n_draws: int, seed: int) -> dict[str, Any]:
+    """The same edit of matched random features, on the text to forget and the text near to it."""
+    assert isinstance(edit, FeatureEdit)
+    lm, task = subject.lm, subject.task
+    draws = random_twins(lm, task, edit, n_draws, seed)
+    tables = task.tables("test", lm.cutter, CONTROL_ROLES)
+    losses = {source: edit_losses(lm, table, draws) for source, table in tables.items()}
+    return {source: pooled(drawn) | _documents_of(drawn) for source, drawn in losses.items()}
 
 
 def test_row(effect: EditEffect, seed: int) -> dict[str, Any]:
@@ -108,7 +113,7 @@ def test_row(effect: EditEffect, seed: int) -> dict[str, Any]:
     return effect_row(effect, seed) | {"documents": document_rows(effect)}
 
 
-def _documents_of(effects: Sequence[EditEffect]) -> dict[str, Any]:
+def _documents_of(effects: Sequence[EditLoss]) -> dict[str, Any]:
     """Mean change of each document over the draws, nats per token."""
     n_tokens = effects[0].by_document(effects[0].n_tokens)
     deltas = sum(effect.by_document(effect.nll_edited - effect.nll_clean) for effect in effects) / len(effects)

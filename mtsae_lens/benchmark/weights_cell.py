@@ -13,63 +13,46 @@ from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.edit_cells import test_row
 from mtsae_lens.benchmark.reading import read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
-from mtsae_lens.benchmark.weight_sweeps import WeightArm
 from mtsae_lens.unlearning.changes import Change, further_measures
 from mtsae_lens.unlearning.finetuning import finetune
-from mtsae_lens.unlearning.sweep import Outcome, outcome
+from mtsae_lens.unlearning.sweep import outcome
+from mtsae_lens.unlearning.sweeps import Sweep
 from mtsae_lens.unlearning.task import SPARED
 
 
-def weights_cell(subject: Subject, method: str, arms: tuple[WeightArm, ...], seed: int, *, attacked: bool) -> dict[str, Any]:
-    """One method: every rate and every snapshot is an outcome on TUNE; the chosen ones are made again for TEST."""
+def weights_cell(subject: Subject, method: str, runs: tuple[Sweep, ...], seed: int, *, attacked: bool) -> dict[str, Any]:
+    """One method: every snapshot of every run is an outcome on TUNE, and the chosen ones are measured on TEST.
+
+    The models of all snapshots are in memory at once.
+    """
     lm, task = subject.lm, subject.task
     tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
-    outcomes = [
-        outcome(task, setting, Change(weights=weights).effects(lm, tables))
-        for setting, weights in _trained(subject, arms, seed)
-    ]
+    trained = list(_trained(subject, runs, seed))
+    outcomes = [outcome(task, setting, Change(weights=weights).losses(lm, tables)) for setting, weights in trained]
     places = read_sweep(outcomes, math.log(lm.model.cfg.d_vocab), subject.goal)
     result: dict[str, Any] = {"tune": tune_rows(outcomes), "test": {}}
-    if places:
-        _measure(subject, arms, outcomes, places, seed, result, attacked=attacked)
+    tables = task.tables("test", lm.cutter)
+    rows: dict[int, dict[str, Any]] = {}
+    for name, place in places.items():
+        setting, weights = trained[place]
+        if place not in rows:
+            effects = Change(weights=weights).effects(lm, tables)
+            rows[place] = {source: test_row(effect, seed) for source, effect in effects.items()}
+        result["test"][name] = {"setting": setting, "corpora": rows[place]}
+    if attacked and "goal" in places:
+        change = Change(weights=trained[places["goal"]][1])
+        result["goal"] = further_measures(lm, task, change, subject.reference, seed)
+        result["attacks"] = attacks(subject, change, seed)
     return {"methods": {method: result}}
 
 
-def _trained(subject: Subject, arms: tuple[WeightArm, ...], seed: int) -> Iterator[tuple[dict[str, Any], HookedSAETransformer]]:
+def _trained(subject: Subject, runs: tuple[Sweep, ...], seed: int) -> Iterator[tuple[dict[str, Any], HookedSAETransformer]]:
     forget = subject.training_table(subject.task_of.forget_training)
     retain = [subject.training_table(source) for source in subject.task_of.retain_training]
-    for arm in arms:
-        settings = replace(arm.settings, seed=seed)
-        for snapshot in finetune(subject.lm.model, arm.loss, forget, retain, subject.lm.cutter, settings):
-            yield {"loss": repr(arm.loss), "lr": arm.settings.lr, "step": snapshot.step}, snapshot.model
-
-
-def _measure(
-    subject: Subject,
-    arms: tuple[WeightArm, ...],
-    outcomes: list[Outcome],
-    places: dict[str, int],
-    seed: int,
-    result: dict[str, Any],
-    *,
-    attacked: bool,
-) -> None:
-    tables = subject.task.tables("test", subject.lm.cutter)
-    wanted = set(places.values())
-    for place, (setting, weights) in enumerate(_trained(subject, arms, seed)):
-        if place not in wanted:
-            continue
-        change = Change(weights=weights)
-        effects = change.effects(subject.lm, tables)
-        rows = {source: test_row(effect, seed) for source, effect in effects.items()}
-        for name in (name for name, chosen in places.items() if chosen == place):
-            result["test"][name] = {"setting": setting, "corpora": rows}
-        if place == places.get("goal"):
-            result["goal"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
-            if attacked:
-                result["attacks"] = attacks(subject, change, seed)
-        if place == max(wanted):
-            return
+    for run in runs:
+        settings = replace(run.settings, seed=seed)
+        for snapshot in finetune(subject.lm.model, run.loss, forget, retain, subject.lm.cutter, settings):
+            yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
 
 
 def reference_cell(subject: Subject, *, attacked: bool) -> dict[str, Any]:

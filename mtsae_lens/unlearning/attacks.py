@@ -91,7 +91,7 @@ def relearn(
 
     names = tuple(name for name, _ in model.named_parameters())
     steps = descend(model, names, step_loss, settings.lr, settings.n_steps)
-    logits = edited_logits(lm, model, edit)
+    logits = hooked_logits(lm, model, edit)
     return [
         RelearningPoint(step, tuple(measure_model(logits, lm.model, lm.cutter, table, lm.batch_size) for table in measured))
         for step in steps
@@ -99,7 +99,7 @@ def relearn(
     ]
 
 
-def edited_logits(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None) -> Logits:
+def hooked_logits(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None) -> Logits:
     """A model, such as `lm.model` with other weights, with an edit at the hook of `lm` (None: without), as `measure_model` takes it."""
 
     def logits(tokens: Tensor) -> Tensor:

@@ -13,13 +13,22 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.attacks import edited_logits
+from mtsae_lens.unlearning.attacks import hooked_logits
 from mtsae_lens.unlearning.bootstrap import delta_interval
 from mtsae_lens.unlearning.calibration import calibrated_loss
 from mtsae_lens.unlearning.distance import distance_to_reference, truth_ratio_distance
 from mtsae_lens.unlearning.gate_quality import measure_gate
 from mtsae_lens.unlearning.generations import Decoding, continue_texts, generation_health, samples
-from mtsae_lens.unlearning.measures import EditEffect, Logits, as_logits, measure_edits, measure_model
+from mtsae_lens.unlearning.measures import (
+    EditEffect,
+    EditLoss,
+    Logits,
+    as_logits,
+    edit_losses,
+    measure_edits,
+    measure_model,
+    model_losses,
+)
 from mtsae_lens.unlearning.task import SPARED, Task
 
 PROMPT_SHARE = 8  # prompts are an eighth of a context, or of a question's table all that is before the answer
@@ -35,7 +44,13 @@ class Change:
 
     def logits(self, lm: HookedLM) -> Logits:
         """The changed model."""
-        return edited_logits(lm, self.weights or lm.model, self.edit)
+        return hooked_logits(lm, self.weights or lm.model, self.edit)
+
+    def losses(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditLoss]:
+        """The losses alone, for sweeps."""
+        if self.weights is None and self.edit is not None:
+            return {source: edit_losses(lm, table, [self.edit])[0] for source, table in tables.items()}
+        return {s: model_losses(self.logits(lm), lm.model, lm.cutter, t, lm.batch_size) for s, t in tables.items()}
 
     def effects(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditEffect]:
         """Its effect on every corpus."""
@@ -137,7 +152,7 @@ def _decoding(lm: HookedLM, table: TokenTable) -> Decoding:
     return Decoding(n_prompt_tokens=n_prompt, n_new_tokens=min(40, lm.model.cfg.n_ctx - n_prompt))
 
 
-def pooled(effects: Sequence[EditEffect]) -> dict[str, Any]:
+def pooled(effects: Sequence[EditLoss]) -> dict[str, Any]:
     """Means over draws on the same corpus, and the extremes of the change."""
     deltas = [effect.nll_delta for effect in effects]
     first = effects[0]
@@ -147,7 +162,6 @@ def pooled(effects: Sequence[EditEffect]) -> dict[str, Any]:
         "nll_delta": sum(deltas) / len(deltas),
         "nll_delta_min": min(deltas),
         "nll_delta_max": max(deltas),
-        "kl": sum(effect.mean(effect.kl) for effect in effects) / len(effects),
         "n_draws": len(effects),
         "n_tokens": int(first.n_tokens.sum()),
     }

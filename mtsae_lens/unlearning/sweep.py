@@ -8,7 +8,7 @@ from typing import Any
 
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures import EditEffect, measure_edits
+from mtsae_lens.unlearning.measures import EditLoss, edit_losses
 from mtsae_lens.unlearning.task import SPARED, Task
 
 
@@ -38,7 +38,7 @@ class Outcome:
 def sweep(lm: HookedLM, task: Task, candidates: Sequence[Candidate]) -> list[Outcome]:
     """The outcome of every candidate; each corpus runs to the hook once, whatever their number."""
     edits = [candidate.edit for candidate in candidates]
-    effects = {source: measure_edits(lm, table, edits) for source, table in _tables(lm, task).items()}
+    effects = {source: edit_losses(lm, table, edits) for source, table in _tables(lm, task).items()}
     return [
         outcome(task, candidate.setting, {source: of_source[place] for source, of_source in effects.items()})
         for place, candidate in enumerate(candidates)
@@ -49,7 +49,7 @@ def _tables(lm: HookedLM, task: Task) -> Mapping[str, Any]:
     return task.tables("tune", lm.cutter, ("forget", *SPARED))
 
 
-def outcome(task: Task, setting: dict[str, Any], effects: Mapping[str, EditEffect]) -> Outcome:
+def outcome(task: Task, setting: dict[str, Any], effects: Mapping[str, EditLoss]) -> Outcome:
     """From the effect on every corpus."""
     worst = {role: max((effects[s].nll_delta for s in task.sources(role)), default=0.0) for role in SPARED}
     forget = effects[task.forget]
