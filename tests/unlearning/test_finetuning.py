@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning import FinetuneSettings, descend, finetune
 from mtsae_lens.unlearning.losses import LOSSES, RMU, Amnesiac, Descent, GradientAscent, GradientDifference
 from mtsae_lens.unlearning.measures import as_logits, measure_model
+from mtsae_lens.unlearning.weights import clone_model
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +62,6 @@ def test_snapshots_are_models_of_their_own_and_as_a_shorter_run_ends(tiny_model:
 
 
 def test_training_is_a_plain_loop_of_adamw(tiny_model: Any, cutter: Any, forget: TokenTable, tiny_model_dir: Path) -> None:
-    from mtsae_lens.data.language_models import load_language_model
-
     settings = FinetuneSettings(lr=2e-3, n_steps=3, batch_size=3, seed=5)
     (snapshot,) = finetune(tiny_model, GradientAscent(), forget, [], cutter, settings)
     plain = load_language_model(str(tiny_model_dir))
@@ -117,11 +117,19 @@ def test_what_cannot_be_done_is_refused_at_once(tiny_model: Any, cutter: Any, fo
 
 
 def test_a_loss_that_is_no_number_stops_the_run(tiny_model: Any) -> None:
-    from mtsae_lens.unlearning.weights import clone_model
-
     model = clone_model(tiny_model)
     steps = descend(model, ["embed.W_E"], lambda: model.embed.W_E.sum() * float("nan"), 1e-3, 2)
     assert next(steps) == 0
     with pytest.raises(ConfigError, match=r"not finite at step 1 with lr 0\.001"):
         next(steps)
     assert not model.embed.W_E.requires_grad
+
+
+def test_gradients_are_clipped(tiny_model: Any) -> None:
+    """Steep losses of any slope then make the same update; AdamW would remember the steepest."""
+    model = clone_model(tiny_model)
+    slopes = iter([1e6, 1e4, 1e5])
+    steps = descend(model, ["unembed.b_U"], lambda: next(slopes) * model.unembed.b_U.sum(), 0.01, 3)
+    start = model.unembed.b_U.clone()
+    for step in steps:
+        torch.testing.assert_close(model.unembed.b_U, start - 0.01 * step, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.unlearning.weights import clone_model, load_weights, save_weights
 
@@ -70,8 +71,6 @@ def test_weights_come_back_from_a_file(tiny_model: Any, tmp_path: Path) -> None:
 def test_files_that_are_not_weights_of_this_model_are_refused(
     tiny_model: Any, tmp_path: Path, save_neox: Callable[..., Path]
 ) -> None:
-    from mtsae_lens.data.language_models import load_language_model
-
     path = tmp_path / "w.safetensors"
     with pytest.raises(DataError):
         load_weights(path, tiny_model)
