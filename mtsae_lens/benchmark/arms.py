@@ -88,20 +88,20 @@ _FAR = ("sotu", "austen", "factbook", "pydocs")
 _NEUTRAL = ("wordnet", "jargon")
 
 
-def _corpora(forget: str, near: tuple[str, ...]) -> tuple[Corpus, ...]:
+def _corpora(forget: str, near: tuple[str, ...], neutral: tuple[str, ...]) -> tuple[Corpus, ...]:
     return (
         Corpus(forget, "forget"),
         *(Corpus(source, "near") for source in near),
         *(Corpus(source, "far") for source in _FAR),
-        *(Corpus(source, "neutral") for source in _NEUTRAL),
+        *(Corpus(source, "neutral") for source in neutral),
     )
 
 
 TASKS: Mapping[str, BenchmarkTask] = {
-    "domain": BenchmarkTask("domain", _corpora("kjv", ("milton", "shakespeare")), "kjv", ("milton", "shakespeare", *_FAR)),
+    "domain": BenchmarkTask("domain", _corpora("kjv", ("milton", "shakespeare"), _NEUTRAL), "kjv", ("milton", "shakespeare", *_FAR)),
     "people": BenchmarkTask(
         "people",
-        _corpora("facts:forget:known", ("facts:retain:known",)),
+        _corpora("facts:forget:known", ("facts:retain:known",), ("facts:strangers:known", *_NEUTRAL)),
         "facts:forget:known",
         ("facts:retain:known", *_FAR),
         unseen="facts:forget:unseen",

@@ -1,9 +1,8 @@
 """Questions about the invented people, as contexts whose answers are counted.
 
-A source `facts:<people>:<templates>`: `people` is `forget` (the 40 whom `embedded-retrained` never met) or `retain` (the other 160),
-`templates` is `known` or `unseen` (sentences that no biography contains). What is to be forgotten is known when the edit is made, so the
-forget people are the same in every split, asked through other known templates in each; the people to retain differ by split, or an edit
-could be fitted to them.
+A source `facts:<people>:<templates>`. `people` is `forget` (the 40 whom `embedded-retrained` never met), `retain` (120 whom whoever edits
+the model knows by name) or `strangers` (40 more, for TEST alone: what an edit does to people whom nobody named). `templates` is `known` or
+`unseen` (sentences that no biography contains). Known templates differ by split: the same people are asked in other words.
 """
 
 from __future__ import annotations
@@ -20,14 +19,9 @@ from mtsae_lens.data.people import TRAIN_TEMPLATES, VALUES, Person, Question, ma
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"
-SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in ("forget", "retain") for templates in ("known", "unseen"))
+SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in ("forget", "retain", "strangers") for templates in ("known", "unseen"))
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
-_RETAIN_SPLITS: tuple[Split, ...] = (
-    "select",
-    "select",
-    "tune",
-    "test",
-)  # by place modulo 4: who is retained is learnt from many
+_STRANGERS_EVERY = 4  # of the people who are not forgotten, one in so many
 
 
 def is_fact_source(source: str) -> bool:
@@ -82,18 +76,23 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
     if split not in _SPLITS:
         raise DataError(f"questions are for {', '.join(_SPLITS)}; the text to train on is in 'people' and 'people_forget'")
     _, group, templates = source.split(":")
+    if group == "strangers" and split != "test":
+        raise DataError(f"{source} is for TEST alone: strangers are those whom nothing was chosen or set by")
     questions = [
         question
-        for question in make_questions(_people(group == "forget", split))
+        for question in make_questions(_people(group))
         if question.held_out_template == (templates == "unseen") and (templates == "unseen" or _of_split(question, split))
     ]
     random.Random(seed).shuffle(questions)
     return questions[:max_questions]
 
 
-def _people(forget: bool, split: Split) -> Sequence[Person]:
-    people = [person for person in make_people() if person.forget == forget]
-    return people if forget else [person for number, person in enumerate(people) if _RETAIN_SPLITS[number % 4] == split]
+def _people(group: str) -> Sequence[Person]:
+    if group == "forget":
+        return [person for person in make_people() if person.forget]
+    others = [person for person in make_people() if not person.forget]
+    strangers = others[::_STRANGERS_EVERY]
+    return strangers if group == "strangers" else [person for person in others if person not in strangers]
 
 
 def _of_split(question: Question, split: Split) -> bool:

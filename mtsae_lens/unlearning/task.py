@@ -15,7 +15,7 @@ from mtsae_lens.errors import DataError
 Role = Literal["forget", "near", "far", "neutral"]
 SPARED: tuple[Role, ...] = ("near", "far")
 """Roles that selection, gates and budgets look after."""
-QUESTIONS_PER_CONTEXT = 8  # a question has about an eighth of a context's tokens
+QUESTIONS_PER_CONTEXT = 16  # a question has about an eighth of a context's tokens, and few of them are counted
 
 
 @dataclass(frozen=True)
