@@ -98,10 +98,12 @@ def _corpora(forget: str, near: tuple[str, ...], neutral: tuple[str, ...]) -> tu
 
 
 TASKS: Mapping[str, BenchmarkTask] = {
-    "domain": BenchmarkTask("domain", _corpora("kjv", ("milton", "shakespeare"), _NEUTRAL), "kjv", ("milton", "shakespeare", *_FAR)),
+    "domain": BenchmarkTask(
+        "domain", _corpora("kjv", ("milton", "shakespeare"), _NEUTRAL), "kjv", ("milton", "shakespeare", *_FAR)
+    ),
     "people": BenchmarkTask(
         "people",
-        _corpora("facts:forget:known", ("facts:retain:known",), ("facts:strangers:known", *_NEUTRAL)),
+        _corpora("facts:forget:known", ("facts:retain:known",), ("facts:strangers:known", "facts:retain:unseen", *_NEUTRAL)),
         "facts:forget:known",
         ("facts:retain:known", *_FAR),
         unseen="facts:forget:unseen",

@@ -30,6 +30,7 @@ class Subject:
     model_name: str
     reference_name: str | None
     sae_folder: Path
+    device: str = "cpu"
 
     @cached_property
     def task(self) -> Task:
@@ -39,8 +40,8 @@ class Subject:
     @cached_property
     def lm(self) -> HookedLM:
         """The language model with the SAE."""
-        model = load_language_model(self.model_name)
-        sae = SAE.load_from_disk(self.sae_folder)
+        model = load_language_model(self.model_name, device=self.device)
+        sae = SAE.load_from_disk(self.sae_folder, device=self.device)
         assert model.tokenizer is not None
         metadata = sae.cfg.metadata
         cutter = ContextCutter(model.tokenizer, metadata.context_size or 128, prepend_bos=metadata.prepend_bos is not False)
@@ -49,7 +50,7 @@ class Subject:
     @cached_property
     def reference(self) -> HookedSAETransformer | None:
         """The model that never saw what is to be forgotten."""
-        return None if self.reference_name is None else load_language_model(self.reference_name)
+        return None if self.reference_name is None else load_language_model(self.reference_name, device=self.device)
 
     @cached_property
     def goal(self) -> float:

@@ -2,7 +2,7 @@
 
 A source `facts:<people>:<templates>`. `people` is `forget` (the 40 whom `embedded-retrained` never met), `retain` (120 whom whoever edits
 the model knows by name) or `strangers` (40 more, for TEST alone: what an edit does to people whom nobody named). `templates` is `known` or
-`unseen` (sentences that no biography contains). Known templates differ by split: the same people are asked in other words.
+`unseen` (sentences that no biography contains). Each fact is asked through other known templates in each split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from mtsae_lens.data.people import TRAIN_TEMPLATES, VALUES, Person, Question, ma
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"
-SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in ("forget", "retain", "strangers") for templates in ("known", "unseen"))
+SOURCES = tuple(
+    f"{PREFIX}{people}:{templates}" for people in ("forget", "retain", "strangers") for templates in ("known", "unseen")
+)
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
 _STRANGERS_EVERY = 4  # of the people who are not forgotten, one in so many
 
@@ -96,9 +98,10 @@ def _people(group: str) -> Sequence[Person]:
 
 
 def _of_split(question: Question, split: Split) -> bool:
-    """The first two templates of an attribute are SELECT's, the next two TUNE's, the last two TEST's."""
+    """The known templates of a fact are dealt out at random, a third to each split; over all facts every split has every template."""
     prompts = [template.split(" {value}")[0].format(name=question.name) for template in TRAIN_TEMPLATES[question.attribute]]
-    return prompts.index(question.prompt) // 2 == _SPLITS.index(split)
+    random.Random(f"{question.name} {question.attribute}").shuffle(prompts)
+    return prompts.index(question.prompt) * len(_SPLITS) // len(prompts) == _SPLITS.index(split)
 
 
 def question_table(corpus: str, questions: Sequence[Question], cutter: ContextCutter) -> TokenTable:

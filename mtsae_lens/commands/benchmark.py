@@ -1,0 +1,205 @@
+"""Every way to unlearn under one protocol, resumable, with a page."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from mtsae_lens.benchmark.arms import QUICK, SAES, TASKS, BenchmarkTask, Scale
+from mtsae_lens.benchmark.edit_cells import edit_cell
+from mtsae_lens.benchmark.subject import Subject
+from mtsae_lens.benchmark.weights_cell import reference_cell, weights_cell
+from mtsae_lens.commands.benchmark_page import benchmark_part
+from mtsae_lens.commands.loading import load_sae
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.commands.train import TrainSettings, train_sae
+from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.reporting.page import Table, write_report
+from mtsae_lens.trials import Trial, run_trials
+from mtsae_lens.unlearning.sweeps import SWEEPS
+from mtsae_lens.unlearning.task import Corpus, check_corpus
+
+LOSS_NAMES = tuple(SWEEPS["text"])
+
+
+class BenchmarkSettings(Settings):
+    """Settings of `mtsae unlearn-benchmark`."""
+
+    out: Path = Path("runs/unlearn-benchmark")
+    tasks: tuple[str, ...] = Field(tuple(TASKS), min_length=1)
+    """Named tasks on the embedded model; `forget` replaces them by one task of its own."""
+    forget: str | None = None
+    near: tuple[str, ...] = ()
+    retain: tuple[str, ...] = ()
+    neutral: tuple[str, ...] = ()
+    model: str = "embedded"
+    reference: str | None = "embedded-retrained"
+    """A model that never saw what is to be forgotten; null where there is none."""
+    dataset: str = "embedded+biographies"
+    """Text that the SAEs are trained on."""
+    hook_name: str = "blocks.3.hook_resid_post"
+    saes: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(SAES), min_length=1)
+    """Architectures and their own settings."""
+    losses: tuple[str, ...] = LOSS_NAMES
+    """Methods that change weights."""
+    n_seeds: int = Field(5, gt=0)
+    n_attacked_seeds: int = Field(1, ge=0)
+    """Seeds of which one edit is measured in full and attacked."""
+    quick: bool = False
+    """One seed, short trainings, few settings: to see that it runs."""
+    training_tokens: int | None = Field(None, gt=0)
+    d_sae: int | None = Field(None, gt=0)
+    contexts_per_split: int | None = Field(None, gt=0)
+    n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
+    """Processes; each trains or measures one thing at a time."""
+    device: str = "cpu"
+
+    @field_validator("tasks")
+    @classmethod
+    def _tasks_exist(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        for task in tasks:
+            if task not in TASKS:
+                raise ConfigError(f"no task {task!r}.{nearest(task, TASKS)}")
+        return tasks
+
+    @field_validator("losses")
+    @classmethod
+    def _losses_exist(cls, losses: tuple[str, ...]) -> tuple[str, ...]:
+        for loss in losses:
+            if loss not in LOSS_NAMES:
+                raise ConfigError(f"no method {loss!r} that changes weights.{nearest(loss, LOSS_NAMES)}")
+        return losses
+
+    @model_validator(mode="after")
+    def _own_task_is_whole(self) -> Self:
+        if self.forget is None and (self.near or self.retain or self.neutral):
+            raise ConfigError("near, retain and neutral belong to a task of your own; give --forget too")
+        return self
+
+    def scale(self) -> Scale:
+        """How much work."""
+        given = {
+            name: value
+            for name in ("training_tokens", "d_sae", "contexts_per_split")
+            if (value := getattr(self, name)) is not None
+        }
+        return replace(QUICK if self.quick else Scale(), **given)
+
+    def seeds(self) -> range:
+        """Seeds of SAEs and of the order in which methods that change weights see text."""
+        return range(1 if self.quick else self.n_seeds)
+
+    def benchmark_tasks(self) -> dict[str, BenchmarkTask]:
+        """The tasks by name."""
+        if self.forget is None:
+            return {name: TASKS[name] for name in self.tasks}
+        corpora = [Corpus(self.forget, "forget")]
+        corpora += [Corpus(source, "near") for source in self.near]
+        corpora += [Corpus(source, "far") for source in self.retain]
+        corpora += [Corpus(source, "neutral") for source in self.neutral]
+        return {"own": BenchmarkTask("own", tuple(corpora), self.forget, (*self.near, *self.retain))}
+
+    def training(self, architecture: str, seed: int) -> TrainSettings:
+        """One SAE; all share text, width, schedule and number of tokens."""
+        scale = self.scale()
+        return TrainSettings(
+            model=self.model,
+            hook_name=self.hook_name,
+            dataset=self.dataset,
+            architecture=architecture,
+            d_sae=scale.d_sae,
+            training_tokens=scale.training_tokens,
+            out=self.out / "saes" / f"{architecture}-{seed}",
+            seed=seed,
+            sae=self.saes[architecture],
+            device=self.device,
+        )
+
+
+def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
+    """Train the SAEs, run every method on every task, write `metrics.json` (by task: `at_cost`, `differences`, `goal`, `attacks`; `saes`,
+    `provenance`) and `report.html`. Every training and every cell is kept as soon as it is done.
+
+    Returns:
+        The metrics, and the tables to print.
+    """
+    watch = Stopwatch()
+    prepare_output_dir(settings.out)
+    tasks = settings.benchmark_tasks()
+    for benchmark_task in tasks.values():
+        for corpus in benchmark_task.task(1).corpora:
+            check_corpus(corpus.source)
+    scale = settings.scale()
+    trained = run_trials(
+        settings.out / "training",
+        {"scale": asdict(scale)} | settings.model_dump(mode="json", include={"model", "hook_name", "dataset", "saes"}),
+        {f"{a}/{seed}": partial(_train, settings.training(a, seed)) for seed in settings.seeds() for a in settings.saes},
+        "training SAEs",
+        n_workers=settings.n_workers,
+    )
+    cells = run_trials(
+        settings.out / "cells",
+        {"scale": asdict(scale), "attacked": settings.n_attacked_seeds}
+        | settings.model_dump(
+            mode="json", include={"model", "reference", "hook_name", "dataset", "saes", "forget", "near", "retain"}
+        ),
+        _cells(settings, tasks, scale),
+        "unlearning",
+        n_workers=settings.n_workers,
+    )
+    part = benchmark_part(trained, cells, tasks, scale, list(settings.saes))
+    metrics = part.metrics | {"provenance": provenance(0, watch.seconds, settings.model_dump(mode="json"))}
+    write_metrics(settings.out, metrics)
+    lead = (
+        f"Edits of SAE features, a dense direction, methods that change weights and retraining on {settings.model}, chosen on SELECT, set on "
+        "TUNE, measured once on TEST, and compared where they cost the text to retain the same."
+    )
+    write_report(settings.out, "Unlearning, compared", lead, part.sections, metrics["provenance"])
+    return metrics, part.tables
+
+
+def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: Scale) -> dict[str, Trial]:
+    """Seed by seed, so that whatever is done at any time is balanced."""
+    cells: dict[str, Trial] = {}
+    for seed in settings.seeds():
+        attacked = seed < settings.n_attacked_seeds
+        for name, benchmark_task in tasks.items():
+            for architecture in settings.saes:
+                subject = _subject(settings, benchmark_task, scale, architecture, seed)
+                cells[f"{name}/{architecture}/{seed}"] = partial(
+                    edit_cell, subject, scale, architecture, seed, attacked=attacked
+                )
+            subject = _subject(settings, benchmark_task, scale, next(iter(settings.saes)), seed)
+            kind = "questions" if is_fact_source(benchmark_task.forget_training) else "text"
+            for loss in settings.losses:
+                runs = SWEEPS[kind][loss]  # type: ignore[index]
+                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, subject, loss, runs, seed, attacked=attacked)
+            if seed == 0 and settings.reference is not None:
+                cells[f"{name}/reference"] = partial(reference_cell, subject, attacked=settings.n_attacked_seeds > 0)
+    return cells
+
+
+def _subject(settings: BenchmarkSettings, task: BenchmarkTask, scale: Scale, architecture: str, seed: int) -> Subject:
+    folder = settings.training(architecture, seed).out
+    return Subject(task, scale.contexts_per_split, settings.model, settings.reference, folder, settings.device)
+
+
+def _train(settings: TrainSettings) -> dict[str, Any]:
+    """Train and measure on held-out text."""
+    model = load_language_model(settings.model, device=settings.device)
+    train_sae(settings, model, resume=True)
+    assert model.tokenizer is not None
+    cutter = ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
+    held_out = read_tokens(settings.dataset, "tune", cutter, 64)
+    return evaluate_fidelity(load_sae(settings.out, settings.device), model, cutter, held_out)

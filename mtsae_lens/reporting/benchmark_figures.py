@@ -1,0 +1,78 @@
+"""Figures of the unlearning benchmark, from plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import plotly.graph_objects as go
+
+from mtsae_lens.reporting.figures import _PALETTE
+
+_REFERENCE = "#808898"
+_DASHES = ("solid", "dot")
+
+
+def cost_curves(curves: Mapping[str, Sequence[Any]], reference: float | None, cost: str) -> go.Figure:
+    """Forgetting against what it costs, one line per method through its budgets; both with 95% intervals, the reference dashed.
+
+    Args:
+        curves: method -> points with estimates `forget`, `near`, `far`.
+        reference: what the model that never saw the text loses more than the clean one.
+        cost: `near` or `far`.
+    """
+    figure = go.Figure()
+    for number, (name, points) in enumerate(curves.items()):
+        color = _PALETTE[number % len(_PALETTE)]
+        costs, gains = [getattr(point, cost) for point in points], [point.forget for point in points]
+        figure.add_scatter(
+            name=name,
+            x=[c.mean for c in costs],
+            y=[g.mean for g in gains],
+            mode="lines+markers",
+            line={"color": color, "width": 1.6, "dash": _DASHES[number // len(_PALETTE) % 2]},
+            error_x=_bars(costs, color),
+            error_y=_bars(gains, color),
+        )
+    if reference is not None:
+        figure.add_hline(y=reference, line_dash="dash", line_color=_REFERENCE, annotation_text="never saw the text")
+    figure.update_layout(
+        height=480,
+        xaxis_title=f"nats added to {cost}-retain text",
+        yaxis_title="nats added to forget text",
+        legend={"orientation": "h", "y": -0.2},
+    )
+    return figure
+
+
+def _bars(estimates: Sequence[Any], color: str) -> dict[str, Any]:
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [e.high - e.mean for e in estimates],
+        "arrayminus": [e.mean - e.low for e in estimates],
+        "thickness": 1,
+        "width": 2,
+        "color": color,
+    }
+
+
+def relearning_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], clean: float) -> go.Figure:
+    """Loss on the forget text while an attacker teaches it again, one line per method and attack; dashed: the model before."""
+    figure = go.Figure()
+    for number, (name, points) in enumerate(curves.items()):
+        figure.add_scatter(
+            name=name,
+            x=[point["step"] for point in points],
+            y=[point["nll"] for point in points],
+            mode="lines+markers",
+            line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.6, "dash": _DASHES[number // len(_PALETTE) % 2]},
+        )
+    figure.add_hline(y=clean, line_dash="dash", line_color=_REFERENCE, annotation_text="before unlearning")
+    figure.update_layout(
+        height=420,
+        xaxis_title="steps of relearning",
+        yaxis_title="nats per token on forget text",
+        legend={"orientation": "h", "y": -0.25},
+    )
+    return figure
