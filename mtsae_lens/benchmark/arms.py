@@ -36,7 +36,7 @@ class Scale:
 
     training_tokens: int = 600_000
     d_sae: int = 1_024
-    contexts_per_split: int = 48
+    contexts_per_split: int = 24
     gated: Grid = field(
         default_factory=lambda: Grid(
             scores=("frequency_difference", "frequency_ratio", "fisher_attribution"),
@@ -49,7 +49,7 @@ class Scale:
         default_factory=lambda: Grid(
             scores=("frequency_difference", "fisher_attribution"),
             n_features=(2, 8, 32),
-            multipliers=(0.0, 1.0, 2.0, 3.0),
+            multipliers=(0.0, 1.0, 2.0),
             false_positive_rates=(None,),
         )
     )
@@ -58,7 +58,7 @@ class Scale:
 
 QUICK = Scale(
     training_tokens=120_000,
-    contexts_per_split=16,
+    contexts_per_split=12,
     gated=Grid(
         scores=("frequency_difference",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)
     ),
@@ -81,7 +81,7 @@ class BenchmarkTask:
 
     def task(self, contexts_per_split: int) -> Task:
         """Its corpora, with so many contexts of each."""
-        return Task(self.corpora, contexts_per_split)
+        return Task(self.corpora, contexts_per_split, far_share=0.5)
 
 
 _FAR = ("sotu", "austen", "factbook", "pydocs")

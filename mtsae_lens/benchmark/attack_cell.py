@@ -16,7 +16,7 @@ from mtsae_lens.unlearning.measures import EditEffect, measure_model
 
 RELEARNED_CONTEXTS = (4, 16, 64)
 """Documents of the forget text that the attacker has."""
-RELEARNING = FinetuneSettings(lr=3e-4, n_steps=20, batch_size=8, snapshots=(0, 5, 10, 20))
+RELEARNING = FinetuneSettings(lr=3e-4, n_steps=20, batch_size=8, snapshots=(0, 5, 20))
 FILLER_SHARE = 0.5  # of a context
 N_BITS = (8, 4)
 

@@ -15,6 +15,7 @@ from mtsae_lens.benchmark.reading import read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.unlearning.changes import Change, further_measures
 from mtsae_lens.unlearning.finetuning import finetune
+from mtsae_lens.unlearning.measures import as_logits, model_losses
 from mtsae_lens.unlearning.sweep import outcome
 from mtsae_lens.unlearning.sweeps import Sweep
 from mtsae_lens.unlearning.task import SPARED
@@ -28,7 +29,12 @@ def weights_cell(subject: Subject, method: str, runs: tuple[Sweep, ...], seed: i
     lm, task = subject.lm, subject.task
     tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
     trained = list(_trained(subject, runs, seed))
-    outcomes = [outcome(task, setting, Change(weights=weights).losses(lm, tables)) for setting, weights in trained]
+    models = [as_logits(weights) for _, weights in trained]
+    losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
+    outcomes = [
+        outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})
+        for place, (setting, _) in enumerate(trained)
+    ]
     places = read_sweep(outcomes, math.log(lm.model.cfg.d_vocab), subject.goal)
     result: dict[str, Any] = {"tune": tune_rows(outcomes), "test": {}}
     tables = task.tables("test", lm.cutter)

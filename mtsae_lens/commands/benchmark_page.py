@@ -15,7 +15,7 @@ from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 from mtsae_lens.unlearning.task import Task
 
-_SHOWN_BUDGETS = tuple(f"{budget:g}" for budget in BUDGETS)
+_SHOWN_BUDGETS = (*(f"{budget:g}" for budget in BUDGETS), "goal")
 _SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was, exactly."
 Cells = Mapping[str, Mapping[str, Any]]
 

@@ -24,10 +24,8 @@ from mtsae_lens.unlearning.measures import (
     EditLoss,
     Logits,
     as_logits,
-    edit_losses,
     measure_edits,
     measure_model,
-    model_losses,
 )
 from mtsae_lens.unlearning.task import SPARED, Task
 
@@ -45,12 +43,6 @@ class Change:
     def logits(self, lm: HookedLM) -> Logits:
         """The changed model."""
         return hooked_logits(lm, self.weights or lm.model, self.edit)
-
-    def losses(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditLoss]:
-        """The losses alone, for sweeps."""
-        if self.weights is None and self.edit is not None:
-            return {source: edit_losses(lm, table, [self.edit])[0] for source, table in tables.items()}
-        return {s: model_losses(self.logits(lm), lm.model, lm.cutter, t, lm.batch_size) for s, t in tables.items()}
 
     def effects(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditEffect]:
         """Its effect on every corpus."""

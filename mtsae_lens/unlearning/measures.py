@@ -236,33 +236,34 @@ def measure_model(
     model: Logits, clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> EditEffect:
     """The same measures for another model, such as one with other weights or one that never saw the text."""
-    rows = _run_model(model, clean_model, cutter, table, batch_size, _measures)
+    (rows,) = _run_models([model], clean_model, cutter, table, batch_size, _measures)
     return EditEffect(table.corpus, table.documents, 1.0, *_columns(rows))
 
 
 def model_losses(
-    model: Logits, clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
-) -> EditLoss:
-    """The losses alone, for sweeps."""
-    rows = _run_model(model, clean_model, cutter, table, batch_size, _losses)
-    return EditLoss(table.corpus, table.documents, 1.0, *_columns(rows))
+    models: Sequence[Logits], clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
+) -> list[EditLoss]:
+    """The losses alone of several models, for sweeps; the clean model runs once."""
+    of_models = _run_models(models, clean_model, cutter, table, batch_size, _losses)
+    return [EditLoss(table.corpus, table.documents, 1.0, *_columns(rows)) for rows in of_models]
 
 
 @torch.no_grad()
-def _run_model(
-    model: Logits,
+def _run_models(
+    models: Sequence[Logits],
     clean_model: HookedSAETransformer,
     cutter: ContextCutter,
     table: TokenTable,
     batch_size: int,
     compare: _Compare,
-) -> list[Tensor]:
-    rows = []
+) -> list[list[Tensor]]:
+    rows: list[list[Tensor]] = [[] for _ in models]
     device = clean_model.cfg.device
     for batch, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
         tokens, here = batch.to(device), counted.to(device)
-        clean, other = (of(tokens)[:, :-1][here].log_softmax(dim=-1) for of in (as_logits(clean_model), model))
-        rows.append(compare(_Clean(tokens, here, clean), other))
+        clean = _Clean(tokens, here, as_logits(clean_model)(tokens)[:, :-1][here].log_softmax(dim=-1))
+        for of_model, model in zip(rows, models, strict=True):
+            of_model.append(compare(clean, model(tokens)[:, :-1][here].log_softmax(dim=-1)))
     return rows
 
 

@@ -15,6 +15,7 @@ from mtsae_lens.errors import DataError
 Role = Literal["forget", "near", "far", "neutral"]
 SPARED: tuple[Role, ...] = ("near", "far")
 """Roles that selection, gates and budgets look after."""
+ALL_QUESTIONS = 1_000_000  # SELECT is read once, TUNE by every candidate
 QUESTIONS_PER_CONTEXT = 16  # a question has about an eighth of a context's tokens, and few of them are counted
 
 
@@ -35,6 +36,8 @@ class Task:
     """Contexts read of each corpus and split, at most."""
     seed: int = 0
     """Which contexts."""
+    far_share: float = 1.0
+    """Share of these contexts that is read of far and neutral corpora, of which there are often many."""
 
     def __post_init__(self) -> None:
         roles = [corpus.role for corpus in self.corpora]
@@ -59,8 +62,10 @@ class Task:
     def table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
         """Contexts of one corpus."""
         if is_fact_source(source):
-            return read_facts(source, split, cutter, QUESTIONS_PER_CONTEXT * self.contexts_per_split, seed=self.seed)
-        return read_tokens(source, split, cutter, self.contexts_per_split, seed=self.seed)
+            n_questions = ALL_QUESTIONS if split == "select" else QUESTIONS_PER_CONTEXT * self.contexts_per_split
+            return read_facts(source, split, cutter, n_questions, seed=self.seed)
+        share = 1.0 if any(c.source == source and c.role in ("forget", "near") for c in self.corpora) else self.far_share
+        return read_tokens(source, split, cutter, max(1, round(share * self.contexts_per_split)), seed=self.seed)
 
     def tables(self, split: Split, cutter: ContextCutter, roles: Sequence[Role] = get_args(Role)) -> dict[str, TokenTable]:
         """Contexts of every corpus of these roles, by source."""
