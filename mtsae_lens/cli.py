@@ -127,7 +127,8 @@ def unlearn(
     device: Device = None,
 ) -> None:
     """Remove a topic by editing features, and measure it beside random features."""
-    from mtsae_lens.commands.unlearn import UnlearnSettings, effects_table, run_unlearn  # noqa: PLC0415
+    from mtsae_lens.commands.unlearn import UnlearnSettings, run_unlearn  # noqa: PLC0415
+    from mtsae_lens.commands.unlearn_page import effects_table  # noqa: PLC0415
 
     typed: dict[str, Any] = {
         "sae": sae,
@@ -146,6 +147,48 @@ def unlearn(
     settings = UnlearnSettings.build(config, typed)
     measured = run_unlearn(settings)
     _print_table(effects_table(measured))
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+@app.command("unlearn-benchmark")
+def unlearn_benchmark(
+    model: Model = None,
+    hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Text that the SAEs are trained on.")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="domain or people, on the embedded model; may be repeated.")] = None,
+    forget: Annotated[str | None, typer.Option(help="A task of your own: what to forget.")] = None,
+    near: Annotated[list[str] | None, typer.Option(help="Its text to keep, near; may be repeated.")] = None,
+    retain: Annotated[list[str] | None, typer.Option(help="Its text to keep, far; may be repeated.")] = None,
+    reference: Annotated[str | None, typer.Option(help="A model that never saw what is to be forgotten.")] = None,
+    n_seeds: Annotated[int | None, typer.Option(help="Seeds of every SAE and every method.")] = None,
+    quick: Annotated[bool | None, typer.Option("--quick", help="One seed, short trainings, few settings.")] = None,
+    n_workers: Annotated[int | None, typer.Option(help="Processes.")] = None,
+    out: Out = None,
+    config: Config = None,
+    device: Device = None,
+) -> None:
+    """Compare every way to unlearn at matched cost: SAEs, a dense direction, finetuning, retraining. What is done is kept."""
+    from mtsae_lens.commands.benchmark import BenchmarkSettings, run_benchmark  # noqa: PLC0415
+
+    typed: dict[str, Any] = {
+        "model": model,
+        "hook_name": hook_name,
+        "dataset": dataset,
+        "tasks": tuple(task) if task else None,
+        "forget": forget,
+        "near": tuple(near) if near else None,
+        "retain": tuple(retain) if retain else None,
+        "reference": reference,
+        "n_seeds": n_seeds,
+        "quick": quick,
+        "n_workers": n_workers,
+        "out": out,
+        "device": device,
+    }
+    settings = BenchmarkSettings.build(config, typed)
+    _, tables = run_benchmark(settings)
+    for table in tables:
+        _print_table(table)
     typer.echo(f"report: {settings.out / 'report.html'}")
 
 

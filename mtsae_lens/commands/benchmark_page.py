@@ -109,8 +109,10 @@ class _TaskPart:
         gap = self.reference_gap()
         curves = {method: list(rows.values()) for method, rows in self.at_cost.items() if rows}
         text = (
-            f"Forget {self.task.forget}. Each row: the setting that forgot most on TUNE while near- and far-retain text lost at most the budget, "
-            "measured on TEST, in nats per counted token, 95% intervals over seeds and documents; near and far are the corpora that lost most. "
+            f"Forget {self.task.forget}. Each row: the setting that forgot most on TUNE while near- and far-retain text "
+            f"lost at most the budget, "
+            "measured on TEST, in nats per counted token, 95% intervals over seeds and documents; near and far are the "
+            "corpora that lost most. "
             "Random: the same edit of features matched in firing rate and strength. "
             + ("" if gap is None else f"The reference, which never saw the text, loses {gap:+.3f}: more is damage. ")
             + _SUPPRESSION
@@ -152,10 +154,14 @@ class _TaskPart:
     def _goal_section(self, goals: Mapping[str, Mapping[str, Any]]) -> Section:
         """The setting nearest to the reference, in full."""
         text = (
-            f"Of seed 0, the setting within {GOAL_BUDGET:g} nats whose forgetting on TUNE is nearest to the reference's. Gap: its loss less the "
-            "reference's (0 is best; above is damage). Calibrated: nats added after an output bias was refitted, so that shifted logits do not count. "
-            "KS: distance between the two models' losses per document (0: indistinguishable). Gate: share of forget positions at which it is open, and its "
-            "AUROC against the near text (chance 0.5). Distinct-2 and repeated 4-grams of greedy text on the forget prompts, before -> after."
+            f"Of seed 0, the setting within {GOAL_BUDGET:g} nats whose forgetting on TUNE is nearest to the reference's. "
+            f"Gap: its loss less the "
+            "reference's (0 is best; above is damage). Calibrated: nats added after an output bias was refitted, so that "
+            "shifted logits do not count. "
+            "KS: distance between the two models' losses per document (0: indistinguishable). Gate: share of forget positions "
+            "at which it is open, and its "
+            "AUROC against the near text (chance 0.5). Distinct-2 and repeated 4-grams of greedy text on the forget prompts, "
+            "before -> after."
         )
         header = ["method", "gap", "KS", "calibrated", "gate open", "gate AUROC", "distinct-2", "repeated"]
         return Section(
@@ -214,10 +220,14 @@ class _TaskPart:
                 label = f"{method}, {variant}" if variant != "weights" else method
                 curves[f"{label} ({largest})"] = by_size[largest]
         lead = (
-            f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge is back). Removing the hook gives "
+            f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge "
+            f"is back). Removing the hook gives "
             f"back {clean:.3f} for every edit. Diluted: behind 64 tokens of unrelated text."
         )
-        relearn = "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. In brackets: documents learnt."
+        relearn = (
+            "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. In brackets: "
+            "documents learnt."
+        )
         return [
             Section(f"{self.name}: attacks", lead, Table(header, rows)),
             Section(f"{self.name}: relearning", relearn, self._relearning_table(everyone), relearning_curves(curves, clean)),

@@ -12,7 +12,8 @@ from mtsae_lens.commands.evaluate import metrics_table
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.train import TrainSettings, train_sae
-from mtsae_lens.commands.unlearn import UnlearnSettings, effects_table, unlearn, unlearning_sections
+from mtsae_lens.commands.unlearn import UnlearnSettings, unlearn
+from mtsae_lens.commands.unlearn_page import effects_table, unlearning_sections
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
@@ -109,9 +110,11 @@ def _write_report(
         f"SAELens's run_evals on {metrics['fidelity'][ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
         "rows of the same sequences, mixed alike, with the same width, L0, steps and schedule."
     )
+    unlearning = settings.unlearning()
+    budgets = {"near": unlearning.near_budget, "far": unlearning.far_budget}
     sections = [
         Section("How good is the SAE?", fidelity_text, table=metrics_table(metrics["fidelity"])),
-        *unlearning_sections(settings.unlearning(), metrics["unlearning"]),
+        *unlearning_sections(metrics["unlearning"], budgets),
         Section(
             "Features that were edited",
             f"Where they fire most in held-out text of {settings.forget}; darker is stronger, the frame marks the peak.",

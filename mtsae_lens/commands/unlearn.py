@@ -11,21 +11,18 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.commands.loading import check_reads, open_sae
 from mtsae_lens.commands.settings import Settings
+from mtsae_lens.commands.unlearn_page import unlearning_sections
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
-from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
-from mtsae_lens.reporting.page import Section, Table, write_report
+from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
 from mtsae_lens.unlearning.scores import SCORES
 from mtsae_lens.unlearning.task import Corpus, Task, check_corpus
-
-_SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
-
 
 EDIT_FILE = "edit.json"
 
@@ -103,74 +100,13 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransfo
     return chosen, measured
 
 
-def effects_table(measured: dict[str, Any]) -> Table:
-    """One row per corpus: the edit, its interval, random control, reference."""
-    has_reference = any("nll_reference" in row for row in measured["corpora"].values())
-    header = [
-        "corpus",
-        "role",
-        "NLL clean",
-        "NLL edited",
-        "change",
-        "95% interval",
-        "KL",
-        "gate open",
-        "random features",
-        "zero",
-        "clamp, no gate",
-    ]
-    rows = []
-    for name, row in measured["corpora"].items():
-        cells = [
-            name,
-            row["role"],
-            f"{row['nll_clean']:.3f}",
-            f"{row['nll_edited']:.3f}",
-            f"{row['nll_delta']:+.3f}",
-            f"[{row['nll_delta_low']:+.3f}, {row['nll_delta_high']:+.3f}]",
-            f"{row['kl']:.3f}",
-            f"{100 * row['gate_open']:.1f}%",
-            f"{measured['random_control'][name]['nll_delta']:+.3f}",
-            f"{measured['ladder']['zero'][name]['nll_delta']:+.3f}",
-            f"{measured['ladder']['clamp'][name]['nll_delta']:+.3f}",
-        ]
-        if has_reference:
-            cells.append(f"{row['nll_reference'] - row['nll_clean']:+.3f}")
-        rows.append([*cells, row["n_tokens"], row["n_documents"]])
-    return Table([*header, *(["reference"] if has_reference else []), "tokens", "documents"], rows)
-
-
-def unlearning_sections(settings: UnlearnSettings, measured: dict[str, Any]) -> list[Section]:
-    """The experiment as sections of a report."""
-    chosen = measured["chosen"]
-    text = (
-        f"{chosen['n_features']} features, activation e -> -{chosen['multiplier']:g} e where the gate is open; chosen on SELECT and TUNE, "
-        "measured once on TEST. Change in nats per token against the clean model; intervals resample documents. Random: "
-        f"{settings.n_random_draws} draws of features matched in firing rate, same gate and multiplier. Identity without an edit: "
-        f"logits within {measured['identity_error']:.1e}. {_SUPPRESSION}"
-    )
-    methods = {
-        "gated clamp": measured["corpora"],
-        "matched random features": measured["random_control"],
-        "zero ablation": measured["ladder"]["zero"],
-    }
-    sweep_text = "Each point is a number of features and a multiplier; dashed lines are the budgets."
-    return [
-        Section("Unlearning", text, table=effects_table(measured), figure=effect_bars(methods)),
-        Section(
-            "What was tried on TUNE",
-            sweep_text,
-            figure=sweep_scatter(measured["tune_sweep"], {"near": settings.near_budget, "far": settings.far_budget}),
-        ),
-    ]
-
-
 def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.
 
-    `metrics.json`: `corpora` and `random_control`, by corpus `nll_clean, nll_edited, nll_delta, kl, ...` (nats per token; of `corpora`
-    also the 95% interval `nll_delta_low, nll_delta_high`, `gate_open`, `nll_reference`); `ladder` (zero, clamp, gated_clamp) in the
-    same form; `documents` (per-document rows of the edit); `chosen`; `tune_sweep`; `identity_error` (logits); `provenance`.
+    `metrics.json`: `corpora` and `random_control`, by corpus (`effect_row`: `nll_clean, nll_edited, nll_delta`, its 95% interval, `kl`,
+    `top1_agreement`, `exact_memorisation`, `extraction_strength`, ..., `nll_reference`); `ladder` (zero, clamp, gated_clamp) in the same form;
+    `documents` (per-document rows of the edit); `calibrated_nll_delta`, `gate`, `generation`, `samples`, `reference` (`further_measures`);
+    `chosen`; `tune_sweep`; `identity_error` (logits); `provenance`.
     """
     watch = Stopwatch()
     prepare_output_dir(settings.out)
@@ -185,5 +121,6 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     write_metrics(settings.out, measured)
     save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"])
     lead = f"{settings.sae}: forgetting {settings.forget} at {lm.splice.hook_name}."
-    write_report(settings.out, "Unlearning", lead, unlearning_sections(settings, measured), measured["provenance"])
+    sections = unlearning_sections(measured, {"near": settings.near_budget, "far": settings.far_budget})
+    write_report(settings.out, "Unlearning", lead, sections, measured["provenance"])
     return measured

@@ -1,9 +1,9 @@
 """Documents: the unit of every split.
 
-A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each), a file or folder
-of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
-`monology/pile-uncopyrighted@pile_set_name=Github`), or several of these joined by `+`. Each document belongs to one split for ever: the embedded
-texts record it, all others take it from their place in the source, so it needs no state and no second pass.
+A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each), a file or
+folder of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such
+as `monology/pile-uncopyrighted@pile_set_name=Github`), or several of these joined by `+`. Each document belongs to one split for ever: the
+embedded texts record it, all others take it from their place in the source, so it needs no state and no second pass.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ Gates = Mapping[float | None, Gate]
 class Grid:
     """What is swept on TUNE."""
 
-    scores: tuple[str, ...] = ("frequency_ratio", "attribution")
+    scores: tuple[str, ...] = ("frequency_difference", "frequency_ratio")
     """Ways of choosing features, by name in `SCORES`."""
     n_features: tuple[int, ...] = (8, 32, 128)
-    multipliers: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
+    multipliers: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     """Features go to `-multiplier` times their activation."""
-    false_positive_rates: tuple[float | None, ...] = (0.002, 0.01, 0.05)
+    false_positive_rates: tuple[float | None, ...] = (0.01, 0.05)
     """Share of retain positions at which the gate may open by mistake; None: no gate."""
 
 

@@ -1,4 +1,4 @@
-"""Which features to edit, which random ones to compare them with, and which tell the forget text from all other text."""
+"""Which features to edit, and which random ones to compare them with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
-from mtsae_lens.splice.gates import RunningEvidenceGate
-from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.statistics import FiringStatistics
 
-MAX_QUANTILE = 10_000_000  # torch.quantile takes 16 million values at most
 MIN_RATE = 1e-5  # below one firing in 100,000 tokens a rate is noise; keeps log ratios finite
 
 
@@ -130,35 +126,3 @@ def random_draws(
         f"found {len(draws)} different sets of {len(chosen)} features beside the chosen ones, and needed {n_draws}; choose fewer features, "
         "or ask for fewer draws"
     )
-
-
-def calibrate_gate(
-    lm: HookedLM,
-    forget: FiringStatistics,
-    retain: Sequence[FiringStatistics],
-    retain_tables: Sequence[TokenTable],
-    *,
-    n_features: int = 100,
-    decay: float = 0.97,
-    false_positive_rate: float = 0.05,
-) -> RunningEvidenceGate:
-    """A causal gate that opens on the forget text, from SELECT text alone.
-
-    It listens to the features whose firing rates differ most, in standard errors of a token, between the forget text and the retain text
-    nearest to it in that feature; each weighs the log ratio of the two rates. The threshold is the highest, over the retain
-    corpora, of the `1 - false_positive_rate` quantiles of the evidence.
-    """
-    rates = torch.stack([r.rate for r in retain])
-    nearest = rates.gather(0, (rates - forget.rate).abs().argmin(dim=0, keepdim=True))[0].clamp(min=MIN_RATE)
-    p, q = forget.rate.clamp(min=MIN_RATE), nearest
-    standardized = (p - q).abs() / (p * (1 - p) + q * (1 - q)).clamp(min=MIN_RATE).sqrt()
-    features = torch.topk(standardized, min(n_features, len(standardized))).indices
-    weights = (p / q).log()[features]
-    gate = RunningEvidenceGate(features, weights, decay, threshold=0.0)
-    thresholds = []
-    for table in retain_tables:
-        evidence = []
-        for tokens in lm.batches(table):
-            evidence.append(gate.evidence(lm.feature_acts(tokens))[~lm.masked(tokens)])
-        thresholds.append(torch.quantile(torch.cat(evidence)[:MAX_QUANTILE], 1 - false_positive_rate).item())
-    return RunningEvidenceGate(features, weights, decay, threshold=max(thresholds))

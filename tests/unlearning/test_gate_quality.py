@@ -16,8 +16,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gate_quality import auroc, measure_gate
-from mtsae_lens.unlearning.selection import calibrate_gate
-from mtsae_lens.unlearning.statistics import firing_statistics
+from mtsae_lens.unlearning.gating import fit_gate
 
 
 def pair_by_pair(positives: Tensor, negatives: Tensor) -> float:
@@ -52,12 +51,11 @@ def tables(lm: HookedLM, text_file: Path, sea_file: Path) -> list[TokenTable]:
 
 @pytest.fixture(scope="module")
 def gates(lm: HookedLM, tables: list[TokenTable]) -> dict[str, Any]:
-    forget, retain = (firing_statistics(lm, table) for table in tables)
-    running = calibrate_gate(lm, forget, [retain], tables[1:], n_features=16)
+    running = fit_gate(lm, tables[0], tables[1:], seed=0)
     return {
         "running": running,
-        "active": FeatureActiveGate(running.features[running.weights > 0][:1]),
-        "rate": SequenceRateGate(running.features[running.weights > 0][:3], 0.2),
+        "active": FeatureActiveGate(running.features[running.weights.topk(1).indices]),
+        "rate": SequenceRateGate(running.features[running.weights.topk(3).indices], 0.2),
     }
 
 

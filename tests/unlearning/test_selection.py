@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.selection import (
     MIN_RATE,
-    calibrate_gate,
     matched_random,
     next_features,
     random_draws,
@@ -20,7 +15,7 @@ from mtsae_lens.unlearning.selection import (
     ranking,
     select,
 )
-from mtsae_lens.unlearning.statistics import FiringStatistics, firing_statistics
+from mtsae_lens.unlearning.statistics import FiringStatistics
 
 
 def rates(*values: float) -> FiringStatistics:
@@ -129,33 +124,3 @@ def test_select_and_the_features_that_come_next() -> None:
 def test_a_score_that_is_no_number_is_refused() -> None:
     with pytest.raises(DataError, match="no number"):
         ranking(torch.tensor([0.0, float("nan")]))
-
-
-def test_the_gate_opens_on_five_percent_of_the_retain_text_it_was_set_on(lm: Any, text_file: Path, sea_file: Path) -> None:
-    tables = [read_tokens(str(path), "train", lm.cutter, 40) for path in (text_file, sea_file)]
-    forget, retain = (firing_statistics(lm, table) for table in tables)
-    for rate in (0.05, 0.2):
-        gate = calibrate_gate(lm, forget, [retain], tables[1:], false_positive_rate=rate)
-        share = open_share(lm, gate, tables[1])
-        assert share <= rate + 1e-6
-        assert share == pytest.approx(rate, abs=0.01)
-    assert (
-        open_share(lm, calibrate_gate(lm, forget, [retain], tables[1:]), tables[0]) > 0.1
-    )  # and on the forget text more often
-
-
-def test_the_gate_keeps_the_rate_on_every_retain_text(lm: Any, text_file: Path, sea_file: Path) -> None:
-    forget_table = read_tokens(str(text_file), "train", lm.cutter, 20)
-    tables = [read_tokens(str(sea_file), "train", lm.cutter, 30), read_tokens("kjv", "select", lm.cutter, 30)]
-    gate = calibrate_gate(lm, firing_statistics(lm, forget_table), [firing_statistics(lm, t) for t in tables], tables)
-    shares = [open_share(lm, gate, table) for table in tables]
-    assert max(shares) == pytest.approx(0.05, abs=0.01)
-
-
-def open_share(lm: Any, gate: Any, table: Any) -> float:
-    opened, n = 0, 0
-    for tokens in lm.batches(table):
-        kept = ~lm.masked(tokens)
-        opened += int((gate.open_from(lm.feature_acts(tokens), None)[0] & kept).sum())
-        n += int(kept.sum())
-    return opened / n
