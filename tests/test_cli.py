@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import html
 import json
 import re
 import resource
@@ -114,25 +115,29 @@ def test_train_evaluate_unlearn(
     assert all(meaning.split("'")[0] in page for meaning in METRIC_MEANINGS.values())
 
     config = tmp_path / "unlearn.yaml"
-    config.write_text("n_features: [2, 4]\nmultipliers: [1.0]\ncontexts_per_split: 6\nn_random_draws: 2\nfar_budget: 50\n")
+    config.write_text(
+        "n_features: [2, 4]\nmultipliers: [1.0]\nscores: [frequency_ratio]\ncontexts_per_split: 6\nn_random_draws: 2\nfar_budget: 50\n"
+    )
     arguments = ("--forget", sea_file, "--retain", text_file, "--near", "kjv", "--near-budget", 50, "--min-ratio", 0.5)
     outcome = mtsae("unlearn", sae, *arguments, "--config", config, "--out", tmp_path / "unlearnt")
     assert outcome.code == 0, outcome.err
     metrics = json.loads((tmp_path / "unlearnt" / "metrics.json").read_text())
     documented = {"corpora", "random_control", "ladder", "documents", "chosen", "tune_sweep", "identity_error", "provenance"}
-    assert set(metrics) == documented
+    assert set(metrics) == documented | {"calibrated_nll_delta", "gate", "generation", "samples"}
     of_edit = {"nll_clean", "nll_edited", "nll_delta", "kl", "nll_delta_low", "nll_delta_high", "gate_open", "role"}
     for source in (str(sea_file), str(text_file), "kjv"):
         assert of_edit <= set(metrics["corpora"][source])
-        assert {"nll_clean", "nll_edited", "nll_delta", "kl"} <= set(metrics["random_control"][source])
+        assert {"nll_clean", "nll_edited", "nll_delta"} <= set(metrics["random_control"][source])
         assert all(source in metrics["ladder"][rung] for rung in ("zero", "clamp", "gated_clamp"))
         assert metrics["documents"][source]
     assert metrics["provenance"]["settings"]["far_budget"] == 50
-    assert len(metrics["tune_sweep"]) == 2
-    assert "suppression, not deletion" in assert_self_contained(tmp_path / "unlearnt" / "report.html")
+    assert len(metrics["tune_sweep"]) == 4  # two sizes of one score, two thresholds
+    page = assert_self_contained(tmp_path / "unlearnt" / "report.html")
+    assert all(words in page for words in ("suppression, not deletion", "Extraction strength", "AUROC", "Before and after"))
+    assert metrics["samples"][str(sea_file)][0]["prompt"] in html.unescape(page)
 
     edit = tmp_path / "unlearnt" / "edit.json"
-    assert json.loads(edit.read_text())["features"] == metrics["chosen"]["features"]
+    assert json.loads(edit.read_text())["edit"]["features"] == metrics["chosen"]["features"]
     arguments = ("--edit", edit, "--prompt", "It is said that", "--max-new-tokens", 5)
     outcome = mtsae("generate", sae, *arguments)
     assert outcome.code == 0, outcome.err
@@ -286,7 +291,10 @@ def test_set_changes_one_setting_of_the_file_and_leaves_the_others(tmp_path: Pat
 def test_help_names_every_command(mtsae: Callable[..., Any]) -> None:
     outcome = mtsae("--help")
     assert outcome.code == 0
-    assert all(command in outcome.out for command in ("train", "evaluate", "unlearn", "demo", "paper", "planted", "generate"))
+    assert all(
+        command in outcome.out
+        for command in ("train", "evaluate", "unlearn", "unlearn-benchmark", "generate", "export", "demo", "paper", "planted")
+    )
 
 
 def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
