@@ -24,8 +24,11 @@ SAES: dict[str, dict[str, Any]] = {
 BUDGETS = (0.01, 0.02, 0.05, 0.1)
 """Nats per counted token that near- and far-retain text may lose: where methods are compared."""
 
-GOAL_BUDGET = 0.05
+MAIN_BUDGET = 0.05
 """The budget within which one edit is made to come as near to the reference as it can; it is measured in full and attacked."""
+
+CONTROL_BUDGETS = (0.02, 0.05)
+"""Budgets at which matched random features are measured beside the edit."""
 
 DIRECTION_MULTIPLIERS = (0.0, 1.0, 2.0, 4.0, 8.0)
 

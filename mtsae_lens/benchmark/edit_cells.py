@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtsae_lens.benchmark.arms import DIRECTION_MULTIPLIERS, OURS, Scale
+from mtsae_lens.benchmark.arms import CONTROL_BUDGETS, DIRECTION_MULTIPLIERS, OURS, Scale
 from mtsae_lens.benchmark.attack_cell import attacks
-from mtsae_lens.benchmark.reading import read_sweep, tune_rows
+from mtsae_lens.benchmark.reading import main_place, most, nearest, read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import Gate
@@ -27,8 +27,6 @@ from mtsae_lens.unlearning.task import SPARED, Role
 
 MIN_RATIO = 5.0
 DIRECTION = "difference of means"
-CONTROL_BUDGETS = ("0.02", "0.05")
-"""Budgets at which matched random features are measured beside the edit."""
 CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 
 
@@ -39,9 +37,10 @@ def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, a
         outcomes = sweep(subject.lm, subject.task, candidates)
         places = read_sweep(outcomes, math.log(subject.lm.model.cfg.d_vocab), subject.goal)
         methods[name] = _measured(subject, scale, candidates, outcomes, places, seed, controlled=name == architecture)
-        if attacked and "goal" in places and name in (architecture, DIRECTION):
-            change = Change(candidates[places["goal"]].edit)
-            methods[name]["goal"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
+        main = main_place(places)
+        if attacked and main is not None and name in (architecture, DIRECTION):
+            change = Change(candidates[main].edit)
+            methods[name]["main"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
             methods[name]["attacks"] = attacks(subject, change, seed)
     return {"methods": methods, "identity_error": _identity(subject)}
 
@@ -92,9 +91,13 @@ def _measured(
         rows = {p: test_row(effect, seed) for p, effect in zip(chosen, measure_edits(lm, table, edits), strict=True)}
         for name, place in places.items():
             test[name]["corpora"][source] = rows[place]
-    for budget in CONTROL_BUDGETS if controlled else ():
-        if budget in places:
-            test[budget]["random"] = _random(subject, candidates[places[budget]].edit, scale.n_random_draws, seed)
+    controls: dict[int, dict[str, Any]] = {}
+    for name in (key(budget) for budget in CONTROL_BUDGETS for key in (most, nearest)):
+        if controlled and name in places:
+            place = places[name]
+            if place not in controls:
+                controls[place] = _random(subject, candidates[place].edit, scale.n_random_draws, seed)
+            test[name]["random"] = controls[place]
     return {"tune": tune_rows(outcomes), "test": test}
 
 

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mtsae_lens.benchmark.arms import BUDGETS, GOAL_BUDGET
+from mtsae_lens.benchmark.arms import BUDGETS, MAIN_BUDGET
 from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, within_budgets
 
 
 def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float) -> dict[str, int]:
-    """Places of the settings to measure on TEST: the most forgetting within each budget (keys `0.01`, ...), and `goal`, the nearest to the
-    reference's forgetting within `GOAL_BUDGET`. A budget that no setting meets is left out.
+    """Places of the settings to measure on TEST, two for each budget; one that no setting meets is left out.
+
+    `0.05` is the most forgetting within 0.05 nats, `0.05 goal` the forgetting nearest to the reference's: more than that is damage. The
+    first says how much a method can break at that price, the second how well it forgets. Without a reference there is only the first.
 
     Args:
         outcomes: of one method, on TUNE.
         max_nll: forget loss beyond which there is only damage, nats per token.
-        goal: what the reference loses more than the clean model, nats per token.
+        goal: what the reference loses more than the clean model, nats per token; infinite without one.
     """
-    places = {f"{budget:g}": most_forgetting(outcomes, within_budgets(outcomes, budget, budget), max_nll) for budget in BUDGETS}
-    places["goal"] = nearest_to(outcomes, within_budgets(outcomes, GOAL_BUDGET, GOAL_BUDGET), goal)
+    places: dict[str, int | None] = {}
+    for budget in BUDGETS:
+        within = within_budgets(outcomes, budget, budget)
+        places[most(budget)] = most_forgetting(outcomes, within, max_nll)
+        if math.isfinite(goal):
+            places[nearest(budget)] = nearest_to(outcomes, within, goal)
     return {name: place for name, place in places.items() if place is not None}
+
+
+def most(budget: float) -> str:
+    """Key of the most forgetting within a budget."""
+    return f"{budget:g}"
+
+
+def nearest(budget: float) -> str:
+    """Key of the forgetting nearest to the reference's within a budget."""
+    return f"{budget:g} goal"
+
+
+def main_place(places: Mapping[str, int]) -> int | None:
+    """The one setting that is measured in full and attacked."""
+    return places.get(nearest(MAIN_BUDGET), places.get(most(MAIN_BUDGET)))
 
 
 def tune_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:

@@ -32,6 +32,8 @@ class AtCost:
     near: Estimate
     """Of the near-retain corpus that lost most."""
     far: Estimate
+    corpora: Mapping[str, Estimate]
+    """Of every other corpus, by source."""
     exact_recall: float
     random: Estimate | None
     """The same edit of matched random features, on the forget text."""
@@ -56,6 +58,10 @@ def at_cost(cells: Cells, budget: str, task: Task, seed: int = 0) -> AtCost | No
         forget=_estimate([_of_documents(row) for row in forget], seed),
         near=_worst(rows, task.sources("near"), seed),
         far=_worst(rows, task.sources("far"), seed),
+        corpora={
+            source: _estimate([_of_documents(row["corpora"][source]) for row in rows], seed)
+            for source in task.sources("near", "far", "neutral")
+        },
         exact_recall=sum(row["exact_recall"] for row in forget) / len(forget),
         random=_estimate([_of_documents(row) for row in randoms], seed) if randoms else None,
         more_than_random=_estimate([_beyond(*pair) for pair in zip(forget, randoms, strict=True)], seed) if randoms else None,
@@ -96,5 +102,7 @@ def _estimate(pairs: Sequence[tuple[Tensor, Tensor]], seed: int) -> Estimate:
 
 
 def _worst(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], seed: int) -> Estimate:
+    if not sources:
+        return Estimate(0.0, 0.0, 0.0, len(rows), 0)
     estimates = [_estimate([_of_documents(row["corpora"][source]) for row in rows], seed) for source in sources]
     return max(estimates, key=lambda estimate: estimate.mean)

@@ -11,7 +11,7 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.edit_cells import test_row
-from mtsae_lens.benchmark.reading import read_sweep, tune_rows
+from mtsae_lens.benchmark.reading import main_place, read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.unlearning.changes import Change, further_measures
 from mtsae_lens.unlearning.finetuning import finetune
@@ -45,9 +45,10 @@ def weights_cell(subject: Subject, method: str, runs: tuple[Sweep, ...], seed: i
             effects = Change(weights=weights).effects(lm, tables)
             rows[place] = {source: test_row(effect, seed) for source, effect in effects.items()}
         result["test"][name] = {"setting": setting, "corpora": rows[place]}
-    if attacked and "goal" in places:
-        change = Change(weights=trained[places["goal"]][1])
-        result["goal"] = further_measures(lm, task, change, subject.reference, seed)
+    main = main_place(places)
+    if attacked and main is not None:
+        change = Change(weights=trained[main][1])
+        result["main"] = further_measures(lm, task, change, subject.reference, seed)
         result["attacks"] = attacks(subject, change, seed)
     return {"methods": {method: result}}
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from mtsae_lens.benchmark.arms import BUDGETS, GOAL_BUDGET, OURS, BenchmarkTask, Scale
+from mtsae_lens.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, BenchmarkTask, Scale
+from mtsae_lens.benchmark.reading import most, nearest
 from mtsae_lens.benchmark.summary import AtCost, Estimate, at_cost, difference
 from mtsae_lens.commands.parts import Part
 from mtsae_lens.data.facts import is_fact_source
@@ -15,7 +16,9 @@ from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 from mtsae_lens.unlearning.task import Task
 
-_SHOWN_BUDGETS = (*(f"{budget:g}" for budget in BUDGETS), "goal")
+_MOST = tuple(map(most, BUDGETS))
+_NEAREST = tuple(map(nearest, BUDGETS))
+_READINGS = (*_NEAREST, *_MOST)
 _SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was, exactly."
 Cells = Mapping[str, Mapping[str, Any]]
 
@@ -57,8 +60,12 @@ class _TaskPart:
                     self.methods.setdefault(method, []).append(result)
         self.reference = cells.get(f"{name}/reference")
         self.others = [architecture for architecture in architectures if architecture != OURS and architecture in self.methods]
+        order = [*architectures, *(f"{architecture}, no gate" for architecture in architectures)]
+        self.methods = {
+            m: self.methods[m] for m in sorted(self.methods, key=lambda m: order.index(m) if m in order else len(order))
+        }
         self.at_cost = {
-            method: {budget: found for budget in _SHOWN_BUDGETS if (found := at_cost(results, budget, task)) is not None}
+            method: {budget: found for budget in _READINGS if (found := at_cost(results, budget, task)) is not None}
             for method, results in self.methods.items()
         }
 
@@ -67,10 +74,10 @@ class _TaskPart:
         return {
             "at_cost": {m: {b: asdict(found) for b, found in rows.items()} for m, rows in self.at_cost.items()},
             "differences": {
-                other: {b: asdict(found) for b in _SHOWN_BUDGETS if (found := self._difference(other, b)) is not None}
+                other: {b: asdict(found) for b in _READINGS if (found := self._difference(other, b)) is not None}
                 for other in self.others
             },
-            "goal": {m: results[0]["goal"] for m, results in self.methods.items() if "goal" in results[0]},
+            "main": {m: results[0]["main"] for m, results in self.methods.items() if "main" in results[0]},
             "attacks": {m: results[0]["attacks"] for m, results in self.methods.items() if "attacks" in results[0]},
             "reference": self.reference,
         }
@@ -82,48 +89,64 @@ class _TaskPart:
         """What the model that never saw the text loses more than the clean one."""
         return None if self.reference is None else self.reference["corpora"][self.task.forget]["nll_delta"]
 
-    def cost_table(self) -> Table:
-        """Every method at every budget."""
+    def cost_table(self, key: Callable[[float], str] = nearest) -> Table:
+        """Every method at the budgets at which it was controlled, by one of the two readings."""
         asked = is_fact_source(self.task.forget)
-        header = [
-            "method",
-            "budget",
-            "forget",
-            "near",
-            "far",
-            *(["recall"] if asked else []),
-            "random",
-            "seeds",
-            "without a setting",
-        ]
-        rows = []
-        for method, by_budget in self.at_cost.items():
-            for budget, found in by_budget.items():
-                cells = [method, budget, _interval(found.forget), _interval(found.near), _interval(found.far)]
-                cells += [f"{100 * found.exact_recall:.0f}%"] if asked else []
-                rows.append([*cells, _random(found), found.forget.n_seeds, found.n_missing])
-        return Table(header, rows)
+        header = ["method"]
+        for budget in CONTROL_BUDGETS:
+            header += [f"forget at {budget:g}", *([f"recall at {budget:g}"] if asked else []), f"random at {budget:g}"]
+        header += [f"near at {MAIN_BUDGET:g}", f"far at {MAIN_BUDGET:g}", "seeds", "without a setting"]
+        return Table(header, [self._cost_row(m, by_key, key, asked=asked) for m, by_key in self.at_cost.items()])
+
+    def _cost_row(self, method: str, found: Mapping[str, AtCost], key: Callable[[float], str], *, asked: bool) -> list[Any]:
+        cells: list[Any] = [method]
+        for budget in CONTROL_BUDGETS:
+            at = found.get(key(budget))
+            cells += [_interval(at.forget) if at else None]
+            cells += [f"{100 * at.exact_recall:.0f}%" if at else None] if asked else []
+            cells += [_random(at) if at else None]
+        at = found.get(key(MAIN_BUDGET))
+        if at is None:
+            return [*cells, None, None, 0, len(self.methods[method])]
+        return [*cells, _interval(at.near), _interval(at.far), at.forget.n_seeds, at.n_missing]
+
+    def corpora_table(self) -> Table:
+        """What the setting nearest to the reference did to every other text."""
+        shown = {m: found[nearest(MAIN_BUDGET)] for m, found in self.at_cost.items() if nearest(MAIN_BUDGET) in found}
+        sources = self.task.sources("near", "far", "neutral")
+        header = ["method", *(f"{source} ({self.task.role(source)})" for source in sources)]
+        return Table(header, [[m, *(f"{at.corpora[s].mean:+.3f}" for s in sources)] for m, at in shown.items()])
 
     def sections(self) -> list[Section]:
         """For the page."""
         gap = self.reference_gap()
-        curves = {method: list(rows.values()) for method, rows in self.at_cost.items() if rows}
-        text = (
-            f"Forget {self.task.forget}. Each row: the setting that forgot most on TUNE while near- and far-retain text "
-            f"lost at most the budget, "
-            "measured on TEST, in nats per counted token, 95% intervals over seeds and documents; near and far are the "
-            "corpora that lost most. "
-            "Random: the same edit of features matched in firing rate and strength. "
-            + ("" if gap is None else f"The reference, which never saw the text, loses {gap:+.3f}: more is damage. ")
-            + _SUPPRESSION
+        curves = {m: [found[key] for key in _MOST if key in found] for m, found in self.at_cost.items()}
+        curves = {method: points for method, points in curves.items() if points}
+        reference = "" if gap is None else f" The reference, which never saw the text, loses {gap:+.3f}: more is damage."
+        units = (
+            "Measured on TEST, nats per counted token, 95% intervals over seeds and documents; near and far are the corpora "
+            "that lost most. Random: "
+            "the same edit of features matched in firing rate and strength, and how many times as much the chosen ones do."
         )
-        sections = [
-            Section(
-                f"{self.name}: forgetting at matched cost",
-                text,
-                table=self.cost_table(),
-                figure=cost_curves(curves, gap, "near"),
-            ),
+        sections = []
+        if gap is not None:
+            text = (
+                f"Forget {self.task.forget}. The setting whose forgetting on TUNE was nearest to the reference's while no near- "
+                f"or far-retain text lost "
+                f"more than 0.02 or 0.05 nats.{reference} {units} {_SUPPRESSION}"
+            )
+            sections.append(
+                Section(f"{self.name}: as near to the reference as the price allows", text, self.cost_table(nearest))
+            )
+            where = f"Changes of every other text at {MAIN_BUDGET:g}; neutral text was never looked at before."
+            sections.append(Section(f"{self.name}: where the price is paid", where, self.corpora_table()))
+        text = (
+            f"Forget {self.task.forget}. The setting that added most to the loss on TUNE at that price, up to that of guessing "
+            f"every token alike: how much a "
+            f"method can break, not how well it forgets.{reference} {units}"
+        )
+        sections += [
+            Section(f"{self.name}: the most at the price", text, self.cost_table(most), cost_curves(curves, gap, "near")),
             Section(f"{self.name}: against far-retain text", figure=cost_curves(curves, gap, "far")),
             Section(
                 f"{self.name}: {OURS} less every other SAE",
@@ -131,30 +154,30 @@ class _TaskPart:
                 self._differences(),
             ),
         ]
-        goals = {method: results[0]["goal"] for method, results in self.methods.items() if "goal" in results[0]}
-        if goals:
-            sections.append(self._goal_section(goals))
+        mains = {method: results[0]["main"] for method, results in self.methods.items() if "main" in results[0]}
+        if mains:
+            sections.append(self._main_section(mains))
         attacked = {method: results[0]["attacks"] for method, results in self.methods.items() if "attacks" in results[0]}
         if attacked:
             sections += self._attack_sections(attacked)
-        if OURS in goals and goals[OURS]["samples"]:
+        if OURS in mains and mains[OURS]["samples"]:
             lead = f"Greedy continuations of held-out text, before and after the edit with {OURS} (seed 0)."
-            sections.append(Section(f"{self.name}: samples", lead, html=sample_table(goals[OURS]["samples"])))
+            sections.append(Section(f"{self.name}: samples", lead, html=sample_table(mains[OURS]["samples"])))
         return sections
 
     def _differences(self) -> Table:
         rows = []
         for other in self.others:
-            for budget in _SHOWN_BUDGETS:
+            for budget in _READINGS:
                 found = self._difference(other, budget)
                 if found is not None:
                     rows.append([other, budget, _interval(found), found.n_seeds])
-        return Table(["SAE", "budget", "difference", "seeds"], rows)
+        return Table(["SAE", "reading", "difference", "seeds"], rows)
 
-    def _goal_section(self, goals: Mapping[str, Mapping[str, Any]]) -> Section:
+    def _main_section(self, mains: Mapping[str, Mapping[str, Any]]) -> Section:
         """The setting nearest to the reference, in full."""
         text = (
-            f"Of seed 0, the setting within {GOAL_BUDGET:g} nats whose forgetting on TUNE is nearest to the reference's. "
+            f"Of seed 0, the setting within {MAIN_BUDGET:g} nats whose forgetting on TUNE is nearest to the reference's. "
             f"Gap: its loss less the "
             "reference's (0 is best; above is damage). Calibrated: nats added after an output bias was refitted, so that "
             "shifted logits do not count. "
@@ -165,18 +188,18 @@ class _TaskPart:
         )
         header = ["method", "gap", "KS", "calibrated", "gate open", "gate AUROC", "distinct-2", "repeated"]
         return Section(
-            f"{self.name}: beside the reference", text, Table(header, [self._goal_row(m, g) for m, g in goals.items()])
+            f"{self.name}: beside the reference", text, Table(header, [self._main_row(m, g) for m, g in mains.items()])
         )
 
-    def _goal_row(self, method: str, goal: Mapping[str, Any]) -> list[Any]:
-        reference, gate = goal.get("reference"), goal.get("gate")
-        health = goal["generation"].get(self.task.forget)
+    def _main_row(self, method: str, main: Mapping[str, Any]) -> list[Any]:
+        reference, gate = main.get("reference"), main.get("gate")
+        health = main["generation"].get(self.task.forget)
         near = next(iter(gate["others"].values())) if gate else None
         return [
             method,
             f"{reference['nll_gap']:+.3f}" if reference else None,
             f"{reference['documents']['ks']:.2f}" if reference else None,
-            f"{goal['calibrated_nll_delta']:+.3f}",
+            f"{main['calibrated_nll_delta']:+.3f}",
             f"{100 * gate['true_positives']['positions']:.0f}%" if gate else None,
             f"{near['by_position'][0]['auroc']:.3f}" if near else None,
             *(
