@@ -23,7 +23,7 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
-from mtsae_lens.unlearning.measures import edit_losses, model_losses
+from mtsae_lens.unlearning.measures.effects import edit_losses, model_losses
 
 MULTIPLIERS = (0.0, 1.0, 2.0, 4.0)
 SIZES = (4, 16, 64, 256)

@@ -9,10 +9,10 @@ from mtsae_lens.benchmark.subject import BATCH_SIZE, Subject
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
-from mtsae_lens.unlearning.batches import sample_contexts, select_contexts, split_by_document
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.finetuning import FinetuneSettings
-from mtsae_lens.unlearning.measures import EditEffect, measure_model
+from mtsae_lens.unlearning.finetuning.batches import sample_contexts, select_contexts, split_by_document
+from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
+from mtsae_lens.unlearning.measures.effects import EditEffect, measure_model
 
 RELEARNED_CONTEXTS = (4, 16, 64)
 """Documents of the forget text that the attacker has."""

@@ -20,7 +20,7 @@ from mtsae_lens.unlearning.candidates import (
     rankings,
 )
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
-from mtsae_lens.unlearning.measures import EditEffect, EditLoss, edit_losses, measure_edits
+from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, edit_losses, measure_edits
 from mtsae_lens.unlearning.protocol import checked_identity, random_twins
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
 from mtsae_lens.unlearning.task import SPARED, Role

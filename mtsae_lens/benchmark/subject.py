@@ -14,7 +14,7 @@ from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures import as_logits, measure_model
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 from mtsae_lens.unlearning.task import Task
 
 TRAINING_CONTEXTS = 512  # of each corpus, for methods that change weights

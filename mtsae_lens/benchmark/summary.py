@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mtsae_lens.unlearning.bootstrap import two_level_interval
+from mtsae_lens.unlearning.measures.bootstrap import two_level_interval
 from mtsae_lens.unlearning.task import Task
 
 

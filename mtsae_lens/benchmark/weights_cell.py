@@ -14,10 +14,10 @@ from mtsae_lens.benchmark.edit_cells import test_row
 from mtsae_lens.benchmark.reading import main_place, read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.unlearning.changes import Change, further_measures
-from mtsae_lens.unlearning.finetuning import finetune
-from mtsae_lens.unlearning.measures import as_logits, model_losses
+from mtsae_lens.unlearning.finetuning.finetune import finetune
+from mtsae_lens.unlearning.finetuning.sweeps import Sweep
+from mtsae_lens.unlearning.measures.effects import as_logits, model_losses
 from mtsae_lens.unlearning.sweep import outcome
-from mtsae_lens.unlearning.sweeps import Sweep
 from mtsae_lens.unlearning.task import SPARED
 
 

@@ -27,7 +27,7 @@ from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.trials import Trial, run_trials
-from mtsae_lens.unlearning.sweeps import SWEEPS
+from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
 from mtsae_lens.unlearning.task import Corpus, check_corpus
 
 LOSS_NAMES = tuple(SWEEPS["text"])

@@ -30,7 +30,7 @@ from mtsae_lens.reporting.page import Table
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures import Logits, as_logits
+from mtsae_lens.unlearning.measures.effects import Logits, as_logits
 
 Form = Literal["hooked", "projected", "low-rank"]
 MODEL_FOLDER = "model"

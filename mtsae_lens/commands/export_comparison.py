@@ -12,7 +12,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures import Logits, kl_divergence, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.effects import Logits, kl_divergence, measure_edits, measure_model
 
 
 def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:

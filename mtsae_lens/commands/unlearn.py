@@ -21,7 +21,7 @@ from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
-from mtsae_lens.unlearning.scores import SCORES
+from mtsae_lens.unlearning.selection.scores import SCORES
 from mtsae_lens.unlearning.task import Corpus, Task, check_corpus
 
 EDIT_FILE = "edit.json"

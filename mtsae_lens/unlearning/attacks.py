@@ -21,11 +21,11 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.batches import mixed_batches
-from mtsae_lens.unlearning.finetuning import FinetuneSettings, descend
-from mtsae_lens.unlearning.losses import mean_nll
-from mtsae_lens.unlearning.measures import EditEffect, Logits, measure_model
-from mtsae_lens.unlearning.weights import clone_model
+from mtsae_lens.unlearning.finetuning.batches import mixed_batches
+from mtsae_lens.unlearning.finetuning.clones import clone_model
+from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend
+from mtsae_lens.unlearning.finetuning.losses import mean_nll
+from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, measure_model
 
 # relearning -----------------------------------------------------------------------------------------------------------
 

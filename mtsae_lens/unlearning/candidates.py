@@ -13,10 +13,10 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.evidence import SelectionEvidence
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
-from mtsae_lens.unlearning.scores import make_score
-from mtsae_lens.unlearning.selection import ranking
+from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
+from mtsae_lens.unlearning.selection.ranking import ranking
+from mtsae_lens.unlearning.selection.scores import make_score
 from mtsae_lens.unlearning.sweep import Candidate
 from mtsae_lens.unlearning.task import SPARED, Task
 

@@ -14,12 +14,10 @@ from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.attacks import hooked_logits
-from mtsae_lens.unlearning.bootstrap import delta_interval
-from mtsae_lens.unlearning.calibration import calibrated_loss
-from mtsae_lens.unlearning.distance import distance_to_reference, truth_ratio_distance
-from mtsae_lens.unlearning.gate_quality import measure_gate
-from mtsae_lens.unlearning.generations import Decoding, continue_texts, generation_health, samples
-from mtsae_lens.unlearning.measures import (
+from mtsae_lens.unlearning.measures.bootstrap import delta_interval
+from mtsae_lens.unlearning.measures.calibration import calibrated_loss
+from mtsae_lens.unlearning.measures.distance import distance_to_reference, truth_ratio_distance
+from mtsae_lens.unlearning.measures.effects import (
     EditEffect,
     EditLoss,
     Logits,
@@ -27,6 +25,8 @@ from mtsae_lens.unlearning.measures import (
     measure_edits,
     measure_model,
 )
+from mtsae_lens.unlearning.measures.gate_quality import measure_gate
+from mtsae_lens.unlearning.measures.generations import Decoding, continue_texts, generation_health, samples
 from mtsae_lens.unlearning.task import SPARED, Task
 
 PROMPT_SHARE = 8  # prompts are an eighth of a context, or of a question's table all that is before the answer

@@ -21,9 +21,9 @@ from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import Grid, feature_candidates, fit_gates, rankings
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
-from mtsae_lens.unlearning.measures import as_logits, max_identity_error, measure_edits, measure_model
-from mtsae_lens.unlearning.selection import matched_random
-from mtsae_lens.unlearning.statistics import firing_statistics
+from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
+from mtsae_lens.unlearning.selection.ranking import matched_random
+from mtsae_lens.unlearning.selection.statistics import firing_statistics
 from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, sweep, within_budgets
 from mtsae_lens.unlearning.task import Task
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures import EditLoss, edit_losses
+from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
 from mtsae_lens.unlearning.task import SPARED, Task
 
 

@@ -15,7 +15,7 @@ from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures import edited_logits
+from mtsae_lens.unlearning.measures.effects import edited_logits
 
 
 def splice(seed: int = 0, hook_name: str = "blocks.0.hook_resid_post") -> Splice:

@@ -16,11 +16,11 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.unlearning.attacks import dilute, quantised, relearn
-from mtsae_lens.unlearning.batches import mixed_batches, sample_contexts
-from mtsae_lens.unlearning.finetuning import FinetuneSettings, finetune
-from mtsae_lens.unlearning.losses import GradientAscent
-from mtsae_lens.unlearning.measures import as_logits, measure_edits, measure_model
-from mtsae_lens.unlearning.weights import clone_model
+from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_contexts
+from mtsae_lens.unlearning.finetuning.clones import clone_model
+from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
+from mtsae_lens.unlearning.finetuning.losses import GradientAscent
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_edits, measure_model
 
 EDITS: list[Edit] = [
     FeatureEdit(tuple(range(16)), 2.0),

@@ -12,7 +12,7 @@ import torch
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning.protocol import Corpus, Experiment, UnlearningSettings, choose, measure_on_test
-from mtsae_lens.unlearning.statistics import FiringStatistics
+from mtsae_lens.unlearning.selection.statistics import FiringStatistics
 
 
 def row(n_features: int, multiplier: float, forget: float, near: float, far: float) -> dict[str, float]:

@@ -1,0 +1,1 @@
+"""Forgetting by changing weights: losses, training with snapshots, copies of a model."""

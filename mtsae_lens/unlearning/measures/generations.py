@@ -1,0 +1,215 @@
+"""What a model writes: whether it still varies its words, still makes sense to the clean model, and how it reads before and after.
+
+Losses are measured on given text; an edit can leave them alone and still send generation into a loop. Read three numbers together: a text
+that repeats one phrase has a low perplexity, and random words are all distinct.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from sae_lens import HookedSAETransformer
+from torch import Tensor
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.measures.effects import token_nll
+
+REPEATED_N = (
+    4  # n-grams whose repetition is counted: shorter ones repeat in any good text (Welleck et al. 2019, arXiv 1908.04319)
+)
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How texts are continued."""
+
+    n_prompt_tokens: int = 16
+    """Tokens taken from the start of each context, BOS included."""
+    n_new_tokens: int = 48
+    temperature: float = 0.0
+    """0: greedy; else the temperature of sampling from the whole vocabulary."""
+    seed: int = 0
+    """Of the sampling."""
+
+    def __post_init__(self) -> None:
+        if self.n_prompt_tokens < 1 or self.n_new_tokens < 1 or self.temperature < 0:
+            raise ConfigError(
+                f"decoding needs n_prompt_tokens >= 1, n_new_tokens >= 1 and temperature >= 0; got {self.n_prompt_tokens}, "
+                f"{self.n_new_tokens} and {self.temperature}"
+            )
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """Prompts of one length and what a model wrote after each, up to the first special token."""
+
+    prompts: Int[Tensor, "n prompt"]
+    texts: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class GenerationHealth:
+    """Of one model's continuations; compare with those of the clean model on the same prompts. `dataclasses.asdict` makes JSON of it."""
+
+    distinct_1: float  # share of distinct tokens, pairs and triples among all of the continuations together (Li et al. 2016)
+    distinct_2: float  # low: the same words everywhere; depends on how much is generated
+    distinct_3: float
+    repeated: float  # mean share of a continuation's 4-grams that it had before: 0 none, towards 1 a loop
+    log_prob: float  # mean log-probability of a token under the clean model, nats
+    perplexity: float  # exp(-log_prob): high is nonsense to the clean model, very low may be a loop
+    empty: float  # share of continuations that end at once
+    n_texts: int
+    n_tokens: int
+
+
+def continue_texts(
+    lm: HookedLM,
+    table: TokenTable,
+    decoding: Decoding,
+    *,
+    edit: Edit | None = None,
+    model: HookedSAETransformer | None = None,
+) -> Continuations:
+    """Continue the first tokens of every context: the model as it is, with an edit, or another model.
+
+    Args:
+        lm: the model with its SAE.
+        table: its contexts begin with the prompts.
+        decoding: how.
+        edit: with a causal gate; None for none.
+        model: another model in place of `lm.model`, without its SAE.
+
+    Raises:
+        ConfigError: an edit together with another model, prompt and continuation longer than the model's context, prompts longer than the
+            table's contexts, or an edit that cannot generate.
+        DataError: no prompt without a separator or padding in it; those with one are left out.
+    """
+    if edit is not None and model is not None:
+        raise ConfigError("an edit belongs to the model of its SAE; give an edit or another model, not both")
+    writer = model or lm.model
+    length = decoding.n_prompt_tokens + decoding.n_new_tokens
+    if length > writer.cfg.n_ctx or decoding.n_prompt_tokens > table.tokens.shape[1]:
+        raise ConfigError(
+            f"prompt and continuation have {length} tokens, the model's context {writer.cfg.n_ctx}; the prompt has "
+            f"{decoding.n_prompt_tokens}, the contexts of {table.corpus} {table.tokens.shape[1]}; shorten n_prompt_tokens or n_new_tokens"
+        )
+    prompts = table.tokens[:, : decoding.n_prompt_tokens]
+    prompts = prompts[~lm.cutter.special_positions(prompts)[:, 1:].any(dim=1)]
+    if not len(prompts):
+        raise DataError(f"{table.corpus}: every prompt has a separator or padding in it; give a smaller n_prompt_tokens")
+    options = {
+        "max_new_tokens": decoding.n_new_tokens,
+        "do_sample": decoding.temperature > 0,
+        "temperature": decoding.temperature or 1.0,
+        "stop_at_eos": False,
+    }
+    written = []
+    with torch.random.fork_rng():  # TransformerLens samples from the global generator
+        torch.manual_seed(decoding.seed)
+        for batch in prompts.split(lm.batch_size):
+            if model is None:
+                tokens = lm.generate(batch, edit, **options)
+            else:
+                tokens = model.generate(
+                    batch.to(model.cfg.device), verbose=False, prepend_bos=False, return_type="tokens", **options
+                )
+            written.append(tokens[:, decoding.n_prompt_tokens :].cpu())
+    special = set(lm.cutter.special_token_ids.tolist())
+    return Continuations(prompts, tuple(_until_special(row, special) for row in torch.cat(written).tolist()))
+
+
+def _until_special(tokens: Sequence[int], special: set[int]) -> tuple[int, ...]:
+    end = next((place for place, token in enumerate(tokens) if token in special), len(tokens))
+    return tuple(tokens[:end])
+
+
+def generation_health(lm: HookedLM, continuations: Continuations) -> GenerationHealth:
+    """How varied the continuations are, and how likely to the clean model.
+
+    Raises:
+        DataError: every continuation is empty.
+    """
+    texts = [text for text in continuations.texts if text]
+    if not texts:
+        raise DataError("every continuation ends at once; give longer prompts or another edit")
+    log_prob = clean_log_prob(lm, continuations)
+    return GenerationHealth(
+        distinct_1=distinct_share(texts, 1),
+        distinct_2=distinct_share(texts, 2),
+        distinct_3=distinct_share(texts, 3),
+        repeated=repeated_share(texts, REPEATED_N),
+        log_prob=log_prob,
+        perplexity=math.exp(-log_prob),
+        empty=1 - len(texts) / len(continuations.texts),
+        n_texts=len(continuations.texts),
+        n_tokens=sum(map(len, texts)),
+    )
+
+
+def _ngrams(text: Sequence[int], n: int) -> list[tuple[int, ...]]:
+    return [tuple(text[place : place + n]) for place in range(len(text) - n + 1)]
+
+
+def distinct_share(texts: Sequence[Sequence[int]], n: int) -> float:
+    """Distinct n-grams over all n-grams of all texts together (distinct-n, Li et al. 2016, arXiv 1510.03055); 1 where there is none."""
+    ngrams = [ngram for text in texts for ngram in _ngrams(text, n)]
+    return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
+
+
+def repeated_share(texts: Sequence[Sequence[int]], n: int) -> float:
+    """Mean over texts of `1 - distinct n-grams / n-grams` (seq-rep-n, Welleck et al. 2019, arXiv 1908.04319); shorter texts count 0."""
+    shares = [1 - len(set(ngrams)) / len(ngrams) if (ngrams := _ngrams(text, n)) else 0.0 for text in texts]
+    return sum(shares) / len(shares)
+
+
+@torch.no_grad()
+def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
+    """Mean log-probability of a continuation's token after its prompt, under the model without any edit, in nats."""
+    n_prompt = continuations.prompts.shape[1]
+    longest = max(map(len, continuations.texts))
+    written = torch.zeros(len(continuations.texts), longest, dtype=torch.long)  # what fills up short texts comes after them
+    counted = torch.zeros_like(written, dtype=torch.bool)
+    for row, text in enumerate(continuations.texts):
+        written[row, : len(text)] = torch.tensor(text, dtype=torch.long)
+        counted[row, : len(text)] = True
+    total = 0.0
+    tokens = torch.cat([continuations.prompts, written], dim=1)
+    for batch, kept in zip(tokens.split(lm.batch_size), counted.split(lm.batch_size), strict=True):
+        on_device = batch.to(lm.model.cfg.device)
+        log_probs = lm.model(on_device, prepend_bos=False)[:, :-1].log_softmax(dim=-1)
+        nll = token_nll(log_probs, on_device[:, 1:]).cpu()
+        total -= nll[:, n_prompt - 1 :].double()[kept].sum().item()
+    return total / int(counted.sum())
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and what follows it, before and after."""
+
+    prompt: str
+    clean: str
+    edited: str
+
+
+def samples(lm: HookedLM, clean: Continuations, edited: Continuations, n_samples: int = 8) -> tuple[Sample, ...]:
+    """The first texts side by side, as a person reads them.
+
+    Raises:
+        DataError: continuations of other prompts.
+    """
+    if not torch.equal(clean.prompts, edited.prompts):
+        raise DataError("texts are shown side by side for the same prompts; continue the same table with the same Decoding")
+    special = set(lm.cutter.special_token_ids.tolist())
+
+    def decode(tokens: Sequence[int]) -> str:
+        return str(lm.cutter.tokenizer.decode([token for token in tokens if token not in special]))
+
+    rows = list(zip(clean.prompts.tolist(), clean.texts, edited.texts, strict=True))[:n_samples]
+    return tuple(Sample(decode(prompt), decode(before), decode(after)) for prompt, before, after in rows)

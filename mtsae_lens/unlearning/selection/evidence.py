@@ -1,0 +1,97 @@
+"""What features are chosen from, and what a way of choosing is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import DataError
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.selection.attribution import LossChange, loss_change
+from mtsae_lens.unlearning.selection.statistics import FiringStatistics, document_halves, firing_statistics
+
+
+@dataclass(frozen=True, eq=False)
+class SelectionEvidence:
+    """All that a score may read, from SELECT text: each quantity is computed when first asked for, and once.
+
+    Scores spare every retain corpus alike, near and far. To choose against far text alone, because a gate spares the near text, leave
+    `near` empty.
+    """
+
+    lm: HookedLM
+    forget: TokenTable
+    near: tuple[TokenTable, ...] = ()
+    far: tuple[TokenTable, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.retain:
+            raise DataError("features are chosen against text to retain; got none: give near or far tables")
+
+    @property
+    def retain(self) -> tuple[TokenTable, ...]:
+        """Near tables, then far ones."""
+        return self.near + self.far
+
+    @cached_property
+    def forget_statistics(self) -> FiringStatistics:
+        """How the features fire on the forget corpus."""
+        return firing_statistics(self.lm, self.forget)
+
+    @cached_property
+    def retain_statistics(self) -> tuple[FiringStatistics, ...]:
+        """How they fire on each retain corpus."""
+        return tuple(firing_statistics(self.lm, table) for table in self.retain)
+
+    @cached_property
+    def highest_retain_rate(self) -> Float[Tensor, " d_sae"]:
+        """Firing rate on the retain corpus on which the feature fires most often."""
+        return torch.stack([statistics.rate for statistics in self.retain_statistics]).amax(dim=0)
+
+    @cached_property
+    def highest_retain_mean(self) -> Float[Tensor, " d_sae"]:
+        """Mean activation over all tokens of the retain corpus on which it is highest."""
+        return torch.stack([statistics.mean for statistics in self.retain_statistics]).amax(dim=0)
+
+    @cached_property
+    def forget_change(self) -> LossChange:
+        """What ablating each feature is expected to do to the forget corpus; nats per token."""
+        return loss_change(self.lm, self.forget)
+
+    @cached_property
+    def retain_changes(self) -> tuple[LossChange, ...]:
+        """The same on each retain corpus."""
+        return tuple(loss_change(self.lm, table) for table in self.retain)
+
+    def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
+        """The same corpora, each cut into two random halves of its documents.
+
+        Raises:
+            DataError: a corpus of one document.
+        """
+        forget, *retain = (document_halves(table, generator) for table in (self.forget, *self.retain))
+        near, far = retain[: len(self.near)], retain[len(self.near) :]
+        first, second = (
+            SelectionEvidence(self.lm, forget[half], tuple(t[half] for t in near), tuple(t[half] for t in far))
+            for half in (0, 1)
+        )
+        return first, second
+
+
+class FeatureScore(Protocol):
+    """A way of choosing features. Classes are frozen dataclasses: their fields are the settings."""
+
+    @property
+    def name(self) -> str:
+        """Its key in `SCORES`."""
+        ...
+
+    def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
+        """Of each feature: the higher, the earlier it is edited; `-inf` if it must not be."""
+        ...

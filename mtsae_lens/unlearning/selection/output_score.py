@@ -1,0 +1,133 @@
+"""Features by what they make the model say, not by what turns them on (Arad et al. 2025, arXiv 2505.20063).
+
+For each feature, the tokens that its decoder row favours through the logit lens are named first. Then the feature is amplified at the last
+position of neutral prompts, and
+
+    output score = (1 - r / d_vocab) * p,     r, p = best rank (from 0) and highest probability of those tokens afterwards
+
+averaged over prompts. It lies between 0 and 1; near 1 the feature writes what its decoder row promises.
+
+What differs from theirs: the amplification is `factor` times the feature's own mean activation where it fires on the forget corpus (they
+take 10 times the largest activation of any feature at that position, one size for all features of a position); several prompts, of
+which theirs is the first; biases are left out of the lens, so that it ranks what the feature writes and not what is frequent anyway.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
+from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, only
+
+NEUTRAL_PROMPTS = ("From my experience,", "I think that", "It is")
+N_LENS_TOKENS = 20  # as theirs
+_WRITES_TO_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_(pre|mid|post)|attn_out|mlp_out)$")
+
+
+@torch.no_grad()
+def lens_tokens(lm: HookedLM, n_tokens: int = N_LENS_TOKENS) -> Int[Tensor, "d_sae n_tokens"]:
+    """For each feature, the tokens whose logits its decoder row raises most through the final norm and the unembedding, biases aside.
+
+    Raises:
+        ConfigError: decoder rows that are no directions of the residual stream.
+    """
+    if not _WRITES_TO_RESIDUAL.match(lm.splice.hook_name) or lm.sae.cfg.metadata.hook_head_index is not None:
+        raise ConfigError(
+            f"the logit lens reads directions of the residual stream, and the SAE stands at {lm.splice.hook_name}; choose features by "
+            "another score, such as 'attribution'"
+        )
+    rows = lm.sae.W_dec.detach()[None].to(lm.model.cfg.dtype)
+    lens = lm.model.unembed(lm.model.ln_final(rows)) - lm.model.unembed(lm.model.ln_final(torch.zeros_like(rows[:, :1])))
+    return lens[0].topk(n_tokens, dim=-1).indices
+
+
+@torch.no_grad()
+def output_scores(
+    lm: HookedLM,
+    amounts: Float[Tensor, " d_sae"],
+    *,
+    prompts: tuple[str, ...] = NEUTRAL_PROMPTS,
+    n_lens_tokens: int = N_LENS_TOKENS,
+    features_at_once: int = 256,
+) -> Float[Tensor, " d_sae"]:
+    """The output score of every feature; see the top of this module.
+
+    Args:
+        lm: the model with its SAE at a hook of the residual stream.
+        amounts: what is added to each feature's activation.
+        prompts: neutral texts; the intervention is at the last token of each.
+        n_lens_tokens: how many tokens of the lens stand for a feature.
+        features_at_once: contexts in a batch; bounds memory.
+    """
+    promised = lens_tokens(lm, n_lens_tokens)
+    scores = torch.zeros_like(amounts)
+    for prompt in prompts:
+        tokens = _prompt_tokens(lm, prompt)
+        h = lm.activations(tokens)
+        feature_acts = lm.feature_acts(tokens, h)
+        for features in torch.arange(len(amounts), device=amounts.device).split(features_at_once):
+            logits = _amplified_logits(lm, tokens, h, feature_acts, features, amounts[features])
+            scores[features] += _rank_weighted_probability(logits, promised[features]) / len(prompts)
+    return scores
+
+
+def _prompt_tokens(lm: HookedLM, prompt: str) -> Int[Tensor, "1 pos"]:
+    tokenizer = lm.cutter.tokenizer
+    start = [tokenizer.bos_token_id] if lm.cutter.prepend_bos else []
+    ids = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return torch.tensor([ids], device=lm.model.cfg.device)
+
+
+def _amplified_logits(
+    lm: HookedLM,
+    tokens: Int[Tensor, "1 pos"],
+    h: Tensor,
+    feature_acts: Float[Tensor, "1 pos d_sae"],
+    features: Int[Tensor, " feature"],
+    amounts: Float[Tensor, " feature"],
+) -> Float[Tensor, "feature d_vocab"]:
+    """Logits after the last token, with one feature amplified there in each row."""
+    edited = feature_acts.repeat(len(features), 1, 1)
+    edited[torch.arange(len(features)), -1, features] += amounts
+    delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts)
+    at_end = torch.zeros(len(features), tokens.shape[1], dtype=torch.bool, device=tokens.device)
+    at_end[:, -1] = True
+    many = h.expand(len(features), *h.shape[1:])
+    return lm.logits_from(tokens.expand(len(features), -1), lm.splice.add_delta(many, delta, at_end))[:, -1]
+
+
+def _rank_weighted_probability(
+    logits: Float[Tensor, "feature d_vocab"], promised: Int[Tensor, "feature n_tokens"]
+) -> Float[Tensor, " feature"]:
+    """`(1 - best rank / d_vocab) * highest probability`; the likeliest of the tokens has both."""
+    probability = logits.softmax(dim=-1)
+    best = probability.gather(-1, promised).amax(dim=-1)
+    rank = (probability > best.unsqueeze(-1)).sum(dim=-1)
+    return (1 - rank / logits.shape[-1]) * best
+
+
+@dataclass(frozen=True)
+class OutputScore:
+    """The output score, of features that another score finds eligible: alone it says nothing of the forget text.
+
+    By default, of those that fire at least as often on the forget corpus as on every retain corpus.
+    """
+
+    eligible: FeatureScore = field(default_factory=lambda: FrequencyRatio(min_ratio=1.0))
+    factor: float = 10.0
+    """Times the feature's mean activation where it fires on the forget corpus."""
+    prompts: tuple[str, ...] = NEUTRAL_PROMPTS
+
+    name = "output_score"
+
+    def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
+        """See `output_scores`."""
+        amounts = self.factor * evidence.forget_statistics.mean_activation
+        return only(self.eligible(evidence) > -torch.inf, output_scores(evidence.lm, amounts, prompts=self.prompts))

@@ -1,0 +1,46 @@
+"""Every way of choosing features, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.unlearning.selection.effect_scores import Attribution, FisherAttribution, SingleEffect
+from mtsae_lens.unlearning.selection.evidence import FeatureScore
+from mtsae_lens.unlearning.selection.frequency_scores import Frequency, FrequencyDifference, FrequencyRatio, SquaredMeanRatio
+from mtsae_lens.unlearning.selection.output_score import OutputScore
+
+SCORES: dict[str, Callable[..., FeatureScore]] = {
+    score.name: score
+    for score in (
+        Frequency,
+        FrequencyRatio,
+        SquaredMeanRatio,
+        FrequencyDifference,
+        Attribution,
+        FisherAttribution,
+        SingleEffect,
+        OutputScore,
+    )
+}
+"""Classes by name; `FromScales` restricts any of them to time scales."""
+
+
+def make_score(name: str, **settings: Any) -> FeatureScore:
+    """The score of that name.
+
+    >>> make_score("frequency", max_retain_rate=0.001)
+    Frequency(max_retain_rate=0.001)
+
+    Raises:
+        ConfigError: no such score, or one without such a setting.
+    """
+    if name not in SCORES:
+        raise ConfigError(f"no score {name!r}.{nearest(name, SCORES)}")
+    known = [setting.name for setting in dataclasses.fields(SCORES[name])]  # type: ignore[arg-type]
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(f"the score {name!r} has no setting {setting!r}.{nearest(setting, known)}")
+    return SCORES[name](**settings)

@@ -1,0 +1,64 @@
+"""What scores read: every retain corpus counts, nothing is computed before it is asked for, and nothing twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.errors import DataError
+from mtsae_lens.unlearning.selection import evidence as module
+from mtsae_lens.unlearning.selection.attribution import attribution
+from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
+from mtsae_lens.unlearning.selection.statistics import firing_statistics
+
+
+@pytest.fixture
+def evidence(lm: Any, text_file: Path, sea_file: Path) -> SelectionEvidence:
+    forget, near = (read_tokens(str(text_file), split, lm.cutter, 6) for split in ("select", "tune"))
+    return SelectionEvidence(lm, forget, (near,), (read_tokens(str(sea_file), "select", lm.cutter, 6),))
+
+
+def test_the_highest_of_each_retain_corpus_counts(lm: Any, evidence: SelectionEvidence) -> None:
+    tables = (*evidence.near, *evidence.far)
+    assert evidence.retain == tables
+    statistics = [firing_statistics(lm, table) for table in tables]
+    assert torch.equal(evidence.highest_retain_rate, torch.maximum(statistics[0].rate, statistics[1].rate))
+    assert torch.equal(evidence.highest_retain_mean, torch.maximum(statistics[0].mean, statistics[1].mean))
+    for change, table in zip((evidence.forget_change, *evidence.retain_changes), (evidence.forget, *tables), strict=True):
+        assert torch.equal(change.first_order, attribution(lm, table))
+
+
+def test_nothing_is_computed_twice_or_unasked(evidence: SelectionEvidence, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def count(lm: Any, table: Any) -> Any:
+        calls.append(table)
+        return firing_statistics(lm, table)
+
+    monkeypatch.setattr(module, "firing_statistics", count)
+    assert not calls
+    for _ in range(2):
+        assert evidence.forget_statistics.corpus == evidence.forget.corpus
+    assert len(calls) == 1
+
+
+def test_halves_keep_roles_and_share_no_document(evidence: SelectionEvidence) -> None:
+    one, other = evidence.halves(torch.Generator().manual_seed(0))
+    for whole, first, second in zip(
+        (evidence.forget, *evidence.near, *evidence.far),
+        (one.forget, *one.near, *one.far),
+        (other.forget, *other.near, *other.far),
+        strict=True,
+    ):
+        assert first.corpus == second.corpus == whole.corpus
+        assert not set(first.documents) & set(second.documents)
+        assert sorted(first.documents + second.documents) == sorted(whole.documents)
+
+
+def test_something_to_retain_is_needed(evidence: SelectionEvidence) -> None:
+    with pytest.raises(DataError, match="text to retain"):
+        SelectionEvidence(evidence.lm, evidence.forget)

@@ -1,0 +1,43 @@
+"""Scores by name: each can be made and called, and what is unknown is an error with the nearest names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
+from mtsae_lens.unlearning.selection.scores import SCORES, make_score
+
+
+@pytest.fixture(scope="module")
+def evidence(lm: Any, text_file: Path, sea_file: Path) -> SelectionEvidence:
+    tables = [read_tokens(str(path), "select", lm.cutter, 4) for path in (text_file, sea_file)]
+    return SelectionEvidence(lm, tables[0], far=(tables[1],))
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_scores_every_feature(name: str, evidence: SelectionEvidence) -> None:
+    score = make_score(name)
+    assert score.name == name
+    values = score(evidence)
+    assert values.shape == (32,)
+    assert not values.isnan().any()
+    assert (values < torch.inf).all()
+    assert torch.equal(values, score(evidence))
+
+
+def test_settings_are_those_of_the_class() -> None:
+    assert make_score("attribution", retain_weight=7.0) == SCORES["attribution"](retain_weight=7.0)
+    assert make_score("attribution") != make_score("attribution", retain_weight=7.0)
+
+
+def test_unknown_names_and_settings_are_named() -> None:
+    with pytest.raises(ConfigError, match=r"no score 'atribution'\. Did you mean 'attribution'"):
+        make_score("atribution")
+    with pytest.raises(ConfigError, match=r"no setting 'retain_wieght'\. Did you mean 'retain_weight'"):
+        make_score("attribution", retain_wieght=1.0)
