@@ -9,9 +9,10 @@ from typing import Any
 from mtsae_lens.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, BenchmarkTask, Scale
 from mtsae_lens.benchmark.reading import most, nearest
 from mtsae_lens.benchmark.summary import AtCost, Estimate, at_cost, difference
+from mtsae_lens.commands.attacks_page import attack_sections
 from mtsae_lens.commands.parts import Part
 from mtsae_lens.data.facts import is_fact_source
-from mtsae_lens.reporting.benchmark_figures import cost_curves, relearning_curves
+from mtsae_lens.reporting.benchmark_figures import cost_curves
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 from mtsae_lens.unlearning.task import Task
@@ -89,6 +90,11 @@ class _TaskPart:
         """What the model that never saw the text loses more than the clean one."""
         return None if self.reference is None else self.reference["corpora"][self.task.forget]["nll_delta"]
 
+    def _clean_nll(self) -> float:
+        """Loss on the forget text before unlearning."""
+        rows = (row for results in self.methods.values() for result in results for row in result["test"].values())
+        return next(rows)["corpora"][self.task.forget]["nll_clean"]
+
     def cost_table(self, key: Callable[[float], str] = nearest) -> Table:
         """Every method at the budgets at which it was controlled, by one of the two readings."""
         asked = is_fact_source(self.task.forget)
@@ -159,7 +165,7 @@ class _TaskPart:
             sections.append(self._main_section(mains))
         attacked = {method: results[0]["attacks"] for method, results in self.methods.items() if "attacks" in results[0]}
         if attacked:
-            sections += self._attack_sections(attacked)
+            sections += attack_sections(self.name, attacked, self.reference, self._clean_nll())
         if OURS in mains and mains[OURS]["samples"]:
             lead = f"Greedy continuations of held-out text, before and after the edit with {OURS} (seed 0)."
             sections.append(Section(f"{self.name}: samples", lead, html=sample_table(mains[OURS]["samples"])))
@@ -207,73 +213,6 @@ class _TaskPart:
                 for key in ("distinct_2", "repeated")
             ),
         ]
-
-    def _attack_sections(self, attacked: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-        clean = next(iter(attacked.values()))["quantisation"]["8"]["nll_clean"]
-        header = [
-            "method",
-            "after the edit",
-            "4 bits",
-            "8 bits",
-            "diluted",
-            "clean, diluted",
-            "unseen template",
-            "recall, unseen",
-        ]
-        rows, curves = [], {}
-        everyone = dict(attacked) | (
-            {"reference": self.reference["attacks"]} if self.reference and "attacks" in self.reference else {}
-        )
-        for method, found in everyone.items():
-            relearning = found["relearning"]
-            first = next(iter(next(iter(relearning.values())).values()))[0]["nll"]
-            unseen = found.get("unseen")
-            rows.append(
-                [
-                    method,
-                    *(f"{nll:.3f}" for nll in (first, found["quantisation"]["4"]["nll"], found["quantisation"]["8"]["nll"])),
-                    f"{found['dilution']['nll']:.3f}",
-                    f"{found['dilution']['nll_clean']:.3f}",
-                    f"{unseen['nll']:.3f}" if unseen else None,
-                    f"{100 * unseen['exact_recall']:.0f}%" if unseen else None,
-                ]
-            )
-            for variant, by_size in relearning.items():
-                largest = list(by_size)[-1]
-                label = f"{method}, {variant}" if variant != "weights" else method
-                curves[f"{label} ({largest})"] = by_size[largest]
-        lead = (
-            f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge "
-            f"is back). Removing the hook gives "
-            f"back {clean:.3f} for every edit. Diluted: behind 64 tokens of unrelated text."
-        )
-        relearn = (
-            "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. In brackets: "
-            "documents learnt."
-        )
-        return [
-            Section(f"{self.name}: attacks", lead, Table(header, rows)),
-            Section(f"{self.name}: relearning", relearn, self._relearning_table(everyone), relearning_curves(curves, clean)),
-        ]
-
-    def _relearning_table(self, attacked: Mapping[str, Mapping[str, Any]]) -> Table:
-        rows = []
-        for method, found in attacked.items():
-            for variant, by_size in found["relearning"].items():
-                for size, points in by_size.items():
-                    rows.append(
-                        [
-                            method,
-                            variant,
-                            size,
-                            *(f"{point['nll']:.3f}" for point in points),
-                            f"{100 * points[-1]['exact_recall']:.0f}%",
-                        ]
-                    )
-        steps = [
-            point["step"] for point in next(iter(next(iter(next(iter(attacked.values()))["relearning"].values())).values()))
-        ]
-        return Table(["method", "attack", "learnt", *(f"step {step}" for step in steps), "exact recall"], rows)
 
 
 def _interval(estimate: Estimate) -> str:

@@ -14,7 +14,7 @@ from mtsae_lens.commands.export_comparison import at_hook, compare
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.data.documents import Split
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError
@@ -31,6 +31,7 @@ from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import Logits, as_logits
+from mtsae_lens.unlearning.task import check_corpus
 
 Form = Literal["hooked", "projected", "low-rank"]
 MODEL_FOLDER = "model"
@@ -106,8 +107,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     if settings.form == "low-rank" and (settings.forget is None or not settings.retain + settings.near):
         raise ConfigError("--form low-rank is trained on text: give --forget and --retain")
     for source in settings.corpora():
-        if not is_fact_source(source):
-            check_source(source)
+        check_corpus(source)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
     edit = load_edit(settings.edit, lm.splice)
     exported = _FORMS[settings.form](settings, lm, edit)

@@ -156,7 +156,13 @@ class DirectionEdit:
 
 
 def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank d_in"]:
-    """An orthonormal basis of what the rows span; rows that add nothing are dropped."""
+    """An orthonormal basis of what the rows span; rows that add nothing are dropped.
+
+    Raises:
+        ConfigError: no row.
+    """
+    if not len(directions):
+        raise ConfigError("no direction to edit; give at least one feature or row")
     _, singular, rows = torch.linalg.svd(directions.detach().double(), full_matrices=False)
     return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float()
 

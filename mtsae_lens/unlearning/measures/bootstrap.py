@@ -23,9 +23,10 @@ CONFIDENCE = 0.95
 def delta_interval(delta_sums: Tensor, n_tokens: Tensor, seed: int) -> tuple[float, float]:
     """95% percentile-bootstrap interval of `sum(delta) / sum(tokens)`, resampling documents with both their sums (paired).
 
-    With a single document there is nothing to resample: the interval is the point.
+    Documents without a counted token are left out. With a single document there is nothing to resample: the interval is the point.
     """
-    sums, counts = delta_sums.numpy(), n_tokens.numpy()
+    counted = n_tokens > 0
+    sums, counts = delta_sums[counted].numpy(), n_tokens[counted].numpy()
     if len(sums) < 2:
         point = float(sums.sum() / counts.sum())
         return point, point

@@ -1,0 +1,83 @@
+"""What attacks brought back, as tables and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtsae_lens.reporting.benchmark_figures import relearning_curves
+from mtsae_lens.reporting.page import Section, Table
+
+
+def attack_sections(
+    name: str, attacked: Mapping[str, Mapping[str, Any]], reference: Mapping[str, Any] | None, clean: float
+) -> list[Section]:
+    """Attacks on every method, and on the model that never saw the text: it shows how fast the text itself teaches.
+
+    Args:
+        name: of the task.
+        attacked: by method.
+        reference: result of the reference's cell, if there is one.
+        clean: loss on the forget text before unlearning, nats per token.
+    """
+    header = [
+        "method",
+        "after the edit",
+        "4 bits",
+        "8 bits",
+        "diluted",
+        "clean, diluted",
+        "unseen template",
+        "recall, unseen",
+    ]
+    rows, curves = [], {}
+    everyone = dict(attacked) | ({"reference": reference["attacks"]} if reference and "attacks" in reference else {})
+    for method, found in everyone.items():
+        relearning = found["relearning"]
+        first = next(iter(next(iter(relearning.values())).values()))[0]["nll"]
+        unseen = found.get("unseen")
+        rows.append(
+            [
+                method,
+                *(f"{nll:.3f}" for nll in (first, found["quantisation"]["4"]["nll"], found["quantisation"]["8"]["nll"])),
+                f"{found['dilution']['nll']:.3f}",
+                f"{found['dilution']['nll_clean']:.3f}",
+                f"{unseen['nll']:.3f}" if unseen else None,
+                f"{100 * unseen['exact_recall']:.0f}%" if unseen else None,
+            ]
+        )
+        for variant, by_size in relearning.items():
+            largest = list(by_size)[-1]
+            label = f"{method}, {variant}" if variant != "weights" else method
+            curves[f"{label} ({largest})"] = by_size[largest]
+    lead = (
+        f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge "
+        f"is back). Removing the hook gives "
+        f"back {clean:.3f} for every edit. Diluted: behind 64 tokens of unrelated text."
+    )
+    relearn = (
+        "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. In brackets: "
+        "documents learnt."
+    )
+    return [
+        Section(f"{name}: attacks", lead, Table(header, rows)),
+        Section(f"{name}: relearning", relearn, _relearning_table(everyone), relearning_curves(curves, clean)),
+    ]
+
+
+def _relearning_table(attacked: Mapping[str, Mapping[str, Any]]) -> Table:
+    rows = []
+    for method, found in attacked.items():
+        for variant, by_size in found["relearning"].items():
+            for size, points in by_size.items():
+                rows.append(
+                    [
+                        method,
+                        variant,
+                        size,
+                        *(f"{point['nll']:.3f}" for point in points),
+                        f"{100 * points[-1]['exact_recall']:.0f}%",
+                    ]
+                )
+    steps = [point["step"] for point in next(iter(next(iter(next(iter(attacked.values()))["relearning"].values())).values()))]
+    return Table(["method", "attack", "learnt", *(f"step {step}" for step in steps), "exact recall"], rows)
