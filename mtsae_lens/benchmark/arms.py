@@ -57,6 +57,8 @@ class Scale:
         )
     )
     n_random_draws: int = 20
+    relearned_contexts: tuple[int, ...] = (4, 16, 64)
+    """Documents of the forget text that an attacker has."""
 
 
 QUICK = Scale(
@@ -67,7 +69,9 @@ QUICK = Scale(
     ),
     ungated=Grid(scores=("frequency_difference",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=20,
+    relearned_contexts=(16,),
 )
+QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """To see in minutes that everything runs; its SAEs are hardly trained."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,16 +15,17 @@ from mtsae_lens.unlearning.finetuning.batches import sample_contexts, select_con
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.measures.effects import EditEffect, measure_model
 
-RELEARNED_CONTEXTS = (4, 16, 64)
-"""Documents of the forget text that the attacker has."""
 RELEARNING = FinetuneSettings(lr=3e-4, n_steps=20, batch_size=8, snapshots=(0, 5, 20))
 FILLER_SHARE = 0.5  # of a context
 N_BITS = (8, 4)
 
 
-def attacks(subject: Subject, change: Change, seed: int) -> dict[str, Any]:
-    """Loss on the forget text (nats per token) and exact recall, after each attack. Hook removal gives back the clean model by definition."""
-    found = {"relearning": _relearning(subject, change, seed), "dilution": _dilution(subject, change)}
+def attacks(subject: Subject, change: Change, sizes: Sequence[int], seed: int) -> dict[str, Any]:
+    """Loss on the forget text (nats per token) and exact recall, after each attack.
+
+    Relearning is from so many documents as `sizes` says. Hook removal gives back the clean model by definition.
+    """
+    found = {"relearning": _relearning(subject, change, sizes, seed), "dilution": _dilution(subject, change)}
     found["quantisation"] = {str(n_bits): _row(_quantised(subject, change, n_bits)) for n_bits in N_BITS}
     if subject.task_of.unseen is not None:
         table = subject.task.table(subject.task_of.unseen, "test", subject.lm.cutter)
@@ -46,7 +48,7 @@ def _measure(subject: Subject, change: Change, table: TokenTable) -> EditEffect:
     return measure_model(change.logits(subject.lm), subject.lm.model, subject.lm.cutter, table, BATCH_SIZE)
 
 
-def _relearning(subject: Subject, change: Change, seed: int) -> dict[str, Any]:
+def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: int) -> dict[str, Any]:
     """Curves by what the attacker has: numbers of documents, and half of the people while the other half is measured."""
     lm, task = subject.lm, subject.task
     measured = task.table(task.forget, "test", lm.cutter)
@@ -57,8 +59,7 @@ def _relearning(subject: Subject, change: Change, seed: int) -> dict[str, Any]:
     for hook in variants:
         name = "hook in place" if hook else "without the hook" if change.edit is not None else "weights"
         curves[name] = {
-            str(k): _curve(subject, change, sample_contexts(learned, k, seed), measured, settings, hook=hook)
-            for k in RELEARNED_CONTEXTS
+            str(k): _curve(subject, change, sample_contexts(learned, k, seed), measured, settings, hook=hook) for k in sizes
         }
     if is_fact_source(task.forget):
         some, _ = split_by_document(learned, 0.5, seed)

@@ -41,7 +41,7 @@ def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, a
         if attacked and main is not None and name in (architecture, DIRECTION):
             change = Change(candidates[main].edit)
             methods[name]["main"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
-            methods[name]["attacks"] = attacks(subject, change, seed)
+            methods[name]["attacks"] = attacks(subject, change, scale.relearned_contexts, seed)
     return {"methods": methods, "identity_error": _identity(subject)}
 
 
@@ -55,8 +55,8 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
     gates = fit_gates(lm, task, rates)
     closed: dict[float | None, Gate] = {rate: gate for rate, gate in gates.items() if rate is not None}
     always: dict[float | None, Gate] = {None: gates[None]}
-    far = rankings(lm, task, scale.gated.scores, spare_near=False, min_ratio=MIN_RATIO)
-    near = rankings(lm, task, scale.ungated.scores, spare_near=True, min_ratio=MIN_RATIO)
+    far = rankings(lm, task, scale.gated, spare_near=False, min_ratio=MIN_RATIO)
+    near = rankings(lm, task, scale.ungated, spare_near=True, min_ratio=MIN_RATIO)
     found = {
         architecture: feature_candidates(far, scale.gated, closed),
         f"{architecture}, no gate": feature_candidates(near, scale.ungated, always),

@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_lens import HookedSAETransformer
 
+from mtsae_lens.benchmark.arms import Scale
 from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.edit_cells import test_row
 from mtsae_lens.benchmark.reading import main_place, read_sweep, tune_rows
@@ -21,7 +22,9 @@ from mtsae_lens.unlearning.sweep import outcome
 from mtsae_lens.unlearning.task import SPARED
 
 
-def weights_cell(subject: Subject, method: str, runs: tuple[Sweep, ...], seed: int, *, attacked: bool) -> dict[str, Any]:
+def weights_cell(
+    subject: Subject, scale: Scale, method: str, runs: tuple[Sweep, ...], seed: int, *, attacked: bool
+) -> dict[str, Any]:
     """One method: every snapshot of every run is an outcome on TUNE, and the chosen ones are measured on TEST.
 
     The models of all snapshots are in memory at once.
@@ -49,7 +52,7 @@ def weights_cell(subject: Subject, method: str, runs: tuple[Sweep, ...], seed: i
     if attacked and main is not None:
         change = Change(weights=trained[main][1])
         result["main"] = further_measures(lm, task, change, subject.reference, seed)
-        result["attacks"] = attacks(subject, change, seed)
+        result["attacks"] = attacks(subject, change, scale.relearned_contexts, seed)
     return {"methods": {method: result}}
 
 
@@ -62,12 +65,12 @@ def _trained(subject: Subject, runs: tuple[Sweep, ...], seed: int) -> Iterator[t
             yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
 
 
-def reference_cell(subject: Subject, *, attacked: bool) -> dict[str, Any]:
+def reference_cell(subject: Subject, scale: Scale, *, attacked: bool) -> dict[str, Any]:
     """The model that was trained without the text: what complete forgetting looks like, and how fast it learns."""
     assert subject.reference is not None
     change = Change(weights=subject.reference)
     effects = change.effects(subject.lm, subject.task.tables("test", subject.lm.cutter))
     result: dict[str, Any] = {"corpora": {source: test_row(effect, 0) for source, effect in effects.items()}}
     if attacked:
-        result["attacks"] = attacks(subject, change, 0)
+        result["attacks"] = attacks(subject, change, scale.relearned_contexts, 0)
     return result

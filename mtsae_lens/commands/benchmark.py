@@ -10,8 +10,9 @@ from typing import Any, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from mtsae_lens.benchmark.arms import QUICK, SAES, TASKS, BenchmarkTask, Scale
+from mtsae_lens.benchmark.arms import QUICK, QUICK_LOSSES, SAES, TASKS, BenchmarkTask, Scale
 from mtsae_lens.benchmark.edit_cells import edit_cell
+from mtsae_lens.benchmark.stability_cell import stability_cell
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.commands.benchmark_page import benchmark_part
@@ -51,8 +52,8 @@ class BenchmarkSettings(Settings):
     hook_name: str = "blocks.3.hook_resid_post"
     saes: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(SAES), min_length=1)
     """Architectures and their own settings."""
-    losses: tuple[str, ...] = LOSS_NAMES
-    """Methods that change weights."""
+    losses: tuple[str, ...] | None = None
+    """Methods that change weights; all of them, or with `quick` three, if not given."""
     n_seeds: int = Field(5, gt=0)
     n_attacked_seeds: int = Field(1, ge=0)
     """Seeds of which one edit is measured in full and attacked."""
@@ -75,8 +76,8 @@ class BenchmarkSettings(Settings):
 
     @field_validator("losses")
     @classmethod
-    def _losses_exist(cls, losses: tuple[str, ...]) -> tuple[str, ...]:
-        for loss in losses:
+    def _losses_exist(cls, losses: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for loss in losses or ():
             if loss not in LOSS_NAMES:
                 raise ConfigError(f"no method {loss!r} that changes weights.{nearest(loss, LOSS_NAMES)}")
         return losses
@@ -182,11 +183,15 @@ def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: 
                 )
             subject = _subject(settings, benchmark_task, scale, next(iter(settings.saes)), seed)
             kind = "questions" if is_fact_source(benchmark_task.forget_training) else "text"
-            for loss in settings.losses:
+            for loss in (QUICK_LOSSES if settings.quick else LOSS_NAMES) if settings.losses is None else settings.losses:
                 runs = SWEEPS[kind][loss]  # type: ignore[index]
-                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, subject, loss, runs, seed, attacked=attacked)
+                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, subject, scale, loss, runs, seed, attacked=attacked)
             if seed == 0 and settings.reference is not None:
-                cells[f"{name}/reference"] = partial(reference_cell, subject, attacked=settings.n_attacked_seeds > 0)
+                cells[f"{name}/reference"] = partial(reference_cell, subject, scale, attacked=settings.n_attacked_seeds > 0)
+    for name, benchmark_task in tasks.items():
+        for architecture in settings.saes:
+            subjects = [_subject(settings, benchmark_task, scale, architecture, seed) for seed in settings.seeds()]
+            cells[f"{name}/stability/{architecture}-{len(subjects)}"] = partial(stability_cell, subjects)
     return cells
 
 

@@ -60,6 +60,11 @@ class _TaskPart:
                 for method, result in cell["methods"].items():
                     self.methods.setdefault(method, []).append(result)
         self.reference = cells.get(f"{name}/reference")
+        self.stability = {
+            cell_name.split("/")[2].rsplit("-", 1)[0]: cell["stability"]
+            for cell_name, cell in cells.items()
+            if cell_name.startswith(f"{name}/stability/")
+        }
         self.others = [architecture for architecture in architectures if architecture != OURS and architecture in self.methods]
         order = [*architectures, *(f"{architecture}, no gate" for architecture in architectures)]
         self.methods = {
@@ -81,6 +86,7 @@ class _TaskPart:
             "main": {m: results[0]["main"] for m, results in self.methods.items() if "main" in results[0]},
             "attacks": {m: results[0]["attacks"] for m, results in self.methods.items() if "attacks" in results[0]},
             "reference": self.reference,
+            "stability": self.stability,
         }
 
     def _difference(self, other: str, budget: str) -> Estimate | None:
@@ -166,10 +172,34 @@ class _TaskPart:
         attacked = {method: results[0]["attacks"] for method, results in self.methods.items() if "attacks" in results[0]}
         if attacked:
             sections += attack_sections(self.name, attacked, self.reference, self._clean_nll())
+        if self.stability:
+            sections.append(self._stability_section())
         if OURS in mains and mains[OURS]["samples"]:
             lead = f"Greedy continuations of held-out text, before and after the edit with {OURS} (seed 0)."
             sections.append(Section(f"{self.name}: samples", lead, html=sample_table(mains[OURS]["samples"])))
         return sections
+
+    def _stability_section(self) -> Section:
+        text = (
+            "The first features of a score. Halves: Jaccard overlap of the choices from two halves of the documents (seed "
+            "0), and what chance gives. Seeds: "
+            "mean over pairs of seeds of the best cosine between decoder rows of chosen features, and of random ones."
+        )
+        rows = [
+            [
+                architecture,
+                score,
+                found["n_features"],
+                f"{found['halves']:.2f}" if found["halves"] is not None else None,
+                f"{found['chance']:.3f}",
+                f"{found['seeds']['cosine']:.2f}" if found["seeds"] else None,
+                f"{found['seeds']['chance']:.2f}" if found["seeds"] else None,
+            ]
+            for architecture, scores in self.stability.items()
+            for score, found in scores.items()
+        ]
+        header = ["SAE", "score", "features", "halves", "chance", "seeds", "random features"]
+        return Section(f"{self.name}: stability of the choice", text, Table(header, rows))
 
     def _differences(self) -> Table:
         rows = []

@@ -48,6 +48,9 @@ class UnlearnSettings(Settings):
     multipliers: tuple[float, ...] = Field(Grid.multipliers, min_length=1)
     false_positive_rates: tuple[float | None, ...] = Field(Grid.false_positive_rates, min_length=1)
     """Shares of retain positions at which the gate may open by mistake; null is no gate."""
+    scales: tuple[int, ...] = ()
+    """Of an MTSAE, edit only features that these dilations drive."""
+    min_scale_share: float = Field(Grid.min_scale_share, gt=0, le=1)
     far_budget: float = UnlearningSettings.far_budget
     near_budget: float = UnlearningSettings.near_budget
     min_ratio: float = UnlearningSettings.min_ratio
@@ -68,7 +71,14 @@ class UnlearnSettings(Settings):
     def protocol(self) -> UnlearningSettings:
         """The part that the protocol reads."""
         return UnlearningSettings(
-            grid=Grid(self.scores, self.n_features, self.multipliers, self.false_positive_rates),
+            grid=Grid(
+                self.scores,
+                self.n_features,
+                self.multipliers,
+                self.false_positive_rates,
+                self.scales,
+                self.min_scale_share,
+            ),
             far_budget=self.far_budget,
             near_budget=self.near_budget,
             min_ratio=self.min_ratio,

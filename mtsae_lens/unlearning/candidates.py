@@ -16,6 +16,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.ranking import ranking
+from mtsae_lens.unlearning.selection.scale_scores import FromScales
 from mtsae_lens.unlearning.selection.scores import make_score
 from mtsae_lens.unlearning.sweep import Candidate
 from mtsae_lens.unlearning.task import SPARED, Task
@@ -35,6 +36,10 @@ class Grid:
     """Features go to `-multiplier` times their activation."""
     false_positive_rates: tuple[float | None, ...] = (0.01, 0.05)
     """Share of retain positions at which the gate may open by mistake; None: no gate."""
+    scales: tuple[int, ...] = ()
+    """Of an MTSAE, edit only features that these dilations drive; none: any feature."""
+    min_scale_share: float = 0.5
+    """How much of what lifts a feature they must give."""
 
 
 def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
@@ -49,9 +54,7 @@ def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[f
     return gates
 
 
-def rankings(
-    lm: HookedLM, task: Task, scores: Sequence[str], *, spare_near: bool, min_ratio: float
-) -> dict[str, tuple[int, ...]]:
+def rankings(lm: HookedLM, task: Task, grid: Grid, *, spare_near: bool, min_ratio: float) -> dict[str, tuple[int, ...]]:
     """The features of every score that has any, best first, from SELECT text.
 
     `spare_near=False` looks at far-retain text alone: for edits behind a gate that spares the near text better than a choice of features can.
@@ -59,8 +62,12 @@ def rankings(
     tables = task.tables("select", lm.cutter, ("forget", *SPARED))
     near, far = (tuple(tables[s] for s in task.sources(role)) for role in SPARED)
     evidence = SelectionEvidence(lm, tables[task.forget], near if spare_near else (), far)
-    made = (make_score(s, **({"min_ratio": min_ratio} if s == "frequency_ratio" else {})) for s in scores)
-    found = {score.name: ranking(score(evidence)) for score in made}
+    found = {}
+    for name in grid.scores:
+        score = make_score(name, **({"min_ratio": min_ratio} if name == "frequency_ratio" else {}))
+        if grid.scales:
+            score = FromScales(score, grid.scales, grid.min_scale_share)
+        found[name] = ranking(score(evidence))
     return {name: ranked for name, ranked in found.items() if ranked}
 
 

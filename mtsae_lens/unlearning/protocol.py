@@ -66,7 +66,7 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: Ho
     """
     gates = fit_gates(lm, task, settings.grid.false_positive_rates)
     spare_near = None in settings.grid.false_positive_rates
-    ranked = rankings(lm, task, settings.grid.scores, spare_near=spare_near, min_ratio=settings.min_ratio)
+    ranked = rankings(lm, task, settings.grid, spare_near=spare_near, min_ratio=settings.min_ratio)
     if not ranked:
         raise DataError(
             f"no feature prefers the forget text by the scores {', '.join(settings.grid.scores)}; train a wider SAE, lower --min-ratio, or "
