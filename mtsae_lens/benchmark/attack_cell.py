@@ -15,7 +15,7 @@ from mtsae_lens.unlearning.finetuning import FinetuneSettings
 from mtsae_lens.unlearning.measures import EditEffect, measure_model
 
 RELEARNED_CONTEXTS = (4, 16, 64)
-"""Documents of the forget text that the attacker has."""
+"""Contexts of the forget text that the attacker has; all, where there are fewer."""
 RELEARNING = FinetuneSettings(lr=3e-4, n_steps=20, batch_size=8, snapshots=(0, 5, 20))
 FILLER_SHARE = 0.5  # of a context
 N_BITS = (8, 4)
@@ -52,13 +52,13 @@ def _relearning(subject: Subject, change: Change, seed: int) -> dict[str, Any]:
     measured = task.table(task.forget, "test", lm.cutter)
     learned = subject.training_table(task.forget)
     settings = replace(RELEARNING, seed=seed)
+    sizes = sorted({min(k, len(learned)) for k in RELEARNED_CONTEXTS})
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, Any] = {}
     for hook in variants:
         name = "hook in place" if hook else "without the hook" if change.edit is not None else "weights"
         curves[name] = {
-            str(k): _curve(subject, change, sample_contexts(learned, k, seed), measured, settings, hook=hook)
-            for k in RELEARNED_CONTEXTS
+            str(k): _curve(subject, change, sample_contexts(learned, k, seed), measured, settings, hook=hook) for k in sizes
         }
     if is_fact_source(task.forget):
         some, _ = split_by_document(learned, 0.5, seed)
