@@ -29,8 +29,8 @@ class AtCost:
     """One method at one budget, on TEST, in nats per counted token."""
 
     forget: Estimate
-    near: Estimate
-    """Of the near-retain corpus that lost most."""
+    near: Estimate | None
+    """Of the near-retain corpus that lost most; None without one."""
     far: Estimate
     exact_recall: float
     random: Estimate | None
@@ -54,7 +54,7 @@ def at_cost(cells: Cells, budget: str, task: Task, seed: int = 0) -> AtCost | No
     randoms = [row["random"][task.forget] for row in rows if "random" in row]
     return AtCost(
         forget=_estimate([_of_documents(row) for row in forget], seed),
-        near=_worst(rows, task.sources("near"), seed),
+        near=_worst(rows, task.sources("near"), seed) if task.sources("near") else None,
         far=_worst(rows, task.sources("far"), seed),
         exact_recall=sum(row["exact_recall"] for row in forget) / len(forget),
         random=_estimate([_of_documents(row) for row in randoms], seed) if randoms else None,

@@ -99,7 +99,13 @@ class _TaskPart:
         rows = []
         for method, by_budget in self.at_cost.items():
             for budget, found in by_budget.items():
-                cells = [method, budget, _interval(found.forget), _interval(found.near), _interval(found.far)]
+                cells = [
+                    method,
+                    budget,
+                    _interval(found.forget),
+                    _interval(found.near) if found.near else None,
+                    _interval(found.far),
+                ]
                 cells += [f"{100 * found.exact_recall:.0f}%"] if asked else []
                 rows.append([*cells, _random(found), found.forget.n_seeds, found.n_missing])
         return Table(header, rows)
@@ -120,7 +126,7 @@ class _TaskPart:
                 f"{self.name}: forgetting at matched cost",
                 text,
                 table=self.cost_table(),
-                figure=cost_curves(curves, gap, "near"),
+                figure=cost_curves(curves, gap, "near") if self.task.sources("near") else None,
             ),
             Section(f"{self.name}: against far-retain text", figure=cost_curves(curves, gap, "far")),
             Section(
