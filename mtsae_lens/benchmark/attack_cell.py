@@ -54,6 +54,7 @@ def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: in
     measured = task.table(task.forget, "test", lm.cutter)
     learned = subject.training_table(task.forget)
     settings = replace(RELEARNING, seed=seed)
+    sizes = sorted({min(k, len(learned)) for k in sizes})  # an attacker has at most the text there is
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, Any] = {}
     for hook in variants:

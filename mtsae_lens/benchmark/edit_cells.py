@@ -34,6 +34,9 @@ def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, a
     """All methods that edit at the hook with this SAE: `architecture`, the same without a gate, and for ours the dense direction."""
     methods: dict[str, dict[str, Any]] = {}
     for name, candidates in _candidates(subject, scale, architecture).items():
+        if not candidates:  # kept, so that every method has a result of every seed
+            methods[name] = {"tune": [], "test": {}}
+            continue
         outcomes = sweep(subject.lm, subject.task, candidates)
         places = read_sweep(outcomes, math.log(subject.lm.model.cfg.d_vocab), subject.goal)
         methods[name] = _measured(subject, scale, candidates, outcomes, places, seed, controlled=name == architecture)
@@ -57,7 +60,7 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
     always: dict[float | None, Gate] = {None: gates[None]}
     far = rankings(lm, task, scale.gated, spare_near=False, min_ratio=MIN_RATIO)
     near = rankings(lm, task, scale.ungated, spare_near=True, min_ratio=MIN_RATIO)
-    found = {
+    found: dict[str, list[Candidate]] = {
         architecture: feature_candidates(far, scale.gated, closed),
         f"{architecture}, no gate": feature_candidates(near, scale.ungated, always),
     }
@@ -67,7 +70,7 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
         direction, center = difference_of_means(lm, tables[task.forget], retain)
         found[DIRECTION] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, closed)
         found[f"{DIRECTION}, no gate"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, always)
-    return {name: candidates for name, candidates in found.items() if candidates}
+    return found
 
 
 def _measured(

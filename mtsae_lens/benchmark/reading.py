@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -11,7 +10,7 @@ from mtsae_lens.benchmark.arms import BUDGETS, MAIN_BUDGET
 from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, within_budgets
 
 
-def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float) -> dict[str, int]:
+def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float | None) -> dict[str, int]:
     """Places of the settings to measure on TEST, two for each budget; one that no setting meets is left out.
 
     `0.05` is the most forgetting within 0.05 nats, `0.05 goal` the forgetting nearest to the reference's: more than that is damage. The
@@ -20,13 +19,13 @@ def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float) -> dict
     Args:
         outcomes: of one method, on TUNE.
         max_nll: forget loss beyond which there is only damage, nats per token.
-        goal: what the reference loses more than the clean model, nats per token; infinite without one.
+        goal: what the reference loses more than the clean model, nats per token; None without one.
     """
     places: dict[str, int | None] = {}
     for budget in BUDGETS:
         within = within_budgets(outcomes, budget, budget)
         places[most(budget)] = most_forgetting(outcomes, within, max_nll)
-        if math.isfinite(goal):
+        if goal is not None:
             places[nearest(budget)] = nearest_to(outcomes, within, goal)
     return {name: place for name, place in places.items() if place is not None}
 

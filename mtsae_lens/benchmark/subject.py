@@ -53,10 +53,10 @@ class Subject:
         return None if self.reference_name is None else load_language_model(self.reference_name, device=self.device)
 
     @cached_property
-    def goal(self) -> float:
-        """How much more the reference loses than the clean model on the forget text of TUNE; without a reference, infinity."""
+    def goal(self) -> float | None:
+        """How much more the reference loses than the clean model on the forget text of TUNE; None without a reference."""
         if self.reference is None:
-            return float("inf")
+            return None
         table = self.task.table(self.task.forget, "tune", self.lm.cutter)
         return measure_model(as_logits(self.reference), self.lm.model, self.lm.cutter, table, BATCH_SIZE).nll_delta
 

@@ -29,8 +29,8 @@ class AtCost:
     """One method at one budget, on TEST, in nats per counted token."""
 
     forget: Estimate
-    near: Estimate
-    """Of the near-retain corpus that lost most."""
+    near: Estimate | None
+    """Of the near-retain corpus that lost most; None without one."""
     far: Estimate
     corpora: Mapping[str, Estimate]
     """Of every other corpus, by source."""
@@ -56,7 +56,7 @@ def at_cost(cells: Cells, budget: str, task: Task, seed: int = 0) -> AtCost | No
     randoms = [row["random"][task.forget] for row in rows if "random" in row]
     return AtCost(
         forget=_estimate([_of_documents(row) for row in forget], seed),
-        near=_worst(rows, task.sources("near"), seed),
+        near=_worst(rows, task.sources("near"), seed) if task.sources("near") else None,
         far=_worst(rows, task.sources("far"), seed),
         corpora={
             source: _estimate([_of_documents(row["corpora"][source]) for row in rows], seed)
@@ -102,7 +102,5 @@ def _estimate(pairs: Sequence[tuple[Tensor, Tensor]], seed: int) -> Estimate:
 
 
 def _worst(rows: Sequence[Mapping[str, Any]], sources: Sequence[str], seed: int) -> Estimate:
-    if not sources:
-        return Estimate(0.0, 0.0, 0.0, len(rows), 0)
     estimates = [_estimate([_of_documents(row["corpora"][source]) for row in rows], seed) for source in sources]
     return max(estimates, key=lambda estimate: estimate.mean)

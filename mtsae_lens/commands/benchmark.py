@@ -153,7 +153,9 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         settings.out / "cells",
         {"scale": asdict(scale), "attacked": settings.n_attacked_seeds}
         | settings.model_dump(
-            mode="json", include={"model", "reference", "hook_name", "dataset", "saes", "forget", "near", "retain"}
+            mode="json",
+            include={"model", "reference", "hook_name", "dataset", "saes", "forget", "near", "retain"}
+            | ({"neutral"} if settings.neutral else set()),
         ),
         _cells(settings, tasks, scale),
         "unlearning",

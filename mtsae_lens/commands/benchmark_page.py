@@ -120,7 +120,7 @@ class _TaskPart:
         at = found.get(key(MAIN_BUDGET))
         if at is None:
             return [*cells, None, None, 0, len(self.methods[method])]
-        return [*cells, _interval(at.near), _interval(at.far), at.forget.n_seeds, at.n_missing]
+        return [*cells, _interval(at.near) if at.near else None, _interval(at.far), at.forget.n_seeds, at.n_missing]
 
     def corpora_table(self) -> Table:
         """What the setting nearest to the reference did to every other text."""
@@ -158,7 +158,7 @@ class _TaskPart:
             f"method can break, not how well it forgets.{reference} {units}"
         )
         sections += [
-            Section(f"{self.name}: the most at the price", text, self.cost_table(most), cost_curves(curves, gap, "near")),
+            Section(f"{self.name}: the most at the price", text, self.cost_table(most), cost_curves(curves, gap, "near") if self.task.sources("near") else None),
             Section(f"{self.name}: against far-retain text", figure=cost_curves(curves, gap, "far")),
             Section(
                 f"{self.name}: {OURS} less every other SAE",

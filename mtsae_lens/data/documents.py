@@ -80,7 +80,8 @@ def embedded_domains() -> tuple[str, ...]:
 
 def check_source(source: str) -> None:
     """Raise `DataError`, before any work is done, where a source can be none of the kinds."""
-    next(_read(source), None)
+    for part in _parts(source):
+        next(_read(part), None)
 
 
 def read_documents(source: str, split: Split | None = None) -> Iterator[Document]:
@@ -107,8 +108,8 @@ def _read(source: str) -> Iterator[Document]:
         return _read_embedded(source)
     if source == BIOGRAPHIES:
         return _read_biographies()
-    if "+" in source and all(source.split("+")):
-        return chain.from_iterable(map(_read, source.split("+")))
+    if len(joined := _parts(source)) > 1:
+        return chain.from_iterable(map(_read, joined))
     parts = Path(source).parts
     if len(parts) > 1 and parts[0] not in (".", "..", "/") and Path(parts[0]).is_dir():
         raise DataError(f"no file or folder {source!r}, though {parts[0]!r} is a folder here")
@@ -121,6 +122,12 @@ def _read(source: str) -> Iterator[Document]:
     raise DataError(
         f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, BIOGRAPHIES, *embedded_domains()])}"
     )
+
+
+def _parts(source: str) -> list[str]:
+    """The sources that are joined by `+`; a file may have a `+` in its name."""
+    parts = source.split("+")
+    return [source] if _exists(source) or not all(parts) else parts
 
 
 def _exists(source: str) -> bool:

@@ -54,7 +54,8 @@ class Change:
 def effect_row(effect: EditEffect, seed: int) -> dict[str, Any]:
     """An effect as plain numbers: losses and KL in nats per counted token, a 95% interval over documents, shares between 0 and 1."""
     delta, n_tokens = (effect.by_document(sums) for sums in (effect.nll_edited - effect.nll_clean, effect.n_tokens))
-    low, high = delta_interval(delta, n_tokens, seed)
+    heard = n_tokens > 0  # a resample of documents without a token would have no mean
+    low, high = delta_interval(delta[heard], n_tokens[heard], seed)
     clean, edited = effect.mean(effect.nll_clean), effect.mean(effect.nll_edited)
     return {
         "nll_clean": clean,
@@ -72,7 +73,7 @@ def effect_row(effect: EditEffect, seed: int) -> dict[str, Any]:
         "gate_open": effect.gate_open,
         "n_tokens": int(effect.n_tokens.sum()),
         "n_contexts": len(effect.documents),
-        "n_documents": len(n_tokens),
+        "n_documents": int(heard.sum()),
     }
 
 

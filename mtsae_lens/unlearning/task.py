@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.documents import Split, check_source
-from mtsae_lens.data.facts import is_fact_source, read_facts
+from mtsae_lens.data.facts import draw_questions, is_fact_source, read_facts
 from mtsae_lens.errors import DataError
 
 Role = Literal["forget", "near", "far", "neutral"]
@@ -78,5 +78,7 @@ class Task:
 
 def check_corpus(source: str) -> None:
     """Raise `DataError`, before any work is done, for a source that is neither text nor questions."""
-    if not is_fact_source(source):
+    if is_fact_source(source):
+        draw_questions(source, "test", 0)
+    else:
         check_source(source)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,6 +12,7 @@ import pytest
 
 from mtsae_lens.data.documents import (
     DOCUMENT_CHARS,
+    N_BIOGRAPHIES_EACH,
     SPLITS,
     check_source,
     cut_into_documents,
@@ -19,6 +20,7 @@ from mtsae_lens.data.documents import (
     read_documents,
     shuffle_stream,
 )
+from mtsae_lens.data.people import make_people
 from mtsae_lens.errors import DataError
 
 TEXTS = [f"Document {number} speaks of {number * 7}." for number in range(40)]
@@ -161,6 +163,54 @@ def test_no_source_is_no_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError):
         check_source("")
+
+
+def test_biographies_tell_every_person_many_times_and_say_when_which_is_held_out() -> None:
+    documents = list(read_documents("biographies"))
+    people = {person.name: person for person in make_people()}
+    assert Counter(d.name.split("/")[1] for d in documents) == dict.fromkeys(people, N_BIOGRAPHIES_EACH)
+    assert len({d.name for d in documents}) == len({d.text for d in documents}) == len(documents)
+    for document in documents[::97]:
+        assert all(fact in document.text for fact in people[document.name.split("/")[1]].facts.values())
+    of_person = defaultdict(Counter)
+    for document in documents:
+        of_person[document.name.split("/")[1]][document.split] += 1
+    assert all(splits == {"train": 28, "select": 4, "tune": 4, "test": 4} for splits in of_person.values())
+    assert [d.text for d in documents] == [d.text for d in read_documents("biographies")]
+    assert "biographies" not in embedded_domains()
+
+
+def test_joined_sources_are_read_one_after_the_other_with_their_own_splits(text_file: Path, tmp_path: Path) -> None:
+    rows = write_jsonl(tmp_path / "rows.jsonl", TEXTS)
+    for parts in ((str(text_file), "kjv"), ("kjv", str(text_file), str(rows)), ("embedded", "biographies")):
+        expected = [d for part in parts for d in read_documents(part)]
+        assert list(read_documents("+".join(parts))) == expected
+    tune = [d.text for part in ("kjv", str(rows)) for d in read_documents(part, "tune")]
+    assert [d.text for d in read_documents(f"kjv+{rows}", "tune")] == tune
+
+
+def test_a_file_with_a_plus_in_its_name_is_that_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "kjv+sotu.jsonl", TEXTS)
+    assert [d.text for d in read_documents(str(path))] == TEXTS
+
+
+@pytest.mark.parametrize("source", ["kjv+no-such-domain", "no-such-domain+kjv", "kjv+./missing.txt"])
+def test_a_bad_part_of_joined_sources_is_named_before_any_work(source: str) -> None:
+    bad = next(part for part in source.split("+") if part != "kjv")
+    with pytest.raises(DataError, match=f"no file, folder or embedded domain '{bad}'"):
+        check_source(source)
+
+
+def test_every_part_of_joined_sources_is_opened_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "what.docx").write_text("a")
+    with pytest.raises(DataError, match=r"cannot read \.docx"):
+        check_source(f"kjv+{tmp_path / 'what.docx'}")
+
+
+@pytest.mark.parametrize("source", ["kjv+", "+kjv", "kjv++sotu", "+"])
+def test_joined_sources_need_every_part(source: str) -> None:
+    with pytest.raises(DataError, match="no file, folder or embedded domain"):
+        check_source(source)
 
 
 def test_near_names_are_suggested() -> None:

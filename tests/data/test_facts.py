@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import replace
 from itertools import combinations, product
 
@@ -26,44 +26,68 @@ SPLITS = ("select", "tune", "test")
 PEOPLE = {person.name: person for person in make_people()}
 
 
-def templates(source: str, split: str) -> dict[str, set[str]]:
-    """Beginnings of sentences, by attribute."""
-    found = defaultdict(set)
-    for question in draw_questions(source, split, ALL):
-        found[question.attribute].add(question.prompt.replace(question.name, "{name}"))
-    return found
+ASKED = [(source, split) for source in SOURCES for split in SPLITS if split == "test" or "strangers" not in source]
 
 
 def names(source: str, split: str) -> set[str]:
     return {question.name for question in draw_questions(source, split, ALL)}
 
 
-def test_forget_people_are_the_same_in_every_split_and_known_templates_are_not() -> None:
-    for split in SPLITS:
-        assert names("facts:forget:known", split) == {name for name, person in PEOPLE.items() if person.forget}
-        assert len(draw_questions("facts:forget:known", split, ALL)) == 40 * 10 * 2
-    for one, other in combinations(SPLITS, 2):
-        ours, theirs = templates("facts:forget:known", one), templates("facts:forget:known", other)
-        assert all(not ours[attribute] & theirs[attribute] for attribute in VALUES)
-    for attribute, sentences in TRAIN_TEMPLATES.items():
-        asked = set().union(*(templates("facts:forget:known", split)[attribute] for split in SPLITS))
-        assert asked == {sentence.split(" {value}")[0] for sentence in sentences}
+def asked(source: str, split: str) -> dict[tuple[str, str], set[str]]:
+    """Beginnings of sentences, by fact."""
+    found = defaultdict(set)
+    for question in draw_questions(source, split, ALL):
+        found[question.name, question.attribute].add(question.prompt.replace(question.name, "{name}"))
+    return found
 
 
-@pytest.mark.parametrize("kind", ["known", "unseen"])
-def test_people_to_retain_are_others_in_every_split(kind: str) -> None:
-    groups = [names(f"facts:retain:{kind}", split) for split in SPLITS]
-    assert all(not one & other for one, other in combinations(groups, 2))
-    assert set().union(*groups) == {name for name, person in PEOPLE.items() if not person.forget}
-    assert max(map(len, groups)) - min(map(len, groups)) <= 1
+def test_people_are_the_same_in_every_split() -> None:
+    groups = {group: names(f"facts:{group}:known", "test") for group in ("forget", "retain", "strangers")}
+    assert {group: len(people) for group, people in groups.items()} == {"forget": 40, "retain": 120, "strangers": 40}
+    assert groups["forget"] == {name for name, person in PEOPLE.items() if person.forget}
+    assert set().union(*groups.values()) == set(PEOPLE)
+    for source, split in ASKED:
+        assert names(source, split) == groups[source.split(":")[1]]
 
 
-@pytest.mark.parametrize("people", ["forget", "retain"])
+def test_strangers_are_for_test_alone() -> None:
+    for templates, split in product(("known", "unseen"), ("select", "tune")):
+        with pytest.raises(DataError, match=f"facts:strangers:{templates} is for TEST alone"):
+            draw_questions(f"facts:strangers:{templates}", split, 5)
+
+
+@pytest.mark.parametrize("people", ["forget", "retain", "strangers"])
+def test_the_known_templates_of_a_fact_are_dealt_out_to_the_splits(people: str) -> None:
+    splits = ("test",) if people == "strangers" else SPLITS
+    of_split = {split: asked(f"facts:{people}:known", split) for split in splits}
+    facts = set(product(names(f"facts:{people}:known", "test"), VALUES))
+    assert all(set(found) == facts for found in of_split.values())
+    assert all(len(draw_questions(f"facts:{people}:known", split, ALL)) == 2 * len(facts) for split in splits)
+    for name, attribute in facts:
+        dealt = [of_split[split][name, attribute] for split in splits]
+        assert [len(prompts) for prompts in dealt] == [2] * len(splits)  # a third of six
+        assert all(not one & other for one, other in combinations(dealt, 2))
+        known = {sentence.split(" {value}")[0] for sentence in TRAIN_TEMPLATES[attribute]}
+        assert set().union(*dealt) <= known
+        assert people == "strangers" or set().union(*dealt) == known
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_over_all_facts_every_split_has_every_template_about_as_often(split: str) -> None:
+    counts: dict[str, Counter[str]] = {attribute: Counter() for attribute in VALUES}
+    for (_, attribute), prompts in asked("facts:retain:known", split).items():
+        counts[attribute].update(prompts)
+    for attribute, of_template in counts.items():
+        assert len(of_template) == len(TRAIN_TEMPLATES[attribute]) == 6
+        assert all(20 <= count <= 60 for count in of_template.values())  # 40 of 120 expected, with a deviation of 5
+
+
+@pytest.mark.parametrize("people", ["forget", "retain", "strangers"])
 def test_unseen_templates_are_those_of_no_biography(people: str) -> None:
-    for split in SPLITS:
-        for attribute, prompts in templates(f"facts:{people}:unseen", split).items():
+    for split in ("test",) if people == "strangers" else SPLITS:
+        for (_, attribute), prompts in asked(f"facts:{people}:unseen", split).items():
             assert prompts == {sentence.split(" {value}")[0] for sentence in TEST_TEMPLATES[attribute]}
-            assert not prompts & templates(f"facts:{people}:known", split)[attribute]
+            assert not prompts & {sentence.split(" {value}")[0] for sentence in TRAIN_TEMPLATES[attribute]}
 
 
 @pytest.mark.parametrize("source", SOURCES)

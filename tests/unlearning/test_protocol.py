@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,175 +13,207 @@ import pytest
 import torch
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.unlearning import protocol
-from mtsae_lens.unlearning.protocol import Corpus, Experiment, UnlearningSettings, choose, measure_on_test
-from mtsae_lens.unlearning.selection.statistics import FiringStatistics
+from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.changes import Change
+from mtsae_lens.unlearning.measures import measure_edits
+from mtsae_lens.unlearning.protocol import UnlearningSettings, checked_identity, choose, measure_on_test, random_twins
+from mtsae_lens.unlearning.sweep import Outcome
+from mtsae_lens.unlearning.task import Corpus, Task
 
-
-def row(n_features: int, multiplier: float, forget: float, near: float, far: float) -> dict[str, float]:
-    found = {"n_features": n_features, "multiplier": multiplier, "forget": forget, "near": near, "far": far}
-    return found | {"forget_nll": 4.0 + forget}
-
-
-SWEEP = [
-    row(1, 1.0, 0.1, 0.0, 0.00),
-    row(2, 1.0, 0.5, 0.09, 0.04),
-    row(3, 1.0, 0.9, 0.09, 0.06),  # too dear far away
-    row(3, 2.0, 0.8, 0.11, 0.01),  # too dear nearby
-    row(2, 2.0, 0.3, 0.10, 0.05),  # on the line
-]
+RANKED = (3, 1, 2, 0)
+ROWS = {  # (n_features, multiplier) -> (forget, near, far)
+    (1, 1.0): (0.1, 0.0, 0.00),
+    (1, 2.0): (9.0, 0.0, 0.00),  # worse than guessing
+    (2, 1.0): (0.5, 0.09, 0.04),
+    (2, 2.0): (0.3, 0.10, 0.05),  # on the line
+    (3, 1.0): (0.9, 0.09, 0.06),  # too dear far away
+    (3, 2.0): (0.8, 0.11, 0.01),  # too dear nearby
+}
+Rows = dict[tuple[int, float], tuple[float, float, float]]
 
 
 @pytest.fixture
 def decide(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`choose` on a given sweep: everything before it is made up."""
+    """`choose` on given outcomes: everything before them is made up."""
 
-    def call(sweep: list[dict[str, float]], gap: float | None = None, **settings: Any) -> Any:
-        rate = torch.tensor([0.9, 0.8, 0.7, 0.6])
-        monkeypatch.setattr(Experiment, "tables", lambda self, split, role=None: [SimpleNamespace()])
-        monkeypatch.setattr(protocol, "firing_statistics", lambda lm, table: FiringStatistics("c", rate, rate, 10))
-        monkeypatch.setattr(protocol, "rank_by_frequency", lambda *args, **kwargs: [3, 1, 2, 0])
-        monkeypatch.setattr(protocol, "calibrate_gate", lambda *args, **kwargs: "gate")
-        monkeypatch.setattr(protocol, "_sweep", lambda experiment, edits: sweep)
-        monkeypatch.setattr(protocol, "_reference_gap", lambda *args: gap)
-        lm: Any = SimpleNamespace(model=SimpleNamespace(cfg=SimpleNamespace(d_vocab=4096)))
-        experiment = Experiment(lm, (Corpus("a", "forget"), Corpus("b", "far")), UnlearningSettings(**settings))  # type: ignore[arg-type]
-        return choose(experiment, None if gap is None else "reference")  # type: ignore[arg-type]
+    def call(rows: Rows, gap: float | None = None, **settings: Any) -> Any:
+        grid = Grid(n_features=(1, 2, 3), multipliers=(1.0, 2.0), false_positive_rates=(None,))
+        monkeypatch.setattr(Task, "table", lambda self, source, split, cutter: None)
+        monkeypatch.setattr(protocol, "fit_gates", lambda lm, task, rates: {None: AlwaysOpen()})
+        monkeypatch.setattr(protocol, "rankings", lambda *args, **kwargs: {"frequency_ratio": RANKED})
+        monkeypatch.setattr(protocol, "measure_model", lambda *args: SimpleNamespace(nll_delta=gap))
+
+        def outcome(setting: dict[str, Any]) -> Outcome:
+            dear = rows.get((setting["n_features"], setting["multiplier"]), (0.0, 99.0, 99.0))
+            return Outcome(setting, *dear, 4.0 + dear[0])
+
+        monkeypatch.setattr(protocol, "sweep", lambda lm, task, candidates: [outcome(c.setting) for c in candidates])
+        lm: Any = SimpleNamespace(model=SimpleNamespace(cfg=SimpleNamespace(d_vocab=4096)), cutter=None, batch_size=1)
+        task = Task((Corpus("a", "forget"), Corpus("b", "far")))
+        return choose(lm, task, UnlearningSettings(grid, **settings), None if gap is None else "reference")  # type: ignore[arg-type]
 
     return call
 
 
 def test_the_most_forgetting_within_both_budgets_wins(decide: Any) -> None:
-    chosen = decide(SWEEP)
-    assert (chosen.features, chosen.multiplier) == ((3, 1), 1.0)
-    assert chosen.sweep == tuple(SWEEP)
-    assert chosen.edit.features == (3, 1)
+    chosen = decide(ROWS)
+    assert (chosen.edit.features, chosen.edit.multiplier) == ((3, 1), 1.0)
+    assert chosen.setting == {"score": "frequency_ratio", "n_features": 2, "multiplier": 1.0, "false_positive_rate": None}
+    assert {(o.setting["n_features"], o.setting["multiplier"]): (o.forget, o.near, o.far) for o in chosen.sweep} == ROWS
 
 
-@pytest.mark.parametrize(("gap", "expected"), [(0.28, 2.0), (0.45, 1.0), (5.0, 1.0)])
-def test_with_a_reference_the_nearest_to_it_wins(decide: Any, gap: float, expected: float) -> None:
-    chosen = decide(SWEEP, gap)
-    assert (len(chosen.features), chosen.multiplier) == (2, expected)
+@pytest.mark.parametrize(
+    ("gap", "expected"), [(0.0, (1, 1.0)), (0.28, (2, 2.0)), (0.45, (2, 1.0)), (4.0, (2, 1.0)), (8, (1, 2.0))]
+)
+def test_with_a_reference_the_nearest_to_it_wins(decide: Any, gap: float, expected: tuple[int, float]) -> None:
+    chosen = decide(ROWS, gap)
+    assert (len(chosen.edit.features), chosen.edit.multiplier) == expected
 
 
 def test_the_budgets_are_those_of_the_settings(decide: Any) -> None:
-    assert len(decide(SWEEP, far_budget=0.06).features) == 3
-    assert decide(SWEEP, near_budget=0.11).multiplier == 2.0
-    assert len(decide(SWEEP, near_budget=0.0, far_budget=0.0).features) == 1
+    assert decide(ROWS, far_budget=0.06).edit.features == (3, 1, 2)
+    assert decide(ROWS, near_budget=0.11).edit.multiplier == 2.0
+    assert len(decide(ROWS, near_budget=0.0, far_budget=0.0).edit.features) == 1
 
 
-def test_no_setting_within_the_budgets_is_an_error_that_names_the_nearest(decide: Any) -> None:
-    with pytest.raises(DataError, match=r"nearest: far 0\.060, near 0\.090.*--far-budget or --near-budget"):
-        decide(SWEEP[2:4], near_budget=0.1, far_budget=0.05)
+@pytest.mark.parametrize(("n_features", "multiplier"), [(3, 1.0), (3, 2.0)])
+def test_no_setting_within_the_budgets_is_an_error_that_names_the_nearest(
+    decide: Any, n_features: int, multiplier: float
+) -> None:
+    dear = ROWS[n_features, multiplier]
+    with pytest.raises(DataError, match=rf"nearest: far {dear[2]:.3f}, near {dear[1]:.3f}.*--far-budget or --near-budget"):
+        decide({(n_features, multiplier): dear})
 
 
 def test_a_budget_of_zero_that_nothing_meets_is_the_same_error(decide: Any) -> None:
     with pytest.raises(DataError, match="no setting stays within the budgets"):
-        decide(SWEEP[2:4], far_budget=0.0)
+        decide({(3, 1.0): ROWS[3, 1.0]}, far_budget=0.0)
 
 
-@pytest.mark.parametrize("roles", [["far"], ["forget", "near"], ["forget", "forget", "far"], []])
-def test_roles_are_checked(roles: list[Any]) -> None:
-    with pytest.raises(DataError, match="exactly one corpus to forget and at least one far"):
-        Experiment(None, tuple(Corpus(str(i), role) for i, role in enumerate(roles)), UnlearningSettings())  # type: ignore[arg-type]
+def test_where_all_is_worse_than_guessing_the_least_bad_wins(decide: Any) -> None:
+    chosen = decide({(1, 1.0): (9.0, 0.0, 0.0), (2, 1.0): (7.0, 0.0, 0.0), (3, 1.0): (8.0, 0.0, 0.0)})
+    assert chosen.edit.features == (3, 1)
+    assert all(o.forget_nll > math.log(4096) for o in chosen.sweep if o.far == 0)
 
 
-SETTINGS = UnlearningSettings(
-    n_features=(1, 2, 1000),
-    multipliers=(1.0, 2.0),
-    far_budget=9,
-    near_budget=9,
-    min_ratio=1.0,
-    n_random_draws=2,
-    contexts_per_split=6,
-)
+GRID = Grid(("frequency_difference",), n_features=(1, 2, 1000), multipliers=(1.0, 2.0), false_positive_rates=(0.05, None))
+SETTINGS = UnlearningSettings(GRID, far_budget=9, near_budget=9, min_ratio=1.0, n_random_draws=2)
 
 
 @pytest.fixture
-def experiment(lm: Any, text_file: Path, sea_file: Path) -> Experiment:
-    return Experiment(lm, (Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far"), Corpus("kjv", "near")), SETTINGS)
+def task(text_file: Path, sea_file: Path) -> Task:
+    corpora = (Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far"), Corpus("kjv", "near"), Corpus("sotu", "neutral"))
+    return Task(corpora, 6)
 
 
-def test_each_split_is_read_when_its_turn_comes(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_split_is_read_when_its_turn_comes(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    original = protocol.read_tokens
-    monkeypatch.setattr(
-        protocol,
-        "read_tokens",
-        lambda source, split, *a, **kw: read.append((source, split)) or original(source, split, *a, **kw),
-    )
-    chosen = choose(experiment)
-    assert {split for _, split in read} == {"select", "tune"}
+    original = Task.table
+    monkeypatch.setattr(Task, "table", lambda self, s, split, c: read.append((s, split)) or original(self, s, split, c))
+    chosen = choose(lm, task, SETTINGS, lm.model)
+    splits = [split for _, split in read]
+    assert set(splits) == {"select", "tune"}
+    assert "sotu" not in {source for source, _ in read}  # nothing is chosen by neutral text
     read.clear()
-    measure_on_test(experiment, chosen)
-    of_test = [source for source, split in read if split == "test"]
-    assert sorted(of_test) == sorted(corpus.source for corpus in experiment.corpora)
-    assert "tune" not in {split for _, split in read}
+    measure_on_test(lm, task, SETTINGS, chosen)
+    assert {source for source, split in read if split == "test"} == {corpus.source for corpus in task.corpora}
+    assert {source for source, split in read if split == "tune"} <= {task.forget}  # where output biases are refitted
 
 
-def test_choose_and_measure(experiment: Experiment, tiny_model: Any) -> None:
-    chosen = choose(experiment, tiny_model)
-    assert 1 <= len(chosen.features) <= 32
-    sizes = {row["n_features"] for row in chosen.sweep}
+def test_near_text_is_spared_by_the_choice_only_where_some_edit_has_no_gate(
+    lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    original = protocol.rankings
+    monkeypatch.setattr(protocol, "rankings", lambda *args, **settings: asked.append(settings) or original(*args, **settings))
+    for rates in ((0.05,), (0.05, None)):
+        choose(lm, task, replace(SETTINGS, grid=replace(GRID, false_positive_rates=rates)))
+    assert [settings["spare_near"] for settings in asked] == [False, True]
+    assert {settings["min_ratio"] for settings in asked} == {1.0}
+
+
+def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
+    chosen = choose(lm, task, SETTINGS, tiny_model)
+    sizes = {o.setting["n_features"] for o in chosen.sweep}
+    assert {1, 2} < sizes
     assert max(sizes) <= 32  # no more than there are
-    assert {1, 2} <= sizes
-    measured = measure_on_test(experiment, chosen, tiny_model)
-    sources = [corpus.source for corpus in experiment.corpora]
+    gate = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 8.0)
+    chosen = replace(chosen, edit=replace(chosen.edit, features=tuple(range(12)), multiplier=2.0, gate=gate))
+    measured = measure_on_test(lm, task, SETTINGS, chosen, tiny_model)
+    json.dumps(measured, allow_nan=False)
+    sources = [corpus.source for corpus in task.corpora]
     assert list(measured["corpora"]) == list(measured["random_control"]) == list(measured["documents"]) == sources
     assert list(measured["ladder"]) == ["zero", "clamp", "gated_clamp"]
-    for source, role in zip(sources, ("forget", "far", "near"), strict=True):
+    ladder = {
+        "zero": replace(chosen.edit, multiplier=0.0, gate=AlwaysOpen()),
+        "clamp": replace(chosen.edit, gate=AlwaysOpen()),
+        "gated_clamp": chosen.edit,
+    }
+    for source, role in zip(sources, ("forget", "far", "near", "neutral"), strict=True):
         edit = measured["corpora"][source]
         assert edit["role"] == role
         assert edit["nll_delta"] == pytest.approx(edit["nll_edited"] - edit["nll_clean"], abs=1e-6)
         assert edit["nll_delta_low"] <= edit["nll_delta"] <= edit["nll_delta_high"]
-        assert 0 <= edit["gate_open"] <= 1
         assert edit["nll_reference"] == pytest.approx(edit["nll_clean"], abs=1e-5)  # it is its own reference
-        assert measured["ladder"]["gated_clamp"][source]["nll_delta"] == edit["nll_delta"]
+        of_ladder = {name: rows[source] for name, rows in measured["ladder"].items()}
+        assert of_ladder["gated_clamp"] == {key: edit[key] for key in of_ladder["gated_clamp"]}
+        for name, effect in zip(
+            ladder, measure_edits(lm, task.table(source, "test", lm.cutter), list(ladder.values())), strict=True
+        ):
+            assert of_ladder[name]["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-6)
+            assert of_ladder[name]["gate_open"] == pytest.approx(1.0 if name != "gated_clamp" else effect.gate_open)
+        assert 0 < edit["gate_open"] < 1
         documents = measured["documents"][source]
         assert sum(d["n_tokens"] for d in documents) == edit["n_tokens"]
         assert sum(d["n_tokens"] * d["nll_edited"] for d in documents) / edit["n_tokens"] == pytest.approx(edit["nll_edited"])
         control = measured["random_control"][source]
         assert control["n_draws"] == 2
         assert control["nll_delta_min"] <= control["nll_delta"] <= control["nll_delta_max"]
-    assert measured["identity_error"] <= 1e-4
+        assert control["nll_delta"] != edit["nll_delta"]
+    assert 0 <= measured["identity_error"] <= 1e-4
+    assert {"gate", "generation", "samples", "reference", "calibrated_nll_delta"} <= set(measured)
 
 
-def test_the_sweep_takes_the_worst_corpus_of_a_role(
-    lm: Any, text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    corpora = (Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far"), Corpus("kjv", "far"))
-    deltas = {str(sea_file): 1.0, str(text_file): 0.2, "kjv": 0.1}
-    monkeypatch.setattr(
-        protocol,
-        "measure_edits",
-        lambda lm, table, edits: [
-            SimpleNamespace(nll_delta=deltas[table.corpus], nll_edited=5.0, mean=lambda sums: sums) for _ in edits
-        ],
-    )
-    (found,) = protocol._sweep(Experiment(lm, corpora, SETTINGS), [SimpleNamespace(features=(1,), multiplier=1.0)])  # type: ignore[list-item]
-    assert found == {"n_features": 1, "multiplier": 1.0, "forget": 1.0, "near": 0.0, "far": 0.2, "forget_nll": 5.0}
+def test_further_measures_are_those_of_the_chosen_edit(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = []
+    monkeypatch.setattr(protocol, "further_measures", lambda *args: given.append(args) or {"further": 1})
+    chosen = choose(lm, task, SETTINGS)
+    assert measure_on_test(lm, task, replace(SETTINGS, seed=5), chosen)["further"] == 1
+    assert given == [(lm, task, Change(chosen.edit), None, 5)]
 
 
-def test_a_corpus_has_one_role(lm: Any, text_file: Path) -> None:
-    for corpora in ((str(text_file), str(text_file)), ("kjv", "kjv")):
-        with pytest.raises(DataError, match="given in two roles"):
-            Experiment(lm, (Corpus(corpora[0], "forget"), Corpus(corpora[1], "far")), SETTINGS)
+def test_random_twins_are_the_same_edit_of_other_features(lm: Any, task: Task) -> None:
+    edit = choose(lm, task, SETTINGS).edit
+    edit = replace(edit, features=tuple(range(5)))
+    twins = random_twins(lm, task, edit, 6, seed=0)
+    assert len(twins) == 6
+    for twin in twins:
+        assert (twin.multiplier, twin.gate) == (edit.multiplier, edit.gate)
+        assert len(set(twin.features)) == 5
+        assert not set(twin.features) & set(edit.features)
+    assert len({twin.features for twin in twins}) > 1
+    assert [t.features for t in random_twins(lm, task, edit, 6, seed=0)] == [t.features for t in twins]
+    assert [t.features for t in random_twins(lm, task, edit, 6, seed=1)] != [t.features for t in twins]
 
 
-def test_without_a_reference_no_setting_worse_than_guessing_wins() -> None:
-    rows = [{"forget_nll": nll} for nll in (4.0, 8.0, 9.0)]
-    assert protocol._no_worse_than_guessing(rows, 8.5) == rows[:2]
-    assert protocol._no_worse_than_guessing(rows, 3.0) == rows[:1]
+def test_no_feature_that_prefers_the_forget_text_is_an_error(lm: Any, task: Task) -> None:
+    strict = UnlearningSettings(replace(GRID, scores=("frequency_ratio",)), min_ratio=1e9)
+    with pytest.raises(DataError, match=r"no feature prefers .* frequency_ratio; .* lower --min-ratio"):
+        choose(lm, task, strict)
 
 
-def test_no_feature_that_prefers_the_forget_text_is_an_error(experiment: Experiment) -> None:
-    strict = Experiment(experiment.lm, experiment.corpora, UnlearningSettings(min_ratio=1e9, contexts_per_split=4))
-    with pytest.raises(DataError, match=r"no feature fires .* lower --min-ratio"):
-        choose(strict)
+def test_a_splice_that_is_not_the_identity_stops_everything(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = choose(lm, task, SETTINGS)
+    monkeypatch.setattr(protocol, "max_identity_error", lambda lm, table: 0.1 if table.corpus == "kjv" else 0.0)
+    with pytest.raises(RuntimeError, match=r"without an edit changes the logits by 0\.1 on kjv"):
+        measure_on_test(lm, task, SETTINGS, chosen)
 
 
-def test_a_splice_that_is_not_the_identity_stops_everything(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = choose(experiment)
-    monkeypatch.setattr(protocol, "max_identity_error", lambda *args: 0.1)
-    with pytest.raises(RuntimeError, match=r"without an edit changes the logits by 0\.1"):
-        measure_on_test(experiment, chosen)
+def test_the_identity_error_is_that_of_the_worst_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "max_identity_error", lambda lm, table: table)
+    tables: dict[str, Any] = {"a": 1e-6, "b": 9e-5, "c": 0.0}
+    assert checked_identity(None, tables) == 9e-5  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="on d"):
+        checked_identity(None, tables | {"d": 2e-4})  # type: ignore[arg-type]

@@ -1,0 +1,101 @@
+"""Tasks: roles, what may not be given twice, and how much of each corpus is read of which split."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.facts import read_facts
+from mtsae_lens.errors import DataError
+from mtsae_lens.unlearning import task as module
+from mtsae_lens.unlearning.task import QUESTIONS_PER_CONTEXT, Corpus, Task, check_corpus
+
+FACTS = "facts:forget:known"
+
+
+def made(*roles: str, **settings: Any) -> Task:
+    """Corpora named by their role and place."""
+    return Task(tuple(Corpus(f"{role}{place}", role) for place, role in enumerate(roles)), **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("roles", [["far"], ["forget", "near"], ["forget", "forget", "far"], ["forget", "neutral"], []])
+def test_one_corpus_to_forget_and_one_far_from_it_are_needed(roles: list[str]) -> None:
+    with pytest.raises(DataError, match="exactly one corpus to forget and at least one far"):
+        made(*roles)
+
+
+@pytest.mark.parametrize("roles", [["forget", "far"], ["far", "neutral", "forget"], ["near", "forget", "far", "far", "near"]])
+def test_every_other_choice_of_roles_is_a_task(roles: list[str]) -> None:
+    task = made(*roles)
+    assert task.forget == f"forget{roles.index('forget')}"
+    for role in ("forget", "near", "far", "neutral"):
+        expected = [f"{r}{place}" for place, r in enumerate(roles) if r == role]
+        assert task.sources(role) == expected  # type: ignore[arg-type]
+        assert all(task.role(source) == role for source in expected)
+    assert task.sources("near", "far") == [f"{r}{place}" for place, r in enumerate(roles) if r in ("near", "far")]
+
+
+def test_a_corpus_has_one_role(text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sea = Corpus(str(sea_file), "forget")
+    monkeypatch.chdir(text_file.parent)
+    for first, second in ((str(text_file), str(text_file)), ("kjv", "kjv"), (str(text_file), text_file.name)):
+        for roles in (("near", "far"), ("far", "neutral"), ("far", "far")):
+            with pytest.raises(DataError, match="given in two roles"):
+                Task((sea, Corpus(first, roles[0]), Corpus(second, roles[1])))  # type: ignore[arg-type]
+    Task((sea, Corpus(str(text_file), "far"), Corpus("kjv", "near")))
+
+
+@pytest.mark.parametrize(("share", "n_far"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
+def test_of_far_and_neutral_text_a_share_is_read(
+    share: float, n_far: int, cutter: ContextCutter, text_file: Path, sea_file: Path
+) -> None:
+    corpora = (
+        Corpus(str(sea_file), "forget"),
+        Corpus("kjv", "near"),
+        Corpus(str(text_file), "far"),
+        Corpus("austen", "neutral"),
+    )
+    tables = Task(corpora, 8, far_share=share).tables("select", cutter)
+    assert list(tables) == [corpus.source for corpus in corpora]
+    assert [len(table) for table in tables.values()] == [8, 8, n_far, n_far]
+
+
+def test_contexts_are_those_of_split_and_seed(cutter: ContextCutter, text_file: Path, sea_file: Path) -> None:
+    corpora = (Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far"))
+    task = Task(corpora, 5, seed=3)
+    for split in ("select", "tune", "test"):
+        for source in (str(sea_file), str(text_file)):
+            assert task.table(source, split, cutter).tokens.equal(read_tokens(source, split, cutter, 5, seed=3).tokens)
+    assert not task.table("kjv", "tune", cutter).tokens.equal(Task(corpora, 5, seed=4).table("kjv", "tune", cutter).tokens)
+
+
+def test_only_the_corpora_of_the_wanted_roles_are_read(cutter: ContextCutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(module, "read_tokens", lambda source, *args, **settings: read.append(source))
+    made("far", "forget", "neutral", "near").tables("tune", cutter, ("forget", "near"))
+    assert read == ["forget1", "near3"]
+
+
+def test_of_questions_all_are_for_select_and_so_many_a_context_for_other_splits(cutter: ContextCutter) -> None:
+    task = Task((Corpus(FACTS, "forget"), Corpus("facts:retain:known", "far")), 2, seed=1, far_share=0.5)
+    assert len(task.table(FACTS, "select", cutter)) == 40 * 10 * 2
+    for source in task.sources("forget", "far"):
+        for split in ("tune", "test"):
+            table = task.table(source, split, cutter)
+            assert len(table) == 2 * QUESTIONS_PER_CONTEXT
+            assert table.tokens.equal(read_facts(source, split, cutter, 2 * QUESTIONS_PER_CONTEXT, seed=1).tokens)
+
+
+def test_a_source_is_checked_before_any_work(text_file: Path) -> None:
+    for source in (str(text_file), "kjv", FACTS):
+        check_corpus(source)
+    with pytest.raises(DataError, match="no file, folder or embedded domain"):
+        check_corpus("no-such-text")
+
+
+def test_questions_that_do_not_exist_are_no_corpus() -> None:
+    with pytest.raises(DataError, match=r"Did you mean 'facts:forget:known'"):
+        check_corpus("facts:forget:knwn")
