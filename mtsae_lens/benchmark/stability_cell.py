@@ -22,10 +22,10 @@ N_FEATURES = 8
 
 
 def stability_cell(subjects: Sequence[Subject]) -> dict[str, Any]:
-    """Of one architecture, one subject for each seed: overlap of choices from halves of the documents (first seed), match of decoders across seeds.
+    """Of one architecture, one subject for each seed.
 
-    For each score: `halves` (Jaccard of the top features, None where a half has too few) with its `chance`, and `seeds` (mean over pairs of seeds
-    of `decoder_match`, None with one seed).
+    For each score: `halves` (Jaccard of the top features from two halves of the documents, first seed; None where a half has too few) with
+    its `chance`, and `seeds` (mean over pairs of seeds of `decoder_match`, None with one seed).
     """
     evidence = [_evidence(subject) for subject in subjects]
     generator = torch.Generator().manual_seed(0)

@@ -158,7 +158,12 @@ class _TaskPart:
             f"method can break, not how well it forgets.{reference} {units}"
         )
         sections += [
-            Section(f"{self.name}: the most at the price", text, self.cost_table(most), cost_curves(curves, gap, "near") if self.task.sources("near") else None),
+            Section(
+                f"{self.name}: the most at the price",
+                text,
+                self.cost_table(most),
+                cost_curves(curves, gap, "near") if self.task.sources("near") else None,
+            ),
             Section(f"{self.name}: against far-retain text", figure=cost_curves(curves, gap, "far")),
             Section(
                 f"{self.name}: {OURS} less every other SAE",

@@ -14,7 +14,7 @@ from mtsae_lens.benchmark import subject as subject_module
 from mtsae_lens.benchmark.arms import BenchmarkTask, Scale
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.unlearning.candidates import Grid
-from mtsae_lens.unlearning.finetuning import FinetuneSettings
+from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.task import Corpus
 
 SCALE = Scale(

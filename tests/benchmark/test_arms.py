@@ -10,7 +10,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from mtsae_lens.benchmark.arms import BUDGETS, GOAL_BUDGET, OURS, QUICK, SAES, TASKS, Scale
 from mtsae_lens.benchmark.edit_cells import CONTROL_BUDGETS
 from mtsae_lens.commands.train import TrainSettings
-from mtsae_lens.unlearning.scores import SCORES
+from mtsae_lens.unlearning.selection.scores import SCORES
 from mtsae_lens.unlearning.task import Task, check_corpus
 
 

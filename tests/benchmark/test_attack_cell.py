@@ -12,7 +12,7 @@ from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.unlearning.attacks import quantised
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.measures import as_logits, measure_model
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 
 EDIT = FeatureEdit(tuple(range(16)), 2.0)
 

@@ -12,7 +12,7 @@ from mtsae_lens.benchmark.arms import OURS, Scale
 from mtsae_lens.benchmark.edit_cells import DIRECTION, edit_cell
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning import task as task_module
-from mtsae_lens.unlearning.measures import measure_edits
+from mtsae_lens.unlearning.measures.effects import measure_edits
 
 PLACES = {"0.02": 0, "0.05": 1, "goal": 1}
 

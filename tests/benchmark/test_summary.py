@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtsae_lens.benchmark.summary import at_cost, difference
-from mtsae_lens.unlearning.bootstrap import two_level_interval
+from mtsae_lens.unlearning.measures.bootstrap import two_level_interval
 from mtsae_lens.unlearning.task import Corpus, Task
 
 TASK = Task(tuple(Corpus(s, r) for s, r in (("f", "forget"), ("n1", "near"), ("n2", "near"), ("x1", "far"), ("u", "neutral"))))  # type: ignore[arg-type]

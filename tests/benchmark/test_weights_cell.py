@@ -10,10 +10,10 @@ import pytest
 from mtsae_lens.benchmark import weights_cell as module
 from mtsae_lens.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.unlearning import task as task_module
-from mtsae_lens.unlearning.finetuning import FinetuneSettings, finetune
-from mtsae_lens.unlearning.losses import GradientAscent, GradientDifference
-from mtsae_lens.unlearning.measures import as_logits, measure_model
-from mtsae_lens.unlearning.sweeps import Sweep
+from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
+from mtsae_lens.unlearning.finetuning.losses import GradientAscent, GradientDifference
+from mtsae_lens.unlearning.finetuning.sweeps import Sweep
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 
 RUNS = (
     Sweep(GradientDifference(), FinetuneSettings(1e-2, 2, 2, snapshots=(1, 2))),

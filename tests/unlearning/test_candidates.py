@@ -21,9 +21,9 @@ from mtsae_lens.unlearning.candidates import (
     fit_gates,
     rankings,
 )
-from mtsae_lens.unlearning.evidence import SelectionEvidence
-from mtsae_lens.unlearning.scores import make_score
-from mtsae_lens.unlearning.selection import ranking
+from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
+from mtsae_lens.unlearning.selection.ranking import ranking
+from mtsae_lens.unlearning.selection.scores import make_score
 from mtsae_lens.unlearning.task import Corpus, Task
 
 GATES = {0.01: RunningEvidenceGate(torch.tensor([1]), torch.tensor([1.0]), 0.9, 2.0), None: AlwaysOpen()}

@@ -14,11 +14,11 @@ import torch
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
-from mtsae_lens.unlearning.bootstrap import delta_interval
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
-from mtsae_lens.unlearning.measures import EditEffect, EditLoss
+from mtsae_lens.unlearning.finetuning.clones import clone_model
+from mtsae_lens.unlearning.measures.bootstrap import delta_interval
+from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss
 from mtsae_lens.unlearning.task import Corpus, Task
-from mtsae_lens.unlearning.weights import clone_model
 
 
 def column(*values: float) -> torch.Tensor:

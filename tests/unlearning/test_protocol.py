@@ -17,7 +17,7 @@ from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.measures import measure_edits
+from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.protocol import UnlearningSettings, checked_identity, choose, measure_on_test, random_twins
 from mtsae_lens.unlearning.sweep import Outcome
 from mtsae_lens.unlearning.task import Corpus, Task

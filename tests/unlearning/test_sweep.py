@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.unlearning.measures import EditLoss, edit_losses
+from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, most_forgetting, nearest_to, outcome, sweep, within_budgets
 from mtsae_lens.unlearning.task import Corpus, Task
 
