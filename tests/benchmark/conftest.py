@@ -21,6 +21,7 @@ SCALE = Scale(
     gated=Grid(("frequency_difference",), n_features=(1, 2), multipliers=(1.0, 4.0), false_positive_rates=(0.2,)),
     ungated=Grid(("frequency_difference",), n_features=(2,), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=2,
+    relearned_contexts=(2, 4),
 )
 
 
@@ -45,7 +46,6 @@ def people_task(text_file: Path) -> BenchmarkTask:
 @pytest.fixture
 def make_subject(tiny_model_dir: Path, tiny_sae_dir: Path, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(subject_module, "TRAINING_CONTEXTS", 12)
-    monkeypatch.setattr(attack_cell, "RELEARNED_CONTEXTS", (2, 4))
     settings: FinetuneSettings = replace(attack_cell.RELEARNING, lr=1e-2, n_steps=2, batch_size=2, snapshots=(0, 1, 2))
     monkeypatch.setattr(attack_cell, "RELEARNING", settings)
 

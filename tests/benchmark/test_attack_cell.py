@@ -14,6 +14,7 @@ from mtsae_lens.unlearning.attacks import quantised
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 
+SIZES = (2, 4)
 EDIT = FeatureEdit(tuple(range(16)), 2.0)
 
 
@@ -33,7 +34,7 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, A
 
 def test_attacks_on_an_edit(make_subject: Any, text_task: Any, learned: list[Any]) -> None:
     subject = make_subject(text_task)
-    found = attacks(subject, Change(EDIT), 0)
+    found = attacks(subject, Change(EDIT), SIZES, 0)
     json.dumps(found, allow_nan=False)
     assert set(found) == {"relearning", "dilution", "quantisation"}
     assert {name: list(sizes) for name, sizes in found["relearning"].items()} == {
@@ -58,7 +59,7 @@ def test_attacks_on_an_edit(make_subject: Any, text_task: Any, learned: list[Any
 
 def test_both_models_are_attacked_alike(make_subject: Any, text_task: Any) -> None:
     subject = make_subject(text_task)
-    found = attacks(subject, Change(weights=subject.reference), 0)
+    found = attacks(subject, Change(weights=subject.reference), SIZES, 0)
     assert list(found["relearning"]) == ["weights"]
     lm, task = subject.lm, subject.task
     test = task.table(task.forget, "test", lm.cutter)
@@ -73,10 +74,9 @@ def test_both_models_are_attacked_alike(make_subject: Any, text_task: Any) -> No
     assert found["dilution"]["n_tokens"] == len(test) * 15
 
 
-def test_an_attacker_has_no_more_than_there_is(make_subject: Any, text_task: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attack_cell, "RELEARNED_CONTEXTS", (2, 400, 900))
+def test_an_attacker_has_no_more_than_there_is(make_subject: Any, text_task: Any) -> None:
     subject = make_subject(text_task)
-    found = attacks(subject, Change(weights=subject.reference), 0)
+    found = attacks(subject, Change(weights=subject.reference), (2, 400, 900), 0)
     assert list(found["relearning"]["weights"]) == ["2", str(len(subject.training_table(text_task.forget_training)))]
 
 
@@ -85,7 +85,7 @@ def test_of_people_half_are_taught_and_the_others_asked(
 ) -> None:
     monkeypatch.setattr(attack_cell, "FILLER_SHARE", 0.1)  # or a question does not fit into the tiny context
     subject = make_subject(people_task)
-    found = attacks(subject, Change(EDIT), 1)
+    found = attacks(subject, Change(EDIT), SIZES, 1)
     json.dumps(found, allow_nan=False)
     assert set(found) == {"relearning", "dilution", "quantisation", "unseen"}
     assert list(found["relearning"]) == ["hook in place", "without the hook", "half of the people"]

@@ -14,7 +14,7 @@ from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning import task as task_module
 from mtsae_lens.unlearning.measures.effects import measure_edits
 
-PLACES = {"0.02": 0, "0.05": 1, "goal": 1}
+PLACES = {"0.02": 0, "0.05 goal": 1, "0.1": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -74,7 +74,7 @@ def test_a_cell_of_ours(
                 of_corpus = row["corpora"][source]
                 assert of_corpus["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
                 assert sum(d["n_tokens"] for d in of_corpus["documents"]) == of_corpus["n_tokens"]
-            assert ("random" in row) == (name == OURS and budget != "goal")
+            assert ("random" in row) == (name == OURS and budget != "0.1")
     assert len(twins) == 2
     for edit, drawn in twins:
         assert len(drawn) == 2
@@ -83,7 +83,7 @@ def test_a_cell_of_ours(
     first_test = next(place for place, (_, split) in enumerate(read) if split == "test")
     assert {split for _, split in read[:first_test]} == {"select", "tune"}
     assert not {(source, split) for source, split in read if source in sources("neutral") and split != "test"}
-    random = cell["methods"][OURS]["test"]["0.05"]["random"]
+    random = cell["methods"][OURS]["test"]["0.05 goal"]["random"]
     assert set(random) == set(sources("forget", "near"))
     for pooled in random.values():
         total = sum(d["n_tokens"] * d["nll_delta"] for d in pooled["documents"])
@@ -141,14 +141,14 @@ def test_a_splice_that_is_not_the_identity_stops_the_cell(
         edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
 
 
-def test_an_attacked_cell_has_the_goal_in_full_and_its_attacks(make_subject: Any, text_task: Any, scale: Scale) -> None:
+def test_an_attacked_cell_has_the_main_edit_in_full_and_its_attacks(make_subject: Any, text_task: Any, scale: Scale) -> None:
     cell = edit_cell(make_subject(text_task), scale, OURS, 0, attacked=True)
     json.dumps(cell, allow_nan=False)
     for name, method in cell["methods"].items():
-        assert ("attacks" in method) == ("goal" in method) == (name in (OURS, DIRECTION))
+        assert ("attacks" in method) == ("main" in method) == (name in (OURS, DIRECTION))
     ours = cell["methods"][OURS]
-    assert {"gate", "reference", "calibrated_nll_delta", "generation", "samples"} <= set(ours["goal"])
+    assert {"gate", "reference", "calibrated_nll_delta", "generation", "samples"} <= set(ours["main"])
     forget = text_task.task(1).forget
-    after_the_edit = ours["test"]["goal"]["corpora"][forget]["nll_edited"]
+    after_the_edit = ours["test"]["0.05 goal"]["corpora"][forget]["nll_edited"]
     for curve in ours["attacks"]["relearning"]["hook in place"].values():
         assert curve[0]["nll"] == pytest.approx(after_the_edit, abs=1e-4)

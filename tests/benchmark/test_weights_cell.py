@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mtsae_lens.benchmark import weights_cell as module
+from mtsae_lens.benchmark.arms import Scale
 from mtsae_lens.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.unlearning import task as task_module
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -19,7 +20,7 @@ RUNS = (
     Sweep(GradientDifference(), FinetuneSettings(1e-2, 2, 2, snapshots=(1, 2))),
     Sweep(GradientAscent(), FinetuneSettings(3e-3, 1, 2)),
 )
-PLACES = {"0.02": 1, "0.1": 2, "goal": 1}
+PLACES = {"0.02": 1, "0.1": 2, "0.05 goal": 1}
 
 
 @pytest.fixture
@@ -38,10 +39,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_snapshots_are_outcomes_on_tune_and_the_chosen_are_measured_on_test(
-    make_subject: Any, text_task: Any, read: list[tuple[str, str]]
+    make_subject: Any, text_task: Any, scale: Scale, read: list[tuple[str, str]]
 ) -> None:
     subject = make_subject(text_task)
-    cell = weights_cell(subject, "mixed", RUNS, 3, attacked=False)
+    cell = weights_cell(subject, scale, "mixed", RUNS, 3, attacked=False)
     json.dumps(cell, allow_nan=False)
     splits = [split for _, split in read]
     assert splits == sorted(splits, key=["train", "tune", "test"].index)  # TEST after all else
@@ -67,24 +68,26 @@ def test_snapshots_are_outcomes_on_tune_and_the_chosen_are_measured_on_test(
         assert list(row["corpora"]) == [corpus.source for corpus in text_task.corpora]
     for source, table in task.tables("test", lm.cutter).items():
         effect = measure_model(as_logits(models[1]), lm.model, lm.cutter, table)
-        assert result["test"]["goal"]["corpora"][source]["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-3)
-        assert result["test"]["0.1"]["corpora"][source] != result["test"]["goal"]["corpora"][source]
+        assert result["test"]["0.05 goal"]["corpora"][source]["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-3)
+        assert result["test"]["0.1"]["corpora"][source] != result["test"]["0.05 goal"]["corpora"][source]
 
 
-def test_an_attacked_cell_attacks_the_goal(make_subject: Any, text_task: Any, read: list[tuple[str, str]]) -> None:
-    (result,) = weights_cell(make_subject(text_task), "mixed", RUNS, 0, attacked=True)["methods"].values()
+def test_an_attacked_cell_attacks_the_goal(
+    make_subject: Any, text_task: Any, scale: Scale, read: list[tuple[str, str]]
+) -> None:
+    (result,) = weights_cell(make_subject(text_task), scale, "mixed", RUNS, 0, attacked=True)["methods"].values()
     json.dumps(result, allow_nan=False)
-    assert "gate" not in result["goal"]
-    assert "reference" in result["goal"]
+    assert "gate" not in result["main"]
+    assert "reference" in result["main"]
     assert list(result["attacks"]["relearning"]) == ["weights"]
-    before = result["test"]["goal"]["corpora"][text_task.task(1).forget]["nll_edited"]
+    before = result["test"]["0.05 goal"]["corpora"][text_task.task(1).forget]["nll_edited"]
     for curve in result["attacks"]["relearning"]["weights"].values():
         assert curve[0]["nll"] == pytest.approx(before, abs=1e-4)
 
 
-def test_the_reference_is_measured_as_other_weights(make_subject: Any, text_task: Any) -> None:
+def test_the_reference_is_measured_as_other_weights(make_subject: Any, text_task: Any, scale: Scale) -> None:
     subject = make_subject(text_task)
-    cell = reference_cell(subject, attacked=False)
+    cell = reference_cell(subject, scale, attacked=False)
     assert set(cell) == {"corpora"}
     json.dumps(cell, allow_nan=False)
     for source, table in subject.task.tables("test", subject.lm.cutter).items():
