@@ -39,7 +39,7 @@ def test_features_are_chosen_against_near_text_only_where_it_is_to_be_spared(lm:
     tables = task.tables("select", lm.cutter)
     far, forget, near, _ = tables.values()
     scores = ("frequency_difference", "fisher_attribution", "frequency_ratio")
-    found = {spare: rankings(lm, task, scores, spare_near=spare, min_ratio=1.0) for spare in (True, False)}
+    found = {spare: rankings(lm, task, Grid(scores), spare_near=spare, min_ratio=1.0) for spare in (True, False)}
     for spare, score in product((True, False), scores):
         evidence = SelectionEvidence(lm, forget, (near,) if spare else (), (far,))
         settings = {"min_ratio": 1.0} if score == "frequency_ratio" else {}
@@ -50,8 +50,8 @@ def test_features_are_chosen_against_near_text_only_where_it_is_to_be_spared(lm:
 
 def test_a_score_without_a_feature_is_left_out_and_the_ratio_is_that_of_the_setting(lm: Any, task: Task) -> None:
     scores = ("frequency_ratio", "frequency_difference")
-    assert set(rankings(lm, task, scores, spare_near=False, min_ratio=1e9)) == {"frequency_difference"}
-    few, many = (rankings(lm, task, scores[:1], spare_near=False, min_ratio=r)["frequency_ratio"] for r in (2.0, 1.0))
+    assert set(rankings(lm, task, Grid(scores), spare_near=False, min_ratio=1e9)) == {"frequency_difference"}
+    few, many = (rankings(lm, task, Grid(scores[:1]), spare_near=False, min_ratio=r)["frequency_ratio"] for r in (2.0, 1.0))
     assert len(few) < len(many)
 
 
@@ -59,7 +59,7 @@ def test_rankings_read_select_alone(lm: Any, task: Task, monkeypatch: pytest.Mon
     read = []
     original = Task.table
     monkeypatch.setattr(Task, "table", lambda self, s, split, c: read.append((s, split)) or original(self, s, split, c))
-    rankings(lm, task, ("frequency_difference",), spare_near=True, min_ratio=1.0)
+    rankings(lm, task, Grid(("frequency_difference",)), spare_near=True, min_ratio=1.0)
     assert sorted(read) == sorted((source, "select") for source in task.sources("forget", "near", "far"))
 
 
