@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtsae_lens.benchmark.arms import CONTROL_BUDGETS, DIRECTION_MULTIPLIERS, OURS, Scale
+from mtsae_lens.benchmark.arms import CONTROL_BUDGETS, DIRECTION_MULTIPLIERS, MAIN_BUDGET, OURS, Scale
 from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.reading import main_place, most, nearest, read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
@@ -17,6 +17,7 @@ from mtsae_lens.unlearning.candidates import (
     direction_candidates,
     feature_candidates,
     fit_gates,
+    gather_evidence,
     rankings,
 )
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
@@ -58,16 +59,15 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
     gates = fit_gates(lm, task, rates)
     closed: dict[float | None, Gate] = {rate: gate for rate, gate in gates.items() if rate is not None}
     always: dict[float | None, Gate] = {None: gates[None]}
-    far = rankings(lm, task, scale.gated, spare_near=False, min_ratio=MIN_RATIO)
-    near = rankings(lm, task, scale.ungated, spare_near=True, min_ratio=MIN_RATIO)
+    evidence = gather_evidence(lm, task)
+    far = rankings(evidence.without_near(), scale.gated, min_ratio=MIN_RATIO)
+    near = rankings(evidence, scale.ungated, min_ratio=MIN_RATIO)
     found: dict[str, list[Candidate]] = {
         architecture: feature_candidates(far, scale.gated, closed),
         f"{architecture}, no gate": feature_candidates(near, scale.ungated, always),
     }
     if architecture == OURS:
-        tables = task.tables("select", lm.cutter, ("forget", *SPARED))
-        retain = [table for source, table in tables.items() if source != task.forget]
-        direction, center = difference_of_means(lm, tables[task.forget], retain)
+        direction, center = difference_of_means(lm, evidence.forget, evidence.retain)
         found[DIRECTION] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, closed)
         found[f"{DIRECTION}, no gate"] = direction_candidates(direction, center, DIRECTION_MULTIPLIERS, always)
     return found
@@ -95,7 +95,7 @@ def _measured(
         for name, place in places.items():
             test[name]["corpora"][source] = rows[place]
     controls: dict[int, dict[str, Any]] = {}
-    for name in (key(budget) for budget in CONTROL_BUDGETS for key in (most, nearest)):
+    for name in (*map(nearest, CONTROL_BUDGETS), most(MAIN_BUDGET)):
         if controlled and name in places:
             place = places[name]
             if place not in controls:

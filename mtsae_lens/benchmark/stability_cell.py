@@ -11,11 +11,11 @@ import torch
 
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.errors import DataError
+from mtsae_lens.unlearning.candidates import gather_evidence
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.scores import make_score
 from mtsae_lens.unlearning.selection.stability import chance_jaccard, decoder_match, half_overlap
-from mtsae_lens.unlearning.task import SPARED
 
 SCORES = ("frequency_difference", "fisher_attribution")
 N_FEATURES = 8
@@ -27,7 +27,7 @@ def stability_cell(subjects: Sequence[Subject]) -> dict[str, Any]:
     For each score: `halves` (Jaccard of the top features from two halves of the documents, first seed; None where a half has too few) with
     its `chance`, and `seeds` (mean over pairs of seeds of `decoder_match`, None with one seed).
     """
-    evidence = [_evidence(subject) for subject in subjects]
+    evidence = [gather_evidence(subject.lm, subject.task) for subject in subjects]
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for name in SCORES:
@@ -45,12 +45,6 @@ def stability_cell(subjects: Sequence[Subject]) -> dict[str, Any]:
             "seeds": _across_seeds(evidence, chosen, generator),
         }
     return {"stability": found}
-
-
-def _evidence(subject: Subject) -> SelectionEvidence:
-    tables = subject.task.tables("select", subject.lm.cutter, ("forget", *SPARED))
-    near, far = (tuple(tables[source] for source in subject.task.sources(role)) for role in SPARED)
-    return SelectionEvidence(subject.lm, tables[subject.task.forget], near, far)
 
 
 def _across_seeds(

@@ -54,14 +54,15 @@ def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[f
     return gates
 
 
-def rankings(lm: HookedLM, task: Task, grid: Grid, *, spare_near: bool, min_ratio: float) -> dict[str, tuple[int, ...]]:
-    """The features of every score that has any, best first, from SELECT text.
-
-    `spare_near=False` looks at far-retain text alone: for edits behind a gate that spares the near text better than a choice of features can.
-    """
+def gather_evidence(lm: HookedLM, task: Task) -> SelectionEvidence:
+    """What features are chosen from: SELECT text of every corpus but the neutral ones."""
     tables = task.tables("select", lm.cutter, ("forget", *SPARED))
-    near, far = (tuple(tables[s] for s in task.sources(role)) for role in SPARED)
-    evidence = SelectionEvidence(lm, tables[task.forget], near if spare_near else (), far)
+    near, far = (tuple(tables[source] for source in task.sources(role)) for role in SPARED)
+    return SelectionEvidence(lm, tables[task.forget], near, far)
+
+
+def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> dict[str, tuple[int, ...]]:
+    """The features of every score that has any, best first."""
     found = {}
     for name in grid.scores:
         score = make_score(name, **({"min_ratio": min_ratio} if name == "frequency_ratio" else {}))

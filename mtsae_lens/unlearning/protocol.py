@@ -19,7 +19,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.candidates import Grid, feature_candidates, fit_gates, rankings
+from mtsae_lens.unlearning.candidates import Grid, feature_candidates, fit_gates, gather_evidence, rankings
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
 from mtsae_lens.unlearning.selection.ranking import matched_random
@@ -65,8 +65,10 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: Ho
         DataError: no feature prefers the forget text, or no setting stays within the budgets.
     """
     gates = fit_gates(lm, task, settings.grid.false_positive_rates)
-    spare_near = None in settings.grid.false_positive_rates
-    ranked = rankings(lm, task, settings.grid, spare_near=spare_near, min_ratio=settings.min_ratio)
+    evidence = gather_evidence(lm, task)
+    if None not in settings.grid.false_positive_rates:
+        evidence = evidence.without_near()  # a gate spares near text better than a choice of features can
+    ranked = rankings(evidence, settings.grid, min_ratio=settings.min_ratio)
     if not ranked:
         raise DataError(
             f"no feature prefers the forget text by the scores {', '.join(settings.grid.scores)}; train a wider SAE, lower --min-ratio, or "

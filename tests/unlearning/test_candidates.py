@@ -19,6 +19,7 @@ from mtsae_lens.unlearning.candidates import (
     direction_candidates,
     feature_candidates,
     fit_gates,
+    gather_evidence,
     rankings,
 )
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
@@ -39,7 +40,10 @@ def test_features_are_chosen_against_near_text_only_where_it_is_to_be_spared(lm:
     tables = task.tables("select", lm.cutter)
     far, forget, near, _ = tables.values()
     scores = ("frequency_difference", "fisher_attribution", "frequency_ratio")
-    found = {spare: rankings(lm, task, Grid(scores), spare_near=spare, min_ratio=1.0) for spare in (True, False)}
+    gathered = gather_evidence(lm, task)
+    found = {
+        spare: rankings(gathered if spare else gathered.without_near(), Grid(scores), min_ratio=1.0) for spare in (True, False)
+    }
     for spare, score in product((True, False), scores):
         evidence = SelectionEvidence(lm, forget, (near,) if spare else (), (far,))
         settings = {"min_ratio": 1.0} if score == "frequency_ratio" else {}
@@ -50,8 +54,9 @@ def test_features_are_chosen_against_near_text_only_where_it_is_to_be_spared(lm:
 
 def test_a_score_without_a_feature_is_left_out_and_the_ratio_is_that_of_the_setting(lm: Any, task: Task) -> None:
     scores = ("frequency_ratio", "frequency_difference")
-    assert set(rankings(lm, task, Grid(scores), spare_near=False, min_ratio=1e9)) == {"frequency_difference"}
-    few, many = (rankings(lm, task, Grid(scores[:1]), spare_near=False, min_ratio=r)["frequency_ratio"] for r in (2.0, 1.0))
+    evidence = gather_evidence(lm, task).without_near()
+    assert set(rankings(evidence, Grid(scores), min_ratio=1e9)) == {"frequency_difference"}
+    few, many = (rankings(evidence, Grid(scores[:1]), min_ratio=r)["frequency_ratio"] for r in (2.0, 1.0))
     assert len(few) < len(many)
 
 
@@ -59,7 +64,7 @@ def test_rankings_read_select_alone(lm: Any, task: Task, monkeypatch: pytest.Mon
     read = []
     original = Task.table
     monkeypatch.setattr(Task, "table", lambda self, s, split, c: read.append((s, split)) or original(self, s, split, c))
-    rankings(lm, task, Grid(("frequency_difference",)), spare_near=True, min_ratio=1.0)
+    rankings(gather_evidence(lm, task), Grid(("frequency_difference",)), min_ratio=1.0)
     assert sorted(read) == sorted((source, "select") for source in task.sources("forget", "near", "far"))
 
 

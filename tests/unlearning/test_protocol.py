@@ -127,11 +127,15 @@ def test_near_text_is_spared_by_the_choice_only_where_some_edit_has_no_gate(
 ) -> None:
     asked = []
     original = protocol.rankings
-    monkeypatch.setattr(protocol, "rankings", lambda *args, **settings: asked.append(settings) or original(*args, **settings))
+
+    def rankings(evidence: Any, grid: Grid, *, min_ratio: float) -> Any:
+        asked.append((bool(evidence.near), min_ratio))
+        return original(evidence, grid, min_ratio=min_ratio)
+
+    monkeypatch.setattr(protocol, "rankings", rankings)
     for rates in ((0.05,), (0.05, None)):
         choose(lm, task, replace(SETTINGS, grid=replace(GRID, false_positive_rates=rates)))
-    assert [settings["spare_near"] for settings in asked] == [False, True]
-    assert {settings["min_ratio"] for settings in asked} == {1.0}
+    assert asked == [(False, 1.0), (True, 1.0)]
 
 
 def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:

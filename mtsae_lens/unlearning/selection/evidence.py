@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,19 +17,24 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.attribution import LossChange, loss_change
 from mtsae_lens.unlearning.selection.statistics import FiringStatistics, document_halves, firing_statistics
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, eq=False)
 class SelectionEvidence:
     """All that a score may read, from SELECT text: each quantity is computed when first asked for, and once.
 
-    Scores spare every retain corpus alike, near and far. To choose against far text alone, because a gate spares the near text, leave
-    `near` empty.
+    Scores spare every retain corpus alike, near and far. To choose against far text alone, because a gate spares the near text, take
+    `without_near`.
     """
 
     lm: HookedLM
     forget: TokenTable
     near: tuple[TokenTable, ...] = ()
     far: tuple[TokenTable, ...] = ()
+    _known: dict[tuple[str, int], Any] = field(
+        default_factory=dict, repr=False
+    )  # by kind and table; shared with `without_near`
 
     def __post_init__(self) -> None:
         if not self.retain:
@@ -39,15 +45,29 @@ class SelectionEvidence:
         """Near tables, then far ones."""
         return self.near + self.far
 
+    def without_near(self) -> SelectionEvidence:
+        """The same against far text alone; what is known of a corpus is not computed again.
+
+        Raises:
+            DataError: there is no far text.
+        """
+        return replace(self, near=())
+
+    def _of(self, compute: Callable[[HookedLM, TokenTable], T], table: TokenTable) -> T:
+        key = (compute.__name__, id(table))
+        if key not in self._known:
+            self._known[key] = compute(self.lm, table)
+        return self._known[key]
+
     @cached_property
     def forget_statistics(self) -> FiringStatistics:
         """How the features fire on the forget corpus."""
-        return firing_statistics(self.lm, self.forget)
+        return self._of(firing_statistics, self.forget)
 
     @cached_property
     def retain_statistics(self) -> tuple[FiringStatistics, ...]:
         """How they fire on each retain corpus."""
-        return tuple(firing_statistics(self.lm, table) for table in self.retain)
+        return tuple(self._of(firing_statistics, table) for table in self.retain)
 
     @cached_property
     def highest_retain_rate(self) -> Float[Tensor, " d_sae"]:
@@ -62,12 +82,12 @@ class SelectionEvidence:
     @cached_property
     def forget_change(self) -> LossChange:
         """What ablating each feature is expected to do to the forget corpus; nats per token."""
-        return loss_change(self.lm, self.forget)
+        return self._of(loss_change, self.forget)
 
     @cached_property
     def retain_changes(self) -> tuple[LossChange, ...]:
         """The same on each retain corpus."""
-        return tuple(loss_change(self.lm, table) for table in self.retain)
+        return tuple(self._of(loss_change, table) for table in self.retain)
 
     def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
         """The same corpora, each cut into two random halves of its documents.

@@ -62,3 +62,22 @@ def test_halves_keep_roles_and_share_no_document(evidence: SelectionEvidence) ->
 def test_something_to_retain_is_needed(evidence: SelectionEvidence) -> None:
     with pytest.raises(DataError, match="text to retain"):
         SelectionEvidence(evidence.lm, evidence.forget)
+
+
+def test_what_is_known_of_a_corpus_is_not_computed_again_without_near_text(
+    evidence: SelectionEvidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+    original = module.firing_statistics
+
+    def firing_statistics(lm: Any, table: Any) -> Any:
+        counted.append(table.corpus)
+        return original(lm, table)
+
+    monkeypatch.setattr(module, "firing_statistics", firing_statistics)
+    fresh = SelectionEvidence(evidence.lm, evidence.forget, evidence.near, evidence.far)
+    far_alone = fresh.without_near()
+    assert far_alone.retain == fresh.far
+    assert far_alone.retain_statistics == fresh.retain_statistics[len(fresh.near) :]
+    assert far_alone.forget_statistics is fresh.forget_statistics
+    assert len(counted) == 1 + len(fresh.retain)
