@@ -75,7 +75,7 @@ def test_a_cell_of_ours(
                 assert of_corpus["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
                 assert sum(d["n_tokens"] for d in of_corpus["documents"]) == of_corpus["n_tokens"]
             assert ("random" in row) == (name == OURS and budget != "goal")
-    assert len(twins) == 2
+    assert [edit for edit, _ in twins] == [swept[0][PLACES[budget]].edit for budget in ("0.02", "0.05")]
     for edit, drawn in twins:
         assert len(drawn) == 2
         assert all(not set(edit.features) & set(twin.features) and twin.gate == edit.gate for twin in drawn)
