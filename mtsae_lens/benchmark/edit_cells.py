@@ -33,6 +33,7 @@ CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 
 def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, attacked: bool) -> dict[str, Any]:
     """All methods that edit at the hook with this SAE: `architecture`, the same without a gate, and for ours the dense direction."""
+    subject = subject.opened()
     methods: dict[str, dict[str, Any]] = {}
     for name, candidates in _candidates(subject, scale, architecture).items():
         if not candidates:  # kept, so that every method has a result of every seed

@@ -27,7 +27,8 @@ def stability_cell(subjects: Sequence[Subject]) -> dict[str, Any]:
     For each score: `halves` (Jaccard of the top features from two halves of the documents, first seed; None where a half has too few) with
     its `chance`, and `seeds` (mean over pairs of seeds of `decoder_match`, None with one seed).
     """
-    evidence = [gather_evidence(subject.lm, subject.task) for subject in subjects]
+    opened = [subject.opened() for subject in subjects]
+    evidence = [gather_evidence(subject.lm, subject.task) for subject in opened]
     generator = torch.Generator().manual_seed(0)
     found: dict[str, Any] = {}
     for name in SCORES:

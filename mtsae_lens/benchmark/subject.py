@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -31,6 +31,10 @@ class Subject:
     reference_name: str | None
     sae_folder: Path
     device: str = "cpu"
+
+    def opened(self) -> Subject:
+        """A copy to open models in: what it loads goes when it goes, while the subject of a cell lives as long as the list of cells."""
+        return replace(self)
 
     @cached_property
     def task(self) -> Task:

@@ -15,7 +15,7 @@ from mtsae_lens.benchmark.edit_cells import test_row
 from mtsae_lens.benchmark.reading import main_place, read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.unlearning.changes import Change, further_measures
-from mtsae_lens.unlearning.finetuning.finetune import finetune
+from mtsae_lens.unlearning.finetuning.finetune import DivergedError, finetune
 from mtsae_lens.unlearning.finetuning.sweeps import Sweep
 from mtsae_lens.unlearning.measures.effects import as_logits, model_losses
 from mtsae_lens.unlearning.sweep import outcome
@@ -29,6 +29,7 @@ def weights_cell(
 
     The models of all snapshots are in memory at once.
     """
+    subject = subject.opened()
     lm, task = subject.lm, subject.task
     tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
     trained = list(_trained(subject, runs, seed))
@@ -61,12 +62,16 @@ def _trained(subject: Subject, runs: tuple[Sweep, ...], seed: int) -> Iterator[t
     retain = [subject.training_table(source) for source in subject.task_of.retain_training]
     for run in runs:
         settings = replace(run.settings, seed=seed)
-        for snapshot in finetune(subject.lm.model, run.loss, forget, retain, subject.lm.cutter, settings):
-            yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
+        try:
+            for snapshot in finetune(subject.lm.model, run.loss, forget, retain, subject.lm.cutter, settings):
+                yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
+        except DivergedError:
+            continue  # what came before it is kept; on another model a rate may be too high
 
 
 def reference_cell(subject: Subject, scale: Scale, *, attacked: bool) -> dict[str, Any]:
     """The model that was trained without the text: what complete forgetting looks like, and how fast it learns."""
+    subject = subject.opened()
     assert subject.reference is not None
     change = Change(weights=subject.reference)
     effects = change.effects(subject.lm, subject.task.tables("test", subject.lm.cutter))

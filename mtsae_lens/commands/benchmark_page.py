@@ -34,7 +34,7 @@ def benchmark_part(
         found = _TaskPart(name, benchmark_task.task(scale.contexts_per_split), cells, architectures)
         metrics[name] = found.metrics()
         sections += found.sections()
-        tables.append(found.cost_table())
+        tables.append(found.cost_table(most if found.reference is None else nearest))
     return Part("unlearning", metrics, sections, tables)
 
 
@@ -101,7 +101,7 @@ class _TaskPart:
         rows = (row for results in self.methods.values() for result in results for row in result["test"].values())
         return next(rows)["corpora"][self.task.forget]["nll_clean"]
 
-    def cost_table(self, key: Callable[[float], str] = nearest) -> Table:
+    def cost_table(self, key: Callable[[float], str]) -> Table:
         """Every method at the budgets at which it was controlled, by one of the two readings."""
         asked = is_fact_source(self.task.forget)
         header = ["method"]

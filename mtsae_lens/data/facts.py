@@ -31,6 +31,11 @@ def is_fact_source(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
+def is_for_test_alone(source: str) -> bool:
+    """Whether a source asks about strangers."""
+    return source.startswith(f"{PREFIX}strangers:")
+
+
 def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:
     """Up to `max_questions` questions of a split, drawn at random; `documents` are the people's names.
 
@@ -78,7 +83,7 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
     if split not in _SPLITS:
         raise DataError(f"questions are for {', '.join(_SPLITS)}; the text to train on is in 'people' and 'people_forget'")
     _, group, templates = source.split(":")
-    if group == "strangers" and split != "test":
+    if is_for_test_alone(source) and split != "test":
         raise DataError(f"{source} is for TEST alone: strangers are those whom nothing was chosen or set by")
     questions = [
         question

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.documents import Split, check_source
-from mtsae_lens.data.facts import draw_questions, is_fact_source, read_facts
+from mtsae_lens.data.facts import draw_questions, is_fact_source, is_for_test_alone, read_facts
 from mtsae_lens.errors import DataError
 
 Role = Literal["forget", "near", "far", "neutral"]
@@ -46,6 +46,9 @@ class Task:
                 "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain"
             )
         sources = [str(Path(c.source).resolve()) if Path(c.source).exists() else c.source for c in self.corpora]
+        for corpus in self.corpora:
+            if corpus.role != "neutral" and is_for_test_alone(corpus.source):
+                raise DataError(f"{corpus.source} is for TEST alone, so it can only be neutral; it was given as {corpus.role}")
         repeated = sorted({source for source in sources if sources.count(source) > 1})
         if repeated:
             raise DataError(f"{repeated[0]} is given in two roles; a text is forgotten, near, far or neutral")

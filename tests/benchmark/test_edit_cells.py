@@ -74,8 +74,8 @@ def test_a_cell_of_ours(
                 of_corpus = row["corpora"][source]
                 assert of_corpus["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
                 assert sum(d["n_tokens"] for d in of_corpus["documents"]) == of_corpus["n_tokens"]
-            assert ("random" in row) == (name == OURS and budget != "0.1")
-    assert len(twins) == 2
+            assert ("random" in row) == (name == OURS and budget == "0.05 goal")
+    assert [edit for edit, _ in twins] == [swept[0][PLACES["0.05 goal"]].edit]
     for edit, drawn in twins:
         assert len(drawn) == 2
         assert all(not set(edit.features) & set(twin.features) and twin.gate == edit.gate for twin in drawn)
@@ -126,7 +126,7 @@ def test_a_method_without_a_candidate_keeps_its_place(
     make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        edit_cells, "rankings", lambda *args, spare_near, **kwargs: {} if spare_near else {"a": (1, 2, 3, 4, 5)}
+        edit_cells, "rankings", lambda evidence, *args, **kwargs: {} if evidence.near else {"a": (1, 2, 3, 4, 5)}
     )
     cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
     assert cell["methods"]["topk, no gate"] == {"tune": [], "test": {}}

@@ -17,7 +17,8 @@ from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
-from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss
+from mtsae_lens.unlearning.measures.calibration import calibrated_loss
+from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, as_logits
 from mtsae_lens.unlearning.task import Corpus, Task
 
 
@@ -140,6 +141,9 @@ def test_further_measures_of_an_edit_read_the_forget_text_of_tune_and_the_rest_o
     assert set(found["gate"]["others"]) == set(task.sources("near", "far"))
     assert set(found["generation"]) == set(found["samples"]) == set(task.sources("forget", "near", "far"))
     (effect,) = Change(gated(lm)).effects(lm, {"f": original(task, task.forget, "test", lm.cutter)}).values()
+    tune, test = (original(task, task.forget, split, lm.cutter) for split in ("tune", "test"))
+    calibrated = calibrated_loss(Change(gated(lm)).logits(lm), as_logits(lm.model), lm.cutter, tune, test)
+    assert found["calibrated_nll_delta"] == pytest.approx(calibrated.nll_delta, abs=1e-3)
     assert found["reference"]["nll_gap"] == pytest.approx(effect.nll_delta, abs=1e-5)  # the clean model is the reference
 
 
@@ -149,6 +153,11 @@ def test_what_further_measures_there_are_depends_on_the_change(lm: Any, task: Ta
     assert of_weights["calibrated_nll_delta"] == pytest.approx(0.0, abs=1e-3)
     for health in of_weights["generation"].values():
         assert health["clean"] == health["edited"]
+    other = clone_model(lm.model)
+    with torch.no_grad():
+        other.unembed.W_U.neg_()
+    changed = further_measures(lm, task, Change(weights=other), None, seed=0)["samples"][task.forget]
+    assert all(sample["edited"] != sample["clean"] for sample in changed)  # it is the changed model that writes
     not_causal = FeatureEdit((1, 2), 1.0, SequenceRateGate(torch.arange(4), 0.5))
     without_text = further_measures(lm, task, Change(not_causal), None, seed=0)
     assert without_text["generation"] == without_text["samples"] == {}

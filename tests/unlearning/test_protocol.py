@@ -87,6 +87,12 @@ def test_no_setting_within_the_budgets_is_an_error_that_names_the_nearest(
         decide({(n_features, multiplier): dear})
 
 
+def test_the_nearest_setting_is_the_one_that_exceeds_its_worse_budget_least(decide: Any) -> None:
+    for one, other in (((0.9, 0.09, 0.06), (0.8, 0.5, 0.051)), ((0.9, 0.11, 0.01), (0.8, 0.0, 0.3))):
+        with pytest.raises(DataError, match=rf"nearest: far {one[2]:.3f}, near {one[1]:.3f}"):
+            decide({(3, 1.0): one, (3, 2.0): other})
+
+
 def test_a_budget_of_zero_that_nothing_meets_is_the_same_error(decide: Any) -> None:
     with pytest.raises(DataError, match="no setting stays within the budgets"):
         decide({(3, 1.0): ROWS[3, 1.0]}, far_budget=0.0)

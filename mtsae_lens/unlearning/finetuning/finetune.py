@@ -22,6 +22,10 @@ from mtsae_lens.unlearning.finetuning.losses import Step, UnlearningLoss
 MAX_GRADIENT_NORM = 1.0
 
 
+class DivergedError(ConfigError):
+    """The loss or its gradient is no longer a number: the rate is too high for this loss on this model."""
+
+
 @dataclass(frozen=True)
 class FinetuneSettings:
     """How long and how fast to train, and when to look."""
@@ -81,7 +85,8 @@ def finetune(
         settings: rate, steps, snapshots.
 
     Raises:
-        ConfigError: a snapshot after the last step, or a rate at which the loss stops being a number.
+        ConfigError: a snapshot after the last step.
+        DivergedError: a rate at which the loss stops being a number.
         DataError: the loss needs retain text and there is none, or no token of a text counts.
     """
     wanted = (settings.snapshots or (1,)) if loss.negates else settings.snapshot_steps((settings.n_steps,))
@@ -127,7 +132,7 @@ def descend(
     Only these parameters get gradients, whatever else the loss depends on. Between steps none of them requires one.
 
     Raises:
-        ConfigError: the loss or its gradient is no longer finite.
+        DivergedError: the loss or its gradient is no longer finite.
     """
     by_name = dict(model.named_parameters())
     parameters = [by_name[name] for name in names]
@@ -137,7 +142,7 @@ def descend(
         _set_gradients(parameters, loss)
         norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         if not bool(norm.isfinite()):
-            raise ConfigError(f"the gradient is not finite at step {step} with lr {lr:g}; give a smaller lr or fewer steps")
+            raise DivergedError(f"the gradient is not finite at step {step} with lr {lr:g}; give a smaller lr or fewer steps")
         optimizer.step()
         optimizer.zero_grad()
         yield step
