@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 from mtsae_lens import MTTrainingSAEConfig
+from mtsae_lens.commands.benchmark import BenchmarkSettings
 from mtsae_lens.commands.train import TrainSettings, runner_config
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
+TRAININGS = [path for path in CONFIGS if not path.stem.startswith("unlearn")]
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TRAININGS, ids=lambda path: path.stem)
 def test_configuration_is_valid(path: Path) -> None:
     settings = TrainSettings.build(path, {"out": Path("runs/x")})
     cfg = runner_config(settings, d_in=512)
@@ -19,8 +21,16 @@ def test_configuration_is_valid(path: Path) -> None:
     assert cfg.train_batch_size_tokens % cfg.context_size == 0
 
 
+def test_the_unlearning_configuration_is_one_task_with_a_text_of_every_role() -> None:
+    settings = BenchmarkSettings.build(CONFIGS[0].parent / "unlearn-pile.yaml", {})
+    (task,) = settings.benchmark_tasks().values()
+    roles = {corpus.role for corpus in task.task(settings.scale().contexts_per_split).corpora}
+    assert roles == {"forget", "near", "far", "neutral"}
+    assert settings.reference is None
+
+
 def test_there_are_configurations() -> None:
-    assert CONFIGS
+    assert len(TRAININGS) > 1
 
 
 def test_the_variants_of_the_ablation_differ_from_the_default_and_can_be_trained() -> None:
