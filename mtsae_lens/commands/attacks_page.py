@@ -49,15 +49,15 @@ def attack_sections(
         for variant, by_size in relearning.items():
             largest = list(by_size)[-1]
             label = f"{method}, {variant}" if variant != "weights" else method
-            curves[f"{label} ({largest})"] = by_size[largest]
+            curves[label] = by_size[largest]
     lead = (
         f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge "
         f"is back). Removing the hook gives "
         f"back {clean:.3f} for every edit. Diluted: behind 64 tokens of unrelated text."
     )
     relearn = (
-        "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. In brackets: "
-        "documents learnt."
+        "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. The table has the "
+        "lowest loss that the attacker reached at any step, by the number of documents learnt; the figure has the most documents."
     )
     return [
         Section(f"{name}: attacks", lead, Table(header, rows)),
@@ -66,18 +66,15 @@ def attack_sections(
 
 
 def _relearning_table(attacked: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The least loss, over the attacker's steps, for every number of documents learnt."""
+    sizes = list(dict.fromkeys(size for found in attacked.values() for by in found["relearning"].values() for size in by))
     rows = []
     for method, found in attacked.items():
         for variant, by_size in found["relearning"].items():
-            for size, points in by_size.items():
-                rows.append(
-                    [
-                        method,
-                        variant,
-                        size,
-                        *(f"{point['nll']:.3f}" for point in points),
-                        f"{100 * points[-1]['exact_recall']:.0f}%",
-                    ]
-                )
-    steps = [point["step"] for point in next(iter(next(iter(next(iter(attacked.values()))["relearning"].values())).values()))]
-    return Table(["method", "attack", "learnt", *(f"step {step}" for step in steps), "exact recall"], rows)
+            before = next(iter(by_size.values()))[0]["nll"]
+            after = [min(point["nll"] for point in by_size[size]) if size in by_size else None for size in sizes]
+            recall = max(points[-1]["exact_recall"] for points in by_size.values())
+            rows.append(
+                [method, variant, *(None if nll is None else f"{nll:.3f}" for nll in (before, *after)), f"{100 * recall:.0f}%"]
+            )
+    return Table(["method", "attack", "before", *(f"{size} documents" for size in sizes), "highest exact recall"], rows)

@@ -10,7 +10,22 @@ import plotly.graph_objects as go
 from mtsae_lens.reporting.figures import _PALETTE
 
 _REFERENCE = "#808898"
-_DASHES = ("solid", "dot")
+_DASHES = ("solid", "dash", "dot")
+_SYMBOLS = ("circle", "square-open", "diamond-open")
+
+
+def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Line and marker of every name: a colour and a symbol for each method, a dash for each variant of it (what follows a comma)."""
+    methods = list(dict.fromkeys(name.split(",")[0] for name in names))
+    n_variants = dict.fromkeys(methods, 0)
+    styles = {}
+    for name in names:
+        method = name.split(",")[0]
+        lap, place = divmod(methods.index(method), len(_PALETTE))
+        line = {"color": _PALETTE[place], "width": 1.6, "dash": _DASHES[n_variants[method] % len(_DASHES)]}
+        styles[name] = {"line": line, "marker": {"symbol": _SYMBOLS[lap % len(_SYMBOLS)], "size": 7}}
+        n_variants[method] += 1
+    return styles
 
 
 def cost_curves(curves: Mapping[str, Sequence[Any]], reference: float | None, cost: str) -> go.Figure:
@@ -21,16 +36,16 @@ def cost_curves(curves: Mapping[str, Sequence[Any]], reference: float | None, co
         reference: what the model that never saw the text loses more than the clean one.
         cost: `near` or `far`.
     """
-    figure = go.Figure()
-    for number, (name, points) in enumerate(curves.items()):
-        color = _PALETTE[number % len(_PALETTE)]
+    figure, styles = go.Figure(), _styles(list(curves))
+    for name, points in curves.items():
+        color = styles[name]["line"]["color"]
         costs, gains = [getattr(point, cost) for point in points], [point.forget for point in points]
         figure.add_scatter(
             name=name,
             x=[c.mean for c in costs],
             y=[g.mean for g in gains],
             mode="lines+markers",
-            line={"color": color, "width": 1.6, "dash": _DASHES[number // len(_PALETTE) % 2]},
+            **styles[name],
             error_x=_bars(costs, color),
             error_y=_bars(gains, color),
         )
@@ -59,14 +74,14 @@ def _bars(estimates: Sequence[Any], color: str) -> dict[str, Any]:
 
 def relearning_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], clean: float) -> go.Figure:
     """Loss on the forget text while an attacker teaches it again, one line per method and attack; dashed: the model before."""
-    figure = go.Figure()
-    for number, (name, points) in enumerate(curves.items()):
+    figure, styles = go.Figure(), _styles(list(curves))
+    for name, points in curves.items():
         figure.add_scatter(
             name=name,
             x=[point["step"] for point in points],
             y=[point["nll"] for point in points],
             mode="lines+markers",
-            line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.6, "dash": _DASHES[number // len(_PALETTE) % 2]},
+            **styles[name],
         )
     figure.add_hline(y=clean, line_dash="dash", line_color=_REFERENCE, annotation_text="before unlearning")
     figure.update_layout(

@@ -204,7 +204,9 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert rows[OURS]["forget at 0.05"].startswith("+2.000 [")
     assert rows[OURS]["forget at 0.02"] is None
     assert rows[OURS]["random at 0.05"] == "+0.100 (20.0x)"
-    assert (rows[f"{OURS}, no gate"]["seeds"], rows[f"{OURS}, no gate"]["without a setting"]) == (1, 1)
+    assert {name: row["seeds with no setting"] for name, row in rows.items()} == {
+        name: int(name == f"{OURS}, no gate") for name in rows
+    }
 
     sections = {section.title: section for section in part.sections}
     assert "never saw the text, loses +2.500" in sections["own: as near to the reference as the price allows"].text
@@ -222,8 +224,13 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     ]
     relearning = sections["own: relearning"].table
     assert relearning is not None
-    assert relearning.header[3:5] == ["step 0", "step 5"]
-    assert list(relearning.rows[1]) == [OURS, "hook in place", "16", "4.000", "3.500", "50%"]
+    assert relearning.header[2:5] == ["before", "4 documents", "16 documents"]
+    assert list(relearning.rows[0]) == [OURS, "hook in place", "4.000", "3.500", "3.500", "50%"]
+
+    difference = sections[f"own: {OURS} less every other SAE"].table
+    assert difference is not None
+    assert difference.header == ["SAE", "nearest to the reference at 0.05", "the most at 0.05"]
+    assert [str(cell)[:6] for cell in difference.rows[0]] == ["topk", "+1.200", "+1.200"]
 
     where = sections["own: where the price is paid"].table
     assert where is not None
@@ -251,6 +258,7 @@ def test_questions_show_recall_and_a_task_without_near_text_shows_none() -> None
     assert (row["recall at 0.05"], row["near at 0.05"], row["random at 0.05"]) == ("25%", None, None)
     assert part.metrics["own"]["differences"] == {}
     assert part.metrics["own"]["reference"] is None
+    assert "seeds with no setting" not in table.header
     titles = [section.title for section in part.sections]
     assert "own: attacks" not in titles
     assert "own: beside the reference" not in titles
