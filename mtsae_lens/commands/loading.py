@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE
 from safetensors import SafetensorError
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
@@ -34,7 +35,7 @@ def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
         ) from error
 
 
-def check_reads(model: HookedSAETransformer, cutter: ContextCutter) -> None:
+def check_reads(model: AnyHookedModel, cutter: ContextCutter) -> None:
     """Raise `ModelError` unless a model can read the contexts that a cutter makes."""
     name = model.cfg.model_name
     if cutter.context_size > model.cfg.n_ctx:
@@ -52,7 +53,7 @@ def check_reads(model: HookedSAETransformer, cutter: ContextCutter) -> None:
         )
 
 
-def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, HookedSAETransformer]:
+def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, AnyHookedModel]:
     """SAE, model and tokenisation as in training, checked against each other.
 
     Args:

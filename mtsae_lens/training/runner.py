@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import wandb
-from sae_lens import HookedSAETransformer
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from safetensors.torch import save_file
 
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
@@ -60,7 +60,7 @@ class SequenceSAETrainingRunner:
     def __init__(
         self,
         cfg: LanguageModelSAERunnerConfig[Any],
-        override_model: HookedSAETransformer | None = None,
+        override_model: AnyHookedModel | None = None,
         override_dataset: HfDataset | None = None,
         override_sae: TrainingSAE[Any] | None = None,
         options: TrainerOptions | None = None,
