@@ -265,6 +265,42 @@ def export(
 
 
 @app.command()
+def upload(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; created if there is none.")],
+    sae_id: Annotated[str | None, typer.Option(help="Folder of the SAE in the repository; its hook, if not given.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="metrics.json of 'mtsae evaluate', for the card.")] = None,
+    private: Annotated[bool | None, typer.Option("--private", help="Create the repository as a private one.")] = None,
+    dry_run: Annotated[Path | None, typer.Option(help="Write the files into this new folder instead of sending them.")] = None,
+    config: Config = None,
+) -> None:
+    """Put an SAE on the Hugging Face hub, in SAELens's layout, with a card."""
+    from mtsae_lens.commands.upload import UploadSettings, run_upload  # noqa: PLC0415
+
+    typed = {"sae": sae, "repo_id": repo_id, "sae_id": sae_id, "metrics": metrics, "private": private, "dry_run": dry_run}
+    place = run_upload(UploadSettings.build(config, typed))
+    typer.echo(f"{'written, not sent' if dry_run else 'uploaded'}: {place}")
+
+
+@app.command("export-neuronpedia")
+def export_neuronpedia(
+    facts: Annotated[Path, typer.Argument(help="The --out folder of 'mtsae explore'.")],
+    out: Out = None,
+    model_id: Annotated[str | None, typer.Option(help="Neuronpedia's name of the model.")] = None,
+    sae_set: Annotated[str | None, typer.Option(help="Neuronpedia's name of the set of SAEs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Features in a file.")] = None,
+    config: Config = None,
+) -> None:
+    """Write what 'mtsae explore' found in the JSON that Neuronpedia imports."""
+    from mtsae_lens.commands.neuronpedia import NeuronpediaSettings, run_export_neuronpedia  # noqa: PLC0415
+
+    typed = {"facts": facts, "out": out, "model_id": model_id, "sae_set": sae_set, "batch_size": batch_size}
+    settings = NeuronpediaSettings.build(config, typed)
+    n_batches = run_export_neuronpedia(settings)
+    typer.echo(f"{n_batches} batches in {settings.out}")
+
+
+@app.command()
 def demo(
     out: Out = None,
     training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
