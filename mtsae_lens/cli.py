@@ -44,6 +44,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     prepend_bos: Annotated[bool | None, typer.Option(help="Begin every context with BOS.")] = None,
     wandb: Annotated[bool | None, typer.Option(help="Log to Weights & Biases too.")] = None,
+    wandb_project: Annotated[str | None, typer.Option(help="Log to this project of Weights & Biases.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the architecture, such as --set k=16; may be repeated.")
     ] = None,
@@ -68,7 +69,8 @@ def train(
         "batch_size_tokens": batch_size_tokens,
         "lr": lr,
         "prepend_bos": prepend_bos,
-        "wandb": wandb,
+        "wandb": True if wandb is None and wandb_project else wandb,
+        "wandb_project": wandb_project,
         "sae": parse_assignments(set_) if set_ else None,
         "out": out,
         "seed": seed,
