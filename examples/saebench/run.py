@@ -1,10 +1,11 @@
 """SAEBench's core and sparse probing on trained SAEs, offline: its own functions, on the embedded model and local text.
 
-    python examples/saebench/run.py runs/demo/mtsae runs/demo/topk --out runs/saebench.json
+    JAXTYPING_DISABLE=1 python examples/saebench/run.py runs/demo/mtsae runs/demo/topk --out runs/saebench.json
 
 SAEBench's runners load models and data sets from the hub by name. So this calls the functions below them: `evals.core.main.run_evals` with a
 store of local tokens, and `evals.sparse_probing.main.run_eval_single_dataset` with a local data set registered in the place of a named one
-(the domain of a text, one against the others).
+(the domain of a text, one against the others). Without JAXTYPING_DISABLE, SAEBench's own annotations of probe training contradict each other under
+current versions of jaxtyping and beartype.
 """
 
 from __future__ import annotations

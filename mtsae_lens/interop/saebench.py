@@ -14,7 +14,8 @@ What of SAEBench 0.6.0 an encoder that reads its past can take, by what each eva
 | RAVEL | one position of each prompt, (rows, d_in) | refused |
 | autointerp | chosen features by slicing `W_enc`, per architecture | not possible |
 
-SAEBench's `explained_variance` subtracts squares of mean squares, not of means: it is not centred and not comparable with SAELens's.
+SAEBench's `explained_variance` divides by the mean square less the square of a mean of squares, not of the mean: it is not centred, and not
+the number that SAELens or `mtsae evaluate` give under that name.
 """
 
 from __future__ import annotations
@@ -22,13 +23,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.errors import DataError, ModelError
@@ -119,6 +121,12 @@ class SAEBenchAdapter(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the SAE."""
         return self.sae.dtype
+
+    @override
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
+        self.sae.to(*args, **kwargs)
+        return self
 
     def encode(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_sae"]:
         """Features of whole sequences.
