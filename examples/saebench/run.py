@@ -4,8 +4,8 @@
 
 SAEBench's runners load models and data sets from the hub by name. So this calls the functions below them: `evals.core.main.run_evals` with a
 store of local tokens, and `evals.sparse_probing.main.run_eval_single_dataset` with a local data set registered in the place of a named one
-(the domain of a text, one against the others). Without JAXTYPING_DISABLE, SAEBench's own annotations of probe training contradict each other under
-current versions of jaxtyping and beartype.
+(the domain of a text, one against the others). Without JAXTYPING_DISABLE, SAEBench's own annotations of probe training contradict each other
+under current versions of jaxtyping and beartype.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 
 from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import HeldOutTokens
@@ -37,8 +37,7 @@ DOMAINS = ("kjv", "milton", "shakespeare", "sotu")
 def run_core(adapter: SAEBenchAdapter, lm: HookedLM, n_contexts: int) -> dict[str, Any]:
     """Fidelity, sparsity and densities on held-out text of several domains."""
     tokens = torch.cat([read_tokens(domain, "test", lm.cutter, n_contexts // len(DOMAINS)).tokens for domain in DOMAINS])
-    table = read_tokens(DOMAINS[0], "test", lm.cutter, 1)
-    store = HeldOutTokens(type(table)("mixed", tokens, ("",) * len(tokens)), 16)
+    store = HeldOutTokens(TokenTable("mixed", tokens, ("",) * len(tokens)), 16)
     config = CoreEvalConfig(
         batch_size_prompts=16,
         n_eval_reconstruction_batches=store.n_batches,
