@@ -132,9 +132,7 @@ def test_offline_for_real(tiny_settings: Make, tmp_path: Path, monkeypatch: pyte
     train_sae(tiny_settings(tmp_path / "sae", wandb=True))
     (run,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
     assert (tmp_path / "sae" / "wandb_id.txt").read_text().strip() in run.name
-    content = run.read_bytes()
-    assert b"explained_variance" in content
-    assert b"final_model" in content
+    assert run.read_bytes().count(b"metrics/explained_variance") >= 12  # a row a step; the file's blocks may cut one in two
 
 
 def test_the_command_line(recorder: Recorder, mtsae: Callable[..., Any], tiny_settings: Make, tmp_path: Path) -> None:
