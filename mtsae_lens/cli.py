@@ -44,6 +44,7 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     prepend_bos: Annotated[bool | None, typer.Option(help="Begin every context with BOS.")] = None,
     wandb: Annotated[bool | None, typer.Option(help="Log to Weights & Biases too.")] = None,
+    wandb_project: Annotated[str | None, typer.Option(help="Log to this project of Weights & Biases.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Setting of the architecture, such as --set k=16; may be repeated.")
     ] = None,
@@ -68,7 +69,8 @@ def train(
         "batch_size_tokens": batch_size_tokens,
         "lr": lr,
         "prepend_bos": prepend_bos,
-        "wandb": wandb,
+        "wandb": True if wandb is None and wandb_project else wandb,
+        "wandb_project": wandb_project,
         "sae": parse_assignments(set_) if set_ else None,
         "out": out,
         "seed": seed,
@@ -262,6 +264,42 @@ def export(
         _print_table(comparison_table(measured))
     loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
     typer.echo(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}")
+
+
+@app.command()
+def upload(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; created if there is none.")],
+    sae_id: Annotated[str | None, typer.Option(help="Folder of the SAE in the repository; its hook, if not given.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="metrics.json of 'mtsae evaluate', for the card.")] = None,
+    private: Annotated[bool | None, typer.Option("--private", help="Create the repository as a private one.")] = None,
+    dry_run: Annotated[Path | None, typer.Option(help="Write the files into this new folder instead of sending them.")] = None,
+    config: Config = None,
+) -> None:
+    """Put an SAE on the Hugging Face hub, in SAELens's layout, with a card."""
+    from mtsae_lens.commands.upload import UploadSettings, run_upload  # noqa: PLC0415
+
+    typed = {"sae": sae, "repo_id": repo_id, "sae_id": sae_id, "metrics": metrics, "private": private, "dry_run": dry_run}
+    place = run_upload(UploadSettings.build(config, typed))
+    typer.echo(f"{'written, not sent' if dry_run else 'uploaded'}: {place}")
+
+
+@app.command("export-neuronpedia")
+def export_neuronpedia(
+    facts: Annotated[Path, typer.Argument(help="The --out folder of 'mtsae explore'.")],
+    out: Out = None,
+    model_id: Annotated[str | None, typer.Option(help="Neuronpedia's name of the model.")] = None,
+    sae_set: Annotated[str | None, typer.Option(help="Neuronpedia's name of the set of SAEs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Features in a file.")] = None,
+    config: Config = None,
+) -> None:
+    """Write what 'mtsae explore' found in the JSON that Neuronpedia imports."""
+    from mtsae_lens.commands.neuronpedia import NeuronpediaSettings, run_export_neuronpedia  # noqa: PLC0415
+
+    typed = {"facts": facts, "out": out, "model_id": model_id, "sae_set": sae_set, "batch_size": batch_size}
+    settings = NeuronpediaSettings.build(config, typed)
+    n_batches = run_export_neuronpedia(settings)
+    typer.echo(f"{n_batches} batches in {settings.out}")
 
 
 @app.command()

@@ -6,23 +6,27 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE
 from safetensors import SafetensorError
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
+from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
 from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
 def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
-    """An inference SAE from a folder in SAELens's layout.
+    """An inference SAE from a folder in SAELens's layout, or from the hub where the "folder" is `hub:OWNER/NAME:SAE_ID`.
 
     Raises:
-        ModelError: no such folder, damaged files, or an architecture that SAELens does not know.
+        ModelError: no such folder, damaged files, an architecture that SAELens does not know, or a hub that cannot be reached.
     """
+    if str(folder).startswith(HUB_PREFIX):
+        return load_from_hub(str(folder), device)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae train'")
@@ -34,7 +38,7 @@ def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
         ) from error
 
 
-def check_reads(model: HookedSAETransformer, cutter: ContextCutter) -> None:
+def check_reads(model: AnyHookedModel, cutter: ContextCutter) -> None:
     """Raise `ModelError` unless a model can read the contexts that a cutter makes."""
     name = model.cfg.model_name
     if cutter.context_size > model.cfg.n_ctx:
@@ -52,11 +56,11 @@ def check_reads(model: HookedSAETransformer, cutter: ContextCutter) -> None:
         )
 
 
-def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, HookedSAETransformer]:
+def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, AnyHookedModel]:
     """SAE, model and tokenisation as in training, checked against each other.
 
     Args:
-        folder: folder of the SAE.
+        folder: folder of the SAE, or `hub:OWNER/NAME:SAE_ID`.
         model: another language model than the one it was trained on; None for that one.
         device: where to put both.
         batch_size: contexts in a forward pass.

@@ -60,7 +60,10 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
     wandb: bool = False
+    """Log to Weights & Biases too; `WANDB_MODE=offline` in the environment keeps the run on disk."""
     wandb_project: str = "mtsae-lens"
+    wandb_entity: str | None = None
+    wandb_run_name: str | None = None
     sae: dict[str, Any] = Field(default_factory=dict)
     """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`; `dilations: auto` selects them from
     the first training activations (`mtsae_lens.training.dilations`)."""
@@ -137,7 +140,12 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
         prepend_bos=settings.prepend_bos,
         seed=settings.seed,
         device=settings.device,
-        logger=LoggingConfig(log_to_wandb=settings.wandb, wandb_project=settings.wandb_project),
+        logger=LoggingConfig(
+            log_to_wandb=settings.wandb,
+            wandb_project=settings.wandb_project,
+            wandb_entity=settings.wandb_entity,
+            run_name=settings.wandb_run_name,
+        ),
         checkpoint_path=None,
         output_path=str(settings.out),
         verbose=False,

@@ -9,11 +9,11 @@ from itertools import islice
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from sae_lens import HookedSAETransformer
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.errors import DataError
 
@@ -22,7 +22,7 @@ from mtsae_lens.errors import DataError
 class ActivationReader:
     """Runs a language model to a hook."""
 
-    model: HookedSAETransformer
+    model: AnyHookedModel
     hook_name: str
     head_index: int | None = None
     autocast: bool = False

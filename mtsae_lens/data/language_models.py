@@ -1,8 +1,9 @@
-"""One loader for every language model: `embedded`, a local Hugging Face folder, or any name that TransformerLens knows."""
+"""One loader for every language model: `embedded`, a local Hugging Face folder, or a name that TransformerLens knows; also as a bridge."""
 
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ import torch
 import transformer_lens.loading_from_pretrained as loading
 from sae_lens import HookedSAETransformer
 from safetensors import SafetensorError
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
+from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
 from mtsae_lens.errors import ModelError, nearest
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
@@ -21,11 +24,12 @@ MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per l
 MAX_LOGIT_DIFFERENCE = 1e-3  # between the hooked model and the one it was made from, in log-probability
 
 
-def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None) -> HookedSAETransformer:
+def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None) -> AnyHookedModel:
     """A language model with hooks and its tokenizer, weights unprocessed (as SAELens trains on them), in eval mode.
 
     Args:
-        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name such as `pythia-70m`.
+        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name such as `pythia-70m`; with
+            `bridge:` before it, such as `bridge:embedded`, the Hugging Face model itself with hooks (`mtsae_lens.data.bridges`).
         device: where to put it.
         n_ctx: longest context to allow for a local folder; at most what the model was trained for.
 
@@ -36,19 +40,21 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
-    if name in EMBEDDED_MODELS:
-        model = _load_folder(embedded_model_dir(name), device, n_ctx)
-    elif Path(name).is_dir():
-        model = _load_folder(Path(name), device, n_ctx)
+    as_bridge, name = name.startswith(BRIDGE_PREFIX), name.removeprefix(BRIDGE_PREFIX)
+    model: AnyHookedModel
+    if name in EMBEDDED_MODELS or Path(name).is_dir():
+        folder = embedded_model_dir(name) if name in EMBEDDED_MODELS else Path(name)
+        model = _bridge_folder(folder, device, n_ctx) if as_bridge else _load_folder(folder, device, n_ctx)
     else:
-        model = _load_named(name, device)
+        model = _load_named(name, device, as_bridge)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
 
 
-def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETransformer:
+def _read_folder(folder: Path) -> tuple[Any, Any, Any]:
+    """Config, model and tokenizer of a folder, as Hugging Face's classes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; needed a Hugging Face model folder (config, safetensors, tokenizer)")
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
@@ -67,6 +73,25 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder}: weights are missing ({missing}, ...); transformers would draw them at random")
+    return hf_config, hf_model, tokenizer
+
+
+def _bridge_folder(folder: Path, device: str, n_ctx: int | None) -> HookedBridge:
+    hf_config, hf_model, tokenizer = _read_folder(folder)
+    hf_model = hf_model.to(device).eval()
+    limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or sys.maxsize)
+    d_vocab = hf_config.vocab_size
+    tokens = _probe_tokens(d_vocab, limit, device)
+    expected = _log_probs(hf_model, tokens, d_vocab)  # before the bridge puts its hooks into this very model
+    bridge = boot_bridge(str(folder), device, hf_model=hf_model, tokenizer=tokenizer)
+    bridge.cfg.n_ctx = limit
+    bridge.cfg.model_name = folder.resolve().name
+    _check_conversion(folder, _log_probs(bridge, tokens, d_vocab), expected)
+    return bridge
+
+
+def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETransformer:
+    hf_config, hf_model, tokenizer = _read_folder(folder)
     limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or MAX_LOCAL_CONTEXT)
     cfg = _hooked_config(folder, hf_config, limit, device)
     try:
@@ -80,7 +105,9 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     hooked: HookedSAETransformer = model.to(device)
-    _check_conversion(folder, hooked, hf_model)
+    tokens = _probe_tokens(cfg.d_vocab, cfg.n_ctx, device)
+    expected = _log_probs(hf_model.to(device).eval(), tokens, cfg.d_vocab)
+    _check_conversion(folder, _log_probs(hooked, tokens, cfg.d_vocab), expected)
     return hooked
 
 
@@ -109,20 +136,25 @@ def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in older.items() if value is not None} | config
 
 
-@torch.no_grad()
-def _check_conversion(folder: Path, model: HookedSAETransformer, hf_model: Any) -> None:
-    """The hooked model must give the logits of the model it was made from."""
+def _probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, model.cfg.d_vocab, (1, min(128, model.cfg.n_ctx)), generator=generator).to(model.cfg.device)
-    expected = hf_model.to(model.cfg.device).eval()(tokens).logits[..., : model.cfg.d_vocab].log_softmax(-1)
-    difference = (model(tokens).log_softmax(-1) - expected).abs().max().item()
+    return torch.randint(0, d_vocab, (1, min(128, n_ctx)), generator=generator).to(device)
+
+
+@torch.no_grad()
+def _log_probs(model: Any, tokens: Tensor, d_vocab: int) -> Tensor:
+    output = model(tokens)
+    return getattr(output, "logits", output)[..., :d_vocab].log_softmax(-1)
+
+
+def _check_conversion(folder: Path, got: Tensor, expected: Tensor) -> None:
+    """The hooked model must give the log-probabilities of the model it was made from."""
+    difference = (got - expected).abs().max().item()
     if not difference < MAX_LOGIT_DIFFERENCE:
-        raise ModelError(
-            f"{folder}: converted to hooks, the model gives other logits (log-probabilities differ by {difference:.3g})"
-        )
+        raise ModelError(f"{folder}: with hooks, the model gives other logits (log-probabilities differ by {difference:.3g})")
 
 
-def resolve_hook(model: HookedSAETransformer, hook_name: str) -> int:
+def resolve_hook(model: AnyHookedModel, hook_name: str) -> int:
     """Width of the activations at a hook (heads flattened), found by running the model on a few tokens.
 
     Raises:
@@ -140,14 +172,16 @@ def resolve_hook(model: HookedSAETransformer, hook_name: str) -> int:
     return activations[0, 0].numel()
 
 
-def _load_named(name: str, device: str) -> HookedSAETransformer:
+def _load_named(name: str, device: str, as_bridge: bool) -> AnyHookedModel:
     known = [*EMBEDDED_MODELS, *loading.MODEL_ALIASES, *(a for aliases in loading.MODEL_ALIASES.values() for a in aliases)]
-    if name not in known:
+    if name not in known and not (as_bridge and "/" in name):  # a bridge may know a family without knowing its members
         raise ModelError(
             f"no language model {name!r}: neither a folder nor a name that TransformerLens knows.{nearest(name, known)}"
         )
     try:
-        return HookedSAETransformer.from_pretrained_no_processing(name, device=device)
+        return (
+            boot_bridge(name, device) if as_bridge else HookedSAETransformer.from_pretrained_no_processing(name, device=device)
+        )
     except (OSError, ConnectionError, RuntimeError) as error:
         raise ModelError(
             f"{name}: the Hugging Face hub cannot be reached and the model is not in the local cache ({_one_line(error)}); "

@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.errors import DataError, ModelError
@@ -73,7 +74,7 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
 
 
 def evaluate_fidelity(
-    sae: SAE[Any], model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
+    sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
 ) -> dict[str, float]:
     """`run_evals`'s metrics under its own names, special tokens left out, plus:
 
@@ -119,7 +120,7 @@ def evaluate_fidelity(
     return metrics
 
 
-def check_fits(sae: SAE[Any], model: HookedSAETransformer) -> None:
+def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
     """Raise `ModelError` unless the SAE's hook exists in the model and has the SAE's width."""
     hook_name = sae.cfg.metadata.hook_name
     if hook_name is None:
@@ -132,7 +133,7 @@ def check_fits(sae: SAE[Any], model: HookedSAETransformer) -> None:
 
 
 @torch.no_grad()
-def future_leak(sae: SAE[Any], model: HookedSAETransformer, tokens: Tensor) -> float:
+def future_leak(sae: SAE[Any], model: AnyHookedModel, tokens: Tensor) -> float:
     """How much of what the features say about the first half of a context depends on its second half.
 
     Half of a context's activations are replaced by another context's: `sum |e - e'| / sum |e|` over positions before the change.

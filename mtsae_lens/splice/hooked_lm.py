@@ -1,7 +1,8 @@
 """A language model with an SAE at its hook, and the shortest way through both.
 
 The model runs to the hook once and the features are encoded once; each edit then reruns only the layers after the hook. That makes a
-sweep of edits cheap where the hook is a residual stream; at other hooks the whole model is rerun with the activations replaced.
+sweep of edits cheap where the hook is a residual stream; at other hooks, and in a bridge, the whole model is rerun with the activations
+replaced.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.splice.edits import Edit, Splice
 from mtsae_lens.splice.generation import StreamingEdit
@@ -28,7 +30,7 @@ _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 class HookedLM:
     """A language model, an SAE at its hook, and how text becomes tokens for it."""
 
-    model: HookedSAETransformer
+    model: AnyHookedModel
     splice: Splice
     cutter: ContextCutter
     batch_size: int = 16
@@ -78,7 +80,9 @@ class HookedLM:
 
     @property
     def _layer_after(self) -> int | None:
-        """The first layer that reads the hook, where the hook is a residual stream."""
+        """The first layer that reads the hook, where the hook is a residual stream and the model can start there."""
+        if isinstance(self.model, HookedBridge):
+            return None
         match = _RESIDUAL.match(self.splice.hook_name)
         return None if match is None else int(match[1]) + (match[2] == "post")
 

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import wandb
-from sae_lens import HookedSAETransformer
 from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
-from sae_lens.constants import RUNNER_CFG_FILENAME, SPARSITY_FILENAME
+from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
 from safetensors.torch import save_file
 
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
@@ -26,6 +25,7 @@ from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
+from mtsae_lens.training.wandb_run import wandb_run
 
 _REFUSED: dict[str, Any] = {  # field of SAELens's configuration: the one value that this runner carries out
     "use_cached_activations": False,
@@ -50,7 +50,8 @@ class SequenceSAETrainingRunner:
         override_model: a hooked model to use instead of loading `cfg.model_name`.
         override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`.
         override_sae: an SAE to train further.
-        options: optimizer and logging settings that SAELens has no field for.
+        options: optimizer and logging settings that SAELens has no field for; without them a row is logged every
+            `cfg.logger.wandb_log_frequency` steps.
 
     Raises:
         ConfigError: settings that contradict each other or that this runner does not carry out.
@@ -60,7 +61,7 @@ class SequenceSAETrainingRunner:
     def __init__(
         self,
         cfg: LanguageModelSAERunnerConfig[Any],
-        override_model: HookedSAETransformer | None = None,
+        override_model: AnyHookedModel | None = None,
         override_dataset: HfDataset | None = None,
         override_sae: TrainingSAE[Any] | None = None,
         options: TrainerOptions | None = None,
@@ -71,7 +72,8 @@ class SequenceSAETrainingRunner:
         if cfg.output_path is not None:
             prepare_output_dir(Path(cfg.output_path))
         self.cfg = cfg
-        self.options = replace(options or TrainerOptions(), run_dir=Path(cfg.output_path) if cfg.output_path else None)
+        options = options or TrainerOptions(log_every_n_steps=cfg.logger.wandb_log_frequency)
+        self.options = replace(options, run_dir=Path(cfg.output_path) if cfg.output_path else None)
         if cfg.n_checkpoints:
             every = -(-cfg.total_training_steps // (cfg.n_checkpoints + 1))
             self.options = replace(self.options, checkpoint_every_n_steps=every)
@@ -158,21 +160,14 @@ class SequenceSAETrainingRunner:
             checkpoint = latest_checkpoint(trainer.checkpoints_dir)
         if checkpoint is not None:
             load_checkpoint(trainer, checkpoint)
-        if self.cfg.logger.log_to_wandb:
-            logger = self.cfg.logger
-            wandb.init(
-                project=logger.wandb_project,
-                entity=logger.wandb_entity,
-                config=self.cfg.to_dict(),
-                name=logger.run_name,
-                id=logger.wandb_id,
-                resume="allow",
-            )
-        sae = trainer.fit()
-        if self.options.run_dir is not None:
-            self._save(sae, trainer, self.options.run_dir)
-        if self.cfg.logger.log_to_wandb:
-            wandb.finish()
+        out = self.options.run_dir
+        with wandb_run(self.cfg, out, resume=checkpoint is not None):
+            sae = trainer.fit()
+            if out is not None:
+                self._save(sae, trainer, out)
+                if self.cfg.logger.log_to_wandb:
+                    paths = (out / name for name in (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME))
+                    self.cfg.logger.log(self, *paths, wandb_aliases=["final_model"])
         return sae
 
     def _save(self, sae: TrainingSAE[Any], trainer: SequenceSAETrainer, out: Path) -> None:

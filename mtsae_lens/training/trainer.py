@@ -25,6 +25,7 @@ from mtsae_lens.interruption import stop_on_signal
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import TrainingLog
+from mtsae_lens.training.wandb_run import histogram
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
 
@@ -112,7 +113,9 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         with stop_on_signal() as stop, TrainingLog(log_path, self.n_training_steps) as log, progress:
             data = self.batches(self.n_training_steps)
             while self.n_training_steps < total_steps:
-                self.maybe_reset_sparsity()
+                sparsity_log = self.maybe_reset_sparsity()
+                if sparsity_log and self.cfg.logger.log_to_wandb:
+                    wandb.log(sparsity_log, step=self.n_training_steps)
                 logged = self._is_logging_step()
                 output = self.step(next(data))
                 self.n_training_steps += 1
@@ -198,6 +201,9 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         log.write(self.n_training_steps, row)
         if self.cfg.logger.log_to_wandb:
             wandb.log(row, step=self.n_training_steps)
+            if self.n_training_steps % (self.options.log_every_n_steps * self.cfg.logger.eval_every_n_wandb_logs) == 0:
+                histograms = {name: histogram(values) for name, values in self.sae.log_histograms().items()}
+                wandb.log(histograms, step=self.n_training_steps)
         progress.set_postfix(
             ev=f"{row['metrics/explained_variance']:.3f}",
             l0=f"{row['metrics/l0']:.1f}",

@@ -1,0 +1,68 @@
+"""Put a trained SAE on the Hugging Face hub, with a card that says what it is and how well it does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mtsae_lens.commands.evaluate import METRIC_MEANINGS
+from mtsae_lens.commands.loading import load_sae
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.errors import ConfigError, OutputError
+from mtsae_lens.files import prepare_output_dir, whole_folder
+from mtsae_lens.interop.hub import check_names, upload_sae, write_upload
+
+
+class UploadSettings(Settings):
+    """Settings of `mtsae upload`."""
+
+    sae: Path
+    repo_id: str
+    """`OWNER/NAME` on the hub."""
+    sae_id: str | None = None
+    """Its folder in the repository; None for the name of its hook."""
+    metrics: Path | None = None
+    """`metrics.json` of `mtsae evaluate`, for the card."""
+    private: bool = False
+    dry_run: Path | None = None
+    """Write the files into this new or empty folder instead of sending them."""
+
+
+def run_upload(settings: UploadSettings) -> str:
+    """Upload, or write what would be uploaded; returns where it is.
+
+    Raises:
+        ConfigError: malformed names, or metrics that `mtsae evaluate` did not write.
+        OutputError: the hub refuses, or the dry run's folder holds files.
+    """
+    sae = load_sae(settings.sae)
+    sae_id = settings.sae_id or sae.cfg.metadata.hook_name or "sae"
+    check_names(settings.repo_id, sae_id)
+    card = _read_metrics(settings.metrics) if settings.metrics else {}
+    if settings.dry_run is None:
+        return upload_sae(settings.sae, settings.repo_id, sae_id, private=settings.private, **card)
+    out = prepare_output_dir(settings.dry_run).resolve()
+    if any(out.iterdir()):
+        raise OutputError(f"--dry-run {settings.dry_run}: holds files; give a new or empty folder")
+    with whole_folder(out) as folder:
+        write_upload(settings.sae, folder, settings.repo_id, sae_id, **card)
+    return str(settings.dry_run)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--metrics {path}: cannot be read ({type(error).__name__})") from error
+    measured = content if isinstance(content, dict) else {}
+    metrics = {name: measured[name] for name in METRIC_MEANINGS if isinstance(measured.get(name), int | float)}
+    if not metrics:
+        raise ConfigError(f"--metrics {path}: none of the metrics of 'mtsae evaluate'; give the metrics.json that it wrote")
+    settings = measured.get("provenance", {}).get("settings", {})
+    dataset = settings.get("dataset")
+    return {
+        "metrics": metrics,
+        "meanings": METRIC_MEANINGS,
+        "measured_on": Path(dataset).name if dataset else "its training dataset",
+    }

@@ -1,0 +1,87 @@
+"""The README of a published SAE: what it is, its numbers, how it is loaded, what to beware of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sae_lens import SAE
+
+from mtsae_lens.sae.config import MTSAEConfig
+
+EQUATIONS = """\
+    x    = h - b_dec, zero at walls (special tokens, position 0)
+    z_k  = norm(conv_{r_k}(x))                        one vector per scale k and position; dilation r = 0 is the token alone
+    e    = ACTIVATION([z_1; ...; z_K] @ W_enc + b_enc)
+    h'   = e @ W_dec + b_dec"""
+
+TEMPORAL_LIMITS = """\
+- The encoder reads earlier positions: give it whole contexts, `(batch, pos, d_in)`, or rows laid end to end, `{context_size}` a context. A \
+single position is refused; a shuffled batch of positions gives other features without a warning.
+- Set special tokens to zero before encoding, as in training (`mtsae_lens.splice.hooked_lm.HookedLM` does).
+- `W_enc` has shape `(n_scales * d_in, d_sae)`: metrics that compare it with `W_dec` do not apply.
+- Without `import mtsae_lens`, SAELens does not know the architecture."""
+
+POINTWISE_LIMITS = "- The SAE says nothing of texts and models other than those it was trained on."
+
+
+def sae_card(
+    sae: SAE[Any],
+    repo_id: str,
+    sae_id: str,
+    metrics: Mapping[str, float] | None = None,
+    meanings: Mapping[str, str] | None = None,
+    measured_on: str | None = None,
+) -> str:
+    """A README in Markdown.
+
+    Args:
+        sae: the SAE.
+        repo_id: of the hub, `OWNER/NAME`.
+        sae_id: folder of the SAE in it.
+        metrics: numbers to show, by name; None for none.
+        meanings: what each of them means.
+        measured_on: the text that they were measured on.
+    """
+    cfg, metadata = sae.cfg, sae.cfg.metadata
+    temporal = isinstance(cfg, MTSAEConfig)
+    kind = "Multi-Scale Temporal SAE (MTSAE)" if temporal else f"{cfg.architecture()} SAE"
+    facts = {
+        "architecture": cfg.architecture(),
+        "language model": metadata.model_name,
+        "hook": metadata.hook_name,
+        "d_in": cfg.d_in,
+        "features (d_sae)": cfg.d_sae,
+        "trained on": metadata.dataset_path,
+        "context size": metadata.context_size,
+        "dtype": cfg.dtype,
+    }
+    if isinstance(cfg, MTSAEConfig):
+        facts["dilations"] = ", ".join(map(str, cfg.dilations))
+        facts["kernel size, padding, norm"] = f"{cfg.kernel_size}, {cfg.padding}, {cfg.scale_norm}"
+        facts["active features a position"] = cfg.k if cfg.activation == "topk" else "those above zero"
+    parts = [
+        f"---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability, {cfg.architecture()}]\n---",
+        f"# {kind} on {metadata.hook_name}",
+        _table(("what", "value"), [(name, value) for name, value in facts.items() if value is not None]),
+    ]
+    if isinstance(cfg, MTSAEConfig):
+        parts += ["## What it computes", EQUATIONS.replace("ACTIVATION", "topk" if cfg.activation == "topk" else "relu")]
+    if metrics:
+        rows = [(name, f"{value:.4g}", (meanings or {}).get(name, "")) for name, value in metrics.items()]
+        where = f"Held-out text of {measured_on}.\n\n" if measured_on else ""
+        parts += ["## Numbers", where + _table(("metric", "value", "meaning"), rows)]
+    limits = TEMPORAL_LIMITS.format(context_size=cfg.context_size) if isinstance(cfg, MTSAEConfig) else POINTWISE_LIMITS
+    parts += ["## How to load it", _loading(repo_id, sae_id, temporal), "## Limits", limits]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
+    lines = [header, ("---",) * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _loading(repo_id: str, sae_id: str, temporal: bool) -> str:
+    register = "import mtsae_lens  # first: registers the architecture\n" if temporal else ""
+    code = f'{register}from sae_lens import SAE\n\nsae = SAE.from_pretrained("{repo_id}", "{sae_id}")'
+    return f"```python\n{code}\n```\n\nor, for any command of mtsae-lens, `mtsae evaluate hub:{repo_id}:{sae_id}`."

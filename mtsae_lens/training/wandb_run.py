@@ -1,0 +1,68 @@
+"""A run on Weights & Biases, as SAELens keeps one: the same keys, histograms and artifacts; `WANDB_MODE=offline` needs no network.
+
+What differs: a run that is stopped or fails is closed as such, and `resume=True` goes on in the run that it was begun in. Checkpoints
+stay on disk; the final SAE is uploaded (`log_weights_to_wandb`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wandb
+from sae_lens.config import LanguageModelSAERunnerConfig
+
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.files import write_text
+
+RUN_ID_FILE = "wandb_id.txt"
+
+
+@contextmanager
+def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, resume: bool = False) -> Iterator[None]:
+    """Open a run if `cfg.logger.log_to_wandb`, and close it: as finished, or as failed if the block raises.
+
+    Args:
+        cfg: SAELens's configuration; `cfg.logger` names project, entity, run and id.
+        run_dir: where the run's id is kept for `resume`; None keeps it nowhere.
+        resume: go on in the run whose id is kept there, unless `cfg.logger.wandb_id` names one.
+
+    Raises:
+        ConfigError: wandb refuses, such as without a login.
+    """
+    logger = cfg.logger
+    if not logger.log_to_wandb:
+        yield
+        return
+    kept = run_dir / RUN_ID_FILE if run_dir else None
+    run_id = logger.wandb_id or (kept.read_text().strip() if resume and kept and kept.is_file() else None)
+    try:
+        run = wandb.init(
+            project=logger.wandb_project,
+            entity=logger.wandb_entity,
+            config=cfg.to_dict(),
+            name=logger.run_name,
+            id=run_id,
+            resume="allow",
+        )
+    except wandb.Error as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"wandb refuses the run ({reason}); log in with 'wandb login', or set WANDB_MODE=offline") from error
+    if kept:
+        write_text(kept, run.id + "\n")
+    try:
+        yield
+    except BaseException:
+        wandb.finish(exit_code=1)
+        raise
+    wandb.finish()
+
+
+def histogram(values: np.ndarray[Any, Any]) -> wandb.Histogram:
+    """64 bins, also of values that are all but equal, such as the norms of a unit-norm decoder: `wandb.Histogram(values)` fails there."""
+    margin = 1e-3 * float(np.abs(values).max()) or 1.0
+    edges = (float(values.min()) - margin, float(values.max()) + margin)
+    return wandb.Histogram(np_histogram=np.histogram(values, bins=64, range=edges))
