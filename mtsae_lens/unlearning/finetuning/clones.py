@@ -23,8 +23,10 @@ def clone_model(model: HookedSAETransformer) -> HookedSAETransformer:
     copy shares, so that the copy would go on using the MLPs of the original.
 
     Raises:
-        ModelError: SAEs are attached to the model.
+        ModelError: a bridge, whose weights are Hugging Face's; or SAEs are attached to the model.
     """
+    if not isinstance(model, HookedSAETransformer):
+        raise ModelError(f"weights are changed in a HookedSAETransformer; got a {type(model).__name__}: load it without 'bridge:'")
     if model.acts_to_saes:
         raise ModelError(
             f"SAEs are attached to the model at {', '.join(model.acts_to_saes)}; take them off with model.reset_saes()"

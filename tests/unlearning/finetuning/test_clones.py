@@ -81,3 +81,8 @@ def test_files_that_are_not_weights_of_this_model_are_refused(
     save_weights(path, wider)
     with pytest.raises(ModelError, match=r"blocks.0.mlp.W_in has shape \(32, 96\), needed \(32, 64\)"):
         load_weights(path, tiny_model)
+
+
+def test_a_bridge_is_refused(tiny_model_dir: Path) -> None:
+    with pytest.raises(ModelError, match=r"got a HookedBridge: load it without 'bridge:'"):
+        clone_model(load_language_model(f"bridge:{tiny_model_dir}"))
