@@ -26,7 +26,9 @@ def clone_model(model: HookedSAETransformer) -> HookedSAETransformer:
         ModelError: a bridge, whose weights are Hugging Face's; or SAEs are attached to the model.
     """
     if not isinstance(model, HookedSAETransformer):
-        raise ModelError(f"weights are changed in a HookedSAETransformer; got a {type(model).__name__}: load it without 'bridge:'")
+        raise ModelError(
+            f"weights are changed in a HookedSAETransformer; got a {type(model).__name__}: load it without 'bridge:'"
+        )
     if model.acts_to_saes:
         raise ModelError(
             f"SAEs are attached to the model at {', '.join(model.acts_to_saes)}; take them off with model.reset_saes()"
