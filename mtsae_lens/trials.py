@@ -41,7 +41,7 @@ def run_trials(
         TrainingInterrupted: a signal came; what is done is kept, and the trials that were stopped are made again.
     """
     prepare_output_dir(folder)
-    _check_settings(folder, json.loads(json.dumps(settings)))
+    check_settings(folder, json.loads(json.dumps(settings)))
     paths = {name: folder / f"{name.replace('/', '__')}.json" for name in trials}
     missing = {name: trial for name, trial in trials.items() if not paths[name].exists()}
     compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
@@ -57,7 +57,12 @@ def run_trials(
     return {name: json.loads(path.read_text()) for name, path in paths.items()}
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
+def check_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Refuse a folder whose results were made with other settings; else record them there, as `settings.json`.
+
+    Raises:
+        ConfigError: the settings differ; it names them.
+    """
     record = folder / "settings.json"
     if not any(path != record for path in folder.glob("*.json")):  # no result yet that could belong to other settings
         write_json(record, settings)
