@@ -1,102 +1,92 @@
-"""Where features fire most, with the tokens around and what each scale contributed."""
+"""The strongest firings of every feature, and a uniform sample of all of them, kept while text streams by.
+
+Both are the same list under different keys: a firing's activation, or a random number drawn for it. A list keeps one firing per context.
+Only a firing that enters a list has its window gathered.
+"""
 
 from __future__ import annotations
 
-import heapq
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.sae.contributions import scale_contributions
-from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.hooked_lm import HookedLM
-
-
-@dataclass(frozen=True)
-class Example:
-    """One activation: the tokens up to and around it, each token's activation of the feature, and the scales' share at the peak."""
-
-    tokens: tuple[str, ...]
-    activations: tuple[float, ...]
-    peak: int  # index into `tokens`
-    scale_contributions: dict[int, float]  # dilation -> share of the pre-activation, bias aside; empty for a pointwise SAE
+from mtsae_lens.exploration.firings import Firings
+from mtsae_lens.exploration.plan import Plan
 
 
 @dataclass(frozen=True)
-class FeatureExamples:
-    """The strongest activations of one feature on a corpus, one per context."""
+class Entries:
+    """Firings that enter a list, and where in it they are put."""
 
-    feature: int
-    density: float  # share of tokens at which it fires
-    n_tokens: int
-    examples: tuple[Example, ...]
-
-    @property
-    def main_scale(self) -> int | None:
-        """The dilation that contributes most to the examples; None for a pointwise SAE."""
-        totals: dict[int, float] = {}
-        for example in self.examples:
-            for dilation, value in example.scale_contributions.items():
-                totals[dilation] = totals.get(dilation, 0.0) + value
-        return max(totals, key=totals.__getitem__) if totals else None
+    feature: Int[Tensor, " entry"]
+    slot: Int[Tensor, " entry"]
+    context: Int[Tensor, " entry"]  # in the batch
+    position: Int[Tensor, " entry"]
 
 
-@torch.no_grad()
-def top_examples(
-    lm: HookedLM, table: TokenTable, features: Sequence[int], *, n_examples: int = 5, before: int = 20, after: int = 6
-) -> list[FeatureExamples]:
-    """The `n_examples` contexts in which each feature is strongest; memory does not grow with the corpus.
+@dataclass
+class ExampleList:
+    """`n` slots per feature, in no order; an empty one has the key -inf."""
 
-    Args:
-        lm: model and SAE.
-        table: the corpus to look through.
-        features: indices of features.
-        n_examples: contexts per feature.
-        before: tokens shown before the peak.
-        after: tokens shown after it.
-    """
-    index = torch.tensor(list(features), device=lm.sae.device)
-    heaps: list[list[tuple[float, int, Example]]] = [[] for _ in features]
-    fired = torch.zeros(len(features), device=lm.sae.device)
-    n_tokens, order = 0, count()
-    for tokens in lm.batches(table):
-        masked = lm.masked(tokens)
-        h = lm.activations(tokens)
-        acts = lm.feature_acts(tokens, h)[..., index]
-        fired += (acts > 0).sum(dim=(0, 1))
-        n_tokens += int((~masked).sum())
-        contributions = None
-        if isinstance(lm.sae, TemporalEncoder):
-            contributions = scale_contributions(lm.sae, lm.sae_input(tokens, h), index)
-        peaks, positions = acts.max(dim=1)
-        for row in range(tokens.shape[0]):
-            for place in range(len(features)):
-                value, position = peaks[row, place].item(), int(positions[row, place])
-                heap = heaps[place]
-                if value <= 0 or (len(heap) == n_examples and value <= heap[0][0]):
-                    continue
-                start, end = max(0, position - before), min(tokens.shape[1], position + after + 1)
-                shares: dict[int, float] = {}
-                if contributions is not None:
-                    values = contributions[row, position, :, place].tolist()
-                    shares = dict(zip(lm.sae.cfg.dilations, values, strict=True))
-                example = Example(
-                    tokens=tuple(str(lm.cutter.tokenizer.decode([token])) for token in tokens[row, start:end].tolist()),
-                    activations=tuple(acts[row, start:end, place].tolist()),
-                    peak=position - start,
-                    scale_contributions=shares,
-                )
-                push = heapq.heappushpop if len(heap) == n_examples else heapq.heappush
-                push(heap, (value, next(order), example))
-    return [
-        FeatureExamples(
-            feature,
-            fired[place].item() / max(n_tokens, 1),
-            n_tokens,
-            tuple(e for _, _, e in sorted(heaps[place], reverse=True)),
+    key: Float[Tensor, "d_sae n"]
+    context: Int[Tensor, "d_sae n"]  # over all corpora
+    corpus: Int[Tensor, "d_sae n"]
+    position: Int[Tensor, "d_sae n"]
+    hidden_pre: Float[Tensor, "d_sae n"]
+    activations: Float[Tensor, "d_sae n window"]  # NaN beyond the context's ends
+    scales: Float[Tensor, "d_sae n n_scales"]  # contributions at the peak
+    offsets: Float[Tensor, "d_sae n n_reads"]
+    token_scales: Float[Tensor, "d_sae n window n_scales"]  # at every token where the feature fires, else NaN
+
+    @classmethod
+    def empty(cls, d_sae: int, n: int, plan: Plan, n_scales: int, n_reads: int) -> ExampleList:
+        """Before the first batch."""
+
+        def numbers(*more: int) -> Tensor:
+            return torch.full((d_sae, n, *more), torch.nan)
+
+        places = [torch.full((d_sae, n), -1, dtype=torch.int32) for _ in range(3)]
+        return cls(
+            torch.full((d_sae, n), -torch.inf),
+            *places,
+            numbers(),
+            numbers(plan.window),
+            numbers(n_scales),
+            numbers(n_reads),
+            numbers(plan.window, n_scales),
         )
-        for place, feature in enumerate(features)
-    ]
+
+    def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:
+        """Let the firings with the highest keys in, the best of each context standing for it, and drop as many of the lowest."""
+        d_sae, n = self.key.shape
+        best, position = _best_by_context(firings, keys, batch_size, d_sae)
+        touched = (best > self.key.amin(dim=1, keepdim=True)).any(dim=1).nonzero().squeeze(1) if n else torch.empty(0).long()
+        both = torch.cat([self.key[touched], best[touched]], dim=1)
+        chosen = torch.zeros_like(both, dtype=torch.bool).scatter_(1, both.topk(n, dim=1).indices, value=True) & both.isfinite()
+        free, enters = ~chosen[:, :n], chosen[:, n:]
+        # the first free slots of a feature, as many as enter, are paired with what enters, in order
+        rows, slot = (free & (free.cumsum(dim=1) <= enters.sum(dim=1, keepdim=True))).nonzero().unbind(dim=1)
+        feature, context = touched[rows], enters.nonzero()[:, 1]
+        self.key[feature, slot] = best[feature, context]
+        self.position[feature, slot] = position[feature, context].int()
+        return Entries(feature, slot, context, position[feature, context])
+
+    def order(self, peak: int) -> Int[Tensor, "d_sae n"]:
+        """Slots from the highest activation down, empty ones last; `peak` is the peak's place in the windows."""
+        return self.activations[:, :, peak].nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
+def _best_by_context(
+    firings: Firings, keys: Float[Tensor, " firing"], batch_size: int, d_sae: int
+) -> tuple[Float[Tensor, "d_sae batch"], Int[Tensor, "d_sae batch"]]:
+    """Highest key of each feature in each context, -inf where it does not fire, and its position: the first one of several."""
+    place = firings.feature * batch_size + firings.context
+    best = torch.full((d_sae * batch_size,), -torch.inf, device=keys.device).scatter_reduce_(0, place, keys, "amax")
+    leads = keys == best[place]
+    last = torch.iinfo(torch.long).max
+    position = torch.full((d_sae * batch_size,), last, device=keys.device).scatter_reduce_(
+        0, place[leads], firings.position[leads], "amin"
+    )
+    return best.view(d_sae, batch_size).cpu(), position.view(d_sae, batch_size).cpu()

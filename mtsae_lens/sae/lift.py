@@ -9,12 +9,14 @@ all features at all positions, and memory is `d_sae * d_in`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.sae.contributions import read_pairs, tap_parts
+from mtsae_lens.sae.contributions import TapPart, read_pairs
 from mtsae_lens.sae.mtsae import TemporalEncoder
 
 
@@ -33,7 +35,7 @@ class Lift:
     @torch.no_grad()
     def add(
         self,
-        x: Float[Tensor, "batch pos d_in"],
+        parts: Iterable[TapPart],
         kept: Bool[Tensor, "batch pos"],
         rows: Int[Tensor, " firing"],
         features: Int[Tensor, " firing"],
@@ -41,7 +43,7 @@ class Lift:
         """Add a batch.
 
         Args:
-            x: the output of `process_sae_in`.
+            parts: the batch's `tap_parts`.
             kept: positions that count.
             rows: flat position, `context * n_positions + position`, of each firing; all of them kept.
             features: the feature that fires there.
@@ -49,7 +51,7 @@ class Lift:
         order = features.argsort(stable=True)
         counts = torch.bincount(features, minlength=self.sae.cfg.d_sae)
         starts, rows = counts.cumsum(0) - counts, rows[order]
-        for number, part in enumerate(tap_parts(self.sae, x)):
+        for number, part in enumerate(parts):
             vectors = part.vector.flatten(0, 1)
             sums = torch.nn.functional.embedding_bag(rows, vectors, starts, mode="sum")
             self.at_active[:, number] += (sums * self.W_enc[part.scale]).sum(dim=-1).double().cpu()
@@ -85,3 +87,9 @@ class Lift:
 def encoder_by_scale(sae: TemporalEncoder) -> Float[Tensor, "n_scales d_sae d_in"]:
     """`W_enc` as one matrix a scale, a row a feature."""
     return rearrange(sae.W_enc.detach(), "(scale d_in) d_sae -> scale d_sae d_in", scale=len(sae.cfg.dilations)).contiguous()
+
+
+def share_of_context(shares: Float[Tensor, "feature n_reads"], offsets: Sequence[int]) -> Float[Tensor, " feature"]:
+    """How much of what drives a feature comes from positions other than its own: 0 pointwise, 1 context alone."""
+    others = [place for place, offset in enumerate(offsets) if offset != 0]
+    return shares[:, others].clamp(min=0).sum(dim=-1).clamp(max=1)
