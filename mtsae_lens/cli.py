@@ -265,6 +265,54 @@ def export(
 
 
 @app.command()
+def explore(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE, of any architecture.")],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to look through; may be repeated, the first is compared with the others. The training dataset if not given."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, select, tune or test.")] = None,
+    n_tokens: Annotated[int | None, typer.Option(help="Tokens to look through.")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Strongest examples of each feature.")] = None,
+    n_ablated: Annotated[int | None, typer.Option(help="Of those, how many are ablated; 0 leaves that out.")] = None,
+    n_attributed: Annotated[
+        int | None, typer.Option(help="And how many attributed through the model; 0 leaves that out.")
+    ] = None,
+    model: Model = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Find out what every feature does: examples, time scales, effects. What is done is kept, and goes on when typed again."""
+    from mtsae_lens.commands.explore import ExploreSettings, run_explore  # noqa: PLC0415
+
+    typed: dict[str, Any] = {
+        "sae": sae,
+        "dataset": tuple(dataset) if dataset else None,
+        "split": split,
+        "n_tokens": n_tokens,
+        "n_examples": n_examples,
+        "n_ablated": n_ablated,
+        "n_attributed": n_attributed,
+        "model": model,
+        "out": out or (None if config else Path("runs/explore")),
+        "seed": seed,
+        "device": device,
+    }
+    settings = ExploreSettings.build(config, typed)
+    facts = run_explore(settings)
+    asked = (
+        ""
+        if facts["n_tokens"] > 0.9 * facts["n_tokens_asked"]
+        else f" (all there were; {facts['n_tokens_asked']:,} were asked for)"
+    )
+    typer.echo(f"looked at {facts['n_tokens']:,} tokens{asked}; facts in {settings.out}")
+
+
+@app.command()
 def demo(
     out: Out = None,
     training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,

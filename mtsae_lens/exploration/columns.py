@@ -18,7 +18,7 @@ def numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
     return pa.array(array, kind, mask=np.isnan(array) if values.is_floating_point() else None)
 
 
-def lists(values: Tensor | pa.Array, kept: Bool[Tensor, row * entry], kind: pa.DataType | None = None) -> pa.ListArray:
+def lists(values: Tensor | pa.Array, kept: Bool[Tensor, "row ..."], kind: pa.DataType | None = None) -> pa.ListArray:
     """A column of lists: of each row the entries that are kept, flattened; `values` are all entries, or the kept ones as an array."""
     flat = kept.flatten(1)
     ends = torch.nn.functional.pad(flat.sum(dim=1).cumsum(dim=0), (1, 0)).int().cpu().numpy()

@@ -30,8 +30,8 @@ class TextBatch:
 class Corpora:
     """Named texts, of each the same number of tokens where it has that many.
 
-    Nothing is held but the documents of the shuffling buffer, so the text may be larger than memory. Documents come in an order drawn with the seed; a
-    corpus that ends early gives less: it is not read twice.
+    Nothing is held but the documents of the shuffling buffer, so the text may be larger than memory. Documents come in an order drawn with
+    the seed; a corpus that ends early gives less: it is not read twice.
     """
 
     sources: tuple[str, ...]

@@ -21,7 +21,8 @@ _LOWEST, _HIGHEST = (
 class FeatureCounts:
     """All on the CPU; nothing grows with the text.
 
-    Persistence at lag L is `P(fires at t + L | fires at t)` over the firings whose `t + L` lies in the same context with no special token between.
+    Persistence at lag L is `P(fires at t + L | fires at t)` over the firings whose `t + L` lies in the same context with no special token
+    between.
     """
 
     n_tokens: Int[Tensor, " corpus"]

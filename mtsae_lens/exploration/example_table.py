@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.exploration.columns import TokenTexts, lists, numbers, table
-from mtsae_lens.exploration.examples import ExampleList
+from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.schema import EXAMPLES
 from mtsae_lens.exploration.survey import KINDS, Survey
 from mtsae_lens.files import whole_file
@@ -52,7 +54,7 @@ class ExampleRows:
     fields: dict[str, Tensor]
 
 
-def example_rows(survey: Survey, features: slice) -> ExampleRows:
+def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRows:
     """Feature by feature, kind by kind, from the highest activation down; empty slots left out."""
     parts = [_ordered(examples, features, survey.plan.before) for examples in survey.lists.values()]
     fields = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
@@ -61,10 +63,10 @@ def example_rows(survey: Survey, features: slice) -> ExampleRows:
     rank = torch.cat([torch.arange(size) for size in sizes])
     row, place = (fields["key"] > -torch.inf).nonzero().unbind(dim=1)
     kept = {name: tensor[row, place] for name, tensor in fields.items()}
-    return ExampleRows(row + features.start, kind[place], rank[place], kept)
+    return ExampleRows(features[row], kind[place], rank[place], kept)
 
 
-def _ordered(examples: ExampleList, features: slice, before: int) -> dict[str, Tensor]:
+def _ordered(examples: ExampleList, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
     order = examples.order(before)[features]
     rows = torch.arange(len(order)).unsqueeze(1)
     return {name: tensor[features][rows, order] for name, tensor in vars(examples).items()}
@@ -80,9 +82,17 @@ def write_examples(
     """Write the table, some features at a time."""
     held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
     with whole_file(path) as partial, pq.ParquetWriter(partial, EXAMPLES, compression="zstd") as writer:
-        for start in range(0, d_sae, FEATURES_PER_GROUP):
-            rows = example_rows(survey, slice(start, min(start + FEATURES_PER_GROUP, d_sae)))
+        for features in torch.arange(d_sae).split(FEATURES_PER_GROUP):
+            rows = example_rows(survey, features)
             writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)
+
+
+def examples_of(
+    survey: Survey, features: Int[Tensor, " feature"], texts: TokenTexts, bias: Float[Tensor, " d_sae"]
+) -> pa.Table:
+    """The rows of some features, nothing attributed through the model."""
+    nothing = torch.empty(len(bias), 0, survey.plan.window)
+    return _table(example_rows(survey, features), survey, HeldContexts.of(survey), texts, nothing, bias)
 
 
 def _table(
@@ -115,6 +125,12 @@ def _table(
         "model_attribution": lists(attribution, shown & attributed.unsqueeze(1), pa.float32()),
     }
     return table(columns, EXAMPLES)
+
+
+def encoder_biases(sae: SAE[Any]) -> Float[Tensor, " d_sae"]:
+    """`b_enc`; NaN where an architecture has none."""
+    b_enc = getattr(sae, "b_enc", None)
+    return torch.full((sae.cfg.d_sae,), torch.nan) if b_enc is None else b_enc.detach().float().cpu()
 
 
 def _attribution_of(rows: ExampleRows, attributions: Tensor) -> tuple[Float[Tensor, "row window"], Bool[Tensor, " row"]]:

@@ -1,92 +1,72 @@
-"""The strongest firings of every feature, and a uniform sample of all of them, kept while text streams by.
-
-Both are the same list under different keys: a firing's activation, or a random number drawn for it. A list keeps one firing per context.
-Only a firing that enters a list has its window gathered.
-"""
+"""Where chosen features fire most on a corpus, without a folder of facts: the same pass, held in memory."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from mtsae_lens.exploration.firings import Firings
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.exploration.columns import TokenTexts
+from mtsae_lens.exploration.corpora import TextBatch
+from mtsae_lens.exploration.example_table import encoder_biases, examples_of
+from mtsae_lens.exploration.facts import Example, example_records
 from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.edits import check_features
+from mtsae_lens.splice.hooked_lm import HookedLM
 
 
 @dataclass(frozen=True)
-class Entries:
-    """Firings that enter a list, and where in it they are put."""
+class FeatureExamples:
+    """The strongest activations of one feature on a corpus, one per context."""
 
-    feature: Int[Tensor, " entry"]
-    slot: Int[Tensor, " entry"]
-    context: Int[Tensor, " entry"]  # in the batch
-    position: Int[Tensor, " entry"]
+    feature: int
+    density: float  # share of tokens at which it fires
+    n_tokens: int
+    dilations: tuple[float, ...]  # of the examples' `scale_contributions`; empty for a pointwise SAE
+    examples: tuple[Example, ...]
 
-
-@dataclass
-class ExampleList:
-    """`n` slots per feature, in no order; an empty one has the key -inf."""
-
-    key: Float[Tensor, "d_sae n"]
-    context: Int[Tensor, "d_sae n"]  # over all corpora
-    corpus: Int[Tensor, "d_sae n"]
-    position: Int[Tensor, "d_sae n"]
-    hidden_pre: Float[Tensor, "d_sae n"]
-    activations: Float[Tensor, "d_sae n window"]  # NaN beyond the context's ends
-    scales: Float[Tensor, "d_sae n n_scales"]  # contributions at the peak
-    offsets: Float[Tensor, "d_sae n n_reads"]
-    token_scales: Float[Tensor, "d_sae n window n_scales"]  # at every token where the feature fires, else NaN
-
-    @classmethod
-    def empty(cls, d_sae: int, n: int, plan: Plan, n_scales: int, n_reads: int) -> ExampleList:
-        """Before the first batch."""
-
-        def numbers(*more: int) -> Tensor:
-            return torch.full((d_sae, n, *more), torch.nan)
-
-        places = [torch.full((d_sae, n), -1, dtype=torch.int32) for _ in range(3)]
-        return cls(
-            torch.full((d_sae, n), -torch.inf),
-            *places,
-            numbers(),
-            numbers(plan.window),
-            numbers(n_scales),
-            numbers(n_reads),
-            numbers(plan.window, n_scales),
-        )
-
-    def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:
-        """Let the firings with the highest keys in, the best of each context standing for it, and drop as many of the lowest."""
-        d_sae, n = self.key.shape
-        best, position = _best_by_context(firings, keys, batch_size, d_sae)
-        touched = (best > self.key.amin(dim=1, keepdim=True)).any(dim=1).nonzero().squeeze(1) if n else torch.empty(0).long()
-        both = torch.cat([self.key[touched], best[touched]], dim=1)
-        chosen = torch.zeros_like(both, dtype=torch.bool).scatter_(1, both.topk(n, dim=1).indices, value=True) & both.isfinite()
-        free, enters = ~chosen[:, :n], chosen[:, n:]
-        # the first free slots of a feature, as many as enter, are paired with what enters, in order
-        rows, slot = (free & (free.cumsum(dim=1) <= enters.sum(dim=1, keepdim=True))).nonzero().unbind(dim=1)
-        feature, context = touched[rows], enters.nonzero()[:, 1]
-        self.key[feature, slot] = best[feature, context]
-        self.position[feature, slot] = position[feature, context].int()
-        return Entries(feature, slot, context, position[feature, context])
-
-    def order(self, peak: int) -> Int[Tensor, "d_sae n"]:
-        """Slots from the highest activation down, empty ones last; `peak` is the peak's place in the windows."""
-        return self.activations[:, :, peak].nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+    @property
+    def main_scale(self) -> float | None:
+        """The dilation that contributes most to the examples; None for a pointwise SAE, or without an example."""
+        if not self.dilations or not self.examples:
+            return None
+        totals = [sum(values) for values in zip(*(example.scale_contributions for example in self.examples), strict=True)]
+        return self.dilations[totals.index(max(totals))]
 
 
-def _best_by_context(
-    firings: Firings, keys: Float[Tensor, " firing"], batch_size: int, d_sae: int
-) -> tuple[Float[Tensor, "d_sae batch"], Int[Tensor, "d_sae batch"]]:
-    """Highest key of each feature in each context, -inf where it does not fire, and its position: the first one of several."""
-    place = firings.feature * batch_size + firings.context
-    best = torch.full((d_sae * batch_size,), -torch.inf, device=keys.device).scatter_reduce_(0, place, keys, "amax")
-    leads = keys == best[place]
-    last = torch.iinfo(torch.long).max
-    position = torch.full((d_sae * batch_size,), last, device=keys.device).scatter_reduce_(
-        0, place[leads], firings.position[leads], "amin"
-    )
-    return best.view(d_sae, batch_size).cpu(), position.view(d_sae, batch_size).cpu()
+def top_examples(
+    lm: HookedLM, table: TokenTable, features: Sequence[int], *, n_examples: int = 5, before: int = 20, after: int = 6
+) -> list[FeatureExamples]:
+    """The `n_examples` contexts in which each feature is strongest; memory does not grow with the corpus.
+
+    Args:
+        lm: model and SAE.
+        table: the corpus to look through.
+        features: indices of features.
+        n_examples: contexts per feature.
+        before: tokens shown before the peak.
+        after: tokens shown after it.
+
+    Raises:
+        ConfigError: a feature that the SAE does not have.
+    """
+    check_features(features, lm.sae.cfg.d_sae)
+    survey = Survey(lm, Plan(n_examples, 0, before, after, n_ablated=0, n_attributed=0), n_corpora=1)
+    for number, tokens in enumerate(table.batches(lm.batch_size)):
+        first = number * lm.batch_size
+        survey.add(TextBatch(number, 0, first, tokens, table.documents[first : first + len(tokens)]))
+    texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
+    rows = examples_of(survey, torch.tensor(list(features), dtype=torch.long), texts, encoder_biases(lm.sae))
+    examples: dict[int, list[Example]] = {feature: [] for feature in features}
+    for example in example_records(rows):
+        examples[example.feature].append(example)
+    n_active, n_tokens = survey.counts.n_active_in_all, int(survey.counts.n_tokens.sum())
+    dilations = tuple(lm.sae.dilations) if isinstance(lm.sae, TemporalEncoder) else ()
+    return [
+        FeatureExamples(feature, int(n_active[feature]) / max(n_tokens, 1), n_tokens, dilations, tuple(examples[feature]))
+        for feature in features
+    ]

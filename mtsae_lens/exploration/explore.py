@@ -19,7 +19,7 @@ from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.cofiring import sampling_interval
 from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import Corpora
-from mtsae_lens.exploration.example_table import write_examples
+from mtsae_lens.exploration.example_table import encoder_biases, write_examples
 from mtsae_lens.exploration.feature_table import Effects, write_features
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import Peaks, strongest_peaks
@@ -108,7 +108,7 @@ def explore(
         effects, attributions = _measure(lm, corpora, survey, work)
         texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
         write_features(out / FEATURES_FILE, survey, texts, effects)
-        write_examples(out / EXAMPLES_FILE, survey, texts, attributions, _biases(lm))
+        write_examples(out / EXAMPLES_FILE, survey, texts, attributions, encoder_biases(lm.sae))
         n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
     content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
     write_json(out / ABOUT_FILE, content)
@@ -164,11 +164,6 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tup
 
     effects = Effects(work.kept("ablation", ablation), work.kept("attribution", loss_attribution))
     return effects, work.kept("model_attribution", model_attribution)
-
-
-def _biases(lm: HookedLM) -> Tensor:
-    b_enc = getattr(lm.sae, "b_enc", None)
-    return torch.full((lm.sae.cfg.d_sae,), torch.nan) if b_enc is None else b_enc.detach().float().cpu()
 
 
 def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: int) -> dict[str, Any]:

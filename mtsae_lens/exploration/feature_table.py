@@ -122,7 +122,7 @@ def _effect_columns(effects: Effects) -> dict[str, pa.Array]:
 def top_tokens(survey: Survey) -> Int[Tensor, " d_sae"]:
     """The commonest token at the peaks of each feature's strongest examples, the stronger one's of two that are as common; 0 for a dead one."""
     held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
-    rows = example_rows(survey, slice(0, d_sae))
+    rows = example_rows(survey, torch.arange(d_sae))
     strongest = rows.kind == 0
     tokens = held.tokens[held.find(rows.fields["context"].long()), rows.fields["position"].long()]
     peaks = torch.full((d_sae, survey.plan.n_examples), -1)

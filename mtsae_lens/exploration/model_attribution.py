@@ -2,8 +2,8 @@
 
     a_s = < d hidden_pre_i[t] / d embed[s], embed[s] >
 
-with the peak t of feature i, the gradient running through SAE encoder and the layers before the hook. It is a first-order answer: what the encoder's
-own taps contribute is exact (`offset_contributions`), what lies below the hook is not additive.
+with the peak t of feature i, the gradient running through SAE encoder and the layers before the hook. It is a first-order answer: what the
+encoder's own taps contribute is exact (`offset_contributions`), what lies below the hook is not additive.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one pass over text: counts, lift, examples and the sample of pairs, for all features at once, in memory that does not grow with the text."""
+"""The one pass over text, for all features at once: counts, lift, examples, pairs. Its memory does not grow with the text."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.exploration.cofiring import CofiringSample
 from mtsae_lens.exploration.corpora import TextBatch
 from mtsae_lens.exploration.counts import FeatureCounts
-from mtsae_lens.exploration.examples import Entries, ExampleList
+from mtsae_lens.exploration.example_lists import Entries, ExampleList
 from mtsae_lens.exploration.firings import Firings, find_firings, read_batch
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.windows import WindowGatherer

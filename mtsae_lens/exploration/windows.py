@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.exploration.examples import Entries, ExampleList
+from mtsae_lens.exploration.example_lists import Entries, ExampleList
 from mtsae_lens.exploration.firings import BatchReading
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.sae.lift import encoder_by_scale
