@@ -8,7 +8,7 @@ and the change of the loss of the next token, and of the tokens after it, is exa
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.exploration.firings import features_at
@@ -20,7 +20,7 @@ _ROWS_AT_ONCE = 32  # contexts rerun together: their log-probabilities take rows
 
 
 @torch.no_grad()
-def ablation_effects(lm: HookedLM, peaks: Peaks, watch: Watch[Peaks]) -> Float[Tensor, "peak 2"]:
+def ablation_effects(lm: HookedLM, peaks: Peaks, watch: Watch) -> Float[Tensor, "peak 2"]:
     """Change of the loss in nats, of the next token and in the mean of those after it; NaN where there is none, or a special one.
 
     Positive: without the feature the model predicts worse.
@@ -46,19 +46,18 @@ def _effects(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
     delta = _ablated(lm, clean_tokens, h, context, position, feature)
     counted = ~lm.cutter.special_positions(clean_tokens)[:, 1:]
     nll = _nll(lm, clean_tokens, h, counted)[context]
-    tokens, edited_h = clean_tokens[context], h[context].clone()
-    everywhere = torch.zeros_like(tokens, dtype=torch.bool)
-    everywhere[torch.arange(len(tokens)), position] = True
-    edited_h = lm.splice.add_delta(edited_h, delta, everywhere)
-    after = counted[context] & (torch.arange(tokens.shape[1] - 1, device=device) >= position[:, None])
-    change = _nll(lm, tokens, edited_h, after) - nll
-    following = after & (torch.arange(tokens.shape[1] - 1, device=device) > position[:, None])
-    rest = change.masked_fill(~following, 0.0).sum(dim=1) / following.sum(dim=1)  # 0 / 0 where nothing follows
-    has_next = position < tokens.shape[1] - 1
-    next_place = position.clamp(max=tokens.shape[1] - 2)
-    has_next &= after.gather(1, next_place[:, None]).squeeze(1)
-    next_change = change.gather(1, next_place[:, None]).squeeze(1).masked_fill(~has_next, torch.nan)
-    return torch.stack([next_change, rest], dim=1).float().cpu()
+    tokens, places = clean_tokens[context], torch.arange(clean_tokens.shape[1], device=device)
+    at_peak = places == position.unsqueeze(1)
+    edited = lm.splice.add_delta(h[context], delta, at_peak)
+    after = counted[context] & (places[:-1] >= position.unsqueeze(1))
+    change = _nll(lm, tokens, edited, after) - nll
+    following = after & ~at_peak[:, :-1]
+    return torch.stack([_mean(change, after & at_peak[:, :-1]), _mean(change, following)], dim=1).float().cpu()
+
+
+def _mean(change: Float[Tensor, "row pred"], counted: Bool[Tensor, "row pred"]) -> Float[Tensor, " row"]:
+    """Over the counted predictions; NaN without one."""
+    return change.masked_fill(~counted, 0.0).sum(dim=1) / counted.sum(dim=1)
 
 
 def _ablated(lm: HookedLM, tokens: Tensor, h: Tensor, context: Tensor, position: Tensor, feature: Tensor) -> Tensor:

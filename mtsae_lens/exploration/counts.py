@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -62,7 +63,7 @@ class FeatureCounts:
         if not self.edges.any():
             largest = value.max().double().cpu() if len(value) else torch.tensor(1.0, dtype=torch.float64)
             self.edges = largest * torch.logspace(
-                *torch.tensor([_LOWEST, _HIGHEST]).log10().tolist(), len(self.edges), dtype=torch.float64
+                math.log10(_LOWEST), math.log10(_HIGHEST), len(self.edges), dtype=torch.float64
             )
         self.n_tokens[corpus] += int(reading.kept.sum())
         self.n_active[corpus] += torch.bincount(feature, minlength=d_sae).cpu()

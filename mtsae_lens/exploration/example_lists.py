@@ -47,15 +47,19 @@ class ExampleList:
         def numbers(*more: int) -> Tensor:
             return torch.full((d_sae, n, *more), torch.nan)
 
-        places = [torch.full((d_sae, n), -1, dtype=torch.int32) for _ in range(3)]
+        def places() -> Tensor:
+            return torch.full((d_sae, n), -1, dtype=torch.int32)
+
         return cls(
-            torch.full((d_sae, n), -torch.inf),
-            *places,
-            numbers(),
-            numbers(plan.window),
-            numbers(n_scales),
-            numbers(n_reads),
-            numbers(plan.window, n_scales),
+            key=torch.full((d_sae, n), -torch.inf),
+            context=places(),
+            corpus=places(),
+            position=places(),
+            hidden_pre=numbers(),
+            activations=numbers(plan.window),
+            scales=numbers(n_scales),
+            offsets=numbers(n_reads),
+            token_scales=numbers(plan.window, n_scales),
         )
 
     def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:

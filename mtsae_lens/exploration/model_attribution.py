@@ -23,7 +23,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 _ROWS_AT_ONCE = 64
 
 
-def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watch: Watch[Any]) -> Float[Tensor, "peak window"]:
+def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watch: Watch) -> Float[Tensor, "peak window"]:
     """Attribution of each token of the window around the peak; NaN beyond the context's ends.
 
     Args:

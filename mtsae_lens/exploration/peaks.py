@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -12,8 +12,7 @@ from torch import Tensor
 
 from mtsae_lens.exploration.survey import Survey
 
-T = TypeVar("T")
-Watch = Callable[[Iterable[T]], Iterator[T]]
+Watch = Callable[[Iterable[Any]], Iterator[Any]]
 """Shows progress, and stops between two items where a signal asked for it."""
 
 
@@ -30,17 +29,9 @@ class Peaks:
     def __len__(self) -> int:
         return len(self.feature)
 
-    def sorted_by(self, key: Int[Tensor, " peak"]) -> Peaks:
-        """In the order of a key."""
-        return self.rows(key.argsort(stable=True))
-
     def rows(self, rows: Int[Tensor, " chosen"]) -> Peaks:
         """Some of them."""
         return Peaks(self.feature[rows], self.rank[rows], self.position[rows], self.context[rows], self.tokens)
-
-    def split(self, size: int) -> Sequence[Peaks]:
-        """Batches of at most `size`."""
-        return [self.rows(rows) for rows in torch.arange(len(self)).split(size)]
 
 
 def strongest_peaks(survey: Survey, n: int) -> Peaks:

@@ -11,7 +11,7 @@ try:
 except ImportError as error:
     raise ImportError("FeatureProbe needs anywidget; install it with: pip install 'mtsae-lens[notebook]'") from error
 
-from mtsae_lens.errors import MTSAEError
+from mtsae_lens.errors import ConfigError, MTSAEError
 from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.live import TextFeatures, explain
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -34,13 +34,17 @@ class FeatureProbe(anywidget.AnyWidget):
     position = traitlets.Int(-1).tag(sync=True)  # of the clicked token; -1 for none
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     activations = traitlets.List(traitlets.Float()).tag(sync=True)  # of the chosen feature, or of each token's strongest
-    strongest = traitlets.List().tag(sync=True)  # of the clicked token, else of the text: [feature, activation, label]
+    strongest: Any = traitlets.List().tag(sync=True)  # of the clicked token, else of the text: [feature, activation, label]
     contributions = traitlets.Dict().tag(
         sync=True
     )  # hidden_pre, bias, scales and offsets as [name, value]; empty without a token
     error = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, lm: HookedLM, facts: Exploration | None = None, **traits: Any) -> None:
+        if facts is not None and facts.about["d_sae"] != lm.sae.cfg.d_sae:
+            raise ConfigError(
+                f"the facts are of {facts.about['d_sae']} features, the SAE has {lm.sae.cfg.d_sae}; give the facts of this SAE"
+            )
         self._lm = lm
         self._read: TextFeatures | None = None
         self._labels = {} if facts is None else dict(enumerate(facts.table["top_token"].to_pylist()))

@@ -37,9 +37,9 @@ class Survey:
         self.lm, self.plan, self.cofiring_interval = lm, plan, cofiring_interval
         sae, d_sae = lm.sae, lm.sae.cfg.d_sae
         temporal = sae if isinstance(sae, TemporalEncoder) else None
-        n_scales, n_reads = (len(temporal.cfg.dilations), len(temporal.read_offsets)) if temporal else (0, 0)
+        n_scales, n_reads = (len(temporal.cfg.dilations), len(temporal.read_offsets)) if temporal is not None else (0, 0)
         self.counts = FeatureCounts.empty(n_corpora, d_sae)
-        self.lift = Lift(temporal) if temporal else None
+        self.lift = Lift(temporal) if temporal is not None else None
         self.lists = {
             kind: ExampleList.empty(d_sae, n, plan, n_scales, n_reads)
             for kind, n in zip(KINDS, (plan.n_examples, plan.n_sampled), strict=True)
