@@ -32,7 +32,7 @@ def ablation_effects(lm: HookedLM, peaks: Peaks, watch: Watch) -> Float[Tensor, 
     """
     effects = torch.full((len(peaks), 2), torch.nan)
     order = peaks.context.argsort(stable=True)  # one context's peaks side by side: its clean run is made once
-    for rows in watch(list(order.split(_ROWS_AT_ONCE))):
+    for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
         effects[rows] = _effects(lm, peaks.rows(rows))
     return effects
 

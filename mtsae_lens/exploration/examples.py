@@ -60,7 +60,7 @@ def top_examples(
         first = number * lm.batch_size
         survey.add(TextBatch(number, 0, first, tokens, table.documents[first : first + len(tokens)]))
     texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
-    rows = examples_of(survey, torch.tensor(list(features), dtype=torch.long), texts, encoder_biases(lm.sae))
+    rows = examples_of(survey, torch.tensor(sorted(set(features)), dtype=torch.long), texts, encoder_biases(lm.sae))
     examples: dict[int, list[Example]] = {feature: [] for feature in features}
     for example in example_records(rows):
         examples[example.feature].append(example)

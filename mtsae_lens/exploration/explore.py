@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,8 @@ def explore(
     watch, state = Stopwatch(), out / STATE_FOLDER
     prepare_output_dir(out)
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or state.exists())
+    if (out / ABOUT_FILE).exists():
+        return json.loads((out / ABOUT_FILE).read_text())
     prepare_output_dir(state)
     with stop_on_signal() as stop:
         work = _Work(state, stop)

@@ -36,7 +36,7 @@ def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watc
     n_positions = peaks.tokens.shape[1]
     found = torch.full((len(peaks), before + 1 + after), torch.nan)
     order = peaks.position.argsort(stable=True)  # a batch runs to its last peak only
-    for rows in watch(list(order.split(_ROWS_AT_ONCE))):
+    for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
         chosen = peaks.rows(rows)
         end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
         values = _attribute(lm, chosen.tokens[chosen.context, :end], chosen.position, chosen.feature)

@@ -28,7 +28,7 @@ def sources(text_file: Path, sea_file: Path, tmp_path_factory: pytest.TempPathFa
     """Many short documents, so that separators stand inside contexts."""
     folder = tmp_path_factory.mktemp("short")
     for path in (text_file, sea_file):
-        texts = path.read_text()[:20_000].split("\n")
+        texts = path.read_text()[:8_000].split("\n")
         (folder / f"{path.stem}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return str(folder / "land.jsonl"), str(folder / "sea.jsonl")
 

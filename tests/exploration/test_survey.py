@@ -138,7 +138,7 @@ def test_a_pass_carried_on_ends_like_one_that_was_not_stopped(
 def test_a_damaged_state_is_refused(lm: Any, look: Any, corpora: Corpora, tmp_path: Path) -> None:
     survey = look(lm, corpora)
     (tmp_path / "bad").write_bytes(b"x" * 99)
-    with pytest.raises(DataError, match="damaged.*delete it"):
+    with pytest.raises(DataError, match=r"damaged.*delete it"):
         survey.load(tmp_path / "bad")
 
 
