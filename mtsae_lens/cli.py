@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 
 app = typer.Typer(
-    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn.",
+    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn, explore.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -14,6 +14,7 @@ import resource
 import time
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -21,12 +22,15 @@ import torch
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.cofiring import sampling_interval
+from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import Corpora
-from mtsae_lens.exploration.decoder import extreme_tokens, neighbours
+from mtsae_lens.exploration.example_table import encoder_biases, write_examples
+from mtsae_lens.exploration.feature_table import Effects, write_features
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.exploration.text_table import write_texts
 from mtsae_lens.splice.attribution import attribution
 
 
@@ -77,21 +81,25 @@ def main() -> None:
     parts["save"]["megabytes"] = state.stat().st_size / 1e6
     state.unlink()
     n_features = options.measured_features or d_sae
+    measured: dict[str, torch.Tensor] = {}
     for name, n, measure in (
         ("ablation", plan.n_ablated, lambda peaks: ablation_effects(lm, peaks, iter)),
         ("model attribution", plan.n_attributed, lambda peaks: model_attributions(lm, peaks, plan.before, plan.after, iter)),
     ):
         peaks = strongest_peaks(survey, n)
         chosen = peaks.rows((peaks.feature < n_features).nonzero().squeeze(1))
-        record(name, d_sae / n_features, lambda measure=measure, chosen=chosen: measure(chosen))
+        values = record(name, d_sae / n_features, lambda measure=measure, chosen=chosen: measure(chosen))
+        measured[name] = torch.full((d_sae, n, values.shape[1]), torch.nan)
+        measured[name][chosen.feature, chosen.rank] = values
     (table,) = corpora.tables(plan.n_attribution_contexts)
-    record("attribution", 1.0, lambda: attribution(lm, table))
-    record("decoder", 1.0, lambda: (extreme_tokens(lm, 10), neighbours(lm.sae, 8)))
-    record(
-        "cofiring",
-        min(options.n_tokens, 100_000) / max(survey.cofiring.n_tokens, 1),
-        lambda: survey.cofiring.strongest(d_sae, 8),
-    )
+    effects = Effects(measured["ablation"], record("attribution", 1.0, lambda: attribution(lm, table)).float().cpu())
+    texts, bias = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab), encoder_biases(lm.sae)
+    with TemporaryDirectory() as out:
+        # co-firing features, decoder and neighbours are found here
+        record("features.parquet", 1.0, lambda: write_features(Path(out, "f"), survey, texts, effects))
+        attributions = measured["model attribution"]
+        record("examples.parquet", 1.0, lambda: write_examples(Path(out, "e"), survey, texts, attributions, bias))
+        record("texts.parquet", 1.0, lambda: write_texts(Path(out, "t"), lm, [table], texts))
     total = {kind: sum(part[kind] for part in parts.values()) for kind in ("seconds", "core_seconds")}
     print(
         json.dumps(

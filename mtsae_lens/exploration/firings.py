@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
+from sae_lens.saes.temporal_sae import TemporalSAE
 from torch import Tensor
 
 from mtsae_lens.sae.contributions import TapPart, tap_parts
@@ -75,6 +76,9 @@ def features_at(
     if isinstance(lm.sae, TemporalEncoder):
         x = lm.sae.process_sae_in(sae_in)
         return lm.sae.features_from_scales(lm.sae.encode_scales(x)[contexts, positions], x[contexts, positions])
+    if isinstance(lm.sae, TemporalSAE):  # its attention reads whole contexts
+        feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
+        return feature_acts[contexts, positions], hidden_pre[contexts, positions]
     feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in[contexts, positions].unsqueeze(1))
     return feature_acts.squeeze(1), hidden_pre.squeeze(1)
 

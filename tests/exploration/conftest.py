@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEMetadata
-from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.exploration.corpora import Corpora
@@ -46,9 +46,12 @@ def random_lm(lm: Any) -> Callable[..., HookedLM]:
     def make(architecture: str = "mtsae", hook_name: str = HOOK, **settings: Any) -> HookedLM:
         torch.manual_seed(1)
         sizes: dict[str, Any] = {"d_in": 32, "d_sae": 24, "k": 5, "metadata": SAEMetadata(hook_name=hook_name)} | settings
-        sae: Any = (
-            MTSAE(MTSAEConfig(**{"context_size": 32} | sizes)) if architecture == "mtsae" else TopKSAE(TopKSAEConfig(**sizes))
-        )
+        if architecture == "mtsae":
+            sae: Any = MTSAE(MTSAEConfig(**{"context_size": 32} | sizes))
+        else:  # any that SAELens knows
+            sae_class, config_class = get_sae_class(architecture)
+            fields = config_class.__dataclass_fields__
+            sae = sae_class(config_class(**{name: value for name, value in sizes.items() if name in fields}))
         for parameter in sae.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         return HookedLM(lm.model, Splice(sae), lm.cutter, batch_size=4)

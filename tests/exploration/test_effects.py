@@ -65,6 +65,14 @@ def test_ablation_is_that_of_a_whole_forward_pass(
 
 
 @pytest.mark.parametrize("architecture", ["mtsae", "topk"])
+def test_ablation_of_heads(random_lm: Any, look: Any, corpora: Corpora, architecture: str) -> None:
+    """An SAE that takes heads as heads is the one that takes them laid end to end."""
+    lm, flat = (random_lm(architecture, HOOKS[2], reshape_activations=kind) for kind in ("hook_z", "none"))
+    peaks = strongest_peaks(look(lm, corpora), 1)
+    assert_close(ablation_effects(lm, peaks, iter), ablation_effects(flat, peaks, iter), equal_nan=True)
+
+
+@pytest.mark.parametrize("architecture", ["mtsae", "topk"])
 def test_features_at_chosen_positions(random_lm: Any, corpora: Corpora, architecture: str) -> None:
     lm = random_lm(architecture)
     batch = next(iter(corpora.batches(3)))

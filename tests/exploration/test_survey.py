@@ -12,7 +12,11 @@ from torch.testing import assert_close
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.errors import DataError
+from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.firings import features_at
+from mtsae_lens.exploration.model_attribution import model_attributions
+from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.windows import WindowGatherer
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
@@ -44,6 +48,7 @@ def check_sums(survey: Survey) -> None:
         {"scale_norm": "none", "padding": "circular"},
         {"learn_dilations": True, "dilations": (0, 1, 4)},
         {"kernel_size": 1, "dilations": (0,)},
+        {"hook_name": "blocks.0.attn.hook_z", "reshape_activations": "hook_z"},
     ],
     ids=str,
 )
@@ -155,3 +160,23 @@ def test_memory_does_not_grow_with_the_text(look: Any, lm: Any, corpora: Corpora
     ]
     assert sizes[0] == sizes[1]
     assert long.counts.n_tokens.sum() > 8 * short.counts.n_tokens.sum()
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "topk", "abstopk", "jumprelu", "matching_pursuit", "temporal"])
+def test_every_architecture(look: Any, random_lm: Any, corpora: Corpora, architecture: str) -> None:
+    """Counts, examples and effects, without time scales."""
+    lm = random_lm(architecture, n_heads=2, bottleneck_factor=4)
+    survey = look(lm, corpora)
+    tokens = torch.tensor([ids for corpus in range(2) for _, ids in corpora.contexts(corpus)])
+    acts = torch.cat([lm.feature_acts(part) for part in tokens.split(4)])
+    assert_close(survey.counts.n_active_in_all, (acts > 0).sum(dim=(0, 1)))
+    assert (acts > 0).sum() > 100
+    assert survey.lift is None
+    examples, peaks = survey.lists["top"], strongest_peaks(survey, 2)
+    assert examples.hidden_pre[examples.context >= 0].isfinite().all()
+    h = lm.activations(peaks.tokens)
+    at_peaks, _ = features_at(lm, peaks.tokens, h, peaks.context, peaks.position)
+    found = examples.activations[..., 5].gather(1, examples.order(5))[peaks.feature, peaks.rank]
+    assert_close(at_peaks[torch.arange(len(peaks)), peaks.feature], found, atol=1e-4, rtol=1e-4)
+    assert ablation_effects(lm, peaks, iter)[:, 1].nan_to_num().any()
+    assert model_attributions(lm, peaks, 5, 2, iter).nan_to_num().any()
