@@ -101,7 +101,7 @@ def explore(
     """
     watch, state = Stopwatch(), out / STATE_FOLDER
     prepare_output_dir(out)
-    check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or state.exists())
+    check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
         return json.loads((out / ABOUT_FILE).read_text())
     prepare_output_dir(state)

@@ -221,6 +221,7 @@ def test_text_that_ends_early_and_text_that_is_none(random_lm: Any, corpora: Cor
     short.write_text("Too short.")
     with pytest.raises(DataError, match=r"short\.txt: split 'train' gives no context of 32 tokens.*or --split train"):
         run(random_lm("topk"), dataclasses.replace(corpora, sources=(str(short),)), tmp_path / "b")
+    run(random_lm("topk"), corpora, tmp_path / "b", k=2)  # nothing was found out, so other settings may use the folder
 
 
 def test_sizes_that_make_no_sense() -> None:
