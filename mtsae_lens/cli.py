@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 
 app = typer.Typer(
-    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn.",
+    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn, explore.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -264,6 +264,52 @@ def export(
         _print_table(comparison_table(measured))
     loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
     typer.echo(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}")
+
+
+@app.command()
+def explore(
+    sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE, of any architecture.")],
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to look through; may be repeated, the first is compared with the others. The training dataset if not given."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, select, tune or test.")] = None,
+    n_tokens: Annotated[int | None, typer.Option(help="Tokens to look through.")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Strongest examples of each feature.")] = None,
+    n_ablated: Annotated[int | None, typer.Option(help="Of those, how many are ablated; 0 leaves that out.")] = None,
+    n_attributed: Annotated[
+        int | None, typer.Option(help="And how many attributed through the model; 0 leaves that out.")
+    ] = None,
+    model: Model = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Find out what every feature does: examples, time scales, effects. What is done is kept, and goes on when typed again."""
+    from mtsae_lens.commands.explore import ExploreSettings, run_explore  # noqa: PLC0415
+
+    typed: dict[str, Any] = {
+        "sae": sae,
+        "dataset": tuple(dataset) if dataset else None,
+        "split": split,
+        "n_tokens": n_tokens,
+        "n_examples": n_examples,
+        "n_ablated": n_ablated,
+        "n_attributed": n_attributed,
+        "model": model,
+        "out": out,
+        "seed": seed,
+        "device": device,
+    }
+    settings = ExploreSettings.build(config, typed)
+    facts, page = run_explore(settings)
+    fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
+    asked = f" (all there were; {facts['n_tokens_asked']:,} were asked for)" if fewer else ""
+    typer.echo(f"looked at {facts['n_tokens']:,} tokens{asked}")
+    typer.echo(f"page: {page}")
 
 
 @app.command()

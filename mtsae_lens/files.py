@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
 
 from mtsae_lens.errors import OutputError
 
@@ -55,6 +57,26 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Strict JSON (NaN is refused), written whole."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """A safetensors file, written whole."""
+    with whole_file(path) as partial:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file for a library to write; it appears at `path` only if the block ends without an error."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        yield partial
+        partial.replace(path)
+    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
+        raise OutputError(f"{path}: cannot be written ({error})") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink()
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from mtsae_lens.files import prepare_output_dir, write_json
 from mtsae_lens.interruption import stop_on_signal
 
 Trial = Callable[[], Mapping[str, Any]]
+SETTINGS_FILE = "settings.json"
 _POLL_SECONDS = 0.5  # how long a signal may wait while workers compute
 
 
@@ -41,7 +42,7 @@ def run_trials(
         TrainingInterrupted: a signal came; what is done is kept, and the trials that were stopped are made again.
     """
     prepare_output_dir(folder)
-    _check_settings(folder, json.loads(json.dumps(settings)))
+    check_settings(folder, settings, has_results=_has_results(folder))
     paths = {name: folder / f"{name.replace('/', '__')}.json" for name in trials}
     missing = {name: trial for name, trial in trials.items() if not paths[name].exists()}
     compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
@@ -57,9 +58,18 @@ def run_trials(
     return {name: json.loads(path.read_text()) for name, path in paths.items()}
 
 
-def _check_settings(folder: Path, settings: dict[str, Any]) -> None:
-    record = folder / "settings.json"
-    if not any(path != record for path in folder.glob("*.json")):  # no result yet that could belong to other settings
+def _has_results(folder: Path) -> bool:
+    return any(path.name != SETTINGS_FILE for path in folder.glob("*.json"))
+
+
+def check_settings(folder: Path, settings: Mapping[str, Any], *, has_results: bool) -> None:
+    """Refuse a folder whose results were made with other settings; one without results is given these, as `settings.json`.
+
+    Raises:
+        ConfigError: the settings differ; it names them.
+    """
+    record, settings = folder / SETTINGS_FILE, json.loads(json.dumps(settings))
+    if not has_results:
         write_json(record, settings)
         return
     kept, new = _leaves(json.loads(record.read_text()) if record.exists() else {}), _leaves(settings)

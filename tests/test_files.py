@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from mtsae_lens.errors import OutputError
-from mtsae_lens.files import prepare_output_dir, whole_folder, write_json, write_text
+from mtsae_lens.files import prepare_output_dir, whole_file, whole_folder, write_json, write_tensors, write_text
 
 
 def disk_full(*_: Any) -> None:
@@ -116,3 +118,33 @@ def test_prepare_output_dir_proves_that_it_can_write(tmp_path: Path, monkeypatch
     monkeypatch.setattr("tempfile.NamedTemporaryFile", lambda **_: disk_full())
     with pytest.raises(OutputError, match="No space left"):
         prepare_output_dir(tmp_path)
+
+
+def test_a_library_that_fails_leaves_the_file_that_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_text("old")
+
+    def write(error: Exception | None) -> None:
+        with whole_file(path) as partial:
+            partial.write_text("new")
+            if error is not None:
+                raise error
+
+    failures: list[tuple[Exception, type[Exception]]] = [
+        (SafetensorError("full"), OutputError),
+        (OSError("full"), OutputError),
+        (ValueError("x"), ValueError),
+    ]
+    for error, expected in failures:
+        with pytest.raises(expected):
+            write(error)
+        assert [p.name for p in tmp_path.iterdir()] == ["a.parquet"]
+        assert path.read_text() == "old"
+    write(None)
+    assert path.read_text() == "new"
+
+
+def test_tensors(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "a.safetensors", {"x": torch.arange(6).view(2, 3).T}, {"about": "y"})
+    assert torch.equal(load_file(tmp_path / "a.safetensors")["x"], torch.arange(6).view(2, 3).T)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]

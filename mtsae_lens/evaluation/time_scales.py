@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.sae.contributions import offset_contributions
+from mtsae_lens.sae.lift import share_of_context
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
 
@@ -33,8 +34,7 @@ class TemporalProfiles:
     @property
     def context_share(self) -> Float[Tensor, " feature"]:
         """How much of what drives a feature comes from positions other than its own: 0 pointwise, 1 context alone."""
-        others = [place for place, offset in enumerate(self.offsets) if offset != 0]
-        return self.shares[:, others].clamp(min=0).sum(dim=-1).clamp(max=1)
+        return share_of_context(self.shares, self.offsets)
 
     @property
     def context_lag(self) -> Float[Tensor, " feature"]:

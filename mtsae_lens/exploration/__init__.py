@@ -1,1 +1,1 @@
-"""What a feature does: in which tokens it fires, and which time scale drives it."""
+"""What features do: facts about all of them from one pass over text, and about typed text in a notebook; knows no page."""

@@ -1,28 +1,22 @@
-"""Where features fire most, with the tokens around and what each scale contributed."""
+"""Where chosen features fire most on a corpus, without a folder of facts: the same pass, held in memory."""
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count
 
 import torch
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.sae.contributions import scale_contributions
+from mtsae_lens.exploration.columns import TokenTexts
+from mtsae_lens.exploration.corpora import TextBatch
+from mtsae_lens.exploration.example_table import encoder_biases, examples_of
+from mtsae_lens.exploration.facts import Example, example_records
+from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.edits import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
-
-
-@dataclass(frozen=True)
-class Example:
-    """One activation: the tokens up to and around it, each token's activation of the feature, and the scales' share at the peak."""
-
-    tokens: tuple[str, ...]
-    activations: tuple[float, ...]
-    peak: int  # index into `tokens`
-    scale_contributions: dict[int, float]  # dilation -> share of the pre-activation, bias aside; empty for a pointwise SAE
 
 
 @dataclass(frozen=True)
@@ -32,19 +26,18 @@ class FeatureExamples:
     feature: int
     density: float  # share of tokens at which it fires
     n_tokens: int
+    dilations: tuple[float, ...]  # of the examples' `scale_contributions`; empty for a pointwise SAE
     examples: tuple[Example, ...]
 
     @property
-    def main_scale(self) -> int | None:
-        """The dilation that contributes most to the examples; None for a pointwise SAE."""
-        totals: dict[int, float] = {}
-        for example in self.examples:
-            for dilation, value in example.scale_contributions.items():
-                totals[dilation] = totals.get(dilation, 0.0) + value
-        return max(totals, key=totals.__getitem__) if totals else None
+    def main_scale(self) -> float | None:
+        """The dilation that contributes most to the examples; None for a pointwise SAE, or without an example."""
+        if not self.dilations or not self.examples:
+            return None
+        totals = [sum(values) for values in zip(*(example.scale_contributions for example in self.examples), strict=True)]
+        return self.dilations[totals.index(max(totals))]
 
 
-@torch.no_grad()
 def top_examples(
     lm: HookedLM, table: TokenTable, features: Sequence[int], *, n_examples: int = 5, before: int = 20, after: int = 6
 ) -> list[FeatureExamples]:
@@ -57,46 +50,23 @@ def top_examples(
         n_examples: contexts per feature.
         before: tokens shown before the peak.
         after: tokens shown after it.
+
+    Raises:
+        ConfigError: a feature that the SAE does not have.
     """
-    index = torch.tensor(list(features), device=lm.sae.device)
-    heaps: list[list[tuple[float, int, Example]]] = [[] for _ in features]
-    fired = torch.zeros(len(features), device=lm.sae.device)
-    n_tokens, order = 0, count()
-    for tokens in lm.batches(table):
-        masked = lm.masked(tokens)
-        h = lm.activations(tokens)
-        acts = lm.feature_acts(tokens, h)[..., index]
-        fired += (acts > 0).sum(dim=(0, 1))
-        n_tokens += int((~masked).sum())
-        contributions = None
-        if isinstance(lm.sae, TemporalEncoder):
-            contributions = scale_contributions(lm.sae, lm.sae_input(tokens, h), index)
-        peaks, positions = acts.max(dim=1)
-        for row in range(tokens.shape[0]):
-            for place in range(len(features)):
-                value, position = peaks[row, place].item(), int(positions[row, place])
-                heap = heaps[place]
-                if value <= 0 or (len(heap) == n_examples and value <= heap[0][0]):
-                    continue
-                start, end = max(0, position - before), min(tokens.shape[1], position + after + 1)
-                shares: dict[int, float] = {}
-                if contributions is not None:
-                    values = contributions[row, position, :, place].tolist()
-                    shares = dict(zip(lm.sae.cfg.dilations, values, strict=True))
-                example = Example(
-                    tokens=tuple(str(lm.cutter.tokenizer.decode([token])) for token in tokens[row, start:end].tolist()),
-                    activations=tuple(acts[row, start:end, place].tolist()),
-                    peak=position - start,
-                    scale_contributions=shares,
-                )
-                push = heapq.heappushpop if len(heap) == n_examples else heapq.heappush
-                push(heap, (value, next(order), example))
+    check_features(features, lm.sae.cfg.d_sae)
+    survey = Survey(lm, Plan(n_examples, 0, before, after, n_ablated=0, n_attributed=0), n_corpora=1)
+    for number, tokens in enumerate(table.batches(lm.batch_size)):
+        first = number * lm.batch_size
+        survey.add(TextBatch(number, 0, first, tokens, table.documents[first : first + len(tokens)]))
+    texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
+    rows = examples_of(survey, torch.tensor(sorted(set(features)), dtype=torch.long), texts, encoder_biases(lm.sae))
+    examples: dict[int, list[Example]] = {feature: [] for feature in features}
+    for example in example_records(rows):
+        examples[example.feature].append(example)
+    n_active, n_tokens = survey.counts.n_active_in_all, int(survey.counts.n_tokens.sum())
+    dilations = tuple(lm.sae.dilations) if isinstance(lm.sae, TemporalEncoder) else ()
     return [
-        FeatureExamples(
-            feature,
-            fired[place].item() / max(n_tokens, 1),
-            n_tokens,
-            tuple(e for _, _, e in sorted(heaps[place], reverse=True)),
-        )
-        for place, feature in enumerate(features)
+        FeatureExamples(feature, int(n_active[feature]) / max(n_tokens, 1), n_tokens, dilations, tuple(examples[feature]))
+        for feature in features
     ]

@@ -9,6 +9,9 @@ The mean that `rescaled_layer_norm` puts back is the token's own, so it counts f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
@@ -16,6 +19,15 @@ from torch import Tensor
 
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import NORM_EPS, sequence_reads
+
+
+@dataclass(frozen=True)
+class TapPart:
+    """What one scale takes from one offset."""
+
+    scale: int
+    place: int  # in `read_offsets`
+    vector: Float[Tensor, "batch pos d_in"]
 
 
 def _encoder_by_scale(sae: TemporalEncoder, features: Tensor) -> Float[Tensor, "n_scales d_in feature"]:
@@ -38,6 +50,40 @@ def scale_contributions(
 
 
 @torch.no_grad()
+def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"]) -> Iterator[TapPart]:
+    """What each (scale, offset) that is read adds to the scale's vector, one after another, so that no more than one need be held.
+
+    `sum_o part_ko = z_k` exactly, so parts times `W_enc` plus `b_enc` are the pre-activations.
+
+    Args:
+        sae: the encoder.
+        x: the output of `process_sae_in`.
+    """
+    reads = sequence_reads(x, sae.read_offsets, sae.cfg.padding)
+    filters, norm = sae.filters, sae.cfg.scale_norm
+    factor: Tensor | None = None
+    if norm != "none":
+        factor = (sae.convolve(reads).var(dim=-1, correction=0, keepdim=True) + NORM_EPS).rsqrt()
+    if factor is not None and norm == "rescaled_layer_norm":
+        factor = factor * x.std(dim=-1, correction=0, keepdim=True).unsqueeze(-2)
+    for scale, place in read_pairs(sae):
+        offset = sae.read_offsets[place]
+        part = reads[offset] * filters[scale, place]
+        if factor is not None:
+            part = (part - part.mean(dim=-1, keepdim=True)) * factor[..., scale, :]
+        if norm == "rescaled_layer_norm" and offset == 0:
+            part = part + x.mean(dim=-1, keepdim=True)
+        yield TapPart(scale, place, part * (sae.cfg.context_gain if scale else 1.0))
+
+
+def read_pairs(sae: TemporalEncoder) -> list[tuple[int, int]]:
+    """The (scale, place in `read_offsets`) of `tap_parts`, in its order: those with a filter, and offset 0 of every scale."""
+    used = (sae.filters != 0).any(dim=-1)
+    used[:, 0] = True
+    return [(scale, place) for scale, place in used.nonzero().tolist()]
+
+
+@torch.no_grad()
 def offset_contributions(
     sae: TemporalEncoder, h: Tensor, features: Int[Tensor, " feature"]
 ) -> Float[Tensor, "batch pos n_reads feature"]:
@@ -48,23 +94,8 @@ def offset_contributions(
         h: activations, shaped as for `encode`.
         features: indices of features.
     """
-    x = sae.process_sae_in(h)
-    reads = sequence_reads(x, sae.read_offsets, sae.cfg.padding)
-    convolved = sae.convolve(reads)
-    filters, W_enc = sae.filters, _encoder_by_scale(sae, features)
-    factor: Tensor | float = 1.0
-    if sae.cfg.scale_norm != "none":
-        factor = (convolved.var(dim=-1, correction=0, keepdim=True) + NORM_EPS).rsqrt()
-    if sae.cfg.scale_norm == "rescaled_layer_norm":
-        factor = factor * x.std(dim=-1, correction=0, keepdim=True).unsqueeze(-2)
-    gains = torch.full((len(sae.cfg.dilations), 1), sae.cfg.context_gain, dtype=x.dtype, device=x.device)
-    gains[0] = 1.0
-    parts = []
-    for place, offset in enumerate(sae.read_offsets):
-        part = reads[offset].unsqueeze(-2) * filters[:, place]
-        if sae.cfg.scale_norm != "none":
-            part = (part - part.mean(dim=-1, keepdim=True)) * factor
-        if sae.cfg.scale_norm == "rescaled_layer_norm" and offset == 0:
-            part = part + x.mean(dim=-1, keepdim=True).unsqueeze(-2)
-        parts.append(torch.einsum("bpsd,sdf->bpf", gains * part, W_enc))
-    return torch.stack(parts, dim=2)
+    x, W_enc = sae.process_sae_in(h), _encoder_by_scale(sae, features)
+    total = x.new_zeros(*x.shape[:2], len(sae.read_offsets), len(features))
+    for part in tap_parts(sae, x):
+        total[:, :, part.place] += part.vector @ W_enc[part.scale]
+    return total

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import DataError
-from mtsae_lens.unlearning.measures.effects import Logits, token_nll
+from mtsae_lens.splice.attribution import token_nll
+from mtsae_lens.unlearning.measures.effects import Logits
 
 PRIOR_STD = 0.5  # nats; of 0.3, 0.5, 0.7, 1 and 2 fitted on SELECT text of kjv and milton the least or nearly the least loss on TUNE text
 MAX_TOKENS = 10_000  # predictions held at once, as float32 probabilities of the whole vocabulary: 2 GB at 50,000 tokens

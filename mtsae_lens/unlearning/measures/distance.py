@@ -14,7 +14,8 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import DataError
-from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, as_logits, measure_model, token_nll
+from mtsae_lens.splice.attribution import token_nll
+from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, as_logits, measure_model
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit, open_positions
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -88,11 +89,6 @@ class EditEffect(EditLoss):
         """Share of contexts whose counted tokens greedy decoding gives all: of questions, the share answered exactly."""
         counted = self.n_tokens > 0
         return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
-
-
-def token_nll(log_probs: Float[Tensor, "*n d_vocab"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Negative log-likelihood of each token, in nats."""
-    return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 def kl_divergence(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:

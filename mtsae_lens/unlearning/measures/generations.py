@@ -17,9 +17,9 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures.effects import token_nll
 
 REPEATED_N = (
     4  # n-grams whose repetition is counted: shorter ones repeat in any good text (Welleck et al. 2019, arXiv 1908.04319)

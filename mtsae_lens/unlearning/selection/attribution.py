@@ -1,93 +1,23 @@
-"""What every feature does to the loss on a corpus, to first order: one backward pass for all of them.
-
-    attribution_i = -(1 / n) sum_t e_ti * dNLL/de_ti,        dNLL/de_ti = <W_dec_i, dNLL/dh_t> for a linear decoder
-
-is the first-order change of the loss when feature i is set to zero at every position (attribution patching; Farrell et al. 2024,
-arXiv 2410.19278, choose features by it). The gradient runs through the layers after the hook and through `sae.decode`, with the
-error term kept: `h' = h + decode(e') - decode(e)`. It does not run through the encoder: an edit changes features, not what they are
-read from.
-"""
+"""What ablating one feature really does to the loss on a corpus: the exact counterpart of `mtsae_lens.splice.attribution`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures.effects import measure_edits, token_nll
-
-
-@dataclass(frozen=True)
-class LossChange:
-    """Expected change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero."""
-
-    first_order: Float[Tensor, " d_sae"]
-    """`-(1 / n) sum_t e_ti g_ti`; signed, so harm at one token and gain at another cancel."""
-    fisher: Float[Tensor, " d_sae"]
-    """`(1 / 2n) sum_t (e_ti g_ti)^2`: the second-order term, with squared gradients in place of the Hessian's diagonal; never negative."""
-
-    @property
-    def second_order(self) -> Float[Tensor, " d_sae"]:
-        """Both terms."""
-        return self.first_order + self.fisher
-
-
-def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
-    """What ablating each feature is expected to do to a corpus, from one backward pass per batch.
-
-    Raises:
-        DataError: no prediction counts.
-    """
-    all_counted = table.counted(lm.cutter)
-    n_counted = int(all_counted.sum())
-    if not n_counted:
-        raise DataError(f"{table.corpus}: no token whose prediction counts")
-    first, squares = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
-    for tokens, counted in zip(lm.batches(table), all_counted.split(lm.batch_size), strict=True):
-        h = lm.activations(tokens)
-        feature_acts = lm.feature_acts(tokens, h)
-        change = -feature_acts * _nll_gradient(lm, tokens, counted.to(tokens.device), h, feature_acts)
-        first += change.sum(dim=(0, 1)).double().cpu()
-        squares += change.square().sum(dim=(0, 1)).double().cpu()
-    return LossChange((first / n_counted).float().to(lm.sae.device), (squares / (2 * n_counted)).float().to(lm.sae.device))
-
-
-def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
-    """First-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
-
-    Positive: without the feature the model predicts this text worse. For `FeatureEdit((i,), multiplier)` the first-order change is
-    `(1 + multiplier)` times as large.
-
-    Raises:
-        DataError: no prediction counts.
-    """
-    return loss_change(lm, table).first_order
-
-
-def _nll_gradient(
-    lm: HookedLM, tokens: Int[Tensor, "batch pos"], counted: Bool[Tensor, "batch pred"], h: Tensor, feature_acts: Tensor
-) -> Float[Tensor, "batch pos d_sae"]:
-    """Gradient of the summed loss of counted tokens with respect to the feature activations."""
-    with torch.enable_grad():
-        edited = feature_acts.detach().clone().requires_grad_()
-        delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts).detach()
-        everywhere = torch.ones_like(tokens, dtype=torch.bool)
-        log_probs = lm.logits_from(tokens, lm.splice.add_delta(h, delta, everywhere)).log_softmax(dim=-1)
-        (gradient,) = torch.autograd.grad((token_nll(log_probs[:, :-1], tokens[:, 1:]) * counted).sum(), edited)
-    return gradient
+from mtsae_lens.unlearning.measures.effects import measure_edits
 
 
 def single_feature_effects(
     lm: HookedLM, table: TokenTable, features: Sequence[int], multiplier: float = 0.0
 ) -> Float[Tensor, " feature"]:
-    """The exact counterpart, feature by feature: `nll_delta` of `FeatureEdit((i,), multiplier)` everywhere, in nats per counted token.
+    """Feature by feature: `nll_delta` of `FeatureEdit((i,), multiplier)` everywhere, in nats per counted token.
 
     One rerun of the later layers for each feature, on the contexts in which it fires.
     """

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
+from mtsae_lens.splice.attribution import LossChange, loss_change
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.selection.attribution import LossChange, loss_change
 from mtsae_lens.unlearning.selection.statistics import FiringStatistics, document_halves, firing_statistics
 
 T = TypeVar("T")

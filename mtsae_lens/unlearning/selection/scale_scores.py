@@ -10,12 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.contributions import tap_parts
+from mtsae_lens.sae.lift import Lift
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
@@ -26,33 +27,17 @@ from mtsae_lens.unlearning.selection.frequency_scores import only
 def driven_by(lm: HookedLM, table: TokenTable) -> Float[Tensor, "d_sae n_scales"]:
     """Of what lifts each feature's pre-activation where it fires, beyond its mean over the corpus, the share of each scale.
 
-    Rows sum to 1; a share may be negative. All zero for a feature that never fires or is not lifted. One pass; memory of `W_enc`: since
-    contributions are linear in `z_s`, summing `z_s` over the positions where a feature fires is enough.
+    Rows sum to 1; a share may be negative. All zero for a feature that never fires or is not lifted. One pass (`mtsae_lens.sae.lift`).
 
     Raises:
         ConfigError: an SAE without time scales.
     """
-    sae = _temporal(lm)
-    at_active = torch.zeros_like(_by_scale(sae), dtype=torch.float64, device="cpu")
-    total = torch.zeros(at_active.shape[:2], dtype=torch.float64)
-    fired, n_tokens = torch.zeros(sae.cfg.d_sae, dtype=torch.float64), 0
+    lift = Lift(_temporal(lm))
     for tokens in lm.batches(table):
         h, kept = lm.activations(tokens), ~lm.masked(tokens)
-        fires = (lm.feature_acts(tokens, h)[kept] > 0).to(h)
-        z = sae.encode_scales(sae.process_sae_in(lm.sae_input(tokens, h)))[kept]
-        at_active += torch.einsum("tsd,tf->sdf", z, fires).double().cpu()
-        total += z.sum(dim=0).double().cpu()
-        fired += fires.sum(dim=0).double().cpu()
-        n_tokens += int(kept.sum())
-    beyond_mean = at_active / fired.clamp(min=1) - (total / max(n_tokens, 1)).unsqueeze(-1)
-    lift = (beyond_mean * _by_scale(sae).double().cpu()).sum(dim=1)
-    whole = lift.sum(dim=0)
-    share = torch.where((fired > 0) & (whole > 0), lift / whole, 0.0)
-    return share.T.float().to(sae.device)
-
-
-def _by_scale(sae: TemporalEncoder) -> Float[Tensor, "n_scales d_in d_sae"]:
-    return rearrange(sae.W_enc.detach(), "(scale d_in) d_sae -> scale d_in d_sae", scale=len(sae.cfg.dilations))
+        rows, features = (lm.feature_acts(tokens, h).flatten(0, 1) > 0).nonzero().unbind(dim=1)
+        lift.add(tap_parts(lift.sae, lift.sae.process_sae_in(lm.sae_input(tokens, h))), kept, rows, features)
+    return lift.scale_shares.float().to(lm.sae.device)
 
 
 def _temporal(lm: HookedLM) -> TemporalEncoder:

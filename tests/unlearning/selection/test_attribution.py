@@ -15,10 +15,11 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError
+from mtsae_lens.splice.attribution import attribution, loss_change
 from mtsae_lens.splice.edits import FeatureEdit, Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import measure_edits
-from mtsae_lens.unlearning.selection.attribution import attribution, loss_change, single_feature_effects
+from mtsae_lens.unlearning.selection.attribution import single_feature_effects
 
 D_SAE = 16
 EPSILON = 1e-4

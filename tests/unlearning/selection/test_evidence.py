@@ -10,8 +10,8 @@ import torch
 
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import DataError
+from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.unlearning.selection import evidence as module
-from mtsae_lens.unlearning.selection.attribution import attribution
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.statistics import firing_statistics
 

@@ -1,0 +1,79 @@
+"""Find out what every feature of an SAE does."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.explore import explore
+from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.records import provenance
+from mtsae_lens.reporting.explorer.page import write_explorer
+
+
+class ExploreSettings(Settings):
+    """Settings of `mtsae explore`."""
+
+    sae: Path
+    out: Path = Path("runs/explore")
+    dataset: tuple[str, ...] | None = None
+    """Texts, each a corpus of its own; the first is the one that `selectivity` speaks of. None for the SAE's training dataset."""
+    split: Split = "test"
+    """`train` where the test split is too small to look at; facts are descriptions, no scores."""
+    n_tokens: int = Field(200_000, gt=0)
+    """Tokens to look through, divided evenly among the corpora; a corpus that has fewer gives what it has."""
+    n_examples: int = Field(16, gt=0)
+    n_sampled: int = Field(8, ge=0)
+    before: int = Field(20, ge=0)
+    after: int = Field(8, ge=0)
+    n_ablated: int = Field(3, ge=0)
+    n_attributed: int = Field(2, ge=0)
+    n_attribution_contexts: int = Field(128, ge=0)
+    n_text_contexts: int = Field(32, gt=0)
+    batch_size: int = Field(16, gt=0)
+    model: str | None = None
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str = "cpu"
+
+    @property
+    def plan(self) -> Plan:
+        """The sizes among the settings."""
+        return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
+
+
+def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
+    """Look through the text and write the folder of facts (`mtsae_lens.exploration.schema`) and its page; a run that was stopped goes on.
+
+    Returns:
+        The content of `explore.json`, and the page.
+    """
+    prepare_output_dir(settings.out)
+    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    sources = settings.dataset or (lm.sae.cfg.metadata.dataset_path or "embedded",)
+    for source in sources:
+        check_source(source)
+    recorded = settings.model_dump(mode="json")
+    depends_on = {name: value for name, value in recorded.items() if name not in ("out", "device")}
+    facts = explore(
+        lm,
+        Corpora(tuple(sources), settings.split, lm.cutter, settings.n_tokens, settings.seed),
+        settings.out,
+        settings.plan,
+        settings=depends_on | {"dataset": list(sources), "sae_sha256": _digest(settings.sae)},
+        about=lambda seconds: {"sae": settings.sae.resolve().name, "provenance": provenance(settings.seed, seconds, recorded)},
+    )
+    return facts, write_explorer(settings.out)
+
+
+def _digest(sae: Path) -> str:
+    """Of the weights: facts of an SAE trained anew in the same folder are other facts."""
+    with (sae / "sae_weights.safetensors").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

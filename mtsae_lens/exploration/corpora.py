@@ -1,0 +1,80 @@
+"""The text that is looked through: batches of contexts, corpus by corpus, the same ones whenever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.documents import Split, read_documents, shuffle_stream
+from mtsae_lens.errors import DataError
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Contexts of one corpus."""
+
+    number: int  # over all corpora
+    corpus: int
+    first_context: int  # number of its first context, over all corpora
+    tokens: Int[Tensor, "batch pos"]
+    documents: tuple[str, ...]  # in which each context begins
+
+
+@dataclass(frozen=True)
+class Corpora:
+    """Named texts, of each the same number of tokens where it has that many.
+
+    Nothing is held but the documents of the shuffling buffer, so the text may be larger than memory. Documents come in an order drawn with
+    the seed; a corpus that ends early gives less: it is not read twice.
+    """
+
+    sources: tuple[str, ...]
+    split: Split
+    cutter: ContextCutter
+    n_tokens: int  # of all corpora together, special ones included
+    seed: int = 0
+
+    @property
+    def n_contexts_each(self) -> int:
+        """Contexts of each corpus, at most."""
+        return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
+
+    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[tuple[str, list[int]]]:
+        """Document and tokens of the first contexts of a corpus."""
+        documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
+        return islice(self.cutter.cut(documents), n_contexts or self.n_contexts_each)
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[TextBatch]:
+        """Batches from number `start` on; a batch never mixes corpora.
+
+        Raises:
+            DataError: a corpus without a single context in this split.
+        """
+        number = n_contexts = 0
+        for corpus, source in enumerate(self.sources):
+            contexts, before = self.contexts(corpus), n_contexts
+            while rows := list(islice(contexts, batch_size)):
+                if number >= start:
+                    documents, tokens = zip(*rows, strict=True)
+                    yield TextBatch(number, corpus, n_contexts, torch.tensor(tokens), documents)
+                number, n_contexts = number + 1, n_contexts + len(rows)
+            if n_contexts == before:
+                raise DataError(
+                    f"{source}: split {self.split!r} gives no context of {self.cutter.context_size} tokens (of every ten documents one is "
+                    "for each of select, tune and test); give more text, or --split train"
+                )
+
+    def tables(self, n_contexts: int) -> list[TokenTable]:
+        """The first contexts of every corpus, about `n_contexts` in all."""
+        each = -(-n_contexts // len(self.sources))
+        tables = []
+        for corpus, source in enumerate(self.sources):
+            documents, tokens = zip(*self.contexts(corpus, min(each, self.n_contexts_each)), strict=True)
+            tables.append(TokenTable(source, torch.tensor(tokens), documents))
+        return tables

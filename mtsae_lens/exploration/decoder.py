@@ -1,0 +1,68 @@
+"""What a feature writes: the tokens that its decoder direction promotes and suppresses, and the features whose direction is nearest."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens import SAE
+from torch import Tensor
+
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+_FEATURES_AT_ONCE = 256
+_HOOK_Z = re.compile(r"blocks\.(\d+)\.attn\.hook_z$")
+
+
+def directions_in_residual(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | None:
+    """Decoder rows as the residual stream gets them: through `W_O` at `hook_z`; None at a hook that is not added to the residual stream."""
+    model, W_dec = lm.model, lm.sae.W_dec.detach().float()
+    if match := _HOOK_Z.match(lm.splice.hook_name):
+        head, W_O = lm.sae.cfg.metadata.hook_head_index, model.blocks[int(match[1])].attn.W_O.detach().float()
+        return W_dec @ (W_O.flatten(0, 1) if head is None else W_O[head])
+    writes = re.search(r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", lm.splice.hook_name)
+    return W_dec if writes and W_dec.shape[1] == model.cfg.d_model else None
+
+
+@torch.no_grad()
+def token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
+    """`(directions * ln_final.w) @ W_U`, the mean over the vocabulary taken off, some features at a time.
+
+    The gain of the last norm counts (models are loaded unfolded); its division by the deviation does not, so logits are up to a factor.
+    """
+    gain = getattr(lm.model.ln_final, "w", None)
+    W_U = lm.model.W_U.detach().float()
+    for chunk in directions.split(_FEATURES_AT_ONCE):
+        logits = (chunk if gain is None else chunk * gain.detach().float()) @ W_U
+        yield logits - logits.mean(dim=-1, keepdim=True)
+
+
+def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
+    """The `n` most promoted and most suppressed tokens of every feature: `promoted`, `promoted_logits`, `suppressed`, `suppressed_logits`."""
+    directions = directions_in_residual(lm)
+    if directions is None:
+        return {}
+    found: dict[str, list[Tensor]] = {"promoted": [], "promoted_logits": [], "suppressed": [], "suppressed_logits": []}
+    for logits in token_logits(lm, directions):
+        for name, largest in (("promoted", True), ("suppressed", False)):
+            values, indices = logits.topk(min(n, logits.shape[1]), dim=1, largest=largest)
+            found[name].append(indices.cpu())
+            found[f"{name}_logits"].append(values.cpu())
+    return {name: torch.cat(parts) for name, parts in found.items()}
+
+
+@torch.no_grad()
+def neighbours(sae: SAE[Any], n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
+    """Cosine of the decoder directions of the `n` nearest other features, and which they are."""
+    unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
+    values, indices = [], []
+    for start, chunk in zip(range(0, len(unit), _FEATURES_AT_ONCE), unit.split(_FEATURES_AT_ONCE), strict=True):
+        cosine = chunk @ unit.T
+        cosine[torch.arange(len(chunk)), torch.arange(start, start + len(chunk))] = -torch.inf
+        value, index = cosine.topk(min(n, len(unit) - 1), dim=1)
+        values.append(value.cpu())
+        indices.append(index.cpu())
+    return torch.cat(values), torch.cat(indices)

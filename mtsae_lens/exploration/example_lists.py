@@ -1,0 +1,96 @@
+"""The strongest firings of every feature, and a uniform sample of all of them, kept while text streams by.
+
+Both are the same list under different keys: a firing's activation, or a random number drawn for it. A list keeps one firing per context.
+Only a firing that enters a list has its window gathered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mtsae_lens.exploration.firings import Firings
+from mtsae_lens.exploration.plan import Plan
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Firings that enter a list, and where in it they are put."""
+
+    feature: Int[Tensor, " entry"]
+    slot: Int[Tensor, " entry"]
+    context: Int[Tensor, " entry"]  # in the batch
+    position: Int[Tensor, " entry"]
+
+
+@dataclass
+class ExampleList:
+    """`n` slots per feature, in no order; an empty one has the key -inf."""
+
+    key: Float[Tensor, "d_sae n"]
+    context: Int[Tensor, "d_sae n"]  # over all corpora
+    corpus: Int[Tensor, "d_sae n"]
+    position: Int[Tensor, "d_sae n"]
+    hidden_pre: Float[Tensor, "d_sae n"]
+    activations: Float[Tensor, "d_sae n window"]  # NaN beyond the context's ends
+    scales: Float[Tensor, "d_sae n n_scales"]  # contributions at the peak
+    offsets: Float[Tensor, "d_sae n n_reads"]
+    token_scales: Float[Tensor, "d_sae n window n_scales"]  # at every token where the feature fires, else NaN
+
+    @classmethod
+    def empty(cls, d_sae: int, n: int, plan: Plan, n_scales: int, n_reads: int) -> ExampleList:
+        """Before the first batch."""
+
+        def numbers(*more: int) -> Tensor:
+            return torch.full((d_sae, n, *more), torch.nan)
+
+        def places() -> Tensor:
+            return torch.full((d_sae, n), -1, dtype=torch.int32)
+
+        return cls(
+            key=torch.full((d_sae, n), -torch.inf),
+            context=places(),
+            corpus=places(),
+            position=places(),
+            hidden_pre=numbers(),
+            activations=numbers(plan.window),
+            scales=numbers(n_scales),
+            offsets=numbers(n_reads),
+            token_scales=numbers(plan.window, n_scales),
+        )
+
+    def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:
+        """Let the firings with the highest keys in, the best of each context standing for it, and drop as many of the lowest."""
+        d_sae, n = self.key.shape
+        best, position = _best_by_context(firings, keys, batch_size, d_sae)
+        touched = (best > self.key.amin(dim=1, keepdim=True)).any(dim=1).nonzero().squeeze(1) if n else torch.empty(0).long()
+        both = torch.cat([self.key[touched], best[touched]], dim=1)
+        chosen = torch.zeros_like(both, dtype=torch.bool).scatter_(1, both.topk(n, dim=1).indices, value=True) & both.isfinite()
+        free, enters = ~chosen[:, :n], chosen[:, n:]
+        # the first free slots of a feature, as many as enter, are paired with what enters, in order
+        rows, slot = (free & (free.cumsum(dim=1) <= enters.sum(dim=1, keepdim=True))).nonzero().unbind(dim=1)
+        feature, context = touched[rows], enters.nonzero()[:, 1]
+        self.key[feature, slot] = best[feature, context]
+        self.position[feature, slot] = position[feature, context].int()
+        return Entries(feature, slot, context, position[feature, context])
+
+    def order(self, peak: int) -> Int[Tensor, "d_sae n"]:
+        """Slots from the highest activation down, empty ones last; `peak` is the peak's place in the windows."""
+        return self.activations[:, :, peak].nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+
+
+def _best_by_context(
+    firings: Firings, keys: Float[Tensor, " firing"], batch_size: int, d_sae: int
+) -> tuple[Float[Tensor, "d_sae batch"], Int[Tensor, "d_sae batch"]]:
+    """Highest key of each feature in each context, -inf where it does not fire, and its position: the first one of several."""
+    place = firings.feature * batch_size + firings.context
+    best = torch.full((d_sae * batch_size,), -torch.inf, device=keys.device).scatter_reduce_(0, place, keys, "amax")
+    leads = keys == best[place]
+    last = torch.iinfo(torch.long).max
+    position = torch.full((d_sae * batch_size,), last, device=keys.device).scatter_reduce_(
+        0, place[leads], firings.position[leads], "amin"
+    )
+    return best.view(d_sae, batch_size).cpu(), position.view(d_sae, batch_size).cpu()

@@ -1,0 +1,141 @@
+"""`examples.parquet`: one row per example, the strongest of each feature before the sampled ones, row groups of whole features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from torch import Tensor
+
+from mtsae_lens.exploration.columns import TokenTexts, lists, numbers, table
+from mtsae_lens.exploration.example_lists import ExampleList
+from mtsae_lens.exploration.schema import EXAMPLES
+from mtsae_lens.exploration.survey import KINDS, Survey
+from mtsae_lens.files import whole_file
+
+FEATURES_PER_GROUP = 64
+
+
+@dataclass(frozen=True)
+class HeldContexts:
+    """The contexts in which examples stand, by number."""
+
+    numbers: Int[Tensor, " context"]  # rising
+    tokens: Int[Tensor, "context pos"]
+    documents: pa.Array
+
+    @classmethod
+    def of(cls, survey: Survey) -> HeldContexts:
+        """Of a pass."""
+        held = sorted(survey.held.items())
+        size = survey.lm.cutter.context_size
+        tokens = torch.stack([tokens for _, (_, tokens) in held]) if held else torch.empty(0, size, dtype=torch.int32)
+        documents = pa.array([document for _, (document, _) in held], pa.string())
+        return cls(torch.tensor([number for number, _ in held], dtype=torch.long), tokens.long(), documents)
+
+    def find(self, contexts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
+        """Rows of contexts, by their numbers."""
+        return torch.searchsorted(self.numbers, contexts)
+
+
+@dataclass(frozen=True)
+class ExampleRows:
+    """Examples of some features, in the order of the table."""
+
+    feature: Int[Tensor, " row"]
+    kind: Int[Tensor, " row"]
+    rank: Int[Tensor, " row"]
+    fields: dict[str, Tensor]
+
+
+def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRows:
+    """Feature by feature, kind by kind, from the highest activation down; empty slots left out."""
+    parts = [_ordered(examples, features, survey.plan.before) for examples in survey.lists.values()]
+    fields = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
+    sizes = [part["key"].shape[1] for part in parts]
+    kind = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])
+    rank = torch.cat([torch.arange(size) for size in sizes])
+    row, place = (fields["key"] > -torch.inf).nonzero().unbind(dim=1)
+    kept = {name: tensor[row, place] for name, tensor in fields.items()}
+    return ExampleRows(features[row], kind[place], rank[place], kept)
+
+
+def _ordered(examples: ExampleList, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
+    order = examples.order(before)[features]
+    rows = torch.arange(len(order)).unsqueeze(1)
+    return {name: tensor[features][rows, order] for name, tensor in vars(examples).items()}
+
+
+def write_examples(
+    path: Path,
+    survey: Survey,
+    texts: TokenTexts,
+    attributions: Float[Tensor, "d_sae n_attributed window"],
+    bias: Float[Tensor, " d_sae"],
+) -> None:
+    """Write the table, some features at a time."""
+    held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
+    with whole_file(path) as partial, pq.ParquetWriter(partial, EXAMPLES, compression="zstd") as writer:
+        for features in torch.arange(d_sae).split(FEATURES_PER_GROUP):
+            rows = example_rows(survey, features)
+            writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)
+
+
+def examples_of(
+    survey: Survey, features: Int[Tensor, " feature"], texts: TokenTexts, bias: Float[Tensor, " d_sae"]
+) -> pa.Table:
+    """The rows of some features, nothing attributed through the model."""
+    nothing = torch.empty(len(bias), 0, survey.plan.window)
+    return _table(example_rows(survey, features), survey, HeldContexts.of(survey), texts, nothing, bias)
+
+
+def _table(
+    rows: ExampleRows, survey: Survey, held: HeldContexts, texts: TokenTexts, attributions: Tensor, bias: Tensor
+) -> pa.Table:
+    fields, before = rows.fields, survey.plan.before
+    where = fields["position"].long().unsqueeze(1) + torch.arange(-before, survey.plan.after + 1)
+    shown = (where >= 0) & (where < held.tokens.shape[1])
+    context = held.find(fields["context"].long())
+    tokens = held.tokens[context].gather(1, where.clamp(0, held.tokens.shape[1] - 1))
+    attribution, attributed = _attribution_of(rows, attributions)
+    everything = {name: torch.ones_like(fields[name], dtype=torch.bool) for name in ("scales", "offsets")}
+    columns = {
+        "feature": numbers(rows.feature, pa.int32()),
+        "kind": pa.array(KINDS, pa.string()).take(pa.array(rows.kind.numpy())),
+        "rank": numbers(rows.rank, pa.int32()),
+        "corpus": numbers(fields["corpus"], pa.int32()),
+        "document": held.documents.take(pa.array(context.numpy())),
+        "position": numbers(fields["position"], pa.int32()),
+        "tokens": texts.lists(tokens, shown),
+        "activations": lists(fields["activations"], shown, pa.float32()),
+        "peak": numbers(shown[:, :before].sum(dim=1), pa.int32()),
+        "bias": numbers(bias[rows.feature], pa.float32()),
+        "hidden_pre": numbers(fields["hidden_pre"], pa.float32()),
+        "scale_contributions": lists(fields["scales"], everything["scales"], pa.float32()),
+        "offset_contributions": lists(fields["offsets"], everything["offsets"], pa.float32()),
+        "token_scale_contributions": lists(
+            fields["token_scales"], shown.unsqueeze(-1).expand(fields["token_scales"].shape), pa.float32()
+        ),
+        "model_attribution": lists(attribution, shown & attributed.unsqueeze(1), pa.float32()),
+    }
+    return table(columns, EXAMPLES)
+
+
+def encoder_biases(sae: SAE[Any]) -> Float[Tensor, " d_sae"]:
+    """`b_enc`; NaN where an architecture has none."""
+    b_enc = getattr(sae, "b_enc", None)
+    return torch.full((sae.cfg.d_sae,), torch.nan) if b_enc is None else b_enc.detach().float().cpu()
+
+
+def _attribution_of(rows: ExampleRows, attributions: Tensor) -> tuple[Float[Tensor, "row window"], Bool[Tensor, " row"]]:
+    n = attributions.shape[1]
+    attributed = (rows.kind == 0) & (rows.rank < n)
+    if not n:
+        return torch.zeros(len(rows.feature), attributions.shape[2]), attributed
+    return attributions[rows.feature, rows.rank.clamp(max=n - 1)], attributed

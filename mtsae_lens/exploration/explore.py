@@ -1,0 +1,197 @@
+"""From model, SAE and text to a folder of facts; a pass that was stopped goes on where it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import TrainingInterrupted
+from mtsae_lens.exploration.ablation import ablation_effects
+from mtsae_lens.exploration.cofiring import sampling_interval
+from mtsae_lens.exploration.columns import TokenTexts
+from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.example_table import encoder_biases, write_examples
+from mtsae_lens.exploration.feature_table import Effects, write_features
+from mtsae_lens.exploration.model_attribution import model_attributions
+from mtsae_lens.exploration.peaks import Peaks, strongest_peaks
+from mtsae_lens.exploration.plan import PERSISTENCE_LAGS, Plan
+from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
+from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.exploration.text_table import write_texts
+from mtsae_lens.files import prepare_output_dir, write_json, write_tensors
+from mtsae_lens.interruption import StopRequest, stop_on_signal
+from mtsae_lens.records import Stopwatch
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.attribution import attribution
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.trials import check_settings
+
+_SAVE_EVERY_SECONDS = 60.0
+STATE_FOLDER = "state"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Progress shown, results kept as soon as they are there, and signals heeded between two steps."""
+
+    state: Path
+    stop: StopRequest
+
+    def watch(self, description: str) -> Callable[[Iterable[Any]], Iterator[Any]]:
+        """A progress bar that ends in `TrainingInterrupted` where a signal came."""
+
+        def watched(items: Iterable[Any]) -> Iterator[Any]:
+            for item in tqdm(items, desc=description, unit="batch"):
+                self.check()
+                yield item
+
+        return watched
+
+    def check(self) -> None:
+        """Raise where a signal came."""
+        if self.stop.signal_number is not None:
+            kept = f"what is done is kept in {self.state}; the same command goes on from there"
+            raise TrainingInterrupted(self.stop.signal_number, kept)
+
+    def kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """A result, computed once."""
+        path = self.state / f"{name}.safetensors"
+        if not path.exists():
+            self.check()
+            write_tensors(path, {name: compute()}, {})
+        return load_file(path)[name]
+
+
+def explore(
+    lm: HookedLM,
+    corpora: Corpora,
+    out: Path,
+    plan: Plan,
+    *,
+    settings: Mapping[str, Any],
+    about: Callable[[float], Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Find out what every feature does, and write `explore.json`, `features.parquet`, `examples.parquet` and `texts.parquet`.
+
+    Args:
+        lm: model and SAE, of any architecture.
+        corpora: text to look through; the first is the one that `selectivity` speaks of.
+        out: folder for the facts; one that is complete is left as it is.
+        plan: sizes.
+        settings: what the facts depend on, as JSON; a folder with other settings is refused.
+        about: given the seconds it took, what else `explore.json` says (`sae`, `provenance`).
+
+    Returns:
+        The content of `explore.json`.
+
+    Raises:
+        ConfigError: the folder holds facts of other settings.
+        DataError: a corpus without text.
+        TrainingInterrupted: a signal came; the same call goes on.
+    """
+    watch, state = Stopwatch(), out / STATE_FOLDER
+    prepare_output_dir(out)
+    check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
+    if (out / ABOUT_FILE).exists():
+        return json.loads((out / ABOUT_FILE).read_text())
+    prepare_output_dir(state)
+    with stop_on_signal() as stop:
+        work = _Work(state, stop)
+        survey = _look_through(lm, corpora, plan, work)
+        effects, attributions = _measure(lm, corpora, survey, work)
+        texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
+        write_features(out / FEATURES_FILE, survey, texts, effects)
+        write_examples(out / EXAMPLES_FILE, survey, texts, attributions, encoder_biases(lm.sae))
+        n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
+    content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
+    write_json(out / ABOUT_FILE, content)
+    shutil.rmtree(state)
+    return content
+
+
+def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Survey:
+    """The pass, carried on from the state that is kept, if any."""
+    survey = Survey(lm, plan, len(corpora.sources), sampling_interval(corpora.n_tokens))
+    path, saved_at = work.state / "survey.safetensors", Stopwatch()
+    if path.exists():
+        survey.load(path)
+    n_expected = len(corpora.sources) * corpora.n_contexts_each * corpora.cutter.context_size
+    done = int(survey.counts.n_tokens.sum())
+    with tqdm(total=n_expected, initial=done, desc="looking through text", unit="tok", unit_scale=True) as progress:
+        for batch in corpora.batches(lm.batch_size, survey.n_batches):
+            survey.add(batch)
+            progress.update(batch.tokens.numel())
+            if work.stop or saved_at.seconds > _SAVE_EVERY_SECONDS:
+                survey.save(path)
+                saved_at = Stopwatch()
+                work.check()
+    survey.save(path)
+    return survey
+
+
+def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tuple[Effects, Tensor]:
+    """What needs the model again: ablations, attribution to the loss, attribution to earlier tokens."""
+    plan, d_sae = survey.plan, lm.sae.cfg.d_sae
+
+    def spread(peaks: Peaks, values: Tensor, n: int) -> Tensor:
+        """One row per feature and rank, NaN where there is no example."""
+        out = torch.full((d_sae, n, values.shape[1]), torch.nan)
+        out[peaks.feature, peaks.rank] = values
+        return out
+
+    def ablation() -> Tensor:
+        peaks = strongest_peaks(survey, plan.n_ablated)
+        return spread(peaks, ablation_effects(lm, peaks, work.watch("ablating features")), plan.n_ablated)
+
+    def model_attribution() -> Tensor:
+        peaks = strongest_peaks(survey, plan.n_attributed)
+        values = model_attributions(lm, peaks, plan.before, plan.after, work.watch("attributing to tokens"))
+        return spread(peaks, values, plan.n_attributed)
+
+    def loss_attribution() -> Tensor:
+        if not plan.n_attribution_contexts:
+            return torch.full((d_sae,), torch.nan)
+        tables = corpora.tables(plan.n_attribution_contexts)
+        documents = tuple(document for table in tables for document in table.documents)
+        return attribution(lm, TokenTable("all", torch.cat([table.tokens for table in tables]), documents)).float().cpu()
+
+    effects = Effects(work.kept("ablation", ablation), work.kept("attribution", loss_attribution))
+    return effects, work.kept("model_attribution", model_attribution)
+
+
+def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: int) -> dict[str, Any]:
+    sae, counts, plan = lm.sae, survey.counts, survey.plan
+    temporal = sae if isinstance(sae, TemporalEncoder) else None
+    return {
+        "format": FORMAT,
+        "architecture": sae.cfg.architecture(),
+        "model": sae.cfg.metadata.model_name or lm.model.cfg.model_name,
+        "hook_name": lm.splice.hook_name,
+        "d_sae": sae.cfg.d_sae,
+        "d_in": sae.cfg.d_in,
+        "context_size": lm.cutter.context_size,
+        "dilations": temporal.dilations if temporal is not None else [],
+        "offsets": temporal.read_offsets if temporal is not None else [0],
+        "n_tokens": int(counts.n_tokens.sum()),
+        "corpora": [{"name": name, "n_tokens": n} for name, n in zip(corpora.sources, counts.n_tokens.tolist(), strict=True)],
+        "split": corpora.split,
+        "n_tokens_asked": corpora.n_tokens,
+        "histogram_edges": counts.edges.tolist(),
+        "persistence_lags": list(PERSISTENCE_LAGS),
+        "before": plan.before,
+        "after": plan.after,
+        "n_examples": plan.n_examples,
+        "n_sampled": plan.n_sampled,
+        "n_text_contexts": n_text_contexts,
+        "n_cofiring_tokens": survey.cofiring.n_tokens,
+    }

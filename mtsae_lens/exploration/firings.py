@@ -1,0 +1,92 @@
+"""What an SAE makes of a batch: activations, pre-activations and the scales' vectors, and the firings as a list."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
+from sae_lens.saes.temporal_sae import TemporalSAE
+from torch import Tensor
+
+from mtsae_lens.sae.contributions import TapPart, tap_parts
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+@dataclass(frozen=True)
+class BatchReading:
+    """A batch as the SAE sees it."""
+
+    kept: Bool[Tensor, "batch pos"]  # positions that count: no special token, not position 0
+    feature_acts: Float[Tensor, "batch pos d_sae"]
+    hidden_pre: Float[Tensor, "batch pos d_sae"]
+    temporal: TemporalEncoder | None
+    x: Float[Tensor, "batch pos d_in"] | None  # of a temporal encoder: what its taps read
+    z: Float[Tensor, "batch pos n_scales d_in"] | None  # and its scales' vectors
+
+    @cached_property
+    def parts(self) -> tuple[TapPart, ...]:
+        """What each scale takes from each offset; none of a pointwise SAE. Several need them, and each is as large as `x`."""
+        return tuple(tap_parts(self.temporal, self.x)) if self.temporal is not None and self.x is not None else ()
+
+
+@dataclass(frozen=True)
+class Firings:
+    """Where features fire, context by context, position by position; one entry a firing."""
+
+    row: Int[Tensor, " firing"]  # context * n_positions + position
+    context: Int[Tensor, " firing"]  # in the batch
+    position: Int[Tensor, " firing"]
+    feature: Int[Tensor, " firing"]
+    value: Float[Tensor, " firing"]
+
+
+@torch.no_grad()
+def read_batch(lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> BatchReading:
+    """Features of a batch; `h` are its activations at the hook, where they are at hand."""
+    kept, sae_in = ~lm.masked(tokens), lm.sae_input(tokens, h)
+    if not isinstance(lm.sae, TemporalEncoder):
+        feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
+        return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, None, None, None)
+    x = lm.sae.process_sae_in(sae_in)
+    z = lm.sae.encode_scales(x)
+    feature_acts, hidden_pre = lm.sae.features_from_scales(z, x)
+    return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, lm.sae, x, z)
+
+
+def encode_with_pre(sae: SAE[Any], sae_in: Tensor) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
+    """Feature activations and pre-activations of a pointwise SAE; the activations themselves where it shows no pre-activation."""
+    seen: list[Tensor] = []
+    with sae.hooks(fwd_hooks=[("hook_sae_acts_pre", lambda hidden_pre, hook: seen.append(hidden_pre))]):
+        feature_acts = sae.encode(sae_in)
+    return feature_acts, seen[-1] if seen and seen[-1].shape == feature_acts.shape else feature_acts
+
+
+def features_at(
+    lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor, contexts: Int[Tensor, " row"], positions: Int[Tensor, " row"]
+) -> tuple[Float[Tensor, "row d_sae"], Float[Tensor, "row d_sae"]]:
+    """Feature activations and pre-activations at chosen positions alone, for the price of those; gradients flow back to `h`."""
+    masked = lm.masked(tokens)
+    sae_in = lm.splice.as_sae_input(h)
+    sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
+    if isinstance(lm.sae, TemporalEncoder):
+        x = lm.sae.process_sae_in(sae_in)
+        return lm.sae.features_from_scales(lm.sae.encode_scales(x)[contexts, positions], x[contexts, positions])
+    if isinstance(lm.sae, TemporalSAE):  # its attention reads whole contexts
+        feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
+        return feature_acts[contexts, positions], hidden_pre[contexts, positions]
+    feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in[contexts, positions].unsqueeze(1))
+    return feature_acts.squeeze(1), hidden_pre.squeeze(1)
+
+
+def find_firings(feature_acts: Float[Tensor, "batch pos d_sae"]) -> Firings:
+    """The activations that are above zero."""
+    _, n_positions, d_sae = feature_acts.shape
+    flat = feature_acts.flatten()
+    place = (flat > 0).nonzero().squeeze(1)
+    row, feature = place // d_sae, place % d_sae
+    return Firings(row, row // n_positions, row % n_positions, feature, flat[place])

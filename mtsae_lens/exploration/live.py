@@ -1,0 +1,102 @@
+"""A typed text as the features see it, at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.exploration.firings import BatchReading, read_batch
+from mtsae_lens.sae.lift import encoder_by_scale
+from mtsae_lens.splice.attribution import token_nll
+from mtsae_lens.splice.edits import check_features
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """Whose doing a pre-activation is: the scales and the bias sum to it, and so do the offsets and the bias."""
+
+    hidden_pre: float
+    bias: float | None
+    scales: dict[float, float]  # by dilation; empty for a pointwise SAE
+    offsets: dict[int, float]
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Tokens of a text, the features that fire at each, and how well the model predicted it."""
+
+    tokens: tuple[str, ...]
+    feature_acts: Float[Tensor, "pos d_sae"]
+    nll: Float[Tensor, " pos"]  # of each token given those before, in nats; NaN for the first
+    reading: BatchReading
+    lm: HookedLM
+
+    def strongest(self, position: int, n: int = 8) -> list[tuple[int, float]]:
+        """The features that fire most at a token, with their activations."""
+        values, features = self.feature_acts[position].topk(min(n, self.feature_acts.shape[1]))
+        return [(f, v) for f, v in zip(features.tolist(), values.tolist(), strict=True) if v > 0]
+
+    def strongest_anywhere(self, n: int = 8) -> list[tuple[int, float]]:
+        """The features that fire most anywhere in the text, with their highest activations."""
+        values, features = self.feature_acts.amax(dim=0).topk(min(n, self.feature_acts.shape[1]))
+        return [(f, v) for f, v in zip(features.tolist(), values.tolist(), strict=True) if v > 0]
+
+    def activations(self, feature: int) -> list[float]:
+        """Activation of a feature at every token.
+
+        Raises:
+            ConfigError: the SAE has no such feature.
+        """
+        check_features([feature], self.feature_acts.shape[1])
+        return self.feature_acts[:, feature].tolist()
+
+    def contributions(self, feature: int, position: int) -> Contributions:
+        """What each scale and each offset adds to a feature's pre-activation at a token, whether it fires there or not.
+
+        Raises:
+            ConfigError: no such feature, or no such token.
+        """
+        check_features([feature], self.feature_acts.shape[1])
+        if not 0 <= position < len(self.tokens):
+            raise ConfigError(f"the text has {len(self.tokens)} tokens, numbered from 0; got {position}")
+        hidden_pre = self.reading.hidden_pre[0, position, feature].item()
+        b_enc = getattr(self.lm.sae, "b_enc", None)
+        bias = None if b_enc is None else b_enc[feature].item()
+        sae = self.reading.temporal
+        if sae is None or self.reading.z is None:
+            return Contributions(hidden_pre, bias, {}, {})
+        W_enc = encoder_by_scale(sae)[:, feature]
+        scales = (self.reading.z[0, position] * W_enc).sum(dim=-1).tolist()
+        offsets = dict.fromkeys(sae.read_offsets, 0.0)
+        for part in self.reading.parts:
+            offsets[sae.read_offsets[part.place]] += (part.vector[0, position] @ W_enc[part.scale]).item()
+        return Contributions(hidden_pre, bias, dict(zip(sae.dilations, scales, strict=True)), offsets)
+
+
+@torch.no_grad()
+def explain(lm: HookedLM, text: str) -> TextFeatures:
+    """Run a text through model and SAE.
+
+    Raises:
+        DataError: no token, or more than a context holds.
+    """
+    ids = lm.cutter.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    start = [lm.cutter.tokenizer.bos_token_id] if lm.cutter.prepend_bos else []
+    if not ids or len(start + ids) < 2:
+        raise DataError("the text is too short: needed at least one token after the first position")
+    if len(start + ids) > lm.cutter.context_size:
+        raise DataError(
+            f"the text has {len(start + ids)} tokens, but the SAE was trained on contexts of {lm.cutter.context_size}; give a shorter one"
+        )
+    tokens = torch.tensor([start + ids], device=lm.model.cfg.device)
+    h = lm.activations(tokens)
+    reading = read_batch(lm, tokens, h)
+    log_probs = lm.logits_from(tokens, h)[:, :-1].log_softmax(dim=-1)
+    nll = torch.nn.functional.pad(token_nll(log_probs, tokens[:, 1:]), (1, 0), value=torch.nan)[0]
+    texts = tuple(str(lm.cutter.tokenizer.decode([token])) for token in tokens[0].tolist())
+    return TextFeatures(texts, reading.feature_acts[0].float().cpu(), nll.float().cpu(), reading, lm)

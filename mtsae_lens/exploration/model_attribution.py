@@ -1,0 +1,79 @@
+"""Which earlier tokens made a feature fire, seen through the language model: gradient times input embedding of its pre-activation.
+
+    a_s = < d hidden_pre_i[t] / d embed[s], embed[s] >
+
+with the peak t of feature i, the gradient running through SAE encoder and the layers before the hook. It is a first-order answer: what the
+encoder's own taps contribute is exact (`offset_contributions`), what lies below the hook is not additive.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
+
+from mtsae_lens.exploration.firings import features_at
+from mtsae_lens.exploration.peaks import Peaks, Watch
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+_ROWS_AT_ONCE = 64
+
+
+def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watch: Watch) -> Float[Tensor, "peak window"]:
+    """Attribution of each token of the window around the peak; NaN beyond the context's ends.
+
+    Args:
+        lm: model and SAE.
+        peaks: where each feature's pre-activation is attributed.
+        before: tokens before the peak.
+        after: tokens after it; a causal encoder gives them 0.
+        watch: shows progress.
+    """
+    n_positions = peaks.tokens.shape[1]
+    found = torch.full((len(peaks), before + 1 + after), torch.nan)
+    order = peaks.position.argsort(stable=True)  # a batch runs to its last peak only
+    for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
+        chosen = peaks.rows(rows)
+        end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
+        values = _attribute(lm, chosen.tokens[chosen.context, :end], chosen.position, chosen.feature)
+        values = torch.nn.functional.pad(values, (0, n_positions - end))
+        where = chosen.position[:, None] + torch.arange(-before, after + 1)
+        inside = (where >= 0) & (where < n_positions)
+        found[rows] = values.gather(1, where.clamp(0, n_positions - 1)).masked_fill(~inside, torch.nan)
+    return found
+
+
+def _reads_ahead(lm: HookedLM) -> bool:
+    return isinstance(lm.sae, TemporalEncoder) and lm.sae.receptive_field[1] > 0
+
+
+def _attribute(
+    lm: HookedLM, tokens: Int[Tensor, "row pos"], position: Int[Tensor, " row"], feature: Int[Tensor, " row"]
+) -> Float[Tensor, "row pos"]:
+    tokens = tokens.to(lm.model.cfg.device)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    embeddings: list[Tensor] = []
+
+    def as_leaf(embed: Tensor, hook: Any) -> Tensor:
+        embeddings.append(embed.detach().requires_grad_())
+        return embeddings[0]
+
+    caught: list[Tensor] = []
+
+    def catch(h: Tensor, hook: Any) -> None:
+        caught.append(h)
+
+    with torch.enable_grad():
+        lm.model.run_with_hooks(
+            tokens,
+            fwd_hooks=[("hook_embed", as_leaf), (lm.splice.hook_name, catch)],
+            prepend_bos=False,
+            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(lm.splice.hook_name),
+        )
+        _, hidden_pre = features_at(lm, tokens, caught[0], rows, position.to(tokens.device))
+        (gradient,) = torch.autograd.grad(hidden_pre[rows, feature.to(tokens.device)].sum(), embeddings[0])
+    return (gradient * embeddings[0].detach()).sum(dim=-1).float().cpu()

@@ -1,0 +1,52 @@
+"""Peaks of examples that are measured one by one, and batches of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from mtsae_lens.exploration.survey import Survey
+
+Watch = Callable[[Iterable[Any]], Iterator[Any]]
+"""Shows progress, and stops between two items where a signal asked for it."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """One entry per (feature, rank); rows of `tokens` are distinct contexts."""
+
+    feature: Int[Tensor, " peak"]
+    rank: Int[Tensor, " peak"]
+    position: Int[Tensor, " peak"]
+    context: Int[Tensor, " peak"]  # row of `tokens`
+    tokens: Int[Tensor, "context pos"]
+
+    def __len__(self) -> int:
+        return len(self.feature)
+
+    def rows(self, rows: Int[Tensor, " chosen"]) -> Peaks:
+        """Some of them."""
+        return Peaks(self.feature[rows], self.rank[rows], self.position[rows], self.context[rows], self.tokens)
+
+
+def strongest_peaks(survey: Survey, n: int) -> Peaks:
+    """The peaks of the `n` strongest examples of every feature."""
+    examples = survey.lists["top"]
+    slots = examples.order(survey.plan.before)[:, :n]
+    context = examples.context.gather(1, slots).long()
+    feature, rank = (context >= 0).nonzero().unbind(dim=1)
+    numbers, row = context[feature, rank].unique(return_inverse=True)
+    tokens = [survey.held[number][1].long() for number in numbers.tolist()]
+    size = survey.lm.cutter.context_size
+    return Peaks(
+        feature,
+        rank,
+        examples.position.gather(1, slots)[feature, rank].long(),
+        row,
+        torch.stack(tokens) if tokens else torch.empty(0, size, dtype=torch.long),
+    )

@@ -1,0 +1,94 @@
+"""A text box for notebooks: type a text, see where features fire, and which scale and offset drove them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+try:
+    import anywidget
+    import traitlets
+except ImportError as error:
+    raise ImportError("FeatureProbe needs anywidget; install it with: pip install 'mtsae-lens[notebook]'") from error
+
+from mtsae_lens.errors import ConfigError, MTSAEError
+from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.exploration.live import TextFeatures, explain
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+_FOLDER = Path(__file__).parent
+STRONGEST = -1  # as `feature`: no feature is chosen, every token shows its strongest
+
+
+class FeatureProbe(anywidget.AnyWidget):
+    """`FeatureProbe(lm)` in a cell shows the box; every trait may be set from Python too.
+
+    Setting `text`, `feature` or `position` changes the traits after them. What is wrong with a text is said in `error`, and the rest stays.
+    """
+
+    _esm = _FOLDER / "probe.js"
+    _css = _FOLDER / "probe.css"
+
+    text = traitlets.Unicode("").tag(sync=True)
+    feature = traitlets.Int(STRONGEST).tag(sync=True)
+    position = traitlets.Int(-1).tag(sync=True)  # of the clicked token; -1 for none
+    tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    activations = traitlets.List(traitlets.Float()).tag(sync=True)  # of the chosen feature, or of each token's strongest
+    strongest: Any = traitlets.List().tag(sync=True)  # of the clicked token, else of the text: [feature, activation, label]
+    contributions = traitlets.Dict().tag(
+        sync=True
+    )  # hidden_pre, bias, scales and offsets as [name, value]; empty without a token
+    error = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(self, lm: HookedLM, facts: Exploration | None = None, **traits: Any) -> None:
+        if facts is not None and facts.about["d_sae"] != lm.sae.cfg.d_sae:
+            raise ConfigError(
+                f"the facts are of {facts.about['d_sae']} features, the SAE has {lm.sae.cfg.d_sae}; give the facts of this SAE"
+            )
+        self._lm = lm
+        self._read: TextFeatures | None = None
+        self._labels = {} if facts is None else dict(enumerate(facts.table["top_token"].to_pylist()))
+        super().__init__(**traits)
+        self.observe(self._on_text, "text")
+        self.observe(self._on_choice, ["feature", "position"])
+        if self.text:
+            self._on_text()
+
+    def _on_text(self, change: Any = None) -> None:
+        self._read, self.error = None, ""
+        if self.text.strip():
+            try:
+                self._read = explain(self._lm, self.text)
+            except MTSAEError as error:
+                self.error = str(error)
+        self.tokens = [] if self._read is None else list(self._read.tokens)
+        with self.hold_trait_notifications():
+            self.position = -1
+        self._on_choice()
+
+    def _on_choice(self, change: Any = None) -> None:
+        read = self._read
+        if read is None:
+            self.activations, self.strongest, self.contributions = [], [], {}
+            return
+        try:
+            chosen = self.feature != STRONGEST
+            self.activations = read.activations(self.feature) if chosen else read.feature_acts.amax(dim=1).tolist()
+            clicked = 0 <= self.position < len(read.tokens)
+            strongest = read.strongest(self.position) if clicked else read.strongest_anywhere()
+            self.strongest = [[feature, value, self._labels.get(feature) or ""] for feature, value in strongest]
+            shown = self.feature if chosen else (strongest[0][0] if strongest else None)
+            self.contributions = self._contributions(read, shown) if clicked and shown is not None else {}
+            self.error = ""
+        except MTSAEError as error:
+            self.error = str(error)
+
+    def _contributions(self, read: TextFeatures, feature: int) -> dict[str, Any]:
+        found = read.contributions(feature, self.position)
+        return {
+            "feature": feature,
+            "hidden_pre": found.hidden_pre,
+            "bias": found.bias,
+            "scales": [["token" if d == 0 else f"dilation {d:.3g}", value] for d, value in found.scales.items()],
+            "offsets": [[offset, value] for offset, value in found.offsets.items()],
+        }

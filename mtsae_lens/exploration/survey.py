@@ -1,0 +1,136 @@
+"""The one pass over text, for all features at once: counts, lift, examples, pairs. Its memory does not grow with the text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from mtsae_lens.errors import DataError
+from mtsae_lens.exploration.cofiring import CofiringSample
+from mtsae_lens.exploration.corpora import TextBatch
+from mtsae_lens.exploration.counts import FeatureCounts
+from mtsae_lens.exploration.example_lists import Entries, ExampleList
+from mtsae_lens.exploration.firings import Firings, find_firings, read_batch
+from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.exploration.windows import WindowGatherer
+from mtsae_lens.files import write_tensors
+from mtsae_lens.sae.lift import Lift
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+KINDS = ("top", "sampled")
+_FORGET_EVERY = 64  # batches between two clearances of contexts whose examples were all dropped
+
+
+class Survey:
+    """What is known after some batches. Saved, loaded and carried on, it ends in what an uninterrupted pass gives, bit for bit."""
+
+    def __init__(self, lm: HookedLM, plan: Plan, n_corpora: int, cofiring_interval: int = 1) -> None:
+        self.lm, self.plan, self.cofiring_interval = lm, plan, cofiring_interval
+        sae, d_sae = lm.sae, lm.sae.cfg.d_sae
+        temporal = sae if isinstance(sae, TemporalEncoder) else None
+        n_scales, n_reads = (len(temporal.cfg.dilations), len(temporal.read_offsets)) if temporal is not None else (0, 0)
+        self.counts = FeatureCounts.empty(n_corpora, d_sae)
+        self.lift = Lift(temporal) if temporal is not None else None
+        self.lists = {
+            kind: ExampleList.empty(d_sae, n, plan, n_scales, n_reads)
+            for kind, n in zip(KINDS, (plan.n_examples, plan.n_sampled), strict=True)
+        }
+        self.cofiring = CofiringSample()
+        self.held: dict[int, tuple[str, Int[Tensor, " pos"]]] = {}
+        """Document and tokens of each context that an example stands in; at most one per example."""
+        self.n_batches = 0
+        self._windows = WindowGatherer(sae, plan)
+
+    @torch.no_grad()
+    def add(self, batch: TextBatch) -> None:
+        """Look at the next batch."""
+        tokens = batch.tokens.to(self.lm.model.cfg.device)
+        reading = read_batch(self.lm, tokens)
+        firings = find_firings(reading.feature_acts)
+        self.counts.add(batch.corpus, reading, firings)
+        if self.lift is not None:
+            self.lift.add(reading.parts, reading.kept, firings.row, firings.feature)
+        self.cofiring.add(batch.first_context, self.cofiring_interval, reading, firings)
+        for kind, examples in self.lists.items():
+            entries = examples.admit(firings, self._keys(kind, batch.number, firings), len(tokens))
+            self._windows.fill(examples, entries, reading)
+            self._hold(examples, entries, batch)
+        self.n_batches = batch.number + 1
+        if self.n_batches % _FORGET_EVERY == 0:
+            self._forget()
+
+    def _keys(self, kind: str, number: int, firings: Firings) -> Tensor:
+        """Activations, or numbers drawn for this batch alone, so that a pass carried on draws what it would have drawn."""
+        if kind == "top":
+            return firings.value.float()
+        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + number)
+        return torch.rand(len(firings.value), generator=generator).to(firings.value.device)
+
+    def _hold(self, examples: ExampleList, entries: Entries, batch: TextBatch) -> None:
+        at = (entries.feature, entries.slot)
+        examples.context[at] = (batch.first_context + entries.context).int()
+        examples.corpus[at] = batch.corpus
+        for row in entries.context.unique().tolist():
+            self.held[batch.first_context + row] = (batch.documents[row], batch.tokens[row].int())
+
+    def _forget(self) -> None:
+        """Drop contexts that no example stands in any more."""
+        used = torch.cat([examples.context.flatten() for examples in self.lists.values()]).unique().tolist()
+        self.held = {context: self.held[context] for context in used if context >= 0}
+
+    def save(self, path: Path) -> None:
+        """Write all of the state, as one file, whole or not at all."""
+        self._forget()
+        named = {f"{prefix}.{name}": tensor for prefix, part in self._parts() for name, tensor in _tensors(part).items()}
+        named |= {
+            "cofiring.tokens": torch.cat([torch.empty(0, dtype=torch.int32), *self.cofiring.tokens]),
+            "cofiring.features": torch.cat([torch.empty(0, dtype=torch.int32), *self.cofiring.features]),
+            "held.contexts": torch.tensor(list(self.held), dtype=torch.int32),
+            "held.tokens": torch.stack([tokens for _, tokens in self.held.values()]) if self.held else torch.empty(0, 0),
+        }
+        documents = [document for document, _ in self.held.values()]
+        numbers = {"n_batches": self.n_batches, "n_cofiring_tokens": self.cofiring.n_tokens, "documents": documents}
+        write_tensors(path, named, {"survey": json.dumps(numbers)})
+
+    def load(self, path: Path) -> None:
+        """Take up the state in a file.
+
+        Raises:
+            DataError: it is damaged.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                numbers = json.loads((file.metadata() or {})["survey"])
+                for prefix, part in self._parts():
+                    for name in _tensors(part):
+                        setattr(part, name, file.get_tensor(f"{prefix}.{name}"))
+                self.cofiring = CofiringSample(
+                    numbers["n_cofiring_tokens"], [file.get_tensor("cofiring.tokens")], [file.get_tensor("cofiring.features")]
+                )
+                contexts, tokens = file.get_tensor("held.contexts").tolist(), file.get_tensor("held.tokens")
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to begin anew") from error
+        self.held = dict(zip(contexts, zip(numbers["documents"], tokens, strict=True), strict=True))
+        self.n_batches = numbers["n_batches"]
+
+    def _parts(self) -> Iterable[tuple[str, Any]]:
+        yield "counts", self.counts
+        if self.lift is not None:
+            yield "lift", self.lift
+        yield from self.lists.items()
+
+
+def _tensors(part: Any) -> dict[str, Tensor]:
+    """The state of a part: the tensors among its fields."""
+    if isinstance(part, Lift):
+        return {name: getattr(part, name) for name in ("at_active", "total", "n_active", "n_tokens")}
+    return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

@@ -1,0 +1,41 @@
+"""Texts as the features see them: the strongest features at every token, and how well the model predicted it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mtsae_lens.exploration.firings import read_batch
+from mtsae_lens.exploration.plan import N_STRONGEST
+from mtsae_lens.splice.attribution import token_nll
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+@dataclass(frozen=True)
+class ReadTexts:
+    """Contexts read through the SAE."""
+
+    tokens: Int[Tensor, "context pos"]
+    activations: Float[Tensor, "context pos n"]  # falling; 0 where fewer features fire
+    features: Int[Tensor, "context pos n"]
+    nll: Float[Tensor, "context pos"]  # of each token given those before, in nats; NaN for the first
+
+
+@torch.no_grad()
+def read_texts(lm: HookedLM, tokens: Int[Tensor, "context pos"], n_strongest: int = N_STRONGEST) -> ReadTexts:
+    """The strongest features of each token, and its loss."""
+    parts = []
+    for batch in tokens.split(lm.batch_size):
+        on_device = batch.to(lm.model.cfg.device)
+        h = lm.activations(on_device)
+        acts = read_batch(lm, on_device, h).feature_acts
+        values, features = acts.topk(min(n_strongest, acts.shape[-1]), dim=-1)
+        log_probs = lm.logits_from(on_device, h)[:, :-1].log_softmax(dim=-1)
+        nll = torch.nn.functional.pad(token_nll(log_probs, on_device[:, 1:]), (1, 0), value=torch.nan)
+        parts.append(ReadTexts(batch, values.float().cpu(), features.cpu(), nll.float().cpu()))
+    return ReadTexts(
+        *(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "activations", "features", "nll"))
+    )

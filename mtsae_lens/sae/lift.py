@@ -1,0 +1,95 @@
+"""What lifts features when they fire, by scale and offset, for all features in one pass.
+
+    lift_i(k, o) = E[c_koi | e_i > 0] - E[c_koi],        sum_ko lift_i(k, o) = E[pre_i | e_i > 0] - E[pre_i]
+
+with `c_koi = <part_ko, W_enc_ki>` what scale k takes from offset o for feature i (`tap_parts`). Since that is linear in the part, the parts
+are summed over the positions where a feature fires and multiplied by the encoder once a batch: the cost is that of the firings, not of
+all features at all positions, and memory is `d_sae * d_in`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mtsae_lens.sae.contributions import TapPart, read_pairs
+from mtsae_lens.sae.mtsae import TemporalEncoder
+
+
+class Lift:
+    """Running sums; `at_active (d_sae, n_pairs)` and `total (n_pairs, d_in)` are all of its state, with the two counts."""
+
+    def __init__(self, sae: TemporalEncoder) -> None:
+        self.sae = sae
+        self.pairs = read_pairs(sae)
+        self.W_enc = encoder_by_scale(sae)
+        self.at_active = torch.zeros(sae.cfg.d_sae, len(self.pairs), dtype=torch.float64)
+        self.total = torch.zeros(len(self.pairs), sae.cfg.d_in, dtype=torch.float64)
+        self.n_active = torch.zeros(sae.cfg.d_sae, dtype=torch.long)
+        self.n_tokens = torch.zeros((), dtype=torch.long)
+
+    @torch.no_grad()
+    def add(
+        self,
+        parts: Iterable[TapPart],
+        kept: Bool[Tensor, "batch pos"],
+        rows: Int[Tensor, " firing"],
+        features: Int[Tensor, " firing"],
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            parts: the batch's `tap_parts`.
+            kept: positions that count.
+            rows: flat position, `context * n_positions + position`, of each firing; all of them kept.
+            features: the feature that fires there.
+        """
+        order = features.argsort(stable=True)
+        counts = torch.bincount(features, minlength=self.sae.cfg.d_sae)
+        starts, rows = counts.cumsum(0) - counts, rows[order]
+        for number, part in enumerate(parts):
+            vectors = part.vector.flatten(0, 1)
+            sums = torch.nn.functional.embedding_bag(rows, vectors, starts, mode="sum")
+            self.at_active[:, number] += (sums * self.W_enc[part.scale]).sum(dim=-1).double().cpu()
+            self.total[number] += part.vector[kept].sum(dim=0).double().cpu()
+        self.n_active += counts.cpu()
+        self.n_tokens += int(kept.sum())
+
+    @property
+    def by_pair(self) -> Float[Tensor, "d_sae n_pairs"]:
+        """Lift by (scale, offset), in the order of `pairs`; zero for a feature that never fired."""
+        W_enc = self.W_enc.double().cpu()
+        mean = torch.stack([W_enc[scale] @ total for (scale, _), total in zip(self.pairs, self.total, strict=True)], dim=1)
+        lift = self.at_active / self.n_active.clamp(min=1).unsqueeze(-1) - mean / self.n_tokens.clamp(min=1)
+        return lift.masked_fill((self.n_active == 0).unsqueeze(-1), 0.0)
+
+    @property
+    def scale_shares(self) -> Float[Tensor, "d_sae n_scales"]:
+        """Share of each scale; rows sum to 1, or are zero for a feature that never fired or is not lifted."""
+        return self._shares([scale for scale, _ in self.pairs], len(self.sae.cfg.dilations))
+
+    @property
+    def offset_shares(self) -> Float[Tensor, "d_sae n_reads"]:
+        """Share of each of `read_offsets`; the same."""
+        return self._shares([place for _, place in self.pairs], len(self.sae.read_offsets))
+
+    def _shares(self, group: list[int], n_groups: int) -> Float[Tensor, "d_sae n_groups"]:
+        by_pair = self.by_pair
+        lift = by_pair.new_zeros(len(by_pair), n_groups).index_add_(1, torch.tensor(group), by_pair)
+        whole = lift.sum(dim=1, keepdim=True)
+        return torch.where(whole > 0, lift / whole, 0.0)
+
+
+def encoder_by_scale(sae: TemporalEncoder) -> Float[Tensor, "n_scales d_sae d_in"]:
+    """`W_enc` as one matrix a scale, a row a feature."""
+    return rearrange(sae.W_enc.detach(), "(scale d_in) d_sae -> scale d_sae d_in", scale=len(sae.cfg.dilations)).contiguous()
+
+
+def share_of_context(shares: Float[Tensor, "feature n_reads"], offsets: Sequence[int]) -> Float[Tensor, " feature"]:
+    """How much of what drives a feature comes from positions other than its own: 0 pointwise, 1 context alone."""
+    others = [place for place, offset in enumerate(offsets) if offset != 0]
+    return shares[:, others].clamp(min=0).sum(dim=-1).clamp(max=1)

@@ -1,0 +1,89 @@
+"""`mtsae explore`: facts written, carried on, refused."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.exploration.survey import Survey
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "c.yaml"
+    path.write_text("n_text_contexts: 2\nn_attribution_contexts: 2\nn_sampled: 2\nbefore: 4\n")
+    return path
+
+
+@pytest.fixture
+def explore(mtsae: Callable[..., Any], tiny_sae_dir: Path, config: Path, tmp_path: Path) -> Callable[..., Any]:
+    def call(*more: Any, sae: Path = tiny_sae_dir) -> Any:
+        small = ("--n-tokens", 320, "--n-examples", 2, "--n-ablated", 1, "--n-attributed", 1)
+        return mtsae("explore", sae, "--config", config, "--out", tmp_path / "out", *small, *more)
+
+    return call
+
+
+def test_explore(explore: Any, tmp_path: Path, text_file: Path, sea_file: Path, tiny_sae_dir: Path) -> None:
+    outcome = explore("--dataset", text_file, "--dataset", sea_file, "--split", "train")
+    assert outcome.code == 0, outcome.err
+    assert outcome.out.splitlines()[-1] == f"looked at 310 tokens; facts in {tmp_path / 'out'}"
+    facts = Exploration.open(tmp_path / "out")
+    assert [corpus["name"] for corpus in facts.about["corpora"]] == [str(text_file), str(sea_file)]
+    assert facts.about["sae"] == tiny_sae_dir.name
+    assert facts.about["provenance"]["settings"]["before"] == 4
+    assert facts.features["selectivity"].notna().all()
+    again = explore("--dataset", text_file, "--dataset", sea_file, "--split", "train")
+    assert again.code == 0
+    refused = explore("--dataset", text_file, "--split", "train")
+    assert refused.code == 2
+    assert "holds results made with other settings (dataset)" in refused.error
+
+
+def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, text_file: Path) -> None:
+    outcome = explore("--n-tokens", 100_000)
+    assert outcome.code == 0, outcome.err
+    assert "(all there were; 100,000 were asked for)" in outcome.out
+    facts = Exploration.open(tmp_path / "out")
+    assert facts.about["corpora"][0]["name"] == str(text_file)
+    assert facts.about["split"] == "test"
+
+
+def test_stopped_and_carried_on(explore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Survey.add
+
+    def stopping(self: Survey, batch: Any) -> None:
+        original(self, batch)
+        signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Survey, "add", stopping)
+        outcome = explore()
+    assert outcome.code == 130
+    assert "the same command goes on from there" in outcome.err
+    assert not (tmp_path / "out" / "explore.json").exists()
+    assert explore().code == 0
+    assert not (tmp_path / "out" / "state").exists()
+
+
+def test_an_sae_trained_anew_is_another(explore: Any, tiny_sae_dir: Path, tmp_path: Path) -> None:
+    sae = shutil.copytree(tiny_sae_dir, tmp_path / "sae", ignore=shutil.ignore_patterns("checkpoints"))
+    assert explore(sae=sae).code == 0
+    with (sae / "sae_weights.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x00")
+    assert "(sae_sha256)" in explore(sae=sae).error
+
+
+def test_mistakes(explore: Any, tmp_path: Path) -> None:
+    assert "no file, folder or embedded domain 'kjw'. Did you mean 'kjv'" in explore("--dataset", "kjw").error
+    assert "setting split" in explore("--split", "exam").error
+    assert "n_ablated=9 is more than the 2 examples kept" in explore("--n-ablated", 9).error
+    assert "setting n_tokens" in explore("--n-tokens", 0).error
+    assert not list((tmp_path / "out").glob("*.parquet"))

@@ -1,0 +1,38 @@
+"""Examples without a folder: those of the pass, as cards too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.exploration.examples import top_examples
+from mtsae_lens.reporting.features import feature_cards
+
+
+@pytest.mark.parametrize("architecture", ["mtsae", "topk"])
+def test_top_examples(random_lm: Any, text_file: Path, architecture: str) -> None:
+    lm = random_lm(architecture)
+    table = read_tokens(str(text_file), "select", lm.cutter, 6)
+    acts = lm.feature_acts(table.tokens)
+    features = [9, *acts.amax(dim=(0, 1)).topk(3).indices.tolist()]
+    found = top_examples(lm, table, features, n_examples=2, before=3, after=1)
+    assert [one.feature for one in found] == features
+    for one in found:
+        n_active = int((acts[..., one.feature] > 0).sum())
+        assert one.density == pytest.approx(n_active / int((~lm.masked(table.tokens)).sum()))
+        peaks = acts[..., one.feature].amax(dim=1).sort(descending=True).values[:2]
+        assert [e.activations[e.peak] for e in one.examples] == pytest.approx([p for p in peaks.tolist() if p > 0])
+        if architecture == "topk":
+            assert one.main_scale is None
+        elif one.examples:
+            totals = [sum(e.scale_contributions[k] for e in one.examples) for k in range(5)]
+            assert one.main_scale == one.dilations[totals.index(max(totals))]
+    cards = feature_cards(found)
+    assert cards.count('<div class="feature">') == sum(bool(one.examples) for one in found)
+    assert ("at the peak: the token" in cards) == (architecture == "mtsae")
+    with pytest.raises(ConfigError, match="between 0 and 23"):
+        top_examples(lm, table, [24])

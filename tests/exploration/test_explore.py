@@ -1,0 +1,245 @@
+"""The folder of facts: whole, the same after an interruption, and refused to other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
+from mtsae_lens.exploration import explore as module
+from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.explore import explore
+from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
+from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.splice.attribution import attribution
+
+PLAN = Plan(
+    n_examples=3, n_sampled=2, before=5, after=2, n_ablated=2, n_attributed=1, n_attribution_contexts=4, n_text_contexts=3
+)
+TABLES = ("features", "examples", "texts")
+
+
+def run(lm: Any, corpora: Corpora, out: Path, **settings: Any) -> dict[str, Any]:
+    return explore(lm, corpora, out, PLAN, settings={"k": 1} | settings, about=lambda seconds: {"sae": "x"})
+
+
+@pytest.fixture(scope="module")
+def made(random_lm: Any, corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Exploration]:
+    """Facts of an MTSAE and of a TopK SAE."""
+    folder = tmp_path_factory.mktemp("facts")
+    for architecture in ("mtsae", "topk"):
+        run(random_lm(architecture), corpora, folder / architecture)
+    return {name: Exploration.open(folder / name) for name in ("mtsae", "topk")}
+
+
+def test_the_folder(made: dict[str, Exploration]) -> None:
+    for facts in made.values():
+        assert {path.name for path in facts.folder.iterdir()} == {
+            "explore.json",
+            "settings.json",
+            *(f"{t}.parquet" for t in TABLES),
+        }
+        for name, schema in zip(TABLES, (FEATURES, EXAMPLES, TEXTS), strict=True):
+            assert pq.read_schema(facts.folder / f"{name}.parquet").equals(schema)
+        about = facts.about
+        assert about["format"] == "mtsae-exploration-1"
+        assert about["n_tokens"] == sum(corpus["n_tokens"] for corpus in about["corpora"])
+        assert len(about["histogram_edges"]) == len(facts.feature(0).histogram) + 1
+        assert facts.features["feature"].tolist() == list(range(24))
+
+
+def test_an_mtsae_has_time_scales_and_a_topk_sae_has_none(made: dict[str, Exploration]) -> None:
+    temporal, pointwise = made["mtsae"], made["topk"]
+    assert temporal.about["dilations"] == [0, 1, 2, 4, 8]
+    assert temporal.about["offsets"] == [0, -1, -2, -4, -8, -16]
+    assert (pointwise.about["dilations"], pointwise.about["offsets"]) == ([], [0])
+    alive = 0
+    for feature in range(24):
+        one, other = temporal.feature(feature), pointwise.feature(feature)
+        assert (other.scale_shares, other.kernel, other.main_dilation, other.context_share) == ((), (), None, None)
+        if one.scale_shares:
+            alive += 1
+            assert sum(one.scale_shares) == pytest.approx(1, abs=1e-5)
+            assert sum(one.kernel) == pytest.approx(1, abs=1e-5)
+            assert one.main_dilation == temporal.about["dilations"][one.scale_shares.index(max(one.scale_shares))]
+        for example in temporal.examples(feature):
+            for parts in (example.scale_contributions, example.offset_contributions):
+                assert sum(parts) + (example.bias or 0) == pytest.approx(example.hidden_pre, abs=1e-5)
+            assert len(example.token_scale_contributions) == 5 * len(example.tokens)
+        for example in pointwise.examples(feature):
+            assert (example.scale_contributions, example.token_scale_contributions) == ((), ())
+            assert example.hidden_pre == pytest.approx(example.activations[example.peak])
+    assert alive > 10
+
+
+def test_examples(made: dict[str, Exploration], corpora: Corpora, tokenizer: Any) -> None:
+    texts = [[tokenizer.decode([i]) for i in ids] for corpus in range(2) for _, ids in corpora.contexts(corpus)]
+    for facts in made.values():
+        rows = pq.read_table(facts.folder / "examples.parquet")
+        order = [(r["feature"], ("top", "sampled").index(r["kind"]), r["rank"]) for r in rows.to_pylist()]
+        assert order == sorted(order)
+        assert len(set(order)) == len(order)
+        for feature in range(24):
+            facts_of, examples = facts.feature(feature), facts.examples(feature)
+            assert bool(examples) == (facts_of.n_active > 0)
+            top = facts.examples(feature, "top")
+            peaks = [example.activations[example.peak] for example in top]
+            assert peaks == sorted(peaks, reverse=True)
+            if top:
+                assert peaks[0] == pytest.approx(facts_of.max_activation)
+                assert facts_of.top_token in {example.tokens[example.peak] for example in top}
+                assert [bool(example.model_attribution) for example in top] == [True] + [False] * (len(top) - 1)
+                assert len(top[0].model_attribution) == len(top[0].tokens)
+            else:
+                assert (facts_of.top_token, facts_of.mean_activation, facts_of.persistence) == (None, None, ())
+            for example in examples:
+                assert len(example.tokens) == len(example.activations)
+                start = example.position - example.peak
+                assert list(example.tokens) in [text[start : start + len(example.tokens)] for text in texts]
+
+
+def test_effects_in_the_table(made: dict[str, Exploration], random_lm: Any, corpora: Corpora) -> None:
+    facts, lm = made["mtsae"], random_lm("mtsae")
+    tables = corpora.tables(4)
+    assert [len(table) for table in tables] == [2, 2]
+    joined = dataclasses.replace(tables[0], tokens=torch.cat([t.tokens for t in tables]), documents=("",) * 4)
+    assert facts.features["attribution"].tolist() == pytest.approx(attribution(lm, joined).tolist(), rel=1e-5)
+    measured = facts.features["n_ablated"]
+    assert set(measured) <= {0, 1, 2}
+    assert facts.features["ablation_next_nll"].notna().sum() > 5
+    assert (facts.features["ablation_rest_nll"].isna() >= (measured == 0)).all()
+
+
+def test_texts(made: dict[str, Exploration], random_lm: Any, corpora: Corpora) -> None:
+    lm = random_lm("mtsae")
+    rows = pq.read_table(made["mtsae"].folder / "texts.parquet").to_pylist()
+    assert [row["corpus"] for row in rows] == [0, 0, 1, 1]  # as many of each corpus
+    tokens = torch.tensor([next(corpora.contexts(1))[1]])
+    acts, row = lm.feature_acts(tokens)[0], rows[2]
+    for position in range(32):
+        values, features = acts[position].topk(5)
+        n = int((values > 0).sum())
+        assert row["features"][position] == features[:n].tolist()
+        assert row["activations"][position] == pytest.approx(values[:n].tolist(), rel=1e-4)
+    losses = lm.model(tokens, return_type="loss", loss_per_token=True, prepend_bos=False)[0]
+    assert row["nll"][0] is None
+    assert row["nll"][1:] == pytest.approx(losses.tolist(), abs=1e-4)
+
+
+def contents(folder: Path) -> list[Any]:
+    return [pq.read_table(folder / f"{name}.parquet").to_pylist() for name in TABLES]
+
+
+def same(first: Any, second: Any) -> bool:
+    """Equality in which NaN equals NaN."""
+    return json.dumps(first) == json.dumps(second)
+
+
+def test_stopped_at_any_step_and_carried_on(
+    made: dict[str, Exploration], random_lm: Any, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal after every other step of the work, until it is done: the facts are those of a run in one go."""
+    lm = random_lm("mtsae")
+    original_add, original_check = Survey.add, module._Work.check
+
+    def interrupted_add(self: Survey, batch: Any) -> None:
+        original_add(self, batch)
+        if self.n_batches == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Survey, "add", interrupted_add)
+    with pytest.raises(TrainingInterrupted, match="same command goes on"):
+        run(lm, corpora, tmp_path / "out")
+    monkeypatch.setattr(Survey, "add", original_add)
+    assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["survey.safetensors"]
+    steps: set[int] = set()
+
+    def interrupted_check(self: Any) -> None:
+        done = len(list(self.state.iterdir()))
+        if done not in steps:  # once after each result that is kept
+            steps.add(done)
+            signal.raise_signal(signal.SIGINT)
+        original_check(self)
+
+    monkeypatch.setattr(module._Work, "check", interrupted_check)
+    for n_results in (1, 2, 3):
+        with pytest.raises(TrainingInterrupted) as stop:
+            run(lm, corpora, tmp_path / "out")
+        assert stop.value.signal_number == signal.SIGINT
+        assert len(list((tmp_path / "out" / "state").iterdir())) == n_results
+        assert not (tmp_path / "out" / "explore.json").exists()
+    run(lm, corpora, tmp_path / "out")
+    assert same(contents(tmp_path / "out"), contents(made["mtsae"].folder))
+
+
+def test_killed_while_writing(
+    made: dict[str, Exploration], random_lm: Any, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is there half, and the same call goes on without looking at a text again."""
+    lm = random_lm("mtsae")
+
+    def fail(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail)
+        with pytest.raises(KeyboardInterrupt):
+            run(lm, corpora, tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(DataError, match=r"no explore\.json; needed the --out folder of a finished 'mtsae explore'"):
+        Exploration.open(tmp_path)
+    monkeypatch.setattr(Survey, "add", fail)
+    run(lm, corpora, tmp_path)
+    assert same(contents(tmp_path), contents(made["mtsae"].folder))
+
+
+def test_a_finished_folder_is_left_as_it_is(made: dict[str, Exploration], random_lm: Any, corpora: Corpora) -> None:
+    folder = made["mtsae"].folder
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    assert run(random_lm("mtsae"), corpora, folder) == made["mtsae"].about
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    with pytest.raises(ConfigError, match=r"made with other settings \(k\)"):
+        run(random_lm("mtsae"), corpora, folder, k=2)
+
+
+def test_text_that_ends_early_and_text_that_is_none(random_lm: Any, corpora: Corpora, tmp_path: Path) -> None:
+    long = dataclasses.replace(corpora, n_tokens=10**9)
+    n_contexts = sum(len(list(long.contexts(corpus))) for corpus in range(2))
+    about = run(random_lm("topk"), long, tmp_path / "a")
+    assert 0.8 * 32 * n_contexts < about["n_tokens"] < 32 * n_contexts
+    short = tmp_path / "short.txt"
+    short.write_text("Too short.")
+    with pytest.raises(DataError, match=r"short\.txt: split 'train' gives no context of 32 tokens.*or --split train"):
+        run(random_lm("topk"), dataclasses.replace(corpora, sources=(str(short),)), tmp_path / "b")
+    run(random_lm("topk"), corpora, tmp_path / "b", k=2)  # nothing was found out, so other settings may use the folder
+
+
+def test_sizes_that_make_no_sense() -> None:
+    with pytest.raises(ConfigError, match="n_ablated=3 is more than the 2 examples kept"):
+        Plan(n_examples=2)
+    with pytest.raises(ConfigError, match="before must be at least 0; got -1"):
+        Plan(before=-1)
+
+
+def test_nothing_optional(random_lm: Any, corpora: Corpora, tmp_path: Path) -> None:
+    """One corpus, no sample, no effects."""
+    plan = Plan(2, 0, 0, 0, n_ablated=0, n_attributed=0, n_attribution_contexts=0, n_text_contexts=1)
+    one = dataclasses.replace(corpora, sources=corpora.sources[:1])
+    explore(random_lm("mtsae"), one, tmp_path, plan, settings={}, about=lambda seconds: {})
+    facts = Exploration.open(tmp_path)
+    assert facts.features[["selectivity", "ablation_next_nll", "attribution"]].isna().all(axis=None)
+    assert (facts.features["n_ablated"] == 0).all()
+    examples = [example for feature in range(24) for example in facts.examples(feature)]
+    assert len(examples) > 10
+    assert all(len(e.tokens) == 1 and e.kind == "top" and e.model_attribution == () for e in examples)
+    assert not any(math.isnan(value) for e in examples for value in e.token_scale_contributions)

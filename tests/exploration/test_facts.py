@@ -1,0 +1,65 @@
+"""Facts that are opened, and folders that hold none."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.explore import explore
+from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.exploration.plan import Plan
+
+
+@pytest.fixture(scope="module")
+def folder(random_lm: Any, corpora: Corpora, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("facts")
+    plan = Plan(2, 1, 4, 2, n_ablated=0, n_attributed=0, n_attribution_contexts=0, n_text_contexts=1)
+    explore(random_lm(), corpora, out, plan, settings={}, about=lambda seconds: {})
+    return out
+
+
+def test_search(folder: Path) -> None:
+    facts = Exploration.open(folder)
+    token = facts.features["top_token"].dropna().iloc[0]
+    found = facts.search(token.strip().upper())
+    assert len(found) > 0
+    wanted = token.strip().lower()
+    for row in found.itertuples():
+        assert wanted in (row.top_token or "").lower() or any(wanted in t.lower() for t in row.promoted_tokens)
+    assert wanted in found.iloc[0]["top_token"].lower()
+    promoted = facts.feature(3).promoted_tokens[0]
+    assert 3 in facts.search(promoted)["feature"].tolist()
+    assert len(facts.search("no token is like this")) == 0
+    assert facts.search("(").shape[1] == facts.features.shape[1]  # no pattern
+
+
+def test_what_is_not_there(folder: Path) -> None:
+    facts = Exploration.open(str(folder))
+    for feature in (-1, 24):
+        with pytest.raises(ConfigError, match=f"between 0 and 23; got {feature}"):
+            facts.feature(feature)
+        with pytest.raises(ConfigError, match=f"between 0 and 23; got {feature}"):
+            facts.examples(feature)
+    with pytest.raises(ConfigError, match=r"kind must be 'top' or 'sampled'.*got 'best'"):
+        facts.examples(0, "best")
+
+
+def test_folders_without_facts(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no explore\.json; needed the --out folder of a finished"):
+        Exploration.open(tmp_path)
+    for name, content, message in (
+        ("explore.json", b"{", "explore.json is damaged"),
+        ("explore.json", json.dumps({"format": "other-9"}).encode(), "facts of format 'other-9'; needed 'mtsae-exploration-1'"),
+        ("features.parquet", b"x" * 50, "features.parquet is damaged"),
+    ):
+        broken = shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
+        (broken / name).write_bytes(content)
+        with pytest.raises(DataError, match=message):
+            Exploration.open(broken).feature(0)
+        shutil.rmtree(broken)
