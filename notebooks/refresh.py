@@ -23,7 +23,7 @@ from playwright.sync_api import Page, sync_playwright
 from plotly.offline import get_plotlyjs
 
 HERE = Path(__file__).parent
-PLOTLY, PICTURE = "application/vnd.plotly.v1+json", "image/png"
+PLOTLY, PICTURE, WIDGET = "application/vnd.plotly.v1+json", "image/png", "application/vnd.jupyter.widget-view+json"
 WIDTH, HEIGHT, SCALE = 800, 380, 1.0
 _DRAW = """async ([figure, width, height, scale]) => {
     const size = {width: width, height: figure.layout.height || height};
@@ -47,12 +47,17 @@ def plotly_page() -> Iterator[Page]:
 
 
 def execute(notebook: Any) -> None:
-    """Run all cells anew; what went to stderr (progress bars) is not kept."""
+    """Run all cells anew; progress bars are not kept."""
     NotebookClient(notebook, timeout=1200, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            cell.outputs = [output for output in cell.outputs if not _is_progress(output)]
+
+
+def _is_progress(output: Any) -> bool:
+    return output.get("name") == "stderr" or WIDGET in output.get("data", {})
 
 
 def add_pictures(notebook: Any, page: Page) -> None:
