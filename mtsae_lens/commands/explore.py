@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
+from mtsae_lens.splice.edit_files import weights_digest
 
 
 class ExploreSettings(Settings):
@@ -67,13 +67,7 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         Corpora(tuple(sources), settings.split, lm.cutter, settings.n_tokens, settings.seed),
         settings.out,
         settings.plan,
-        settings=depends_on | {"dataset": list(sources), "sae_sha256": _digest(settings.sae)},
+        settings=depends_on | {"dataset": list(sources), "sae_sha256": weights_digest(lm.sae)},
         about=lambda seconds: {"sae": settings.sae.resolve().name, "provenance": provenance(settings.seed, seconds, recorded)},
     )
     return facts, write_explorer(settings.out)
-
-
-def _digest(sae: Path) -> str:
-    """Of the weights: facts of an SAE trained anew in the same folder are other facts."""
-    with (sae / "sae_weights.safetensors").open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,10 +1,10 @@
-"""Every way of choosing features, by name."""
+"""Every way of choosing features, by name. `register_score` adds one of your own, which `mtsae_lens.commands.unlearn` then knows."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.unlearning.selection.effect_scores import Attribution, FisherAttribution, SingleEffect
@@ -26,6 +26,26 @@ SCORES: dict[str, Callable[..., FeatureScore]] = {
     )
 }
 """Classes by name; `FromScales` restricts any of them to time scales."""
+
+ScoreClass = TypeVar("ScoreClass", bound=Callable[..., FeatureScore])
+
+
+def register_score(score: ScoreClass) -> ScoreClass:
+    """Decorator: make a score known under its `name`. The class is a frozen dataclass whose fields are the settings, as in `FeatureScore`.
+
+    Raises:
+        ConfigError: no dataclass, no name, or a name that another score has.
+    """
+    name = getattr(score, "name", None)
+    if not dataclasses.is_dataclass(score) or not isinstance(name, str):
+        raise ConfigError(
+            f"a score is a dataclass with a class attribute name = '...'; got {getattr(score, '__qualname__', score)!r}"
+        )
+    known = SCORES.get(name)
+    if known is not None and (known.__module__, known.__qualname__) != (score.__module__, score.__qualname__):
+        raise ConfigError(f"a score named {name!r} exists already ({known.__module__}.{known.__qualname__})")
+    SCORES[name] = score
+    return score
 
 
 def make_score(name: str, **settings: Any) -> FeatureScore:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
-from mtsae_lens.unlearning.selection.scores import SCORES, make_score
+from mtsae_lens.unlearning.selection.scores import SCORES, make_score, register_score
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +42,45 @@ def test_unknown_names_and_settings_are_named() -> None:
         make_score("atribution")
     with pytest.raises(ConfigError, match=r"no setting 'retain_wieght'\. Did you mean 'retain_weight'"):
         make_score("attribution", retain_wieght=1.0)
+
+
+# scores of one's own ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loudest:
+    floor: float = 0.0
+
+    name = "loudest"
+
+    def __call__(self, evidence: SelectionEvidence) -> torch.Tensor:
+        return evidence.forget_statistics.mean_activation.clamp(min=self.floor)
+
+
+def test_a_registered_score_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch, evidence: SelectionEvidence) -> None:
+    monkeypatch.setitem(SCORES, "loudest", Loudest)
+    monkeypatch.delitem(SCORES, "loudest")
+    with pytest.raises(ConfigError, match="no score 'loudest'"):
+        make_score("loudest")
+    assert register_score(Loudest) is Loudest
+    assert make_score("loudest", floor=2.0) == Loudest(floor=2.0)
+    assert torch.equal(make_score("loudest")(evidence), evidence.forget_statistics.mean_activation)
+    with pytest.raises(ConfigError, match=r"no setting 'flor'\. Did you mean 'floor'"):
+        make_score("loudest", flor=1.0)
+    assert register_score(Loudest) is Loudest  # as when a module is loaded once more
+
+
+def test_a_name_that_is_taken_or_missing_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Other:
+        name = "attribution"
+
+        def __call__(self, evidence: SelectionEvidence) -> torch.Tensor:
+            raise NotImplementedError
+
+    before = SCORES["attribution"]
+    with pytest.raises(ConfigError, match=r"'attribution' exists already \(.*effect_scores\.Attribution\)"):
+        register_score(Other)
+    assert SCORES["attribution"] is before
+    with pytest.raises(ConfigError, match="a score is a dataclass"):
+        register_score(make_score)

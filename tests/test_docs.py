@@ -1,0 +1,100 @@
+"""What the documentation shows works: Python examples run as written, commands are ones that the command line takes, pages are reachable."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+import yaml
+
+from mtsae_lens.cli import app
+from mtsae_lens.sae.separation import SEPARATIONS
+from mtsae_lens.unlearning.selection.scores import SCORES
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+PYTHON = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
+
+
+def page_name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The calls of `mtsae` in code blocks, comments and shell around them left out."""
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
+        for line in block.splitlines() if language in ("", "console", "bash") else ():
+            if not line.lstrip().startswith(("mtsae ", "python -c ")):
+                continue
+            words = shlex.split(line.removesuffix(" &"), comments=True)
+            yield words[1:] if words[0] == "mtsae" else words[3:]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A folder with what the pages speak of: `my-model`, `my-texts`, `other-texts.txt` and `my-sae`."""
+    shutil.copytree(request.getfixturevalue("tiny_model_dir"), tmp_path / "my-model")
+    (tmp_path / "my-texts").mkdir()
+    shutil.copy(request.getfixturevalue("text_file"), tmp_path / "my-texts" / "land.txt")
+    shutil.copy(request.getfixturevalue("sea_file"), tmp_path / "other-texts.txt")
+    shutil.copytree(request.getfixturevalue("tiny_sae_dir"), tmp_path / "my-sae")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """What a page registers is gone after it."""
+    before = {id(registry): set(registry) for registry in (SEPARATIONS, SCORES)}
+    yield
+    for registry in (SEPARATIONS, SCORES):
+        for name in set(registry) - before[id(registry)]:
+            del registry[name]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if PYTHON.search(path.read_text())], ids=page_name)
+def test_python_examples_run(path: Path, workplace: Path, registries: None) -> None:
+    """The blocks of a page one after another, as a reader would type them."""
+    namespace: dict[str, object] = {"__name__": "__main__"}
+    for number, example in enumerate(PYTHON.findall(path.read_text()), 1):
+        exec(compile(example, f"{page_name(path)}, example {number}", "exec"), namespace)
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=page_name)
+def test_commands_are_taken(path: Path) -> None:
+    """Verbs, options and the kinds of their values; nothing is run."""
+    group = typer.main.get_command(app)
+    for verb, *arguments in commands(path.read_text()):
+        if verb == "--help":
+            continue
+        command = group.commands[verb]  # type: ignore[attr-defined]
+        given = [re.sub(r"\$\w+", "0", argument) for argument in arguments if argument != "--help"]
+        with command.make_context(verb, given, resilient_parsing="--help" in arguments):
+            pass
+
+
+def test_there_are_commands_and_examples() -> None:
+    texts = [path.read_text() for path in PAGES]
+    assert sum(len(list(commands(text))) for text in texts) > 10
+    assert sum(len(PYTHON.findall(text)) for text in texts) > 8
+
+
+def test_every_page_and_notebook_is_in_the_navigation() -> None:
+    nav = re.findall(r"[\w/-]+\.(?:md|ipynb)", yaml.dump(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    pages = {str(path.relative_to(DOCS)) for path in PAGES}
+    notebooks = {f"notebooks/{path.name}" for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert sorted(nav) == sorted(pages | notebooks)
+
+
+def test_the_reference_covers_the_documented_packages() -> None:
+    """Every module of sae, data, splice and evaluation, which are what others build on."""
+    named = set(re.findall(r"^::: (\S+)", "\n".join(p.read_text() for p in (DOCS / "reference").glob("*.md")), re.MULTILINE))
+    for package in ("sae", "data", "splice", "evaluation"):
+        modules = {f"mtsae_lens.{package}.{path.stem}" for path in (ROOT / "mtsae_lens" / package).glob("[!_]*.py")}
+        assert modules <= named, modules - named
