@@ -66,11 +66,11 @@
       scales: { x: { time: false, range: [-0.3, x.length - 0.7] }, y: { range: [0, Math.max(0.05, ...y) * 1.15] } },
       series: [{}, { stroke: colour("--accent"), width: 2, points: { show: true, size: 7, fill: colour("--accent") } }],
       axes: [
-        axis(colour, { size: 38, label: xLabel, labelSize: 14, labelFont: "11px system-ui", labelGap: 2, splits: () => places, values: () => x.map(String) }),
+        axis(colour, { size: 24, label: xLabel, labelSize: 16, labelFont: "11px system-ui", labelGap: 2, splits: () => places, values: () => x.map(String) }),
         axis(colour, { size: 42, space: 34, values: (chart, splits) => splits.map((value) => Math.round(value * 100) + " %") }),
       ],
     });
-    return html`<${Chart} options=${options} data=${[places, y]} label=${label} height=${150} />`;
+    return html`<${Chart} options=${options} data=${[places, y]} label=${label} height=${132} />`;
   }
 
   // Names, values and bars. With `diverging`, bars start in the middle: right is up, left is down.

@@ -13,7 +13,7 @@
     ["Context", "context_share", format.percent, true],
     ["Run length", "mean_run_length", format.number],
     ["Selectivity", "selectivity", (value) => format.signed(value, 1)],
-    ["Ablation, next token", "ablation_next_nll", (value) => format.signed(value, 3)],
+    ["Ablation, next", "ablation_next_nll", (value) => format.signed(value, 3)],
     ["Ablation, rest", "ablation_rest_nll", (value) => format.signed(value, 3)],
     ["Attribution", "attribution", (value) => (format.missing(value) ? "-" : (value > 0 ? "+" : "") + format.number(value, 2))],
   ];

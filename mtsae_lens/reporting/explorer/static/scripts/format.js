@@ -46,7 +46,7 @@
     if (missing(value)) return MISSING;
     const percentile = value * 100;
     if (percentile >= 99.95) return "strongest 0.1 %";
-    return percentile >= 99 ? percentile.toFixed(1) + "th percentile" : ordinal(Math.floor(percentile)) + " percentile";
+    return percentile >= 90 ? percentile.toFixed(1) + "th percentile" : ordinal(Math.floor(percentile)) + " percentile";
   }
 
   function ordinal(whole) {
