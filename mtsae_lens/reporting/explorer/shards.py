@@ -34,7 +34,7 @@ _SNIPPET_TOKENS = 14
 
 def list_shard(features: Sequence[Record]) -> dict[str, list[Any]]:
     """The list's columns over all features; shares of scales to 1 %, for they are drawn a few pixels high."""
-    columns: dict[str, list[Any]] = {name: [rounded(f[name], 3) for f in features] for name in _LIST_COLUMNS}
+    columns: dict[str, list[Any]] = {name: [rounded(f[name]) for f in features] for name in _LIST_COLUMNS}
     columns["scale_shares"] = [[round(share, 2) for share in f["scale_shares"] or ()] for f in features]
     return columns
 

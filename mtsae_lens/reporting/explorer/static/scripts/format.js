@@ -26,10 +26,11 @@
 
   function percent(value) {
     if (missing(value)) return MISSING;
-    const share = value * 100;
+    const share = Math.abs(value * 100);
+    const sign = value < 0 ? "\u2212" : "";
     if (share === 0) return "0 %";
-    if (share < 0.001) return "<0.001 %";
-    return (share >= 10 ? share.toFixed(0) : String(Number(share.toPrecision(2)))) + " %";
+    if (share < 0.001) return sign ? "about 0 %" : "<0.001 %";
+    return sign + (share >= 10 ? share.toFixed(0) : String(Number(share.toPrecision(2)))) + " %";
   }
 
   const count = (value) => (missing(value) ? MISSING : value.toLocaleString("en-US"));

@@ -69,6 +69,9 @@
     }
 
     show(query) {
+      const asked = JSON.stringify(query);
+      if (asked === this.shown) return;
+      this.shown = asked;
       this.grid.setFilter(filters.predicate(query));
       const wanted = this.sort(query);
       const [now] = this.grid.getSorters();
@@ -77,7 +80,9 @@
       this.grid.deselectRow();
     }
 
+    // Keys may come before the page has followed the address.
     move(step) {
+      this.show(route.now().query);
       const rows = this.grid.getRows("active");
       if (!rows.length) return;
       this.at = Math.max(0, Math.min(rows.length - 1, this.at + step));
@@ -87,6 +92,7 @@
     }
 
     open() {
+      this.show(route.now().query);
       const row = this.grid.getRows("active")[Math.max(0, this.at)];
       if (row) route.go("feature", row.getData().feature);
     }

@@ -11,16 +11,18 @@
   const shareRows = (values, names) =>
     values.map((value, at) => ({ name: names[at], value, shown: format.percent(value), main: value === Math.max(...values) }));
 
+  const below = (values) => values.some((value) => value < -0.005);
+
   function Scales({ facts, explore }) {
     const rows = shareRows(facts.scale_shares, explore.dilations.map(format.dilation));
     return html`<${Panel} title="Time scales" meaning=${meanings.scale_shares}>
-      <${charts.BarTable} caption="Share of the lift by time scale" rows=${rows} /></${Panel}>`;
+      <${charts.BarTable} caption="Share of the lift by time scale" rows=${rows} diverging=${below(facts.scale_shares)} /></${Panel}>`;
   }
 
   function Kernel({ facts, explore }) {
     const names = explore.offsets.map((offset) => (offset === 0 ? "this token" : format.offset(offset)));
     return html`<${Panel} title="Tokens back" meaning=${meanings.kernel}>
-      <${charts.BarTable} caption="Share of the lift by token read" rows=${shareRows(facts.kernel, names)} diverging=${facts.kernel.some((v) => v < -0.005)} />
+      <${charts.BarTable} caption="Share of the lift by token read" rows=${shareRows(facts.kernel, names)} diverging=${below(facts.kernel)} />
     </${Panel}>`;
   }
 

@@ -36,9 +36,9 @@
     tip.style.transform = "translate(" + Math.round(left) + "px," + Math.round(top) + "px)";
   }
 
-  // What has the focus keeps its box while the page scrolls under it.
+  // What has the focus, or is still under the pointer, keeps its box while the page scrolls.
   function follow() {
-    if (owner && owner === document.activeElement) place(box, owner);
+    if (owner && owner.matches(":hover, :focus")) place(box, owner);
     else hide();
   }
 

@@ -40,7 +40,7 @@
       tell(event);
       if (onPick) onPick(at);
     };
-    const events = { onMouseOver: tell, onMouseLeave: tip.hide, onFocusIn: tell, onFocusOut: tip.hide, onKeyDown: press, onClick: click };
+    const events = { onMouseOver: tell, onMouseLeave: tip.hide, onfocusin: tell, onfocusout: tip.hide, onKeyDown: press, onClick: click };
     return html`<p class="tokens" role="group" aria-label=${label} ref=${group} ...${events}>
       ${tokens.map((text, at) => {
         const { kind = "", style = null, label: said = "" } = mark(at);
