@@ -11,7 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 WORDS = [" king", " queen", " tree", " sword", " moon", " river", ",", " the", "\n", " bread", "ing", " 12"]
-HOSTILE = ["</script><script>window.hacked=1</script>", "<img src=x onerror=window.hacked=1>", "\"'&amp;", "\u2028\u2029", "\u202eevil", "\t"]
+HOSTILE = [
+    "</script><script>window.hacked=1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    "\"'&amp;",
+    "\u2028\u2029",
+    "\u202eevil",
+    "\t",
+]
 N_BINS, BEFORE, AFTER = 16, 20, 8
 
 
@@ -76,7 +83,13 @@ def _shares(n: int, rng: np.random.Generator) -> list[float]:
 
 
 def _feature(
-    feature: int, d_sae: int, n_scales: int, n_offsets: int, dilations: tuple[float, ...], words: list[str], rng: np.random.Generator
+    feature: int,
+    d_sae: int,
+    n_scales: int,
+    n_offsets: int,
+    dilations: tuple[float, ...],
+    words: list[str],
+    rng: np.random.Generator,
 ) -> dict[str, Any]:
     dead = feature % 17 == 16
     near = [int(n) for n in rng.integers(0, d_sae, 4)]
@@ -161,24 +174,42 @@ def _text(number: int, d_sae: int, words: list[str], rng: np.random.Generator) -
 
 
 _F32, _I32, _I64, _STR = pa.float32(), pa.int32(), pa.int64(), pa.string()
-_FEATURES = pa.schema(
-    [("feature", _I32), ("n_active", _I64), ("density", _F32), ("mean_activation", _F32), ("max_activation", _F32)]
-    + [("histogram", pa.list_(_I64)), ("corpus_density", pa.list_(_F32)), ("selectivity", _F32)]
-    + [("promoted_tokens", pa.list_(_STR)), ("promoted_logits", pa.list_(_F32))]
-    + [("suppressed_tokens", pa.list_(_STR)), ("suppressed_logits", pa.list_(_F32))]
-    + [("neighbours", pa.list_(_I32)), ("neighbour_cosines", pa.list_(_F32))]
-    + [("cofiring", pa.list_(_I32)), ("cofiring_scores", pa.list_(_F32)), ("mean_run_length", _F32)]
-    + [("persistence", pa.list_(_F32)), ("scale_shares", pa.list_(_F32)), ("main_dilation", _F32), ("context_share", _F32)]
-    + [("kernel", pa.list_(_F32)), ("ablation_next_nll", _F32), ("ablation_rest_nll", _F32), ("n_ablated", _I32)]
-    + [("attribution", _F32), ("top_token", _STR)]
+_STRS, _F32S, _I32S = pa.list_(_STR), pa.list_(_F32), pa.list_(_I32)
+
+
+def _schema(columns: dict[pa.DataType, str]) -> pa.Schema:
+    return pa.schema([(name, kind) for kind, names in columns.items() for name in names.split()])
+
+
+_FEATURES = _schema(
+    {
+        _I32: "feature n_ablated",
+        _I64: "n_active",
+        _F32: "density mean_activation max_activation selectivity mean_run_length main_dilation context_share "
+        "ablation_next_nll ablation_rest_nll attribution",
+        _STR: "top_token",
+        pa.list_(_I64): "histogram",
+        _STRS: "promoted_tokens suppressed_tokens",
+        _I32S: "neighbours cofiring",
+        _F32S: "corpus_density promoted_logits suppressed_logits neighbour_cosines cofiring_scores persistence scale_shares kernel",
+    }
 )
-_EXAMPLES = pa.schema(
-    [("feature", _I32), ("kind", _STR), ("rank", _I32), ("corpus", _I32), ("document", _STR), ("position", _I32)]
-    + [("tokens", pa.list_(_STR)), ("activations", pa.list_(_F32)), ("peak", _I32), ("bias", _F32), ("hidden_pre", _F32)]
-    + [("scale_contributions", pa.list_(_F32)), ("offset_contributions", pa.list_(_F32))]
-    + [("token_scale_contributions", pa.list_(_F32)), ("model_attribution", pa.list_(_F32))]
+_EXAMPLES = _schema(
+    {
+        _I32: "feature rank corpus position peak",
+        _STR: "kind document",
+        _STRS: "tokens",
+        _F32: "bias hidden_pre",
+        _F32S: "activations scale_contributions offset_contributions token_scale_contributions model_attribution",
+    }
 )
-_TEXTS = pa.schema(
-    [("corpus", _I32), ("document", _STR), ("tokens", pa.list_(_STR)), ("features", pa.list_(pa.list_(_I32)))]
-    + [("activations", pa.list_(pa.list_(_F32))), ("nll", pa.list_(_F32))]
+_TEXTS = _schema(
+    {
+        _I32: "corpus",
+        _STR: "document",
+        _STRS: "tokens",
+        _F32S: "nll",
+        pa.list_(_I32S): "features",
+        pa.list_(_F32S): "activations",
+    }
 )

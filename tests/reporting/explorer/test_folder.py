@@ -42,5 +42,5 @@ def test_names_a_missing_column(tmp_path: Path, table: str, column: str) -> None
 
 def test_names_a_missing_table(tmp_path: Path) -> None:
     (write_facts(tmp_path, d_sae=4) / "texts.parquet").unlink()
-    with pytest.raises(DataError, match="texts.parquet"):
+    with pytest.raises(DataError, match=r"texts\.parquet"):
         FactsFolder.open(tmp_path)
