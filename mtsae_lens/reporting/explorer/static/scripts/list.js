@@ -22,20 +22,20 @@
   function columns(explore) {
     const temporal = explore.dilations.length > 0;
     const numeric = (title, field, show, responsive) => ({
-      title, field, responsive, hozAlign: "right", headerHozAlign: "right", sorter: "number", width: 92, headerTooltip: meanings[field],
+      title, field, responsive, hozAlign: "right", headerHozAlign: "right", sorter: "number", width: 96, headerTooltip: meanings[field],
       sorterParams: { alignEmptyValues: "bottom" }, headerSortStartingDir: "desc", formatter: (cell) => show(cell.getValue()),
     });
     const all = [
-      { ...numeric("#", "feature", String, 0), width: 58, headerSortStartingDir: "asc",
+      { ...numeric("#", "feature", String, 0), width: 56, headerSortStartingDir: "asc",
         formatter: (cell) => element(html`<a href=${route.address("feature", cell.getValue())} tabindex="-1">${cell.getValue()}</a>`) },
-      { title: "Top token", field: "top_token", responsive: 0, minWidth: 100, widthGrow: 1, sorter: "string", headerTooltip: meanings.top_token,
+      { title: "Top token", field: "top_token", responsive: 0, minWidth: 88, widthGrow: 1, sorter: "string", headerTooltip: meanings.top_token,
         sorterParams: { alignEmptyValues: "bottom" }, formatter: (cell) => element(html`<${tokens.Chip} text=${cell.getValue()} />`) },
       { title: "Promotes", field: "promoted_tokens", responsive: 2, minWidth: 170, widthGrow: 2, headerSort: false, headerTooltip: meanings.promoted_tokens,
         formatter: (cell) => element(html`${(cell.getValue() || []).slice(0, 5).map((text) => html`<${tokens.Chip} text=${text} kind="quiet" />`)}`) },
-      { ...numeric("Density", "density", format.percent, 1), width: 80 },
+      { ...numeric("Density", "density", format.percent, 1), width: 90 },
       numeric("Max", "max_activation", format.number, 4),
       temporal && { ...numeric("Time scale", "main_dilation", format.dilation, 3), width: 116, headerSortStartingDir: "asc" },
-      temporal && { title: "Scales", field: "scale_shares", responsive: 1, width: 78, headerSort: false, headerTooltip: meanings.scale_shares,
+      temporal && { title: "Scales", field: "scale_shares", responsive: 1, width: 76, headerSort: false, headerTooltip: meanings.scale_shares,
         formatter: (cell) => element(shares(cell.getData(), explore.dilations)) },
       temporal && numeric("Context", "context_share", format.percent, 3),
       numeric("Run", "mean_run_length", format.number, 5),

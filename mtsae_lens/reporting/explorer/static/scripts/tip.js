@@ -30,7 +30,7 @@
   function place(tip, target) {
     const spot = target.getBoundingClientRect();
     const { width, height } = tip.getBoundingClientRect();
-    const left = Math.min(Math.max(8, spot.left), document.documentElement.clientWidth - width - 8);
+    const left = Math.min(Math.max(8, spot.left), document.body.getBoundingClientRect().right - width - 8);
     const below = spot.bottom + 8;
     const top = below + height < window.innerHeight ? below : Math.max(8, spot.top - height - 8);
     tip.style.transform = "translate(" + Math.round(left) + "px," + Math.round(top) + "px)";
