@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs setup clean
+.PHONY: demo test check docs setup chromium clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,7 +17,10 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/mtsae demo
 
-test: $(READY)
+chromium:  # the browser tests' browser, where there is none
+	.ci/chromium
+
+test: $(READY) chromium
 	$(BIN)/python -m pytest
 
 check: $(READY)

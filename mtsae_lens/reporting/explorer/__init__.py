@@ -1,0 +1,1 @@
+"""The exploration page: a folder of facts in, a page that opens from disk out."""

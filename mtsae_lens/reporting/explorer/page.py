@@ -1,0 +1,98 @@
+"""From a folder of facts to a page in the same folder: `index.html` and `page/`, which open from disk without a network."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from importlib.resources import as_file, files
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+from mtsae_lens.errors import DataError
+from mtsae_lens.files import whole_folder, write_text
+from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.reporting.explorer.scripts import rounded, shard_script
+from mtsae_lens.reporting.explorer.shards import (
+    FEATURES_PER_SHARD,
+    TEXTS_PER_SHARD,
+    example_shard,
+    feature_shard,
+    list_shard,
+    text_index,
+    text_shard,
+)
+
+INDEX_FILE = "index.html"
+PAGE_FOLDER = "page"
+
+
+def write_explorer(facts_dir: Path) -> Path:
+    """Write the page beside the facts; what was there of an earlier page is replaced, whole or not at all.
+
+    Args:
+        facts_dir: a folder that `mtsae explore` wrote.
+
+    Returns:
+        The page's `index.html`.
+
+    Raises:
+        DataError: the folder holds no facts, or not all of them.
+        OutputError: the page cannot be written.
+    """
+    facts = FactsFolder.open(facts_dir)
+    with as_file(files("mtsae_lens.reporting.explorer") / "static") as static:
+        with whole_folder(facts_dir / PAGE_FOLDER) as page:
+            shutil.copytree(static, page, dirs_exist_ok=True, ignore=shutil.ignore_patterns(INDEX_FILE))
+            _write_data(facts, page / "data")
+        write_text(facts_dir / INDEX_FILE, (static / INDEX_FILE).read_text(encoding="utf-8"))
+    return facts_dir / INDEX_FILE
+
+
+def _write_data(facts: FactsFolder, data: Path) -> None:
+    data.mkdir()
+    features = facts.features()
+    _write_shard(data, "list", 0, list_shard(features))
+    _write_features(facts, features, data)
+    index = _write_texts(facts, data)
+    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD}
+    _write_shard(data, "explore", 0, rounded(facts.settings, 6) | sizes | {"texts": index})
+
+
+def _write_features(facts: FactsFolder, features: Sequence[dict[str, Any]], data: Path) -> None:
+    edges = facts.settings.get("histogram_edges") or []
+    shards = [features[start : start + FEATURES_PER_SHARD] for start in range(0, len(features), FEATURES_PER_SHARD)]
+    for number, (shard, examples) in enumerate(zip(shards, _by_shard(facts, len(shards)), strict=True)):
+        _write_shard(data, "features", number, feature_shard(shard))
+        _write_shard(data, "examples", number, example_shard(shard, examples, edges))
+
+
+def _by_shard(facts: FactsFolder, n_shards: int) -> Iterator[dict[int, list[dict[str, Any]]]]:
+    """The examples of each shard's features; a shard of dead features has none."""
+    groups = groupby(facts.examples(), key=lambda row: row["feature"] // FEATURES_PER_SHARD)
+    number, rows = next(groups, (n_shards, iter(())))
+    for wanted in range(n_shards):
+        if number == wanted:
+            yield {feature: list(group) for feature, group in groupby(rows, key=lambda row: row["feature"])}
+            number, rows = next(groups, (n_shards, iter(())))
+        else:
+            yield {}
+    if number != n_shards:
+        raise DataError(f"{facts.path}: examples.parquet is not sorted by feature; run `mtsae explore` again")
+
+
+def _write_texts(facts: FactsFolder, data: Path) -> list[dict[str, Any]]:
+    index: list[dict[str, Any]] = []
+    for number, texts in enumerate(_pieces(facts.texts(), TEXTS_PER_SHARD)):
+        _write_shard(data, "texts", number, text_shard(texts))
+        index += text_index(texts)
+    return index
+
+
+def _pieces(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while piece := list(islice(rows, size)):
+        yield piece
+
+
+def _write_shard(data: Path, kind: str, number: int, content: Any) -> None:
+    (data / f"{kind}-{number}.js").write_text(shard_script(kind, number, content), encoding="utf-8")

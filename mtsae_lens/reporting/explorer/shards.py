@@ -1,0 +1,88 @@
+"""What the page loads: one function per kind of shard, from records to plain JSON.
+
+The list is one file of columns, so that a page of 16,000 features opens at once; the rest comes in shards when it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtsae_lens.reporting.explorer.quantiles import quantile
+from mtsae_lens.reporting.explorer.scripts import rounded
+
+FEATURES_PER_SHARD = 64
+TEXTS_PER_SHARD = 8
+
+Record = Mapping[str, Any]
+
+_LIST_COLUMNS = (
+    "top_token",
+    "n_active",
+    "density",
+    "max_activation",
+    "main_dilation",
+    "context_share",
+    "mean_run_length",
+    "selectivity",
+    "ablation_next_nll",
+    "promoted_tokens",
+)
+_EXACT = 7  # significant digits of what must add up: as many as float32 has
+_SNIPPET_TOKENS = 14
+
+
+def list_shard(features: Sequence[Record]) -> dict[str, list[Any]]:
+    """The list's columns over all features; shares of scales to 1 %, for they are drawn a few pixels high."""
+    columns: dict[str, list[Any]] = {name: [rounded(f[name]) for f in features] for name in _LIST_COLUMNS}
+    columns["scale_shares"] = [[round(share, 2) for share in f["scale_shares"] or ()] for f in features]
+    return columns
+
+
+def feature_shard(features: Sequence[Record]) -> list[dict[str, Any]]:
+    """All facts of some features."""
+    return [rounded(dict(f)) for f in features]
+
+
+def example_shard(
+    features: Sequence[Record], examples: Mapping[int, Sequence[Record]], edges: Sequence[float]
+) -> list[list[dict[str, Any]]]:
+    """The examples of some features, each with the quantile of its peak."""
+    return [[_example(row, f["histogram"] or (), edges) for row in examples.get(f["feature"], ())] for f in features]
+
+
+def text_shard(texts: Sequence[Record]) -> list[dict[str, Any]]:
+    """Some contexts of the text view."""
+    return [rounded(dict(text)) for text in texts]
+
+
+def text_index(texts: Sequence[Record]) -> list[dict[str, Any]]:
+    """What the text view lists before a context is loaded."""
+    return [
+        {"corpus": t["corpus"], "document": t["document"], "start": "".join(t["tokens"][:_SNIPPET_TOKENS]).strip()}
+        for t in texts
+    ]
+
+
+def _example(row: Record, histogram: Sequence[int], edges: Sequence[float]) -> dict[str, Any]:
+    """Activations and their parts only where the feature fires: most of a window is silent."""
+    activations = row["activations"]
+    fired = [place for place, value in enumerate(activations) if value > 0]
+    example = {name: row[name] for name in ("kind", "rank", "corpus", "document", "position", "tokens", "peak")}
+    example |= {
+        "fired": fired,
+        "activations": rounded([activations[place] for place in fired]),
+        "token_scales": _token_scales(row, fired),
+        "quantile": rounded(quantile(activations[row["peak"]], histogram, edges)),
+        "model_attribution": rounded(row["model_attribution"] or []),
+    }
+    for name in ("bias", "hidden_pre", "scale_contributions", "offset_contributions"):
+        example[name] = rounded(row[name], _EXACT)
+    return example
+
+
+def _token_scales(row: Record, fired: Sequence[int]) -> list[list[float]]:
+    """Contributions per scale at each token where the feature fires; empty for a pointwise SAE."""
+    flat = row["token_scale_contributions"] or []
+    n_scales = len(flat) // len(row["tokens"]) if row["tokens"] else 0
+    return [rounded(flat[place * n_scales : (place + 1) * n_scales]) for place in fired] if n_scales else []

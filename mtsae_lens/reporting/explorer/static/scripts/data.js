@@ -1,0 +1,61 @@
+// Data come by script tags, for a page from disk may not fetch: each file calls mtsaeShard(kind, number, content).
+(function () {
+  "use strict";
+  const { useEffect, useState } = htmPreact;
+  const arrived = new Map();
+  const loading = new Map();
+  const key = (kind, number) => kind + "-" + number;
+
+  window.mtsaeShard = (kind, number, content) => arrived.set(key(kind, number), content);
+
+  const at = (kind, number) => arrived.get(key(kind, number));
+
+  function load(kind, number) {
+    const name = key(kind, number);
+    if (!loading.has(name)) loading.set(name, new Promise((resolve, reject) => request(name, resolve, reject)));
+    return loading.get(name);
+  }
+
+  function request(name, resolve, reject) {
+    const script = document.createElement("script");
+    script.src = "page/data/" + name + ".js";
+    script.onload = () => resolve(arrived.get(name));
+    script.onerror = () => {
+      loading.delete(name);
+      reject(new Error("page/data/" + name + ".js is missing. Keep index.html and the folder page/ together."));
+    };
+    document.head.append(script);
+  }
+
+  // {content, error} of a shard; both null while it loads.
+  function useShard(kind, number) {
+    const [state, setState] = useState({});
+    useEffect(() => {
+      let here = true;
+      const show = (result) => here && setState({ name: key(kind, number), ...result });
+      if (!arrived.has(key(kind, number))) {
+        load(kind, number).then((content) => show({ content }), (error) => show({ error: error.message }));
+      }
+      return () => (here = false);
+    }, [kind, number]);
+    const content = at(kind, number) || null;
+    return { content, error: content || state.name !== key(kind, number) ? null : state.error };
+  }
+
+  // The list's columns as rows, made once.
+  let rows = null;
+  function features() {
+    if (rows) return rows;
+    const columns = at("list", 0);
+    const names = Object.keys(columns);
+    rows = columns.top_token.map((_, feature) => {
+      const row = { feature };
+      names.forEach((column) => (row[column] = columns[column][feature]));
+      row.text = ((row.top_token || "") + "\n" + (row.promoted_tokens || []).join("\n")).toLowerCase();
+      return row;
+    });
+    return rows;
+  }
+
+  MT.data = { at, load, useShard, features, explore: () => at("explore", 0) };
+})();

@@ -1,0 +1,132 @@
+// One feature: its facts, its time, its examples, and what stands near it.
+(function () {
+  "use strict";
+  const { html, useState } = htmPreact;
+  const { format, meanings, charts, tokens, route, data } = MT;
+
+  const FACTS = [
+    ["Density", "density", format.percent],
+    ["Fired on", "n_active", format.count],
+    ["Max", "max_activation", format.number],
+    ["Mean", "mean_activation", format.number],
+    ["Time scale", "main_dilation", format.dilation, true],
+    ["Context", "context_share", format.percent, true],
+    ["Run length", "mean_run_length", format.number],
+    ["Selectivity", "selectivity", (value) => format.signed(value, 1)],
+    ["Ablation, next", "ablation_next_nll", (value) => format.signed(value, 3)],
+    ["Ablation, rest", "ablation_rest_nll", (value) => format.signed(value, 3)],
+    ["Attribution", "attribution", (value) => (format.missing(value) ? "-" : (value > 0 ? "+" : "") + format.number(value, 2))],
+  ];
+
+  function Facts({ facts, explore }) {
+    const shown = FACTS.filter(([, , , temporal]) => !temporal || explore.dilations.length > 0);
+    return html`<dl class="facts">
+        ${shown.map(([name, field, show]) => html`<div title=${meanings[field]}><dt>${name}</dt><dd data-fact=${field}>${show(facts[field])}</dd></div>`)}
+      </dl>
+      <details class="legend"><summary>What these mean</summary><dl>
+        ${shown.map(([name, field]) => html`<div><dt>${name}</dt><dd>${meanings[field]}</dd></div>`)}
+      </dl></details>`;
+  }
+
+  function Card({ title, meaning, children }) {
+    return html`<section class="card"><h3 title=${meaning}>${title}</h3>${children}</section>`;
+  }
+
+  function Logits({ facts }) {
+    const side = (name, words, values) => html`<div><h4>${name}</h4><ul class="logits">
+      ${(words || []).map((text, at) => html`<li><${tokens.Chip} text=${text} /><span class="num">${format.signed(values[at], 2)}</span></li>`)}
+    </ul></div>`;
+    if (!(facts.promoted_tokens || []).length) return null;
+    return html`<${Card} title="Logits" meaning=${meanings.promoted_tokens}><div class="two">
+      ${side("Promoted", facts.promoted_tokens, facts.promoted_logits)}${side("Suppressed", facts.suppressed_tokens, facts.suppressed_logits)}</div></${Card}>`;
+  }
+
+  function Activations({ facts, explore }) {
+    const counts = facts.histogram || [];
+    const total = counts.reduce((sum, value) => sum + value, 0);
+    if (!total) return null;
+    const label = "Histogram of " + format.count(total) + " activations, up to " + format.number(facts.max_activation) + ", counts on a logarithmic axis";
+    return html`<${Card} title="Activations" meaning="How often it fires how strongly; both axes are logarithmic.">
+      <${charts.Histogram} counts=${counts} edges=${explore.histogram_edges} label=${label} />
+      <p class="meaning">Fires on ${format.percent(facts.density)} of ${format.count(explore.n_tokens)} tokens. Counts on a logarithmic axis.</p></${Card}>`;
+  }
+
+  function Corpora({ facts, explore }) {
+    const densities = facts.corpus_density || [];
+    if (!densities.length) return null;
+    const rows = densities.map((value, at) => ({ name: explore.corpora[at].name, value, shown: format.percent(value) }));
+    return html`<${Card} title="Density by corpus" meaning=${meanings.density}><${charts.BarTable} caption="Density by corpus" rows=${rows} /></${Card}>`;
+  }
+
+  function Related({ title, meaning, features, scores }) {
+    if (!features || !features.length) return null;
+    const all = data.features();
+    return html`<${Card} title=${title} meaning=${meaning}><ul class="related">
+      ${features.map((feature, at) => html`<li><a href=${route.address("feature", feature)}>${feature}</a>
+        <${tokens.Chip} text=${all[feature] ? all[feature].top_token : null} kind="quiet" /><span class="num">${format.fixed(scores[at], 2)}</span></li>`)}
+    </ul></${Card}>`;
+  }
+
+  function Ablation({ facts }) {
+    if (!facts.n_ablated) return null;
+    const rows = [
+      { name: "Next token", value: facts.ablation_next_nll, shown: format.signed(facts.ablation_next_nll) },
+      { name: "Rest", value: facts.ablation_rest_nll, shown: format.signed(facts.ablation_rest_nll) },
+    ];
+    return html`<${Card} title="When it is set to zero" meaning=${meanings.ablation_next_nll}>
+      <${charts.BarTable} caption="Change of loss when ablated, in nats" rows=${rows} diverging=${true} />
+      <p class="meaning">Change of loss in nats, mean of its ${facts.n_ablated} strongest examples. Positive: it helped.</p></${Card}>`;
+  }
+
+  function copied(done) {
+    const text = location.href;
+    if (navigator.clipboard) navigator.clipboard.writeText(text).then(done, () => window.prompt("The link", text));
+    else window.prompt("The link", text);
+  }
+
+  function Header({ id, n, facts }) {
+    const [said, setSaid] = useState("");
+    const copy = () => copied(() => (setSaid("Copied"), setTimeout(() => setSaid(""), 1500)));
+    const step = (to, text, label, rel) =>
+      to >= 0 && to < n
+        ? html`<a class="button" rel=${rel} href=${route.address("feature", to)} aria-label=${label}>${text}</a>`
+        : html`<span class="button" aria-disabled="true">${text}</span>`;
+    return html`<header class="title">
+      <h1>Feature ${id} ${facts && html`<${tokens.Chip} text=${facts.top_token} />`}</h1>
+      <div class="actions">${step(id - 1, "\u2190", "Previous feature", "prev")}${step(id + 1, "\u2192", "Next feature", "next")}
+        <button class="button" onClick=${copy}>Copy link</button><span class="said" role="status">${said}</span></div>
+    </header>`;
+  }
+
+  function Feature({ id, query }) {
+    const explore = data.explore();
+    const shard = Math.floor(id / explore.features_per_shard);
+    const place = id % explore.features_per_shard;
+    const facts = data.useShard("features", shard);
+    const examples = data.useShard("examples", shard);
+    const n = data.features().length;
+    if (id >= n) return html`<p class="note">There is no feature ${id}: this SAE has ${n}, from 0 to ${n - 1}.</p>`;
+    const error = facts.error || examples.error;
+    if (error) return html`<p class="note" role="alert">${error}</p>`;
+    const known = facts.content && facts.content[place];
+    if (!known || !examples.content) return html`<${Header} id=${id} n=${n} /><p class="note" role="status">Loading</p>`;
+    return html`<article class="feature" key=${id}>
+      <${Header} id=${id} n=${n} facts=${known} />
+      <${Facts} facts=${known} explore=${explore} />
+      <${MT.Time} facts=${known} explore=${explore} />
+      <div class="columns">
+        <${MT.Examples} examples=${examples.content[place]} facts=${known} explore=${explore} query=${query} />
+        <aside aria-label="More about this feature">
+          <${Logits} facts=${known} />
+          <${Activations} facts=${known} explore=${explore} />
+          <${Corpora} facts=${known} explore=${explore} />
+          <${Ablation} facts=${known} />
+          <${Related} title="Nearest decoder directions" meaning=${meanings.cosine} features=${known.neighbours} scores=${known.neighbour_cosines} />
+          <${Related} title="Fires together with" meaning=${meanings.phi} features=${known.cofiring} scores=${known.cofiring_scores} />
+        </aside>
+      </div>
+    </article>`;
+  }
+
+  MT.Feature = Feature;
+})();

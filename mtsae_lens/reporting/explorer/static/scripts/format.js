@@ -1,0 +1,78 @@
+// Numbers and tokens as people read them. What is missing is "-".
+(function () {
+  "use strict";
+  const MISSING = "-";
+  const missing = (value) => value === null || value === undefined || Number.isNaN(value);
+  const minus = (text) => text.replace("-", "\u2212");
+
+  function number(value, digits = 3) {
+    if (missing(value)) return MISSING;
+    if (value === 0) return "0";
+    const size = Math.abs(value);
+    if (size >= 1000) return minus(Math.round(value).toLocaleString("en-US"));
+    return size < 1e-4 ? minus(value.toExponential(1)) : minus(String(Number(value.toPrecision(digits))));
+  }
+
+  function fixed(value, decimals = 3) {
+    if (missing(value)) return MISSING;
+    const text = value.toFixed(decimals);
+    return Number(text) === 0 ? text.replace("-", "") : minus(text);
+  }
+
+  function signed(value, decimals = 3) {
+    const text = fixed(value, decimals);
+    return !missing(value) && Number(value.toFixed(decimals)) > 0 ? "+" + text : text;
+  }
+
+  function percent(value) {
+    if (missing(value)) return MISSING;
+    const share = Math.abs(value * 100);
+    const sign = value < 0 ? "\u2212" : "";
+    if (share === 0) return "0 %";
+    if (share < 0.001) return sign ? "about 0 %" : "<0.001 %";
+    return sign + (share >= 10 ? share.toFixed(0) : String(Number(share.toPrecision(2)))) + " %";
+  }
+
+  const count = (value) => (missing(value) ? MISSING : value.toLocaleString("en-US"));
+  const plain = (value) => minus(String(Number(value.toFixed(2))));
+
+  function dilation(value) {
+    if (missing(value)) return MISSING;
+    return value === 0 ? "token alone" : "dilation " + plain(value);
+  }
+
+  const offset = (value) => (value === 0 ? "0" : minus(String(value)));
+
+  function quantile(value) {
+    if (missing(value)) return MISSING;
+    const percentile = value * 100;
+    if (percentile >= 99.95) return "strongest 0.1 %";
+    return percentile >= 90 ? percentile.toFixed(1) + "th percentile" : ordinal(Math.floor(percentile)) + " percentile";
+  }
+
+  function ordinal(whole) {
+    const tens = whole % 100;
+    const suffix = tens > 10 && tens < 14 ? "th" : { 1: "st", 2: "nd", 3: "rd" }[whole % 10] || "th";
+    return whole + suffix;
+  }
+
+  const BREAKS = /\r\n|[\n\r\u2028\u2029\u0085]/g;
+  const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+  const name = (character) => "\u27e8U+" + character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
+
+  // A token in running text: its spaces stay, breaks and unseen characters are shown.
+  function token(text) {
+    return text.replace(BREAKS, "\u21b5").replace(/\t/g, "\u21e5").replace(UNSEEN, name);
+  }
+
+  // A token by itself: the spaces around it are shown too.
+  function chip(text) {
+    if (missing(text)) return MISSING;
+    if (text === "") return "\u2205";
+    return token(text).replace(/^ +| +$/g, (spaces) => "\u00b7".repeat(spaces.length));
+  }
+
+  const breaks = (text) => /[\n\r\u2028\u2029\u0085]$/.test(text);
+
+  MT.format = { number, fixed, signed, percent, count, plain, dilation, offset, quantile, token, chip, breaks, missing };
+})();

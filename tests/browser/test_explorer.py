@@ -1,0 +1,278 @@
+"""The exploration page as a reader meets it, in Chromium."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from facts_folder import HOSTILE, WORDS, write_facts
+from playwright.sync_api import Page, expect
+
+from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.reporting.explorer.page import write_explorer
+from mtsae_lens.reporting.explorer.scripts import shard_script
+from mtsae_lens.reporting.explorer.shards import list_shard
+
+Visit = Callable[..., Page]
+N_LIVE = 200 - 11  # every seventeenth is dead
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_explorer(write_facts(tmp_path_factory.mktemp("facts"), d_sae=200))
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """16,384 features in the list; what a page of so many writes besides is not looked at."""
+    index = write_explorer(write_facts(tmp_path_factory.mktemp("wide"), d_sae=64, n_with_examples=0))
+    features = FactsFolder.open(index.parent).features() * 256
+    (index.parent / "page" / "data" / "list-0.js").write_text(shard_script("list", 0, list_shard(features)))
+    return index
+
+
+@pytest.fixture(scope="module")
+def pointwise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_explorer(write_facts(tmp_path_factory.mktemp("pointwise"), d_sae=20, dilations=()))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_explorer(write_facts(tmp_path_factory.mktemp("hostile"), d_sae=20, words=HOSTILE))
+
+
+def number(text: str) -> float:
+    return float(text.replace("\u2212", "-").replace(",", ""))
+
+
+def first_rows(page: Page, n: int = 3) -> list[str]:
+    return page.locator(".tabulator-row .tabulator-cell:first-child").all_inner_texts()[:n]
+
+
+def example(index: Path, feature: int, place: int = 0) -> dict[str, Any]:
+    rows = pq.read_table(index.parent / "examples.parquet", filters=[("feature", "=", feature)]).to_pylist()
+    return rows[place]
+
+
+def test_list_counts_and_hides_the_dead(visit: Visit, index: Path) -> None:
+    page = visit(index)
+    expect(page.locator(".count")).to_have_text(f"{N_LIVE} of 200 features")
+    assert first_rows(page) == ["0", "1", "2"]
+    page.select_option("label:has-text('Dead') select", "only")
+    expect(page.locator(".count")).to_have_text("11 of 200 features")
+    assert page.locator(".tabulator-row").first.inner_text().count("-") >= 5, "what is missing is a dash"
+
+
+def test_search_sort_and_address(visit: Visit, index: Path) -> None:
+    page = visit(index)
+    page.fill("#search", "199")
+    expect(page.locator(".count")).to_have_text("1 of 200 features")
+    page.fill("#search", "SWORD")
+    rows = pq.read_table(index.parent / "features.parquet").to_pylist()
+    n_found = sum(row["n_active"] > 0 and " sword" in [row["top_token"], *row["promoted_tokens"]] for row in rows)
+    assert 0 < n_found < N_LIVE
+    expect(page.locator(".count b")).to_have_text(str(n_found))
+    page.locator(".tabulator-col[tabulator-field=max_activation]").click()
+    page.wait_for_function("location.hash.includes('sort=max_activation%3Adesc')")
+    assert "q=SWORD" in page.url
+    values = [number(text) for text in page.locator(".tabulator-cell[tabulator-field=max_activation]").all_inner_texts()]
+    assert values == sorted(values, reverse=True)
+    again = visit(index, page.url[page.url.index("#") :])
+    expect(again.locator(".count b")).to_have_text(str(n_found))
+    assert first_rows(again) == first_rows(page)
+
+
+def test_filters(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/list?dilation=8")
+    rows = pq.read_table(index.parent / "features.parquet").to_pylist()
+    expect(page.locator(".count b")).to_have_text(str(sum(row["main_dilation"] == 8 for row in rows)))
+    page.evaluate("location.hash = '#/list?dmin=1.15&smin=0'")
+    wanted = sum(row["density"] >= 0.0115 and (row["selectivity"] or -1) >= 0 for row in rows)
+    expect(page.locator(".count b")).to_have_text(str(wanted))
+
+
+def test_sixteen_thousand_features_draw_few_rows(visit: Visit, wide: Path) -> None:
+    page = visit(wide, "#/list?sort=density:desc")
+    expect(page.locator(".tabulator-row").first).to_be_visible()
+    assert page.locator(".tabulator-row").count() < 120
+    page.fill("#search", "king")
+    page.locator(".tabulator-col[tabulator-field=selectivity]").click()
+    expect(page.locator(".tabulator-col[tabulator-field=selectivity]")).to_have_attribute("aria-sort", "descending")
+    assert page.locator(".tabulator-row").count() < 120
+    assert int(page.locator(".count b").inner_text().replace(",", "")) > 1000
+
+
+def test_keyboard_from_list_to_feature_and_back(visit: Visit, index: Path) -> None:
+    page = visit(index)
+    expect(page.locator(".tabulator-row").first).to_be_visible()
+    page.keyboard.press("/")
+    expect(page.locator("#search")).to_be_focused()
+    page.keyboard.type("queen")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    expect(page.locator(".tabulator-selected")).to_have_count(1)
+    chosen = page.locator(".tabulator-selected .tabulator-cell").first.inner_text()
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_contain_text(f"Feature {chosen}")
+    page.keyboard.press("j")
+    expect(page.locator("h1")).to_contain_text(f"Feature {int(chosen) + 1}")
+    page.keyboard.press("Escape")
+    expect(page.locator("#search")).to_have_value("queen")
+    page.locator(".frame .name").focus()
+    page.keyboard.press("?")
+    expect(page.locator("dialog")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator("dialog")).not_to_be_visible()
+
+
+def test_row_opens_and_previous_and_next_lead_on(visit: Visit, index: Path) -> None:
+    page = visit(index)
+    page.locator(".tabulator-row").nth(4).click()
+    expect(page.locator("h1")).to_contain_text("Feature 4")
+    page.get_by_label("Next feature").click()
+    expect(page.locator("h1")).to_contain_text("Feature 5")
+    page.locator(".related a").first.click()
+    expect(page.locator("h1")).not_to_contain_text(re.compile(r"Feature 5\b"))
+    page.evaluate("location.hash = '#/feature/16'")
+    expect(page.locator(".examples .note")).to_have_text("It never fired on these texts.")
+    expect(page.locator("[data-fact=max_activation]")).to_have_text("-")
+
+
+def test_hover_shows_each_scale_as_the_table_has_it(visit: Visit, index: Path) -> None:
+    row = example(index, 70)
+    page = visit(index, "#/feature/70")
+    n_scales = 5
+    silent = next(at for at, value in enumerate(row["activations"]) if value == 0)
+    firing = [at for at, value in enumerate(row["activations"]) if value > 0]
+    for at in firing:
+        page.locator(f"#example-1 [data-place='{at}']").hover()
+        shown = [number(text) for text in page.locator("#tip .bars .num").all_inner_texts()]
+        assert shown == pytest.approx(row["token_scale_contributions"][at * n_scales : (at + 1) * n_scales], abs=1e-3)
+        assert number(page.locator("#tip [data-role=activation]").inner_text()) == pytest.approx(
+            row["activations"][at], abs=1e-2
+        )
+    page.locator(f"#example-1 [data-place='{silent}']").hover()
+    expect(page.locator("#tip")).to_contain_text("does not fire here")
+
+
+def test_the_parts_add_up_and_underlines_stand_where_the_encoder_read(visit: Visit, index: Path) -> None:
+    row = example(index, 70)
+    page = visit(index, "#/feature/70")
+    tables = page.locator("#example-1 .account table")
+    expect(tables).to_have_count(2)
+    for at, parts in enumerate((row["scale_contributions"], row["offset_contributions"])):
+        cells = [number(text) for text in tables.nth(at).locator(".num").all_inner_texts()]
+        assert cells[: len(parts)] == pytest.approx(parts, abs=1e-3)
+        assert cells[-3:] == pytest.approx([row["bias"], row["hidden_pre"], row["hidden_pre"]], abs=1e-3)
+        assert sum(cells[:-2]) == pytest.approx(cells[-1], abs=5e-3)
+    underlined = page.locator("#example-1 .tok.up, #example-1 .tok.down")
+    read = {20 + offset: part for offset, part in zip((0, -1, -2, -4, -8, -16), row["offset_contributions"], strict=True)}
+    found = {
+        int(tok.get_attribute("data-place") or -1): "down" in (tok.get_attribute("class") or "") for tok in underlined.all()
+    }
+    assert found == {place: part < 0 for place, part in read.items()}
+    page.get_by_role("radio", name="through the model").click()
+    expect(page.locator("#example-1 .tok.up, #example-1 .tok.down")).to_have_count(len(row["tokens"]))
+    assert "why=model" in page.url
+
+
+def test_tokens_by_keyboard(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/feature/70?example=2")
+    expect(page.locator("#example-2")).to_have_class(re.compile("open"))
+    peak = page.locator("#example-2 .tok.peak")
+    peak.focus()
+    expect(page.locator("#tip")).to_be_visible()
+    assert "activation" in (peak.get_attribute("aria-label") or "")
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#example-2 [data-place='19']")).to_be_focused()
+    expect(page.locator("h1")).to_contain_text("Feature 70")
+    assert page.locator("#example-2 .tok[tabindex='0']").count() == 1, "one tab stop for an example"
+
+
+def test_deep_link_opens_and_shows_the_example(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/feature/130?example=s2")
+    expect(page.locator("#example-s2 .account")).to_be_visible()
+    expect(page.locator("#example-s2")).to_be_in_viewport()
+    expect(page.locator("#example-1 .account")).to_have_count(0)
+
+
+def test_pointwise_has_no_empty_plots(visit: Visit, pointwise: Path) -> None:
+    page = visit(pointwise)
+    expect(page.locator(".list .note")).to_contain_text("reads one position")
+    assert page.locator(".tabulator-col[tabulator-field=main_dilation]").count() == 0
+    page.evaluate("location.hash = '#/feature/3'")
+    expect(page.locator(".time .note")).to_contain_text("reads one position")
+    expect(page.locator(".time .panel")).to_have_count(1)
+    expect(page.get_by_role("radio", name="encoder taps")).to_be_disabled()
+
+
+def test_dark_follows_the_system_and_the_button(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/feature/3", color_scheme="dark")
+    expect(page.locator(".chart canvas").first).to_be_visible()
+    ground = "getComputedStyle(document.body).backgroundColor"
+    dark = page.evaluate(ground)
+    page.get_by_label("Light or dark").click()
+    assert page.evaluate(ground) != dark
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "light"
+
+
+ADDRESSES = ("#/list", "#/feature/7", "#/feature/3?why=model&lines=1", "#/text/1?token=3&feature=3", "#/text/0?color=loss")
+
+
+@pytest.mark.parametrize("case", ["index", "hostile"])
+def test_phone_width_does_not_scroll_sideways(visit: Visit, case: str, request: pytest.FixtureRequest) -> None:
+    page = visit(request.getfixturevalue(case), width=360, height=740)
+    for address in ADDRESSES:
+        page.evaluate(f"location.hash = {address!r}")
+        expect(page.locator(f"main.{address.split('/')[1]} > :visible").first).to_be_visible()
+        page.wait_for_timeout(50)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360, address
+
+
+def test_hostile_tokens_are_text(visit: Visit, hostile: Path) -> None:
+    page = visit(hostile)
+    for address in ADDRESSES:
+        page.evaluate(f"location.hash = {address!r}")
+        page.wait_for_timeout(50)
+        assert page.evaluate("window.hacked") is None
+        assert page.locator("#app script, #app img, #tip script, #tip img").count() == 0
+    page.evaluate("location.hash = '#/feature/0'")
+    expect(page.locator("h1")).to_contain_text(HOSTILE[0])
+    for at in range(0, 29, 4):
+        page.locator("#example-1 .tok").nth(at).hover()
+    assert page.evaluate("window.hacked") is None
+    assert "\u202e" not in page.locator("main").inner_text()
+
+
+def test_text_view(visit: Visit, index: Path) -> None:
+    text = pq.read_table(index.parent / "texts.parquet").to_pylist()[9]
+    at = next(at for at, features in enumerate(text["features"]) if len(features) > 3)
+    page = visit(index, "#/text/9")
+    expect(page.locator(".tok")).to_have_count(len(text["tokens"]))
+    page.locator(f".tok[data-place='{at}']").click()
+    links = page.locator(".strongest > li > a")
+    expect(links).to_have_count(len(text["features"][at]))
+    assert [int(link) for link in links.all_inner_texts()] == text["features"][at]
+    page.locator(".strongest button").first.click()
+    chosen = text["features"][at][0]
+    marked = [int(tok.get_attribute("data-place") or -1) for tok in page.locator(".tok.on").all()]
+    assert marked == [place for place, features in enumerate(text["features"]) if chosen in features]
+    assert f"feature={chosen}" in page.url
+    page.get_by_role("radio", name="loss per token").click()
+    expect(page.locator(".tokens .tok.loss")).to_have_count(len(text["tokens"]) - 1)
+    links.first.click()
+    expect(page.locator("h1")).to_contain_text(f"Feature {chosen}")
+
+
+def test_a_missing_shard_says_what_to_do(browser: Any, tmp_path: Path) -> None:
+    index = write_explorer(write_facts(tmp_path, d_sae=2, words=WORDS))
+    (tmp_path / "page" / "data" / "examples-0.js").unlink()
+    page = browser.new_page()
+    page.goto(index.as_uri() + "#/feature/1")
+    expect(page.get_by_role("alert")).to_contain_text("Keep index.html and the folder page/ together")
+    page.close()

@@ -1,0 +1,73 @@
+"""What the page is given is what the tables say."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from facts_folder import write_facts
+
+from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.reporting.explorer.shards import example_shard, feature_shard, list_shard, text_index, text_shard
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> FactsFolder:
+    return FactsFolder.open(write_facts(tmp_path_factory.mktemp("facts"), d_sae=20))
+
+
+@pytest.fixture(scope="module")
+def rows(facts: FactsFolder) -> dict[int, list[dict[str, Any]]]:
+    found = defaultdict(list)
+    for row in facts.examples():
+        found[row["feature"]].append(row)
+    return found
+
+
+def test_the_list_has_a_value_per_feature(facts: FactsFolder) -> None:
+    columns = list_shard(facts.features())
+    assert {len(column) for column in columns.values()} == {20}
+    assert columns["n_active"][3] == 1003
+    assert columns["n_active"][16] == 0
+    assert columns["max_activation"][16] is None
+    assert columns["scale_shares"][16] == []
+
+
+def test_features_keep_their_facts(facts: FactsFolder) -> None:
+    record = feature_shard(facts.features())[3]
+    assert record["histogram"] == facts.features()[3]["histogram"]
+    assert record["density"] == pytest.approx(facts.features()[3]["density"], rel=1e-3)
+
+
+def test_examples_are_sparse_and_whole(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
+    edges = facts.settings["histogram_edges"]
+    shard = example_shard(facts.features(), rows, edges)
+    assert shard[16] == []
+    for example, row in zip(shard[3], rows[3], strict=True):
+        dense = np.zeros(len(row["tokens"]))
+        dense[example["fired"]] = example["activations"]
+        assert dense == pytest.approx(np.array(row["activations"]), rel=1e-3)
+        parts = np.array(row["token_scale_contributions"]).reshape(len(row["tokens"]), -1)
+        assert np.array(example["token_scales"]) == pytest.approx(parts[example["fired"]], rel=1e-3)
+        assert sum(example["scale_contributions"]) + example["bias"] == pytest.approx(example["hidden_pre"], abs=1e-5)
+        assert sum(example["offset_contributions"]) + example["bias"] == pytest.approx(example["hidden_pre"], abs=1e-5)
+    quantiles = [example["quantile"] for example in shard[3] if example["kind"] == "top"]
+    assert quantiles == sorted(quantiles, reverse=True)
+
+
+def test_a_pointwise_sae_has_no_parts(tmp_path: Path) -> None:
+    facts = FactsFolder.open(write_facts(tmp_path, d_sae=2, dilations=()))
+    row = next(facts.examples())
+    example = example_shard(facts.features()[:1], {0: [row]}, [])[0][0]
+    assert example["token_scales"] == example["scale_contributions"] == []
+    assert example["quantile"] is None
+
+
+def test_texts(facts: FactsFolder) -> None:
+    texts = list(facts.texts())
+    assert text_shard(texts)[0]["tokens"] == texts[0]["tokens"]
+    assert text_shard(texts)[0]["nll"][0] is None
+    assert "".join(texts[0]["tokens"]).strip().startswith(text_index(texts)[0]["start"])
