@@ -1,4 +1,4 @@
-"""The main job on the embedded model: train, evaluate beside a TopK SAE, unlearn, look at features, report."""
+"""The main job on the embedded model: train, evaluate beside a TopK SAE, unlearn, explore the features, report."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from pydantic import Field
 
 from mtsae_lens.commands.evaluate import metrics_table
+from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.train import TrainSettings, train_sae
@@ -20,6 +22,7 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.reporting.explorer.page import INDEX_FILE
 from mtsae_lens.reporting.features import feature_cards
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, Table, write_report
@@ -44,6 +47,8 @@ class DemoSettings(Settings):
     near: tuple[str, ...] = ("milton", "shakespeare")
     retain: tuple[str, ...] = ("sotu", "austen", "factbook", "pydocs")
     contexts_per_split: int = Field(64, gt=0)
+    n_explored_tokens: int = Field(100_000, ge=0)
+    """Text through which all features are explored; 0 leaves that out."""
     seed: int = Field(0, ge=0, lt=2**32)
 
     def training(self, architecture: str) -> TrainSettings:
@@ -70,9 +75,22 @@ class DemoSettings(Settings):
             seed=self.seed,
         )
 
+    def exploration(self) -> ExploreSettings:
+        """All features of the MTSAE, the forget text beside the others; of training text, because TEST was read once, to measure."""
+        return ExploreSettings(
+            sae=self.out / ARCHITECTURE,
+            out=self.out / "explore",
+            dataset=(self.forget, *self.near, *self.retain),
+            split="train",
+            n_tokens=self.n_explored_tokens,
+            n_ablated=1,
+            n_attributed=1,
+            seed=self.seed,
+        )
+
 
 def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
-    """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`) and `report.html`.
+    """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page `explore/`.
 
     Returns:
         The metrics, and the tables to print.
@@ -96,16 +114,25 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
     features = top_examples(lm, forget_table, chosen.edit.features[: settings.n_shown_features], n_examples=3)
 
+    explored = None
+    if settings.n_explored_tokens:
+        explored, _ = run_explore(settings.exploration())
+
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     metrics = {"fidelity": fidelity, "unlearning": unlearning, "provenance": made}
     write_metrics(settings.out, metrics)
-    _write_report(settings, metrics, logs, features, lm.sae.cfg)
+    _write_report(settings, metrics, logs, (features, explored), lm.sae.cfg)
     return metrics, [metrics_table(fidelity), effects_table(unlearning)]
 
 
 def _write_report(
-    settings: DemoSettings, metrics: dict[str, Any], logs: dict[str, Any], features: Sequence[FeatureExamples], config: Any
+    settings: DemoSettings,
+    metrics: dict[str, Any],
+    logs: dict[str, Any],
+    features: tuple[Sequence[FeatureExamples], dict[str, Any] | None],
+    config: Any,
 ) -> None:
+    edited, explored = features
     fidelity_text = (
         f"SAELens's run_evals on {metrics['fidelity'][ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
         "rows of the same sequences, mixed alike, with the same width, L0, steps and schedule."
@@ -118,8 +145,9 @@ def _write_report(
         Section(
             "Features that were edited",
             f"Where they fire most in held-out text of {settings.forget}; darker is stronger, the frame marks the peak.",
-            html=feature_cards(features),
+            html=feature_cards(edited),
         ),
+        *([_exploration_section(explored)] if explored else []),
         Section("Training", "Measured on training batches, masked positions left out.", figure=training_curves(logs)),
         Section(
             "Time scales",
@@ -132,3 +160,12 @@ def _write_report(
         f"embedded language model, and what the model forgets when features of {settings.forget!r} are edited."
     )
     write_report(settings.out, "mtsae-lens demo", lead, sections, metrics["provenance"])
+
+
+def _exploration_section(explored: dict[str, Any]) -> Section:
+    link = Markup('<p><a href="explore/{}">All {:,} features</a></p>').format(INDEX_FILE, explored["d_sae"])
+    text = (
+        f"Where each fires, on {explored['n_tokens']:,} tokens of {len(explored['corpora'])} texts; which scale and which earlier tokens "
+        "drive it; what it writes; what the model loses without it."
+    )
+    return Section("Every feature", text, html=link)
