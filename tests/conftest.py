@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from folder_hub import FolderHub, install
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import mtsae_lens.cli
@@ -194,3 +195,9 @@ def mtsae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return Outcome(code, captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
+    """A folder in the place of the Hugging Face hub."""
+    return install(FolderHub(tmp_path / "hub"), monkeypatch)

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from mtsae_lens.cli import app
+from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.separation import SEPARATIONS
 from mtsae_lens.unlearning.selection.scores import SCORES
 
@@ -38,12 +39,15 @@ def commands(text: str) -> Iterator[list[str]]:
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
-    """A folder with what the pages speak of: `my-model`, `my-texts`, `other-texts.txt` and `my-sae`."""
+    """A folder with what the pages speak of: `my-model`, `my-texts`, `other-texts.txt`, `my-sae`, `runs/sae` and, on a hub, `me/my-mtsae`."""
     shutil.copytree(request.getfixturevalue("tiny_model_dir"), tmp_path / "my-model")
     (tmp_path / "my-texts").mkdir()
     shutil.copy(request.getfixturevalue("text_file"), tmp_path / "my-texts" / "land.txt")
     shutil.copy(request.getfixturevalue("sea_file"), tmp_path / "other-texts.txt")
-    shutil.copytree(request.getfixturevalue("tiny_sae_dir"), tmp_path / "my-sae")
+    for name in ("my-sae", "runs/sae"):
+        shutil.copytree(request.getfixturevalue("tiny_sae_dir"), tmp_path / name)
+    request.getfixturevalue("hub")
+    upload_sae(tmp_path / "my-sae", "me/my-mtsae", "blocks.3.hook_resid_post")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -33,7 +33,9 @@ def explore(mtsae: Callable[..., Any], tiny_sae_dir: Path, config: Path, tmp_pat
 def test_explore(explore: Any, tmp_path: Path, text_file: Path, sea_file: Path, tiny_sae_dir: Path) -> None:
     outcome = explore("--dataset", text_file, "--dataset", sea_file, "--split", "train")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.splitlines()[-1] == f"looked at 310 tokens; facts in {tmp_path / 'out'}"
+    page = tmp_path / "out" / "index.html"
+    assert outcome.out.splitlines()[-2:] == ["looked at 310 tokens", f"page: {page}"]
+    assert page.is_file()
     facts = Exploration.open(tmp_path / "out")
     assert [corpus["name"] for corpus in facts.about["corpora"]] == [str(text_file), str(sea_file)]
     assert facts.about["sae"] == tiny_sae_dir.name

@@ -55,9 +55,8 @@ class FolderHub:
         return str(path)
 
 
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
-    stand_in = FolderHub(tmp_path / "hub")
+def install(stand_in: FolderHub, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
+    """Put it in the place of the hub until the test ends."""
     for name in ("create_repo", "repo_info", "file_exists", "upload_file", "upload_folder"):
         function = getattr(stand_in, name)
         monkeypatch.setattr(HfApi, name, lambda _self, *args, _function=function, **kwargs: _function(*args, **kwargs))
