@@ -112,6 +112,8 @@ def test_keyboard_from_list_to_feature_and_back(visit: Visit, index: Path) -> No
     page.keyboard.press("/")
     expect(page.locator("#search")).to_be_focused()
     page.keyboard.type("queen")
+    page.wait_for_function("location.hash.includes('q=queen')")
+    expect(page.locator(".count b")).not_to_have_text(str(N_LIVE))  # the list has followed, which ends any selection
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowDown")
     expect(page.locator(".tabulator-selected")).to_have_count(1)

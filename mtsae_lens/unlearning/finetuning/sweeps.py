@@ -66,20 +66,20 @@ SWEEPS: dict[Kind, dict[str, tuple[Sweep, ...]]] = {
         ),
         "amnesiac": (Sweep(Amnesiac(), FinetuneSettings(3e-5, 16, snapshots=(1, 2, 4, 6, 8, 12, 16))),),
         "gradient_difference": (
-            Sweep(GradientDifference(4.0), FinetuneSettings(1e-4, 150, snapshots=(50, 75, 100, 125, 150))),
-            Sweep(GradientDifference(4.0), FinetuneSettings(3e-4, 75, snapshots=(25, 50, 75))),
+            Sweep(GradientDifference(4.0), FinetuneSettings(1e-4, 75, snapshots=(15, 30, 40, 50, 75))),
+            Sweep(GradientDifference(4.0), FinetuneSettings(3e-4, 25, snapshots=(5, 10, 15, 25))),
         ),
         "npo": (
-            Sweep(NPO(retain_weight=20.0), FinetuneSettings(1e-4, 160, snapshots=(80, 100, 120, 140, 160))),
-            Sweep(NPO(retain_weight=20.0), FinetuneSettings(3e-4, 75, snapshots=(25, 50, 75))),
+            Sweep(NPO(retain_weight=20.0), FinetuneSettings(1e-4, 100, snapshots=(20, 40, 60, 80, 100))),
+            Sweep(NPO(retain_weight=20.0), FinetuneSettings(3e-4, 50, snapshots=(10, 15, 20, 25, 50))),
         ),
         "simnpo": (
-            Sweep(SimNPO(retain_weight=4.0), FinetuneSettings(1e-4, 120, snapshots=(60, 120))),
-            Sweep(SimNPO(retain_weight=4.0), FinetuneSettings(3e-4, 150, snapshots=(50, 75, 100, 125, 150))),
+            Sweep(SimNPO(retain_weight=4.0), FinetuneSettings(1e-4, 120, snapshots=(20, 40, 50, 60, 120))),
+            Sweep(SimNPO(retain_weight=4.0), FinetuneSettings(3e-4, 150, snapshots=(10, 20, 50, 100, 150))),
         ),
         "rmu": (
-            Sweep(RMU(retain_weight=2.0), FinetuneSettings(1e-3, 60, snapshots=(15, 30, 40, 50, 60))),
-            Sweep(RMU(), FinetuneSettings(3e-3, 60, snapshots=(15, 30, 40, 50, 60))),
+            Sweep(RMU(retain_weight=2.0), FinetuneSettings(3e-4, 40, snapshots=(5, 10, 20, 30, 40))),
+            Sweep(RMU(retain_weight=2.0), FinetuneSettings(1e-3, 60, snapshots=(3, 6, 15, 30, 60))),
         ),
     },
 }
