@@ -65,7 +65,9 @@ def random_sae(kind: type[Any] = MTSAE, mixin: type | None = None, **settings: A
     """An SAE of random weights, in float64; with a mixin, a twin broken by it."""
     base = next(b for b in CONFIGS if issubclass(kind, b))
     cfg = CONFIGS[base](**(SETTINGS | settings))
-    sae = (kind if mixin is None else type("Twin", (mixin, kind), {}))(cfg)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # an SAE in training draws its initial weights
+        sae = (kind if mixin is None else type("Twin", (mixin, kind), {}))(cfg)
     generator = torch.Generator().manual_seed(0)
     for parameter in sae.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
