@@ -94,7 +94,9 @@
     open() {
       this.show(route.now().query);
       const row = this.grid.getRows("active")[Math.max(0, this.at)];
-      if (row) route.go("feature", row.getData().feature);
+      if (!row) return;
+      document.activeElement.blur(); // a search that is no longer seen would swallow the next key
+      route.go("feature", row.getData().feature);
     }
   }
 
