@@ -21,6 +21,7 @@
 
   function columns(explore) {
     const temporal = explore.dilations.length > 0;
+    const measured = (field) => data.features().some((row) => row[field] !== null);
     const numeric = (title, field, show, responsive) => ({
       title, field, responsive, hozAlign: "right", headerHozAlign: "right", sorter: "number", width: 96, headerTooltip: meanings[field],
       sorterParams: { alignEmptyValues: "bottom" }, headerSortStartingDir: "desc", formatter: (cell) => show(cell.getValue()),
@@ -39,8 +40,8 @@
         formatter: (cell) => element(shares(cell.getData(), explore.dilations)) },
       temporal && numeric("Context", "context_share", format.percent, 3),
       numeric("Run", "mean_run_length", format.number, 5),
-      { ...numeric("Selectivity", "selectivity", (value) => format.signed(value, 1), 5), width: 108 },
-      { ...numeric("Ablation", "ablation_next_nll", (value) => format.signed(value, 3), 4), width: 100 },
+      measured("selectivity") && { ...numeric("Selectivity", "selectivity", (value) => format.signed(value, 1), 5), width: 108 },
+      measured("ablation_next_nll") && { ...numeric("Ablation", "ablation_next_nll", (value) => format.signed(value, 3), 4), width: 100 },
     ];
     return all.filter(Boolean);
   }
