@@ -113,11 +113,11 @@ class HookedLM:
         """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 
         Args:
-            tokens: prompts of one length.
+            tokens: prompts, padded on the left to one length; the model ignores padding if `model.tokenizer.padding_side` is `"left"`.
             edit: None for the model as it is.
             options: as `HookedTransformer.generate` takes them, such as `max_new_tokens`, `do_sample`, `temperature`.
         """
-        hooks = [StreamingEdit(self.splice, edit).hook] if edit is not None else []
+        hooks = [StreamingEdit(self.splice, edit, self.masked(tokens)).hook] if edit is not None else []
         options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
         with self.model.hooks(fwd_hooks=hooks):
             return self.model.generate(tokens.to(self.model.cfg.device), **options)
