@@ -126,7 +126,7 @@ class TemporalEncoder(SAE[Any]):
             if h.shape[0] % size:
                 raise DataError(
                     f"a 2-D input is read as contexts of {size} positions laid end to end, and {h.shape[0]} rows are not a multiple "
-                    f"of {size}; pass (batch, pos, d_in) instead"
+                    f"of {size}; pass (batch, pos, d_in) instead: h.unsqueeze(0) for one whole context (single positions cannot be encoded)"
                 )
             return rearrange(h, "(batch pos) d_in -> batch pos d_in", pos=size)
         if h.ndim != 3:
