@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import write_json
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
@@ -52,10 +52,13 @@ def load_edit(path: Path | str, splice: Splice) -> Edit:
     """Read an edit for this SAE.
 
     Raises:
+        ConfigError: `splice` is none.
         DataError: no such file, or not an edit.
         ModelError: the edit belongs to another hook or to other weights.
     """
     path = Path(path)
+    if not isinstance(splice, Splice):
+        raise ConfigError(f"needed load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit, Splice
 from mtsae_lens.splice.generation import StreamingEdit
 
@@ -35,6 +35,10 @@ class HookedLM:
     splice: Splice
     cutter: ContextCutter
     batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.splice, Splice):
+            raise ConfigError(f"needed HookedLM(model, Splice(sae), cutter); got a {type(self.splice).__name__} for the splice")
 
     def __repr__(self) -> str:
         architecture, name = self.sae.cfg.architecture(), self.model.cfg.model_name

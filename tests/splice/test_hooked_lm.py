@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -31,3 +32,11 @@ def test_it_prints_as_one_line(lm: HookedLM) -> None:
     assert repr(lm).startswith("HookedLM(")
     assert "mtsae at blocks." in repr(lm)
     assert len(repr(lm)) < 120
+
+
+def test_an_sae_is_no_splice(lm: HookedLM) -> None:
+    with pytest.raises(ConfigError, match=r"Splice\(sae\), cutter\); got a MTSAE"):
+        HookedLM(lm.model, lm.sae, lm.cutter)  # type: ignore[arg-type]
+    for what in (lm, lm.sae):
+        with pytest.raises(ConfigError, match=rf"Splice\(sae\)\), or lm\.splice of a HookedLM; got a {type(what).__name__}"):
+            load_edit("edit.json", what)  # type: ignore[arg-type]
