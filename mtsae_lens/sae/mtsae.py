@@ -1,7 +1,7 @@
 """The Multi-Scale Temporal SAE, as SAELens knows SAEs.
 
     x    = h - b_dec, zero at walls
-    z_k  = norm(conv_{r_k}(x))                        one vector per scale k and position
+    z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; g = 1 for the first, `context_gain` for the others
     e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
     h'   = e @ W_dec + b_dec
 
