@@ -281,7 +281,7 @@ class Splice:
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index
         if head is None:
-            return h + delta.view_as(h)
+            return h + delta.view_as(h).to(h.dtype)  # the model may be in bfloat16 and the SAE in float32
         h = h.clone()
         h[:, :, head] += delta
         return h

@@ -140,7 +140,7 @@ class RunningEvidenceGate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _indices(self.features))
-        object.__setattr__(self, "weights", torch.as_tensor(self.weights))
+        object.__setattr__(self, "weights", torch.as_tensor(self.weights).float())
         if self.weights.shape != self.features.shape:
             raise ConfigError(
                 f"the gate needs a weight for each feature; got {self.weights.numel()} for {len(self.features)} features"

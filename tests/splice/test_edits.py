@@ -239,3 +239,13 @@ def test_a_reading_of_some_rows() -> None:
     assert isinstance(some, Reading)
     torch.testing.assert_close(some.sae_out, reading.sae_out[kept])
     assert reading.rows(torch.ones(3, dtype=torch.bool)) is reading
+
+
+@pytest.mark.parametrize("name", strong_edits(8, 16))
+def test_an_edit_keeps_the_dtype_of_the_model(name: str) -> None:
+    """A model in bfloat16 with an SAE in float32: what comes back must fit the next layer."""
+    splice, edit = random_splice(), strong_edits(8, 16)[name]
+    h = activations().to(torch.bfloat16)
+    edited = splice.edited(h, edit)
+    assert edited.dtype == torch.bfloat16
+    torch.testing.assert_close(edited.float(), splice.edited(h.float(), edit), atol=0.2, rtol=0.02)

@@ -73,6 +73,11 @@ def test_running_evidence_by_hand() -> None:
     assert state.tolist() == [-0.25]
 
 
+def test_weights_may_be_whole_numbers() -> None:
+    one, other = (RunningEvidenceGate([0, 3], weights, 0.8, 1.5) for weights in ([1, 2], torch.tensor([1.0, 2.0])))  # type: ignore[arg-type]
+    assert torch.equal(one.score(acts()), other.score(acts()))
+
+
 @pytest.mark.parametrize("name", GATES)
 def test_a_gate_is_its_score_above_its_threshold(name: str) -> None:
     opened = GATES[name].open_from(acts(), None)[0]
