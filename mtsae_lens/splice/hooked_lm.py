@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, Splice
 from mtsae_lens.splice.generation import StreamingEdit
 
@@ -39,6 +39,11 @@ class HookedLM:
     def __post_init__(self) -> None:
         if not isinstance(self.splice, Splice):
             raise ConfigError(f"needed HookedLM(model, Splice(sae), cutter); got a {type(self.splice).__name__} for the splice")
+        if self.splice.hook_name not in self.model.hook_dict:
+            name = self.splice.hook_name
+            raise ModelError(
+                f"the SAE belongs to {name!r}, which {self.model.cfg.model_name} does not have.{nearest(name, self.model.hook_dict)}"
+            )
 
     def __repr__(self) -> str:
         architecture, name = self.sae.cfg.architecture(), self.model.cfg.model_name
@@ -51,6 +56,10 @@ class HookedLM:
 
     def batches(self, table: TokenTable) -> list[Int[Tensor, "batch pos"]]:
         """Tokens on the model's device."""
+        if not isinstance(table, TokenTable):
+            raise DataError(
+                f"needed a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
+            )
         return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
 
     def counted_batches(self, table: TokenTable) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pred"]]]:

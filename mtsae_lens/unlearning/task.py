@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
-from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.data.documents import Split, check_source, source_name
 from mtsae_lens.data.facts import draw_questions, is_fact_source, is_for_test_alone, read_facts
 from mtsae_lens.errors import ConfigError, DataError
 
@@ -27,6 +27,7 @@ class Corpus:
     role: Role
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "source", source_name(self.source))
         if self.role not in get_args(Role):
             raise ConfigError(f"the role of {self.source} must be one of {', '.join(get_args(Role))}; got {self.role!r}")
 

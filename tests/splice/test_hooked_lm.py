@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -40,3 +42,15 @@ def test_an_sae_is_no_splice(lm: HookedLM) -> None:
     for what in (lm, lm.sae):
         with pytest.raises(ConfigError, match=rf"Splice\(sae\)\), or lm\.splice of a HookedLM; got a {type(what).__name__}"):
             load_edit("edit.json", what)  # type: ignore[arg-type]
+
+
+def test_a_source_is_no_table(lm: HookedLM) -> None:
+    with pytest.raises(DataError, match=r"such as read_tokens\(source, split, lm\.cutter, 64\); got a str"):
+        lm.batches("kjv")  # type: ignore[arg-type]
+
+
+def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
+    sae = copy.deepcopy(lm.sae)
+    sae.cfg.metadata.hook_name = "blocks.77.hook_resid_post"
+    with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', which .* does not have\. Did you mean 'blocks\."):
+        HookedLM(lm.model, Splice(sae), lm.cutter)

@@ -43,6 +43,12 @@ def test_a_role_that_does_not_exist() -> None:
         Corpus("kjv", "retain")  # type: ignore[arg-type]
 
 
+def test_a_source_may_be_a_path_but_no_list(text_file: Path) -> None:
+    assert Corpus(text_file, "far") == Corpus(str(text_file), "far")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"got a list\. Texts in memory go into a file first"):
+        Corpus(["one", "two"], "far")  # type: ignore[arg-type]
+
+
 def test_a_corpus_has_one_role(text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sea = Corpus(str(sea_file), "forget")
     monkeypatch.chdir(text_file.parent)
