@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
-from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.language_models import check_device, load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
@@ -19,14 +19,17 @@ from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
-def load_sae(folder: Path, device: str = "cpu") -> SAE[Any]:
+def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
     """An inference SAE from a folder in SAELens's layout, or from the hub where the "folder" is `hub:OWNER/NAME:SAE_ID`.
 
     Raises:
-        ModelError: no such folder, damaged files, an architecture that SAELens does not know, or a hub that cannot be reached.
+        ModelError: no such folder, damaged files, an architecture that SAELens does not know, a device that is not there, or a hub that
+            cannot be reached.
     """
     if str(folder).startswith(HUB_PREFIX):
         return load_from_hub(str(folder), device)
+    check_device(device)
+    folder = Path(folder)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae train'")
@@ -56,7 +59,9 @@ def check_reads(model: AnyHookedModel, cutter: ContextCutter) -> None:
         )
 
 
-def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -> tuple[HookedLM, AnyHookedModel]:
+def open_sae(
+    folder: Path | str, *, model: str | None = None, device: str = "cpu", batch_size: int = 16
+) -> tuple[HookedLM, AnyHookedModel]:
     """SAE, model and tokenisation as in training, checked against each other.
 
     Args:
@@ -64,6 +69,9 @@ def open_sae(folder: Path, *, model: str | None, device: str, batch_size: int) -
         model: another language model than the one it was trained on; None for that one.
         device: where to put both.
         batch_size: contexts in a forward pass.
+
+    Raises:
+        ModelError: see `load_sae` and `load_language_model`; or the model does not fit the SAE (hook, width, context, tokenizer).
     """
     sae = load_sae(folder, device)
     metadata = sae.cfg.metadata

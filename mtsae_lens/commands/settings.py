@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mtsae_lens.errors import ConfigError, nearest
 
@@ -16,6 +16,20 @@ class Settings(BaseModel):
     """Base of the settings of a command."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_nearest(cls, values: Any) -> Any:
+        """Written in Python, a misspelt setting is told as on the command line (pydantic makes its own error of it)."""
+        if isinstance(values, Mapping):
+            cls._check_names(values)
+        return values
+
+    @classmethod
+    def _check_names(cls, values: Iterable[str]) -> None:
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(f"unknown setting {key!r}.{nearest(key, cls.model_fields)}")
 
     @classmethod
     def build(cls, config: Path | None, typed: Mapping[str, Any]) -> Self:
@@ -30,9 +44,7 @@ class Settings(BaseModel):
                 values[key] = values[key] | value
             elif value is not None:
                 values[key] = value
-        for key in values:
-            if key not in cls.model_fields:
-                raise ConfigError(f"unknown setting {key!r}.{nearest(key, cls.model_fields)}")
+        cls._check_names(values)
         try:
             return cls(**values)
         except ValidationError as error:

@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.errors import DataError
+
 Gather = Callable[[Tensor], Callable[[Tensor], Tensor]]  # contexts -> (flat positions -> rows)
 
 
@@ -76,6 +78,10 @@ class StoredBlocks(SequenceBlocks):
     batch_size_sequences: int
     block_size_batches: int = 16
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.h.ndim != 3:
+            raise DataError(f"contexts are (n, pos, d_in); got shape {tuple(self.h.shape)}")
 
     def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
         """Blocks that go on over the end of an epoch."""

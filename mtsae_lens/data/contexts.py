@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mtsae_lens.data.documents import Document, Split, read_documents, shuffle_stream
+from mtsae_lens.data.documents import Document, Split, read_documents, shuffle_stream, source_name
 from mtsae_lens.errors import DataError
 
 _DOCUMENTS_AT_ONCE = 64  # tokenised in one call: fast tokenizers work in parallel
@@ -123,11 +124,17 @@ class TokenTable:
         return (answers if self.answers is None else answers & self.answers)[:, 1:]
 
 
-def read_tokens(source: str, split: Split, cutter: ContextCutter, max_contexts: int, *, seed: int = 0) -> TokenTable:
+def read_tokens(source: str | Path, split: Split, cutter: ContextCutter, max_contexts: int, *, seed: int = 0) -> TokenTable:
     """Up to `max_contexts` contexts of a split, drawn at random from as many documents as there may be contexts.
 
     Contexts of one document each where the documents are long enough for that, packed ones otherwise.
+
+    Raises:
+        DataError: see `read_documents`; or too little text for one context.
     """
+    source = source_name(source)
+    if max_contexts < 1:
+        raise DataError(f"max_contexts must be at least 1; got {max_contexts}")
     documents = list(islice(shuffle_stream(read_documents(source, split), seed), max_contexts))
     contexts = list(replace(cutter, packed=False).cut(documents))
     if len(contexts) < min(max_contexts, len(documents)):

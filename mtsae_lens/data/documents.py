@@ -84,12 +84,29 @@ def check_source(source: str) -> None:
         next(_read(part), None)
 
 
-def read_documents(source: str, split: Split | None = None) -> Iterator[Document]:
+def source_name(source: str | Path) -> str:
+    """A source as the string that names it.
+
+    Raises:
+        DataError: texts in memory, which have no name that a record could tell.
+    """
+    if isinstance(source, str | Path):
+        return str(source)
+    raise DataError(
+        f"a source is a name or a path; got a {type(source).__name__}. Texts in memory go into a file first, such as "
+        "datasets.Dataset.from_dict({'text': texts}).to_json('my-texts.jsonl')"
+    )
+
+
+def read_documents(source: str | Path, split: Split | None = None) -> Iterator[Document]:
     """The documents of a source in their own order, of one split or of all.
 
     Raises:
-        DataError: no such source, or one that is empty, binary, not UTF-8, or without a text column.
+        DataError: no such source or split, or a source that is empty, binary, not UTF-8, or without a text column.
     """
+    source = source_name(source)
+    if split not in (None, *SPLITS):
+        raise DataError(f"a split is one of {', '.join(SPLITS)}, or None for all; got {split!r}")
     found = False
     for document in _read(source):
         found = True

@@ -36,10 +36,7 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
     Raises:
         ModelError: unknown name, unreadable folder, or a hub that cannot be reached.
     """
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
+    check_device(device)
     as_bridge, name = name.startswith(BRIDGE_PREFIX), name.removeprefix(BRIDGE_PREFIX)
     model: AnyHookedModel
     if name in EMBEDDED_MODELS or Path(name).is_dir():
@@ -51,6 +48,14 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model
+
+
+def check_device(device: str) -> None:
+    """Raise `ModelError` for a device that is not there."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
 
 
 def _read_folder(folder: Path) -> tuple[Any, Any, Any]:

@@ -82,6 +82,9 @@ class Exploration:
     def __init__(self, folder: Path, about: dict[str, Any]) -> None:
         self.folder, self.about = folder, about
 
+    def __repr__(self) -> str:
+        return f"Exploration({self.folder}: {self.about['d_sae']:,} features on {self.about['n_tokens']:,} tokens)"
+
     @classmethod
     def open(cls, folder: Path | str) -> Exploration:
         """The facts in a folder.

@@ -36,6 +36,10 @@ class TextFeatures:
     reading: BatchReading
     lm: HookedLM
 
+    def __repr__(self) -> str:
+        n_firing = int((self.feature_acts > 0).any(dim=0).sum())
+        return f"TextFeatures({len(self.tokens)} tokens, {n_firing} of {self.feature_acts.shape[1]} features fire: {''.join(self.tokens)!r})"
+
     def strongest(self, position: int, n: int = 8) -> list[tuple[int, float]]:
         """The features that fire most at a token, with their activations."""
         values, features = self.feature_acts[position].topk(min(n, self.feature_acts.shape[1]))

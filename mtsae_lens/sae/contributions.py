@@ -17,6 +17,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import NORM_EPS, sequence_reads
 
@@ -31,6 +32,11 @@ class TapPart:
 
 
 def _encoder_by_scale(sae: TemporalEncoder, features: Tensor) -> Float[Tensor, "n_scales d_in feature"]:
+    features = torch.as_tensor(features, device=sae.W_enc.device)
+    if features.ndim != 1 or ((features < 0) | (features >= sae.cfg.d_sae)).any():
+        raise ConfigError(
+            f"features are indices from 0 to {sae.cfg.d_sae - 1} in a row, such as torch.tensor([3, 14]); got {features.tolist()}"
+        )
     return rearrange(sae.W_enc[:, features], "(scale d_in) feature -> scale d_in feature", scale=len(sae.cfg.dilations))
 
 
@@ -44,6 +50,9 @@ def scale_contributions(
         sae: the encoder.
         h: activations, shaped as for `encode`.
         features: indices of features.
+
+    Raises:
+        ConfigError: features that the SAE does not have.
     """
     z = sae.encode_scales(sae.process_sae_in(h))
     return torch.einsum("bpsd,sdf->bpsf", z, _encoder_by_scale(sae, features))
@@ -93,6 +102,9 @@ def offset_contributions(
         sae: the encoder.
         h: activations, shaped as for `encode`.
         features: indices of features.
+
+    Raises:
+        ConfigError: features that the SAE does not have.
     """
     x, W_enc = sae.process_sae_in(h), _encoder_by_scale(sae, features)
     total = x.new_zeros(*x.shape[:2], len(sae.read_offsets), len(features))

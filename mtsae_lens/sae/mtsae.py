@@ -1,7 +1,7 @@
 """The Multi-Scale Temporal SAE, as SAELens knows SAEs.
 
     x    = h - b_dec, zero at walls
-    z_k  = norm(conv_{r_k}(x))                        one vector per scale k and position
+    z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; g = 1 for the first, `context_gain` for the others
     e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
     h'   = e @ W_dec + b_dec
 
@@ -126,7 +126,7 @@ class TemporalEncoder(SAE[Any]):
             if h.shape[0] % size:
                 raise DataError(
                     f"a 2-D input is read as contexts of {size} positions laid end to end, and {h.shape[0]} rows are not a multiple "
-                    f"of {size}; pass (batch, pos, d_in) instead"
+                    f"of {size}; pass (batch, pos, d_in) instead: h.unsqueeze(0) for one whole context (single positions cannot be encoded)"
                 )
             return rearrange(h, "(batch pos) d_in -> batch pos d_in", pos=size)
         if h.ndim != 3:

@@ -3,7 +3,7 @@
 Scale k with dilation r_k reads, from every dimension of the activations on its own,
 
     c_k[t] = sum_j  taps[k, j] * x[t + offset(j, r_k)]            (eq. 2 of the paper, convolution)
-    z_k[t] = norm(c_k[t])                                         (eq. 2, normalisation)
+    z_k[t] = g_k norm(c_k[t])                                     (eq. 2, normalisation; the gain g is ours)
 
 A row of exact zeros is a *wall*: a special token, a document join, or a position that the model treats unlike all others. A
 tap that would read a wall, or read across one, reads nothing. So a mask needs no second argument: it travels with the rows.

@@ -16,6 +16,7 @@ from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor, nn
 from typing_extensions import override
 
+from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.hierarchy import nested_reconstructions, readable
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -26,8 +27,14 @@ from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     """A Multi-Scale Temporal SAE in training.
 
-    A batch is either rows `(batch * context_size, d_in)`, contexts laid end to end, as SAELens's own trainer can feed it, or rows
-    `(row, n_reads * d_in)` from `gather_reads`, which hold all that a position reads and can therefore be mixed across contexts.
+    A batch is either rows `(batch * context_size, d_in)`, contexts laid end to end, or rows `(row, n_reads * d_in)` from `gather_reads`,
+    which hold all that a position reads and can therefore be mixed across contexts (`SequenceSAETrainingRunner` makes those).
+
+    SAELens's own `LanguageModelSAETrainingRunner` mixes single positions unless `activations_mixing_fraction=0`. Where contexts begin with
+    BOS (`metadata.prepend_bos`) such a batch is recognised and refused; where they do not, it cannot be told from whole contexts.
+
+    Raises:
+        DataError: a batch of mixed positions, or of contexts of another length.
     """
 
     @override
@@ -73,7 +80,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
-        sae_in, reads = self._split_reads(step_input.sae_in)
+        sae_in, reads = self._split_reads(step_input.sae_in, step_input.n_training_steps)
         x = reads[0]
         keep = ~find_walls(x)
         convolved = self.convolve(reads)
@@ -111,7 +118,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics=metrics,
         )
 
-    def _split_reads(self, batch: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+    def _split_reads(self, batch: Tensor, step: int) -> tuple[Tensor, dict[int, Tensor]]:
         """The rows to reconstruct, and what each reads at every offset, centred, zero where nothing can be read."""
         offsets = self.read_offsets
         # an encoder that reads no other position has rows of d_in either way, and no use for contexts
@@ -119,6 +126,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=self.cfg.d_in)
             x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(find_walls(h).unsqueeze(-1), 0.0)
             return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True))
+        if step == 0:
+            check_whole_contexts(batch, self.cfg)
         x = self.process_sae_in(batch)
         return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding)
 
@@ -160,3 +169,24 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             if self.cfg.learn_dilations:
                 statistics[f"scale_{dilation}_learned_dilation"] = self.dilations[scale]
         return statistics
+
+
+def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
+    """Raise `DataError` for rows that cannot be contexts laid end to end, by what the metadata say of them.
+
+    In a context that begins with BOS, position 0 has read nothing else: its activations are the same in every context.
+    """
+    metadata = cfg.metadata
+    if metadata.context_size not in (None, cfg.context_size):
+        raise DataError(
+            f"the SAE has context_size={cfg.context_size}, the activations come in contexts of {metadata.context_size}; make them equal"
+        )
+    if batch.ndim != 2 or not metadata.prepend_bos:
+        return
+    first = batch[:: cfg.context_size].float()
+    if ((first - first[0]).norm(dim=-1) > 0.1 * first[0].norm()).any():  # far above rounding in bfloat16, far below two tokens
+        raise DataError(
+            f"this batch is not made of whole contexts: with prepend_bos=True every {cfg.context_size}th row is BOS, and these rows "
+            "differ. SAELens's runner mixes positions: set activations_mixing_fraction=0.0 and leave exclude_special_tokens off, "
+            "or train with mtsae_lens.training.runner.SequenceSAETrainingRunner. If the contexts do not begin with BOS, say prepend_bos=False"
+        )

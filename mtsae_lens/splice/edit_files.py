@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from sae_lens import SAE
 
-from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import write_json
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
@@ -28,10 +28,15 @@ def weights_digest(sae: SAE[Any]) -> str:
     return digest.hexdigest()
 
 
-def save_edit(path: Path, edit: Edit, splice: Splice, provenance: dict[str, Any] | None = None) -> None:
-    """Write an edit with what it belongs to: hook, architecture and digest of the SAE's weights; and where it came from."""
+def save_edit(path: Path | str, edit: Edit, splice: Splice, provenance: dict[str, Any] | None = None) -> None:
+    """Write an edit with what it belongs to: hook, architecture and digest of the SAE's weights; and where it came from.
+
+    Raises:
+        DataError: an edit or gate of a class of your own, which has no form in a file.
+        OutputError: the file cannot be written.
+    """
     write_json(
-        path,
+        Path(path),
         {
             "format": FORMAT,
             "hook_name": splice.hook_name,
@@ -43,13 +48,17 @@ def save_edit(path: Path, edit: Edit, splice: Splice, provenance: dict[str, Any]
     )
 
 
-def load_edit(path: Path, splice: Splice) -> Edit:
+def load_edit(path: Path | str, splice: Splice) -> Edit:
     """Read an edit for this SAE.
 
     Raises:
+        ConfigError: `splice` is none.
         DataError: no such file, or not an edit.
         ModelError: the edit belongs to another hook or to other weights.
     """
+    path = Path(path)
+    if not isinstance(splice, Splice):
+        raise ConfigError(f"needed load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -82,7 +91,9 @@ def _edit_to_dict(edit: Edit) -> dict[str, Any]:
             "center": edit.center.tolist(),
             "multiplier": edit.multiplier,
         }
-    raise DataError(f"an edit of type {type(edit).__name__} has no form in a file")
+    raise DataError(
+        f"an edit of type {type(edit).__name__} has no form in a file; only FeatureEdit, FeatureClamp and DirectionEdit have one"
+    )
 
 
 def _edit(content: dict[str, Any], gate: Gate) -> Edit:
@@ -113,7 +124,9 @@ def _gate_to_dict(gate: Gate) -> dict[str, Any]:
         }
     if isinstance(gate, AlwaysOpen):
         return {"kind": "always"}
-    raise DataError(f"a gate of type {type(gate).__name__} has no form in a file")
+    raise DataError(
+        f"a gate of type {type(gate).__name__} has no form in a file; only those of mtsae_lens.splice.gates have one"
+    )
 
 
 def _gate(content: dict[str, Any]) -> Gate:

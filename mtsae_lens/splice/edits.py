@@ -7,6 +7,7 @@ What the SAE does not explain stays as it was, so an edit of nothing is the iden
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -58,11 +59,17 @@ class FeatureEdit:
 
     `multiplier=0` is zero ablation; a positive one clamps the feature below zero in units of its own activation, which means the same
     in every SAE (a fixed negative value would not); -1 changes nothing, and below that the feature is amplified.
+
+    Raises:
+        ConfigError: `features` are no whole numbers in a tuple, list or tensor.
     """
 
     features: tuple[int, ...]
     multiplier: float = 0.0
     gate: Gate = field(default_factory=AlwaysOpen)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", feature_indices(self.features))
 
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
         """The edited activations.
@@ -90,6 +97,9 @@ class FeatureClamp:
     `where="fires"`: only a feature that fires is set (Farrell et al. 2024, arXiv 2410.19278, with one negative value for all). `"any_fires"`:
     all chosen features are set where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"`: at every position; with the
     means over a retain corpus as values this is mean ablation.
+
+    Raises:
+        ConfigError: `features` are no whole numbers in a tuple, list or tensor, or `values` are not one for each.
     """
 
     features: tuple[int, ...]
@@ -98,10 +108,15 @@ class FeatureClamp:
     gate: Gate = field(default_factory=AlwaysOpen)
 
     def __post_init__(self) -> None:
-        if len(self.values) != len(self.features):
+        object.__setattr__(self, "features", feature_indices(self.features))
+        values = torch.as_tensor(self.values, dtype=torch.float64)
+        if values.shape != (len(self.features),):
+            came = f"{len(values)} for" if values.ndim == 1 else f"{self.values!r} for"
             raise ConfigError(
-                f"a clamp needs a value for each feature; got {len(self.values)} for {len(self.features)} features"
+                f"a clamp needs a value for each feature; got {came} {len(self.features)} features (one for all: "
+                "FeatureClamp(features, (value,) * len(features)))"
             )
+        object.__setattr__(self, "values", tuple(values.tolist()))
         if self.where not in get_args(Where):
             raise ConfigError(f"where must be one of {', '.join(get_args(Where))}; got {self.where!r}")
 
@@ -144,7 +159,7 @@ class DirectionEdit:
     def __post_init__(self) -> None:
         gram = self.basis @ self.basis.T
         if not torch.allclose(gram, torch.eye(len(gram), device=gram.device, dtype=gram.dtype), atol=1e-3):
-            raise ConfigError("the directions of an edit must be orthonormal; see orthonormal_rows")
+            raise ConfigError("the directions of an edit must be orthonormal; give orthonormal_rows(directions)")
 
     def delta(self, reading: Reading) -> Tensor:
         """The change along the directions, in the shape of the activations."""
@@ -165,6 +180,21 @@ def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank
         raise ConfigError("no direction to edit; give at least one feature or row")
     _, singular, rows = torch.linalg.svd(directions.detach().double(), full_matrices=False)
     return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float()
+
+
+def feature_indices(features: Any) -> tuple[int, ...]:
+    """Indices from a tuple, list, array or tensor of whole numbers.
+
+    Raises:
+        ConfigError: something else, such as a single number.
+    """
+    try:
+        given: list[Any] = features.tolist() if hasattr(features, "tolist") else list(features)
+        return tuple(operator.index(feature) for feature in given)
+    except TypeError as error:
+        raise ConfigError(
+            f"features must be whole numbers in a tuple, list or tensor, such as (3, 14); got {features!r}"
+        ) from error
 
 
 def check_features(features: Sequence[int], d_sae: int) -> None:
@@ -200,7 +230,9 @@ class Splice:
 
     def __post_init__(self) -> None:
         if self.sae.cfg.metadata.hook_name is None:
-            raise ConfigError("the SAE does not say which hook it belongs to (metadata.hook_name)")
+            raise ConfigError(
+                "the SAE does not say which hook it belongs to; type: sae.cfg.metadata.hook_name = 'blocks.3.hook_resid_post'"
+            )
 
     @property
     def hook_name(self) -> str:
@@ -249,7 +281,7 @@ class Splice:
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index
         if head is None:
-            return h + delta.view_as(h)
+            return h + delta.view_as(h).to(h.dtype)  # the model may be in bfloat16 and the SAE in float32
         h = h.clone()
         h[:, :, head] += delta
         return h

@@ -9,6 +9,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mtsae_lens.errors import ConfigError
+
+
+def _indices(features: Tensor) -> Tensor:
+    indices = torch.as_tensor(features)
+    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise ConfigError(f"the features of a gate must be indices, such as torch.tensor([3, 14]); got {features!r}")
+    return indices
+
+
+def _count(features: Tensor) -> str:
+    return f"{len(features)} feature{'s' * (len(features) != 1)}"
+
 
 class Gate(Protocol):
     """Says where an edit applies, from the feature activations. A class says `causal: bool`; only a causal gate can generate text."""
@@ -59,6 +72,12 @@ class FeatureActiveGate:
 
     causal = True
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _indices(self.features))
+
+    def __repr__(self) -> str:
+        return f"FeatureActiveGate({_count(self.features)})"
+
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """How many of them fire."""
         return (feature_acts[..., self.features.to(feature_acts.device)] > 0).sum(dim=-1).to(feature_acts.dtype)
@@ -82,6 +101,12 @@ class SequenceRateGate:
     threshold: float
 
     causal = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _indices(self.features))
+
+    def __repr__(self) -> str:
+        return f"SequenceRateGate({_count(self.features)}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """The share, the same at every position of a context."""
@@ -112,6 +137,17 @@ class RunningEvidenceGate:
     threshold: float
 
     causal = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", _indices(self.features))
+        object.__setattr__(self, "weights", torch.as_tensor(self.weights).float())
+        if self.weights.shape != self.features.shape:
+            raise ConfigError(
+                f"the gate needs a weight for each feature; got {self.weights.numel()} for {len(self.features)} features"
+            )
+
+    def __repr__(self) -> str:
+        return f"RunningEvidenceGate({_count(self.features)}, decay={self.decay:.4g}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """The evidence."""

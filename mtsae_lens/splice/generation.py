@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
@@ -19,7 +20,8 @@ from mtsae_lens.splice.edits import Edit, Splice
 class StreamingEdit:
     """An edit of one generation: make one for each call of `generate`.
 
-    Position 0 is masked, as in `HookedLM`; other special tokens cannot be told from activations and are edited like any.
+    Position 0 and the `masked` positions of the prompt are neither read nor edited, as in `HookedLM`; special tokens that are generated cannot
+    be told from activations and are edited like any.
 
     A call with several positions starts a context (the prompt, or without the cache the whole text so far); a call with one position goes on
     from the calls before.
@@ -28,13 +30,19 @@ class StreamingEdit:
     >>> with model.hooks(fwd_hooks=[streaming.hook]):                                          # doctest: +SKIP
     ...     text = model.generate("In the beginning", max_new_tokens=20)
 
+    Args:
+        splice: the SAE at its hook.
+        edit: what is done to each new position.
+        masked: special tokens and padding of the prompt (`HookedLM.masked`), so that prompts padded on the left are edited as they are alone;
+            None for position 0 only.
+
     Raises:
         ConfigError: an encoder or a gate that reads later positions, which do not exist yet.
     """
 
-    def __init__(self, splice: Splice, edit: Edit) -> None:
+    def __init__(self, splice: Splice, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> None:
         sae = splice.sae
-        self.splice, self.edit = splice, edit
+        self.splice, self.edit, self._masked = splice, edit, masked
         self._reach = 0
         if not edit.gate.causal:
             raise ConfigError(
@@ -61,23 +69,27 @@ class StreamingEdit:
         """The edited activations of the new positions."""
         if h.shape[1] > 1 or self._past is None:
             self._past = self._gate_state = None
-        starts = self._past is None
-        feature_acts = self._encode(h)
+        masked = self._masked_of(h)
+        feature_acts = self._encode(h, masked)
         open_at, self._gate_state = self.edit.gate.open_from(feature_acts, self._gate_state)
-        if starts:
-            open_at = open_at.clone()
-            open_at[:, 0] = False
-        return self.splice.apply_edit(h, feature_acts, self.edit, open_at)
+        return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked)
 
-    def _encode(self, h: Tensor) -> Tensor:
-        """Features of the new positions, from a window with all that they read; position 0 has none, as everywhere.
+    def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
+        """Which of the new positions are neither read nor edited: of a context that starts, the masked ones of its prompt and position 0."""
+        masked = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
+        if self._past is None:
+            masked[:, 0] = True
+            if self._masked is not None:
+                masked[:, : self._masked.shape[1]] |= self._masked.to(h.device)
+        return masked
+
+    def _encode(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> Tensor:
+        """Features of the new positions, from a window with all that they read; masked positions have none, as everywhere.
 
         The window begins with a row of zeros: a wall in the place of position 0, which the encoder takes for one anyway.
         """
-        rows = h
+        rows = h.masked_fill(masked.view(*masked.shape, *(1,) * (h.ndim - 2)), 0.0)
         if self._past is None:
-            rows = h.clone()
-            rows[:, 0] = 0
             self._past = rows[:, :0]
         n_past, n_new = self._past.shape[1], h.shape[1]
         window = torch.cat([torch.zeros_like(rows[:, :1]), self._past, rows], dim=1)

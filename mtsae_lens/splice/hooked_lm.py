@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, Splice
 from mtsae_lens.splice.generation import StreamingEdit
 
@@ -35,6 +36,19 @@ class HookedLM:
     cutter: ContextCutter
     batch_size: int = 16
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.splice, Splice):
+            raise ConfigError(f"needed HookedLM(model, Splice(sae), cutter); got a {type(self.splice).__name__} for the splice")
+        if self.splice.hook_name not in self.model.hook_dict:
+            name = self.splice.hook_name
+            raise ModelError(
+                f"the SAE belongs to {name!r}, which {self.model.cfg.model_name} does not have.{nearest(name, self.model.hook_dict)}"
+            )
+
+    def __repr__(self) -> str:
+        architecture, name = self.sae.cfg.architecture(), self.model.cfg.model_name
+        return f"HookedLM({name}, {architecture} at {self.splice.hook_name}, contexts of {self.cutter.context_size})"
+
     @property
     def sae(self) -> SAE[Any]:
         """The SAE."""
@@ -42,6 +56,10 @@ class HookedLM:
 
     def batches(self, table: TokenTable) -> list[Int[Tensor, "batch pos"]]:
         """Tokens on the model's device."""
+        if not isinstance(table, TokenTable):
+            raise DataError(
+                f"needed a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
+            )
         return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
 
     def counted_batches(self, table: TokenTable) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pred"]]]:
@@ -49,15 +67,31 @@ class HookedLM:
         for tokens, counted in zip(self.batches(table), table.counted(self.cutter).split(self.batch_size), strict=True):
             yield tokens, counted.to(tokens.device)
 
+    def _check_tokens(self, tokens: Int[Tensor, "batch pos"]) -> None:
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
+            came = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
+            raise DataError(f"needed tokens (batch, pos), such as lm.model.to_tokens(text); got {came}")
+        if tokens.shape[1] > self.model.cfg.n_ctx:
+            raise DataError(
+                f"got {tokens.shape[1]} positions, but the model reads {self.model.cfg.n_ctx}: cut the text, such as "
+                f"tokens[:, :{self.model.cfg.n_ctx}]"
+            )
+
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Positions outside statistics, gates and edits: special tokens, and position 0 whatever stands there."""
+        self._check_tokens(tokens)
         masked = self.cutter.special_positions(tokens)
         masked[:, 0] = True
         return masked
 
     @torch.no_grad()
     def activations(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
-        """The model's activations at the hook."""
+        """The model's activations at the hook.
+
+        Raises:
+            DataError: no tokens `(batch, pos)`, or more positions than the model reads.
+        """
+        self._check_tokens(tokens)
         _, cache = self.model.run_with_cache(
             tokens,
             names_filter=[self.splice.hook_name],
@@ -113,11 +147,12 @@ class HookedLM:
         """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 
         Args:
-            tokens: prompts of one length.
+            tokens: prompts, padded on the left to one length; the model ignores padding if `model.tokenizer.padding_side` is `"left"`.
             edit: None for the model as it is.
             options: as `HookedTransformer.generate` takes them, such as `max_new_tokens`, `do_sample`, `temperature`.
         """
-        hooks = [StreamingEdit(self.splice, edit).hook] if edit is not None else []
+        self._check_tokens(tokens)
+        hooks = [StreamingEdit(self.splice, edit, self.masked(tokens)).hook] if edit is not None else []
         options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
         with self.model.hooks(fwd_hooks=hooks):
             return self.model.generate(tokens.to(self.model.cfg.device), **options)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from jaxtyping import Float
 from sae_lens import LoggingConfig
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
@@ -17,9 +21,16 @@ from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOpti
 
 def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks) -> Batches:
     """Mixed rows of the same blocks for every architecture; for a temporal one each row brings along what it reads."""
-    if isinstance(sae, MTTrainingSAE):
-        return partial(stream.mixed, gather=partial(gather_reads, offsets=sae.read_offsets, padding=sae.cfg.padding))
-    return stream.mixed
+    return partial(stream.mixed, gather=partial(_gather_reads, sae)) if isinstance(sae, MTTrainingSAE) else stream.mixed
+
+
+def _gather_reads(sae: MTTrainingSAE, h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
+    expected = (sae.cfg.context_size, sae.cfg.d_in)
+    if tuple(h.shape[1:]) != expected:
+        raise DataError(
+            f"the SAE reads contexts of (context_size, d_in) = {expected}; got {tuple(h.shape[1:])}: make them equal"
+        )
+    return gather_reads(h, sae.read_offsets, sae.cfg.padding)
 
 
 def fit(
@@ -38,7 +49,8 @@ def fit(
 
     Args:
         sae: of any architecture that SAELens registers.
-        stream: blocks of contexts; `batch_size_tokens` must be what a batch of it holds, masked positions included.
+        stream: blocks of contexts, masked positions zero, position 0 too if the SAE skips it;
+            `batch_size_tokens` must be what a batch of it holds, masked positions included.
         n_steps: updates, warm-up included.
         batch_size_tokens: positions in a batch.
         lr: peak learning rate.
@@ -46,6 +58,9 @@ def fit(
         lr_end: rate at the end of the cosine.
         dead_feature_window: updates without firing after which a feature counts as dead.
         options: weight decay, logging, checkpoints.
+
+    Raises:
+        DataError: contexts of another length or width than the SAE reads, or a loss that is no number.
     """
     cfg = SAETrainerConfig(
         n_checkpoints=0,

@@ -58,6 +58,6 @@ class TrainingLog:
                 self._file.close()
 
 
-def read_log(path: Path) -> list[dict[str, Any]]:
+def read_log(path: Path | str) -> list[dict[str, Any]]:
     """The rows of a training log."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]

@@ -20,7 +20,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
-from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
 from mtsae_lens.training.fit import batches_for
@@ -107,7 +107,10 @@ class SequenceSAETrainingRunner:
         )
 
         def rows() -> Iterator[Document]:
-            return (Document(row["text"], str(place), "train") for place, row in enumerate(override_dataset or ()))
+            for place, row in enumerate(override_dataset or ()):
+                if not isinstance(row.get("text"), str):
+                    raise DataError(f"override_dataset needs rows with a string under 'text'; its columns: {', '.join(row)}")
+                yield Document(row["text"], str(place), "train")
 
         read = partial(read_documents, cfg.dataset_path, "train") if override_dataset is None else rows
         n_sequences = cfg.train_batch_size_tokens // cfg.context_size

@@ -43,6 +43,9 @@ class TrainerOptions:
     """Where `training_log.jsonl` and `checkpoints/` go; None writes neither."""
 
 
+_REMEDY = "lower the learning rate (--lr), or look for activations that are no numbers"
+
+
 class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     """Trains any SAELens architecture on batches that can be entered at any step.
 
@@ -140,7 +143,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Never save weights that are broken: a checkpoint from before can be resumed."""
         for name, parameter in self.sae.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise DataError(f"{name} is not finite at step {self.n_training_steps}; lower --lr")
+                raise DataError(f"{name} is not finite at step {self.n_training_steps}; {_REMEDY}")
 
     def _estimate_scaling(self) -> None:
         """As in SAELens, but from the first batches without using them up, and without the rows of zeros."""
@@ -192,7 +195,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     @torch.no_grad()
     def _log(self, output: TrainStepOutput, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
         if not torch.isfinite(output.loss):
-            raise DataError(f"the loss is {output.loss.item()} at step {self.n_training_steps}; lower --lr")
+            raise DataError(f"the loss is {output.loss.item()} at step {self.n_training_steps}; {_REMEDY}")
         kept = (output.sae_in != 0).any(dim=-1)
         feature_acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
         output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts[kept])

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
-from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
+from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.scale_scores import FromScales
 from mtsae_lens.unlearning.selection.scores import make_score
@@ -40,6 +41,17 @@ class Grid:
     """Of an MTSAE, edit only features that these dilations drive; none: any feature."""
     min_scale_share: float = 0.5
     """How much of what lifts a feature they must give."""
+
+    def __post_init__(self) -> None:
+        for name in ("scores", "n_features", "multipliers", "false_positive_rates", "scales"):
+            given = getattr(self, name)
+            if isinstance(given, str) or not isinstance(given, Sequence):
+                raise ConfigError(f"{name} of a grid are given in a tuple, such as {name}=({given!r},); got {given!r}")
+        for rate in self.false_positive_rates:
+            if rate is not None and not 0 < rate < 1:
+                raise ConfigError(
+                    f"false_positive_rates are shares between 0 and 1, such as 0.01, or None for no gate; got {rate}"
+                )
 
 
 def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
@@ -68,7 +80,7 @@ def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> di
         score = make_score(name, **({"min_ratio": min_ratio} if name == "frequency_ratio" else {}))
         if grid.scales:
             score = FromScales(score, grid.scales, grid.min_scale_share)
-        found[name] = ranking(score(evidence))
+        found[name] = ranking(feature_scores(score, evidence))
     return {name: ranked for name, ranked in found.items() if ranked}
 
 

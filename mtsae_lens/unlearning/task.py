@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
-from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.data.documents import Split, check_source, source_name
 from mtsae_lens.data.facts import draw_questions, is_fact_source, is_for_test_alone, read_facts
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 
 Role = Literal["forget", "near", "far", "neutral"]
 SPARED: tuple[Role, ...] = ("near", "far")
@@ -25,6 +25,11 @@ class Corpus:
 
     source: str
     role: Role
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "source", source_name(self.source))
+        if self.role not in get_args(Role):
+            raise ConfigError(f"the role of {self.source} must be one of {', '.join(get_args(Role))}; got {self.role!r}")
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,8 @@ class Task:
         roles = [corpus.role for corpus in self.corpora]
         if roles.count("forget") != 1 or "far" not in roles:
             raise DataError(
-                "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain"
+                "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain; got "
+                f"{', '.join(f'{c.source} ({c.role})' for c in self.corpora) or 'none'}"
             )
         sources = [str(Path(c.source).resolve()) if Path(c.source).exists() else c.source for c in self.corpora]
         for corpus in self.corpora:

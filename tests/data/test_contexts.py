@@ -139,3 +139,17 @@ def test_table_batches_lose_no_row() -> None:
     table = TokenTable("c", torch.arange(14).view(7, 2), tuple("abcdefg"))
     assert [len(batch) for batch in table.batches(3)] == [3, 3, 1]
     assert torch.equal(torch.cat(list(table.batches(3))), table.tokens)
+
+
+def test_a_source_may_be_a_path_but_no_list(cutter: ContextCutter, text_file: Path) -> None:
+    assert torch.equal(read_tokens(text_file, "test", cutter, 2).tokens, read_tokens(str(text_file), "test", cutter, 2).tokens)
+    for texts in (["one", "two"], {"text": ["one"]}):
+        with pytest.raises(DataError, match=rf"got a {type(texts).__name__}\. Texts in memory go into a file first"):
+            read_tokens(texts, "test", cutter, 2)  # type: ignore[arg-type]
+
+
+def test_a_split_that_does_not_exist(cutter: ContextCutter, text_file: Path) -> None:
+    with pytest.raises(DataError, match="train, select, tune, test, or None for all; got 'validation'"):
+        read_tokens(text_file, "validation", cutter, 2)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="max_contexts must be at least 1; got 0"):
+        read_tokens(text_file, "test", cutter, 0)

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import SAE, HookedSAETransformer, StandardSAE, StandardSAEConfig
+from datasets import Dataset
+from sae_lens import (
+    SAE,
+    HookedSAETransformer,
+    LanguageModelSAERunnerConfig,
+    LanguageModelSAETrainingRunner,
+    LoggingConfig,
+    StandardSAE,
+    StandardSAEConfig,
+)
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.training.sae_trainer import SAETrainer
@@ -153,6 +162,37 @@ def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, to
     assert loaded.cfg.metadata.hook_name == RESIDUAL
     assert torch.equal(loaded(h), sae(h))
     assert model.run_with_saes(tokens, saes=[loaded]).shape == (6, CONTEXT, D_VOCAB)
+
+
+@pytest.mark.parametrize("mixing", [0.5, 0.0])
+def test_stock_runner_needs_whole_contexts(mixing: float, tiny_model: HookedSAETransformer, tmp_path: Path) -> None:
+    """SAELens's runner mixes single positions unless told not to; what would be trained on them is noise."""
+    texts = Dataset.from_dict({"text": [f"w{i} and the sea and the land " * 40 for i in range(40)]})
+    cfg = LanguageModelSAERunnerConfig(
+        sae=MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, dilations=(0, 1), context_size=16),
+        model_name="tiny",
+        hook_name="blocks.1.hook_resid_pre",
+        dataset_path="unused",
+        context_size=16,
+        training_tokens=512,
+        train_batch_size_tokens=64,
+        store_batch_size_prompts=4,
+        n_batches_in_buffer=8,
+        activations_mixing_fraction=mixing,
+        logger=LoggingConfig(log_to_wandb=False),
+        checkpoint_path=None,
+        n_eval_batches=0,
+        output_path=str(tmp_path / "sae"),
+        device="cpu",
+        verbose=False,
+    )
+    runner = LanguageModelSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=texts)
+    if mixing:
+        with pytest.raises(DataError, match="activations_mixing_fraction=0"):
+            runner.run()
+    else:
+        runner.run()
+        assert type(SAE.load_from_disk(tmp_path / "sae")) is MTSAE
 
 
 # splicing by SAELens --------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTSAEConfig
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 
 
@@ -56,3 +57,11 @@ def test_features_are_the_chosen_ones() -> None:
     h, chosen = torch.randn(2, 6, 4), torch.tensor([7, 2])
     for contributions in (scale_contributions, offset_contributions):
         assert_close(contributions(sae, h, chosen), contributions(sae, h, torch.arange(9))[..., chosen])
+
+
+@pytest.mark.parametrize("contributions", [scale_contributions, offset_contributions])
+@pytest.mark.parametrize("features", [3, [9], [-1]], ids=str)
+def test_features_that_the_sae_lacks_are_refused(contributions: Any, features: Any) -> None:
+    sae = MTSAE(MTSAEConfig(d_in=4, d_sae=9, k=2, context_size=6))
+    with pytest.raises(ConfigError, match="indices from 0 to 8 in a row"):
+        contributions(sae, torch.randn(3, 6, 4), features)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+from sae_lens.saes.sae import SAEMetadata, TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 from torch import Tensor
 from torch.testing import assert_close
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.sae.separation import SEPARATIONS, Scales, register_separation, separation_loss
 
 CONTEXT, D_IN, D_SAE = 10, 6, 20
@@ -285,3 +285,31 @@ def test_scale_statistics_on_logging_steps(rows: Tensor, kept: Tensor) -> None:
         assert_close(metrics[f"scale_{dilation}_mean"], convolved[:, scale].mean())
         assert_close(metrics[f"scale_{dilation}_std"], convolved[:, scale].std())
         assert_close(metrics[f"scale_{dilation}_encoder_norm"], sae.W_enc[scale * D_IN : (scale + 1) * D_IN].detach().norm())
+
+
+# whole contexts -------------------------------------------------------------------------------------------------------
+
+
+def bos_rows(rows: Tensor) -> Tensor:
+    """As contexts that begin with BOS give them: position 0 is the same in each."""
+    rows = rows.clone()
+    rows[::CONTEXT] = rows[0]
+    return rows
+
+
+def test_mixed_positions_are_refused(rows: Tensor) -> None:
+    whole = bos_rows(rows)
+    mixed = whole[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))]
+    sae = training_sae(metadata=SAEMetadata(prepend_bos=True, context_size=CONTEXT))
+    assert step(sae, whole).loss.isfinite()
+    with pytest.raises(DataError, match="activations_mixing_fraction=0"):
+        step(sae, mixed)
+    assert step(sae, mixed.view(3, CONTEXT, D_IN)).loss.isfinite()  # said to be contexts
+    for metadata in (SAEMetadata(prepend_bos=False), SAEMetadata()):
+        assert step(training_sae(metadata=metadata), mixed).loss.isfinite()
+
+
+def test_contexts_of_another_length_are_refused(rows: Tensor) -> None:
+    sae = training_sae(metadata=SAEMetadata(prepend_bos=True, context_size=CONTEXT // 2))
+    with pytest.raises(DataError, match="contexts of 5"):
+        step(sae, bos_rows(rows))

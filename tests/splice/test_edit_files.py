@@ -153,6 +153,12 @@ def test_what_is_no_edit_is_refused(change: dict[str, Any], message: str, tmp_pa
         load_edit(path, splice())
 
 
+def test_a_path_may_be_a_string(lm: HookedLM, tmp_path: Path) -> None:
+    edit = FeatureEdit((1, 2), 0.5)
+    save_edit(str(tmp_path / "edit.json"), edit, lm.splice)
+    assert load_edit(str(tmp_path / "edit.json"), lm.splice) == edit
+
+
 def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         load_edit(tmp_path / "edit.json", splice())

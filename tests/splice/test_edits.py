@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -89,6 +90,20 @@ def test_a_feature_edit_by_hand() -> None:
     assert FeatureEdit((1, 2)).apply(ACTS).tolist() == [[[0, 0, 0], [0, 0, 0], [1, 0, 0]]]
 
 
+@pytest.mark.parametrize("features", [[1, 2], torch.tensor([1, 2]), np.array([1, 2]), [torch.tensor(1), np.int64(2)]], ids=repr)
+def test_features_may_be_any_row_of_whole_numbers(features: Any) -> None:
+    assert FeatureEdit(features) == FeatureEdit((1, 2))
+    assert FeatureClamp(features, torch.tensor([0.5, 2.0])) == FeatureClamp((1, 2), (0.5, 2.0))  # type: ignore[arg-type]
+    assert FeatureEdit(features).apply(ACTS).tolist() == FeatureEdit((1, 2)).apply(ACTS).tolist()
+
+
+@pytest.mark.parametrize("features", [3, (1.5,), torch.tensor([1.0]), torch.tensor(3), [[1, 2]], None], ids=repr)
+def test_features_that_are_no_indices_are_refused(features: Any) -> None:
+    for make in (FeatureEdit, lambda features: FeatureClamp(features, (1.0,))):
+        with pytest.raises(ConfigError, match="features must be whole numbers in a tuple, list or tensor"):
+            make(features)
+
+
 @pytest.mark.parametrize("edit", [FeatureEdit((3,)), FeatureEdit((-1,)), FeatureClamp((0, 3), (1.0, 1.0))], ids=repr)
 def test_features_that_the_sae_lacks_are_refused(edit: Any) -> None:
     with pytest.raises(ConfigError, match="features must lie between 0 and 2"):
@@ -98,9 +113,11 @@ def test_features_that_the_sae_lacks_are_refused(edit: Any) -> None:
 def test_settings_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ConfigError, match="a value for each feature; got 1 for 2 features"):
         FeatureClamp((0, 1), (1.0,))
+    with pytest.raises(ConfigError, match=r"got 3\.0 for 2 features"):
+        FeatureClamp((0, 1), 3.0)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="where must be one of fires, any_fires, everywhere; got 'sometimes'"):
         FeatureClamp((0,), (1.0,), "sometimes")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="must be orthonormal; see orthonormal_rows"):
+    with pytest.raises(ConfigError, match="must be orthonormal; give orthonormal_rows"):
         DirectionEdit(torch.tensor([[1.0, 1.0]]), torch.zeros(2))
     narrow = DirectionEdit(directions(4), torch.zeros(4))
     with pytest.raises(ConfigError, match="the directions have width 4, the activations 8"):
@@ -222,3 +239,13 @@ def test_a_reading_of_some_rows() -> None:
     assert isinstance(some, Reading)
     torch.testing.assert_close(some.sae_out, reading.sae_out[kept])
     assert reading.rows(torch.ones(3, dtype=torch.bool)) is reading
+
+
+@pytest.mark.parametrize("name", strong_edits(8, 16))
+def test_an_edit_keeps_the_dtype_of_the_model(name: str) -> None:
+    """A model in bfloat16 with an SAE in float32: what comes back must fit the next layer."""
+    splice, edit = random_splice(), strong_edits(8, 16)[name]
+    h = activations().to(torch.bfloat16)
+    edited = splice.edited(h, edit)
+    assert edited.dtype == torch.bfloat16
+    torch.testing.assert_close(edited.float(), splice.edited(h.float(), edit), atol=0.2, rtol=0.02)

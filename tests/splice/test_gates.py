@@ -30,6 +30,23 @@ def acts(n: int = 8, n_positions: int = 20, seed: int = 0) -> Tensor:
     return values.clamp(min=0) * (torch.rand(values.shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.5)
 
 
+def test_what_is_no_gate_is_refused() -> None:
+    assert torch.equal(FeatureActiveGate([1, 2]).features, torch.tensor([1, 2]))  # type: ignore[arg-type]
+    for features in (3, [0.5], torch.tensor([True, False])):
+        with pytest.raises(ConfigError, match="features of a gate must be indices"):
+            FeatureActiveGate(features)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a weight for each feature; got 1 for 2 features"):
+        RunningEvidenceGate(torch.tensor([1, 2]), torch.tensor([1.0]), 0.9, 0.0)
+
+
+def test_a_gate_of_many_features_prints_as_one_line() -> None:
+    features = torch.arange(1000)
+    assert repr(FeatureActiveGate(features)) == "FeatureActiveGate(1000 features)"
+    assert repr(SequenceRateGate(features, 0.55)) == "SequenceRateGate(1000 features, threshold=0.55)"
+    running = RunningEvidenceGate(features, features.float(), 0.97, 1 / 3)
+    assert repr(running) == "RunningEvidenceGate(1000 features, decay=0.97, threshold=0.3333)"
+
+
 def test_feature_active_by_hand() -> None:
     feature_acts = torch.tensor([[[1.0, 0, 0], [0, 2, 0], [0, 0, 3], [4, 0, 5]]])
     gate = FeatureActiveGate(torch.tensor([0, 2]))
@@ -54,6 +71,11 @@ def test_running_evidence_by_hand() -> None:
     assert opened.tolist() == [[True, False, True, False]]
     assert state is not None
     assert state.tolist() == [-0.25]
+
+
+def test_weights_may_be_whole_numbers() -> None:
+    one, other = (RunningEvidenceGate([0, 3], weights, 0.8, 1.5) for weights in ([1, 2], torch.tensor([1.0, 2.0])))  # type: ignore[arg-type]
+    assert torch.equal(one.score(acts()), other.score(acts()))
 
 
 @pytest.mark.parametrize("name", GATES)

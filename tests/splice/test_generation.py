@@ -116,6 +116,26 @@ def test_a_stream_that_forgets_its_past_is_another(tiny_model: Any) -> None:
     assert not torch.allclose(streaming(h[:, 19:]), lm.splice.edited(h, edit)[:, 19:], atol=1e-4)
 
 
+@pytest.mark.parametrize("cache", [True, False])
+def test_padding_changes_nothing(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
+    monkeypatch.setattr(tiny_model.tokenizer, "padding_side", "left")
+    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 9)
+    padded = torch.cat([torch.full((3, 6), tiny_model.tokenizer.pad_token_id), tokens], dim=1)
+    edit = FeatureEdit(tuple(range(48)), multiplier=3.0, gate=GATES["running"])
+
+    def generated(prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens, and the edited activations of the prompt and the token after it."""
+        seen: list[torch.Tensor] = []
+        with tiny_model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda h, hook: seen.append(h))]):
+            text = lm.generate(prompt, edit, max_new_tokens=2, do_sample=False, stop_at_eos=False, use_past_kv_cache=cache)
+        return text, torch.cat([seen[0], seen[1][:, -1:]], dim=1)
+
+    text, h = generated(padded)
+    text_alone, h_alone = generated(tokens)
+    assert torch.equal(text[:, 6:], text_alone)
+    torch.testing.assert_close(h[:, 6:], h_alone, atol=1e-3, rtol=1e-3)
+
+
 def test_an_edit_of_nothing_generates_what_the_model_does(tiny_model: Any) -> None:
     lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 5)
     options = {"max_new_tokens": N_NEW, "do_sample": False, "stop_at_eos": False}

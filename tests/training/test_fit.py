@@ -14,6 +14,7 @@ from sae_lens.config import LanguageModelSAERunnerConfig
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.training.fit import batches_for, fit
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
@@ -144,3 +145,21 @@ def test_other_architectures_get_the_same_rows_alone() -> None:
     temporal, pointwise = (next(batches_for(make_sae(kind), stream)(2)) for kind in CONFIGS)
     assert pointwise.shape[1] == D_IN
     assert torch.equal(temporal[:, :D_IN], pointwise)
+
+
+@pytest.mark.parametrize(("settings", "given"), [({"context_size": POS // 2}, POS), ({"context_size": 2 * POS}, POS)])
+def test_contexts_of_another_length_are_refused(settings: dict[str, int], given: int) -> None:
+    with pytest.raises(DataError, match=rf"= \({settings['context_size']}, {D_IN}\); got \({given}, {D_IN}\)"):
+        fit(make_sae(**settings), make_stream(), n_steps=4, batch_size_tokens=2 * POS, lr=1e-3)
+
+
+def test_activations_that_are_no_numbers_are_named() -> None:
+    stream = make_stream()
+    stream.h[3, 2] = torch.nan
+    with pytest.raises(DataError, match="activations that are no numbers"):
+        fit(make_sae(), stream, n_steps=20, batch_size_tokens=2 * POS, lr=1e-3)
+
+
+def test_single_positions_are_no_contexts() -> None:
+    with pytest.raises(DataError, match=r"contexts are \(n, pos, d_in\); got shape \(6, 4\)"):
+        StoredBlocks(torch.randn(6, 4), batch_size_sequences=2)

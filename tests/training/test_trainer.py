@@ -155,7 +155,7 @@ def test_without_run_dir_nothing_is_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    with pytest.raises(DataError, match=r"the loss is .* at step .*; lower --lr"):
+    with pytest.raises(DataError, match=r"the loss is .* at step .*; lower the learning rate"):
         make_trainer(lr=1e30, normalize_decoder=False, scale_norm="none", activation="relu").fit()
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.unlearning import candidates as module
@@ -58,6 +59,20 @@ def test_a_score_without_a_feature_is_left_out_and_the_ratio_is_that_of_the_sett
     assert set(rankings(evidence, Grid(scores), min_ratio=1e9)) == {"frequency_difference"}
     few, many = (rankings(evidence, Grid(scores[:1]), min_ratio=r)["frequency_ratio"] for r in (2.0, 1.0))
     assert len(few) < len(many)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"scores": "frequency"}, r"scores=\('frequency',\); got 'frequency'"),
+        ({"n_features": 8}, r"n_features=\(8,\); got 8"),
+        ({"false_positive_rates": (None, 5)}, "shares between 0 and 1, such as 0.01, or None for no gate; got 5"),
+    ],
+    ids=["text", "number", "percent"],
+)
+def test_a_grid_of_what_is_no_tuple_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Grid(**settings)
 
 
 def test_rankings_read_select_alone(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:

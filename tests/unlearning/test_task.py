@@ -9,7 +9,7 @@ import pytest
 
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.facts import read_facts
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning import task as module
 from mtsae_lens.unlearning.task import QUESTIONS_PER_CONTEXT, Corpus, Task, check_corpus
 
@@ -36,6 +36,17 @@ def test_every_other_choice_of_roles_is_a_task(roles: list[str]) -> None:
         assert task.sources(role) == expected  # type: ignore[arg-type]
         assert all(task.role(source) == role for source in expected)
     assert task.sources("near", "far") == [f"{r}{place}" for place, r in enumerate(roles) if r in ("near", "far")]
+
+
+def test_a_role_that_does_not_exist() -> None:
+    with pytest.raises(ConfigError, match="role of kjv must be one of forget, near, far, neutral; got 'retain'"):
+        Corpus("kjv", "retain")  # type: ignore[arg-type]
+
+
+def test_a_source_may_be_a_path_but_no_list(text_file: Path) -> None:
+    assert Corpus(text_file, "far") == Corpus(str(text_file), "far")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"got a list\. Texts in memory go into a file first"):
+        Corpus(["one", "two"], "far")  # type: ignore[arg-type]
 
 
 def test_a_corpus_has_one_role(text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

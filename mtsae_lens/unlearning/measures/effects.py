@@ -16,6 +16,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit, open_positions
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -24,7 +25,7 @@ Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]
 """A model, whatever was done to it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditLoss:
     """Per-context losses before and after one change on one corpus: sums over counted predictions, `n_tokens` of each context.
 
@@ -38,6 +39,13 @@ class EditLoss:
     n_tokens: Float[Tensor, " context"]
     nll_clean: Float[Tensor, " context"]
     nll_edited: Float[Tensor, " context"]
+
+    def __repr__(self) -> str:
+        n_documents = len(set(self.documents))
+        return (
+            f"{type(self).__name__}({self.corpus}: {self.nll_delta:+.4f} nats per token, {len(self.documents)} contexts of {n_documents} "
+            f"documents, open at {self.gate_open:.1%} of positions)"
+        )
 
     def mean(self, sums: Float[Tensor, " context"]) -> float:
         """Per token, over all contexts."""
@@ -56,7 +64,7 @@ class EditLoss:
         return torch.zeros(len(names), dtype=sums.dtype).index_add_(0, index, sums)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditEffect(EditLoss):
     """The losses, and what else changed."""
 
@@ -179,6 +187,8 @@ def _run_edits(
     lm: HookedLM, table: TokenTable, edits: Sequence[Edit], compare: _Compare, *, answers_only: bool = False
 ) -> tuple[list[list[Tensor]], list[float]]:
     """What `compare` gives of each edit, batch by batch, and the share of positions at which each applied."""
+    if not isinstance(edits, Sequence):
+        raise ConfigError(f"edits are measured together: give a list of them, such as [edit]; got a {type(edits).__name__}")
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.attribution import LossChange, loss_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.statistics import FiringStatistics, document_halves, firing_statistics
@@ -102,6 +102,21 @@ class SelectionEvidence:
             for half in (0, 1)
         )
         return first, second
+
+
+def feature_scores(score: FeatureScore, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
+    """What a score gives, checked.
+
+    Raises:
+        ConfigError: not one number for each feature.
+    """
+    values, d_sae = score(evidence), evidence.lm.sae.cfg.d_sae
+    if not isinstance(values, Tensor) or values.shape != (d_sae,):
+        came = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ConfigError(
+            f"the score {score.name!r} must give a tensor with a number for each of {d_sae} features; it gave {came}"
+        )
+    return values
 
 
 class FeatureScore(Protocol):

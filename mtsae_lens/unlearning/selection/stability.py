@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import check_features
-from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
+from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import select
 
 
@@ -41,7 +41,7 @@ def half_overlap(score: FeatureScore, evidence: SelectionEvidence, n_features: i
     Raises:
         DataError: a corpus of one document, or too few eligible features in a half.
     """
-    one, other = (select(score(half), n_features) for half in evidence.halves(generator))
+    one, other = (select(feature_scores(score, half), n_features) for half in evidence.halves(generator))
     return jaccard(one, other)
 
 

@@ -13,6 +13,7 @@ from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import FeatureEdit, Splice
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -149,6 +150,14 @@ def test_the_size_of_a_batch_changes_nothing(tiny_model: Any, cutter: Any, table
     one, other = (measure_edits(dataclasses.replace(lm, batch_size=n), table, EDITS)[1] for n in (1, 8))
     torch.testing.assert_close(one.nll_edited, other.nll_edited)
     assert one.gate_open == other.gate_open
+
+
+def test_edits_come_in_a_list(lm: HookedLM, table: TokenTable) -> None:
+    edit = FeatureEdit((1,))
+    with pytest.raises(ConfigError, match=r"such as \[edit\]; got a FeatureEdit"):
+        measure_edits(lm, table, edit)  # type: ignore[arg-type]
+    (effect,) = measure_edits(lm, table, [edit])
+    assert repr(effect).startswith(f"EditEffect({table.corpus}: {effect.nll_delta:+.4f} nats per token")
 
 
 def test_another_model_is_measured_as_an_edit_is(tiny_model: Any, cutter: Any, table: TokenTable) -> None:

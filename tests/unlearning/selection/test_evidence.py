@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mtsae_lens.data.contexts import read_tokens
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.unlearning.selection import evidence as module
-from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
+from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.statistics import firing_statistics
 
 
@@ -81,3 +81,19 @@ def test_what_is_known_of_a_corpus_is_not_computed_again_without_near_text(
     assert far_alone.retain_statistics == fresh.retain_statistics[len(fresh.near) :]
     assert far_alone.forget_statistics is fresh.forget_statistics
     assert len(counted) == 1 + len(fresh.retain)
+
+
+@pytest.mark.parametrize(
+    ("values", "came"), [(torch.zeros(10), r"a tensor of shape \(10,\)"), ([1.0, 2.0], "a list")], ids=["too few", "list"]
+)
+def test_a_score_gives_a_number_for_each_feature(evidence: SelectionEvidence, values: Any, came: str) -> None:
+    class Short:
+        name = "short"
+
+        def __call__(self, evidence: SelectionEvidence) -> Any:
+            return values
+
+    with pytest.raises(
+        ConfigError, match=rf"the score 'short' must give .* {evidence.lm.sae.cfg.d_sae} features; it gave {came}"
+    ):
+        feature_scores(Short(), evidence)

@@ -1,0 +1,56 @@
+"""What a `HookedLM` is given, and how it shows itself."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.edits import Splice
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+@pytest.mark.parametrize("method", ["masked", "activations", "sae_input", "feature_acts", "generate"])
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ("the sea", r"lm\.model\.to_tokens\(text\); got a str"),
+        ([1, 2, 3], "got a list"),
+        (torch.tensor([1, 2, 3]), r"got shape \(3,\)"),
+        (torch.ones(1, 5_000, dtype=torch.long), r"5000 positions, but the model reads \d+: cut the text"),
+    ],
+    ids=["text", "list", "one context", "too long"],
+)
+def test_what_are_no_tokens_is_refused(lm: HookedLM, method: str, tokens: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        getattr(lm, method)(tokens)
+
+
+def test_it_prints_as_one_line(lm: HookedLM) -> None:
+    assert repr(lm).startswith("HookedLM(")
+    assert "mtsae at blocks." in repr(lm)
+    assert len(repr(lm)) < 120
+
+
+def test_an_sae_is_no_splice(lm: HookedLM) -> None:
+    with pytest.raises(ConfigError, match=r"Splice\(sae\), cutter\); got a MTSAE"):
+        HookedLM(lm.model, lm.sae, lm.cutter)  # type: ignore[arg-type]
+    for what in (lm, lm.sae):
+        with pytest.raises(ConfigError, match=rf"Splice\(sae\)\), or lm\.splice of a HookedLM; got a {type(what).__name__}"):
+            load_edit("edit.json", what)  # type: ignore[arg-type]
+
+
+def test_a_source_is_no_table(lm: HookedLM) -> None:
+    with pytest.raises(DataError, match=r"such as read_tokens\(source, split, lm\.cutter, 64\); got a str"):
+        lm.batches("kjv")  # type: ignore[arg-type]
+
+
+def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
+    sae = copy.deepcopy(lm.sae)
+    sae.cfg.metadata.hook_name = "blocks.77.hook_resid_post"
+    with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', which .* does not have\. Did you mean 'blocks\."):
+        HookedLM(lm.model, Splice(sae), lm.cutter)
