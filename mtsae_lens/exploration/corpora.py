@@ -46,9 +46,9 @@ class Corpora:
         return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
 
     def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[tuple[str, list[int]]]:
-        """Document and tokens of the first contexts of a corpus."""
+        """Document and tokens of the first contexts of a corpus; None for all that are looked through."""
         documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
-        return islice(self.cutter.cut(documents), n_contexts or self.n_contexts_each)
+        return islice(self.cutter.cut(documents), self.n_contexts_each if n_contexts is None else n_contexts)
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[TextBatch]:
         """Batches from number `start` on; a batch never mixes corpora.

@@ -103,6 +103,7 @@ def explore(
     prepare_output_dir(out)
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
+        shutil.rmtree(state, ignore_errors=True)  # of a run that ended between its last file and this
         return json.loads((out / ABOUT_FILE).read_text())
     prepare_output_dir(state)
     with stop_on_signal() as stop:
@@ -126,7 +127,9 @@ def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Su
     if path.exists():
         survey.load(path)
     n_expected = len(corpora.sources) * corpora.n_contexts_each * corpora.cutter.context_size
-    done = int(survey.counts.n_tokens.sum())
+    done = min(
+        n_expected, survey.n_batches * lm.batch_size * corpora.cutter.context_size
+    )  # as `update` counts, special ones too
     with tqdm(total=n_expected, initial=done, desc="looking through text", unit="tok", unit_scale=True) as progress:
         for batch in corpora.batches(lm.batch_size, survey.n_batches):
             survey.add(batch)
