@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mtsae_lens.benchmark.attack_cell import FILLER_SHARE
 from mtsae_lens.reporting.benchmark_figures import relearning_curves
 from mtsae_lens.reporting.page import Section, Table
 
@@ -51,13 +52,13 @@ def attack_sections(
             label = f"{method}, {variant}" if variant != "weights" else method
             curves[label] = by_size[largest]
     lead = (
-        f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge "
-        f"is back). Removing the hook gives "
-        f"back {clean:.3f} for every edit. Diluted: behind 64 tokens of unrelated text."
+        f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge is back). Removing the "
+        f"hook gives back {clean:.3f} for every edit. Diluted: behind unrelated text that fills {FILLER_SHARE:.0%} of the context."
     )
     relearn = (
         "Finetuned on forget text by an attacker, with the hook in place or without it while learning; measured with it. The table has the "
-        "lowest loss that the attacker reached at any step, by the number of documents learnt; the figure has the most documents."
+        "lowest loss and the highest recall that the attacker reached at any step, by the number of documents learnt; the figure has the "
+        "most documents."
     )
     return [
         Section(f"{name}: attacks", lead, Table(header, rows)),
@@ -66,15 +67,16 @@ def attack_sections(
 
 
 def _relearning_table(attacked: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The least loss, over the attacker's steps, for every number of documents learnt."""
+    """The least loss, over the attacker's steps, for every number of documents learnt, and the highest recall over all of them."""
     sizes = list(dict.fromkeys(size for found in attacked.values() for by in found["relearning"].values() for size in by))
     rows = []
     for method, found in attacked.items():
         for variant, by_size in found["relearning"].items():
             before = next(iter(by_size.values()))[0]["nll"]
             after = [min(point["nll"] for point in by_size[size]) if size in by_size else None for size in sizes]
-            recall = max(points[-1]["exact_recall"] for points in by_size.values())
+            recall = max(point["exact_recall"] for points in by_size.values() for point in points)
             rows.append(
                 [method, variant, *(None if nll is None else f"{nll:.3f}" for nll in (before, *after)), f"{100 * recall:.0f}%"]
             )
-    return Table(["method", "attack", "before", *(f"{size} documents" for size in sizes), "highest exact recall"], rows)
+    learnt = (f"{size} documents" if size.isdigit() else f"half, asked the {size}" for size in sizes)
+    return Table(["method", "attack", "before", *learnt, "highest exact recall"], rows)
