@@ -50,6 +50,13 @@ class Corpora:
         documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
         return islice(self.cutter.cut(documents), self.n_contexts_each if n_contexts is None else n_contexts)
 
+    @property
+    def n_tokens_there(self) -> int:
+        """Of the tokens asked for, how many there are; reads the text once."""
+        n_contexts = [sum(1 for _ in self.contexts(corpus)) for corpus in range(len(self.sources))]
+        whole = all(n == self.n_contexts_each for n in n_contexts)
+        return self.n_tokens if whole else sum(n_contexts) * self.cutter.context_size
+
     def batches(self, batch_size: int, start: int = 0) -> Iterator[TextBatch]:
         """Batches from number `start` on; a batch never mixes corpora.
 

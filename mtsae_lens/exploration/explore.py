@@ -122,7 +122,7 @@ def explore(
 
 def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Survey:
     """The pass, carried on from the state that is kept, if any."""
-    survey = Survey(lm, plan, len(corpora.sources), sampling_interval(corpora.n_tokens))
+    survey = Survey(lm, plan, len(corpora.sources), _cofiring_interval(corpora))
     path, saved_at = work.state / "survey.safetensors", Stopwatch()
     if path.exists():
         survey.load(path)
@@ -140,6 +140,12 @@ def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Su
                 work.check()
     survey.save(path)
     return survey
+
+
+def _cofiring_interval(corpora: Corpora) -> int:
+    """As if no more had been asked for than there is: text that ends early would give a sample of next to nothing."""
+    interval = sampling_interval(corpora.n_tokens)
+    return interval if interval == 1 else sampling_interval(corpora.n_tokens_there)
 
 
 def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tuple[Effects, Tensor]:

@@ -223,6 +223,7 @@ def test_text_that_ends_early_and_text_that_is_none(random_lm: Any, corpora: Cor
     n_contexts = sum(len(list(long.contexts(corpus))) for corpus in range(2))
     about = run(random_lm("topk"), long, tmp_path / "a")
     assert 0.8 * 32 * n_contexts < about["n_tokens"] < 32 * n_contexts
+    assert about["n_cofiring_tokens"] == about["n_tokens"], "all of so little text, whatever was asked for"
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
     with pytest.raises(DataError, match=r"short\.txt: split 'train' gives no context of 32 tokens.*or --split train"):
@@ -239,6 +240,12 @@ def test_sizes_that_make_no_sense() -> None:
         Plan(n_text_contexts=0)
     with pytest.raises(ConfigError, match="n_attribution_contexts must be at least 0; got -1"):
         Plan(n_attribution_contexts=-1)
+
+
+def test_how_much_text_there_is(corpora: Corpora) -> None:
+    assert corpora.n_tokens_there == corpora.n_tokens == 640
+    n_contexts = sum(len(list(corpora.contexts(corpus, 10**9))) for corpus in range(2))
+    assert dataclasses.replace(corpora, n_tokens=10**9).n_tokens_there == 32 * n_contexts
 
 
 def test_no_context_is_none_and_not_all(corpora: Corpora) -> None:
