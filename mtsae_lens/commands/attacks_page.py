@@ -21,36 +21,12 @@ def attack_sections(
         reference: result of the reference's cell, if there is one.
         clean: loss on the forget text before unlearning, nats per token.
     """
-    header = [
-        "method",
-        "after the edit",
-        "4 bits",
-        "8 bits",
-        "diluted",
-        "clean, diluted",
-        "unseen template",
-        "recall, unseen",
-    ]
-    rows, curves = [], {}
     everyone = dict(attacked) | ({"reference": reference["attacks"]} if reference and "attacks" in reference else {})
-    for method, found in everyone.items():
-        relearning = found["relearning"]
-        first = next(iter(next(iter(relearning.values())).values()))[0]["nll"]
-        unseen = found.get("unseen")
-        rows.append(
-            [
-                method,
-                *(f"{nll:.3f}" for nll in (first, found["quantisation"]["4"]["nll"], found["quantisation"]["8"]["nll"])),
-                f"{found['dilution']['nll']:.3f}",
-                f"{found['dilution']['nll_clean']:.3f}",
-                f"{unseen['nll']:.3f}" if unseen else None,
-                f"{100 * unseen['exact_recall']:.0f}%" if unseen else None,
-            ]
-        )
-        for variant, by_size in relearning.items():
-            largest = list(by_size)[-1]
-            label = f"{method}, {variant}" if variant != "weights" else method
-            curves[label] = by_size[largest]
+    curves = {
+        method if variant == "weights" else f"{method}, {variant}": list(by_size.values())[-1]
+        for method, found in everyone.items()
+        for variant, by_size in found["relearning"].items()
+    }
     lead = (
         f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge is back). Removing the "
         f"hook gives back {clean:.3f} for every edit. Diluted: behind unrelated text that fills {FILLER_SHARE:.0%} of the context."
@@ -61,9 +37,24 @@ def attack_sections(
         "most documents."
     )
     return [
-        Section(f"{name}: attacks", lead, Table(header, rows)),
+        Section(f"{name}: attacks", lead, _attack_table(everyone)),
         Section(f"{name}: relearning", relearn, _relearning_table(everyone), relearning_curves(curves, clean)),
     ]
+
+
+_ATTACK_HEADER = "method|after the edit|4 bits|8 bits|diluted|clean, diluted|unseen template|recall, unseen".split("|")
+
+
+def _attack_table(attacked: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Loss after every attack but relearning."""
+    rows = []
+    for method, found in attacked.items():
+        first = next(iter(next(iter(found["relearning"].values())).values()))[0]["nll"]
+        bits, dilution, unseen = found["quantisation"], found["dilution"], found.get("unseen")
+        losses = (first, bits["4"]["nll"], bits["8"]["nll"], dilution["nll"], dilution["nll_clean"])
+        asked = (f"{unseen['nll']:.3f}", f"{100 * unseen['exact_recall']:.0f}%") if unseen else (None, None)
+        rows.append([method, *(f"{nll:.3f}" for nll in losses), *asked])
+    return Table(_ATTACK_HEADER, rows)
 
 
 def _relearning_table(attacked: Mapping[str, Mapping[str, Any]]) -> Table:
