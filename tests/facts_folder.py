@@ -118,7 +118,7 @@ def _feature(
         "corpus_density": [0.02, 0.01],
         "selectivity": float(rng.normal()),
         "mean_run_length": 1.0 + float(rng.random()),
-        "persistence": [0.5, 0.25, 0.125, 0.06],
+        "persistence": [0.5, 0.25, 0.125, None if feature == 3 else 0.06],  # None: never seen
         "scale_shares": shares,
         "main_dilation": float(dilations[int(np.argmax(shares))]) if n_scales else None,
         "context_share": 1 - shares[0] if n_scales else None,

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from mtsae_lens.benchmark.arms import BUDGETS, MAIN_BUDGET
-from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, within_budgets
+from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, outcome_row, within_budgets
 
 
 def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float | None) -> dict[str, int]:
@@ -47,4 +46,4 @@ def main_place(places: Mapping[str, int]) -> int | None:
 
 def tune_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """The sweep as it goes into a file."""
-    return [asdict(outcome) for outcome in outcomes]
+    return [outcome_row(outcome) for outcome in outcomes]

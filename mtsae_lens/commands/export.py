@@ -100,12 +100,16 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     always-open projection at the hook), as `compare` gives them; `numbers` of the form; `provenance`.
 
     Raises:
-        ConfigError: `low-rank` without text to forget and to retain.
+        ConfigError: `low-rank` without text to forget and to retain, or a text in two roles.
     """
     watch = Stopwatch()
     prepare_output_dir(settings.out)
     if settings.form == "low-rank" and (settings.forget is None or not settings.retain + settings.near):
         raise ConfigError("--form low-rank is trained on text: give --forget and --retain")
+    given = [*([settings.forget] if settings.forget else []), *settings.near, *settings.retain]
+    repeated = sorted({source for source in given if given.count(source) > 1})
+    if repeated:
+        raise ConfigError(f"{repeated[0]} is given in two roles; a text is --forget, --near or --retain")
     for source in settings.corpora():
         check_corpus(source)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)

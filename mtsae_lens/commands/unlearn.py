@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
 from mtsae_lens.unlearning.selection.scores import SCORES
+from mtsae_lens.unlearning.sweep import outcome_row
 from mtsae_lens.unlearning.task import Corpus, Task, check_corpus
 
 EDIT_FILE = "edit.json"
@@ -106,7 +106,7 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransfo
         "n_features": len(chosen.edit.features),
         "multiplier": chosen.edit.multiplier,
     }
-    measured["tune_sweep"] = [asdict(outcome) for outcome in chosen.sweep]
+    measured["tune_sweep"] = [outcome_row(outcome) for outcome in chosen.sweep]
     return chosen, measured
 
 

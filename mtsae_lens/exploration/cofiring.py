@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
 import scipy.sparse
 import torch
 from jaxtyping import Float, Int
@@ -46,9 +47,7 @@ class CofiringSample:
             (torch.ones(len(tokens)).numpy(), (tokens, features)), shape=(max(self.n_tokens, 1), d_sae)
         )
         by_feature = fires.T.tocsr()
-        count = (
-            torch.from_numpy(fires.sum(axis=0).A1 if hasattr(fires.sum(axis=0), "A1") else fires.sum(axis=0)).double().flatten()
-        )
+        count = torch.from_numpy(np.bincount(features, minlength=d_sae)).double()
         spread = (count * (self.n_tokens - count)).clamp(min=0).sqrt()
         values, indices = [], []
         for start in range(0, d_sae, _FEATURES_AT_ONCE):

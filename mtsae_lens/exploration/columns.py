@@ -32,6 +32,12 @@ def all_or_none(values: Float[Tensor, "row entry"], kind: pa.DataType, given: Bo
     return lists(values, given.unsqueeze(1).expand(values.shape), kind)
 
 
+def nullable(column: pa.ListArray) -> pa.ListArray:
+    """A column of lists of floats with null in place of NaN."""
+    values = pa.array(column.values.to_numpy(zero_copy_only=False), column.type.value_type, from_pandas=True)
+    return pa.ListArray.from_arrays(column.offsets, values)
+
+
 def nested(values: Tensor, kept: Bool[Tensor, "row entry part"], kind: pa.DataType) -> pa.ListArray:
     """A column of lists of lists."""
     inner = lists(values.flatten(0, 1), kept.flatten(0, 1), kind)

@@ -46,9 +46,16 @@ class Corpora:
         return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
 
     def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[tuple[str, list[int]]]:
-        """Document and tokens of the first contexts of a corpus."""
+        """Document and tokens of the first contexts of a corpus; None for all that are looked through."""
         documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
-        return islice(self.cutter.cut(documents), n_contexts or self.n_contexts_each)
+        return islice(self.cutter.cut(documents), self.n_contexts_each if n_contexts is None else n_contexts)
+
+    @property
+    def n_tokens_there(self) -> int:
+        """Of the tokens asked for, how many there are; reads the text once."""
+        n_contexts = [sum(1 for _ in self.contexts(corpus)) for corpus in range(len(self.sources))]
+        whole = all(n == self.n_contexts_each for n in n_contexts)
+        return self.n_tokens if whole else sum(n_contexts) * self.cutter.context_size
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[TextBatch]:
         """Batches from number `start` on; a batch never mixes corpora.

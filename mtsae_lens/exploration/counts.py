@@ -12,18 +12,16 @@ from torch import Tensor
 from mtsae_lens.exploration.firings import BatchReading, Firings
 from mtsae_lens.exploration.plan import N_HISTOGRAM_BINS, PERSISTENCE_LAGS
 
-_LOWEST, _HIGHEST = (
-    1e-3,
-    4.0,
-)  # ends of the histogram, in units of the first batch's largest activation; beyond them the end bins count
+# ends of the histogram, in units of the first batch's largest activation; beyond them the end bins count
+_LOWEST, _HIGHEST = 1e-3, 4.0
 
 
 @dataclass
 class FeatureCounts:
     """All on the CPU; nothing grows with the text.
 
-    Persistence at lag L is `P(fires at t + L | fires at t)` over the firings whose `t + L` lies in the same context with no special token
-    between.
+    Persistence at lag L is `P(fires at t + L | fires at t) = persisted / could_persist`, over the firings whose `t + L` lies in the same
+    context with no special token between; without one it is unknown.
     """
 
     n_tokens: Int[Tensor, " corpus"]

@@ -103,6 +103,7 @@ def explore(
     prepare_output_dir(out)
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
+        shutil.rmtree(state, ignore_errors=True)  # of a run that ended between its last file and this
         return json.loads((out / ABOUT_FILE).read_text())
     prepare_output_dir(state)
     with stop_on_signal() as stop:
@@ -121,12 +122,14 @@ def explore(
 
 def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Survey:
     """The pass, carried on from the state that is kept, if any."""
-    survey = Survey(lm, plan, len(corpora.sources), sampling_interval(corpora.n_tokens))
+    survey = Survey(lm, plan, len(corpora.sources), _cofiring_interval(corpora))
     path, saved_at = work.state / "survey.safetensors", Stopwatch()
     if path.exists():
         survey.load(path)
     n_expected = len(corpora.sources) * corpora.n_contexts_each * corpora.cutter.context_size
-    done = int(survey.counts.n_tokens.sum())
+    done = min(
+        n_expected, survey.n_batches * lm.batch_size * corpora.cutter.context_size
+    )  # as `update` counts, special ones too
     with tqdm(total=n_expected, initial=done, desc="looking through text", unit="tok", unit_scale=True) as progress:
         for batch in corpora.batches(lm.batch_size, survey.n_batches):
             survey.add(batch)
@@ -137,6 +140,12 @@ def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Su
                 work.check()
     survey.save(path)
     return survey
+
+
+def _cofiring_interval(corpora: Corpora) -> int:
+    """As if no more had been asked for than there is: text that ends early would give a sample of next to nothing."""
+    interval = sampling_interval(corpora.n_tokens)
+    return interval if interval == 1 else sampling_interval(corpora.n_tokens_there)
 
 
 def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tuple[Effects, Tensor]:

@@ -38,7 +38,8 @@ class FeatureFacts:
     cofiring: tuple[int, ...]
     cofiring_scores: tuple[float, ...]  # phi coefficients
     mean_run_length: float | None  # positions in a row
-    persistence: tuple[float, ...]  # P(fires at t + lag | fires at t), by the `persistence_lags` of explore.json
+    persistence: tuple[float | None, ...]
+    """P(fires at t + lag | fires at t), by the `persistence_lags` of explore.json; None where no firing has a position so much later."""
     scale_shares: tuple[float, ...]  # of what lifts it when it fires, by dilation
     main_dilation: float | None
     context_share: float | None

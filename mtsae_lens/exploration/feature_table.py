@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.exploration.columns import TokenTexts, all_or_none, lists, numbers, table
+from mtsae_lens.exploration.columns import TokenTexts, all_or_none, lists, nullable, numbers, table
 from mtsae_lens.exploration.decoder import extreme_tokens, neighbours
 from mtsae_lens.exploration.example_table import HeldContexts, example_rows
 from mtsae_lens.exploration.plan import N_NEIGHBOURS, N_TOKENS_LISTED
@@ -51,7 +51,7 @@ def _firing_columns(survey: Survey) -> dict[str, pa.Array]:
     counts = survey.counts
     n_active, dead = counts.n_active_in_all, counts.dead
     missing = torch.where(dead, torch.nan, 0.0)  # added to what a feature that never fires does not have
-    persistence = (counts.persisted / counts.could_persist.clamp(min=1)).T
+    persistence = (counts.persisted / counts.could_persist).T  # NaN at a lag for which no firing has a later position
     selectivity = counts.selectivity
     return {
         "n_active": numbers(n_active, pa.int64()),
@@ -62,7 +62,7 @@ def _firing_columns(survey: Survey) -> dict[str, pa.Array]:
         "corpus_density": lists(counts.density.T, torch.ones_like(counts.density.T, dtype=torch.bool), pa.float32()),
         "selectivity": numbers(missing * torch.nan if selectivity is None else selectivity.float(), pa.float32()),
         "mean_run_length": numbers(n_active / counts.n_runs + missing, pa.float32()),
-        "persistence": all_or_none(persistence, pa.float32(), ~dead),
+        "persistence": nullable(all_or_none(persistence.float(), pa.float32(), ~dead)),
     }
 
 
@@ -92,10 +92,8 @@ def _cofiring_columns(survey: Survey) -> dict[str, pa.Array]:
 
 def _scale_columns(lift: Lift | None, d_sae: int) -> dict[str, pa.Array]:
     if lift is None:
-        empty, none = (
-            lists(torch.empty(d_sae, 0), torch.empty(d_sae, 0, dtype=torch.bool), pa.float32()),
-            pa.nulls(d_sae, pa.float32()),
-        )
+        empty = lists(torch.empty(d_sae, 0), torch.empty(d_sae, 0, dtype=torch.bool), pa.float32())
+        none = pa.nulls(d_sae, pa.float32())
         return {"scale_shares": empty, "main_dilation": none, "context_share": none, "kernel": empty}
     shares, kernel = lift.scale_shares, lift.offset_shares
     lifted: Bool[Tensor, " d_sae"] = shares.any(dim=1)

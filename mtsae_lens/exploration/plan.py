@@ -49,6 +49,8 @@ class Plan:
             "after": 0,
             "n_ablated": 0,
             "n_attributed": 0,
+            "n_attribution_contexts": 0,
+            "n_text_contexts": 1,
         }.items():
             if getattr(self, name) < least:
                 raise ConfigError(f"{name} must be at least {least}; got {getattr(self, name)}")

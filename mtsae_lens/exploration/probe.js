@@ -43,7 +43,7 @@ function render({ model, el }) {
   const set = (name, value) => { model.set(name, value); model.save_changes(); };
   let waiting;
   text.addEventListener("input", () => { clearTimeout(waiting); waiting = setTimeout(() => set("text", text.value), 300); });
-  feature.addEventListener("change", () => set("feature", feature.value === "" ? -1 : Number(feature.value)));
+  feature.addEventListener("change", () => set("feature", feature.value === "" ? -1 : Math.trunc(Number(feature.value))));
 
   function draw() {
     if (document.activeElement !== text) text.value = model.get("text");

@@ -23,7 +23,8 @@ STRONGEST = -1  # as `feature`: no feature is chosen, every token shows its stro
 class FeatureProbe(anywidget.AnyWidget):
     """`FeatureProbe(lm)` in a cell shows the box; every trait may be set from Python too.
 
-    Setting `text`, `feature` or `position` changes the traits after them. What is wrong with a text is said in `error`, and the rest stays.
+    Setting `text`, `feature` or `position` changes the traits after them. What is wrong is said in `error`: a text that cannot be read
+    shows nothing, a feature that does not exist leaves what was shown.
     """
 
     _esm = _FOLDER / "probe.js"
@@ -35,9 +36,8 @@ class FeatureProbe(anywidget.AnyWidget):
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
     activations = traitlets.List(traitlets.Float()).tag(sync=True)  # of the chosen feature, or of each token's strongest
     strongest: Any = traitlets.List().tag(sync=True)  # of the clicked token, else of the text: [feature, activation, label]
-    contributions = traitlets.Dict().tag(
-        sync=True
-    )  # hidden_pre, bias, scales and offsets as [name, value]; empty without a token
+    contributions = traitlets.Dict().tag(sync=True)
+    """`hidden_pre`, `bias`, `scales` and `offsets` as [name, value]; empty without a token."""
     error = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, lm: HookedLM, facts: Exploration | None = None, **traits: Any) -> None:

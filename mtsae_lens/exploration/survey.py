@@ -31,9 +31,17 @@ _FORGET_EVERY = 64  # batches between two clearances of contexts whose examples 
 
 
 class Survey:
-    """What is known after some batches. Saved, loaded and carried on, it ends in what an uninterrupted pass gives, bit for bit."""
+    """What is known after some batches. Saved, loaded and carried on, it ends in what an uninterrupted pass gives, bit for bit.
 
-    def __init__(self, lm: HookedLM, plan: Plan, n_corpora: int, cofiring_interval: int = 1) -> None:
+    Args:
+        lm: model and SAE.
+        plan: sizes.
+        n_corpora: whose batches are looked at.
+        cofiring_interval: every how many-th context is sampled for what fires together, the one part that grows with the number of
+            contexts sampled; None samples nothing.
+    """
+
+    def __init__(self, lm: HookedLM, plan: Plan, n_corpora: int, cofiring_interval: int | None = None) -> None:
         self.lm, self.plan, self.cofiring_interval = lm, plan, cofiring_interval
         sae, d_sae = lm.sae, lm.sae.cfg.d_sae
         temporal = sae if isinstance(sae, TemporalEncoder) else None
@@ -59,7 +67,8 @@ class Survey:
         self.counts.add(batch.corpus, reading, firings)
         if self.lift is not None:
             self.lift.add(reading.parts, reading.kept, firings.row, firings.feature)
-        self.cofiring.add(batch.first_context, self.cofiring_interval, reading, firings)
+        if self.cofiring_interval is not None:
+            self.cofiring.add(batch.first_context, self.cofiring_interval, reading, firings)
         for kind, examples in self.lists.items():
             entries = examples.admit(firings, self._keys(kind, batch.number, firings), len(tokens))
             self._windows.fill(examples, entries, reading)

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from jaxtyping import Float
 from sae_lens import SAE
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mtsae_lens.errors import DataError, ModelError
@@ -39,13 +40,13 @@ class SAELensDictionary(nn.Module):
         """From a folder in SAELens's layout, or from `hub:OWNER/NAME:SAE_ID`.
 
         Raises:
-            ModelError: no SAE there.
+            ModelError: no SAE there, or a damaged one.
         """
         if str(path).startswith(HUB_PREFIX):
             return cls(load_from_hub(str(path), device))
         try:
             return cls(SAE.load_from_disk(path, device=device))
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{path}: no SAE that can be loaded ({type(error).__name__}: {error})") from error
 
     @property

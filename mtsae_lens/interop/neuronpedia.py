@@ -135,7 +135,7 @@ def dashboard_feature(row: dict[str, Any], examples: list[dict[str, Any]], about
         "frac_nonzero": row["density"] or 0.0,
         "freq_hist_data_bar_values": [_significant((low + high) / 2) for low, high in pairwise(edges)] if heights else [],
         "freq_hist_data_bar_heights": heights,
-        "n_prompts_total": math.ceil(about["n_tokens"] / about["context_size"]),
+        "n_prompts_total": math.ceil(about["n_tokens"] / (about["context_size"] - 1)),  # position 0 is not among the tokens
         "n_tokens_in_prompt": about["context_size"],
         "dataset": ", ".join(corpus["name"] for corpus in about["corpora"]),
         "activations": [_activation(example, row, edges) for example in examples],

@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mtsae_lens.reporting.figures import _PALETTE
+from mtsae_lens.reporting.figures import PALETTE, estimate_bars
 
 _REFERENCE = "#808898"
 _DASHES = ("solid", "dash", "dot")
@@ -21,8 +21,8 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     styles = {}
     for name in names:
         method = name.split(",")[0]
-        lap, place = divmod(methods.index(method), len(_PALETTE))
-        line = {"color": _PALETTE[place], "width": 1.6, "dash": _DASHES[n_variants[method] % len(_DASHES)]}
+        lap, place = divmod(methods.index(method), len(PALETTE))
+        line = {"color": PALETTE[place], "width": 1.6, "dash": _DASHES[n_variants[method] % len(_DASHES)]}
         styles[name] = {"line": line, "marker": {"symbol": _SYMBOLS[lap % len(_SYMBOLS)], "size": 7}}
         n_variants[method] += 1
     return styles
@@ -46,8 +46,8 @@ def cost_curves(curves: Mapping[str, Sequence[Any]], reference: float | None, co
             y=[g.mean for g in gains],
             mode="lines+markers",
             **styles[name],
-            error_x=_bars(costs, color),
-            error_y=_bars(gains, color),
+            error_x=estimate_bars(costs, thickness=1, width=2, color=color),
+            error_y=estimate_bars(gains, thickness=1, width=2, color=color),
         )
     if reference is not None:
         figure.add_hline(y=reference, line_dash="dash", line_color=_REFERENCE, annotation_text="never saw the text")
@@ -58,18 +58,6 @@ def cost_curves(curves: Mapping[str, Sequence[Any]], reference: float | None, co
         legend={"orientation": "h", "y": -0.2},
     )
     return figure
-
-
-def _bars(estimates: Sequence[Any], color: str) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [e.high - e.mean for e in estimates],
-        "arrayminus": [e.mean - e.low for e in estimates],
-        "thickness": 1,
-        "width": 2,
-        "color": color,
-    }
 
 
 def relearning_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], clean: float) -> go.Figure:

@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from mtsae_lens.reporting.figures import _PALETTE
+from mtsae_lens.reporting.figures import PALETTE
 
 _PUBLISHED = "#ef4444"
 
@@ -28,7 +28,7 @@ def step_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mappi
                 legendgroup=seed,
                 showlegend=place == 0,
                 mode="lines+markers",
-                line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.4},
+                line={"color": PALETTE[number % len(PALETTE)], "width": 1.4},
                 row=place // n_columns + 1,
                 col=place % n_columns + 1,
             )
@@ -49,7 +49,7 @@ def seed_panels(
         row, col = place // n_columns + 1, place % n_columns + 1
         for number, (group, metrics) in enumerate(values.items()):
             known = [value for value in metrics.get(metric, ()) if value is not None]
-            color = _PALETTE[number % len(_PALETTE)]
+            color = PALETTE[number % len(PALETTE)]
             marker = {"color": color, "size": 7, "opacity": 0.65}
             figure.add_scatter(
                 x=[group] * len(known), y=known, mode="markers", marker=marker, showlegend=False, row=row, col=col
@@ -71,7 +71,7 @@ def null_histogram(ratios: Mapping[str, Sequence[float]], published: float, ours
         rows=1, cols=len(ratios), subplot_titles=[f"{name} padding, untrained taps" for name in ratios], shared_xaxes="all"
     )
     for number, (name, values) in enumerate(ratios.items(), 1):
-        color = _PALETTE[(number - 1) % len(_PALETTE)]
+        color = PALETTE[(number - 1) % len(PALETTE)]
         figure.add_histogram(
             x=values, nbinsx=60, histnorm="probability", marker_color=color, showlegend=False, row=1, col=number
         )
@@ -94,7 +94,7 @@ def gradient_norms(norms: Mapping[str, Sequence[float]], published: tuple[float,
             name=name,
             mode="lines+markers",
             marker={"size": 9 if number else 5, "symbol": "x" if number else "circle"},
-            line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.4},
+            line={"color": PALETTE[number % len(PALETTE)], "width": 1.4},
         )
     figure.add_hrect(y0=published[0], y1=published[1], fillcolor=_PUBLISHED, opacity=0.2, line_width=0)
     figure.update_layout(

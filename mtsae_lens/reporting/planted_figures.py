@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mtsae_lens.reporting.figures import _PALETTE
+from mtsae_lens.reporting.figures import PALETTE, estimate_bars
 
 _ORACLE = "#808898"
 
@@ -29,15 +29,8 @@ def recovery_bars(
             name=name,
             x=list(by_class),
             y=[e.mean for e in estimates],
-            marker_color=_PALETTE[number % len(_PALETTE)],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [e.high - e.mean for e in estimates],
-                "arrayminus": [e.mean - e.low for e in estimates],
-                "thickness": 1,
-                "width": 2,
-            },
+            marker_color=PALETTE[number % len(PALETTE)],
+            error_y=estimate_bars(estimates, thickness=1, width=2),
         )
     for number, (name, values) in enumerate(references.items()):
         marker = {"symbol": "line-ew", "size": 44, "line": {"color": _ORACLE, "width": 3 - number}}
@@ -80,13 +73,8 @@ def strength_curves(curves: Mapping[str, Mapping[float, Any]], axis_title: str) 
             x=list(points),
             y=[e.mean for e in estimates],
             mode="lines+markers",
-            line={"color": _PALETTE[number % len(_PALETTE)], "width": 1.8},
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [e.high - e.mean for e in estimates],
-                "arrayminus": [e.mean - e.low for e in estimates],
-            },
+            line={"color": PALETTE[number % len(PALETTE)], "width": 1.8},
+            error_y=estimate_bars(estimates),
         )
     figure.update_layout(
         height=360, xaxis_title="magnitude of the echo", yaxis_title=axis_title, legend={"orientation": "h", "y": -0.25}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mtsae_lens.splice.edits import Edit
@@ -22,7 +23,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one setting did on TUNE, in nats per counted token."""
+    """What one setting did on TUNE, in nats per counted token; NaN where a loss is no number."""
 
     setting: dict[str, Any]
     forget: float
@@ -51,14 +52,27 @@ def _tables(lm: HookedLM, task: Task) -> Mapping[str, Any]:
 
 def outcome(task: Task, setting: dict[str, Any], effects: Mapping[str, EditLoss]) -> Outcome:
     """From the effect on every corpus."""
-    worst = {role: max((effects[s].nll_delta for s in task.sources(role)), default=0.0) for role in SPARED}
+    worst = {role: _highest([effects[s].nll_delta for s in task.sources(role)]) for role in SPARED}
     forget = effects[task.forget]
     return Outcome(setting, forget.nll_delta, worst["near"], worst["far"], forget.mean(forget.nll_edited))
 
 
+def _highest(values: Sequence[float]) -> float:
+    """0 of none; NaN if one is: `max` alone drops or keeps it by its place."""
+    return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
+
+
+def outcome_row(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as it goes into a file; None for what is no number, which JSON does not have."""
+    values = asdict(outcome).items()
+    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values}
+
+
 def within_budgets(outcomes: Sequence[Outcome], near_budget: float, far_budget: float) -> list[int]:
-    """Places of the settings that cost no more than allowed."""
-    return [place for place, o in enumerate(outcomes) if o.near <= near_budget and o.far <= far_budget]
+    """Places of the settings that cost no more than allowed; one whose losses are no numbers is never among them."""
+    return [
+        place for place, o in enumerate(outcomes) if o.near <= near_budget and o.far <= far_budget and math.isfinite(o.forget)
+    ]
 
 
 def most_forgetting(outcomes: Sequence[Outcome], places: Sequence[int], max_nll: float) -> int | None:

@@ -108,6 +108,19 @@ def test_test_text_decides_nothing(make_subject: Any, text_task: Any, scale: Sca
             assert other["methods"][name]["test"][budget]["corpora"] != row["corpora"]
 
 
+def test_the_most_at_the_main_budget_has_its_random_features_too(
+    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"0.02": 0, "0.05": 1, "0.05 goal": 0}
+    monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: places)
+    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    assert {name: "random" in row for name, row in cell["methods"]["topk"]["test"].items()} == {
+        "0.02": False,
+        "0.05": True,
+        "0.05 goal": True,
+    }
+
+
 def test_the_settings_are_read_with_the_goal_of_the_reference(
     make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
 ) -> None:

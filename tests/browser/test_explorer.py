@@ -212,6 +212,11 @@ def test_pointwise_has_no_empty_plots(visit: Visit, pointwise: Path) -> None:
     expect(page.get_by_role("radio", name="encoder taps")).to_be_disabled()
 
 
+def test_a_persistence_that_was_never_seen_is_a_dash(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/feature/3")
+    expect(page.get_by_role("img", name=re.compile("Persistence"))).to_have_attribute("aria-label", re.compile("after 8: -$"))
+
+
 def test_dark_follows_the_system_and_the_button(visit: Visit, index: Path) -> None:
     page = visit(index, "#/feature/3", color_scheme="dark")
     expect(page.locator(".chart canvas").first).to_be_visible()

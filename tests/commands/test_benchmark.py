@@ -132,9 +132,10 @@ def method(forget: float, budgets: tuple[str, ...] = ("0.05", "0.05 goal")) -> d
 
 def attacked(nll: float) -> dict[str, Any]:
     row = {"nll": nll, "nll_clean": 3.0, "exact_recall": 0.5}
-    points = [{"step": step} | row | {"nll": nll - step / 10} for step in (0, 5)]
+    steps = ((0, 0.2), (5, 0.8), (20, 0.5))  # the attack goes past its best
+    points = [{"step": step} | row | {"nll": nll - recall, "exact_recall": recall} for step, recall in steps]
     return {
-        "relearning": {"hook in place": {"4": points, "16": points}},
+        "relearning": {"hook in place": {"4": points[:1], "16": points}, "half of the people": {"others": points}},
         "dilution": row | {"nll": 3.456},
         "quantisation": {"8": row, "4": row | {"nll": 4.567}},
     }
@@ -219,13 +220,15 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     attacks = sections["own: attacks"].table
     assert attacks is not None
     assert [row[:6] for row in attacks.rows] == [
-        [OURS, "4.000", "4.567", "4.000", "3.456", "3.000"],
-        ["reference", "5.500", "4.567", "5.500", "3.456", "3.000"],
+        [OURS, "3.800", "4.567", "4.000", "3.456", "3.000"],
+        ["reference", "5.300", "4.567", "5.500", "3.456", "3.000"],
     ]
     relearning = sections["own: relearning"].table
     assert relearning is not None
-    assert relearning.header[2:5] == ["before", "4 documents", "16 documents"]
-    assert list(relearning.rows[0]) == [OURS, "hook in place", "4.000", "3.500", "3.500", "50%"]
+    assert relearning.header[2:6] == ["before", "4 documents", "16 documents", "half, asked the others"]
+    assert list(relearning.rows[0]) == [OURS, "hook in place", "3.800", "3.800", "3.200", None, "80%"]
+    assert list(relearning.rows[1]) == [OURS, "half of the people", "3.800", None, None, "3.200", "80%"]
+    assert "fills 50% of the context" in sections["own: attacks"].text
 
     difference = sections[f"own: {OURS} less every other SAE"].table
     assert difference is not None

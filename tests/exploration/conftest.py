@@ -65,7 +65,7 @@ def look() -> Callable[..., Survey]:
 
     def look(lm: HookedLM, corpora: Corpora, batch_size: int = 4, **sizes: Any) -> Survey:
         plan = Plan(**{"n_examples": 3, "n_sampled": 2, "before": 5, "after": 2, "n_ablated": 2, "n_attributed": 1} | sizes)
-        survey = Survey(dataclasses.replace(lm, batch_size=batch_size), plan, len(corpora.sources))
+        survey = Survey(dataclasses.replace(lm, batch_size=batch_size), plan, len(corpora.sources), 1)
         for batch in corpora.batches(batch_size):
             survey.add(batch)
         return survey

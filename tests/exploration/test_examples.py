@@ -6,11 +6,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.exploration.examples import top_examples
+from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.reporting.features import feature_cards
+
+
+def test_memory_does_not_grow_with_the_corpus(random_lm: Any, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm, sizes = random_lm("mtsae"), []
+    original = Survey.add
+
+    def add(self: Survey, batch: Any) -> None:
+        original(self, batch)
+        parts = [*(vars(self.lists[kind]) for kind in self.lists), vars(self.counts), vars(self.cofiring)]
+        tensors = [value for part in parts for value in part.values()]
+        flat = [tensor for value in tensors for tensor in (value if isinstance(value, list) else [value])]
+        sizes.append(sum(tensor.numel() for tensor in flat if isinstance(tensor, torch.Tensor)))
+
+    monkeypatch.setattr(Survey, "add", add)
+    top_examples(lm, read_tokens(str(text_file), "train", lm.cutter, 24), [0], n_examples=2)
+    assert len(sizes) == 6
+    assert len(set(sizes)) == 1
 
 
 @pytest.mark.parametrize("architecture", ["mtsae", "topk"])

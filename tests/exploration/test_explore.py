@@ -18,9 +18,12 @@ from mtsae_lens.exploration import explore as module
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.exploration.feature_table import _firing_columns
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import StopRequest
 from mtsae_lens.splice.attribution import attribution
 
 PLAN = Plan(
@@ -208,6 +211,9 @@ def test_a_finished_folder_is_left_as_it_is(made: dict[str, Exploration], random
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert run(random_lm("mtsae"), corpora, folder) == made["mtsae"].about
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    (folder / "state").mkdir()  # killed after its last file
+    run(random_lm("mtsae"), corpora, folder)
+    assert set(folder.iterdir()) == set(before)
     with pytest.raises(ConfigError, match=r"made with other settings \(k\)"):
         run(random_lm("mtsae"), corpora, folder, k=2)
 
@@ -217,6 +223,7 @@ def test_text_that_ends_early_and_text_that_is_none(random_lm: Any, corpora: Cor
     n_contexts = sum(len(list(long.contexts(corpus))) for corpus in range(2))
     about = run(random_lm("topk"), long, tmp_path / "a")
     assert 0.8 * 32 * n_contexts < about["n_tokens"] < 32 * n_contexts
+    assert about["n_cofiring_tokens"] == about["n_tokens"], "all of so little text, whatever was asked for"
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
     with pytest.raises(DataError, match=r"short\.txt: split 'train' gives no context of 32 tokens.*or --split train"):
@@ -229,6 +236,48 @@ def test_sizes_that_make_no_sense() -> None:
         Plan(n_examples=2)
     with pytest.raises(ConfigError, match="before must be at least 0; got -1"):
         Plan(before=-1)
+    with pytest.raises(ConfigError, match="n_text_contexts must be at least 1; got 0"):
+        Plan(n_text_contexts=0)
+    with pytest.raises(ConfigError, match="n_attribution_contexts must be at least 0; got -1"):
+        Plan(n_attribution_contexts=-1)
+
+
+def test_how_much_text_there_is(corpora: Corpora) -> None:
+    assert corpora.n_tokens_there == corpora.n_tokens == 640
+    n_contexts = sum(len(list(corpora.contexts(corpus, 10**9))) for corpus in range(2))
+    assert dataclasses.replace(corpora, n_tokens=10**9).n_tokens_there == 32 * n_contexts
+
+
+def test_no_context_is_none_and_not_all(corpora: Corpora) -> None:
+    assert [len(list(corpora.contexts(0, n))) for n in (0, 1, None)] == [0, 1, 10]
+
+
+def test_persistence_that_was_never_seen_is_unknown(look: Any, lm: Any, corpora: Corpora) -> None:
+    """A feature that fires only where nothing follows does not have a persistence of 0."""
+    survey = look(lm, corpora)
+    one, other = survey.counts.n_active_in_all.topk(2).indices.tolist()
+    survey.counts.could_persist[2:, one] = survey.counts.persisted[2:, one] = 0
+    survey.counts.persisted[:, other] = 0
+    column = _firing_columns(survey)["persistence"]
+    assert [value is None for value in column[one].as_py()] == [False, False, True, True]
+    assert column[other].as_py() == [0.0] * 4
+
+
+def test_a_pass_carried_on_shows_how_far_it_is(
+    random_lm: Any, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars = []
+    original = module.tqdm
+    monkeypatch.setattr(module, "tqdm", lambda *items, **options: bars.append(original(*items, **options)) or bars[-1])
+    stop = StopRequest()
+    lm, work = random_lm("topk"), module._Work(prepare_output_dir(tmp_path), stop)
+    with monkeypatch.context() as patch:
+        patch.setattr(stop, "signal_number", signal.SIGTERM)
+        with pytest.raises(TrainingInterrupted):
+            module._look_through(lm, corpora, PLAN, work)
+    module._look_through(lm, corpora, PLAN, work)
+    first, second = bars
+    assert 0 < first.n == second.initial < second.n == second.total == 20 * 32
 
 
 def test_nothing_optional(random_lm: Any, corpora: Corpora, tmp_path: Path) -> None:

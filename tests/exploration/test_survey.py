@@ -123,18 +123,18 @@ def test_a_pass_carried_on_ends_like_one_that_was_not_stopped(
 ) -> None:
     lm = random_lm(architecture)
     whole = look(lm, corpora)
-    first = Survey(lm, whole.plan, 2)
+    first = Survey(lm, whole.plan, 2, 1)
     for batch in corpora.batches(4):
         if batch.number < stopped_after:
             first.add(batch)
     first.save(tmp_path / "a")
-    second = Survey(lm, whole.plan, 2)
+    second = Survey(lm, whole.plan, 2, 1)
     second.load(tmp_path / "a")
     assert second.n_batches == stopped_after
     for batch in corpora.batches(4, second.n_batches):
         second.add(batch)
     assert state_of(second, tmp_path / "b") == state_of(whole, tmp_path / "c")
-    other = Survey(lm, dataclasses.replace(whole.plan, seed=1), 2)
+    other = Survey(lm, dataclasses.replace(whole.plan, seed=1), 2, 1)
     for batch in corpora.batches(4):
         other.add(batch)
     assert state_of(other, tmp_path / "d") != state_of(whole, tmp_path / "c")  # the draws matter, so equality says something

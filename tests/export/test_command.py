@@ -132,6 +132,9 @@ def test_what_cannot_be_written_is_one_line(
     assert (outcome.code, "give --forget and --retain" in outcome.error) == (2, True)
     outcome = export("melted")
     assert (outcome.code, "setting form" in outcome.error) == (2, True)
+    for again in ("--near", "--retain"):
+        outcome = export("low-rank", "--forget", "kjv", "--retain", "sotu", again, "kjv")
+        assert (outcome.code, "kjv is given in two roles" in outcome.error) == (2, True)
     outcome = export("hooked", "--forget", "no such text")
     assert outcome.code == 2
     outcome = export("low-rank", "--forget", sea_file, "--retain", "kjv", "--rank", 0)

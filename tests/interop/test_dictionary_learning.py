@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -70,4 +71,13 @@ def test_from_pretrained(hub: Any, tmp_path: Path) -> None:
     for place in (tmp_path / "sae", str(tmp_path / "sae"), "hub:me/things:a"):
         assert torch.equal(SAELensDictionary.from_pretrained(place)(x), sae(x))
     with pytest.raises(ModelError, match="no SAE"):
+        SAELensDictionary.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:100], lambda content: b""])
+def test_a_damaged_sae_is_no_sae(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    random_sae("topk").save_model(tmp_path)
+    weights = tmp_path / "sae_weights.safetensors"
+    weights.write_bytes(damage(weights.read_bytes()))
+    with pytest.raises(ModelError, match="no SAE that can be loaded"):
         SAELensDictionary.from_pretrained(tmp_path)

@@ -70,7 +70,7 @@ def write_facts(folder: Path, n_features: int = 10, pointwise: bool = False) -> 
         "context_size": 64,
         "dilations": [] if pointwise else [0.0, 4.0],
         "offsets": [0] if pointwise else [0, -4],
-        "n_tokens": 1000,
+        "n_tokens": 100 * 63,  # of each context, all but position 0
         "corpora": [{"name": "kjv", "n_tokens": 600}, {"name": "sotu", "n_tokens": 400}],
         "histogram_edges": EDGES,
         "persistence_lags": [1, 2],
@@ -122,7 +122,7 @@ def test_a_features_facts(tmp_path: Path) -> None:
     assert feature["frac_nonzero"] == 0.125
     assert feature["freq_hist_data_bar_heights"] == [2, 6, 2]
     assert feature["freq_hist_data_bar_values"] == [0.55, 5.5, 55.0]
-    assert (feature["n_prompts_total"], feature["n_tokens_in_prompt"], feature["dataset"]) == (16, 64, "kjv, sotu")
+    assert (feature["n_prompts_total"], feature["n_tokens_in_prompt"], feature["dataset"]) == (100, 64, "kjv, sotu")
     top, second, sampled = feature["activations"]
     assert top == {
         "tokens": ["t0", "t1", "t2"],

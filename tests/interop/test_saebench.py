@@ -48,6 +48,14 @@ def test_core_sees_special_tokens_as_walls(adapter: SAEBenchAdapter, lm: HookedL
 
 
 @torch.no_grad()
+def test_position_0_is_a_wall_without_a_special_token_too(adapter: SAEBenchAdapter, lm: HookedLM, tokens: Tensor) -> None:
+    tokens[:, 0] = 7
+    with adapter.special_tokens_as_walls(lm.model):
+        _, cache = lm.model.run_with_cache(tokens, prepend_bos=False, names_filter=[HOOK], stop_at_layer=1)
+        torch.testing.assert_close(adapter.encode(cache[HOOK]), lm.feature_acts(tokens), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
 def test_core_replaces_inside_the_forward_pass(adapter: SAEBenchAdapter, lm: HookedLM, tokens: Tensor) -> None:
     seen = []
 

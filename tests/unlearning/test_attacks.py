@@ -124,8 +124,11 @@ def test_dilution_puts_filler_before_text_and_counts_the_text(
         assert not counted[:, :n].any()
         assert torch.equal(counted[:, n:], before[:, : counted.shape[1] - n])
         assert counted.any(dim=1).all()
-    with pytest.raises(DataError, match="does not fit into a context of 32"):
-        dilute(questions, filler, cutter, 30)
+    last = int(questions.answers.nonzero()[:, 1].max())
+    assert dilute(questions, filler, cutter, 31 - last).counted(cutter).sum() == questions.counted(cutter).sum()
+    for n in (32 - last, 30):
+        with pytest.raises(DataError, match="does not fit into a context of 32"):
+            dilute(questions, filler, cutter, n)
     with pytest.raises(DataError, match="1 to 31 tokens of filler; got 32"):
         dilute(learned, filler, cutter, 32)
 

@@ -227,3 +227,6 @@ def test_the_identity_error_is_that_of_the_worst_corpus(monkeypatch: pytest.Monk
     assert checked_identity(None, tables) == 9e-5  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="on d"):
         checked_identity(None, tables | {"d": 2e-4})  # type: ignore[arg-type]
+    for broken in ({"d": math.nan} | tables, tables | {"d": math.nan}):
+        with pytest.raises(RuntimeError, match="by nan on d"):
+            checked_identity(None, broken)  # type: ignore[arg-type]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,16 @@ import torch
 
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
-from mtsae_lens.unlearning.sweep import Candidate, Outcome, most_forgetting, nearest_to, outcome, sweep, within_budgets
+from mtsae_lens.unlearning.sweep import (
+    Candidate,
+    Outcome,
+    most_forgetting,
+    nearest_to,
+    outcome,
+    outcome_row,
+    sweep,
+    within_budgets,
+)
 from mtsae_lens.unlearning.task import Corpus, Task
 
 
@@ -44,6 +55,20 @@ def test_an_outcome_is_that_of_the_worst_corpus_of_each_role() -> None:
 def test_without_near_text_nothing_near_is_lost() -> None:
     made = outcome(Task(corpora(f="forget", x="far")), {}, {"f": loss(1.0), "x": loss(0.5)})
     assert (made.near, made.far) == pytest.approx((0.0, 0.5))
+
+
+def test_a_loss_that_is_no_number_is_never_chosen_wherever_it_stands() -> None:
+    task = Task(corpora(f="forget", x1="far", x2="far", x3="far"))
+    fine = {"f": loss(1.0), "x1": loss(0.0), "x2": loss(0.0), "x3": loss(0.0)}
+    for broken in fine:
+        outcomes = [outcome(task, {}, losses) for losses in (fine | {broken: loss(math.nan)}, fine)]
+        for order in (outcomes, outcomes[::-1]):
+            within = within_budgets(order, 0.1, 0.1)
+            assert within == [order.index(outcomes[1])]
+            assert nearest_to(order, within, 9.0) == most_forgetting(order, within, 9.0) == within[0]
+        row = outcome_row(outcomes[0])
+        assert row["forget" if broken == "f" else "far"] is None
+        json.dumps(row, allow_nan=False)
 
 
 def test_a_sweep_measures_every_candidate_on_tune_alone(

@@ -275,7 +275,7 @@ def _run_models(
 
 @torch.no_grad()
 def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
-    """Largest difference in logits between the clean model and the splice with nothing edited; 0 up to rounding."""
+    """Largest difference in logits between the clean model and the splice with nothing edited, on the first batch; 0 up to rounding."""
     tokens = lm.batches(table)[0]
     nothing = FeatureEdit(features=(), multiplier=0.0)
     spliced = lm.model.run_with_hooks(tokens, fwd_hooks=[lm.splice.hook(nothing, lm.masked(tokens))], prepend_bos=False)

@@ -21,9 +21,8 @@ from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
-REPEATED_N = (
-    4  # n-grams whose repetition is counted: shorter ones repeat in any good text (Welleck et al. 2019, arXiv 1908.04319)
-)
+REPEATED_N = 4
+"""n-grams whose repetition is counted: shorter ones repeat in any good text (Welleck et al. 2019, arXiv 1908.04319)."""
 
 
 @dataclass(frozen=True)

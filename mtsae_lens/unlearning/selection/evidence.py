@@ -32,9 +32,8 @@ class SelectionEvidence:
     forget: TokenTable
     near: tuple[TokenTable, ...] = ()
     far: tuple[TokenTable, ...] = ()
-    _known: dict[tuple[str, int], Any] = field(
-        default_factory=dict, repr=False
-    )  # by kind and table; shared with `without_near`
+    _known: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)
+    """By kind and table; shared with `without_near`."""
 
     def __post_init__(self) -> None:
         if not self.retain:

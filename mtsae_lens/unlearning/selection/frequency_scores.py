@@ -14,6 +14,8 @@ from torch import Tensor
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.ranking import frequency_ratio_scores
 
+_EPSILON = 1e-21  # theirs: a feature silent on the retain text has a huge ratio, not an infinite one
+
 
 def only(eligible: Bool[Tensor, " d_sae"], score: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
     """The score where a feature may be edited, `-inf` elsewhere."""
@@ -68,9 +70,7 @@ class SquaredMeanRatio:
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
         """`mean_forget^2` where `mean_forget^2 / mean_retain^2` is at or above its percentile over all features."""
         forget, retain = evidence.forget_statistics.mean.double() ** 2, evidence.highest_retain_mean.double() ** 2
-        ratio = forget / (
-            retain + 1e-21
-        )  # their epsilon: a feature silent on the retain text has a huge ratio, not an infinite one
+        ratio = forget / (retain + _EPSILON)
         threshold = torch.quantile(ratio, self.ratio_percentile / 100)
         return only((ratio >= threshold) & (forget > 0), forget.to(evidence.forget_statistics.rate))
 

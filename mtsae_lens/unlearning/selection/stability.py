@@ -49,10 +49,10 @@ def half_overlap(score: FeatureScore, evidence: SelectionEvidence, n_features: i
 class DecoderMatch:
     """How nearly the features chosen in one SAE are found among those chosen in another."""
 
-    cosine: (
-        float  # mean over chosen features of the best |cosine| with a chosen feature of the other SAE; 1 is the same directions
-    )
-    chance: float  # the same for as many random features of both, mean over draws
+    cosine: float
+    """Mean over chosen features of the best |cosine| with a chosen feature of the other SAE; 1: the same directions."""
+    chance: float
+    """The same for as many random features of both, mean over draws: the level of a choice that does not repeat."""
     n_draws: int
 
 

@@ -21,35 +21,25 @@ class FiringStatistics:
     rate: Float[Tensor, " d_sae"]  # share of tokens at which it fires
     mean_activation: Float[Tensor, " d_sae"]  # over the tokens at which it fires; 0 if none
     n_tokens: int
-    activation_variance: Float[Tensor, " d_sae"] | float = 0.0  # over the tokens at which it fires
 
     @property
     def mean(self) -> Float[Tensor, " d_sae"]:
         """Mean activation over all tokens: `rate * mean_activation`."""
         return self.rate * self.mean_activation
 
-    @property
-    def mean_square(self) -> Float[Tensor, " d_sae"]:
-        """Mean squared activation over all tokens: `rate * (mean_activation^2 + activation_variance)`."""
-        return self.rate * (self.mean_activation**2 + self.activation_variance)
-
 
 def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
     """One pass over a corpus; sums are kept in float64."""
-    fired, total, squares = torch.zeros(3, lm.sae.cfg.d_sae, dtype=torch.float64)
+    fired, total = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
     n_tokens = 0
     for tokens in lm.batches(table):
         feature_acts = lm.feature_acts(tokens)[~lm.masked(tokens)].clamp(min=0)
         fired += (feature_acts > 0).sum(dim=0).cpu()
         total += feature_acts.sum(dim=0).double().cpu()
-        squares += feature_acts.square().sum(dim=0).double().cpu()
         n_tokens += feature_acts.shape[0]
-    mean_activation = total / fired.clamp(min=1)
-    variance = (squares / fired.clamp(min=1) - mean_activation.square()).clamp(min=0)
-    rate, mean_activation, variance = (
-        value.float().to(lm.sae.device) for value in (fired / max(n_tokens, 1), mean_activation, variance)
-    )
-    return FiringStatistics(table.corpus, rate, mean_activation, n_tokens, variance)
+    means = (fired / max(n_tokens, 1), total / fired.clamp(min=1))
+    rate, mean_activation = (value.float().to(lm.sae.device) for value in means)
+    return FiringStatistics(table.corpus, rate, mean_activation, n_tokens)
 
 
 def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[TokenTable, TokenTable]:
@@ -76,9 +66,3 @@ def _contexts(table: TokenTable, rows: Int[Tensor, " row"]) -> TokenTable:
 def first_contexts(table: TokenTable, n_contexts: int) -> TokenTable:
     """The first contexts of a corpus, all if there are fewer."""
     return _contexts(table, torch.arange(min(n_contexts, len(table))))
-
-
-def half_statistics(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> tuple[FiringStatistics, FiringStatistics]:
-    """`firing_statistics` of two random halves of the documents; each context is read once."""
-    first, second = document_halves(table, generator)
-    return firing_statistics(lm, first), firing_statistics(lm, second)

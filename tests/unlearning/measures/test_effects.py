@@ -213,6 +213,16 @@ def test_edits_may_be_kept_to_the_positions_before_answers(tiny_model: Any, cutt
     assert everywhere.gate_open == 1
     assert not torch.allclose(effect.nll_edited, everywhere.nll_edited)
 
+    def edited_before_the_last(tokens: torch.Tensor) -> torch.Tensor:
+        where = torch.zeros_like(tokens, dtype=torch.bool)
+        where[:, -2] = True
+        hook = lm.splice.hook(EDITS[1], lm.masked(tokens), where)
+        return tiny_model.run_with_hooks(tokens, fwd_hooks=[hook], prepend_bos=False)
+
+    by_hand = measure_model(edited_before_the_last, tiny_model, cutter, asked)
+    torch.testing.assert_close(effect.nll_edited, by_hand.nll_edited, atol=5e-4, rtol=1e-4)
+    assert not torch.allclose(effect.nll_edited, effect.nll_clean, atol=1e-2)
+
 
 def test_features_do_not_read_across_a_separator(lm: HookedLM, table: TokenTable) -> None:
     tokens = table.tokens[2:3]

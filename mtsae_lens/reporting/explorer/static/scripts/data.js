@@ -27,13 +27,13 @@
     document.head.append(script);
   }
 
-  // {content, error} of a shard; both null while it loads.
+  // {content, error} of a shard; both null while it loads, and for `number` null, which loads nothing.
   function useShard(kind, number) {
     const [state, setState] = useState({});
     useEffect(() => {
       let here = true;
       const show = (result) => here && setState({ name: key(kind, number), ...result });
-      if (!arrived.has(key(kind, number))) {
+      if (number !== null && !arrived.has(key(kind, number))) {
         load(kind, number).then((content) => show({ content }), (error) => show({ error: error.message }));
       }
       return () => (here = false);

@@ -84,12 +84,13 @@
     else window.prompt("The link", text);
   }
 
-  function Header({ id, n, facts }) {
+  function Header({ id, n, facts, query }) {
+    const kept = { why: query.why, lines: query.lines };
     const [said, setSaid] = useState("");
     const copy = () => copied(() => (setSaid("Copied"), setTimeout(() => setSaid(""), 1500)));
     const step = (to, text, label, rel) =>
       to >= 0 && to < n
-        ? html`<a class="button" rel=${rel} href=${route.address("feature", to)} aria-label=${label}>${text}</a>`
+        ? html`<a class="button" rel=${rel} href=${route.address("feature", to, kept)} aria-label=${label}>${text}</a>`
         : html`<span class="button" aria-disabled="true">${text}</span>`;
     return html`<header class="title">
       <h1>Feature ${id} ${facts && html`<${tokens.Chip} text=${facts.top_token} />`}</h1>
@@ -100,18 +101,18 @@
 
   function Feature({ id, query }) {
     const explore = data.explore();
-    const shard = Math.floor(id / explore.features_per_shard);
+    const n = data.features().length;
+    const shard = id < n ? Math.floor(id / explore.features_per_shard) : null;
     const place = id % explore.features_per_shard;
     const facts = data.useShard("features", shard);
     const examples = data.useShard("examples", shard);
-    const n = data.features().length;
     if (id >= n) return html`<p class="note">There is no feature ${id}: this SAE has ${n}, from 0 to ${n - 1}.</p>`;
     const error = facts.error || examples.error;
     if (error) return html`<p class="note" role="alert">${error}</p>`;
     const known = facts.content && facts.content[place];
-    if (!known || !examples.content) return html`<${Header} id=${id} n=${n} /><p class="note" role="status">Loading</p>`;
+    if (!known || !examples.content) return html`<${Header} id=${id} n=${n} query=${query} /><p class="note" role="status">Loading</p>`;
     return html`<article class="feature" key=${id}>
-      <${Header} id=${id} n=${n} facts=${known} />
+      <${Header} id=${id} n=${n} facts=${known} query=${query} />
       <${Facts} facts=${known} explore=${explore} />
       <${MT.Time} facts=${known} explore=${explore} />
       <div class="columns">

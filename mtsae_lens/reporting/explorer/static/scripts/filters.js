@@ -20,7 +20,7 @@
     if (query.dead === "only") checks.push((row) => row.n_active === 0);
     else if (query.dead !== "show") checks.push((row) => row.n_active !== 0);
     const dilation = asNumber(query.dilation);
-    if (dilation !== null) checks.push((row) => row.main_dilation !== null && Math.abs(row.main_dilation - dilation) < 5e-3);
+    if (dilation !== null) checks.push((row) => row.main_dilation !== null && Math.abs(row.main_dilation - dilation) < 1e-3 * Math.max(5, dilation)); // rounded to 4 digits
     const from = asNumber(query.dmin);
     if (from !== null) checks.push((row) => row.density !== null && row.density * 100 >= from);
     const to = asNumber(query.dmax);

@@ -20,6 +20,9 @@
     return "#/" + view + (view === "list" ? "" : "/" + id) + (search ? "?" + search : "");
   }
 
+  // A number of the query as a place among `n`; null for anything else, for people edit addresses.
+  const place = (text, n) => (/^\d+$/.test(text || "") && Number(text) < n ? Number(text) : null);
+
   const now = () => parse(location.hash);
   const go = (view, id, query) => (location.hash = address(view, id, query));
 
@@ -39,5 +42,5 @@
     return route;
   }
 
-  MT.route = { parse, address, now, go, amend, useRoute };
+  MT.route = { parse, address, place, now, go, amend, useRoute };
 })();

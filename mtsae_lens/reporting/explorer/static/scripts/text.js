@@ -23,7 +23,7 @@
   };
 
   function Strongest({ text, at, query }) {
-    if (at === null || at >= text.tokens.length) return html`<p class="meaning">Choose a token: its strongest features are listed here.</p>`;
+    if (at === null) return html`<p class="meaning">Choose a token: its strongest features are listed here.</p>`;
     const rows = data.features();
     return html`<h2>At <${tokens.Chip} text=${text.tokens[at]} /></h2>
       <p class="meaning">Loss of this token: ${format.number(text.nll[at])}${format.missing(text.nll[at]) ? "" : " nats"}</p>
@@ -52,8 +52,8 @@
 
   function Body({ text, query }) {
     const loss = query.color === "loss";
-    const feature = query.feature === undefined ? null : Number(query.feature);
-    const chosen = query.token === undefined ? null : Number(query.token);
+    const feature = route.place(query.feature, data.features().length);
+    const chosen = route.place(query.token, text.tokens.length);
     const row = feature === null ? null : data.features()[feature];
     const most = Math.max(1e-12, ...text.tokens.map((_, at) => activation(text, at, feature)), (row && row.max_activation) || 0);
     const mark = (at) => {
@@ -71,17 +71,17 @@
 
   function Text({ id, query }) {
     const explore = data.explore();
-    const { content, error } = data.useShard("texts", Math.floor(id / explore.texts_per_shard));
-    if (!explore.texts.length) return html`<p class="note">No texts were kept; \`mtsae explore --n-text-contexts 64\` keeps some.</p>`;
+    const shard = id < explore.texts.length ? Math.floor(id / explore.texts_per_shard) : null;
+    const { content, error } = data.useShard("texts", shard);
+    if (!explore.texts.length) return html`<p class="note">No texts were kept.</p>`;
     if (id >= explore.texts.length) return html`<p class="note">There is no text ${id}: there are ${explore.texts.length}.</p>`;
     if (error) return html`<p class="note" role="alert">${error}</p>`;
     const text = content && content[id % explore.texts_per_shard];
-    const token = query.token === undefined ? null : Number(query.token);
     return html`<article class="text"><header class="title"><h1>Text</h1><${Picker} id=${id} index=${explore.texts} corpora=${explore.corpora} query=${query} /></header>
       <${Controls} query=${query} />
       ${!text && html`<p class="note" role="status">Loading</p>`}
       ${text && html`<div class="columns"><section aria-label="Tokens"><${Body} key=${id} text=${text} query=${query} /></section>
-        <aside aria-label="Features of the chosen token" aria-live="polite"><${Strongest} text=${text} at=${token} query=${query} /></aside></div>`}
+        <aside aria-label="Features of the chosen token" aria-live="polite"><${Strongest} text=${text} at=${route.place(query.token, text.tokens.length)} query=${query} /></aside></div>`}
     </article>`;
   }
 

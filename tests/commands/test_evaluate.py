@@ -1,0 +1,41 @@
+"""`mtsae evaluate`: which text is read for what."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.commands import evaluate as module
+from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
+
+
+def test_scales_are_fitted_on_select_and_scored_on_test(
+    tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    original = {name: getattr(module, name) for name in ("read_tokens", "scale_predictivity", "temporal_profiles")}
+
+    def read_tokens(source: str, split: Any, *rest: Any, **how: Any) -> Any:
+        table = original["read_tokens"](source, split, *rest, **how)
+        given.setdefault("splits", []).append(split)
+        return table
+
+    def scale_predictivity(sae: Any, fitting: Any, scoring: Any, features: Any) -> Any:
+        given["fitting"], given["scoring"] = fitting, scoring
+        return original["scale_predictivity"](sae, fitting, scoring, features)
+
+    def temporal_profiles(sae: Any, sae_in: Any, features: Any) -> Any:
+        given["profiles"] = sae_in
+        return original["temporal_profiles"](sae, sae_in, features)
+
+    for function in (read_tokens, scale_predictivity, temporal_profiles):
+        monkeypatch.setattr(module, function.__name__, function)
+    run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=8, n_scale_contexts=8))
+    assert sorted(given["splits"]) == ["select", "test", "test"]  # once more for fidelity
+    lm, _ = module.open_sae(tiny_sae_dir, model=None, device="cpu", batch_size=16)
+    dataset = lm.sae.cfg.metadata.dataset_path
+    for split, parts in (("select", given["fitting"]), ("test", given["scoring"]), ("test", given["profiles"])):
+        table = original["read_tokens"](dataset, split, lm.cutter, 8, seed=0)
+        assert all(part.equal(lm.sae_input(tokens)) for part, tokens in zip(parts, lm.batches(table), strict=True))

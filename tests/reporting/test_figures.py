@@ -1,0 +1,67 @@
+"""Figures hold the numbers that they were given, intervals included."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import plotly.graph_objects as go
+import pytest
+
+from mtsae_lens.reporting.benchmark_figures import cost_curves
+from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
+from mtsae_lens.reporting.planted_figures import recovery_bars, strength_curves
+
+
+@dataclass(frozen=True)
+class Estimate:
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Point:
+    forget: Estimate
+    near: Estimate
+    far: Estimate
+
+
+def interval(trace: go.Bar | go.Scatter, axis: str = "y") -> list[tuple[float, float, float]]:
+    """Low, value and high of every point."""
+    bars, values = trace[f"error_{axis}"], trace[axis]
+    return [(v - low, v, v + high) for v, low, high in zip(values, bars.arrayminus, bars.array, strict=True)]
+
+
+def test_effects_have_the_interval_that_they_came_with() -> None:
+    documents = {"a": {"nll_delta": 1.0, "nll_delta_low": 0.8, "nll_delta_high": 1.5}}
+    draws = {"a": {"nll_delta": 0.2, "nll_delta_min": -0.1, "nll_delta_max": 0.3}}
+    edit, random = effect_bars({"edit": documents, "random": draws}).data
+    assert (edit.name, interval(edit)) == ("edit", [pytest.approx((0.8, 1.0, 1.5))])
+    assert (random.name, interval(random)) == ("random", [pytest.approx((-0.1, 0.2, 0.3))])
+
+
+def test_the_sweep_stands_by_cost_and_gain_with_its_budgets() -> None:
+    sweep = [{"forget": 1.0, "near": 0.1, "far": 0.2, "setting": {"n_features": 8}}]
+    figure = sweep_scatter(sweep, {"near": 0.3, "far": 0.4})
+    assert [(trace.x, trace.y) for trace in figure.data] == [((0.1,), (1.0,)), ((0.2,), (1.0,))]
+    assert [line.x0 for line in figure.layout.shapes] == [0.3, 0.4]
+
+
+@pytest.mark.parametrize("cost", ["near", "far"])
+def test_cost_curves(cost: str) -> None:
+    point = Point(Estimate(1.0, 0.5, 2.0), Estimate(0.1, 0.0, 0.3), Estimate(0.2, 0.15, 0.6))
+    figure = cost_curves({"ours": [point]}, 1.5, cost)
+    (curve,) = figure.data
+    assert interval(curve) == [pytest.approx((0.5, 1.0, 2.0))]
+    expected = getattr(point, cost)
+    assert interval(curve, "x") == [pytest.approx((expected.low, expected.mean, expected.high))]
+    assert figure.layout.shapes[0].y0 == 1.5
+
+
+def test_planted_figures() -> None:
+    found = {"ours": {"lag 4": Estimate(0.7, 0.6, 0.75)}}
+    bars, reference = recovery_bars(found, {"oracle": {"lag 4": 0.9}}, "F1").data
+    assert interval(bars) == [pytest.approx((0.6, 0.7, 0.75))]
+    assert (reference.x, reference.y) == (("lag 4",), (0.9,))
+    (curve,) = strength_curves({"ours": {0.5: Estimate(0.3, 0.1, 0.4)}}, "F1").data
+    assert (curve.x, interval(curve)) == ((0.5,), [pytest.approx((0.1, 0.3, 0.4))])
