@@ -503,6 +503,19 @@ def test_unlearn_says_what_is_missing(mtsae: Callable[..., Any], tiny_sae_dir: P
     assert_refused(outcome, "'shakespear'.*Did you mean 'shakespeare'", out)
 
 
+def test_unlearn_refuses_an_sae_that_cannot_generate_before_any_work(
+    mtsae: Callable[..., Any], train: Callable[..., Any], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtsae_lens.commands.unlearn.choose", lambda *_: pytest.fail("it went to work"))
+    for name, settings, hook_name, message in (
+        ("circular", ("--set", "k=4", "--set", "padding=circular"), HOOK, "reads later positions"),
+        ("embed", (), "hook_embed", "does not run hook_embed"),
+    ):
+        assert train(*settings, out=tmp_path / name, hook_name=hook_name).code == 0
+        outcome = mtsae("unlearn", tmp_path / name, "--forget", text_file, "--retain", "sotu", "--out", tmp_path / "out")
+        assert_refused(outcome, message, tmp_path / "out")
+
+
 # ---------------------------------------------------------------------------------------------- output
 
 

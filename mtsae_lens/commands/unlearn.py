@@ -123,6 +123,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     for corpus in settings.task().corpora:
         check_corpus(corpus.source)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    lm.check_generates()
     reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
     if reference is not None:
         check_reads(reference, lm.cutter)

@@ -6,11 +6,15 @@ call to call, so the tokens are those of a model that rereads the whole context 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from sae_lens import HookedSAETransformer
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.edits import Edit, Splice
@@ -52,6 +56,11 @@ class StreamingEdit:
         self._gate_state: Tensor | None = None
 
     @property
+    def was_called(self) -> bool:
+        """Whether the model has come by the hook."""
+        return self._past is not None
+
+    @property
     def hook(self) -> tuple[str, Any]:
         """`(name, function)` as TransformerLens takes hooks."""
         return self.splice.hook_name, lambda h, hook: self(h)
@@ -83,3 +92,31 @@ class StreamingEdit:
         window = torch.cat([torch.zeros_like(rows[:, :1]), self._past, rows], dim=1)
         self._past = window[:, 1:][:, max(0, n_past + n_new - self._reach) :]
         return self.splice.feature_acts(window, (window == 0).flatten(2).all(dim=-1))[:, -n_new:]
+
+
+@dataclass
+class _NoPadding:
+    """What `HookedTransformer.generate` asks of a tokenizer, where no token is padding."""
+
+    eos_token_id: int | None
+    pad_token_id: int = -1
+    padding_side: str = "right"
+
+
+def continue_tokens(model: AnyHookedModel, tokens: Int[Tensor, "batch pos"], **options: Any) -> Int[Tensor, "batch pos"]:
+    """`model.generate` of prompts of one length, prompt included: no token of them is padding, whatever the tokenizer calls padding.
+
+    `HookedTransformer.generate` takes tokens at a prompt's end that are also the padding token, such as a lone BOS, for padding, attends to
+    none of them, and fails where there is no padding token.
+    """
+    options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
+    tokens = tokens.to(model.cfg.device)
+    if not isinstance(model, HookedSAETransformer):  # a bridge reads what it is given
+        return model.generate(tokens, **options)
+    tokenizer: Any = model.tokenizer
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    model.tokenizer = _NoPadding(eos)  # type: ignore[assignment]
+    try:
+        return model.generate(tokens, **({"stop_at_eos": eos is not None} | options))
+    finally:
+        model.tokenizer = tokenizer

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.splice.edits import Edit, Splice
-from mtsae_lens.splice.generation import StreamingEdit
+from mtsae_lens.errors import ModelError
+from mtsae_lens.splice.edits import Edit, FeatureEdit, Splice
+from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -116,8 +117,22 @@ class HookedLM:
             tokens: prompts of one length.
             edit: None for the model as it is.
             options: as `HookedTransformer.generate` takes them, such as `max_new_tokens`, `do_sample`, `temperature`.
+
+        Raises:
+            ModelError: `generate` does not come by the hook, as it makes embeddings its own way, so an edit would change nothing.
         """
-        hooks = [StreamingEdit(self.splice, edit).hook] if edit is not None else []
-        options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
-        with self.model.hooks(fwd_hooks=hooks):
-            return self.model.generate(tokens.to(self.model.cfg.device), **options)
+        if edit is None:
+            return continue_tokens(self.model, tokens, **options)
+        streaming = StreamingEdit(self.splice, edit)
+        with self.model.hooks(fwd_hooks=[streaming.hook]):
+            continued = continue_tokens(self.model, tokens, **options)
+        if not streaming.was_called:
+            raise ModelError(
+                f"generating text does not run {self.splice.hook_name}, so an edit there changes nothing; train an SAE at "
+                "blocks.0.hook_resid_pre or later"
+            )
+        return continued
+
+    def check_generates(self) -> None:
+        """Raise `ConfigError` or `ModelError`, before any work is done, where no edit of this SAE can generate."""
+        self.generate(torch.zeros(1, 1, dtype=torch.long), FeatureEdit(()), max_new_tokens=1, do_sample=False)

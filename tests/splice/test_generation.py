@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import ContextCutter
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
@@ -126,3 +130,79 @@ def test_an_encoder_that_reads_the_future_is_refused(tiny_model: Any) -> None:
     lm = hooked_lm(tiny_model, padding="circular")
     with pytest.raises(ConfigError, match="reads later positions, which do not exist yet"):
         lm.generate(prompts(tiny_model, 5), FeatureEdit((1,)))
+
+
+@pytest.fixture(scope="module")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
+    """A model with absolute positions."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 4096, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.2, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_dir / name, folder)
+    return load_language_model(str(folder))
+
+
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+@pytest.mark.parametrize("end", ["lone BOS", "padding at the end", "no padding token"])
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
+@pytest.mark.parametrize("edited", [False, True])
+def test_every_token_of_a_prompt_is_read(
+    request: pytest.FixtureRequest, positions: str, end: str, use_past_kv_cache: bool, edited: bool
+) -> None:
+    """As one token after another by the whole model; TransformerLens would take the prompt's last token for padding."""
+    model = request.getfixturevalue({"rotary": "tiny_model", "absolute": "tiny_gpt2"}[positions])
+    lm = hooked_lm(model)
+    tokenizer = model.tokenizer
+    tokens = prompts(model, 1 if end == "lone BOS" else 6)
+    tokens[:, -1] = tokenizer.pad_token_id
+    edit = FeatureEdit(tuple(range(48)), multiplier=3.0)
+    expected = tokens
+    for _ in range(N_NEW):
+        h = lm.activations(expected)
+        starts = torch.zeros_like(expected, dtype=torch.bool)
+        starts[:, 0] = True
+        logits = lm.logits_from(expected, lm.splice.edited(h, edit, starts) if edited and expected.shape[1] > 1 else h)
+        expected = torch.cat([expected, logits[:, -1:].argmax(dim=-1)], dim=1)
+    options = {"max_new_tokens": N_NEW, "do_sample": False, "use_past_kv_cache": use_past_kv_cache}
+    pad = tokenizer.pad_token
+    try:
+        if end == "no padding token":
+            tokenizer.pad_token = None
+        got = lm.generate(tokens, edit if edited else None, stop_at_eos=False, **options)
+    finally:
+        tokenizer.pad_token = pad
+    assert torch.equal(got, expected)
+    assert model.tokenizer is tokenizer
+
+
+def test_generation_ends_at_the_tokenizers_own_end(tiny_model: Any) -> None:
+    class EndsAt:
+        def __init__(self, token: int) -> None:
+            self.eos_token_id = token
+
+    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 5)[:1]
+    options = {"max_new_tokens": N_NEW, "do_sample": False}
+    written = lm.generate(tokens, stop_at_eos=False, **options)
+    tokenizer = tiny_model.tokenizer
+    try:
+        tiny_model.tokenizer = EndsAt(int(written[0, 7]))
+        ended = lm.generate(tokens, **options)
+    finally:
+        tiny_model.tokenizer = tokenizer
+    first = int((written[0, 5:] == written[0, 7]).nonzero()[0]) + 5
+    assert torch.equal(ended[0], written[0, : first + 1])
+
+
+def test_a_hook_that_generation_does_not_run_is_refused(tiny_model: Any) -> None:
+    lm = hooked_lm(tiny_model)
+    lm.sae.cfg.metadata.hook_name = "hook_embed"
+    with pytest.raises(ModelError, match="does not run hook_embed"):
+        lm.check_generates()
+
+
+def test_check_generates_lets_others_pass(tiny_model: Any) -> None:
+    hooked_lm(tiny_model).check_generates()
+    with pytest.raises(ConfigError, match="reads later positions"):
+        hooked_lm(tiny_model, padding="circular").check_generates()

@@ -19,6 +19,7 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.generation import continue_tokens
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 REPEATED_N = (
@@ -114,12 +115,7 @@ def continue_texts(
     with torch.random.fork_rng():  # TransformerLens samples from the global generator
         torch.manual_seed(decoding.seed)
         for batch in prompts.split(lm.batch_size):
-            if model is None:
-                tokens = lm.generate(batch, edit, **options)
-            else:
-                tokens = model.generate(
-                    batch.to(model.cfg.device), verbose=False, prepend_bos=False, return_type="tokens", **options
-                )
+            tokens = lm.generate(batch, edit, **options) if model is None else continue_tokens(model, batch, **options)
             written.append(tokens[:, decoding.n_prompt_tokens :].cpu())
     special = set(lm.cutter.special_token_ids.tolist())
     return Continuations(prompts, tuple(_until_special(row, special) for row in torch.cat(written).tolist()))
