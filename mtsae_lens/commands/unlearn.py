@@ -9,10 +9,11 @@ from typing import Any
 from pydantic import Field, field_validator
 from sae_lens import HookedSAETransformer
 
-from mtsae_lens.commands.loading import check_reads, open_sae
+from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.unlearn_page import unlearning_sections
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -126,7 +127,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     lm.check_generates()
     reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
     if reference is not None:
-        check_reads(reference, lm.cutter)
+        check_reference(reference, lm.model, lm.cutter)
     chosen, measured = unlearn(settings, lm, reference)
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)
