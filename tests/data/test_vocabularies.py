@@ -88,11 +88,17 @@ def test_an_end_of_its_own_serves_as_bos(save: Callable[..., str], prefix: str) 
 
 
 def test_tokenizers_that_agree_on_a_probe_but_name_other_tokens_differ(save: Callable[..., str]) -> None:
-    model = load_language_model(save("one", 300, 300, TEXT + "zyx zyx ", **ENDS))
-    other = load_language_model(save("other", 300, 300, TEXT + "wvu wvu ", **ENDS))
-    assert model.tokenizer is not None
+    loaded = []
+    for word in ("earth", "heaven"):
+        folder = save(word, 290, 280, **ENDS)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer.add_tokens([word + "ly"])
+        tokenizer.save_pretrained(folder)
+        loaded.append(load_language_model(folder))
+    one, other = loaded
+    assert one.tokenizer(TEXT)["input_ids"] == other.tokenizer(TEXT)["input_ids"]
     with pytest.raises(ModelError, match="another tokenizer"):
-        check_reads(other, ContextCutter(model.tokenizer, 8))
+        check_reads(other, ContextCutter(one.tokenizer, 8))
 
 
 def test_a_tokenizer_that_was_extended_is_the_same(save: Callable[..., str]) -> None:
