@@ -503,6 +503,18 @@ def test_unlearn_says_what_is_missing(mtsae: Callable[..., Any], tiny_sae_dir: P
     assert_refused(outcome, "'shakespear'.*Did you mean 'shakespeare'", out)
 
 
+def test_a_text_that_is_given_twice_is_not_left_out(
+    mtsae: Callable[..., Any], train: Callable[..., Any], tiny_sae_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    joined = rf"was given 2 times; join them: --{{}} '?{text_file}\+kjv"
+    twice = ("--forget", text_file, "--forget", "kjv", "--retain", "sotu", "--out", out)
+    assert_refused(mtsae("unlearn", tiny_sae_dir, *twice), joined.format("forget"), out)
+    assert_refused(mtsae("unlearn-benchmark", *twice), joined.format("forget"), out)
+    assert_refused(train("--dataset", "kjv"), joined.format("dataset"), out)
+    assert train(dataset=f"{text_file}+kjv").code == 0
+
+
 def test_unlearn_refuses_an_sae_that_cannot_generate_before_any_work(
     mtsae: Callable[..., Any], train: Callable[..., Any], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
