@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from transformers import PreTrainedTokenizerBase
 
@@ -50,6 +50,18 @@ def undo_invented_tokens(tokenizer: PreTrainedTokenizerBase, own: Mapping[str, s
         for kind, token in own.items():
             if token is None:
                 setattr(tokenizer, kind, None)
+
+
+def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> list[str]:
+    """The text of each token as it stands inside a text: decoded alone, a SentencePiece token would lose the space before it."""
+
+    def decode(numbers: list[int]) -> str:
+        return str(tokenizer.decode(numbers, clean_up_tokenization_spaces=False))
+
+    before = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = decode(before)
+    after_it = ((token, decode([*before, token])) for token in tokens)
+    return [text.removeprefix(start) if text.startswith(start) else decode([token]) for token, text in after_it]
 
 
 def check_reads(model: AnyHookedModel, cutter: ContextCutter) -> None:

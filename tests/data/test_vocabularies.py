@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from mtsae_lens.benchmark.arms import BenchmarkTask
 from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
-from mtsae_lens.data.vocabularies import check_reads, check_reference
+from mtsae_lens.data.vocabularies import check_reads, check_reference, token_texts
 from mtsae_lens.errors import ModelError
 from mtsae_lens.unlearning.task import Corpus
 
@@ -129,3 +129,38 @@ def test_the_benchmark_checks_its_reference(lm: Any, save: Callable[..., str], m
     subject = Subject(task, 4, "unused", save("stranger", 4096, 280, **ENDS), Path("unused"))
     with pytest.raises(ModelError, match="stranger has another tokenizer"):
         _ = subject.reference
+
+
+def sentencepiece(name: str) -> PreTrainedTokenizerFast:
+    """A tokenizer that marks the space before a word, of one of three decoders that drop a leading one."""
+    text = [TEXT] * 9
+    if name == "wordpiece":
+        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))  # type: ignore[call-arg]
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece(cleanup=False)
+        trainer: Any = trainers.WordPieceTrainer(vocab_size=60, special_tokens=["<unk>"], show_progress=False)
+    elif name == "metaspace":
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        tokenizer.decoder = decoders.Metaspace()
+        trainer = trainers.UnigramTrainer(vocab_size=60, special_tokens=["<unk>"], unk_token="<unk>", show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        trainer = trainers.BpeTrainer(vocab_size=60, special_tokens=["<unk>"], max_token_length=6, show_progress=False)
+    tokenizer.train_from_iterator(text, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("name", ["metaspace", "llama", "wordpiece"])
+def test_tokens_keep_the_space_before_them(name: str) -> None:
+    tokenizer = sentencepiece(name)
+    ids = tokenizer(TEXT)["input_ids"]
+    assert "".join(token_texts(tokenizer, ids)).strip() == tokenizer.decode(ids).strip()
+    assert "".join(tokenizer.decode([token]) for token in ids).count(" ") < tokenizer.decode(ids).count(" ")
+
+
+def test_tokens_of_bytes_are_decoded_as_they_are(lm: Any) -> None:
+    tokenizer = lm.cutter.tokenizer
+    assert token_texts(tokenizer, range(4096)) == [tokenizer.decode([token]) for token in range(4096)]
