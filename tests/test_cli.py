@@ -182,7 +182,7 @@ def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: 
     assert len(selected) == len(set(selected)) == 5
     assert selected[0] == 0
     assert selected[-1] <= 16 // 2  # taps within half a context of 32
-    refused = train("--architecture", "topk", "--set", "dilations=auto", out=tmp_path / "topk")
+    refused = train("--architecture", "topk", "--set", "k=4", "--set", "dilations=auto", out=tmp_path / "topk")
     assert_refused(refused, "'topk'")
 
 
@@ -337,6 +337,11 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ({}, ("--set", "dilations=3"), "dilations must be whole numbers.*got 3"),
         ({}, ("--set", "normalize_activations=banana"), "normalize_activations must be .*Got banana"),
         ({"architecture": "topk"}, ("--set", "k=33"), "k must lie between 1 and the 32 features that --d-sae gives; got 33"),
+        (
+            {"architecture": "topk"},
+            ("--set", "aux_loss_coefficient=1.0"),
+            "the SAE has k=100 and only d_sae=32 features; give a smaller k",
+        ),
         ({"architecture": "topk"}, ("--set", "normalize_activations=covariance_whitening"), "covariance_whitening"),
         ({"architecture": "matryoshka_batchtopk"}, ("--set", "k=4"), "matryoshka_widths must not be empty"),
         ({"device": "gpu"}, (), "device 'gpu' cannot be used here.*try --device cpu"),
