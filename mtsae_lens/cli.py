@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from mtsae_lens.errors import MTSAEError, TrainingInterrupted
+from mtsae_lens.errors import ConfigError, MTSAEError, TrainingInterrupted
 
 app = typer.Typer(
     help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn, explore.",
@@ -34,7 +35,7 @@ def train(
     model: Model = None,
     hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="embedded, an embedded domain, a hub name, or a .txt, .jsonl, .parquet or folder.")
+        list[str] | None, typer.Option(help="embedded, an embedded domain, a hub name, or a .txt, .jsonl, .parquet or folder.")
     ] = None,
     architecture: Annotated[str | None, typer.Option(help="mtsae, or any that SAELens trains: topk, standard, ...")] = None,
     d_sae: Annotated[int | None, typer.Option(help="Features.")] = None,
@@ -61,7 +62,7 @@ def train(
     typed = {
         "model": model,
         "hook_name": hook_name,
-        "dataset": dataset,
+        "dataset": _one_text("--dataset", dataset),
         "architecture": architecture,
         "d_sae": d_sae,
         "training_tokens": training_tokens,
@@ -91,7 +92,7 @@ def train(
 def evaluate(
     sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
     dataset: Annotated[
-        str | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")
+        list[str] | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")
     ] = None,
     model: Model = None,
     n_contexts: Annotated[int | None, typer.Option(help="Contexts to measure on, at most.")] = None,
@@ -103,7 +104,14 @@ def evaluate(
     """Measure an SAE on held-out text with SAELens's run_evals."""
     from mtsae_lens.commands.evaluate import EvaluateSettings, metrics_table, run_evaluate  # noqa: PLC0415
 
-    typed = {"sae": sae, "dataset": dataset, "model": model, "n_contexts": n_contexts, "seed": seed, "device": device}
+    typed = {
+        "sae": sae,
+        "dataset": _one_text("--dataset", dataset),
+        "model": model,
+        "n_contexts": n_contexts,
+        "seed": seed,
+        "device": device,
+    }
     settings = EvaluateSettings.build(config, typed | {"out": out or (None if config else Path("runs/evaluate"))})
     measured = run_evaluate(settings)
     _print_table(metrics_table({"value": measured}))
@@ -113,7 +121,7 @@ def evaluate(
 @app.command()
 def unlearn(
     sae: Annotated[Path, typer.Argument(help="Folder of a trained SAE.")],
-    forget: Annotated[str | None, typer.Option(help="Text to forget: an embedded domain or a path.")] = None,
+    forget: Annotated[list[str] | None, typer.Option(help="Text to forget: an embedded domain or a path.")] = None,
     retain: Annotated[list[str] | None, typer.Option(help="Text to keep, far from the forget text; may be repeated.")] = None,
     near: Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")] = None,
     reference: Annotated[
@@ -134,7 +142,7 @@ def unlearn(
 
     typed: dict[str, Any] = {
         "sae": sae,
-        "forget": forget,
+        "forget": _one_text("--forget", forget),
         "retain": tuple(retain) if retain else None,
         "near": tuple(near) if near else None,
         "reference": reference,
@@ -156,12 +164,13 @@ def unlearn(
 def unlearn_benchmark(
     model: Model = None,
     hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Text that the SAEs are trained on.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Text that the SAEs are trained on.")] = None,
     task: Annotated[list[str] | None, typer.Option(help="domain or people, on the embedded model; may be repeated.")] = None,
-    forget: Annotated[str | None, typer.Option(help="A task of your own: what to forget.")] = None,
+    forget: Annotated[list[str] | None, typer.Option(help="A task of your own: what to forget.")] = None,
     near: Annotated[list[str] | None, typer.Option(help="Its text to keep, near; may be repeated.")] = None,
     retain: Annotated[list[str] | None, typer.Option(help="Its text to keep, far; may be repeated.")] = None,
     reference: Annotated[str | None, typer.Option(help="A model that never saw what is to be forgotten.")] = None,
+    context_size: Annotated[int | None, typer.Option(help="Positions in a context.")] = None,
     n_seeds: Annotated[int | None, typer.Option(help="Seeds of every SAE and every method.")] = None,
     quick: Annotated[bool | None, typer.Option("--quick", help="One seed, short trainings, few settings.")] = None,
     n_workers: Annotated[int | None, typer.Option(help="Processes.")] = None,
@@ -175,12 +184,13 @@ def unlearn_benchmark(
     typed: dict[str, Any] = {
         "model": model,
         "hook_name": hook_name,
-        "dataset": dataset,
+        "dataset": _one_text("--dataset", dataset),
         "tasks": tuple(task) if task else None,
-        "forget": forget,
+        "forget": _one_text("--forget", forget),
         "near": tuple(near) if near else None,
         "retain": tuple(retain) if retain else None,
         "reference": reference,
+        "context_size": context_size,
         "n_seeds": n_seeds,
         "quick": quick,
         "n_workers": n_workers,
@@ -229,7 +239,7 @@ def export(
     edit: Annotated[Path | None, typer.Option(help="An edit that 'mtsae unlearn' wrote (edit.json).")] = None,
     form: Annotated[str | None, typer.Option(help="hooked, projected or low-rank.")] = None,
     forget: Annotated[
-        str | None, typer.Option(help="The text that the edit is for: measured, and trained on for low-rank.")
+        list[str] | None, typer.Option(help="The text that the edit is for: measured, and trained on for low-rank.")
     ] = None,
     retain: Annotated[list[str] | None, typer.Option(help="Text to keep, far from it; may be repeated.")] = None,
     near: Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")] = None,
@@ -248,7 +258,7 @@ def export(
         "sae": sae,
         "edit": edit,
         "form": form,
-        "forget": forget,
+        "forget": _one_text("--forget", forget),
         "retain": tuple(retain) if retain else None,
         "near": tuple(near) if near else None,
         "model": model,
@@ -398,7 +408,7 @@ def paper(
     model: Model = None,
     hook_name: Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Text; the Pile for pythia-70m and the embedded texts otherwise, if not given.")
+        list[str] | None, typer.Option(help="Text; the Pile for pythia-70m and the embedded texts otherwise, if not given.")
     ] = None,
     n_seeds: Annotated[int | None, typer.Option(help="Seeds of every experiment.")] = None,
     quick: Annotated[bool | None, typer.Option("--quick", help="Two seeds and fewer steps: to see that it runs.")] = None,
@@ -412,7 +422,7 @@ def paper(
     typed = {
         "model": model,
         "hook_name": hook_name,
-        "dataset": dataset,
+        "dataset": _one_text("--dataset", dataset),
         "n_seeds": n_seeds,
         "quick": quick,
         "out": out,
@@ -423,6 +433,14 @@ def paper(
     for table in tables:
         _print_table(table)
     typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+def _one_text(option: str, sources: list[str] | None) -> str | None:
+    """What was typed; the last of several would leave the others out, and nobody would know."""
+    if sources and len(sources) > 1:
+        joined = shlex.quote("+".join(sources))
+        raise ConfigError(f"{option} takes one text and was given {len(sources)} times; join them: {option} {joined}")
+    return sources[0] if sources else None
 
 
 def _print_table(table: Any) -> None:

@@ -182,7 +182,7 @@ def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: 
     assert len(selected) == len(set(selected)) == 5
     assert selected[0] == 0
     assert selected[-1] <= 16 // 2  # taps within half a context of 32
-    refused = train("--architecture", "topk", "--set", "dilations=auto", out=tmp_path / "topk")
+    refused = train("--architecture", "topk", "--set", "k=4", "--set", "dilations=auto", out=tmp_path / "topk")
     assert_refused(refused, "'topk'")
 
 
@@ -337,6 +337,11 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ({}, ("--set", "dilations=3"), "dilations must be whole numbers.*got 3"),
         ({}, ("--set", "normalize_activations=banana"), "normalize_activations must be .*Got banana"),
         ({"architecture": "topk"}, ("--set", "k=33"), "k must lie between 1 and the 32 features that --d-sae gives; got 33"),
+        (
+            {"architecture": "topk"},
+            ("--set", "aux_loss_coefficient=1.0"),
+            "the SAE has k=100 and only d_sae=32 features; give a smaller k",
+        ),
         ({"architecture": "topk"}, ("--set", "normalize_activations=covariance_whitening"), "covariance_whitening"),
         ({"architecture": "matryoshka_batchtopk"}, ("--set", "k=4"), "matryoshka_widths must not be empty"),
         ({"device": "gpu"}, (), "device 'gpu' cannot be used here.*try --device cpu"),
@@ -501,6 +506,31 @@ def test_unlearn_says_what_is_missing(mtsae: Callable[..., Any], tiny_sae_dir: P
     assert_refused(mtsae("unlearn", tiny_sae_dir, "--out", out, "--forget", text_file), "--retain is needed", out)
     outcome = mtsae("unlearn", tiny_sae_dir, "--out", out, "--forget", text_file, "--retain", "shakespear")
     assert_refused(outcome, "'shakespear'.*Did you mean 'shakespeare'", out)
+
+
+def test_a_text_that_is_given_twice_is_not_left_out(
+    mtsae: Callable[..., Any], train: Callable[..., Any], tiny_sae_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    joined = rf"was given 2 times; join them: --{{}} '?{text_file}\+kjv"
+    twice = ("--forget", text_file, "--forget", "kjv", "--retain", "sotu", "--out", out)
+    assert_refused(mtsae("unlearn", tiny_sae_dir, *twice), joined.format("forget"), out)
+    assert_refused(mtsae("unlearn-benchmark", *twice), joined.format("forget"), out)
+    assert_refused(train("--dataset", "kjv"), joined.format("dataset"), out)
+    assert train(dataset=f"{text_file}+kjv").code == 0
+
+
+def test_unlearn_refuses_an_sae_that_cannot_generate_before_any_work(
+    mtsae: Callable[..., Any], train: Callable[..., Any], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtsae_lens.commands.unlearn.choose", lambda *_: pytest.fail("it went to work"))
+    for name, settings, hook_name, message in (
+        ("circular", ("--set", "k=4", "--set", "padding=circular"), HOOK, "reads later positions"),
+        ("embed", (), "hook_embed", "does not run hook_embed"),
+    ):
+        assert train(*settings, out=tmp_path / name, hook_name=hook_name).code == 0
+        outcome = mtsae("unlearn", tmp_path / name, "--forget", text_file, "--retain", "sotu", "--out", tmp_path / "out")
+        assert_refused(outcome, message, tmp_path / "out")
 
 
 # ---------------------------------------------------------------------------------------------- output

@@ -12,6 +12,7 @@ from mtsae_lens.benchmark.arms import BenchmarkTask
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
@@ -54,7 +55,11 @@ class Subject:
     @cached_property
     def reference(self) -> HookedSAETransformer | None:
         """The model that never saw what is to be forgotten."""
-        return None if self.reference_name is None else load_language_model(self.reference_name, device=self.device)
+        if self.reference_name is None:
+            return None
+        reference = load_language_model(self.reference_name, device=self.device)
+        check_reference(reference, self.lm.model, self.lm.cutter)
+        return reference
 
     @cached_property
     def goal(self) -> float | None:

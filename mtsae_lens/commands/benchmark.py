@@ -22,7 +22,8 @@ from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.data.language_models import load_language_model
-from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.data.vocabularies import check_reference
+from mtsae_lens.errors import ConfigError, ModelError, nearest
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -31,6 +32,7 @@ from mtsae_lens.trials import Trial, run_trials
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
 from mtsae_lens.unlearning.task import Corpus, check_corpus
 
+BATCH_SIZE_TOKENS: int = TrainSettings.model_fields["batch_size_tokens"].default  # rounded down to whole contexts
 LOSS_NAMES = tuple(SWEEPS["text"])
 
 
@@ -62,6 +64,9 @@ class BenchmarkSettings(Settings):
     training_tokens: int | None = Field(None, gt=0)
     d_sae: int | None = Field(None, gt=0)
     contexts_per_split: int | None = Field(None, gt=0)
+    context_size: int = Field(TrainSettings.model_fields["context_size"].default, gt=1)
+    """Positions in a context; at most the model's own."""
+    prepend_bos: bool = True
     n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
     """Processes; each trains or measures one thing at a time."""
     device: str = "cpu"
@@ -121,6 +126,9 @@ class BenchmarkSettings(Settings):
             architecture=architecture,
             d_sae=scale.d_sae,
             training_tokens=scale.training_tokens,
+            context_size=self.context_size,
+            batch_size_tokens=max(1, BATCH_SIZE_TOKENS // self.context_size) * self.context_size,
+            prepend_bos=self.prepend_bos,
             out=self.out / "saes" / f"{architecture}-{seed}",
             seed=seed,
             sae=self.saes[architecture],
@@ -141,10 +149,13 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     for benchmark_task in tasks.values():
         for corpus in benchmark_task.task(1).corpora:
             check_corpus(corpus.source)
+    _check_reference(settings)
     scale = settings.scale()
+    shared = {"model", "hook_name", "dataset", "saes"}
+    shared |= {name for name in ("context_size", "prepend_bos") if getattr(settings, name) != _default(name)}
     trained = run_trials(
         settings.out / "training",
-        {"scale": asdict(scale)} | settings.model_dump(mode="json", include={"model", "hook_name", "dataset", "saes"}),
+        {"scale": asdict(scale)} | settings.model_dump(mode="json", include=shared),
         {f"{a}/{seed}": partial(_train, settings.training(a, seed)) for seed in settings.seeds() for a in settings.saes},
         "training SAEs",
         n_workers=settings.n_workers,
@@ -154,8 +165,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         {"scale": asdict(scale), "attacked": settings.n_attacked_seeds}
         | settings.model_dump(
             mode="json",
-            include={"model", "reference", "hook_name", "dataset", "saes", "forget", "near", "retain"}
-            | ({"neutral"} if settings.neutral else set()),
+            include={"reference", "forget", "near", "retain", *shared} | ({"neutral"} if settings.neutral else set()),
         ),
         _cells(settings, tasks, scale),
         "unlearning",
@@ -170,6 +180,24 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     )
     write_report(settings.out, "Unlearning, compared", lead, part.sections, metrics["provenance"])
     return metrics, part.tables
+
+
+def _default(name: str) -> Any:
+    return BenchmarkSettings.model_fields[name].default
+
+
+def _check_reference(settings: BenchmarkSettings) -> None:
+    """Before any work: whether the reference's loss may be compared with the model's."""
+    if settings.reference is None:
+        return
+    model, reference = (load_language_model(name, device=settings.device) for name in (settings.model, settings.reference))
+    assert model.tokenizer is not None
+    try:
+        check_reference(
+            reference, model, ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
+        )
+    except ModelError as error:
+        raise ModelError(f"{error} (--reference; where there is none, put 'reference: null' into a --config file)") from error
 
 
 def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: Scale) -> dict[str, Trial]:

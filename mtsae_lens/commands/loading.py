@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import check_device, load_language_model
+from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
@@ -39,24 +40,6 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
         raise ModelError(
             f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
-
-
-def check_reads(model: AnyHookedModel, cutter: ContextCutter) -> None:
-    """Raise `ModelError` unless a model can read the contexts that a cutter makes."""
-    name = model.cfg.model_name
-    if cutter.context_size > model.cfg.n_ctx:
-        raise ModelError(
-            f"{name} has a context of {model.cfg.n_ctx} positions, but the SAE was trained on {cutter.context_size}"
-        )
-    assert model.tokenizer is not None
-    probe = "In the beginning, 1776: def f(x): return x"
-    if (
-        model.tokenizer(probe, add_special_tokens=False)["input_ids"]
-        != cutter.tokenizer(probe, add_special_tokens=False)["input_ids"]
-    ):
-        raise ModelError(
-            f"{name} has another tokenizer, so its loss on the same tokens means nothing; give a model with the same one"
-        )
 
 
 def open_sae(

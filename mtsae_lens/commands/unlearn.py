@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import Field, field_validator
 from sae_lens import HookedSAETransformer
 
-from mtsae_lens.commands.loading import check_reads, open_sae
+from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.unlearn_page import unlearning_sections
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -123,9 +124,10 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     for corpus in settings.task().corpora:
         check_corpus(corpus.source)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    lm.check_generates()
     reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
     if reference is not None:
-        check_reads(reference, lm.cutter)
+        check_reference(reference, lm.model, lm.cutter)
     chosen, measured = unlearn(settings, lm, reference)
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)

@@ -8,16 +8,18 @@ embedded texts record it, all others take it from their place in the source, so 
 
 from __future__ import annotations
 
+import codecs
 import json
 import random
 import re
+import shlex
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,7 +176,8 @@ def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:
 
 def _read_path(path: Path) -> Iterator[str]:
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
+        # a folder may be called texts.txt, and its files would be read twice, in two splits
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
         if not files:
             raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
         for file in files:
@@ -196,30 +199,48 @@ def _read_path(path: Path) -> Iterator[str]:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
 
-def _decode(path: Path, data: bytes) -> str:
-    if b"\0" in data[:65_536]:
-        raise DataError(f"{path}: binary, not text (it has zero bytes)")
+def _decode(path: Path, data: bytes, line: int | None = None) -> str:
+    """UTF-8, with a byte order mark or without; `line` is for the error."""
+    place = f"{path}" if line is None else f"{path}:{line}"
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if b"\0" in data[:65_536] and not utf16:
+        raise DataError(f"{place}: binary, not text (it has zero bytes)")
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        command = ["iconv", "-f", "UTF-16" if utf16 else "LATIN1", "-t", "UTF-8", f"{path}"]
+        converted = shlex.quote(f"{path.stem}-utf8{path.suffix}")
         raise DataError(
-            f"{path}: not UTF-8 at byte {error.start}; convert it with: iconv -f LATIN1 -t UTF-8 {path} > {path.stem}-utf8{path.suffix}"
+            f"{place}: not UTF-8 at byte {error.start}; convert it with: {shlex.join(command)} > {converted}"
         ) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[str]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            text = _decode(path, line)
+            text = _decode(path, line, number)
             if not text.strip():
                 continue
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
                 raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
-            if not isinstance(row, dict) or not isinstance(row.get("text"), str):
-                raise DataError(f"{path}:{number}: needed an object with a string under 'text'")
-            yield row["text"]
+            yield _text_of(row, f"{path}:{number}")
+
+
+def _text_of(row: Any, place: str) -> str:
+    if not isinstance(row, dict):
+        raise DataError(f"{place}: needed an object with a string under 'text'; got a {type(row).__name__}")
+    if not isinstance(row.get("text"), str):
+        kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in islice(row.items(), 8))
+        raise DataError(f"{place}: needed an object with a string under 'text'; got {{{kinds}}}")
+    try:
+        row["text"].encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{place}: character {error.start} is half of a surrogate pair, which no text can hold; take it out"
+        ) from error
+    return row["text"]
 
 
 def _read_parquet(path: Path) -> Iterator[str]:

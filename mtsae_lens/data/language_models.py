@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
+from mtsae_lens.data.vocabularies import check_vocabulary, special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
@@ -78,6 +79,7 @@ def _read_folder(folder: Path) -> tuple[Any, Any, Any]:
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(f"{folder}: weights are missing ({missing}, ...); transformers would draw them at random")
+    check_vocabulary(str(folder), tokenizer, hf_model.get_input_embeddings().num_embeddings)
     return hf_config, hf_model, tokenizer
 
 
@@ -88,7 +90,9 @@ def _bridge_folder(folder: Path, device: str, n_ctx: int | None) -> HookedBridge
     d_vocab = hf_config.vocab_size
     tokens = _probe_tokens(d_vocab, limit, device)
     expected = _log_probs(hf_model, tokens, d_vocab)  # before the bridge puts its hooks into this very model
+    own = special_tokens(tokenizer)
     bridge = boot_bridge(str(folder), device, hf_model=hf_model, tokenizer=tokenizer)
+    undo_invented_tokens(bridge.tokenizer, own)
     bridge.cfg.n_ctx = limit
     bridge.cfg.model_name = folder.resolve().name
     _check_conversion(folder, _log_probs(bridge, tokens, d_vocab), expected)
@@ -103,9 +107,11 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
         state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model)
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise ModelError(
-            f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)})"
+            f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)}); {_try_bridge(folder)}"
         ) from error
+    own = special_tokens(tokenizer)
     model = HookedSAETransformer(cfg, tokenizer, move_to_device=False)
+    undo_invented_tokens(model.tokenizer, own)
     model.load_and_process_state_dict(
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
@@ -126,12 +132,18 @@ def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str) -> Any
             cfg = loading.get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
         except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
             family = (hf_config.architectures or [hf_config.model_type])[0]
-            raise ModelError(f"{folder}: TransformerLens does not know the family {family} ({_one_line(error)})") from error
+            raise ModelError(
+                f"{folder}: TransformerLens does not know the family {family} ({_one_line(error)}); {_try_bridge(folder)}"
+            ) from error
     cfg.model_name = folder.resolve().name
     rope = getattr(hf_config, "rope_parameters", None) or {}
     if "rope_theta" in rope:
         cfg.rotary_base = rope["rope_theta"]  # TransformerLens assumes 10,000 for GPT-NeoX whatever the config says
     return cfg
+
+
+def _try_bridge(folder: Path) -> str:
+    return f"as a bridge it may run: {BRIDGE_PREFIX}{folder}"
 
 
 def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
@@ -171,6 +183,10 @@ def resolve_hook(model: AnyHookedModel, hook_name: str) -> int:
     tokens = torch.zeros(1, n_tokens, dtype=torch.long, device=model.cfg.device)
     with torch.no_grad():
         _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
+    if hook_name not in cache:
+        raise ModelError(
+            f"hook {hook_name!r} is never run in {model.cfg.model_name}: TransformerLens leaves it off; give another"
+        )
     activations = cache[hook_name]
     if activations.shape[:2] != (1, n_tokens):
         raise ModelError(f"hook {hook_name!r} is not (batch, pos, ...): it has shape {tuple(activations.shape)}")

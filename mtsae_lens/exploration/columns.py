@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from mtsae_lens.data.vocabularies import token_texts
+
 
 def numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
     """A column of numbers; NaN is null."""
@@ -45,10 +47,10 @@ def nested(values: Tensor, kept: Bool[Tensor, "row entry part"], kind: pa.DataTy
 
 
 class TokenTexts:
-    """The text of every token, decoded one by one."""
+    """The text of every token."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> None:
-        self.texts = pa.array([str(tokenizer.decode([token])) for token in range(d_vocab)], pa.string())
+        self.texts = pa.array(token_texts(tokenizer, range(d_vocab)), pa.string())
 
     def __call__(self, tokens: Int[Tensor, " token"]) -> pa.Array:
         """The texts of some tokens."""

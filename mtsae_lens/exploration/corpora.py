@@ -74,7 +74,7 @@ class Corpora:
             if n_contexts == before:
                 raise DataError(
                     f"{source}: split {self.split!r} gives no context of {self.cutter.context_size} tokens (of every ten documents one is "
-                    "for each of select, tune and test); give more text, or --split train"
+                    f"for each of select, tune and test); give more text{'' if self.split == 'train' else ', or --split train'}"
                 )
 
     def tables(self, n_contexts: int) -> list[TokenTable]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtsae_lens.data.vocabularies import token_texts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.firings import BatchReading, read_batch
 from mtsae_lens.sae.lift import encoder_by_scale
@@ -102,5 +103,5 @@ def explain(lm: HookedLM, text: str) -> TextFeatures:
     reading = read_batch(lm, tokens, h)
     log_probs = lm.logits_from(tokens, h)[:, :-1].log_softmax(dim=-1)
     nll = torch.nn.functional.pad(token_nll(log_probs, tokens[:, 1:]), (1, 0), value=torch.nan)[0]
-    texts = tuple(str(lm.cutter.tokenizer.decode([token])) for token in tokens[0].tolist())
+    texts = tuple(token_texts(lm.cutter.tokenizer, tokens[0].tolist()))
     return TextFeatures(texts, reading.feature_acts[0].float().cpu(), nll.float().cpu(), reading, lm)

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
+from mtsae_lens.data.bridges import BRIDGE_PREFIX
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.standalone import decoder_layers
 
@@ -67,13 +68,14 @@ def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: st
     """The model that `load_language_model(name)` made hooks for.
 
     Args:
-        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name.
+        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name; `bridge:` is left out.
         dtype: of the weights; `auto` for that of the files.
         device: where to put it.
 
     Raises:
         ModelError: it cannot be read, or its family is none of `FAMILIES`.
     """
+    name = name.removeprefix(BRIDGE_PREFIX)
     local = name in EMBEDDED_MODELS or Path(name).is_dir()
     place = str(embedded_model_dir(name)) if name in EMBEDDED_MODELS else name
     if not local:

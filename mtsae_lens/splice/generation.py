@@ -6,12 +6,15 @@ call to call, so the tokens are those of a model that rereads the whole context 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
+from sae_lens import HookedSAETransformer
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.edits import Edit, Splice
@@ -60,6 +63,11 @@ class StreamingEdit:
         self._gate_state: Tensor | None = None
 
     @property
+    def was_called(self) -> bool:
+        """Whether the model has come by the hook."""
+        return self._past is not None
+
+    @property
     def hook(self) -> tuple[str, Any]:
         """`(name, function)` as TransformerLens takes hooks."""
         return self.splice.hook_name, lambda h, hook: self(h)
@@ -95,3 +103,45 @@ class StreamingEdit:
         window = torch.cat([torch.zeros_like(rows[:, :1]), self._past, rows], dim=1)
         self._past = window[:, 1:][:, max(0, n_past + n_new - self._reach) :]
         return self.splice.feature_acts(window, (window == 0).flatten(2).all(dim=-1))[:, -n_new:]
+
+
+@dataclass
+class _Padding:
+    """What `HookedTransformer.generate` asks of a tokenizer: what ends a text, and which tokens at the left are padding."""
+
+    eos_token_id: int | None
+    pad_token_id: int
+    padding_side: str = "left"
+
+
+def continue_tokens(
+    model: AnyHookedModel, tokens: Int[Tensor, "batch pos"], padding: Bool[Tensor, "batch pos"] | None = None, **options: Any
+) -> Int[Tensor, "batch pos"]:
+    """`model.generate` of prompts, prompt included.
+
+    `HookedTransformer.generate` takes tokens at a prompt's end that are also the padding token, such as a lone BOS, for padding, attends to
+    none of them, and fails where there is no padding token. Here padding is what is said to be, whatever the tokenizer calls padding.
+
+    Args:
+        model: a bridge reads padding like any token.
+        tokens: prompts of one length.
+        padding: the positions at the left to which nothing attends (`HookedLM.left_padding`); None for none.
+        options: as `HookedTransformer.generate` takes them.
+    """
+    options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
+    tokens = tokens.to(model.cfg.device)
+    if not isinstance(model, HookedSAETransformer):
+        return model.generate(tokens, **options)
+    tokenizer: Any = model.tokenizer
+    eos = None if tokenizer is None else tokenizer.eos_token_id
+    filler, prompts = -1, tokens
+    if padding is not None and padding.any():  # a token that no prompt holds marks the padding, as BOS may be the padding token
+        present = set(tokens.unique().tolist())
+        filler = next(token for token in range(model.cfg.d_vocab) if token not in present)
+        prompts = tokens.masked_fill(padding.to(tokens.device), filler)
+    model.tokenizer = _Padding(eos, filler)  # type: ignore[assignment]
+    try:
+        continued = model.generate(prompts, **({"stop_at_eos": eos is not None} | options))
+    finally:
+        model.tokenizer = tokenizer
+    return torch.cat([tokens, continued[:, tokens.shape[1] :]], dim=1) if torch.is_tensor(continued) else continued

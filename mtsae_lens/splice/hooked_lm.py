@@ -21,8 +21,8 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
-from mtsae_lens.splice.edits import Edit, Splice
-from mtsae_lens.splice.generation import StreamingEdit
+from mtsae_lens.splice.edits import Edit, FeatureEdit, Splice
+from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -78,11 +78,23 @@ class HookedLM:
             )
 
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Positions outside statistics, gates and edits: special tokens, and position 0 whatever stands there."""
+        """Positions outside statistics, gates and edits: special tokens, and the first of a context whatever stands there."""
         self._check_tokens(tokens)
         masked = self.cutter.special_positions(tokens)
         masked[:, 0] = True
+        masked[:, 1:] |= self.left_padding(tokens)[:, :-1]
         return masked
+
+    def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Where prompts of several lengths are padded: padding tokens at the left, but for the last of them where it is the BOS."""
+        tokenizer, padding = self.cutter.tokenizer, torch.zeros_like(tokens, dtype=torch.bool)
+        if tokenizer.pad_token_id is None:
+            return padding
+        leading = (tokens == tokenizer.pad_token_id).long().cumprod(dim=1).bool()
+        if self.cutter.prepend_bos and tokenizer.pad_token_id == tokenizer.bos_token_id:
+            padding[:, :-1] = leading[:, 1:]
+            return padding
+        return leading & ~leading.all(dim=1, keepdim=True)
 
     @torch.no_grad()
     def activations(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
@@ -147,12 +159,27 @@ class HookedLM:
         """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 
         Args:
-            tokens: prompts, padded on the left to one length; the model ignores padding if `model.tokenizer.padding_side` is `"left"`.
+            tokens: prompts, those that are shorter padded on the left (`left_padding`).
             edit: None for the model as it is.
             options: as `HookedTransformer.generate` takes them, such as `max_new_tokens`, `do_sample`, `temperature`.
+
+        Raises:
+            ModelError: `generate` does not come by the hook, as it makes embeddings its own way, so an edit would change nothing.
         """
         self._check_tokens(tokens)
-        hooks = [StreamingEdit(self.splice, edit, self.masked(tokens)).hook] if edit is not None else []
-        options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
-        with self.model.hooks(fwd_hooks=hooks):
-            return self.model.generate(tokens.to(self.model.cfg.device), **options)
+        padding = self.left_padding(tokens)
+        if edit is None:
+            return continue_tokens(self.model, tokens, padding, **options)
+        streaming = StreamingEdit(self.splice, edit, self.masked(tokens))
+        with self.model.hooks(fwd_hooks=[streaming.hook]):
+            continued = continue_tokens(self.model, tokens, padding, **options)
+        if not streaming.was_called:
+            raise ModelError(
+                f"generating text does not run {self.splice.hook_name}, so an edit there changes nothing; train an SAE at "
+                "blocks.0.hook_resid_pre or later"
+            )
+        return continued
+
+    def check_generates(self) -> None:
+        """Raise `ConfigError` or `ModelError`, before any work is done, where no edit of this SAE can generate."""
+        self.generate(torch.zeros(1, 1, dtype=torch.long), FeatureEdit(()), max_new_tokens=1, do_sample=False)

@@ -215,6 +215,9 @@ def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         raise ConfigError(
             f"training_tokens={cfg.training_tokens} is less than one batch of {cfg.train_batch_size_tokens} tokens; give more"
         )
+    k = getattr(cfg.sae, "k", 1)
+    if k > cfg.sae.d_sae and getattr(cfg.sae, "activation", "topk") == "topk":  # SAELens's default of 100 may be more
+        raise ConfigError(f"the SAE has k={k} and only d_sae={cfg.sae.d_sae} features; give a smaller k (--set k=16)")
     sae_context_size = getattr(cfg.sae, "context_size", cfg.context_size)
     if sae_context_size != cfg.context_size:
         raise ConfigError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from pydantic import ValidationError
 
 from mtsae_lens.benchmark.arms import OURS, QUICK, TASKS, BenchmarkTask, Scale
 from mtsae_lens.commands import benchmark as module
-from mtsae_lens.commands.benchmark import LOSS_NAMES, BenchmarkSettings, _cells
+from mtsae_lens.commands.benchmark import LOSS_NAMES, BenchmarkSettings, _cells, run_benchmark
 from mtsae_lens.commands.benchmark_page import benchmark_part
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
 from mtsae_lens.unlearning.task import Corpus
@@ -38,6 +39,23 @@ def test_what_does_not_exist_is_refused(settings: dict[str, Any], message: str) 
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         BenchmarkSettings(**settings)
+
+
+def test_a_model_of_another_context_or_without_bos() -> None:
+    training = BenchmarkSettings(context_size=48, prepend_bos=False).training(OURS, 0)
+    assert (training.context_size, training.batch_size_tokens, training.prepend_bos) == (48, 480, False)
+    usual = BenchmarkSettings().training(OURS, 0)
+    assert (usual.context_size, usual.batch_size_tokens, usual.prepend_bos) == (128, 512, True)
+
+
+def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
+    tmp_path: Path, tiny_model_dir: Path, save_neox: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "run_trials", lambda *_, **__: pytest.fail("it went to work"))
+    wide = save_neox(tmp_path / "wide", vocab_size=4224)
+    given = {"model": str(tiny_model_dir), "forget": "kjv", "retain": ("sotu",), "context_size": 32, "out": tmp_path / "out"}
+    with pytest.raises(ModelError, match=r"wide has logits for 4,224 tokens.*'reference: null' into a --config file"):
+        run_benchmark(BenchmarkSettings(**given, reference=str(wide)))
 
 
 def test_a_task_of_ones_own_replaces_the_named_ones() -> None:

@@ -124,7 +124,16 @@ def test_shuffle_stream_reads_no_farther_than_its_buffer() -> None:
         ("binary.txt", b"PNG\0\1\2", "binary"),
         ("latin.txt", "caf\u00e9 ".encode("latin-1") * 9, "not UTF-8 at byte 3.*iconv"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: not JSON"),
-        ("other.jsonl", b'{"body": "a"}\n', "other.jsonl:1: needed an object with a string under 'text'"),
+        ("other.jsonl", b'{"body": "a"}\n', "other.jsonl:1: needed an object with a string under 'text'; got {'body': str}"),
+        ("nested.jsonl", b'{"doc": {"text": "a"}, "text": null}\n', "nested.jsonl:1: .* got {'doc': dict, 'text': NoneType}"),
+        ("rows.jsonl", b'{"text": "a"}\n["a"]\n', "rows.jsonl:2: needed an object .*; got a list"),
+        ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "latin.jsonl:2: not UTF-8 at byte 10"),
+        ("half.jsonl", b'{"text": "ab \\ud83d"}\n', "half.jsonl:1: character 3 is half of a surrogate pair"),
+        (
+            "of windows.txt",
+            "some words".encode("utf-16"),
+            "iconv -f UTF-16 -t UTF-8 '.*of windows.txt' > 'of windows-utf8.txt'",
+        ),
         ("list.jsonl", b'["a"]\n', "needed an object"),
         ("number.jsonl", b'{"text": 3}\n', "needed an object"),
         ("bad.parquet", b"not parquet", "not a parquet file"),
@@ -216,6 +225,19 @@ def test_joined_sources_need_every_part(source: str) -> None:
 def test_near_names_are_suggested() -> None:
     with pytest.raises(DataError, match="Did you mean 'shakespeare'"):
         check_source("shakespear")
+
+
+def test_a_folder_with_the_name_of_a_file_is_read_once(tmp_path: Path) -> None:
+    """Twice, and the same text would be trained and measured on."""
+    (tmp_path / "kept.txt").mkdir()
+    write_jsonl(tmp_path / "kept.txt" / "a.jsonl", TEXTS)
+    assert [document.text for document in read_documents(str(tmp_path))] == TEXTS
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfFirst words")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "second words"}\n')
+    assert [document.text for document in read_documents(str(tmp_path))] == ["First words", "second words"]
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:

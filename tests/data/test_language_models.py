@@ -113,7 +113,7 @@ def test_broken_folders_are_refused(tiny_model_dir: Path, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match="cannot be loaded as a Hugging Face model"):
         load_language_model(folder)
     folder = changed_copy(tiny_model_dir, tmp_path / "c", config={"architectures": ["BertModel"]})
-    with pytest.raises(ModelError, match="does not know the family BertModel"):
+    with pytest.raises(ModelError, match=f"does not know the family BertModel .*; as a bridge it may run: bridge:{folder}"):
         load_language_model(folder)
 
 
@@ -176,6 +176,11 @@ def test_resolve_hook_gives_the_width(tiny_model: Any, hook_name: str, width: in
 def test_wrong_hooks_get_suggestions(tiny_model: Any, near: str) -> None:
     with pytest.raises(ModelError, match=r"Did you mean .*'blocks\.0\.hook_resid_post'"):
         resolve_hook(tiny_model, near)
+
+
+def test_a_hook_that_is_never_run_is_refused(tiny_model: Any) -> None:
+    with pytest.raises(ModelError, match="never run"):
+        resolve_hook(tiny_model, "blocks.0.attn.hook_result")
 
 
 def test_attention_patterns_are_refused(tiny_model: Any) -> None:

@@ -145,3 +145,16 @@ def test_what_cannot_be_written_is_one_line(
     assert not (tmp_path / "out" / "model").exists()
     outcome = mtsae("export", tiny_sae_dir, "--out", tmp_path / "out")
     assert (outcome.code, "--edit is needed" in outcome.error) == (2, True)
+
+
+@pytest.mark.parametrize("form", ["hooked", "projected", "low-rank"])
+def test_a_bridge_is_exported_as_the_model_under_it(
+    export: Callable[..., Any], texts: tuple[Any, ...], tiny_model_dir: Path, tmp_path: Path, form: str
+) -> None:
+    numbers = []
+    for prefix in ("", "bridge:"):
+        outcome = export(form, *texts, "--model", f"{prefix}{tiny_model_dir}", "--n-steps", 2, "--out", tmp_path / "out")
+        assert outcome.code == 0, outcome.err
+        metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+        numbers.append([row["exported"]["nll_delta"] for row in metrics["comparison"].values()])
+    assert numbers[1] == pytest.approx(numbers[0], abs=1e-4)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import ContextCutter
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
@@ -117,23 +123,22 @@ def test_a_stream_that_forgets_its_past_is_another(tiny_model: Any) -> None:
 
 
 @pytest.mark.parametrize("cache", [True, False])
-def test_padding_changes_nothing(tiny_model: Any, monkeypatch: pytest.MonkeyPatch, cache: bool) -> None:
-    monkeypatch.setattr(tiny_model.tokenizer, "padding_side", "left")
-    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 9)
-    padded = torch.cat([torch.full((3, 6), tiny_model.tokenizer.pad_token_id), tokens], dim=1)
+@pytest.mark.parametrize("bos", [True, False])
+def test_padding_changes_nothing(tiny_model: Any, bos: bool, cache: bool) -> None:
+    """Prompts of several lengths at once are as each alone; the padding token is also the BOS."""
+    lm, whole = hooked_lm(tiny_model), prompts(tiny_model, 9)
+    lm = replace(lm, cutter=replace(lm.cutter, prepend_bos=bos))
+    lengths = (9, 4, 2)
+    alone = [row[None, :length] if bos else row[None, 1 : length + 1] for row, length in zip(whole, lengths, strict=True)]
+    width = max(prompt.shape[1] for prompt in alone)
+    pad = tiny_model.tokenizer.pad_token_id
+    padded = torch.cat([functional.pad(prompt, (width - prompt.shape[1], 0), value=pad) for prompt in alone])
     edit = FeatureEdit(tuple(range(48)), multiplier=3.0, gate=GATES["running"])
-
-    def generated(prompt: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens, and the edited activations of the prompt and the token after it."""
-        seen: list[torch.Tensor] = []
-        with tiny_model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda h, hook: seen.append(h))]):
-            text = lm.generate(prompt, edit, max_new_tokens=2, do_sample=False, stop_at_eos=False, use_past_kv_cache=cache)
-        return text, torch.cat([seen[0], seen[1][:, -1:]], dim=1)
-
-    text, h = generated(padded)
-    text_alone, h_alone = generated(tokens)
-    assert torch.equal(text[:, 6:], text_alone)
-    torch.testing.assert_close(h[:, 6:], h_alone, atol=1e-3, rtol=1e-3)
+    options = {"max_new_tokens": N_NEW, "do_sample": False, "stop_at_eos": False, "use_past_kv_cache": cache}
+    texts = lm.generate(padded, edit, **options)
+    assert torch.equal(texts[:, :width], padded)
+    for prompt, text in zip(alone, texts, strict=True):
+        assert torch.equal(text[width - prompt.shape[1] :], lm.generate(prompt, edit, **options)[0])
 
 
 def test_an_edit_of_nothing_generates_what_the_model_does(tiny_model: Any) -> None:
@@ -146,3 +151,79 @@ def test_an_encoder_that_reads_the_future_is_refused(tiny_model: Any) -> None:
     lm = hooked_lm(tiny_model, padding="circular")
     with pytest.raises(ConfigError, match="reads later positions, which do not exist yet"):
         lm.generate(prompts(tiny_model, 5), FeatureEdit((1,)))
+
+
+@pytest.fixture(scope="module")
+def tiny_gpt2(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Any:
+    """A model with absolute positions."""
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 4096, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
+    folder = tmp_path_factory.mktemp("gpt2")
+    GPT2LMHeadModel(GPT2Config(**sizes, initializer_range=0.2, bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_dir / name, folder)
+    return load_language_model(str(folder))
+
+
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+@pytest.mark.parametrize("end", ["lone BOS", "padding at the end", "no padding token"])
+@pytest.mark.parametrize("use_past_kv_cache", [True, False])
+@pytest.mark.parametrize("edited", [False, True])
+def test_every_token_of_a_prompt_is_read(
+    request: pytest.FixtureRequest, positions: str, end: str, use_past_kv_cache: bool, edited: bool
+) -> None:
+    """As one token after another by the whole model; TransformerLens would take the prompt's last token for padding."""
+    model = request.getfixturevalue({"rotary": "tiny_model", "absolute": "tiny_gpt2"}[positions])
+    lm = hooked_lm(model)
+    tokenizer = model.tokenizer
+    tokens = prompts(model, 1 if end == "lone BOS" else 6)
+    tokens[:, -1] = tokenizer.pad_token_id
+    edit = FeatureEdit(tuple(range(48)), multiplier=3.0)
+    expected = tokens
+    for _ in range(N_NEW):
+        h = lm.activations(expected)
+        masked = torch.zeros_like(expected, dtype=torch.bool)
+        masked[:, : tokens.shape[1]] = lm.masked(tokens)
+        logits = lm.logits_from(expected, lm.splice.edited(h, edit, masked) if edited and expected.shape[1] > 1 else h)
+        expected = torch.cat([expected, logits[:, -1:].argmax(dim=-1)], dim=1)
+    options = {"max_new_tokens": N_NEW, "do_sample": False, "use_past_kv_cache": use_past_kv_cache}
+    pad = tokenizer.pad_token
+    try:
+        if end == "no padding token":
+            tokenizer.pad_token = None
+        got = lm.generate(tokens, edit if edited else None, stop_at_eos=False, **options)
+    finally:
+        tokenizer.pad_token = pad
+    assert torch.equal(got, expected)
+    assert model.tokenizer is tokenizer
+
+
+def test_generation_ends_at_the_tokenizers_own_end(tiny_model: Any) -> None:
+    class EndsAt:
+        def __init__(self, token: int) -> None:
+            self.eos_token_id = token
+
+    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 5)[:1]
+    options = {"max_new_tokens": N_NEW, "do_sample": False}
+    written = lm.generate(tokens, stop_at_eos=False, **options)
+    tokenizer = tiny_model.tokenizer
+    try:
+        tiny_model.tokenizer = EndsAt(int(written[0, 7]))
+        ended = lm.generate(tokens, **options)
+    finally:
+        tiny_model.tokenizer = tokenizer
+    first = int((written[0, 5:] == written[0, 7]).nonzero()[0]) + 5
+    assert torch.equal(ended[0], written[0, : first + 1])
+
+
+def test_a_hook_that_generation_does_not_run_is_refused(tiny_model: Any) -> None:
+    lm = hooked_lm(tiny_model)
+    lm.sae.cfg.metadata.hook_name = "hook_embed"
+    with pytest.raises(ModelError, match="does not run hook_embed"):
+        lm.check_generates()
+
+
+def test_check_generates_lets_others_pass(tiny_model: Any) -> None:
+    hooked_lm(tiny_model).check_generates()
+    with pytest.raises(ConfigError, match="reads later positions"):
+        hooked_lm(tiny_model, padding="circular").check_generates()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -19,6 +20,7 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.generation import continue_tokens
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 REPEATED_N = 4
@@ -103,7 +105,7 @@ def continue_texts(
     prompts = prompts[~lm.cutter.special_positions(prompts)[:, 1:].any(dim=1)]
     if not len(prompts):
         raise DataError(f"{table.corpus}: every prompt has a separator or padding in it; give a smaller n_prompt_tokens")
-    options = {
+    options: dict[str, Any] = {
         "max_new_tokens": decoding.n_new_tokens,
         "do_sample": decoding.temperature > 0,
         "temperature": decoding.temperature or 1.0,
@@ -113,12 +115,7 @@ def continue_texts(
     with torch.random.fork_rng():  # TransformerLens samples from the global generator
         torch.manual_seed(decoding.seed)
         for batch in prompts.split(lm.batch_size):
-            if model is None:
-                tokens = lm.generate(batch, edit, **options)
-            else:
-                tokens = model.generate(
-                    batch.to(model.cfg.device), verbose=False, prepend_bos=False, return_type="tokens", **options
-                )
+            tokens = lm.generate(batch, edit, **options) if model is None else continue_tokens(model, batch, **options)
             written.append(tokens[:, decoding.n_prompt_tokens :].cpu())
     special = set(lm.cutter.special_token_ids.tolist())
     return Continuations(prompts, tuple(_until_special(row, special) for row in torch.cat(written).tolist()))
