@@ -17,9 +17,10 @@ from mtsae_lens.sae.registration import register
 from mtsae_lens.sae.separation import register_separation
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit, Splice
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.unlearning.gating import fit_gate
 from mtsae_lens.unlearning.measures.effects import measure_edits

@@ -12,6 +12,7 @@ import pytest
 import typer
 import yaml
 
+import mtsae_lens
 from mtsae_lens.cli import app
 from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.separation import SEPARATIONS
@@ -102,3 +103,8 @@ def test_the_reference_covers_the_documented_packages() -> None:
     for package in ("sae", "data", "splice", "evaluation"):
         modules = {f"mtsae_lens.{package}.{path.stem}" for path in (ROOT / "mtsae_lens" / package).glob("[!_]*.py")}
         assert modules <= named, modules - named
+
+
+def test_the_names_of_the_package_are_listed() -> None:
+    rows = re.findall(r"^\|[^|]+\| (`.*) \|$", (DOCS / "reference" / "package.md").read_text(), flags=re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", " ".join(rows))) == sorted(mtsae_lens.__all__)

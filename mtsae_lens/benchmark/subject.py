@@ -13,8 +13,8 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 from mtsae_lens.unlearning.task import Task
 

@@ -27,8 +27,8 @@ from mtsae_lens.reporting.features import feature_cards
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.config import ARCHITECTURE
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.log import read_log
 
 BASELINE = "topk"

@@ -16,8 +16,8 @@ from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 
 def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:

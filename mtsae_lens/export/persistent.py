@@ -23,7 +23,8 @@ from transformers.pytorch_utils import Conv1D
 
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, check_features, orthonormal_rows
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, check_features, orthonormal_rows
+from mtsae_lens.splice.splicing import Splice
 
 
 def as_projection(edit: Edit, splice: Splice) -> DirectionEdit:

@@ -12,8 +12,9 @@ from sae_lens import SAE
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import write_json
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.splicing import Splice
 
 FORMAT = "mtsae-edit-2"
 

@@ -17,7 +17,8 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.edits import Edit, Splice
+from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.splicing import Splice
 
 
 class StreamingEdit:

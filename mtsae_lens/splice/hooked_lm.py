@@ -21,8 +21,9 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
-from mtsae_lens.splice.edits import Edit, FeatureEdit, Splice
+from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
+from mtsae_lens.splice.splicing import Splice
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 

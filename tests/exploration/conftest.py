@@ -17,8 +17,8 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -20,8 +20,8 @@ from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.windows import WindowGatherer
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 
 def check_sums(survey: Survey) -> None:

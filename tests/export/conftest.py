@@ -19,8 +19,8 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.assets import embedded_model_dir
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 D_SAE = 48
 KINDS: dict[str, Any] = {

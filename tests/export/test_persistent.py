@@ -14,9 +14,10 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.base_models import open_base
 from mtsae_lens.export.persistent import as_projection, project_weights
-from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
+from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import FeatureActiveGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 ATOL = 1e-4
 BASIS = orthonormal_rows(torch.randn(3, 32, generator=torch.Generator().manual_seed(2)))

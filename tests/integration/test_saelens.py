@@ -32,9 +32,10 @@ from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity, future_leak
-from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 CONTEXT, D_MODEL, D_SAE, D_VOCAB = 16, 16, 48, 50
 RESIDUAL, HOOK_Z = "blocks.1.hook_resid_pre", "blocks.0.attn.hook_z"

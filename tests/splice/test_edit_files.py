@@ -12,9 +12,10 @@ import torch
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures.effects import edited_logits
 
 

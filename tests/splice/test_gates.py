@@ -10,9 +10,10 @@ from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit, Splice
+from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
+from mtsae_lens.splice.splicing import Splice
 
 FEATURES = torch.tensor([0, 3, 5])
 GATES: dict[str, Gate] = {

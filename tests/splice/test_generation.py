@@ -16,10 +16,11 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, ModelError
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Splice, orthonormal_rows
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 HOOK = "blocks.0.hook_resid_post"
 N_NEW = 12

@@ -10,8 +10,8 @@ import torch
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.splice.edit_files import load_edit
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 
 
 @pytest.mark.parametrize("method", ["masked", "activations", "sae_input", "feature_acts", "generate"])

@@ -18,8 +18,9 @@ from torch import Tensor
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.attribution import token_nll
-from mtsae_lens.splice.edits import Edit, FeatureEdit, open_positions
+from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import open_positions
 
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
 """A model, whatever was done to it."""

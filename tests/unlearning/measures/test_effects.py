@@ -14,9 +14,10 @@ from sae_lens.saes.sae import SAEMetadata
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures import effects as measures
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
 

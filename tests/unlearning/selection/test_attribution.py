@@ -16,8 +16,9 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.attribution import attribution, loss_change
-from mtsae_lens.splice.edits import FeatureEdit, Splice
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.selection.attribution import single_feature_effects
 

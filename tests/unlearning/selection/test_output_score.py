@@ -13,8 +13,8 @@ from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio
 from mtsae_lens.unlearning.selection.output_score import OutputScore, lens_tokens, output_scores

@@ -15,8 +15,8 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.contributions import scale_contributions
-from mtsae_lens.splice.edits import Splice
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import Frequency
 from mtsae_lens.unlearning.selection.scale_scores import FromScales, driven_by
