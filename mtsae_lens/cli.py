@@ -56,7 +56,7 @@ def train(
     device: Device = None,
 ) -> None:
     """Train an SAE."""
-    from mtsae_lens.commands.settings import parse_assignments  # noqa: PLC0415 - torch is slow to import; --help is not
+    from mtsae_lens.commands.settings import parse_assignments  # noqa: PLC0415 - a verb imports what it needs
     from mtsae_lens.commands.train import TrainSettings, run_train  # noqa: PLC0415
 
     typed = {
