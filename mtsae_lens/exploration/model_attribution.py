@@ -35,9 +35,8 @@ def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watc
     """
     n_positions = peaks.tokens.shape[1]
     found = torch.full((len(peaks), before + 1 + after), torch.nan)
-    order = peaks.position.argsort(
-        stable=True, descending=True
-    )  # a batch ends with its last peak; memory of the longest serves all
+    # A batch ends with its last peak, and the memory of the longest serves the others.
+    order = peaks.position.argsort(stable=True, descending=True)
     for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
         chosen = peaks.rows(rows)
         end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
