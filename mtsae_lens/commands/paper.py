@@ -9,7 +9,9 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from mtsae_lens.commands.paper_parts import initialisation_part, reproduction_part, switches_part
+from mtsae_lens.commands.paper_initialisation import initialisation_part
+from mtsae_lens.commands.paper_reproduction import reproduction_part
+from mtsae_lens.commands.paper_switches import switches_part
 from mtsae_lens.commands.parts import Part
 from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings

@@ -14,6 +14,21 @@ from torch import Tensor
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
 
+METRIC_TITLES = {
+    "l2_loss": "L2 loss",
+    "explained_variance": "explained variance",
+    "l0": "L0",
+    "l1": "L1",
+    "kl_div_score": "kl_div_score",
+    "ce_loss_score": "ce_loss_score",
+    "relative_reconstruction_bias": "relative reconstruction bias",
+    "dead_features": "dead features",
+    "future_leak": "future leak",
+    "scale_cosine": "cosine of scales, after",
+    "scale_cosine_untrained": "cosine of scales, before",
+}
+"""What tables and figures call the metrics."""
+
 _CONTEXTS_AT_ONCE = 32
 
 

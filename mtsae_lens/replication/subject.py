@@ -54,6 +54,11 @@ class Subject:
         """Arguments of `load`."""
         return self.model_name, self.hook_name, self.dataset, self.context_size, self.device
 
+    @property
+    def record(self) -> dict[str, str]:
+        """What all results depend on."""
+        return {"model": self.model_name, "hook_name": self.hook_name, "dataset": self.dataset}
+
     @cached_property
     def d_in(self) -> int:
         """Width of the activations."""

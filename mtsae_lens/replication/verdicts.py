@@ -40,6 +40,12 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(mean, math.sqrt(variance), min(known), max(known), len(known))
 
 
+def shown(values: Sequence[float | None]) -> str:
+    """Their spread, or that there is none."""
+    found = spread(values)
+    return str(found) if found else "not defined"
+
+
 def difference(values: Sequence[float | None], base: Sequence[float | None]) -> str:
     """Against a base, paired by seed: mean difference, range, and whether the seeds agree on its sign."""
     pairs = [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
@@ -58,6 +64,5 @@ def difference(values: Sequence[float | None], base: Sequence[float | None]) -> 
 
 def verdict(metric: str, base_label: str, base: Sequence[float | None], others: Mapping[str, Sequence[float | None]]) -> str:
     """One sentence: the base's value, and how every other arm differs from it."""
-    own = spread(base)
     differences = "; ".join(f"{label} {difference(values, base)}" for label, values in others.items())
-    return f"{metric[0].upper()}{metric[1:]}, {base_label}: {own if own else 'not defined'}. Against it: {differences}."
+    return f"{metric[0].upper()}{metric[1:]}, {base_label}: {shown(base)}. Against it: {differences}."
