@@ -11,16 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtsae_lens.data.documents import (
-    DOCUMENT_CHARS,
     N_BIOGRAPHIES_EACH,
     SPLITS,
     check_source,
-    cut_into_documents,
     embedded_domains,
     read_documents,
     shuffle_stream,
 )
 from mtsae_lens.data.people import make_people
+from mtsae_lens.data.text_files import DOCUMENT_CHARS
 from mtsae_lens.errors import DataError
 
 TEXTS = [f"Document {number} speaks of {number * 7}." for number in range(40)]
@@ -47,11 +46,6 @@ def test_txt_is_cut_at_lines_without_losing_words(text_file: Path) -> None:
     documents = list(read_documents(str(text_file)))
     assert " ".join(d.text for d in documents).split() == text_file.read_text().split()
     assert all(DOCUMENT_CHARS / 2 < len(d.text) < 2 * DOCUMENT_CHARS for d in documents[:-1])
-
-
-def test_cut_into_documents_keeps_blank_lines_inside() -> None:
-    assert list(cut_into_documents("a\n\nb\n")) == ["a\n\nb"]
-    assert list(cut_into_documents("\n \n\n")) == []
 
 
 def test_folder_is_all_its_files_in_order_of_name(tmp_path: Path) -> None:
