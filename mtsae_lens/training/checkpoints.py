@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
+from sae_lens.saes.sae import TrainingSAE
+from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.files import whole_folder, write_json
 
-if TYPE_CHECKING:
-    from mtsae_lens.training.trainer import SequenceSAETrainer
+Trainer: TypeAlias = SAETrainer[TrainingSAE[Any], Any]
 
 _STATE_TENSORS = "trainer_state.safetensors"
 _STATE_JSON = "trainer_state.json"
 _KEPT = 2  # the newest ones; an older one is of use only if these are damaged
 
 
-def save_checkpoint(trainer: SequenceSAETrainer, folder: Path) -> Path:
-    """Write everything that the rest of the run depends on; the data stream depends on the step alone and needs nothing."""
+def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, Any]) -> Path:
+    """Write everything that the rest of the run depends on; the data stream depends on the step alone and needs nothing.
+
+    Args:
+        trainer: between two steps.
+        folder: of all checkpoints of the run.
+        fingerprint: settings that must be the same when the run goes on.
+    """
     path = folder / f"step_{trainer.n_training_steps:09d}"
     optimizer = trainer.optimizer.state_dict()
     tensors = {
@@ -40,7 +48,7 @@ def save_checkpoint(trainer: SequenceSAETrainer, folder: Path) -> Path:
         "param_groups": optimizer["param_groups"],
         "lr_scheduler": _plain(trainer.lr_scheduler.state_dict()),
         "coefficient_schedulers": {name: s.state_dict() for name, s in trainer.coefficient_schedulers.items()},
-        "fingerprint": trainer.fingerprint,
+        "fingerprint": dict(fingerprint),
     }
     with whole_folder(path) as partial:
         trainer.sae.save_model(partial)
@@ -66,7 +74,7 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return max(folder.glob("step_*"), default=None)
 
 
-def load_checkpoint(trainer: SequenceSAETrainer, path: Path) -> None:
+def load_checkpoint(trainer: Trainer, path: Path, fingerprint: Mapping[str, Any]) -> None:
     """Bring a freshly built trainer to the state it was saved in.
 
     Raises:
@@ -77,7 +85,7 @@ def load_checkpoint(trainer: SequenceSAETrainer, path: Path) -> None:
         numbers = json.loads((path / _STATE_JSON).read_text())
         differences = [
             f"{key}: {numbers['fingerprint'].get(key)!r} then, {value!r} now"
-            for key, value in trainer.fingerprint.items()
+            for key, value in fingerprint.items()
             if numbers["fingerprint"].get(key) != value
         ]
         if differences:

@@ -162,7 +162,7 @@ class SequenceSAETrainingRunner:
         if resume and checkpoint is None and trainer.checkpoints_dir is not None:
             checkpoint = latest_checkpoint(trainer.checkpoints_dir)
         if checkpoint is not None:
-            load_checkpoint(trainer, checkpoint)
+            load_checkpoint(trainer, checkpoint, trainer.fingerprint)
         out = self.options.run_dir
         with wandb_run(self.cfg, out, resume=checkpoint is not None):
             sae = trainer.fit()

@@ -128,7 +128,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
                 due = self.n_training_steps % self.options.checkpoint_every_n_steps == 0 or self.n_training_steps == total_steps
                 if self.checkpoints_dir and (stop or due):
                     self._check_finite()
-                    save_checkpoint(self, self.checkpoints_dir)
+                    save_checkpoint(self, self.checkpoints_dir, self.fingerprint)
                 if stop.signal_number is not None:
                     saved = f"saved at step {self.n_training_steps} of {total_steps}; --resume continues"
                     raise TrainingInterrupted(stop.signal_number, saved if self.checkpoints_dir else "not saved: no run_dir")
