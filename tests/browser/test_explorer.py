@@ -131,6 +131,24 @@ def test_keyboard_from_list_to_feature_and_back(visit: Visit, index: Path) -> No
     expect(page.locator("dialog")).not_to_be_visible()
 
 
+def test_what_is_typed_stays_where_the_address_is_behind(visit: Visit, index: Path) -> None:
+    """The list is drawn again, as when rows come in, between a letter and the address's event."""
+    page = visit(index)
+    expect(page.locator(".tabulator-row").first).to_be_visible()
+    kept = page.evaluate(
+        """async () => {
+            const search = document.getElementById("search");
+            search.focus();
+            search.value = "que";
+            search.dispatchEvent(new Event("input", { bubbles: true }));
+            MT.table.grid.setFilter(() => false);
+            for (let turn = 0; turn < 5; turn += 1) await null;
+            return [search.value, document.querySelector(".count b").textContent];
+        }"""
+    )
+    assert kept == ["que", "0"]
+
+
 def test_row_opens_and_previous_and_next_lead_on(visit: Visit, index: Path) -> None:
     page = visit(index)
     page.locator(".tabulator-row").nth(4).click()

@@ -101,10 +101,9 @@
     }
   }
 
-  function Field({ name, label, query, title, wide = false }) {
-    const change = (event) => route.amend({ [name]: event.target.value });
-    return html`<label class=${wide ? "wide" : ""} title=${title}><span>${label}</span>
-      <input type="text" inputmode="decimal" autocomplete="off" value=${query[name] || ""} onInput=${change} /></label>`;
+  function Bound({ name, label, query, title }) {
+    return html`<label title=${title}><span>${label}</span>
+      <${MT.Field} type="text" inputmode="decimal" value=${query[name] || ""} onValue=${({ value }) => route.amend({ [name]: value })} /></label>`;
   }
 
   function Choice({ name, label, query, options }) {
@@ -120,13 +119,13 @@
     const total = data.features().length;
     return html`<form class="filters" role="search" onSubmit=${(event) => event.preventDefault()}>
       <label class="search"><span class="sr">Search tokens, promoted tokens or a feature's number</span>
-        <input id="search" type="search" placeholder="Search tokens or a feature number" autocomplete="off" spellcheck="false"
-          value=${query.q || ""} onInput=${(event) => route.amend({ q: event.target.value })} /><kbd aria-hidden="true">/</kbd></label>
+        <${MT.Field} id="search" type="search" placeholder="Search tokens or a feature number" spellcheck="false"
+          value=${query.q || ""} onValue=${({ value }) => route.amend({ q: value })} /><kbd aria-hidden="true">/</kbd></label>
       ${dilations.length > 0 && html`<${Choice} name="dilation" label="Time scale" query=${query} options=${[["", "any"], ...dilations]} />`}
       <${Choice} name="dead" label="Dead" query=${query} options=${dead} />
-      <${Field} name="dmin" label="Density from, %" query=${query} title=${meanings.density} />
-      <${Field} name="dmax" label="to, %" query=${query} title=${meanings.density} />
-      ${explore.corpora.length > 1 && html`<${Field} name="smin" label="Selectivity from" query=${query} title=${meanings.selectivity} />`}
+      <${Bound} name="dmin" label="Density from, %" query=${query} title=${meanings.density} />
+      <${Bound} name="dmax" label="to, %" query=${query} title=${meanings.density} />
+      ${explore.corpora.length > 1 && html`<${Bound} name="smin" label="Selectivity from" query=${query} title=${meanings.selectivity} />`}
       <output class="count" aria-live="polite"><b>${format.count(shown)}</b> of ${format.count(total)} features</output>
     </form>`;
   }

@@ -37,6 +37,11 @@
       </ol>`;
   }
 
+  function highlight(field) {
+    field.value = field.value.replace(/\D/g, "");
+    route.amend({ feature: field.value });
+  }
+
   function Controls({ query }) {
     const loss = query.color === "loss";
     const modes = [["a feature", false, null], ["loss per token", true, "loss"]];
@@ -44,8 +49,7 @@
       <div role="radiogroup" aria-label="What the colour shows" class="switch">
         ${modes.map(([text, on, color]) => html`<button role="radio" aria-checked=${loss === on} onClick=${() => route.amend({ color })}>${text}</button>`)}
       </div>
-      ${!loss && html`<label class="inline">Feature <input type="text" inputmode="numeric" size="6" autocomplete="off" value=${query.feature || ""}
-        onInput=${(event) => route.amend({ feature: event.target.value.replace(/\D/g, "") })} /></label>`}
+      ${!loss && html`<label class="inline">Feature <${MT.Field} type="text" inputmode="numeric" size="6" value=${query.feature || ""} onValue=${highlight} /></label>`}
       ${loss && html`<span class="key"><span class="tok loss" style="--strength: 0.05">0</span><span class="tok loss" style="--strength: 0.5">${STRONG_LOSS / 2}</span><span class="tok loss" style="--strength: 1">${STRONG_LOSS} nats or more</span></span>`}
     </div>`;
   }

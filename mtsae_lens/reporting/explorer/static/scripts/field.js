@@ -1,0 +1,15 @@
+// A field whose value is part of the address, which is behind while someone types: then the field is right, and is left alone.
+(function () {
+  "use strict";
+  const { html, useLayoutEffect, useRef } = htmPreact;
+
+  function Field({ value, onValue, ...attributes }) {
+    const field = useRef(null);
+    useLayoutEffect(() => {
+      if (document.activeElement !== field.current) field.current.value = value;
+    });
+    return html`<input ref=${field} autocomplete="off" onInput=${(event) => onValue(event.target)} ...${attributes} />`;
+  }
+
+  MT.Field = Field;
+})();
