@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from facts_folder import HOSTILE, WORDS, write_facts
@@ -147,6 +148,32 @@ def test_what_is_typed_stays_where_the_address_is_behind(visit: Visit, index: Pa
         }"""
     )
     assert kept == ["que", "0"]
+
+
+def test_a_row_that_opens_takes_the_keys_from_the_search(visit: Visit, index: Path) -> None:
+    """At once: a hidden field keeps the focus until the next frame, and would swallow a key."""
+    page = visit(index)
+    expect(page.locator(".tabulator-row").first).to_be_visible()
+    focused = page.evaluate(
+        """() => {
+            const search = document.getElementById("search");
+            search.focus();
+            search.dispatchEvent(new KeyboardEvent("keydown", { key: "Enter", bubbles: true, cancelable: true }));
+            return [location.hash, document.activeElement.id];
+        }"""
+    )
+    assert focused == ["#/feature/0", ""]
+
+
+def test_columns_that_nothing_fills_are_left_out(visit: Visit, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path, d_sae=20)
+    features = pq.read_table(facts / "features.parquet")
+    place = features.schema.get_field_index("selectivity")
+    nothing = pa.nulls(len(features), features.schema.field(place).type)
+    pq.write_table(features.set_column(place, features.schema.field(place), nothing), facts / "features.parquet")
+    page = visit(write_explorer(facts))
+    expect(page.locator(".tabulator-col[tabulator-field=ablation_next_nll]")).to_have_count(1)
+    expect(page.locator(".tabulator-col[tabulator-field=selectivity]")).to_have_count(0)
 
 
 def test_row_opens_and_previous_and_next_lead_on(visit: Visit, index: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -54,3 +55,26 @@ def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
     sae.cfg.metadata.hook_name = "blocks.77.hook_resid_post"
     with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', which .* does not have\. Did you mean 'blocks\."):
         HookedLM(lm.model, Splice(sae), lm.cutter)
+
+
+@pytest.mark.parametrize(
+    ("bos", "prompt", "padding"),
+    [
+        (True, [0, 7, 8, 9], [0, 0, 0, 0]),
+        (True, [0, 0, 0, 9], [1, 1, 0, 0]),
+        (True, [0, 7, 0, 0], [0, 0, 0, 0]),
+        (True, [0, 0, 0, 0], [1, 1, 1, 0]),
+        (False, [0, 0, 8, 9], [1, 1, 0, 0]),
+        (False, [7, 0, 8, 0], [0, 0, 0, 0]),
+        (False, [0, 0, 0, 0], [0, 0, 0, 0]),
+    ],
+    ids=["BOS alone", "padding and BOS", "padding at the end", "only BOS is left", "no BOS", "inner", "nothing else"],
+)
+def test_left_padding(lm: HookedLM, bos: bool, prompt: list[int], padding: list[int]) -> None:
+    """Of a tokenizer whose padding token, 0, is also its BOS; the first token after padding begins the context."""
+    assert lm.cutter.tokenizer.pad_token_id == lm.cutter.tokenizer.bos_token_id == 0
+    lm = replace(lm, cutter=replace(lm.cutter, prepend_bos=bos))
+    found = lm.left_padding(torch.tensor([prompt]))
+    assert found.int().tolist() == [padding]
+    first = sum(padding)
+    assert lm.masked(torch.tensor([prompt]))[0, : first + 1].all()
