@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from eventually import eventually
 from facts_folder import write_facts
 from playwright.sync_api import Dialog, Page, expect
 
@@ -26,8 +27,9 @@ def test_a_copied_link_leads_back(visit: Visit, index: Path) -> None:
     page = visit(index, "#/feature/3?example=s2", permissions=["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy link").click()
     expect(page.get_by_role("status")).to_have_text("Copied")
-    link = page.evaluate("navigator.clipboard.readText()")
-    assert link == page.url == index.as_uri() + "#/feature/3?example=s2"
+    link = index.as_uri() + "#/feature/3?example=s2"
+    expect(page).to_have_url(link)
+    assert page.evaluate("navigator.clipboard.readText()") == link
     again = visit(index, link.removeprefix(index.as_uri()))
     expect(again.locator("#example-s2 .account")).to_be_visible()
     expect(page.get_by_role("status")).to_have_text("")
@@ -45,8 +47,7 @@ def test_without_a_clipboard_the_link_is_shown(visit: Visit, index: Path, clipbo
     page.on("dialog", read)
     page.evaluate(f"Object.defineProperty(navigator, 'clipboard', {{ value: {clipboard} }})")
     page.get_by_role("button", name="Copy link").click()
-    page.wait_for_timeout(100)
-    assert shown == [page.url]
+    eventually(page, lambda: shown, [index.as_uri() + "#/feature/4"])
     expect(page.get_by_role("status")).to_have_text("")
 
 
@@ -54,13 +55,12 @@ def test_what_is_shown_of_a_feature_is_kept_from_one_to_the_next(visit: Visit, i
     page = visit(index, "#/feature/3?why=model&lines=1&example=2")
     page.get_by_label("Next feature").click()
     expect(page.locator("h1")).to_contain_text("Feature 4")
-    by_button = page.url
+    expect(page).to_have_url(by_button := index.as_uri() + "#/feature/4?why=model&lines=1")
     page.keyboard.press("k")
     expect(page.locator("h1")).to_contain_text("Feature 3")
     page.keyboard.press("j")
     expect(page.locator("h1")).to_contain_text("Feature 4")
-    assert page.url == by_button
-    assert by_button.endswith("#/feature/4?why=model&lines=1")
+    expect(page).to_have_url(by_button)
 
 
 @pytest.mark.parametrize("token", ["abc", "-1", "999", "1.5", ""])

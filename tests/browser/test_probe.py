@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from eventually import eventually
 from playwright.sync_api import Page, expect
 
 from mtsae_lens.exploration.live import explain
@@ -64,19 +65,18 @@ def test_typing_shows_tokens_and_a_click_says_why(page: Page, box: FeatureProbe,
     page.get_by_label("text", exact=True).fill(TEXT)
     tokens = page.locator(".mtsae-token")
     expect(tokens).to_have_count(len(read.tokens))
-    assert tokens.all_text_contents() == list(read.tokens)
-    strengths = [float(token.evaluate("e => e.style.getPropertyValue('--strength')").rstrip("%")) for token in tokens.all()]
+    eventually(page, tokens.all_text_contents, list(read.tokens))
+    strengths = "tokens => tokens.map((token) => parseFloat(token.style.getPropertyValue('--strength')))"
     acts = read.feature_acts.amax(dim=1)
-    assert strengths == pytest.approx((80 * acts / acts.max()).tolist(), abs=0.01)
+    eventually(page, lambda: tokens.evaluate_all(strengths), pytest.approx((80 * acts / acts.max()).tolist(), abs=0.01))
     tokens.nth(3).click()
     expect(tokens.nth(3)).to_have_class("mtsae-token mtsae-clicked")
     feature, value = read.strongest(3)[0]
     expect(page.locator(".mtsae-chip").first).to_have_text(f"{feature} {value:.2f}")
     expect(page.locator(".mtsae-drivers > div").first).to_contain_text(f"feature {feature}: pre-activation {value:.2f}")
     found = read.contributions(feature, 3)
-    assert page.locator(".mtsae-bars").first.locator(".mtsae-bar span:last-child").all_inner_texts() == [
-        f"{part:+.2f}" for part in found.scales.values()
-    ]
+    parts = page.locator(".mtsae-bars").first.locator(".mtsae-bar span:last-child")
+    expect(parts).to_have_text([f"{part:+.2f}" for part in found.scales.values()])
 
 
 def test_a_chip_chooses_its_feature_and_the_number_another(page: Page, box: FeatureProbe, lm: Any) -> None:
@@ -87,14 +87,14 @@ def test_a_chip_chooses_its_feature_and_the_number_another(page: Page, box: Feat
     chip.click()
     number = page.get_by_label("feature, -1")
     expect(number).to_have_value(str(chosen))
-    assert box.feature == chosen
+    eventually(page, lambda: box.feature, chosen)
     number.fill("99")
     number.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("between 0 and 31")
     number.fill("")
     number.press("Enter")
     expect(page.locator(".mtsae-error")).to_have_text("")
-    assert box.feature == -1
+    eventually(page, lambda: box.feature, -1)
     number.fill("5.7")
     number.press("Enter")
     expect(number).to_have_value("5")
@@ -104,7 +104,7 @@ def test_a_text_is_text_and_one_too_long_says_so(page: Page, box: FeatureProbe) 
     hostile = "<img src=x onerror=window.hacked=1>"
     page.get_by_label("text", exact=True).fill(hostile)
     expect(page.locator(".mtsae-token").first).to_be_visible()
-    assert "".join(page.locator(".mtsae-token").all_text_contents()).endswith(hostile)
+    eventually(page, lambda: "".join(page.locator(".mtsae-token").all_text_contents())[-len(hostile) :], hostile)
     assert page.evaluate("window.hacked") is None
     page.get_by_label("text", exact=True).fill(TEXT * 9)
     expect(page.get_by_role("alert")).to_contain_text("give a shorter one")

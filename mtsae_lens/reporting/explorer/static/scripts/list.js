@@ -69,6 +69,12 @@
       return known ? wanted : { field: "feature", dir: "asc" };
     }
 
+    // As the address is now: a key may come before the page has followed it, and a drawing may be late.
+    follow() {
+      const { view, query } = route.now();
+      if (view === "list") this.show(query);
+    }
+
     show(query) {
       const asked = JSON.stringify(query);
       if (asked === this.shown) return;
@@ -81,9 +87,8 @@
       this.grid.deselectRow();
     }
 
-    // Keys may come before the page has followed the address.
     move(step) {
-      this.show(route.now().query);
+      this.follow();
       const rows = this.grid.getRows("active");
       if (!rows.length) return;
       this.at = Math.max(0, Math.min(rows.length - 1, this.at + step));
@@ -93,7 +98,7 @@
     }
 
     open() {
-      this.show(route.now().query);
+      this.follow();
       const row = this.grid.getRows("active")[Math.max(0, this.at)];
       if (!row) return;
       document.activeElement.blur(); // a search that is no longer seen would swallow the next key
@@ -144,7 +149,7 @@
         };
         table.current = MT.table = new Table(place.current, explore, { sorted, counted: setShown });
       }
-      table.current.ready.then(() => table.current.show(query));
+      table.current.ready.then(() => table.current.follow());
     }, [hidden, JSON.stringify(query)]);
     return html`<section class="list" hidden=${hidden} aria-label="Features">
       <${Filters} explore=${explore} query=${query} shown=${shown} />
