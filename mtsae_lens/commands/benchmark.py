@@ -21,6 +21,7 @@ from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, ModelError, nearest
@@ -153,9 +154,10 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     scale = settings.scale()
     shared = {"model", "hook_name", "dataset", "saes"}
     shared |= {name for name in ("context_size", "prepend_bos") if getattr(settings, name) != _default(name)}
+    trained_on = model_stamps(settings.model) | text_stamps(settings.dataset)
     trained = run_trials(
         settings.out / "training",
-        {"scale": asdict(scale)} | settings.model_dump(mode="json", include=shared),
+        {"scale": asdict(scale)} | settings.model_dump(mode="json", include=shared) | trained_on,
         {f"{a}/{seed}": partial(_train, settings.training(a, seed)) for seed in settings.seeds() for a in settings.saes},
         "training SAEs",
         n_workers=settings.n_workers,
@@ -166,7 +168,10 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         | settings.model_dump(
             mode="json",
             include={"reference", "forget", "near", "retain", *shared} | ({"neutral"} if settings.neutral else set()),
-        ),
+        )
+        | trained_on
+        | model_stamps(settings.reference)
+        | text_stamps(*(corpus.source for task in tasks.values() for corpus in task.corpora)),
         _cells(settings, tasks, scale),
         "unlearning",
         n_workers=settings.n_workers,

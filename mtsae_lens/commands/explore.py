@@ -10,6 +10,7 @@ from pydantic import Field
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
@@ -57,6 +58,7 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     """
     prepare_output_dir(settings.out)
     lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    model = settings.model or lm.sae.cfg.metadata.model_name
     sources = settings.dataset or (lm.sae.cfg.metadata.dataset_path or "embedded",)
     for source in sources:
         check_source(source)
@@ -67,7 +69,10 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         Corpora(tuple(sources), settings.split, lm.cutter, settings.n_tokens, settings.seed),
         settings.out,
         settings.plan,
-        settings=depends_on | {"dataset": list(sources), "sae_sha256": weights_digest(lm.sae)},
+        settings=depends_on
+        | {"dataset": list(sources), "sae_sha256": weights_digest(lm.sae)}
+        | text_stamps(*sources)
+        | model_stamps(model),
         about=lambda seconds: {"sae": settings.sae.resolve().name, "provenance": provenance(settings.seed, seconds, recorded)},
     )
     return facts, write_explorer(settings.out)

@@ -52,7 +52,7 @@ def embedded_domains() -> tuple[str, ...]:
 
 def check_source(source: str) -> None:
     """Raise `DataError`, before any work is done, where a source can be none of the kinds."""
-    for part in _parts(source):
+    for part in source_parts(source):
         next(_read(part), None)
 
 
@@ -91,13 +91,13 @@ def read_documents(source: str | Path, split: Split | None = None) -> Iterator[D
 def _read(source: str) -> Iterator[Document]:
     if source == EMBEDDED:
         return _read_embedded(None)
-    if source.strip() and _exists(source):
+    if source.strip() and is_local(source):
         return _in_order(source, read_texts(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
     if source == BIOGRAPHIES:
         return _read_biographies()
-    if len(joined := _parts(source)) > 1:
+    if len(joined := source_parts(source)) > 1:
         return chain.from_iterable(map(_read, joined))
     parts = Path(source).parts
     if len(parts) > 1 and parts[0] not in (".", "..", "/") and Path(parts[0]).is_dir():
@@ -113,13 +113,14 @@ def _read(source: str) -> Iterator[Document]:
     )
 
 
-def _parts(source: str) -> list[str]:
-    """The sources that are joined by `+`; a file may have a `+` in its name."""
+def source_parts(source: str) -> list[str]:
+    """The sources that are joined by `+` in one; a file may have a `+` in its name."""
     parts = source.split("+")
-    return [source] if _exists(source) or not all(parts) else parts
+    return [source] if is_local(source) or not all(parts) else parts
 
 
-def _exists(source: str) -> bool:
+def is_local(source: str) -> bool:
+    """Whether a source is a file or folder here."""
     try:
         return Path(source).exists()
     except OSError:  # a name too long for a file, or with a zero byte

@@ -28,8 +28,7 @@ def read_texts(path: Path) -> Iterator[str]:
         DataError: what cannot be read, by file and line.
     """
     if path.is_dir():
-        # a folder may be called texts.txt, and its files would be read twice, in two splits
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        files = files_in(path)
         if not files:
             raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
         for file in files:
@@ -49,6 +48,14 @@ def read_texts(path: Path) -> Iterator[str]:
             )
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def files_in(path: Path) -> list[Path]:
+    """The file itself, or the files of a folder that are read, in order."""
+    if not path.is_dir():
+        return [path]
+    # a folder may be called texts.txt, and its files would be read twice, in two splits
+    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def cut_into_documents(text: str) -> Iterator[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, read_tokens
 from mtsae_lens.data.documents import read_documents
+from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError
 
@@ -57,7 +58,8 @@ class Subject:
     @property
     def record(self) -> dict[str, str]:
         """What all results depend on."""
-        return {"model": self.model_name, "hook_name": self.hook_name, "dataset": self.dataset}
+        named = {"model": self.model_name, "hook_name": self.hook_name, "dataset": self.dataset}
+        return named | model_stamps(self.model_name) | text_stamps(self.dataset)
 
     @cached_property
     def d_in(self) -> int:

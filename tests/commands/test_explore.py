@@ -45,7 +45,17 @@ def test_explore(explore: Any, tmp_path: Path, text_file: Path, sea_file: Path, 
     assert again.code == 0
     refused = explore("--dataset", text_file, "--split", "train")
     assert refused.code == 2
-    assert "holds results made with other settings (dataset)" in refused.error
+    assert f"holds results made with other settings (contents of {sea_file}, dataset)" in refused.error
+
+
+def test_facts_of_a_text_that_changed_are_refused(explore: Any, text_file: Path, tmp_path: Path) -> None:
+    text = Path(shutil.copy(text_file, tmp_path / "text.txt"))
+    assert explore("--dataset", text).code == 0
+    assert explore("--dataset", text).code == 0
+    text.write_text(text.read_text() + "And more.\n")
+    refused = explore("--dataset", text)
+    assert refused.code == 2
+    assert f"holds results made with other settings (contents of {text})" in refused.error
 
 
 def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, text_file: Path) -> None:

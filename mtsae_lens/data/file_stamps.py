@@ -1,0 +1,39 @@
+"""The local files that a text or a model is read from, as they are now: what is kept between runs must not pass for that of others.
+
+A stamp is a digest of the name, size and time of every file that is read. As `make` and `rsync` do, it trusts sizes and times: to read a
+corpus or a model only to know that it is the same would cost as much as to use it. What is not local (embedded, generated, on the hub) has
+no stamp.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from mtsae_lens.assets import EMBEDDED_MODELS
+from mtsae_lens.data.bridges import BRIDGE_PREFIX
+from mtsae_lens.data.documents import EMBEDDED, is_local, source_parts
+from mtsae_lens.data.text_files import files_in
+
+
+def text_stamps(*sources: str) -> dict[str, str]:
+    """Stamps of sources of text (`mtsae_lens.data.documents`), by `contents of SOURCE`."""
+    parts = dict.fromkeys(part for source in sources for part in source_parts(source))
+    local = [part for part in parts if part != EMBEDDED and is_local(part)]
+    return {f"contents of {part}": _stamp(files_in(Path(part))) for part in local}
+
+
+def model_stamps(*names: str | None) -> dict[str, str]:
+    """Stamps of language models (`mtsae_lens.data.language_models`), by `contents of FOLDER`; None, for no model, is passed over."""
+    folders = dict.fromkeys(name.removeprefix(BRIDGE_PREFIX) for name in names if name)
+    local = [folder for folder in folders if folder not in EMBEDDED_MODELS and Path(folder).is_dir()]
+    return {f"contents of {folder}": _stamp(file for file in Path(folder).iterdir() if file.is_file()) for folder in local}
+
+
+def _stamp(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(files):
+        about = file.stat()
+        digest.update(f"{file.name} {about.st_size} {about.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
