@@ -3,6 +3,8 @@
 What a notebook needs stands here by its own name; the modules hold the rest.
 """
 
+from importlib.metadata import version
+
 from mtsae_lens.commands.loading import load_sae, open_sae
 from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
@@ -28,6 +30,8 @@ from mtsae_lens.unlearning.selection.scores import register_score
 from mtsae_lens.unlearning.task import Corpus, Task
 
 register()
+
+__version__ = version("mtsae-lens")
 
 __all__ = [
     "MTSAE",

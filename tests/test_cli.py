@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ import pytest
 from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file, save_file
 
+import mtsae_lens
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.commands.paper import PaperSettings
 from mtsae_lens.commands.train import TrainSettings
@@ -609,10 +611,16 @@ def test_disk_full_while_training(train: Callable[..., Any], tmp_path: Path, siz
 
 def test_an_error_of_ours_is_not_swallowed(mtsae: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no mistake of the user's stays a traceback."""
-    monkeypatch.setattr("mtsae_lens.commands.evaluate.run_evaluate", lambda settings: 1 / 0)
+    monkeypatch.setattr("mtsae_lens.cli.saes.run_evaluate", lambda settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mtsae("evaluate", "x")
-    monkeypatch.setattr(
-        "mtsae_lens.commands.evaluate.run_evaluate", lambda settings: (_ for _ in ()).throw(ConfigError("mine"))
-    )
+    monkeypatch.setattr("mtsae_lens.cli.saes.run_evaluate", lambda settings: (_ for _ in ()).throw(ConfigError("mine")))
     assert mtsae("evaluate", "x").error == "error: mine"
+
+
+def test_the_version(mtsae: Callable[..., Any]) -> None:
+    assert mtsae("--version").out == f"mtsae-lens {mtsae_lens.__version__}\n"
+    assert (
+        mtsae_lens.__version__
+        == tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+    )

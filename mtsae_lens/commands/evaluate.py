@@ -50,7 +50,7 @@ class EvaluateSettings(Settings):
     """Settings of `mtsae evaluate`."""
 
     sae: Path
-    out: Path
+    out: Path = Path("runs/evaluate")
     dataset: str | None = None
     """Held-out text; None for the dataset it was trained on. The split `test` is read."""
     model: str | None = None

@@ -50,7 +50,7 @@ class ExportSettings(Settings):
     sae: Path
     edit: Path
     """A file that `mtsae unlearn` wrote."""
-    out: Path
+    out: Path = Path("runs/export")
     form: Form = "hooked"
     """`hooked`: the edit attached by a stand-alone loader. `projected`: its directions taken out of the weights. `low-rank`: weights
     tuned towards the edited model."""

@@ -32,7 +32,7 @@ class UnlearnSettings(Settings):
     """Settings of `mtsae unlearn`."""
 
     sae: Path
-    out: Path
+    out: Path = Path("runs/unlearn")
     forget: str
     retain: tuple[str, ...] = Field(min_length=1)
     """Text far from the forget text."""

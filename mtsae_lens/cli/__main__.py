@@ -1,0 +1,6 @@
+"""`python -m mtsae_lens.cli`, where the script `mtsae` is not on the path."""
+
+from mtsae_lens.cli import main
+
+if __name__ == "__main__":
+    main()

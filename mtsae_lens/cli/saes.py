@@ -1,0 +1,132 @@
+"""Verbs of an SAE: train it, measure it, look at it, share it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mtsae_lens.cli.options import Config, Device, HookName, Model, Out, SAEFolder, Seed, one_text, print_tables, typed
+from mtsae_lens.commands.evaluate import EvaluateSettings, metrics_table, run_evaluate
+from mtsae_lens.commands.explore import ExploreSettings, run_explore
+from mtsae_lens.commands.neuronpedia import NeuronpediaSettings, run_export_neuronpedia
+from mtsae_lens.commands.settings import parse_assignments
+from mtsae_lens.commands.train import TrainSettings, run_train
+from mtsae_lens.commands.upload import UploadSettings, run_upload
+
+
+def train(
+    model: Model = None,
+    hook_name: HookName = None,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="embedded, an embedded domain, a hub name, or a .txt, .jsonl, .parquet or folder.")
+    ] = None,
+    architecture: Annotated[str | None, typer.Option(help="mtsae, or any that SAELens trains: topk, standard, ...")] = None,
+    d_sae: Annotated[int | None, typer.Option(help="Features.")] = None,
+    training_tokens: Annotated[int | None, typer.Option(help="Tokens to train on.")] = None,
+    context_size: Annotated[int | None, typer.Option(help="Positions in a context.")] = None,
+    batch_size_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch; a multiple of the context size.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    prepend_bos: Annotated[bool | None, typer.Option(help="Begin every context with BOS.")] = None,
+    wandb: Annotated[bool | None, typer.Option(help="Log to Weights & Biases too.")] = None,
+    wandb_project: Annotated[str | None, typer.Option(help="Log to this project of Weights & Biases.")] = None,
+    sae: Annotated[
+        list[str] | None, typer.Option("--set", help="Setting of the architecture, such as --set k=16; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Train an SAE."""
+    given = typed(locals(), dataset=one_text("--dataset", dataset), sae=parse_assignments(sae) if sae else None, resume=None)
+    if wandb is None and wandb_project:
+        given["wandb"] = True
+    settings = TrainSettings.build(config, given)
+    if resume and not (settings.out / "checkpoints").is_dir():
+        typer.echo(f"no checkpoint in {settings.out}: starting anew", err=True)
+    metrics = run_train(settings, resume=resume)
+    final = metrics["final"]
+    typer.echo(
+        f"trained {metrics['n_training_steps']:,} steps: on training batches explained variance "
+        f"{final.get('metrics/explained_variance', float('nan')):.3f}, L0 {final.get('metrics/l0', float('nan')):.1f}; saved in {settings.out}"
+    )
+
+
+def evaluate(
+    sae: SAEFolder,
+    dataset: Annotated[
+        list[str] | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")
+    ] = None,
+    model: Model = None,
+    n_contexts: Annotated[int | None, typer.Option(help="Contexts to measure on, at most.")] = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Measure an SAE on held-out text with SAELens's run_evals."""
+    settings = EvaluateSettings.build(config, typed(locals(), dataset=one_text("--dataset", dataset)))
+    measured = run_evaluate(settings)
+    print_tables(metrics_table({"value": measured}))
+    typer.echo(f"report: {settings.out / 'report.html'}")
+
+
+def explore(
+    sae: SAEFolder,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Text to look through; may be repeated, the first is compared with the others. The training dataset if not given."
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="train, select, tune or test.")] = None,
+    n_tokens: Annotated[int | None, typer.Option(help="Tokens to look through.")] = None,
+    n_examples: Annotated[int | None, typer.Option(help="Strongest examples of each feature.")] = None,
+    n_ablated: Annotated[int | None, typer.Option(help="Of those, how many are ablated; 0 leaves that out.")] = None,
+    n_attributed: Annotated[
+        int | None, typer.Option(help="And how many attributed through the model; 0 leaves that out.")
+    ] = None,
+    model: Model = None,
+    out: Out = None,
+    config: Config = None,
+    seed: Seed = None,
+    device: Device = None,
+) -> None:
+    """Find out what every feature does: examples, time scales, effects. What is done is kept, and goes on when typed again."""
+    settings = ExploreSettings.build(config, typed(locals()))
+    facts, page = run_explore(settings)
+    fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
+    asked = f" (all there were; {facts['n_tokens_asked']:,} were asked for)" if fewer else ""
+    typer.echo(f"looked at {facts['n_tokens']:,} tokens{asked}")
+    typer.echo(f"page: {page}")
+
+
+def upload(
+    sae: SAEFolder,
+    repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; created if there is none.")],
+    sae_id: Annotated[str | None, typer.Option(help="Folder of the SAE in the repository; its hook, if not given.")] = None,
+    metrics: Annotated[Path | None, typer.Option(help="metrics.json of 'mtsae evaluate', for the card.")] = None,
+    private: Annotated[bool | None, typer.Option("--private", help="Create the repository as a private one.")] = None,
+    dry_run: Annotated[Path | None, typer.Option(help="Write the files into this new folder instead of sending them.")] = None,
+    config: Config = None,
+) -> None:
+    """Put an SAE on the Hugging Face hub, in SAELens's layout, with a card."""
+    place = run_upload(UploadSettings.build(config, typed(locals())))
+    typer.echo(f"{'written, not sent' if dry_run else 'uploaded'}: {place}")
+
+
+def export_neuronpedia(
+    facts: Annotated[Path, typer.Argument(help="The --out folder of 'mtsae explore'.")],
+    out: Out = None,
+    model_id: Annotated[str | None, typer.Option(help="Neuronpedia's name of the model.")] = None,
+    sae_set: Annotated[str | None, typer.Option(help="Neuronpedia's name of the set of SAEs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Features in a file.")] = None,
+    config: Config = None,
+) -> None:
+    """Write what 'mtsae explore' found in the JSON that Neuronpedia imports."""
+    settings = NeuronpediaSettings.build(config, typed(locals()))
+    n_batches = run_export_neuronpedia(settings)
+    typer.echo(f"{n_batches} batches in {settings.out}")
