@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -44,35 +45,37 @@ def initialisation_part(
     trials: dict[str, Any] = {f"null/{padding}": (lambda padding=padding: null(padding)) for padding in _NULL_PADDINGS}
     trials["gradients"] = lambda: gradients_without_learning(subject, settings, 0, n_still_batches)
     found = run_trials(out / "trials", record, trials, "Initialisation")
-    nulls = {padding: found[f"null/{padding}"] for padding in _NULL_PADDINGS}
+    nulls: dict[str, Any] = {padding: found[f"null/{padding}"] for padding in _NULL_PADDINGS}
     runs = list(reproduction.metrics["seeds"].values())
-    dilations = [str(d) for d in SCALE_STD]
-    ours = [run["table_1"][dilations[-1]]["std"] / run["table_1"][dilations[0]]["std"] for run in runs]
-    table = Table(
+    first, last = (str(dilation) for dilation in (min(SCALE_STD), max(SCALE_STD)))
+    ratios = [run["table_1"][last]["std"] / run["table_1"][first]["std"] for run in runs]
+    grad_norms = [row["grad_norm"] for row in runs[0]["curve"]]
+    table, gradients = _null_table(nulls), found["gradients"]
+    apart = max(abs(a - b) / b for a, b in zip(grad_norms, gradients["grad_norms"], strict=False))
+    sections = [_null_section(nulls, ratios, n_draws, table), _gradient_section(gradients, grad_norms, apart)]
+    return Part("initialisation", {"null": nulls, "gradients": gradients, "gradients_apart": apart}, sections, [table])
+
+
+def _null_table(nulls: Mapping[str, Any]) -> Table:
+    shares = ["falls at every step", "95% interval", "chance", f"ratio <= {STD_RATIO:.3f}", "both", "as even"]
+    rows: list[list[Any]] = [
         [
-            "padding",
-            "falls at every step",
-            "95% interval",
-            "chance",
-            f"ratio <= {STD_RATIO:.3f}",
-            "both",
-            "as even",
-            *(f"std, {d}" for d in dilations),
-        ],
-        [
-            [
-                padding,
-                f"{row['monotone_share']:.1%}",
-                f"{row['monotone_share_low']:.1%} to {row['monotone_share_high']:.1%}",
-                f"{CHANCE_OF_AN_ORDER:.1%}",
-                f"{row['share_at_or_below_published']:.1%}",
-                f"{row['share_like_published']:.1%}",
-                f"{row['share_as_even']:.2%}",
-                *(row["mean_std"][d] for d in dilations),
-            ]
-            for padding, row in nulls.items()
-        ],
-    )
+            padding,
+            f"{row['monotone_share']:.1%}",
+            f"{row['monotone_share_low']:.1%} to {row['monotone_share_high']:.1%}",
+            f"{CHANCE_OF_AN_ORDER:.1%}",
+            f"{row['share_at_or_below_published']:.1%}",
+            f"{row['share_like_published']:.1%}",
+            f"{row['share_as_even']:.2%}",
+            *(row["mean_std"][str(d)] for d in SCALE_STD),
+        ]
+        for padding, row in nulls.items()
+    ]
+    return Table(["padding", *shares, *(f"std, {d}" for d in SCALE_STD)], rows)
+
+
+def _null_section(nulls: Mapping[str, Any], ratios: list[float], n_draws: int, table: Table) -> Section:
+    """`ratios`: of the trained seeds."""
     circular, zero = nulls["circular"], nulls["zero"]
     deviations = (STD_RATIO - circular["ratio_mean"]) / circular["ratio_std"]
     text = (
@@ -85,20 +88,18 @@ def initialisation_part(
         f"{zero['share_like_published']:.1%} (zero). Falling in steps as even as the paper's, whatever their size: "
         f"{circular['share_as_even']:.2%} and {zero['share_as_even']:.2%}. Dotted lines are the seeds above."
     )
-    gradients = found["gradients"]
-    real = [row["grad_norm"] for row in runs[0]["curve"]]
-    apart = max(abs(a - b) / b for a, b in zip(real, gradients["grad_norms"], strict=False))
+    histogram = null_histogram({padding: row["ratios"] for padding, row in nulls.items()}, STD_RATIO, {"circular": ratios})
+    return Section("Table 1 without training", text, table=table, figure=histogram)
+
+
+def _gradient_section(gradients: Mapping[str, Any], grad_norms: list[float], apart: float) -> Section:
+    """`grad_norms`: of the steps that the paper's run takes; `apart`: the largest relative difference of the two."""
     low, high = GRAD_NORM_RANGE
-    gradient_text = (
+    text = (
         f"The same run with a learning rate of 0, on {len(gradients['grad_norms'])} batches: nothing learns, and the gradient norm stays at "
-        f"{show(gradients['mean'])} ± {show(gradients['std'])} ({show(gradients['min'])} to {show(gradients['max'])}). The {len(real)} real "
-        f"steps see the first of these batches; their gradient norms differ from those without learning by {apart:.2%} at most, so a "
+        f"{show(gradients['mean'])} ± {show(gradients['std'])} ({show(gradients['min'])} to {show(gradients['max'])}). The "
+        f"{len(grad_norms)} real steps see the first of these batches; their gradient norms differ from those without learning by {apart:.2%} at most, so a "
         f"steady gradient is no sign of stable learning. The band is the paper's {low} to {high}, of another model."
     )
-    histogram = null_histogram({p: row["ratios"] for p, row in nulls.items()}, STD_RATIO, {"circular": ours})
-    figure = gradient_norms({"learning rate 0": gradients["grad_norms"], "the paper's steps": real}, GRAD_NORM_RANGE)
-    sections = [
-        Section("Table 1 without training", text, table=table, figure=histogram),
-        Section("Gradients without training", gradient_text, figure=figure),
-    ]
-    return Part("initialisation", {"null": nulls, "gradients": gradients, "gradients_apart": apart}, sections, [table])
+    figure = gradient_norms({"learning rate 0": gradients["grad_norms"], "the paper's steps": grad_norms}, GRAD_NORM_RANGE)
+    return Section("Gradients without training", text, figure=figure)
