@@ -99,7 +99,8 @@ def _gradient_section(gradients: Mapping[str, Any], grad_norms: list[float], apa
         f"The same run with a learning rate of 0, on {len(gradients['grad_norms'])} batches: nothing learns, and the gradient norm stays at "
         f"{show(gradients['mean'])} ± {show(gradients['std'])} ({show(gradients['min'])} to {show(gradients['max'])}). The "
         f"{len(grad_norms)} real steps see the first of these batches; their gradient norms differ from those without "
-        f"learning by {apart:.2%} at most, so a steady gradient is no sign of stable learning. The band is the paper's {low} to {high}, of another model."
+        f"learning by {apart:.2%} at most, so a steady gradient is no sign of stable learning. The band is the paper's {low} to {high}, of "
+        "another model."
     )
     figure = gradient_norms({"learning rate 0": gradients["grad_norms"], "the paper's steps": grad_norms}, GRAD_NORM_RANGE)
     return Section("Gradients without training", text, figure=figure)
