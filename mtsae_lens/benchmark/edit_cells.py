@@ -10,10 +10,9 @@ from mtsae_lens.benchmark.arms import CONTROL_BUDGETS, DIRECTION_MULTIPLIERS, MA
 from mtsae_lens.benchmark.attack_cell import attacks
 from mtsae_lens.benchmark.reading import main_place, most, nearest, read_sweep, tune_rows
 from mtsae_lens.benchmark.subject import Subject
-from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.unlearning.candidates import (
-    difference_of_means,
+    FeatureCandidate,
     direction_candidates,
     feature_candidates,
     fit_gates,
@@ -23,6 +22,7 @@ from mtsae_lens.unlearning.candidates import (
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
 from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, edit_losses, measure_edits
 from mtsae_lens.unlearning.protocol import checked_identity, random_twins
+from mtsae_lens.unlearning.selection.directions import difference_of_means
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
 from mtsae_lens.unlearning.task import SPARED, Role
 
@@ -64,8 +64,8 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
     far = rankings(evidence.without_near(), scale.gated, min_ratio=MIN_RATIO)
     near = rankings(evidence, scale.ungated, min_ratio=MIN_RATIO)
     found: dict[str, list[Candidate]] = {
-        architecture: feature_candidates(far, scale.gated, closed),
-        f"{architecture}, no gate": feature_candidates(near, scale.ungated, always),
+        architecture: [*feature_candidates(far, scale.gated, closed, evidence)],
+        f"{architecture}, no gate": [*feature_candidates(near, scale.ungated, always, evidence)],
     }
     if architecture == OURS:
         direction, center = difference_of_means(lm, evidence.forget, evidence.retain)
@@ -100,16 +100,16 @@ def _measured(
         if controlled and name in places:
             place = places[name]
             if place not in controls:
-                controls[place] = _random(subject, candidates[place].edit, scale.n_random_draws, seed)
+                controls[place] = _random(subject, candidates[place], scale.n_random_draws, seed)
             test[name]["random"] = controls[place]
     return {"tune": tune_rows(outcomes), "test": test}
 
 
-def _random(subject: Subject, edit: Edit, n_draws: int, seed: int) -> dict[str, Any]:
+def _random(subject: Subject, candidate: Candidate, n_draws: int, seed: int) -> dict[str, Any]:
     """The same edit of matched random features, on the text to forget and the text near to it."""
-    assert isinstance(edit, FeatureEdit)
+    assert isinstance(candidate, FeatureCandidate)
     lm, task = subject.lm, subject.task
-    draws = random_twins(lm, task, edit, n_draws, seed)
+    draws = random_twins(lm, task, candidate, n_draws, seed)
     tables = task.tables("test", lm.cutter, CONTROL_ROLES)
     losses = {source: edit_losses(lm, table, draws) for source, table in tables.items()}
     return {source: pooled(drawn) | _documents_of(drawn) for source, drawn in losses.items()}

@@ -112,7 +112,7 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     lm = HookedLM(model, Splice(load_sae(settings.out / ARCHITECTURE)), cutter)
     chosen, unlearning = unlearn(settings.unlearning(), lm, reference)
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
-    features = top_examples(lm, forget_table, chosen.edit.features[: settings.n_shown_features], n_examples=3)
+    features = top_examples(lm, forget_table, chosen.candidate.features[: settings.n_shown_features], n_examples=3)
 
     explored = None
     if settings.n_explored_tokens:

@@ -20,6 +20,7 @@ from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
 from mtsae_lens.unlearning.selection.scores import SCORES
 from mtsae_lens.unlearning.sweep import outcome_row
@@ -46,6 +47,8 @@ class UnlearnSettings(Settings):
     scores: tuple[str, ...] = Field(Grid.scores, min_length=1)
     """Ways of choosing features: `mtsae_lens.unlearning.scores.SCORES`."""
     n_features: tuple[int, ...] = Field(Grid.n_features, min_length=1)
+    edits: tuple[str, ...] = Field(Grid.edits, min_length=1)
+    """What is done to the features: `mtsae_lens.unlearning.edit_kinds.EDIT_KINDS`."""
     multipliers: tuple[float, ...] = Field(Grid.multipliers, min_length=1)
     false_positive_rates: tuple[float | None, ...] = Field(Grid.false_positive_rates, min_length=1)
     """Shares of retain positions at which the gate may open by mistake; null is no gate."""
@@ -69,6 +72,13 @@ class UnlearnSettings(Settings):
                 raise ConfigError(f"no score {score!r}.{nearest(score, SCORES)}")
         return scores
 
+    @field_validator("edits")
+    @classmethod
+    def _edits_exist(cls, edits: tuple[str, ...]) -> tuple[str, ...]:
+        for edit in edits:
+            check_edit_kind(edit)
+        return edits
+
     def protocol(self) -> UnlearningSettings:
         """The part that the protocol reads."""
         return UnlearningSettings(
@@ -79,6 +89,7 @@ class UnlearnSettings(Settings):
                 self.false_positive_rates,
                 self.scales,
                 self.min_scale_share,
+                self.edits,
             ),
             far_budget=self.far_budget,
             near_budget=self.near_budget,
@@ -103,9 +114,10 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransfo
     measured = measure_on_test(lm, task, settings.protocol(), chosen, reference)
     measured["chosen"] = {
         "setting": chosen.setting,
-        "features": list(chosen.edit.features),
-        "n_features": len(chosen.edit.features),
-        "multiplier": chosen.edit.multiplier,
+        "features": list(chosen.candidate.features),
+        "n_features": len(chosen.candidate.features),
+        "edit": EDIT_KINDS[chosen.setting["edit"]].formula,
+        "multiplier": chosen.setting["multiplier"],
     }
     measured["tune_sweep"] = [outcome_row(outcome) for outcome in chosen.sweep]
     return chosen, measured

@@ -108,9 +108,10 @@ def quality_table(measured: dict[str, Any]) -> Table:
 def unlearning_sections(measured: dict[str, Any], budgets: Mapping[str, float]) -> list[Section]:
     """The experiment as sections of a report; `budgets` by role."""
     chosen = measured["chosen"]
+    strength = "" if chosen["multiplier"] is None else f", m = {chosen['multiplier']:g}"
     control = next(iter(measured["random_control"].values()))
     text = (
-        f"{chosen['n_features']} features, activation e -> -{chosen['multiplier']:g} e where the gate is open; chosen on SELECT and TUNE, "
+        f"{chosen['n_features']} features, {chosen['edit']}{strength}, where the gate is open; chosen on SELECT and TUNE, "
         "measured once on TEST. Change in nats per token against the clean model; intervals resample documents. Random: "
         f"{control['n_draws']} draws of features matched in firing rate and strength, same gate and multiplier. Identity without an edit: "
         f"logits within {measured['identity_error']:.1e}. {SUPPRESSION}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
-import torch
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
+from mtsae_lens.splice.edits import DirectionEdit, Edit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import ranking
@@ -34,19 +34,23 @@ class Grid:
     """Ways of choosing features, by name in `SCORES`."""
     n_features: tuple[int, ...] = (8, 32, 128)
     multipliers: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """Features go to `-multiplier` times their activation."""
+    """How strong the edit is: 0 is the weakest that removes a feature; see `EDIT_KINDS`."""
     false_positive_rates: tuple[float | None, ...] = (0.01, 0.05)
     """Share of retain positions at which the gate may open by mistake; None: no gate."""
     scales: tuple[int, ...] = ()
     """Of an MTSAE, edit only features that these dilations drive; none: any feature."""
     min_scale_share: float = 0.5
     """How much of what lifts a feature they must give."""
+    edits: tuple[str, ...] = ("scale",)
+    """What is done to the features, by name in `EDIT_KINDS`."""
 
     def __post_init__(self) -> None:
-        for name in ("scores", "n_features", "multipliers", "false_positive_rates", "scales"):
+        for name in ("scores", "n_features", "multipliers", "false_positive_rates", "scales", "edits"):
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise ConfigError(f"{name} of a grid are given in a tuple, such as {name}=({given!r},); got {given!r}")
+        for kind in self.edits:
+            check_edit_kind(kind)
         for rate in self.false_positive_rates:
             if rate is not None and not 0 < rate < 1:
                 raise ConfigError(
@@ -84,14 +88,29 @@ def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> di
     return {name: ranked for name, ranked in found.items() if ranked}
 
 
-def feature_candidates(rankings: Mapping[str, Sequence[int]], grid: Grid, gates: Gates) -> list[Candidate]:
-    """The first n features of every ranking, at every multiplier, behind every gate."""
+@dataclass(frozen=True)
+class FeatureCandidate(Candidate):
+    """An edit of chosen features."""
+
+    features: tuple[int, ...]
+    of: Callable[[Sequence[int]], Edit]
+    """The same edit of other features."""
+
+
+def feature_candidates(
+    rankings: Mapping[str, Sequence[int]], grid: Grid, gates: Gates, evidence: SelectionEvidence
+) -> list[FeatureCandidate]:
+    """The first n features of every ranking, edited in every way, at every multiplier, behind every gate."""
     candidates = []
-    for score, ranked in rankings.items():
+    for kind, (score, ranked) in product(grid.edits, rankings.items()):
+        make, has_strength = EDIT_KINDS[kind].prepare(evidence), EDIT_KINDS[kind].has_strength
+        strengths = grid.multipliers if has_strength else (0.0,)
         sizes = sorted({min(n, len(ranked)) for n in grid.n_features} - {0})
-        for n, multiplier, (rate, gate) in product(sizes, grid.multipliers, gates.items()):
-            setting = {"score": score, "n_features": n, "multiplier": multiplier, "false_positive_rate": rate}
-            candidates.append(Candidate(setting, FeatureEdit(tuple(ranked[:n]), multiplier, gate)))
+        for n, multiplier, (rate, gate) in product(sizes, strengths, gates.items()):
+            strength = multiplier if has_strength else None
+            setting = {"score": score, "n_features": n, "edit": kind, "multiplier": strength, "false_positive_rate": rate}
+            of = partial(make, multiplier=multiplier, gate=gate)
+            candidates.append(FeatureCandidate(setting, of(ranked[:n]), tuple(ranked[:n]), of))
     return candidates
 
 
@@ -105,18 +124,3 @@ def direction_candidates(direction: Tensor, center: Tensor, multipliers: Sequenc
         )
         for multiplier, (rate, gate) in product(multipliers, gates.items())
     ]
-
-
-def difference_of_means(lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable]) -> tuple[Tensor, Tensor]:
-    """`mean(h | forget) - mean(h | retain)` over unmasked positions, and the mean over retain text; retain corpora weigh the same."""
-    center = torch.stack([_mean_input(lm, table) for table in retain]).mean(dim=0)
-    return _mean_input(lm, forget) - center, center
-
-
-def _mean_input(lm: HookedLM, table: TokenTable) -> Tensor:
-    total, n_positions = torch.zeros(()), 0
-    for tokens in lm.batches(table):
-        rows = lm.sae_input(tokens).flatten(2)[~lm.masked(tokens)]
-        total = total.to(rows.device) + rows.sum(dim=0)
-        n_positions += len(rows)
-    return total / max(n_positions, 1)

@@ -16,10 +16,10 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
-from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.candidates import Grid, feature_candidates, fit_gates, gather_evidence, rankings
+from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid, feature_candidates, fit_gates, gather_evidence, rankings
 from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
 from mtsae_lens.unlearning.selection.ranking import matched_random
@@ -49,9 +49,18 @@ class UnlearningSettings:
 class Chosen:
     """The outcome of SELECT and TUNE."""
 
-    edit: FeatureEdit
-    setting: dict[str, Any]
+    candidate: FeatureCandidate
     sweep: tuple[Outcome, ...]
+
+    @property
+    def edit(self) -> Edit:
+        """What was chosen."""
+        return self.candidate.edit
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """How it was made."""
+        return self.candidate.setting
 
 
 def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: HookedSAETransformer | None = None) -> Chosen:
@@ -74,12 +83,10 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: Ho
             f"no feature prefers the forget text by the scores {', '.join(settings.grid.scores)}; train a wider SAE, lower --min-ratio, or "
             "choose by another score"
         )
-    candidates = feature_candidates(ranked, settings.grid, gates)
+    candidates = feature_candidates(ranked, settings.grid, gates, evidence)
     outcomes = sweep(lm, task, candidates)
     place = _decide(lm, task, settings, outcomes, reference)
-    edit = candidates[place].edit
-    assert isinstance(edit, FeatureEdit)
-    return Chosen(edit, outcomes[place].setting, tuple(outcomes))
+    return Chosen(candidates[place], tuple(outcomes))
 
 
 def _decide(
@@ -127,13 +134,13 @@ def measure_on_test(
     reference: HookedSAETransformer | None = None,
 ) -> dict[str, Any]:
     """The whole ladder on TEST text, once: no edit, zero, clamp, gated clamp (the edit), matched random features, the reference."""
-    edit = chosen.edit
-    ladder = {
-        "zero": replace(edit, multiplier=0.0, gate=AlwaysOpen()),
-        "clamp": replace(edit, gate=AlwaysOpen()),
-        "gated_clamp": edit,
+    candidate = chosen.candidate
+    ladder: dict[str, Edit] = {
+        "zero": FeatureEdit(candidate.features),
+        "clamp": replace(candidate.edit, gate=AlwaysOpen()),  # type: ignore[type-var]  # edits are frozen dataclasses
+        "gated_clamp": candidate.edit,
     }
-    draws = random_twins(lm, task, edit, settings.n_random_draws, settings.seed)
+    draws = random_twins(lm, task, candidate, settings.n_random_draws, settings.seed)
     tables = task.tables("test", lm.cutter)
     result: dict[str, Any] = {"corpora": {}, "random_control": {}, "ladder": {name: {} for name in ladder}, "documents": {}}
     result["identity_error"] = checked_identity(lm, tables)
@@ -148,11 +155,11 @@ def measure_on_test(
             result["corpora"][source]["nll_reference"] = of_reference.mean(of_reference.nll_edited)
         result["random_control"][source] = pooled(effects[len(ladder) :])
         result["documents"][source] = document_rows(effects[len(ladder) - 1])
-    return result | further_measures(lm, task, Change(edit), reference, settings.seed)
+    return result | further_measures(lm, task, Change(candidate.edit), reference, settings.seed)
 
 
-def random_twins(lm: HookedLM, task: Task, edit: FeatureEdit, n_draws: int, seed: int) -> list[FeatureEdit]:
+def random_twins(lm: HookedLM, task: Task, candidate: FeatureCandidate, n_draws: int, seed: int) -> list[Edit]:
     """The same edit of features that fire as often and as strongly on the forget text but were not chosen."""
     generator = torch.Generator().manual_seed(seed)
     statistics = firing_statistics(lm, task.table(task.forget, "select", lm.cutter))
-    return [replace(edit, features=matched_random(statistics, edit.features, generator)) for _ in range(n_draws)]
+    return [candidate.of(matched_random(statistics, candidate.features, generator)) for _ in range(n_draws)]

@@ -48,8 +48,8 @@ def test_a_cell_of_ours(
         swept[len(swept)] = candidates
         return original(lm, task, candidates)
 
-    def random_twins(lm: Any, task: Any, edit: Any, *args: Any) -> Any:
-        twins.append((edit, original_twins(lm, task, edit, *args)))
+    def random_twins(lm: Any, task: Any, candidate: Any, *args: Any) -> Any:
+        twins.append((candidate.edit, original_twins(lm, task, candidate, *args)))
         return twins[-1][1]
 
     monkeypatch.setattr(edit_cells, "sweep", sweep)

@@ -16,9 +16,11 @@ from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.reporting.page import Table
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.training.trainer import SequenceSAETrainer
+from mtsae_lens.unlearning.candidates import FeatureCandidate
 from mtsae_lens.unlearning.protocol import Chosen
 
-_CHOSEN = Chosen(FeatureEdit((1, 2)), {}, ())
+_EDIT = FeatureEdit((1, 2))
+_CHOSEN = Chosen(FeatureCandidate({}, _EDIT, _EDIT.features, lambda features: FeatureEdit(tuple(features))), ())
 
 
 class Little(DemoSettings):

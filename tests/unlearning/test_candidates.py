@@ -1,4 +1,4 @@
-"""Candidates: what is ranked against which text, every setting of the grid once, the dense direction by hand."""
+"""Candidates: what is ranked against which text, every setting of the grid once, the dense direction in every strength."""
 
 from __future__ import annotations
 
@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.unlearning import candidates as module
 from mtsae_lens.unlearning.candidates import (
     Grid,
-    difference_of_means,
     direction_candidates,
     feature_candidates,
     fit_gates,
@@ -83,10 +81,10 @@ def test_rankings_read_select_alone(lm: Any, task: Task, monkeypatch: pytest.Mon
     assert sorted(read) == sorted((source, "select") for source in task.sources("forget", "near", "far"))
 
 
-def test_every_setting_of_the_grid_is_a_candidate_once() -> None:
+def test_every_setting_of_the_grid_is_a_candidate_once(lm: Any, task: Task) -> None:
     grid = Grid(n_features=(2, 3, 8, 100), multipliers=(0.0, 2.0))
     ranked = {"a": (9, 4, 7, 1, 5), "b": (3, 2)}
-    made = feature_candidates(ranked, grid, GATES)
+    made = feature_candidates(ranked, grid, GATES, gather_evidence(lm, task))
     sizes = {"a": (2, 3, 5), "b": (2,)}  # no more than there are, and none twice
     expected = {(s, n, m, rate) for s in ranked for n in sizes[s] for m in (0.0, 2.0) for rate in GATES}
     keys = ("score", "n_features", "multiplier", "false_positive_rate")
@@ -100,9 +98,10 @@ def test_every_setting_of_the_grid_is_a_candidate_once() -> None:
         assert edit.gate is GATES[rate]
 
 
-def test_no_features_and_no_ranking_give_no_candidate() -> None:
-    assert feature_candidates({}, Grid(), GATES) == []
-    assert feature_candidates({"a": (1, 2)}, Grid(n_features=(0,)), GATES) == []
+def test_no_features_and_no_ranking_give_no_candidate(lm: Any, task: Task) -> None:
+    evidence = gather_evidence(lm, task)
+    assert feature_candidates({}, Grid(), GATES, evidence) == []
+    assert feature_candidates({"a": (1, 2)}, Grid(n_features=(0,)), GATES, evidence) == []
 
 
 @pytest.mark.parametrize("rates", [(None,), (0.01, 0.3), (0.3, None, 0.01), ()])
@@ -138,25 +137,6 @@ def test_the_gate_is_fitted_with_the_seed_of_the_task(lm: Any, task: Task, monke
     monkeypatch.setattr(module, "fit_gate", lambda *args, seed: seeds.append(seed) or original(*args, seed=seed))
     fit_gates(lm, Task(task.corpora, 4, seed=7), (0.1,))
     assert seeds == [7]
-
-
-def naive_mean(lm: Any, table: TokenTable) -> torch.Tensor:
-    rows = []
-    for row in table.tokens:
-        h = lm.activations(row[None])[0]
-        rows += [h[place] for place in range(1, len(row)) if row[place] != 0]
-    return torch.stack(rows).double().mean(dim=0)
-
-
-def test_difference_of_means_by_hand(lm: Any, text_file: Path, sea_file: Path) -> None:
-    forget = read_tokens(str(sea_file), "select", lm.cutter, 5)
-    retain = [read_tokens(str(text_file), "select", lm.cutter, 9), read_tokens("kjv", "select", lm.cutter, 2)]
-    for table in (forget, *retain):
-        table.tokens[1, 20:] = 0  # a separator and padding, which count for nothing
-    direction, center = difference_of_means(lm, forget, retain)
-    expected = (naive_mean(lm, retain[0]) + naive_mean(lm, retain[1])) / 2  # the larger corpus weighs no more
-    torch.testing.assert_close(center.double(), expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(direction.double(), naive_mean(lm, forget) - expected, atol=1e-5, rtol=1e-4)
 
 
 def test_a_direction_is_a_unit_basis_at_every_multiplier_behind_every_gate() -> None:

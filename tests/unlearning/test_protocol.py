@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.unlearning import protocol
-from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.protocol import UnlearningSettings, checked_identity, choose, measure_on_test, random_twins
@@ -32,6 +33,10 @@ ROWS = {  # (n_features, multiplier) -> (forget, near, far)
     (3, 2.0): (0.8, 0.11, 0.01),  # too dear nearby
 }
 Rows = dict[tuple[int, float], tuple[float, float, float]]
+
+
+def candidate_of(edit: FeatureEdit) -> FeatureCandidate:
+    return FeatureCandidate({}, edit, edit.features, lambda features: replace(edit, features=tuple(features)))
 
 
 @pytest.fixture
@@ -60,7 +65,13 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_most_forgetting_within_both_budgets_wins(decide: Any) -> None:
     chosen = decide(ROWS)
     assert (chosen.edit.features, chosen.edit.multiplier) == ((3, 1), 1.0)
-    assert chosen.setting == {"score": "frequency_ratio", "n_features": 2, "multiplier": 1.0, "false_positive_rate": None}
+    assert chosen.setting == {
+        "score": "frequency_ratio",
+        "n_features": 2,
+        "edit": "scale",
+        "multiplier": 1.0,
+        "false_positive_rate": None,
+    }
     assert {(o.setting["n_features"], o.setting["multiplier"]): (o.forget, o.near, o.far) for o in chosen.sweep} == ROWS
 
 
@@ -150,7 +161,7 @@ def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
     assert {1, 2} < sizes
     assert max(sizes) <= 32  # no more than there are
     gate = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 8.0)
-    chosen = replace(chosen, edit=replace(chosen.edit, features=tuple(range(12)), multiplier=2.0, gate=gate))
+    chosen = replace(chosen, candidate=candidate_of(FeatureEdit(tuple(range(12)), 2.0, gate)))
     measured = measure_on_test(lm, task, SETTINGS, chosen, tiny_model)
     json.dumps(measured, allow_nan=False)
     sources = [corpus.source for corpus in task.corpora]
@@ -195,17 +206,18 @@ def test_further_measures_are_those_of_the_chosen_edit(lm: Any, task: Task, monk
 
 
 def test_random_twins_are_the_same_edit_of_other_features(lm: Any, task: Task) -> None:
-    edit = choose(lm, task, SETTINGS).edit
-    edit = replace(edit, features=tuple(range(5)))
-    twins = random_twins(lm, task, edit, 6, seed=0)
+    chosen = choose(lm, task, SETTINGS)
+    edit = replace(chosen.edit, features=tuple(range(5)))
+    candidate = candidate_of(edit)
+    twins = random_twins(lm, task, candidate, 6, seed=0)
     assert len(twins) == 6
     for twin in twins:
         assert (twin.multiplier, twin.gate) == (edit.multiplier, edit.gate)
         assert len(set(twin.features)) == 5
         assert not set(twin.features) & set(edit.features)
     assert len({twin.features for twin in twins}) > 1
-    assert [t.features for t in random_twins(lm, task, edit, 6, seed=0)] == [t.features for t in twins]
-    assert [t.features for t in random_twins(lm, task, edit, 6, seed=1)] != [t.features for t in twins]
+    assert [t.features for t in random_twins(lm, task, candidate, 6, seed=0)] == [t.features for t in twins]
+    assert [t.features for t in random_twins(lm, task, candidate, 6, seed=1)] != [t.features for t in twins]
 
 
 def test_no_feature_that_prefers_the_forget_text_is_an_error(lm: Any, task: Task) -> None:

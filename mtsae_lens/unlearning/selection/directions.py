@@ -1,0 +1,30 @@
+"""Directions of the activations themselves, without an SAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+def difference_of_means(
+    lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable]
+) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_in"]]:
+    """`mean(h | forget) - mean(h | retain)` over unmasked positions, and the mean over retain text; retain corpora weigh the same."""
+    center = torch.stack([mean_input(lm, table) for table in retain]).mean(dim=0)
+    return mean_input(lm, forget) - center, center
+
+
+def mean_input(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_in"]:
+    """Mean activation at the hook over unmasked positions, heads flattened."""
+    total, n_positions = torch.zeros(()), 0
+    for tokens in lm.batches(table):
+        rows = lm.sae_input(tokens).flatten(2)[~lm.masked(tokens)]
+        total = total.to(rows.device) + rows.sum(dim=0)
+        n_positions += len(rows)
+    return total / max(n_positions, 1)
