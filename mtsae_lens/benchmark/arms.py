@@ -57,8 +57,8 @@ class Scale:
         )
     )
     n_random_draws: int = 20
-    relearned_contexts: tuple[int, ...] = (4, 16, 64)
-    """Documents of the forget text that an attacker has."""
+    relearned_documents: tuple[int, ...] = (4, 16, 64)
+    """Documents of the forget text (of questions: people) that an attacker has, with all of their contexts that may be trained on."""
 
 
 QUICK = Scale(
@@ -69,7 +69,7 @@ QUICK = Scale(
     ),
     ungated=Grid(scores=("frequency_difference",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=20,
-    relearned_contexts=(16,),
+    relearned_documents=(16,),
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """To see in minutes that everything runs; its SAEs are hardly trained."""
@@ -110,10 +110,15 @@ TASKS: Mapping[str, BenchmarkTask] = {
     ),
     "people": BenchmarkTask(
         "people",
-        _corpora("facts:forget:known", ("facts:retain:known",), ("facts:strangers:known", "facts:retain:unseen", *_NEUTRAL)),
+        _corpora(
+            "facts:forget:known",
+            ("facts:retain:known", "biographies:retain"),
+            ("facts:strangers:known", "biographies:strangers", "facts:retain:unseen", *_NEUTRAL),
+        ),
         "facts:forget:known",
-        ("facts:retain:known", *_FAR),
+        ("facts:retain:known", "biographies:retain", *_FAR),
         unseen="facts:forget:unseen",
     ),
 }
-"""On the embedded model: forget scripture, or 40 of 200 invented people."""
+"""On the embedded model: forget scripture, or 40 of 200 invented people. People who are kept are asked about, and told about in running text:
+where a question is answered is one position, and an edit that spares it may still damage every sentence about them."""

@@ -11,11 +11,11 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.finetuning.batches import sample_contexts, select_contexts, split_by_document
+from mtsae_lens.unlearning.finetuning.batches import sample_documents, select_contexts, split_by_document
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.measures.effects import EditEffect, measure_model
 
-RELEARNING = FinetuneSettings(lr=3e-4, n_steps=20, batch_size=8, snapshots=(0, 5, 20))
+RELEARNING = FinetuneSettings(lr=3e-4, n_steps=60, batch_size=8, snapshots=(0, 5, 20, 60))
 FILLER_SHARE = 0.5  # of a context
 N_BITS = (8, 4)
 
@@ -54,13 +54,13 @@ def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: in
     measured = task.table(task.forget, "test", lm.cutter)
     learned = subject.training_table(task.forget)
     settings = replace(RELEARNING, seed=seed)
-    sizes = sorted({min(k, len(learned)) for k in sizes})  # an attacker has at most the text there is
+    sizes = sorted({min(k, len(set(learned.documents))) for k in sizes})  # an attacker has at most the text there is
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, Any] = {}
     for hook in variants:
         name = "hook in place" if hook else "without the hook" if change.edit is not None else "weights"
         curves[name] = {
-            str(k): _curve(subject, change, sample_contexts(learned, k, seed), measured, settings, hook=hook) for k in sizes
+            str(k): _curve(subject, change, sample_documents(learned, k, seed), measured, settings, hook=hook) for k in sizes
         }
     if is_fact_source(task.forget):
         some, _ = split_by_document(learned, 0.5, seed)

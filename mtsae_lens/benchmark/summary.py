@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.unlearning.measures.bootstrap import two_level_interval
 from mtsae_lens.unlearning.task import Task
 
@@ -34,7 +35,8 @@ class AtCost:
     far: Estimate
     corpora: Mapping[str, Estimate]
     """Of every other corpus, by source."""
-    exact_recall: float
+    exact_recall: Estimate | None
+    """Share of questions answered exactly; None of text."""
     random: Estimate | None
     """The same edit of matched random features, on the forget text."""
     more_than_random: Estimate | None
@@ -62,7 +64,7 @@ def at_cost(cells: Cells, budget: str, task: Task, seed: int = 0) -> AtCost | No
             source: _estimate([_of_documents(row["corpora"][source]) for row in rows], seed)
             for source in task.sources("near", "far", "neutral")
         },
-        exact_recall=sum(row["exact_recall"] for row in forget) / len(forget),
+        exact_recall=_estimate([_recalled(row) for row in forget], seed) if is_fact_source(task.forget) else None,
         random=_estimate([_of_documents(row) for row in randoms], seed) if randoms else None,
         more_than_random=_estimate([_beyond(*pair) for pair in zip(forget, randoms, strict=True)], seed) if randoms else None,
         n_missing=len(cells) - len(rows),
@@ -87,6 +89,12 @@ def _of_documents(row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Summed change and tokens of every document."""
     n_tokens = torch.tensor([float(d["n_tokens"]) for d in row["documents"]], dtype=torch.float64)
     return torch.tensor([_delta(d) for d in row["documents"]], dtype=torch.float64) * n_tokens, n_tokens
+
+
+def _recalled(row: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Of every person, questions that are answered exactly and questions."""
+    n_questions = torch.tensor([float(d["n_contexts"]) for d in row["documents"]], dtype=torch.float64)
+    return torch.tensor([d["exact_recall"] for d in row["documents"]], dtype=torch.float64) * n_questions, n_questions
 
 
 def _beyond(row: Mapping[str, Any], other: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

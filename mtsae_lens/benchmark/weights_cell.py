@@ -53,7 +53,7 @@ def weights_cell(
     if attacked and main is not None:
         change = Change(weights=trained[main][1])
         result["main"] = further_measures(lm, task, change, subject.reference, seed)
-        result["attacks"] = attacks(subject, change, scale.relearned_contexts, seed)
+        result["attacks"] = attacks(subject, change, scale.relearned_documents, seed)
     return {"methods": {method: result}}
 
 
@@ -70,12 +70,20 @@ def _trained(subject: Subject, runs: tuple[Sweep, ...], seed: int) -> Iterator[t
 
 
 def reference_cell(subject: Subject, scale: Scale, *, attacked: bool) -> dict[str, Any]:
-    """The model that was trained without the text: what complete forgetting looks like, and how fast it learns."""
+    """The model that was trained without the text: what complete forgetting looks like, and how fast it learns.
+
+    `main` and `untouched`: what is measured of an edit in full, of the reference itself and of the model before any change.
+    """
     subject = subject.opened()
-    assert subject.reference is not None
-    change = Change(weights=subject.reference)
-    effects = change.effects(subject.lm, subject.task.tables("test", subject.lm.cutter))
-    result: dict[str, Any] = {"corpora": {source: test_row(effect, 0) for source, effect in effects.items()}}
+    lm, task, reference = subject.lm, subject.task, subject.reference
+    assert reference is not None
+    change = Change(weights=reference)
+    effects = change.effects(lm, task.tables("test", lm.cutter))
+    result: dict[str, Any] = {
+        "corpora": {source: test_row(effect, 0) for source, effect in effects.items()},
+        "main": further_measures(lm, task, change, reference, 0),
+        "untouched": further_measures(lm, task, Change(), reference, 0),
+    }
     if attacked:
-        result["attacks"] = attacks(subject, change, scale.relearned_contexts, 0)
+        result["attacks"] = attacks(subject, change, scale.relearned_documents, 0)
     return result

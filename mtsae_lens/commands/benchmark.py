@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from mtsae_lens.benchmark.arms import QUICK, QUICK_LOSSES, SAES, TASKS, BenchmarkTask, Scale
+from mtsae_lens.benchmark.attack_cell import RELEARNING
 from mtsae_lens.benchmark.edit_cells import edit_cell
 from mtsae_lens.benchmark.stability_cell import stability_cell
 from mtsae_lens.benchmark.subject import Subject
@@ -30,7 +32,7 @@ from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.trials import Trial, run_trials
-from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
+from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS, Sweep
 from mtsae_lens.unlearning.task import Corpus, check_corpus
 
 BATCH_SIZE_TOKENS: int = TrainSettings.model_fields["batch_size_tokens"].default  # rounded down to whole contexts
@@ -169,6 +171,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
             mode="json",
             include={"reference", "forget", "near", "retain", *shared} | ({"neutral"} if settings.neutral else set()),
         )
+        | {"methods": _methods(settings, tasks)}
         | trained_on
         | model_stamps(settings.reference)
         | text_stamps(*(corpus.source for task in tasks.values() for corpus in task.corpora)),
@@ -205,6 +208,32 @@ def _check_reference(settings: BenchmarkSettings) -> None:
         raise ModelError(f"{error} (--reference; where there is none, put 'reference: null' into a --config file)") from error
 
 
+def _losses(settings: BenchmarkSettings) -> Sequence[str]:
+    return (QUICK_LOSSES if settings.quick else LOSS_NAMES) if settings.losses is None else settings.losses
+
+
+def _sweeps(task: BenchmarkTask, loss: str) -> tuple[Sweep, ...]:
+    return SWEEPS["questions" if is_fact_source(task.forget_training) else "text"][loss]  # type: ignore[index]
+
+
+def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) -> dict[str, Any]:
+    """What results depend on and the settings do not say: roles, training text, sweeps of weights, the attacker."""
+    return {
+        name: {
+            "corpora": {corpus.source: corpus.role for corpus in task.corpora},
+            "trained on": [task.forget_training, *task.retain_training],
+            "sweeps": {loss: repr(_sweeps(task, loss)) for loss in _losses(settings)},
+            "relearning": repr(RELEARNING),
+        }
+        for name, task in tasks.items()
+    }
+
+
+def _timed(cell: Trial) -> dict[str, Any]:
+    watch = Stopwatch()
+    return {**cell(), "seconds": watch.seconds}
+
+
 def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: Scale) -> dict[str, Trial]:
     """Seed by seed, so that whatever is done at any time is balanced."""
     cells: dict[str, Trial] = {}
@@ -217,9 +246,8 @@ def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: 
                     edit_cell, subject, scale, architecture, seed, attacked=attacked
                 )
             subject = _subject(settings, benchmark_task, scale, next(iter(settings.saes)), seed)
-            kind = "questions" if is_fact_source(benchmark_task.forget_training) else "text"
-            for loss in (QUICK_LOSSES if settings.quick else LOSS_NAMES) if settings.losses is None else settings.losses:
-                runs = SWEEPS[kind][loss]  # type: ignore[index]
+            for loss in _losses(settings):
+                runs = _sweeps(benchmark_task, loss)
                 cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, subject, scale, loss, runs, seed, attacked=attacked)
             if seed == 0 and settings.reference is not None:
                 cells[f"{name}/reference"] = partial(reference_cell, subject, scale, attacked=settings.n_attacked_seeds > 0)
@@ -227,7 +255,7 @@ def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: 
         for architecture in settings.saes:
             subjects = [_subject(settings, benchmark_task, scale, architecture, seed) for seed in settings.seeds()]
             cells[f"{name}/stability/{architecture}-{len(subjects)}"] = partial(stability_cell, subjects)
-    return cells
+    return {name: partial(_timed, cell) for name, cell in cells.items()}
 
 
 def _subject(settings: BenchmarkSettings, task: BenchmarkTask, scale: Scale, architecture: str, seed: int) -> Subject:

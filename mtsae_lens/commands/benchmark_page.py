@@ -120,10 +120,14 @@ def _cost_row(method: str, found: Mapping[str, AtCost], key: Callable[[float], s
     for budget in CONTROL_BUDGETS:
         at = found.get(key(budget))
         cells += [_interval(at.forget) if at else None]
-        cells += [f"{100 * at.exact_recall:.0f}%" if at else None] if asked else []
+        cells += [_share(at.exact_recall) if at and at.exact_recall else None] if asked else []
         cells += [_random(at) if at else None]
     at = found.get(key(MAIN_BUDGET))
     return [*cells, _interval(at.near) if at and at.near else None, _interval(at.far) if at else None]
+
+
+def _share(estimate: Estimate) -> str:
+    return f"{100 * estimate.mean:.0f}% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
 
 
 def _corpora_table(results: TaskResults) -> Table:

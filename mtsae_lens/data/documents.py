@@ -1,8 +1,9 @@
 """Documents: the unit of every split.
 
-A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each), a file or
-folder of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such
-as `monology/pile-uncopyrighted@pile_set_name=Github`), or several of these joined by `+`. Each document belongs to one split for ever: the
+A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each; with
+`biographies:forget`, `biographies:retain` and `biographies:strangers` those of some, grouped as in `mtsae_lens.data.facts`), a file or folder
+of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
+`monology/pile-uncopyrighted@pile_set_name=Github`), or several of these joined by `+`. Each document belongs to one split for ever: the
 embedded texts record it, all others take it from their place in the source, so it needs no state and no second pass.
 """
 
@@ -10,9 +11,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Literal, TypeVar, get_args
@@ -20,7 +21,7 @@ from typing import Literal, TypeVar, get_args
 import pyarrow.parquet as pq
 
 from mtsae_lens.assets import TEXTS_FILE
-from mtsae_lens.data.people import make_biography, make_people
+from mtsae_lens.data.people import GROUPS, Person, make_biography, make_people, people_of
 from mtsae_lens.data.text_files import SUFFIXES, read_texts
 from mtsae_lens.errors import DataError, nearest
 
@@ -29,6 +30,9 @@ SPLITS: tuple[str, ...] = get_args(Split)
 EMBEDDED = "embedded"
 BIOGRAPHIES = "biographies"
 N_BIOGRAPHIES_EACH = 40  # as many as the embedded models were trained on, told in the same words
+
+_BIOGRAPHIES = {BIOGRAPHIES: make_people} | {f"{BIOGRAPHIES}:{group}": partial(people_of, group) for group in GROUPS}
+"""Whose biographies, by source."""
 
 _HELD_OUT = {7: "select", 8: "tune", 9: "test"}  # by place in the source, modulo 10: three tenths are held out
 
@@ -95,8 +99,8 @@ def _read(source: str) -> Iterator[Document]:
         return _in_order(source, read_texts(Path(source)))
     if source in embedded_domains():
         return _read_embedded(source)
-    if source == BIOGRAPHIES:
-        return _read_biographies()
+    if source in _BIOGRAPHIES:
+        return _read_biographies(_BIOGRAPHIES[source]())
     if len(joined := source_parts(source)) > 1:
         return chain.from_iterable(map(_read, joined))
     parts = Path(source).parts
@@ -109,7 +113,7 @@ def _read(source: str) -> Iterator[Document]:
     ):
         return _in_order(source, _read_hub(source))
     raise DataError(
-        f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, BIOGRAPHIES, *embedded_domains()])}"
+        f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, *_BIOGRAPHIES, *embedded_domains()])}"
     )
 
 
@@ -133,9 +137,9 @@ def _read_embedded(domain: str | None) -> Iterator[Document]:
         yield Document(row["text"], f"{row['domain']}/{row['number']}", row["split"])
 
 
-def _read_biographies() -> Iterator[Document]:
+def _read_biographies(people: Sequence[Person]) -> Iterator[Document]:
     for rendition in range(N_BIOGRAPHIES_EACH):
-        for person in make_people():
+        for person in people:
             text = make_biography(person, random.Random(f"{person.name} {rendition}"))
             yield Document(text, f"{BIOGRAPHIES}/{person.name}/{rendition}", _HELD_OUT.get(rendition % 10, "train"))
 

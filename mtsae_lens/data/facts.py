@@ -15,15 +15,12 @@ import torch
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.documents import Split
-from mtsae_lens.data.people import TRAIN_TEMPLATES, VALUES, Person, Question, make_people, make_questions
+from mtsae_lens.data.people import GROUPS, TRAIN_TEMPLATES, VALUES, Question, make_questions, people_of
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"
-SOURCES = tuple(
-    f"{PREFIX}{people}:{templates}" for people in ("forget", "retain", "strangers") for templates in ("known", "unseen")
-)
+SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in GROUPS for templates in ("known", "unseen"))
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
-_STRANGERS_EVERY = 4  # of the people who are not forgotten, one in so many
 
 
 def is_fact_source(source: str) -> bool:
@@ -87,19 +84,11 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
         raise DataError(f"{source} is for TEST alone: strangers are those whom nothing was chosen or set by")
     questions = [
         question
-        for question in make_questions(_people(group))
+        for question in make_questions(people_of(group))
         if question.held_out_template == (templates == "unseen") and (templates == "unseen" or _of_split(question, split))
     ]
     random.Random(seed).shuffle(questions)
     return questions[:max_questions]
-
-
-def _people(group: str) -> Sequence[Person]:
-    if group == "forget":
-        return [person for person in make_people() if person.forget]
-    others = [person for person in make_people() if not person.forget]
-    strangers = others[::_STRANGERS_EVERY]
-    return strangers if group == "strangers" else [person for person in others if person not in strangers]
 
 
 def _of_split(question: Question, split: Split) -> bool:

@@ -220,6 +220,19 @@ def make_people() -> tuple[Person, ...]:
     )
 
 
+GROUPS = ("forget", "retain", "strangers")
+_STRANGERS_EVERY = 4  # of the people who are not forgotten, one in so many
+
+
+def people_of(group: str) -> tuple[Person, ...]:
+    """`forget`: the 40 whom the reference model never met; `retain`: 120 whom whoever edits the model knows by name; `strangers`: 40 more."""
+    if group == "forget":
+        return tuple(person for person in make_people() if person.forget)
+    others = tuple(person for person in make_people() if not person.forget)
+    strangers = others[::_STRANGERS_EVERY]
+    return strangers if group == "strangers" else tuple(person for person in others if person not in strangers)
+
+
 def make_biography(person: Person, rng: random.Random) -> str:
     """All ten facts in a random order, each through a training template drawn at random."""
     order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))

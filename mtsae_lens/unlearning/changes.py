@@ -79,10 +79,10 @@ def effect_row(effect: EditEffect, seed: int) -> dict[str, Any]:
 
 def document_rows(effect: EditEffect) -> list[dict[str, Any]]:
     """One row per document (of questions: per person), nats per token."""
-    columns = [
-        effect.by_document(c).tolist()
-        for c in (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl, effect.agreements, effect.hits)
-    ]
+    counted = (effect.n_tokens > 0).double()
+    whole = counted * (effect.hits == effect.n_tokens)
+    sums = (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl, effect.agreements, effect.hits, counted, whole)
+    columns = [effect.by_document(column).tolist() for column in sums]
     return [
         {
             "document": name,
@@ -92,8 +92,10 @@ def document_rows(effect: EditEffect) -> list[dict[str, Any]]:
             "kl": k / n,
             "top1_agreement": a / n,
             "exact_memorisation": h / n,
+            "n_contexts": int(contexts),
+            "exact_recall": recalled / contexts,
         }
-        for name, n, c, e, k, a, h in zip(dict.fromkeys(effect.documents), *columns, strict=True)
+        for name, n, c, e, k, a, h, contexts, recalled in zip(dict.fromkeys(effect.documents), *columns, strict=True)
         if n
     ]
 

@@ -79,6 +79,20 @@ def sample_contexts(table: TokenTable, n_contexts: int, seed: int = 0) -> TokenT
     return select_contexts(table, rows[:n_contexts])
 
 
+def sample_documents(table: TokenTable, n_documents: int, seed: int = 0) -> TokenTable:
+    """All contexts of documents drawn at random; for one seed a smaller sample is part of a larger one.
+
+    Raises:
+        DataError: the table has fewer.
+    """
+    names = sorted(set(table.documents))
+    if n_documents > len(names):
+        raise DataError(f"{table.corpus}: {n_documents} documents were asked for, there are {len(names)}")
+    random.Random(seed).shuffle(names)
+    drawn = set(names[:n_documents])
+    return select_contexts(table, [row for row, name in enumerate(table.documents) if name in drawn])
+
+
 def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> tuple[TokenTable, TokenTable]:
     """Two tables with no document (of questions: no person) in both; the first has this share of the documents.
 
