@@ -58,6 +58,12 @@ class TaskResults:
         """What the model that never saw the text loses more than the clean one, nats per token."""
         return None if self.reference is None else self.reference["corpora"][self.task.forget]["nll_delta"]
 
+    @cached_property
+    def test_tokens(self) -> dict[str, int]:
+        """Counted tokens of TEST, by source; empty without a result."""
+        rows = (row["corpora"] for results in self.methods.values() for result in results for row in result["test"].values())
+        return {source: sum(d["n_tokens"] for d in row["documents"]) for source, row in next(rows, {}).items()}
+
     @property
     def clean_nll(self) -> float:
         """Loss on the forget text before unlearning, nats per token."""
@@ -67,8 +73,9 @@ class TaskResults:
     @cached_property
     def at_cost(self) -> dict[str, dict[str, AtCost]]:
         """Method -> reading -> what it reaches."""
+        reference = None if self.reference is None else self.reference["corpora"][self.task.forget]
         return {
-            method: {key: found for key in READINGS if (found := at_cost(results, key, self.task)) is not None}
+            method: {key: found for key in READINGS if (found := at_cost(results, key, self.task, reference)) is not None}
             for method, results in self.methods.items()
         }
 

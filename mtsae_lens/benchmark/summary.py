@@ -35,6 +35,8 @@ class AtCost:
     far: Estimate
     corpora: Mapping[str, Estimate]
     """Of every other corpus, by source."""
+    gap: Estimate | None
+    """What the changed model loses more on the forget text than the reference, paired by document; None without a reference."""
     exact_recall: Estimate | None
     """Share of questions answered exactly; None of text."""
     random: Estimate | None
@@ -49,8 +51,8 @@ Cells = Sequence[Mapping[str, Any]]
 """Results of one method, one per seed."""
 
 
-def at_cost(cells: Cells, budget: str, task: Task, seed: int = 0) -> AtCost | None:
-    """What a method reaches within a budget; None if no seed found a setting."""
+def at_cost(cells: Cells, budget: str, task: Task, reference: Mapping[str, Any] | None = None, seed: int = 0) -> AtCost | None:
+    """What a method reaches within a budget; None if no seed found a setting. `reference`: its row of the forget text."""
     rows = [cell["test"][budget] for cell in cells if budget in cell["test"]]
     if not rows:
         return None
@@ -64,6 +66,7 @@ def at_cost(cells: Cells, budget: str, task: Task, seed: int = 0) -> AtCost | No
             source: _estimate([_of_documents(row["corpora"][source]) for row in rows], seed)
             for source in task.sources("near", "far", "neutral")
         },
+        gap=_estimate([_beyond(row, reference) for row in forget], seed) if reference is not None else None,
         exact_recall=_estimate([_recalled(row) for row in forget], seed) if is_fact_source(task.forget) else None,
         random=_estimate([_of_documents(row) for row in randoms], seed) if randoms else None,
         more_than_random=_estimate([_beyond(*pair) for pair in zip(forget, randoms, strict=True)], seed) if randoms else None,

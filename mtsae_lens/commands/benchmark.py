@@ -21,6 +21,7 @@ from mtsae_lens.commands.benchmark_page import benchmark_part
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.train import TrainSettings, train_sae
+from mtsae_lens.commands.unlearn_page import SUPPRESSION
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
@@ -175,7 +176,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         | trained_on
         | model_stamps(settings.reference)
         | text_stamps(*(corpus.source for task in tasks.values() for corpus in task.corpora)),
-        _cells(settings, tasks, scale),
+        {name: partial(_timed, cell) for name, cell in _cells(settings, tasks, scale).items()},
         "unlearning",
         n_workers=settings.n_workers,
     )
@@ -184,7 +185,8 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     write_metrics(settings.out, metrics)
     lead = (
         f"Edits of SAE features, a dense direction, methods that change weights and retraining on {settings.model}, chosen on SELECT, set on "
-        "TUNE, measured once on TEST, and compared where they cost the text to retain the same."
+        f"TUNE, measured once on TEST, and compared where they cost the text to retain the same. The cells took "
+        f"{part.metrics['seconds_of_cells'] / 60:.0f} minutes of one process, trainings not counted. {SUPPRESSION}"
     )
     write_report(settings.out, "Unlearning, compared", lead, part.sections, metrics["provenance"])
     return metrics, part.tables
@@ -255,7 +257,7 @@ def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: 
         for architecture in settings.saes:
             subjects = [_subject(settings, benchmark_task, scale, architecture, seed) for seed in settings.seeds()]
             cells[f"{name}/stability/{architecture}-{len(subjects)}"] = partial(stability_cell, subjects)
-    return {name: partial(_timed, cell) for name, cell in cells.items()}
+    return cells
 
 
 def _subject(settings: BenchmarkSettings, task: BenchmarkTask, scale: Scale, architecture: str, seed: int) -> Subject:

@@ -66,7 +66,7 @@ def relearn(
 
     Args:
         lm: the clean model, with its SAE where there is an edit. Neither is changed.
-        learned: what the attacker has; see `sample_contexts` and `split_by_document`.
+        learned: what the attacker has; see `sample_documents` and `split_by_document`.
         measured: text that is not in `learned`.
         settings: at `snapshots` the model is measured (none: before and after).
         weights: a model that forgot by its weights; None: the clean one.

@@ -21,7 +21,7 @@ SCALE = Scale(
     gated=Grid(("frequency_difference",), n_features=(1, 2), multipliers=(1.0, 4.0), false_positive_rates=(0.2,)),
     ungated=Grid(("frequency_difference",), n_features=(2,), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=2,
-    relearned_contexts=(2, 4),
+    relearned_documents=(2, 4),
 )
 
 

@@ -16,13 +16,13 @@ TASK = Task(tuple(Corpus(s, r) for s, r in (("f", "forget"), ("n1", "near"), ("n
 N_TOKENS = (1, 3)
 
 
-def corpus(deltas: Sequence[float], recall: float = 0.0) -> dict[str, Any]:
+def corpus(deltas: Sequence[float]) -> dict[str, Any]:
     """Of two documents with 1 and 3 tokens."""
     rows = [
         {"document": str(i), "n_tokens": n, "nll_clean": 2.0, "nll_edited": 2.0 + d}
         for i, (n, d) in enumerate(zip(N_TOKENS, deltas, strict=True))
     ]
-    return {"documents": rows, "exact_recall": recall}
+    return {"documents": rows}
 
 
 def random(deltas: Sequence[float]) -> dict[str, Any]:
@@ -34,11 +34,9 @@ def random(deltas: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def cell(
-    forget: Sequence[float], *, near: float = 0.0, far: float = 0.0, recall: float = 0.0, drawn: Any = None
-) -> dict[str, Any]:
+def cell(forget: Sequence[float], *, near: float = 0.0, far: float = 0.0, drawn: Any = None) -> dict[str, Any]:
     corpora = {
-        "f": corpus(forget, recall),
+        "f": corpus(forget),
         "n1": corpus((near, near)),
         "n2": corpus((0, 0)),
         "x1": corpus((far, far)),
@@ -58,13 +56,13 @@ def sums(*seeds: Sequence[float]) -> list[torch.Tensor]:
 
 
 def test_a_mean_is_of_seeds_each_per_token() -> None:
-    found = at_cost([cell((4, 0), near=0.1, far=0.3, recall=0.5), cell((0, 4), near=0.3, far=0.1, recall=0.25)], "0.05", TASK)
+    found = at_cost([cell((4, 0), near=0.1, far=0.3), cell((0, 4), near=0.3, far=0.1)], "0.05", TASK)
     assert found is not None
     assert found.forget.mean == pytest.approx((1.0 + 3.0) / 2)
     assert found.near is not None
     assert found.near.mean == pytest.approx(0.2)
     assert found.far.mean == pytest.approx(0.2)
-    assert found.exact_recall == pytest.approx(0.375)
+    assert (found.exact_recall, found.gap) == (None, None)
     assert (found.forget.n_seeds, found.forget.n_documents, found.n_missing) == (2, 2, 0)
     assert found.random is None
     assert found.more_than_random is None
@@ -124,3 +122,26 @@ def test_a_difference_is_paired_by_seed() -> None:
     assert other_way.mean == pytest.approx(-1.5)
     assert difference(ours[:2], theirs[:1], "0.05", TASK) == difference(ours[:1], theirs[:1], "0.05", TASK)
     assert difference([NOTHING, cell((1, 1))], [cell((1, 1)), NOTHING], "0.05", TASK) is None
+
+
+def test_the_gap_is_paired_with_the_reference_by_document() -> None:
+    cells = [cell((4, 0)), cell((0, 4))]
+    found = at_cost(cells, "0.05", TASK, corpus((1, 2)))
+    assert found is not None
+    assert found.gap is not None
+    assert found.gap.mean == pytest.approx((1.0 + 3.0) / 2 - (1 * 1 + 2 * 3) / 4)
+    low, high = two_level_interval(sums((3, -2), (-1, 2)), sums((1, 1), (1, 1)), 0)
+    assert (found.gap.low, found.gap.high) == pytest.approx((low, high))
+
+
+def test_recall_is_of_questions_not_of_tokens() -> None:
+    asked = Task((Corpus("facts:forget:known", "forget"), Corpus("x1", "far")))
+    result = cell((4, 0))
+    of_forget = result["test"]["0.05"]["corpora"].pop("f")
+    for row, n_contexts, recall in zip(of_forget["documents"], (1, 4), (1.0, 0.25), strict=True):
+        row |= {"n_contexts": n_contexts, "exact_recall": recall}
+    result["test"]["0.05"]["corpora"]["facts:forget:known"] = of_forget
+    found = at_cost([result], "0.05", asked)
+    assert found is not None
+    assert found.exact_recall is not None
+    assert found.exact_recall.mean == pytest.approx(2 / 5)

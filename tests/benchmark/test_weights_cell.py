@@ -88,7 +88,13 @@ def test_an_attacked_cell_attacks_the_goal(
 def test_the_reference_is_measured_as_other_weights(make_subject: Any, text_task: Any, scale: Scale) -> None:
     subject = make_subject(text_task)
     cell = reference_cell(subject, scale, attacked=False)
-    assert set(cell) == {"corpora"}
+    assert set(cell) == {"corpora", "main", "untouched"}
+    assert cell["main"]["reference"]["nll_gap"] == pytest.approx(0, abs=1e-6)  # it is its own goal
+    assert cell["main"]["reference"]["kl"] == pytest.approx(0, abs=1e-6)
+    assert cell["untouched"]["calibrated_nll_delta"] == pytest.approx(0, abs=1e-6)
+    gap = cell["corpora"][text_task.forget_training]["nll_delta"]
+    assert cell["untouched"]["reference"]["nll_gap"] == pytest.approx(-gap, abs=1e-5)
+    assert cell["untouched"]["reference"]["kl"] > 0
     json.dumps(cell, allow_nan=False)
     for source, table in subject.task.tables("test", subject.lm.cutter).items():
         effect = measure_model(as_logits(subject.reference), subject.lm.model, subject.lm.cutter, table)

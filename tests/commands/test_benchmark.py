@@ -138,8 +138,9 @@ OWN = BenchmarkTask("own", (Corpus("f", "forget"), Corpus("n", "near"), Corpus("
 
 
 def corpus(delta: float) -> dict[str, Any]:
-    documents = [{"document": str(i), "n_tokens": 2, "nll_clean": 3.0, "nll_edited": 3.0 + delta} for i in range(3)]
-    return {"documents": documents, "exact_recall": 0.25, "nll_delta": delta, "nll_clean": 3.0}
+    asked = {"n_contexts": 4, "exact_recall": 0.25}
+    documents = [{"document": str(i), "n_tokens": 2, "nll_clean": 3.0, "nll_edited": 3.0 + delta} | asked for i in range(3)]
+    return {"documents": documents, "nll_delta": delta, "nll_clean": 3.0}
 
 
 def method(forget: float, budgets: tuple[str, ...] = ("0.05", "0.05 goal")) -> dict[str, Any]:
@@ -164,7 +165,7 @@ def full(method: dict[str, Any], nll: float) -> dict[str, Any]:
     main = {
         "calibrated_nll_delta": 0.777,
         "gate": {"true_positives": {"positions": 0.66}, "others": {"n": separation, "x": {"by_position": [{"auroc": 0.1}]}}},
-        "reference": {"nll_gap": -0.123, "documents": {"ks": 0.31}},
+        "reference": {"nll_gap": -0.123, "documents": {"ks": 0.31}, "kl": 1.234},
         "generation": {"f": {"clean": {"distinct_2": 0.9, "repeated": 0.1}, "edited": {"distinct_2": 0.8, "repeated": 0.2}}},
         "samples": {"f": [{"prompt": "In the beginning", "clean": "was", "edited": "<b>sea</b>"}]},
     }
@@ -176,7 +177,12 @@ def cells() -> dict[str, Any]:
         f"own/{OURS}/0": {"methods": {OURS: full(method(1.0), 4.0), f"{OURS}, no gate": method(0.2)}},
         "own/topk/0": {"methods": {"topk": method(0.6)}},
         "own/npo/0": {"methods": {"npo": method(5.0)}},
-        "own/reference": {"corpora": {"f": corpus(2.5)}, "attacks": attacked(5.5)},
+        "own/reference": {
+            "corpora": {"f": corpus(2.5)},
+            "attacks": attacked(5.5),
+            "main": {"calibrated_nll_delta": 2.222, "generation": {}},
+            "untouched": {"calibrated_nll_delta": 0.0, "generation": {}},
+        },
         f"own/{OURS}/1": {"methods": {OURS: method(3.0), f"{OURS}, no gate": method(0.0, ())}},
         "own/topk/1": {"methods": {"topk": method(1.0, ("0.05", "0.05 goal", "0.1"))}},
         "own/npo/1": {"methods": {"npo": method(7.0)}},
@@ -223,6 +229,9 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert rows[OURS]["forget at 0.05"].startswith("+2.000 [")
     assert rows[OURS]["forget at 0.02"] is None
     assert rows[OURS]["random at 0.05"] == "+0.100 (20.0x)"
+    assert rows[OURS]["beyond random at 0.05"].startswith("+1.900 [")
+    assert rows[OURS]["gap at 0.05"].startswith("-0.500 [")
+    assert rows["topk"]["forget at 0.1"] is None  # read as the most, not as the nearest
     assert {name: row["seeds with no setting"] for name, row in rows.items()} == {
         name: int(name == f"{OURS}, no gate") for name in rows
     }
@@ -234,7 +243,12 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert saes.rows[0] == [OURS, 32.0, pytest.approx(0.6), None, None, 2]
     main = sections["own: beside the reference"].table
     assert main is not None
-    assert main.rows == [[OURS, "-0.123", "0.31", "+0.777", "66%", "0.987", "0.90 -> 0.80", "0.10 -> 0.20"]]
+    assert [row[:5] for row in main.rows[:2]] == [
+        ["untouched", None, None, None, "+0.000"],
+        ["reference", None, None, None, "+2.222"],
+    ]
+    generated = ["0.90 -> 0.80", "0.10 -> 0.20", None]
+    assert list(main.rows[2]) == [OURS, "-0.123", "0.31", "1.234", "+0.777", "66%", "0.987", *generated]
     attacks = sections["own: attacks"].table
     assert attacks is not None
     assert [row[:6] for row in attacks.rows] == [
@@ -250,13 +264,13 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
 
     difference = sections[f"own: {OURS} less every other SAE"].table
     assert difference is not None
-    assert difference.header == ["SAE", "nearest to the reference at 0.05", "the most at 0.05"]
-    assert [str(cell)[:6] for cell in difference.rows[0]] == ["topk", "+1.200", "+1.200"]
+    assert difference.header == ["SAE", "nearest to the reference at 0.05", "the most at 0.05", "seeds"]
+    assert [str(cell)[:6] for cell in difference.rows[0]] == ["topk", "+1.200", "+1.200", "2"]
 
     where = sections["own: where the price is paid"].table
     assert where is not None
     assert where.header == ["method", "n (near)", "x (far)"]
-    assert list(where.rows[0]) == [OURS, "+0.040", "+0.010"]
+    assert [str(cell)[:6] for cell in where.rows[0]] == [OURS, "+0.040", "+0.010"]
     stability = sections["own: stability of the choice"].table
     assert stability is not None
     assert list(stability.rows[0]) == [OURS, "frequency_difference", 8, "0.50", "0.004", None, None]
@@ -276,7 +290,7 @@ def test_questions_show_recall_and_a_task_without_near_text_shows_none() -> None
     part = benchmark_part(TRAINED, {f"own/{OURS}/0": {"methods": {OURS: result}}}, {"own": asked}, Scale(), [OURS, "topk"])
     (table,) = part.tables
     (row,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
-    assert (row["recall at 0.05"], row["near at 0.05"], row["random at 0.05"]) == ("25%", None, None)
+    assert (row["recall at 0.05"], row["near at 0.05"], row["random at 0.05"]) == ("25% [25%, 25%]", None, None)
     assert part.metrics["own"]["differences"] == {}
     assert part.metrics["own"]["reference"] is None
     assert "seeds with no setting" not in table.header

@@ -16,7 +16,7 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.unlearning.attacks import dilute, quantised, relearn
-from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_contexts
+from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
 from mtsae_lens.unlearning.finetuning.losses import GradientAscent
@@ -112,7 +112,7 @@ def test_dilution_puts_filler_before_text_and_counts_the_text(
     cutter: Any, learned: TokenTable, questions: TokenTable, sea_file: Path
 ) -> None:
     filler = read_tokens(str(sea_file), "test", cutter, 4)
-    for table, n in ((learned, 12), (sample_contexts(questions, 8), 32 - questions.tokens.shape[1])):
+    for table, n in ((learned, 12), (sample_documents(questions, 8), 32 - questions.tokens.shape[1])):
         diluted = dilute(table, filler, cutter, n, seed=0)
         counted, before = diluted.counted(cutter), table.counted(cutter)
         assert diluted.tokens.shape[1] == min(32, table.tokens.shape[1] + n)

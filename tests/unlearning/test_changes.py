@@ -73,12 +73,13 @@ def test_a_loss_beyond_all_numbers_still_has_a_perplexity() -> None:
 
 
 def test_documents_are_added_up_in_order_and_those_without_a_token_left_out() -> None:
-    keys = ("document", "n_tokens", "nll_clean", "nll_edited", "kl", "top1_agreement", "exact_memorisation")
-    expected = [("b", 5, 10 / 5, 17 / 5, 2.5 / 5, 2 / 5, 2 / 5), ("a", 4, 8 / 4, 10 / 4, 2 / 4, 1.0, 1 / 4)]
+    keys = ("document", "n_tokens", "nll_clean", "nll_edited", "kl", "top1_agreement", "exact_memorisation", "n_contexts")
+    expected = [("b", 5, 10 / 5, 17 / 5, 2.5 / 5, 2 / 5, 2 / 5, 2), ("a", 4, 8 / 4, 10 / 4, 2 / 4, 1.0, 1 / 4, 1)]
+    recalled = {"b": 1 / 2, "a": 0.0}
     rows = document_rows(EFFECT)
     assert [row["document"] for row in rows] == ["b", "a"]
     for row, values in zip(rows, expected, strict=True):
-        assert row == pytest.approx(dict(zip(keys, values, strict=True)))
+        assert row == pytest.approx(dict(zip(keys, values, strict=True)) | {"exact_recall": recalled[row["document"]]})
 
 
 def test_draws_are_pooled_by_hand() -> None:

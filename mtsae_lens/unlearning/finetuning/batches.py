@@ -66,19 +66,6 @@ def select_contexts(table: TokenTable, rows: Sequence[int]) -> TokenTable:
     return TokenTable(table.corpus, table.tokens[index], tuple(table.documents[row] for row in rows), answers)
 
 
-def sample_contexts(table: TokenTable, n_contexts: int, seed: int = 0) -> TokenTable:
-    """Contexts drawn at random; for one seed a smaller sample is part of a larger one.
-
-    Raises:
-        DataError: the table has fewer.
-    """
-    if n_contexts > len(table):
-        raise DataError(f"{table.corpus}: {n_contexts} contexts were asked for, there are {len(table)}")
-    rows = list(range(len(table)))
-    random.Random(seed).shuffle(rows)
-    return select_contexts(table, rows[:n_contexts])
-
-
 def sample_documents(table: TokenTable, n_documents: int, seed: int = 0) -> TokenTable:
     """All contexts of documents drawn at random; for one seed a smaller sample is part of a larger one.
 

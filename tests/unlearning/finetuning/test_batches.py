@@ -13,7 +13,7 @@ import torch
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.facts import read_facts
 from mtsae_lens.errors import DataError
-from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_contexts, select_contexts, split_by_document
+from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents, select_contexts, split_by_document
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,20 @@ def test_a_table_without_counted_tokens_is_refused(cutter: Any, forget: TokenTab
         next(mixed_batches([empty], cutter, 2, seed=0))
 
 
-def test_smaller_samples_are_part_of_larger_ones(questions: TokenTable) -> None:
-    small, large = (sample_contexts(questions, n, seed=1) for n in (4, 16))
-    assert torch.equal(large.tokens[:4], small.tokens)
-    assert large.answers is not None
-    for row, name, answers in zip(large.tokens, large.documents, large.answers, strict=True):
-        assert any(
-            torch.equal(row, questions.tokens[i])
-            and name == questions.documents[i]
-            and torch.equal(answers, questions.answers[i])
-            for i in range(len(questions))
-        )
-    assert len({tuple(row.tolist()) for row in large.tokens}) == 16
-    assert not torch.equal(sample_contexts(questions, 4, seed=2).tokens, small.tokens)
-    with pytest.raises(DataError, match="41 contexts were asked for, there are 40"):
-        sample_contexts(questions, 41)
+def test_a_sample_has_all_contexts_of_its_documents_and_is_part_of_a_larger_one(questions: TokenTable) -> None:
+    names = set(questions.documents)
+    small, large = (sample_documents(questions, n, seed=1) for n in (2, 5))
+    assert (len(set(small.documents)), len(set(large.documents))) == (2, 5)
+    assert set(small.documents) < set(large.documents) < names
+    for sample in (small, large):
+        rows = [row for row, name in enumerate(questions.documents) if name in sample.documents]
+        assert torch.equal(sample.tokens, questions.tokens[rows])
+        assert questions.answers is not None
+        assert sample.answers is not None
+        assert torch.equal(sample.answers, questions.answers[rows])
+    assert {sample_documents(questions, 2, seed=seed).documents for seed in range(5)} != {small.documents}
+    with pytest.raises(DataError, match=f"{len(names) + 1} documents were asked for, there are {len(names)}"):
+        sample_documents(questions, len(names) + 1)
 
 
 def test_no_person_is_on_both_sides_of_a_split(questions: TokenTable) -> None:
