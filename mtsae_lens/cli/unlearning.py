@@ -119,4 +119,5 @@ def export(
     if measured["comparison"]:
         print_tables(comparison_table(measured))
     loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
-    typer.echo(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}")
+    typer.echo(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{measured['caveat']}")
+    typer.echo(f"report: {settings.out / 'report.html'}")

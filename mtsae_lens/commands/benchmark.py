@@ -21,7 +21,6 @@ from mtsae_lens.commands.benchmark_page import benchmark_part
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.train import TrainSettings, train_sae
-from mtsae_lens.commands.unlearn_page import SUPPRESSION
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
@@ -32,6 +31,7 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
+from mtsae_lens.splice.edits import SUPPRESSION
 from mtsae_lens.trials import Trial, run_trials
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS, Sweep
 from mtsae_lens.unlearning.task import Corpus, check_corpus

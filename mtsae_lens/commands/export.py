@@ -26,9 +26,9 @@ from mtsae_lens.export.persistent import as_projection, project_weights
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import prepare_output_dir, whole_folder, write_text
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
-from mtsae_lens.reporting.page import Table
+from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import Logits, as_logits
 from mtsae_lens.unlearning.task import check_corpus
@@ -42,6 +42,17 @@ the hook only where no layer before the hook reads the stream."""
 
 _LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps towards the
 model with the edit at its hook, and merged. There is no hook. Weights tuned away from a behaviour may be tuned back to it."""
+
+
+_CAVEATS = {
+    "hooked": SUPPRESSION,
+    "projected": "The projection is always on: no gate spares the text to keep. Weights can be tuned back.",
+    "low-rank": "No hook and no gate: weights imitate the edit. Weights tuned away from a behaviour may be tuned back to it.",
+}
+_COMPARED = (
+    "On TEST, change of the loss in nats per counted token against the clean model (forget text: higher is more forgetting; other text: 0 is "
+    "best), and KL of the exported model's predictions from those with the edit at its hook (0: the same)."
+)
 
 
 class ExportSettings(Settings):
@@ -94,10 +105,10 @@ class Exported:
 
 
 def run_export(settings: ExportSettings) -> dict[str, Any]:
-    """Write the model to `OUT/model` and the comparison to `OUT/metrics.json`.
+    """Write the model to `OUT/model` and the comparison to `OUT/metrics.json` and `OUT/report.html`.
 
-    `metrics.json`: `form`; `comparison`, by corpus `role, n_tokens`, `hook` and `exported` (and for `projected` `hook_projection`, the
-    always-open projection at the hook), as `compare` gives them; `numbers` of the form; `provenance`.
+    `metrics.json`: `form`; `caveat`, what the form is and is not; `comparison`, by corpus `role, n_tokens`, `hook` and `exported` (and for
+    `projected` `hook_projection`, the always-open projection at the hook), as `compare` gives them; `numbers` of the form; `provenance`.
 
     Raises:
         ConfigError: `low-rank` without text to forget and to retain, or a text in two roles.
@@ -120,8 +131,17 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         for source, role in settings.corpora().items()
     }
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    measured = {"form": settings.form, "comparison": comparison, "numbers": exported.numbers, "provenance": made}
+    caveat = _CAVEATS[settings.form]
+    measured = {
+        "form": settings.form,
+        "caveat": caveat,
+        "comparison": comparison,
+        "numbers": exported.numbers,
+        "provenance": made,
+    }
     write_metrics(settings.out, measured)
+    sections = [Section("Beside the edit at its hook", _COMPARED, comparison_table(measured))] if comparison else []
+    write_report(settings.out, "Export", f"{settings.edit} as a model, {settings.form}. {caveat}", sections, made)
     return measured
 
 

@@ -8,8 +8,7 @@ from typing import Any
 from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
-
-SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
+from mtsae_lens.splice.edits import SUPPRESSION
 
 
 def effects_table(measured: dict[str, Any]) -> Table:
@@ -52,12 +51,15 @@ def effects_table(measured: dict[str, Any]) -> Table:
 def measures_table(measured: dict[str, Any]) -> Table:
     """Every measure of the edit on every corpus, before -> after where a measure belongs to a model."""
     header = ["corpus", "role", "perplexity", "top-1 agreement", "exact memorisation", "extraction strength", "exact recall"]
+    header += ["tokens", "documents"]
     rows = [
         [
             name,
             row["role"],
             f"{row['perplexity_clean']:.1f} -> {row['perplexity_edited']:.1f}",
             *(f"{row[key]:.3f}" for key in ("top1_agreement", "exact_memorisation", "extraction_strength", "exact_recall")),
+            row["n_tokens"],
+            row["n_documents"],
         ]
         for name, row in measured["corpora"].items()
     ]
@@ -68,7 +70,7 @@ _MEASURES = (
     "Perplexity: on forget text higher is more forgetting, on other text no change is best. Top-1 agreement: share "
     "of tokens whose likeliest token "
     "stayed (1 if nothing changed). Exact memorisation: share of tokens that the edited model predicts exactly "
-    "(chance: one in the vocabulary). "
+    "(a model that never saw the text still predicts its commoner tokens: the goal is its value, not 0). "
     "Extraction strength: share of a text that greedy decoding gives from what is before it (0 to 1). Exact recall: "
     "share of texts, or of questions, given whole. "
     "Of the last three, on forget text lower is more forgetting."
@@ -105,6 +107,13 @@ def quality_table(measured: dict[str, Any]) -> Table:
     return Table(["measure", "better", "chance", "value"], rows)
 
 
+def _counted(measured: dict[str, Any]) -> str:
+    counts = (
+        f"{name} {row['n_tokens']:,} tokens of {row['n_documents']} documents" for name, row in measured["corpora"].items()
+    )
+    return f"n: {', '.join(counts)}."
+
+
 def unlearning_sections(measured: dict[str, Any], budgets: Mapping[str, float]) -> list[Section]:
     """The experiment as sections of a report; `budgets` by role."""
     chosen = measured["chosen"]
@@ -125,7 +134,9 @@ def unlearning_sections(measured: dict[str, Any], budgets: Mapping[str, float]) 
     sections = [
         Section("Unlearning", text, table=effects_table(measured), figure=effect_bars(methods)),
         Section("What else changed", _MEASURES, table=measures_table(measured)),
-        Section("Gate, generations, reference", "Greedy text; before -> after.", table=quality_table(measured)),
+        Section(
+            "Gate, generations, reference", f"Greedy text; before -> after. {_counted(measured)}", table=quality_table(measured)
+        ),
     ]
     if measured["samples"]:
         lead = "Starts of held-out texts, continued greedily without the edit and with it."

@@ -8,8 +8,6 @@ from typing import Any
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate
 
-SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
-
 
 def describe_edit(edit: Edit) -> str:
     """What an edit does, in a sentence or two."""

@@ -13,11 +13,11 @@ from torch import Tensor
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export import standalone
 from mtsae_lens.export.base_models import hooked_layer, open_base
-from mtsae_lens.export.card import SUPPRESSION, model_card
+from mtsae_lens.export.card import model_card
 from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.files import whole_folder, write_json, write_text
 from mtsae_lens.splice.edit_files import save_edit, weights_digest
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 

@@ -21,6 +21,9 @@ from torch import Tensor
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 
+SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
+"""What every report of an edit says."""
+
 
 @dataclass(frozen=True)
 class Reading:

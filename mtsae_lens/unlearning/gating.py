@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
-from mtsae_lens.splice.gates import RunningEvidenceGate
+from mtsae_lens.splice.gates import Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 DECAY = 0.97  # evidence halves in 23 tokens: long enough for a sentence, short enough to forget the text before
@@ -103,9 +104,12 @@ def _logistic_regression(
     return weights.detach(), bias.detach()
 
 
+ThresholdGate = TypeVar("ThresholdGate", RunningEvidenceGate, SequenceRateGate)
+
+
 def thresholds_at(
-    lm: HookedLM, gate: RunningEvidenceGate, retain: Sequence[TokenTable], false_positive_rates: Sequence[float]
-) -> list[RunningEvidenceGate]:
+    lm: HookedLM, gate: ThresholdGate, retain: Sequence[TokenTable], false_positive_rates: Sequence[float]
+) -> list[ThresholdGate]:
     """The gate with the thresholds at which it is open on these shares of the retain text's positions, in the corpus where it opens most.
 
     Of questions only the position where the answer begins counts. The text should not be that of the fit, which the gate knows.
@@ -115,7 +119,7 @@ def thresholds_at(
     return [replace(gate, threshold=threshold) for threshold in highest]
 
 
-def _scores(lm: HookedLM, gate: RunningEvidenceGate, table: TokenTable) -> Float[Tensor, " n"]:
+def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:
     generator = torch.Generator().manual_seed(0)
     every = [
         gate.score(lm.feature_acts(tokens))[~lm.masked(tokens) if table.answers is None else at]

@@ -57,7 +57,10 @@ def test_the_hooked_form(export: Callable[..., Any], texts: tuple[Any, ...], lm:
     assert outcome.code == 0, outcome.err
     assert "opened by load_edited" in outcome.out
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert set(metrics) == {"form", "comparison", "numbers", "provenance"}
+    assert set(metrics) == {"form", "caveat", "comparison", "numbers", "provenance"}
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert metrics["caveat"] in report
+    assert "Beside the edit at its hook" in report
     assert [row["role"] for row in metrics["comparison"].values()] == ["forget", "near", "far"]
     for row in metrics["comparison"].values():
         assert row["exported"]["nll_delta"] == pytest.approx(row["hook"]["nll_delta"], abs=1e-5)

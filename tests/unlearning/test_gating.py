@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.facts import read_facts
 from mtsae_lens.errors import DataError
-from mtsae_lens.splice.gates import RunningEvidenceGate
+from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.unlearning import gating
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
 
@@ -182,3 +182,12 @@ def test_of_questions_the_rate_is_that_of_where_answers_begin(lm: Any, text_file
     (made,) = thresholds_at(lm, gate, [table], [0.25])
     values = evidence(lm, gate, table)[:, 8] + gate.threshold
     assert made.threshold == pytest.approx(float(np.quantile(values.numpy(), 0.75)), abs=1e-4)
+
+
+def test_a_sequence_rate_is_calibrated_on_contexts(lm: Any, text_file: Path) -> None:
+    table = read_tokens(str(text_file), "tune", lm.cutter, 12)
+    features = torch.arange(32)[:6]
+    (made,) = thresholds_at(lm, SequenceRateGate(features, 0.9), [table], [0.25])
+    assert isinstance(made, SequenceRateGate)
+    open_contexts = made.open_from(lm.feature_acts(table.tokens), None)[0][:, 0]
+    assert 0 < int(open_contexts.sum()) <= 0.25 * len(table) + 1

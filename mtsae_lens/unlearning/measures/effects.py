@@ -54,7 +54,11 @@ class EditLoss:
 
     @property
     def nll_delta(self) -> float:
-        """Nats added per token; for forget text higher is more forgetting, for retain text 0 is best."""
+        """Nats added per token; for forget text higher is more forgetting, for retain text 0 is best.
+
+        0: no change. What a model that never saw the text adds is the goal; what guessing every token alike adds, `log d_vocab` less the
+        clean loss, is the most that is not damage.
+        """
         return self.mean(self.nll_edited - self.nll_clean)
 
     def by_document(self, sums: Float[Tensor, " context"]) -> Float[Tensor, " document"]:
@@ -76,32 +80,47 @@ class EditEffect(EditLoss):
 
     @property
     def top1_agreement(self) -> float:
-        """Share of tokens at which the likeliest token stayed the same: 1 if nothing changed; on retain text higher is better."""
+        """Share of tokens at which the likeliest token stayed the same: 1 if nothing changed; on retain text higher is better.
+
+        Chance, were the likeliest token drawn anew: 1 / d_vocab. Two models of one language agree on far more: the reference's is the
+        value to compare with.
+        """
         return self.mean(self.agreements)
 
     @property
     def exact_memorisation(self) -> float:
-        """Share of tokens that the changed model predicts exactly; on forget text lower is more forgetting. Chance is 1 / d_vocab."""
+        """Share of tokens that the changed model predicts exactly; on forget text lower is more forgetting.
+
+        A guess is right once in d_vocab, but a model that never saw the text still predicts its commoner tokens: that is the value to fall
+        to, not 0.
+        """
         return self.mean(self.hits)
 
     @property
     def extraction_strength(self) -> float:
         """Mean share of a text that greedy decoding gives from the rest before it (Carlini et al. 2021; Wang et al. 2025).
 
-        1: all of it from the first token on; 0: not even the last token. On forget text lower is more forgetting.
+        1: all of it from the first token on; 0: not even the last token. On forget text lower is more forgetting. Chance is about
+        exact memorisation over the number of tokens.
         """
         counted = self.n_tokens > 0
         return (self.suffix[counted] / self.n_tokens[counted]).mean().item()
 
     @property
     def exact_recall(self) -> float:
-        """Share of contexts whose counted tokens greedy decoding gives all: of questions, the share answered exactly."""
+        """Share of contexts whose counted tokens greedy decoding gives all: of questions, the share answered exactly.
+
+        On forget text lower is more forgetting. Chance: of text 0; of a question one over the number of possible answers.
+        """
         counted = self.n_tokens > 0
         return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
 
 
 def kl_divergence(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
-    """`KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal."""
+    """`KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
+
+    On text to keep lower is better.
+    """
     return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
