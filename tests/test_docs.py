@@ -14,8 +14,10 @@ import yaml
 
 import mtsae_lens
 from mtsae_lens.cli import app
+from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.separation import SEPARATIONS
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.scores import SCORES
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,7 @@ def page_name(path: Path) -> str:
 def commands(text: str) -> Iterator[list[str]]:
     """The calls of `mtsae` in code blocks, comments and shell around them left out."""
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        for line in block.splitlines() if language in ("", "console", "bash") else ():
+        for line in block.replace("\\\n", " ").splitlines() if language in ("", "console", "bash") else ():
             if not line.lstrip().startswith(("mtsae ", "python -c ")):
                 continue
             words = shlex.split(line.removesuffix(" &"), comments=True)
@@ -82,6 +84,12 @@ def test_commands_are_taken(path: Path) -> None:
         given = [re.sub(r"\$\w+", "0", argument) for argument in arguments if argument != "--help"]
         with command.make_context(verb, given, resilient_parsing="--help" in arguments):
             pass
+
+
+def test_settings_of_unlearning_are_taken() -> None:
+    """Those of `docs/unlearning.md`, as a file for `--config`."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "unlearning.md").read_text(), flags=re.DOTALL)
+    assert UnlearnSettings(sae=Path("runs/sae"), **yaml.safe_load(block)).protocol().grid.edits == tuple(EDIT_KINDS)
 
 
 def test_there_are_commands_and_examples() -> None:
