@@ -15,6 +15,7 @@ from mkdocs.structure.pages import Page
 _MERMAID = re.compile(r'<script type="module">(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>', re.DOTALL)
 _CELL = re.compile(r"<td\b[^>]*>.*?</td>", re.DOTALL)
 _INTERVAL = re.compile(r"\[[-+]?\d[\d.]*%?, [-+]?\d[\d.]*%?\]")
+_SENTENCE = 50  # characters; names and numbers are shorter
 _ELSEWHERE = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?https?:[^>]*>"""
     r"""|<link\b[^>]*rel=["']?(?:stylesheet|preload|preconnect|icon)[^>]*href=["']?https?:[^>]*>"""
@@ -33,8 +34,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Without nbconvert's script for Mermaid diagrams, which would come from a CDN; with intervals in tables marked, which `site.css` keeps whole."""
-    return _CELL.sub(lambda cell: _INTERVAL.sub(r'<span class="interval">\g<0></span>', cell[0]), _MERMAID.sub("", html))
+    """Without nbconvert's script for Mermaid diagrams, which would come from a CDN; with cells of tables marked for `site.css`."""
+    return _CELL.sub(_mark, _MERMAID.sub("", html))
+
+
+def _mark(cell: re.Match[str]) -> str:
+    """Intervals, which stay on one line, and cells with a sentence, which need some width."""
+    marked = _INTERVAL.sub(r'<span class="interval">\g<0></span>', cell[0])
+    n_characters = len(re.sub(r"<[^>]*>", "", cell[0]))
+    return marked.replace("<td", '<td class="sentence"', 1) if n_characters > _SENTENCE else marked
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
