@@ -1,4 +1,4 @@
-"""What mkdocs needs besides its plugins: notebooks, which live beside `docs/`, as pages; and no page that loads anything from elsewhere."""
+"""What mkdocs needs besides its plugins: notebooks as pages, intervals on one line, and no page that loads anything from elsewhere."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _MERMAID = re.compile(r'<script type="module">(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>', re.DOTALL)
+_CELL = re.compile(r"<td\b[^>]*>.*?</td>", re.DOTALL)
+_INTERVAL = re.compile(r"\[[-+]?\d[\d.]*%?, [-+]?\d[\d.]*%?\]")
+_SENTENCE = 50  # characters; names and numbers are shorter
 _ELSEWHERE = re.compile(
     r"""<(?:script|img|iframe|source)\b[^>]*\ssrc=["']?https?:[^>]*>"""
     r"""|<link\b[^>]*rel=["']?(?:stylesheet|preload|preconnect|icon)[^>]*href=["']?https?:[^>]*>"""
@@ -31,8 +34,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Without nbconvert's script for Mermaid diagrams, which would come from a CDN; no notebook has one."""
-    return _MERMAID.sub("", html)
+    """Without nbconvert's script for Mermaid diagrams, which would come from a CDN; with cells of tables marked for `site.css`."""
+    return _CELL.sub(_mark, _MERMAID.sub("", html))
+
+
+def _mark(cell: re.Match[str]) -> str:
+    """Intervals, which stay on one line, and cells with a sentence, which need some width."""
+    marked = _INTERVAL.sub(r'<span class="interval">\g<0></span>', cell[0])
+    n_characters = len(re.sub(r"<[^>]*>", "", cell[0]))
+    return marked.replace("<td", '<td class="sentence"', 1) if n_characters > _SENTENCE else marked
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:

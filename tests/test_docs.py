@@ -14,8 +14,12 @@ import yaml
 
 import mtsae_lens
 from mtsae_lens.cli import app
+from mtsae_lens.commands.explore import ExploreSettings
+from mtsae_lens.commands.unlearn import UnlearnSettings
+from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.separation import SEPARATIONS
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.scores import SCORES
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +35,7 @@ def page_name(path: Path) -> str:
 def commands(text: str) -> Iterator[list[str]]:
     """The calls of `mtsae` in code blocks, comments and shell around them left out."""
     for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE):
-        for line in block.splitlines() if language in ("", "console", "bash") else ():
+        for line in block.replace("\\\n", " ").splitlines() if language in ("", "console", "bash") else ():
             if not line.lstrip().startswith(("mtsae ", "python -c ")):
                 continue
             words = shlex.split(line.removesuffix(" &"), comments=True)
@@ -76,12 +80,36 @@ def test_commands_are_taken(path: Path) -> None:
     """Verbs, options and the kinds of their values; nothing is run."""
     group = typer.main.get_command(app)
     for verb, *arguments in commands(path.read_text()):
-        if verb == "--help":
+        if verb in ("--help", "--version"):
             continue
         command = group.commands[verb]  # type: ignore[attr-defined]
         given = [re.sub(r"\$\w+", "0", argument) for argument in arguments if argument != "--help"]
         with command.make_context(verb, given, resilient_parsing="--help" in arguments):
             pass
+
+
+def test_every_fact_and_setting_of_exploring_is_told() -> None:
+    told = set(re.findall(r"`(?:--)?([\w-]+)`", (DOCS / "how-to" / "explore.md").read_text()))
+    columns = {*FEATURES.names, *EXAMPLES.names, *TEXTS.names} - {"feature", "rank"}
+    assert columns <= told, columns - told
+    settings = {name for name in ExploreSettings.model_fields if not {name, name.replace("_", "-")} & told}
+    assert settings <= {"sae", "out"}, settings
+
+
+def test_search_needs_no_server_and_no_network() -> None:
+    """The plugin `offline` adds a script from elsewhere unless one of that name is given."""
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert "offline" in site["plugins"]
+    (script,) = site["extra"]["polyfills"]
+    assert script.endswith("iframe-worker.js")
+    assert (DOCS / script).read_text().startswith('"use strict";')
+    assert "Permission is hereby granted" in (DOCS / script).with_suffix(".LICENSE").read_text()
+
+
+def test_settings_of_unlearning_are_taken() -> None:
+    """Those of `docs/unlearning.md`, as a file for `--config`."""
+    (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "unlearning.md").read_text(), flags=re.DOTALL)
+    assert UnlearnSettings(sae=Path("runs/sae"), **yaml.safe_load(block)).protocol().grid.edits == tuple(EDIT_KINDS)
 
 
 def test_there_are_commands_and_examples() -> None:

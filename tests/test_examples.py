@@ -8,6 +8,8 @@ import pytest
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.commands.benchmark import BenchmarkSettings
 from mtsae_lens.commands.train import TrainSettings, runner_config
+from mtsae_lens.commands.unlearn import UnlearnSettings
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
 TRAININGS = [path for path in CONFIGS if not path.stem.startswith("unlearn")]
@@ -27,6 +29,12 @@ def test_the_unlearning_configuration_is_one_task_with_a_text_of_every_role() ->
     roles = {corpus.role for corpus in task.task(settings.scale().contexts_per_split).corpora}
     assert roles == {"forget", "near", "far", "neutral"}
     assert settings.reference is None
+
+
+def test_the_configuration_of_edits_tries_every_kind() -> None:
+    settings = UnlearnSettings.build(CONFIGS[0].parent / "unlearn-edits.yaml", {"sae": Path("runs/sae")})
+    assert set(settings.protocol().grid.edits) == set(EDIT_KINDS)
+    assert {corpus.role for corpus in settings.task().corpora} == {"forget", "near", "far"}
 
 
 def test_there_are_configurations() -> None:

@@ -11,13 +11,15 @@ from mtsae_lens.sae.config import MTSAEConfig
 
 EQUATIONS = """\
     x    = h - b_dec, zero at walls (special tokens, position 0)
-    z_k  = norm(conv_{r_k}(x))                        one vector per scale k and position; dilation r = 0 is the token alone
+    z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; dilation r = 0 is the token alone
+           g = 1 for the first scale, GAIN for the others
     e    = ACTIVATION([z_1; ...; z_K] @ W_enc + b_enc)
     h'   = e @ W_dec + b_dec"""
 
 TEMPORAL_LIMITS = """\
 - The encoder reads earlier positions: give it whole contexts, `(batch, pos, d_in)`, or rows laid end to end, `{context_size}` a context. A \
-single position is refused; a shuffled batch of positions gives other features without a warning.
+single position is refused, and so are rows that are no multiple of that. Mixed positions are not noticed: they give other features. In \
+training they are refused at the first batch where contexts begin with BOS, and not noticed where they do not.
 - Set special tokens to zero before encoding, as in training (`mtsae_lens.splice.hooked_lm.HookedLM` does).
 - `W_enc` has shape `(n_scales * d_in, d_sae)`: metrics that compare it with `W_dec` do not apply.
 - Without `import mtsae_lens`, SAELens does not know the architecture."""
@@ -66,7 +68,7 @@ def sae_card(
         _table(("what", "value"), [(name, value) for name, value in facts.items() if value is not None]),
     ]
     if isinstance(cfg, MTSAEConfig):
-        parts += ["## What it computes", EQUATIONS.replace("ACTIVATION", "topk" if cfg.activation == "topk" else "relu")]
+        parts += ["## What it computes", _equations(cfg)]
     if metrics:
         rows = [(name, f"{value:.4g}", (meanings or {}).get(name, "")) for name, value in metrics.items()]
         where = f"Held-out text of {measured_on}.\n\n" if measured_on else ""
@@ -74,6 +76,11 @@ def sae_card(
     limits = TEMPORAL_LIMITS.format(context_size=cfg.context_size) if isinstance(cfg, MTSAEConfig) else POINTWISE_LIMITS
     parts += ["## How to load it", _loading(repo_id, sae_id, temporal), "## Limits", limits]
     return "\n\n".join(parts) + "\n"
+
+
+def _equations(cfg: MTSAEConfig) -> str:
+    activation = "topk" if cfg.activation == "topk" else "relu"
+    return EQUATIONS.replace("ACTIVATION", activation).replace("GAIN", f"{cfg.context_gain:g}")
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

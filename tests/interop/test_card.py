@@ -1,0 +1,49 @@
+"""The card of a published SAE says what that SAE computes, and what it refuses."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtsae_lens import MTSAE, MTSAEConfig
+from mtsae_lens.errors import DataError
+from mtsae_lens.interop.card import sae_card
+
+
+def an_sae(**changes: object) -> MTSAE:
+    sae = MTSAE(MTSAEConfig(d_in=8, d_sae=16, k=2, context_size=4, **changes))  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    for parameter in sae.parameters():
+        torch.nn.init.normal_(parameter.data)
+    return sae
+
+
+@pytest.mark.parametrize("gain", [1.0, 0.1, 0.025])
+def test_the_gain_is_the_one_by_which_other_scales_are_multiplied(gain: float) -> None:
+    sae, plain = an_sae(context_gain=gain), an_sae(context_gain=1.0)
+    card = sae_card(sae, "me/mine", "x")
+    assert "z_k  = g_k norm(conv_{r_k}(x))" in card
+    (line,) = [line for line in card.splitlines() if line.strip().startswith("g =")]
+    first, others = line.split("g = ")[1].removesuffix(" for the others").split(" for the first scale, ")
+    x = torch.randn(1, 4, 8)
+    z, ungained = sae.encode_scales(sae.process_sae_in(x)), plain.encode_scales(plain.process_sae_in(x))
+    said = torch.tensor([float(first)] + [float(others)] * (z.shape[2] - 1))
+    torch.testing.assert_close(z, said[:, None] * ungained)
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu"])
+def test_the_activation_is_named(activation: str) -> None:
+    assert f"e    = {activation}(" in sae_card(an_sae(activation=activation), "me/mine", "x")
+
+
+def test_what_the_card_says_of_positions_is_so() -> None:
+    sae = an_sae()
+    card = sae_card(sae, "me/mine", "x")
+    assert "rows laid end to end, `4` a context" in card
+    assert "single position is refused, and so are rows that are no multiple of that" in card
+    for rows in (torch.randn(1, 1, 8), torch.randn(6, 8)):
+        with pytest.raises(DataError):
+            sae.encode(rows)
+    assert "Mixed positions are not noticed: they give other features" in card
+    rows, order = torch.randn(8, 8), torch.tensor([1, 6, 3, 0, 2, 7, 4, 5])
+    assert not torch.allclose(sae.encode(rows)[order], sae.encode(rows[order]))
