@@ -48,7 +48,7 @@ def example_shard(
     features: Sequence[Record], examples: Mapping[int, Sequence[Record]], edges: Sequence[float]
 ) -> list[list[dict[str, Any]]]:
     """The examples of some features, each with the quantile of its peak."""
-    return [[_example(row, f["histogram"] or (), edges) for row in examples.get(f["feature"], ())] for f in features]
+    return [[_example(row, f, edges) for row in examples.get(f["feature"], ())] for f in features]
 
 
 def text_shard(texts: Sequence[Record]) -> list[dict[str, Any]]:
@@ -64,16 +64,17 @@ def text_index(texts: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def _example(row: Record, histogram: Sequence[int], edges: Sequence[float]) -> dict[str, Any]:
+def _example(row: Record, facts: Record, edges: Sequence[float]) -> dict[str, Any]:
     """Activations and their parts only where the feature fires: most of a window is silent."""
     activations = row["activations"]
+    standing = quantile(activations[row["peak"]], facts["histogram"] or (), edges, facts["max_activation"])
     fired = [place for place, value in enumerate(activations) if value > 0]
     example = {name: row[name] for name in ("kind", "rank", "corpus", "document", "position", "tokens", "peak")}
     example |= {
         "fired": fired,
         "activations": rounded([activations[place] for place in fired]),
         "token_scales": _token_scales(row, fired),
-        "quantile": rounded(quantile(activations[row["peak"]], histogram, edges)),
+        "quantile": rounded(standing, _EXACT),
         "model_attribution": rounded(row["model_attribution"] or []),
     }
     for name in ("bias", "hidden_pre", "scale_contributions", "offset_contributions"):
