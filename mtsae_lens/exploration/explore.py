@@ -202,6 +202,6 @@ def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: i
         "n_examples": plan.n_examples,
         "n_sampled": plan.n_sampled,
         "n_text_contexts": n_text_contexts,
-        "n_strongest": min(N_STRONGEST, sae.cfg.d_sae),
+        "n_strongest": N_STRONGEST,
         "n_cofiring_tokens": survey.cofiring.n_tokens,
     }

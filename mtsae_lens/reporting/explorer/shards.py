@@ -5,7 +5,9 @@ The list is one file of columns, so that a page of 16,000 features opens at once
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from mtsae_lens.reporting.explorer.quantiles import quantile
@@ -30,6 +32,7 @@ _LIST_COLUMNS = (
 )
 _EXACT = 7  # significant digits of what must add up: as many as float32 has
 _SNIPPET_TOKENS = 14
+_SPECIAL = re.compile(r"<\|[^<>|]+\|>|</?\w{1,8}>|\[[A-Z]+\]")
 
 
 def list_shard(features: Sequence[Record]) -> dict[str, list[Any]]:
@@ -59,9 +62,15 @@ def text_shard(texts: Sequence[Record]) -> list[dict[str, Any]]:
 def text_index(texts: Sequence[Record]) -> list[dict[str, Any]]:
     """What the text view lists before a context is loaded."""
     return [
-        {"corpus": t["corpus"], "document": t["document"], "start": "".join(t["tokens"][:_SNIPPET_TOKENS]).strip()}
+        {"corpus": t["corpus"], "document": t["document"], "start": "".join(_first_words(t)[:_SNIPPET_TOKENS]).strip()}
         for t in texts
     ]
+
+
+def _first_words(text: Record) -> list[str]:
+    """The tokens after those by which a tokenizer says that a text begins: they look so, and no feature is let fire on them."""
+    n_special = sum(1 for _ in takewhile(lambda pair: _SPECIAL.fullmatch(pair[0]) and not pair[1], zip(text["tokens"], text["features"], strict=True)))
+    return text["tokens"][n_special:]
 
 
 def _example(row: Record, facts: Record, edges: Sequence[float]) -> dict[str, Any]:

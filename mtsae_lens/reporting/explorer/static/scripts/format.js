@@ -33,6 +33,13 @@
     return sign + (share >= 10 ? share.toFixed(0) : String(Number(share.toPrecision(2)))) + " %";
   }
 
+  // With the same decimals all the way down a column.
+  function share(value, decimals = 1) {
+    if (missing(value)) return MISSING;
+    const least = 10 ** -decimals;
+    return value > 0 && value * 100 < least ? "<" + least.toFixed(decimals) + " %" : fixed(value * 100, decimals) + " %";
+  }
+
   const count = (value) => (missing(value) ? MISSING : value.toLocaleString("en-US"));
   const plain = (value) => minus(String(Number(value.toFixed(2))));
 
@@ -69,7 +76,10 @@
     return token(text).replace(/^ +| +$/g, (spaces) => "\u00b7".repeat(spaces.length));
   }
 
+  // A path by its last part; any other name as it is.
+  const ending = (text) => (/^(\.|~|\/|[A-Za-z]:)/.test(text) ? text.split(/[\\/]/).pop() || text : text);
+
   const breaks = (text) => /[\n\r\u2028\u2029\u0085]$/.test(text);
 
-  MT.format = { number, fixed, signed, percent, count, plain, dilation, offset, quantile, token, chip, breaks, missing };
+  MT.format = { number, fixed, signed, percent, share, count, plain, dilation, offset, quantile, token, chip, ending, breaks, missing };
 })();
