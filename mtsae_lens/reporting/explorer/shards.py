@@ -69,7 +69,12 @@ def text_index(texts: Sequence[Record]) -> list[dict[str, Any]]:
 
 def _first_words(text: Record) -> list[str]:
     """The tokens after those by which a tokenizer says that a text begins: they look so, and no feature is let fire on them."""
-    n_special = sum(1 for _ in takewhile(lambda pair: _SPECIAL.fullmatch(pair[0]) and not pair[1], zip(text["tokens"], text["features"], strict=True)))
+    n_special = sum(
+        1
+        for _ in takewhile(
+            lambda pair: _SPECIAL.fullmatch(pair[0]) and not pair[1], zip(text["tokens"], text["features"], strict=True)
+        )
+    )
     return text["tokens"][n_special:]
 
 

@@ -35,6 +35,10 @@
   const is = (text) => wanted !== "" && (text || "").toLowerCase().trim() === wanted;
   const Found = ({ text, kind = "" }) => html`<${tokens.Chip} text=${text} kind=${kind + (finds(text) ? " found" : "")} />`;
 
+  // For a window too narrow for the promoted tokens: the one of them that answers the search.
+  const Answer = ({ row }) =>
+    finds(row.top_token) || !promoted(row).some(finds) ? null : html` <span class="answer"><${Found} text=${promoted(row).find(is) || promoted(row).find(finds)} /></span>`;
+
   // The first few promoted tokens; the one that answers the search stands in place of the last where it is none of them.
   function promoted({ top_token: top, promoted_tokens: all }) {
     const shown = (all || []).slice(0, N_PROMOTED);
@@ -58,6 +62,12 @@
     return found.size === 1 ? [...found][0] : null;
   }
 
+  // Of how many peaks the mean is, where the settings say it.
+  function ablated(explore) {
+    const { n_ablated: n } = (explore.provenance || {}).settings || {};
+    return n ? " Here over at most " + n + (n === 1 ? " peak." : " peaks.") : "";
+  }
+
   function build(explore) {
     const temporal = explore.dilations.length > 0;
     const numeric = (title, field, show, responsive) => ({
@@ -69,7 +79,7 @@
         formatter: (cell) => element(html`<a href=${route.address("feature", cell.getValue())} tabindex="-1">${cell.getValue()}</a>`) },
       { title: "Top token", field: "top_token", responsive: 0, minWidth: 88, widthGrow: 1, sorter: "string", headerTooltip: meanings.top_token,
         headerSortStartingDir: "asc", sorterParams: { alignEmptyValues: "bottom" },
-        formatter: (cell) => markedCell(cell, (row) => html`<${Found} text=${row.top_token} />`) },
+        formatter: (cell) => markedCell(cell, (row) => html`<${Found} text=${row.top_token} /><${Answer} row=${row} />`) },
       { title: "Promotes", field: "promoted_tokens", responsive: 2, minWidth: 170, widthGrow: 2, headerSort: false, headerTooltip: meanings.promoted_tokens,
         formatter: (cell) => markedCell(cell, (row) => html`<span class="chips">${promoted(row).map((text) => html`<${Found} text=${text} kind="quiet" />`)}</span>`) },
       { ...numeric("Density", "density", (value) => format.share(value, 3), 1), width: 90 },
@@ -80,7 +90,7 @@
       temporal && numeric("Context", "context_share", format.share, 3),
       numeric("Run", "mean_run_length", (value) => format.fixed(value, 2), 5),
       measured("selectivity") && { ...numeric("Selectivity", "selectivity", (value) => format.signed(value, 1), 5), width: 108 },
-      measured("ablation_next_nll") && { ...numeric("Ablation", "ablation_next_nll", (value) => format.signed(value, 3), 4), width: 100 },
+      measured("ablation_next_nll") && { ...numeric("Ablation", "ablation_next_nll", (value) => format.signed(value, 3), 4), width: 100, headerTooltip: meanings.ablation_next_nll + ablated(explore) },
       { title: "", field: "match", visible: false, headerSort: false, sorter: (a, b, one, other) => a - b || one.getData().feature - other.getData().feature },
     ];
     return all.filter(Boolean);

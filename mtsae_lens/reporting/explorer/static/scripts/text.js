@@ -86,8 +86,8 @@
     const row = feature === null ? null : data.features()[feature];
     if (!row) return html`<p class="meaning">No feature is marked: give a number, or choose a token and highlight one of its features.</p>`;
     const n = data.explore().n_strongest;
-    const where = (given ? "" : "the strongest in this text, ") + "is marked where it is among the " + n + " strongest of a token.";
-    return html`<p class="meaning">Feature <a href=${route.address("feature", feature)}>${feature}</a> <${tokens.Chip} text=${row.top_token} /> ${where}</p>`;
+    const where = (given ? "" : ", the strongest in this text") + ", where it is among the " + n + " strongest of a token.";
+    return html`<p class="meaning">Marked is feature <a href=${route.address("feature", feature)}>${feature}</a> <${tokens.Chip} text=${row.top_token} />${where}</p>`;
   }
 
   function Body({ text, query, feature }) {
