@@ -422,7 +422,7 @@ def test_text_view(visit: Visit, index: Path) -> None:
     expect(page).to_have_url(re.compile(f"feature={chosen}"))
     page.get_by_role("radio", name="loss per token").click()
     expect(page.locator(".tokens .tok.loss")).to_have_count(len(text["tokens"]) - 1)
-    links.first.click()
+    links.nth(1).click()
     expect(page.locator("h1")).to_contain_text(f"Feature {chosen}")
 
 
