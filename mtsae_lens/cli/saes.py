@@ -82,7 +82,7 @@ def explore(
             help="Text to look through; may be repeated, the first is compared with the others. The training dataset if not given."
         ),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="train, select, tune or test.")] = None,
+    split: Annotated[str | None, typer.Option(help="train, select (the default), tune or test.")] = None,
     n_tokens: Annotated[int | None, typer.Option(help="Tokens to look through.")] = None,
     n_examples: Annotated[int | None, typer.Option(help="Strongest examples of each feature.")] = None,
     n_ablated: Annotated[int | None, typer.Option(help="Of those, how many are ablated; 0 leaves that out.")] = None,

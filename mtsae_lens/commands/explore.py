@@ -27,8 +27,8 @@ class ExploreSettings(Settings):
     out: Path = Path("runs/explore")
     dataset: tuple[str, ...] | None = None
     """Texts, each a corpus of its own; the first is the one that `selectivity` speaks of. None for the SAE's training dataset."""
-    split: Split = "test"
-    """`train` where the test split is too small to look at; facts are descriptions, no scores."""
+    split: Split = "select"
+    """Features are chosen by what is seen here, so not `test`, which is read once; `train` where a tenth of the text is too little."""
     n_tokens: int = Field(200_000, gt=0)
     """Tokens to look through, divided evenly among the corpora; a corpus that has fewer gives what it has."""
     n_examples: int = Field(16, gt=0)

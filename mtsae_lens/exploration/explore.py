@@ -24,7 +24,7 @@ from mtsae_lens.exploration.example_table import encoder_biases, write_examples
 from mtsae_lens.exploration.feature_table import Effects, write_features
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import Peaks, strongest_peaks
-from mtsae_lens.exploration.plan import PERSISTENCE_LAGS, Plan
+from mtsae_lens.exploration.plan import N_STRONGEST, PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
@@ -202,5 +202,6 @@ def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: i
         "n_examples": plan.n_examples,
         "n_sampled": plan.n_sampled,
         "n_text_contexts": n_text_contexts,
+        "n_strongest": N_STRONGEST,
         "n_cofiring_tokens": survey.cofiring.n_tokens,
     }

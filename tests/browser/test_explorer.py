@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -92,6 +93,94 @@ def test_search_sort_and_address(visit: Visit, index: Path) -> None:
     eventually(again, lambda: first_rows(again), order[:3])
 
 
+def test_the_token_itself_is_found_before_tokens_that_contain_it_and_is_marked(visit: Visit, tmp_path: Path) -> None:
+    words = ["aking", "oking", " King", " the", "king", "moon", " sun", "Making", "king dom", "b", "c", "d", "e", "f", "g"]
+    facts = write_facts(tmp_path, d_sae=16, words=words)
+    rows = pq.read_table(facts / "features.parquet").to_pylist()
+    page = visit(write_explorer(facts), "#/list?q=KING")
+
+    def place(row: dict[str, Any]) -> int:
+        tokens = [word.strip().lower() for word in [row["top_token"], *row["promoted_tokens"]]]
+        return tokens.index("king") if "king" in tokens else 98 if any(word.startswith("king") for word in tokens) else 99
+
+    found = [row for row in rows if any("king" in word.lower() for word in [row["top_token"], *row["promoted_tokens"]])]
+    order = [str(row["feature"]) for row in sorted(found, key=lambda row: (place(row), row["feature"]))]
+    assert order != sorted(order, key=int)
+    eventually(page, lambda: first_rows(page, 99), order)
+    for at, row in enumerate(sorted(found, key=lambda row: (place(row), row["feature"]))):
+        shown = page.locator(".tabulator-row").nth(at).locator(".tabulator-cell:not([tabulator-field=match]) .found:visible")
+        expect(shown.first).to_have_text(re.compile("king", re.IGNORECASE))
+        if place(row) < 90:
+            eventually(page, lambda cells=shown: "king" in [t.strip("\u00b7").lower() for t in cells.all_inner_texts()], True)  # type: ignore[misc]
+    expect(page).to_have_url(re.compile(r"q=KING$"))
+    page.locator(".tabulator-col[tabulator-field=feature]").click()
+    expect(page).to_have_url(re.compile(r"sort=feature%3Aasc"))
+    eventually(page, lambda: first_rows(page, 99), sorted(order, key=int))
+    page.fill("#search", "moon")
+    expect(page.locator(".found").first).to_have_text("moon")
+    page.fill("#search", "")
+    expect(page.locator(".found")).to_have_count(0)
+
+
+def test_a_phone_sorts_by_columns_that_it_hides(visit: Visit, index: Path) -> None:
+    page = visit(index, width=360, height=740)
+    rows = [row for row in pq.read_table(index.parent / "features.parquet").to_pylist() if row["n_active"]]
+    page.get_by_label("Sort by").select_option(label="Context, highest first")
+    order = [str(row["feature"]) for row in sorted(rows, key=lambda row: -round(row["context_share"], 4))]
+    eventually(page, lambda: first_rows(page, 3), order[:3])
+    expect(page).to_have_url(re.compile("sort=context_share%3Adesc"))
+    page.get_by_label("Help: keys and meanings").click()
+    expect(page.locator("dialog")).to_contain_text("Share of the lift that comes from earlier tokens")
+
+
+def test_a_time_scale_that_is_the_same_for_all_is_said_once(visit: Visit, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path, d_sae=20)
+    features = pq.read_table(facts / "features.parquet")
+    place = features.schema.get_field_index("main_dilation")
+    alone = pa.array([None if n == 0 else 0.0 for n in features["n_active"].to_pylist()], pa.float32())
+    pq.write_table(features.set_column(place, features.schema.field(place), alone), facts / "features.parquet")
+    page = visit(write_explorer(facts))
+    expect(page.locator(".list .note")).to_contain_text("The token alone drives every feature most; see Context")
+    expect(page.locator(".tabulator-col[tabulator-field=main_dilation]")).to_have_count(0)
+    expect(page.locator(".tabulator-col[tabulator-field=context_share]")).to_be_visible()
+    expect(page.locator(".filters label:has-text('Time scale')")).to_have_count(0)
+
+
+def test_one_corpus_is_compared_with_none(visit: Visit, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path, d_sae=4)
+    about = json.loads((facts / "explore.json").read_text())
+    (facts / "explore.json").write_text(json.dumps(about | {"corpora": about["corpora"][:1]}))
+    features = pq.read_table(facts / "features.parquet")
+    place = features.schema.get_field_index("corpus_density")
+    one = pa.array([[0.02]] * len(features), pa.list_(pa.float32()))
+    pq.write_table(features.set_column(place, features.schema.field(place), one), facts / "features.parquet")
+    page = visit(write_explorer(facts), "#/feature/1")
+    expect(page.locator("[data-fact=density]")).to_be_visible()
+    expect(page.locator("[data-fact=selectivity], .card:has-text('Density by corpus')")).to_have_count(0)
+
+
+def test_a_bar_of_a_small_effect_is_short(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/feature/7")
+    row = pq.read_table(index.parent / "features.parquet").to_pylist()[7]
+    card = page.locator(".card:has-text('When it is set to zero')")
+    expect(card).to_contain_text("Bars reach from \u22121 to +1 nats")
+    widths = "bars => bars.map((bar) => parseFloat(bar.style.width))"
+    wanted = pytest.approx([50 * abs(row["ablation_next_nll"]), 50 * abs(row["ablation_rest_nll"])], abs=0.05)
+    eventually(page, lambda: card.locator(".fill").evaluate_all(widths), wanted)
+    shares = page.locator(".panel:has-text('Time scales') .fill")
+    eventually(
+        page, lambda: shares.evaluate_all(widths), pytest.approx([100 * share for share in row["scale_shares"]], abs=0.05)
+    )
+
+
+def test_examples_stand_high_and_only_the_strongest_is_called_so(visit: Visit, index: Path) -> None:
+    page = visit(index, "#/feature/7")
+    expect(page.locator("#example-1 .tok").first).to_be_visible()
+    eventually(page, lambda: page.locator("#example-1").evaluate("example => example.getBoundingClientRect().top < 320"), True)
+    expect(page.locator("#example-2 .where")).to_have_text(re.compile("above .* % of its firings"))
+    expect(page.locator("#example-1 .source")).to_have_text(re.compile(r", token \d+$"))
+
+
 def test_filters(visit: Visit, index: Path) -> None:
     page = visit(index, "#/list?dilation=8")
     rows = pq.read_table(index.parent / "features.parquet").to_pylist()
@@ -101,13 +190,14 @@ def test_filters(visit: Visit, index: Path) -> None:
     expect(page.locator(".count b")).to_have_text(str(wanted))
 
 
-def test_sixteen_thousand_features_draw_few_rows(visit: Visit, wide: Path) -> None:
-    page = visit(wide, "#/list?sort=density:desc")
+@pytest.mark.parametrize("width", [1280, 360])
+def test_sixteen_thousand_features_draw_few_rows(visit: Visit, wide: Path, width: int) -> None:
+    page = visit(wide, "#/list?sort=max_activation:desc", width=width)
     expect(page.locator(".tabulator-row").first).to_be_visible()
     assert page.locator(".tabulator-row").count() < 120
     page.fill("#search", "king")
-    page.locator(".tabulator-col[tabulator-field=selectivity]").click()
-    expect(page.locator(".tabulator-col[tabulator-field=selectivity]")).to_have_attribute("aria-sort", "descending")
+    page.locator(".tabulator-col[tabulator-field=density]").click()
+    expect(page.locator(".tabulator-col[tabulator-field=density]")).to_have_attribute("aria-sort", "descending")
     expect(page.locator(".count b")).to_have_text(re.compile(r"^\d+,\d{3}$"))  # thousands, and fewer than all
     expect(page.locator(".count b")).not_to_have_text("16,384")
     assert page.locator(".tabulator-row").count() < 120
@@ -320,16 +410,40 @@ def test_text_view(visit: Visit, index: Path) -> None:
     links = page.locator(".strongest > li > a")
     expect(links).to_have_count(len(text["features"][at]))
     expect(links).to_have_text([str(feature) for feature in text["features"][at]])
-    page.locator(".strongest button").first.click()
-    chosen = text["features"][at][0]
+    marked = page.locator(".strongest button[aria-pressed=true]")
+    expect(marked).to_have_count(1)  # the strongest of the text, before anything is asked
+    marked.click()
+    expect(page.locator(".tok.on")).to_have_count(0)
+    page.locator(".strongest button").nth(1).click()
+    chosen = text["features"][at][1]
     places = "tokens => tokens.map((token) => Number(token.dataset.place))"
     wanted = [place for place, features in enumerate(text["features"]) if chosen in features]
     eventually(page, lambda: page.locator(".tok.on").evaluate_all(places), wanted)
     expect(page).to_have_url(re.compile(f"feature={chosen}"))
     page.get_by_role("radio", name="loss per token").click()
     expect(page.locator(".tokens .tok.loss")).to_have_count(len(text["tokens"]) - 1)
-    links.first.click()
+    links.nth(1).click()
     expect(page.locator("h1")).to_contain_text(f"Feature {chosen}")
+
+
+def test_a_text_opens_with_its_strongest_feature_and_counts_what_fires(visit: Visit, tmp_path: Path) -> None:
+    facts = write_facts(tmp_path, d_sae=30)
+    texts = pq.read_table(facts / "texts.parquet")
+    rows = texts.to_pylist()
+    rows[0]["tokens"][0] = "<|endoftext|>"
+    rows[0]["features"][:4] = [[], [3], [*range(7)], [*range(8)]]
+    rows[0]["activations"][:4] = [[], [9.0], [2.0] * 7, [2.0] * 8]
+    pq.write_table(pa.Table.from_pylist(rows, schema=texts.schema), facts / "texts.parquet")
+    page = visit(write_explorer(facts), "#/text/0")
+    expect(page.get_by_label("Feature", exact=True)).to_have_value("3")
+    expect(page.locator(".text section .meaning")).to_contain_text("the strongest in this text")
+    wanted = [at for at, features in enumerate(rows[0]["features"]) if 3 in features]
+    places = "tokens => tokens.map((token) => Number(token.dataset.place))"
+    eventually(page, lambda: page.locator(".tok.on").evaluate_all(places), wanted)
+    expect(page.locator(".picker option").first).not_to_contain_text("endoftext")
+    for at, said in enumerate(("no feature fires", "1 feature", "7 features", "8 features or more")):
+        page.locator(f".tokens [data-place='{at}']").hover()
+        expect(page.locator("#tip .part")).to_have_text(said)
 
 
 def test_a_missing_shard_says_what_to_do(browser: Any, tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, tex
     assert "(all there were; 100,000 were asked for)" in outcome.out
     facts = Exploration.open(tmp_path / "out")
     assert facts.about["corpora"][0]["name"] == str(text_file)
-    assert facts.about["split"] == "test"
+    assert facts.about["split"] == "select"
 
 
 def test_stopped_and_carried_on(explore: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ from mtsae_lens.reporting.explorer.shards import (
 
 INDEX_FILE = "index.html"
 PAGE_FOLDER = "page"
+_N_STRONGEST = 8  # features kept per token of a text, in facts that do not say it
 
 
 def write_explorer(facts_dir: Path) -> Path:
@@ -55,8 +56,8 @@ def _write_data(facts: FactsFolder, data: Path) -> None:
     _write_shard(data, "list", 0, list_shard(features))
     _write_features(facts, features, data)
     index = _write_texts(facts, data)
-    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD}
-    _write_shard(data, "explore", 0, rounded(facts.settings, 6) | sizes | {"texts": index})
+    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD, "n_strongest": _N_STRONGEST}
+    _write_shard(data, "explore", 0, sizes | rounded(facts.settings, 6) | {"texts": index})
 
 
 def _write_features(facts: FactsFolder, features: Sequence[dict[str, Any]], data: Path) -> None:

@@ -5,7 +5,9 @@ The list is one file of columns, so that a page of 16,000 features opens at once
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from mtsae_lens.reporting.explorer.quantiles import quantile
@@ -30,6 +32,7 @@ _LIST_COLUMNS = (
 )
 _EXACT = 7  # significant digits of what must add up: as many as float32 has
 _SNIPPET_TOKENS = 14
+_SPECIAL = re.compile(r"<\|[^<>|]+\|>|</?\w{1,8}>|\[[A-Z]+\]")
 
 
 def list_shard(features: Sequence[Record]) -> dict[str, list[Any]]:
@@ -48,7 +51,7 @@ def example_shard(
     features: Sequence[Record], examples: Mapping[int, Sequence[Record]], edges: Sequence[float]
 ) -> list[list[dict[str, Any]]]:
     """The examples of some features, each with the quantile of its peak."""
-    return [[_example(row, f["histogram"] or (), edges) for row in examples.get(f["feature"], ())] for f in features]
+    return [[_example(row, f, edges) for row in examples.get(f["feature"], ())] for f in features]
 
 
 def text_shard(texts: Sequence[Record]) -> list[dict[str, Any]]:
@@ -59,21 +62,33 @@ def text_shard(texts: Sequence[Record]) -> list[dict[str, Any]]:
 def text_index(texts: Sequence[Record]) -> list[dict[str, Any]]:
     """What the text view lists before a context is loaded."""
     return [
-        {"corpus": t["corpus"], "document": t["document"], "start": "".join(t["tokens"][:_SNIPPET_TOKENS]).strip()}
+        {"corpus": t["corpus"], "document": t["document"], "start": "".join(_first_words(t)[:_SNIPPET_TOKENS]).strip()}
         for t in texts
     ]
 
 
-def _example(row: Record, histogram: Sequence[int], edges: Sequence[float]) -> dict[str, Any]:
+def _first_words(text: Record) -> list[str]:
+    """The tokens after those by which a tokenizer says that a text begins: they look so, and no feature is let fire on them."""
+    n_special = sum(
+        1
+        for _ in takewhile(
+            lambda pair: _SPECIAL.fullmatch(pair[0]) and not pair[1], zip(text["tokens"], text["features"], strict=True)
+        )
+    )
+    return text["tokens"][n_special:]
+
+
+def _example(row: Record, facts: Record, edges: Sequence[float]) -> dict[str, Any]:
     """Activations and their parts only where the feature fires: most of a window is silent."""
     activations = row["activations"]
+    standing = quantile(activations[row["peak"]], facts["histogram"] or (), edges, facts["max_activation"])
     fired = [place for place, value in enumerate(activations) if value > 0]
     example = {name: row[name] for name in ("kind", "rank", "corpus", "document", "position", "tokens", "peak")}
     example |= {
         "fired": fired,
         "activations": rounded([activations[place] for place in fired]),
         "token_scales": _token_scales(row, fired),
-        "quantile": rounded(quantile(activations[row["peak"]], histogram, edges)),
+        "quantile": rounded(standing, _EXACT),
         "model_attribution": rounded(row["model_attribution"] or []),
     }
     for name in ("bias", "hidden_pre", "scale_contributions", "offset_contributions"):

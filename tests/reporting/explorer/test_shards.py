@@ -71,3 +71,19 @@ def test_texts(facts: FactsFolder) -> None:
     assert text_shard(texts)[0]["tokens"] == texts[0]["tokens"]
     assert text_shard(texts)[0]["nll"][0] is None
     assert "".join(texts[0]["tokens"]).strip().startswith(text_index(texts)[0]["start"])
+
+
+@pytest.mark.parametrize(
+    ("first", "features", "start"),
+    [("<|endoftext|>", [], "sea"), ("<s>", [], "sea"), ("<s>", [4], "<s> sea"), ("<b x>", [], "<b x> sea")],
+)
+def test_a_text_is_listed_by_its_first_word(first: str, features: list[int], start: str) -> None:
+    text = {"corpus": 0, "document": "d", "tokens": [first, " sea"], "features": [features, [1]]}
+    assert text_index([text])[0]["start"] == start
+
+
+def test_only_the_strongest_example_is_above_all(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
+    features = [{**facts.features()[3], "max_activation": rows[3][0]["activations"][rows[3][0]["peak"]]}]
+    found = [example["quantile"] for example in example_shard(features, rows, facts.settings["histogram_edges"])[0]]
+    assert found[0] == 1
+    assert max(found[1:]) < 1

@@ -15,11 +15,16 @@
 
   function Help() {
     const dialog = useRef(null);
-    MT.help = () => dialog.current.open || dialog.current.showModal();
+    MT.help = (part = "help-title") => {
+      if (!dialog.current.open) dialog.current.showModal();
+      document.getElementById(part).scrollIntoView({ block: "start" });
+    };
     return html`<dialog ref=${dialog} aria-labelledby="help-title" onClick=${(event) => event.target === dialog.current && dialog.current.close()}>
       <form method="dialog"><h2 id="help-title">Keys</h2>
         <dl>${KEYS.map(([keys, what]) => html`<div><dt><kbd>${keys}</kbd></dt><dd>${what}</dd></div>`)}</dl>
         <p class="meaning">In a text, arrows go from token to token; pointer, focus or a tap tells what is known of one.</p>
+        <h2 id="help-meanings">What the numbers mean</h2>
+        <dl class="meanings">${MT.glossary.map(([name, what]) => html`<div><dt>${name}</dt><dd>${what}</dd></div>`)}</dl>
         <button class="button" autofocus>Close</button></form>
     </dialog>`;
   }
@@ -74,7 +79,7 @@
         <a href="#/text/0" aria-current=${here("text")}>Text</a></nav>
       <span class="hook">${explore.architecture}, ${explore.model}, ${explore.hook_name}</span>
       <span class="tools"><button class="button" onClick=${theme.toggle} aria-label="Light or dark" title="Light or dark (t)">\u25d0</button>
-        <button class="button" onClick=${() => MT.help()} aria-label="Help with keys" title="Keys (?)">?</button></span></header>`;
+        <button class="button" onClick=${() => MT.help()} aria-label="Help: keys and meanings" title="Keys, and what the numbers mean (?)">?</button></span></header>`;
   }
 
   function Made({ explore }) {

@@ -41,12 +41,12 @@
   });
 
   // Counts on a logarithmic axis over bins whose edges are logarithmic themselves: bin numbers are the positions.
-  function Histogram({ counts, edges, label }) {
+  function Histogram({ counts, edges, max, label }) {
     const first = Math.max(0, counts.findIndex((value) => value > 0));
     const last = counts.length - [...counts].reverse().findIndex((value) => value > 0);
     const shown = counts.slice(first, last);
     const data = [shown.map((_, place) => place + 0.5), shown.map((value) => value || null)];
-    const edge = (place) => format.number(edges[first + place], 2);
+    const edge = (place) => format.number(place === shown.length ? max : edges[first + place], place === shown.length ? 3 : 2);
     const options = (colour) => ({
       scales: { x: { time: false, range: [0, shown.length] }, y: { distr: 3, range: (chart, low, high) => [0.5, Math.max(10, high * 1.4)] } },
       series: [{}, bars(colour)],
@@ -73,9 +73,8 @@
     return html`<${Chart} options=${options} data=${[places, y]} label=${label} height=${132} />`;
   }
 
-  // Names, values and bars. With `diverging`, bars start in the middle: right is up, left is down.
-  function BarTable({ caption, rows, diverging = false, foot = null }) {
-    const most = Math.max(1e-12, ...rows.map((row) => Math.abs(row.value || 0)));
+  // Names, values and bars, of which one of the value `most` is full. With `diverging`, bars start in the middle: right is up, left is down.
+  function BarTable({ caption, rows, most, diverging = false, foot = null }) {
     return html`<table class="bars">
       <caption class="sr">${caption}</caption>
       <tbody>
@@ -83,7 +82,7 @@
           (row) => html`<tr class=${row.main ? "main" : ""}>
             <th scope="row">${row.name}</th>
             <td class="num" data-value=${row.value}>${row.shown}</td>
-            <td class="bar" aria-hidden="true"><${Bar} share=${(row.value || 0) / most} diverging=${diverging} /></td>
+            <td class="bar" aria-hidden="true"><${Bar} share=${(row.value || 0) / (most || 1)} diverging=${diverging} /></td>
           </tr>`,
         )}
       </tbody>
@@ -92,11 +91,13 @@
   }
 
   function Bar({ share, diverging }) {
-    const width = Math.abs(share) * (diverging ? 50 : 100);
+    const width = Math.min(1, Math.abs(share)) * (diverging ? 50 : 100);
     const style = diverging ? { width: width + "%", left: share < 0 ? 50 - width + "%" : "50%" } : { width: width + "%" };
     const kind = diverging ? (share < 0 ? "down" : "up") : "";
     return html`<span class="track ${diverging ? "diverging" : ""}"><span class="fill ${kind}" style=${style}></span></span>`;
   }
 
-  MT.charts = { Histogram, Curve, BarTable, Bar };
+  const largest = (values) => Math.max(0, ...values.map((value) => Math.abs(value || 0)));
+
+  MT.charts = { Histogram, Curve, BarTable, largest };
 })();

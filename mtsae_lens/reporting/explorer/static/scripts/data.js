@@ -51,7 +51,9 @@
     rows = columns.top_token.map((_, feature) => {
       const row = { feature };
       names.forEach((column) => (row[column] = columns[column][feature]));
-      row.text = ((row.top_token || "") + "\n" + (row.promoted_tokens || []).join("\n")).toLowerCase();
+      row.words = [row.top_token || "", ...(row.promoted_tokens || [])].map((text) => text.toLowerCase());
+      row.text = row.words.join("\n");
+      row.words = row.words.map((text) => text.trim());
       return row;
     });
     return rows;

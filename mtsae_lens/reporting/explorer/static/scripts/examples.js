@@ -16,9 +16,9 @@
 
   const direction = (value) => (value < 0 ? "held back" : "pushed up");
 
-  function ScaleTable({ values, dilations }) {
+  function ScaleTable({ values, dilations, most }) {
     const rows = values.map((value, at) => ({ name: format.dilation(dilations[at]), value, shown: format.signed(value) }));
-    return html`<${charts.BarTable} caption="Contribution of each time scale" rows=${rows} diverging=${true} />`;
+    return html`<${charts.BarTable} caption="Contribution of each time scale" rows=${rows} most=${most} diverging=${true} />`;
   }
 
   function About({ example, explore, at, part, mode }) {
@@ -27,7 +27,7 @@
     const offset = at - example.peak;
     return html`<div class="about"><p><${tokens.Chip} text=${example.tokens[at]} />
         <b data-role="activation">${fired < 0 ? "does not fire here" : format.fixed(example.activations[fired])}</b></p>
-      ${scales && html`<${ScaleTable} values=${scales} dilations=${explore.dilations} />`}
+      ${scales && html`<${ScaleTable} values=${scales} dilations=${explore.dilations} most=${charts.largest([example.activations[fired], ...scales])} />`}
       ${part !== undefined && html`<p class=${"part " + (part < 0 ? "down" : "up")}>${format.signed(part)} ${direction(part)}
         <span> the peak${offset ? ", " + format.offset(offset) + (offset === -1 ? " token" : " tokens") : ""}${mode === "model" ? ", through the model" : ""}</span></p>`}
     </div>`;
@@ -67,15 +67,24 @@
       return { name: html`<span class="back">${format.offset(offset)}</span> ${token}`, value, shown: format.signed(value) };
     });
     const foot = (values) => sumFoot(values, example);
+    const most = charts.largest([example.hidden_pre, ...scales, ...offsets]);
     return html`<div class="account">
-      <div><h4>By time scale</h4><${charts.BarTable} caption="Pre-activation by time scale" rows=${scaleRows} diverging=${true} foot=${foot(scales)} /></div>
-      <div><h4>By token read</h4><${charts.BarTable} caption="Pre-activation by token read" rows=${offsetRows} diverging=${true} foot=${foot(offsets)} /></div>
+      <div><h4>By time scale</h4><${charts.BarTable} caption="Pre-activation by time scale" rows=${scaleRows} most=${most} diverging=${true} foot=${foot(scales)} /></div>
+      <div><h4>By token read</h4><${charts.BarTable} caption="Pre-activation by token read" rows=${offsetRows} most=${most} diverging=${true} foot=${foot(offsets)} /></div>
+      <p class="meaning">In units of the activation; bars reach from ${format.fixed(-most, 2)} to ${format.signed(most, 2)}.</p>
     </div>`;
+  }
+
+  // A document, said to be of its corpus where its name does not say so and there are several; a path only by its end.
+  function Source({ example, corpora }) {
+    const { name = "" } = corpora[example.corpus] || {};
+    const inside = example.document.startsWith(name) ? format.ending(name) + example.document.slice(name.length) : example.document;
+    const said = corpora.length === 1 || example.document.startsWith(name) ? inside : format.ending(name) + " " + inside;
+    return html`<span class="source" title=${example.document}><span class="document">${format.token(said)}</span><span>, token ${example.position}</span></span>`;
   }
 
   function Example({ example, name, open, linked, ...shared }) {
     const place = useRef(null);
-    const corpus = shared.explore.corpora[example.corpus];
     useEffect(() => {
       if (linked) place.current.scrollIntoView({ block: "center" });
     }, [linked]);
@@ -86,7 +95,7 @@
         <button class="toggle" aria-expanded=${open} aria-label=${(open ? "Hide" : "Show") + " why example " + name + " fires"}
           onClick=${() => route.amend({ example: open ? "none" : name })}><span aria-hidden="true">${open ? "\u25be" : "\u25b8"}</span> ${format.fixed(value, 2)}</button>
         <span class="where" title=${meanings.quantile}>${format.quantile(example.quantile)}</span>
-        <span class="where source">${corpus ? corpus.name : ""} ${format.token(String(example.document))}, token ${example.position}</span>
+        <${Source} example=${example} corpora=${shared.explore.corpora} />
       </div>
       <${Text} example=${example} label=${label} ...${shared} />
       ${open && html`<${Account} example=${example} explore=${shared.explore} />`}
@@ -114,8 +123,8 @@
     const group = (kind, prefix) => examples.filter((example) => example.kind === kind).map((example, at) => ({ example, name: prefix + (at + 1) }));
     const groups = [["Top activations", group("top", "")], ["Sampled evenly from all its firings", group("sampled", "s")]];
     const opened = query.example || "1";
-    return html`<section class="examples" aria-labelledby="examples-title"><h2 id="examples-title">Examples</h2>
-      <${Toolbar} mode=${mode} newlines=${shared.newlines} pointwise=${pointwise} traced=${traced} />
+    return html`<section class="examples" id="examples" aria-labelledby="examples-title">
+      <header><h2 id="examples-title">Examples</h2><${Toolbar} mode=${mode} newlines=${shared.newlines} pointwise=${pointwise} traced=${traced} /></header>
       ${mode === "model" && html`<p class="meaning">${meanings.model}${examples.some((e) => !e.model_attribution.length) ? " Computed for the first examples only." : ""}</p>`}
       ${examples.length === 0 && html`<p class="note">It never fired on these texts.</p>`}
       ${groups.map(([title, members]) => members.length > 0 && html`<h3>${title}</h3><ol>

@@ -9,9 +9,9 @@
     ["Fired on", "n_active", format.count],
     ["Max", "max_activation", format.number],
     ["Mean", "mean_activation", format.number],
-    ["Time scale", "main_dilation", format.dilation, true],
-    ["Context", "context_share", format.percent, true],
-    ["Run length", "mean_run_length", format.number],
+    ["Time scale", "main_dilation", format.dilation],
+    ["Context", "context_share", format.share],
+    ["Run length", "mean_run_length", (value) => format.fixed(value, 2)],
     ["Selectivity", "selectivity", (value) => format.signed(value, 1)],
     ["Ablation, next", "ablation_next_nll", (value) => format.signed(value, 3)],
     ["Ablation, rest", "ablation_rest_nll", (value) => format.signed(value, 3)],
@@ -19,17 +19,15 @@
   ];
 
   function Facts({ facts, explore }) {
-    const shown = FACTS.filter(([, , , temporal]) => !temporal || explore.dilations.length > 0);
-    return html`<dl class="facts">
+    const lacks = { selectivity: explore.corpora.length < 2, main_dilation: !explore.dilations.length, context_share: !explore.dilations.length };
+    const shown = FACTS.filter(([, field]) => !lacks[field]);
+    return html`<div class="facts"><dl>
         ${shown.map(([name, field, show]) => html`<div title=${meanings[field]}><dt>${name}</dt><dd data-fact=${field}>${show(facts[field])}</dd></div>`)}
-      </dl>
-      <details class="legend"><summary>What these mean</summary><dl>
-        ${shown.map(([name, field]) => html`<div><dt>${name}</dt><dd>${meanings[field]}</dd></div>`)}
-      </dl></details>`;
+      </dl><button class="small" onClick=${() => MT.help("help-meanings")}>What these mean</button></div>`;
   }
 
-  function Card({ title, meaning, children }) {
-    return html`<section class="card"><h3 title=${meaning}>${title}</h3>${children}</section>`;
+  function Card({ title, meaning, id = null, children }) {
+    return html`<section class="card" id=${id}><h3 title=${meaning}>${title}</h3>${children}</section>`;
   }
 
   function Logits({ facts }) {
@@ -37,7 +35,7 @@
       ${(words || []).map((text, at) => html`<li><${tokens.Chip} text=${text} /><span class="num">${format.signed(values[at], 2)}</span></li>`)}
     </ul></div>`;
     if (!(facts.promoted_tokens || []).length) return null;
-    return html`<${Card} title="Logits" meaning=${meanings.promoted_tokens}><div class="two">
+    return html`<${Card} title="Logits" id="logits" meaning=${meanings.promoted_tokens}><div class="two">
       ${side("Promoted", facts.promoted_tokens, facts.promoted_logits)}${side("Suppressed", facts.suppressed_tokens, facts.suppressed_logits)}</div></${Card}>`;
   }
 
@@ -47,21 +45,24 @@
     if (!total) return null;
     const label = "Histogram of " + format.count(total) + " activations, up to " + format.number(facts.max_activation) + ", counts on a logarithmic axis";
     return html`<${Card} title="Activations" meaning="How often it fires how strongly; both axes are logarithmic.">
-      <${charts.Histogram} counts=${counts} edges=${explore.histogram_edges} label=${label} />
+      <${charts.Histogram} counts=${counts} edges=${explore.histogram_edges} max=${facts.max_activation} label=${label} />
       <p class="meaning">Fires on ${format.percent(facts.density)} of ${format.count(explore.n_tokens)} tokens. Counts on a logarithmic axis.</p></${Card}>`;
   }
 
   function Corpora({ facts, explore }) {
     const densities = facts.corpus_density || [];
-    if (!densities.length) return null;
-    const rows = densities.map((value, at) => ({ name: explore.corpora[at].name, value, shown: format.percent(value) }));
-    return html`<${Card} title="Density by corpus" meaning=${meanings.density}><${charts.BarTable} caption="Density by corpus" rows=${rows} /></${Card}>`;
+    if (densities.length < 2) return null;
+    const most = charts.largest(densities);
+    const decimals = most >= 0.1 ? 1 : most >= 0.01 ? 2 : 3;
+    const rows = densities.map((value, at) => ({ name: format.ending(explore.corpora[at].name), value, shown: format.share(value, decimals) }));
+    return html`<${Card} title="Density by corpus" meaning=${meanings.density}><${charts.BarTable} caption="Density by corpus" rows=${rows} most=${most} />
+      <p class="meaning">A full bar is the highest of these, ${format.share(most, decimals)}.</p></${Card}>`;
   }
 
-  function Related({ title, meaning, features, scores }) {
+  function Related({ title, id = null, meaning, features, scores }) {
     if (!features || !features.length) return null;
     const all = data.features();
-    return html`<${Card} title=${title} meaning=${meaning}><ul class="related">
+    return html`<${Card} title=${title} id=${id} meaning=${meaning}><ul class="related">
       ${features.map((feature, at) => html`<li><a href=${route.address("feature", feature)}>${feature}</a>
         <${tokens.Chip} text=${all[feature] ? all[feature].top_token : null} kind="quiet" /><span class="num">${format.fixed(scores[at], 2)}</span></li>`)}
     </ul></${Card}>`;
@@ -69,13 +70,15 @@
 
   function Ablation({ facts }) {
     if (!facts.n_ablated) return null;
+    const most = Math.ceil(Math.max(1, charts.largest([facts.ablation_next_nll, facts.ablation_rest_nll]))); // the same for most features
+    const mean = facts.n_ablated === 1 ? "at its strongest example" : "mean over its " + facts.n_ablated + " strongest examples, which may differ widely";
     const rows = [
       { name: "Next token", value: facts.ablation_next_nll, shown: format.signed(facts.ablation_next_nll) },
       { name: "Rest", value: facts.ablation_rest_nll, shown: format.signed(facts.ablation_rest_nll) },
     ];
     return html`<${Card} title="When it is set to zero" meaning=${meanings.ablation_next_nll}>
-      <${charts.BarTable} caption="Change of loss when ablated, in nats" rows=${rows} diverging=${true} />
-      <p class="meaning">Change of loss in nats, mean of its ${facts.n_ablated} strongest examples. Positive: it helped.</p></${Card}>`;
+      <${charts.BarTable} caption="Change of loss when ablated, in nats" rows=${rows} most=${most} diverging=${true} />
+      <p class="meaning">Change of the loss in nats, ${mean}. Positive: it helped. Bars reach from ${format.plain(-most)} to +${most} nats.</p></${Card}>`;
   }
 
   function copied(done) {
@@ -99,6 +102,18 @@
     </header>`;
   }
 
+  // Where everything stands in one column, the examples come first and are long.
+  function Jumps({ facts }) {
+    const jump = (id) => () => document.getElementById(id).scrollIntoView({ block: "start" });
+    const places = [
+      ["time", "Time"],
+      (facts.promoted_tokens || []).length > 0 && ["logits", "Logits"],
+      (facts.neighbours || []).length > 0 && ["related", "Related"],
+    ].filter(Boolean);
+    return html`<nav class="jumps" aria-label="Further down">Further down:
+      ${places.map(([id, text]) => html`<button class="small" onClick=${jump(id)}>${text}</button>`)}</nav>`;
+  }
+
   function Feature({ id, query }) {
     const explore = data.explore();
     const n = data.features().length;
@@ -114,15 +129,16 @@
     return html`<article class="feature" key=${id}>
       <${Header} id=${id} n=${n} facts=${known} query=${query} />
       <${Facts} facts=${known} explore=${explore} />
-      <${MT.Time} facts=${known} explore=${explore} />
+      <${Jumps} facts=${known} />
       <div class="columns">
         <${MT.Examples} examples=${examples.content[place]} facts=${known} explore=${explore} query=${query} />
         <aside aria-label="More about this feature">
+          <${MT.Time} facts=${known} explore=${explore} />
           <${Logits} facts=${known} />
           <${Activations} facts=${known} explore=${explore} />
           <${Corpora} facts=${known} explore=${explore} />
           <${Ablation} facts=${known} />
-          <${Related} title="Nearest decoder directions" meaning=${meanings.cosine} features=${known.neighbours} scores=${known.neighbour_cosines} />
+          <${Related} title="Nearest decoder directions" id="related" meaning=${meanings.cosine} features=${known.neighbours} scores=${known.neighbour_cosines} />
           <${Related} title="Fires together with" meaning=${meanings.phi} features=${known.cofiring} scores=${known.cofiring_scores} />
         </aside>
       </div>

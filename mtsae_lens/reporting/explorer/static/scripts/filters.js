@@ -4,19 +4,28 @@
 
   const asNumber = (text) => (text === undefined || text === "" || Number.isNaN(Number(text)) ? null : Number(text));
 
+  const asked = (query) => (query.q || "").toLowerCase().trim();
+
   // A number finds the feature of that number, and tokens with it; words are found in the top and the promoted tokens.
-  function matcher(q) {
-    const wanted = q.toLowerCase().trim();
+  function matcher(wanted) {
     const exact = wanted.match(/^#(\d+)$/);
     if (exact) return (row) => row.feature === Number(exact[1]);
     if (/^\d+$/.test(wanted)) return (row) => String(row.feature).startsWith(wanted) || row.text.includes(wanted);
     return (row) => row.text.includes(wanted);
   }
 
+  // How well a row answers, the best first: by its number or top token, by a promoted token (the likelier first), by a word's beginning, by a part.
+  function rank(row, wanted) {
+    if (String(row.feature) === wanted.replace("#", "")) return 0;
+    const place = row.words.indexOf(wanted);
+    if (place >= 0) return 1 + place;
+    return row.words.some((word) => word.startsWith(wanted)) ? 1 + row.words.length : 2 + row.words.length;
+  }
+
   // One predicate for all that the address asks.
   function predicate(query) {
     const checks = [];
-    if ((query.q || "").trim()) checks.push(matcher(query.q));
+    if (asked(query)) checks.push(matcher(asked(query)));
     if (query.dead === "only") checks.push((row) => row.n_active === 0);
     else if (query.dead !== "show") checks.push((row) => row.n_active !== 0);
     const dilation = asNumber(query.dilation);
@@ -30,14 +39,17 @@
     return (row) => checks.every((check) => check(row));
   }
 
-  const FIRST_SORT = { field: "feature", dir: "asc" };
+  const BY_NUMBER = { field: "feature", dir: "asc" };
+  const BY_MATCH = { field: "match", dir: "asc" };
+  const unasked = (query) => (asked(query) ? BY_MATCH : BY_NUMBER);
 
   function sorting(query) {
     const [field, dir] = (query.sort || "").split(":");
-    return field ? { field, dir: dir === "asc" ? "asc" : "desc" } : FIRST_SORT;
+    return field ? { field, dir: dir === "asc" ? "asc" : "desc" } : unasked(query);
   }
 
-  const sortText = ({ field, dir }) => (field === "feature" && dir === "asc" ? null : field + ":" + dir);
+  const same = (one, other) => one.field === other.field && one.dir === other.dir;
+  const sortText = (order, query) => (same(order, unasked(query)) ? null : order.field + ":" + order.dir);
 
-  MT.filters = { predicate, sorting, sortText };
+  MT.filters = { asked, predicate, rank, sorting, unasked, same, sortText };
 })();

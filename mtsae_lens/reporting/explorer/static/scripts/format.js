@@ -33,6 +33,13 @@
     return sign + (share >= 10 ? share.toFixed(0) : String(Number(share.toPrecision(2)))) + " %";
   }
 
+  // With the same decimals all the way down a column.
+  function share(value, decimals = 1) {
+    if (missing(value)) return MISSING;
+    const least = 10 ** -decimals;
+    return value > 0 && value * 100 < least ? "<" + least.toFixed(decimals) + " %" : fixed(value * 100, decimals) + " %";
+  }
+
   const count = (value) => (missing(value) ? MISSING : value.toLocaleString("en-US"));
   const plain = (value) => minus(String(Number(value.toFixed(2))));
 
@@ -43,17 +50,14 @@
 
   const offset = (value) => (value === 0 ? "0" : minus(String(value)));
 
+  // Where a firing stands among all of its feature's, said so that it is never more than is so.
   function quantile(value) {
     if (missing(value)) return MISSING;
+    if (value === 1) return "its strongest";
+    if (value >= 0.9995) return "strongest 0.1 %";
+    if (value < 0.01) return "weakest 1 %";
     const percentile = value * 100;
-    if (percentile >= 99.95) return "strongest 0.1 %";
-    return percentile >= 90 ? percentile.toFixed(1) + "th percentile" : ordinal(Math.floor(percentile)) + " percentile";
-  }
-
-  function ordinal(whole) {
-    const tens = whole % 100;
-    const suffix = tens > 10 && tens < 14 ? "th" : { 1: "st", 2: "nd", 3: "rd" }[whole % 10] || "th";
-    return whole + suffix;
+    return "above " + (percentile >= 90 ? fixed(Math.floor(percentile * 10) / 10, 1) : Math.floor(percentile)) + " % of its firings";
   }
 
   const BREAKS = /\r\n|[\n\r\u2028\u2029\u0085]/g;
@@ -72,7 +76,10 @@
     return token(text).replace(/^ +| +$/g, (spaces) => "\u00b7".repeat(spaces.length));
   }
 
+  // A path by its last part; any other name as it is.
+  const ending = (text) => (/^(\.|~|\/|[A-Za-z]:)/.test(text) ? text.split(/[\\/]/).pop() || text : text);
+
   const breaks = (text) => /[\n\r\u2028\u2029\u0085]$/.test(text);
 
-  MT.format = { number, fixed, signed, percent, count, plain, dilation, offset, quantile, token, chip, breaks, missing };
+  MT.format = { number, fixed, signed, percent, share, count, plain, dilation, offset, quantile, token, chip, ending, breaks, missing };
 })();

@@ -1,64 +1,29 @@
 // The list of features: search, filters, and a table that draws only the rows in sight (Tabulator).
 (function () {
   "use strict";
-  const { html, render, useEffect, useRef, useState } = htmPreact;
-  const { format, meanings, route, filters, data, tokens } = MT;
+  const { html, useEffect, useRef, useState } = htmPreact;
+  const { format, meanings, route, filters, data } = MT;
+  const { columns, mark, onlyScale } = MT.columns;
   const ROW_HEIGHT = 36;
-
-  // What htm draws, as an element for Tabulator: text never passes through markup.
-  function element(content) {
-    const place = document.createElement("div");
-    render(content, place);
-    return place;
-  }
-
-  function shares(row, dilations) {
-    const label = (row.scale_shares || []).map((share, at) => format.dilation(dilations[at]) + " " + format.percent(share)).join(", ");
-    return html`<span class="spark" role="img" aria-label=${label} title=${label}>
-      ${(row.scale_shares || []).map((share) => html`<span style=${{ height: Math.max(4, Math.min(1, share) * 100) + "%" }}></span>`)}
-    </span>`;
-  }
-
-  function columns(explore) {
-    const temporal = explore.dilations.length > 0;
-    const measured = (field) => data.features().some((row) => row[field] !== null);
-    const numeric = (title, field, show, responsive) => ({
-      title, field, responsive, hozAlign: "right", headerHozAlign: "right", sorter: "number", width: 96, headerTooltip: meanings[field],
-      sorterParams: { alignEmptyValues: "bottom" }, headerSortStartingDir: "desc", formatter: (cell) => show(cell.getValue()),
-    });
-    const all = [
-      { ...numeric("#", "feature", String, 0), width: 56, headerSortStartingDir: "asc",
-        formatter: (cell) => element(html`<a href=${route.address("feature", cell.getValue())} tabindex="-1">${cell.getValue()}</a>`) },
-      { title: "Top token", field: "top_token", responsive: 0, minWidth: 88, widthGrow: 1, sorter: "string", headerTooltip: meanings.top_token,
-        sorterParams: { alignEmptyValues: "bottom" }, formatter: (cell) => element(html`<${tokens.Chip} text=${cell.getValue()} />`) },
-      { title: "Promotes", field: "promoted_tokens", responsive: 2, minWidth: 170, widthGrow: 2, headerSort: false, headerTooltip: meanings.promoted_tokens,
-        formatter: (cell) => element(html`${(cell.getValue() || []).slice(0, 5).map((text) => html`<${tokens.Chip} text=${text} kind="quiet" />`)}`) },
-      { ...numeric("Density", "density", format.percent, 1), width: 90 },
-      numeric("Max", "max_activation", format.number, 4),
-      temporal && { ...numeric("Time scale", "main_dilation", format.dilation, 3), width: 116, headerSortStartingDir: "asc" },
-      temporal && { title: "Scales", field: "scale_shares", responsive: 1, width: 76, headerSort: false, headerTooltip: meanings.scale_shares,
-        formatter: (cell) => element(shares(cell.getData(), explore.dilations)) },
-      temporal && numeric("Context", "context_share", format.percent, 3),
-      numeric("Run", "mean_run_length", format.number, 5),
-      measured("selectivity") && { ...numeric("Selectivity", "selectivity", (value) => format.signed(value, 1), 5), width: 108 },
-      measured("ablation_next_nll") && { ...numeric("Ablation", "ablation_next_nll", (value) => format.signed(value, 3), 4), width: 100 },
-    ];
-    return all.filter(Boolean);
-  }
 
   // The table and what is selected in it; it lives as long as the page, so that coming back finds it as it was.
   class Table {
     constructor(place, explore, listen) {
+      this.order = this.sort(route.now().query);
       this.ready = new Promise((resolve) => {
         this.grid = new Tabulator(place, {
           data: data.features(), index: "feature", columns: columns(explore), height: "100%", rowHeight: ROW_HEIGHT, layout: "fitColumns",
           responsiveLayout: "hide", selectableRows: "highlight", renderVertical: "virtual", placeholder: "No feature answers to all of this.",
-          columnHeaderSortMulti: false, initialSort: [this.sort(route.now().query)].map(({ field, dir }) => ({ column: field, dir })),
+          columnHeaderSortMulti: false, initialSort: [{ column: this.order.field, dir: this.order.dir }],
         });
         this.grid.on("tableBuilt", resolve);
       });
       this.grid.on("rowClick", (event, row) => event.target.closest("a") || route.go("feature", row.getData().feature));
-      this.grid.on("dataSorted", (sorters) => sorters.length && listen.sorted({ field: sorters[0].field, dir: sorters[0].dir }));
+      this.grid.on("dataSorted", ([by]) => {
+        if (!by || filters.same(by, this.order)) return; // only what a reader asked for
+        this.order = { field: by.field, dir: by.dir };
+        listen.sorted(this.order);
+      });
       this.grid.on("dataFiltered", (_, rows) => listen.counted(rows.length));
       this.at = -1;
     }
@@ -66,7 +31,7 @@
     sort(query) {
       const wanted = filters.sorting(query);
       const known = columns(data.explore()).some((column) => column.field === wanted.field && column.headerSort !== false);
-      return known ? wanted : { field: "feature", dir: "asc" };
+      return known ? wanted : filters.unasked(query);
     }
 
     // As the address is now: a key may come before the page has followed it, and a drawing may be late.
@@ -79,10 +44,15 @@
       const asked = JSON.stringify(query);
       if (asked === this.shown) return;
       this.shown = asked;
+      const text = filters.asked(query);
+      mark(text);
+      const before = this.order;
+      this.order = this.sort(query);
+      if (this.order.field === "match") data.features().forEach((row) => (row.match = filters.rank(row, text)));
+      this.grid.blockRedraw();
+      if (this.order.field === "match" || !filters.same(before, this.order)) this.grid.setSort(this.order.field, this.order.dir);
       this.grid.setFilter(filters.predicate(query));
-      const wanted = this.sort(query);
-      const [now] = this.grid.getSorters();
-      if (!now || now.field !== wanted.field || now.dir !== wanted.dir) this.grid.setSort(wanted.field, wanted.dir);
+      this.grid.restoreRedraw();
       this.at = -1;
       this.grid.deselectRow();
     }
@@ -118,7 +88,30 @@
       </select></label>`;
   }
 
+  // For a window too narrow for all columns: those that are hidden have no header to click.
+  function SortBy({ explore, query }) {
+    const text = (field, dir) => field + ":" + dir;
+    const said = { desc: ", highest first", asc: ", lowest first" };
+    const names = columns(explore).filter((column) => column.headerSort !== false && column.field !== "feature");
+    const option = ({ title, field, sorter }, dir) => [text(field, dir), title + (sorter === "string" ? (dir === "asc" ? ", a to z" : ", z to a") : said[dir])];
+    const options = names.map((column) => option(column, column.headerSortStartingDir));
+    const { field, dir } = filters.sorting(query);
+    const now = names.find((column) => column.field === field);
+    if (now && dir !== now.headerSortStartingDir) options.push(option(now, dir));
+    const number = filters.asked(query) ? [["", "best match"], ["feature:asc", "number"]] : [["", "number"]];
+    return html`<div class="sortby"><${Choice} name="sort" label="Sort by" query=${query} options=${[...number, ...options]} /></div>`;
+  }
+
+  // Where one time scale does most for all features, a column and a filter would say the same of each.
+  function OnlyScale() {
+    const scale = onlyScale();
+    if (scale === null) return null;
+    const what = scale === 0 ? "The token alone drives every feature most" : "A " + format.dilation(scale) + " drives every feature most";
+    return html`<p class="note">${what}; see Context for how much earlier tokens add.</p>`;
+  }
+
   function Filters({ explore, query, shown }) {
+    const scales = explore.dilations.length > 0 && (onlyScale() === null || query.dilation);
     const dilations = explore.dilations.map((value) => [String(value), format.dilation(value)]);
     const dead = [["", "hidden"], ["show", "shown"], ["only", "only these"]];
     const total = data.features().length;
@@ -126,8 +119,9 @@
       <label class="search"><span class="sr">Search tokens, promoted tokens or a feature's number</span>
         <${MT.Field} id="search" type="search" placeholder="Search tokens or a feature number" spellcheck="false"
           value=${query.q || ""} onValue=${({ value }) => route.amend({ q: value })} /><kbd aria-hidden="true">/</kbd></label>
-      ${dilations.length > 0 && html`<${Choice} name="dilation" label="Time scale" query=${query} options=${[["", "any"], ...dilations]} />`}
+      ${scales && html`<${Choice} name="dilation" label="Time scale" query=${query} options=${[["", "any"], ...dilations]} />`}
       <${Choice} name="dead" label="Dead" query=${query} options=${dead} />
+      <${SortBy} explore=${explore} query=${query} />
       <${Bound} name="dmin" label="Density from, %" query=${query} title=${meanings.density} />
       <${Bound} name="dmax" label="to, %" query=${query} title=${meanings.density} />
       ${explore.corpora.length > 1 && html`<${Bound} name="smin" label="Selectivity from" query=${query} title=${meanings.selectivity} />`}
@@ -145,7 +139,7 @@
       if (!table.current) {
         const sorted = (sorting) => {
           const { view, query: now } = route.now();
-          if (view === "list" && filters.sortText(sorting) !== filters.sortText(filters.sorting(now))) route.amend({ sort: filters.sortText(sorting) });
+          if (view === "list") route.amend({ sort: filters.sortText(sorting, now) });
         };
         table.current = MT.table = new Table(place.current, explore, { sorted, counted: setShown });
       }
@@ -154,6 +148,7 @@
     return html`<section class="list" hidden=${hidden} aria-label="Features">
       <${Filters} explore=${explore} query=${query} shown=${shown} />
       ${explore.dilations.length === 0 && html`<p class="note">This SAE reads one position: its features have no time scales.</p>`}
+      ${explore.dilations.length > 0 && html`<${OnlyScale} />`}
       <div class="table" ref=${place}></div>
     </section>`;
   }

@@ -13,7 +13,7 @@
         : html`<span class="button" aria-disabled="true">${text}</span>`;
     return html`<div class="picker"><label><span class="sr">Text</span>
         <select onChange=${(event) => route.go("text", Number(event.target.value), kept)}>
-          ${index.map((text, at) => html`<option value=${at} selected=${at === id}>${corpora[text.corpus] ? corpora[text.corpus].name : ""}: ${format.token(text.start)}</option>`)}
+          ${index.map((text, at) => html`<option value=${at} selected=${at === id}>${corpora.length > 1 && corpora[text.corpus] ? format.ending(corpora[text.corpus].name) + ": " : ""}${format.token(text.start)}</option>`)}
         </select></label>${step(id - 1, "\u2190", "Previous text")}${step(id + 1, "\u2192", "Next text")}</div>`;
   }
 
@@ -22,7 +22,35 @@
     return place < 0 ? 0 : text.activations[at][place];
   };
 
-  function Strongest({ text, at, query }) {
+  // The feature with the highest activation of all; null for a text in which none fires.
+  function strongest(text) {
+    const best = { feature: null, value: 0 };
+    text.features.forEach((features, at) => {
+      const value = text.activations[at][0];
+      if (features.length && value > best.value) Object.assign(best, { feature: features[0], value });
+    });
+    return best.feature;
+  }
+
+  // The one that the address asks for; the strongest where it asks for none ("none" asks for no colour).
+  const colouring = (text, query) => (query.feature === undefined ? strongest(text) : route.place(query.feature, data.features().length));
+
+  // Of every token the strongest features are kept: fewer than that are all that fire.
+  const allOf = (features) => features.length < data.explore().n_strongest;
+
+  function howMany(features) {
+    const n = features.length;
+    if (!n) return "no feature fires";
+    return n + (n === 1 ? " feature" : " features") + (allOf(features) ? "" : " or more");
+  }
+
+  function howStrongly(text, at, feature) {
+    if (feature === null) return "";
+    const value = activation(text, at, feature);
+    return value ? format.number(value) : allOf(text.features[at]) ? "does not fire here" : "none of its strongest";
+  }
+
+  function Strongest({ text, at, chosen }) {
     if (at === null) return html`<p class="meaning">Choose a token: its strongest features are listed here.</p>`;
     const rows = data.features();
     return html`<h2>At <${tokens.Chip} text=${text.tokens[at]} /></h2>
@@ -32,31 +60,38 @@
         ${text.features[at].map((feature, n) => html`<li>
           <a href=${route.address("feature", feature)}>${feature}</a><${tokens.Chip} text=${rows[feature] ? rows[feature].top_token : null} kind="quiet" />
           <span class="num">${format.fixed(text.activations[at][n], 2)}</span>
-          <button class="small" aria-pressed=${String(feature) === query.feature} onClick=${() => route.amend({ feature: String(feature) === query.feature ? null : feature, color: null })}>highlight</button>
+          <button class="small" aria-pressed=${feature === chosen} onClick=${() => route.amend({ feature: feature === chosen ? "none" : feature, color: null })}>highlight</button>
         </li>`)}
       </ol>`;
   }
 
   function highlight(field) {
     field.value = field.value.replace(/\D/g, "");
-    route.amend({ feature: field.value });
+    route.amend({ feature: field.value || "none" });
   }
 
-  function Controls({ query }) {
+  function Controls({ query, feature }) {
     const loss = query.color === "loss";
     const modes = [["a feature", false, null], ["loss per token", true, "loss"]];
     return html`<div class="toolbar">
       <div role="radiogroup" aria-label="What the colour shows" class="switch">
         ${modes.map(([text, on, color]) => html`<button role="radio" aria-checked=${loss === on} onClick=${() => route.amend({ color })}>${text}</button>`)}
       </div>
-      ${!loss && html`<label class="inline">Feature <${MT.Field} type="text" inputmode="numeric" size="6" value=${query.feature || ""} onValue=${highlight} /></label>`}
+      ${!loss && html`<label class="inline">Feature <${MT.Field} type="text" inputmode="numeric" size="6" value=${feature === null ? "" : feature} onValue=${highlight} /></label>`}
       ${loss && html`<span class="key"><span class="tok loss" style="--strength: 0.05">0</span><span class="tok loss" style="--strength: 0.5">${STRONG_LOSS / 2}</span><span class="tok loss" style="--strength: 1">${STRONG_LOSS} nats or more</span></span>`}
     </div>`;
   }
 
-  function Body({ text, query }) {
+  function Shown({ feature, given }) {
+    const row = feature === null ? null : data.features()[feature];
+    if (!row) return html`<p class="meaning">No feature is marked: give a number, or choose a token and highlight one of its features.</p>`;
+    const n = data.explore().n_strongest;
+    const where = (given ? "" : ", the strongest in this text") + ", where it is among the " + n + " strongest of a token.";
+    return html`<p class="meaning">Marked is feature <a href=${route.address("feature", feature)}>${feature}</a> <${tokens.Chip} text=${row.top_token} />${where}</p>`;
+  }
+
+  function Body({ text, query, feature }) {
     const loss = query.color === "loss";
-    const feature = route.place(query.feature, data.features().length);
     const chosen = route.place(query.token, text.tokens.length);
     const row = feature === null ? null : data.features()[feature];
     const most = Math.max(1e-12, ...text.tokens.map((_, at) => activation(text, at, feature)), (row && row.max_activation) || 0);
@@ -67,10 +102,10 @@
       return { kind, style: value ? tokens.strength(value / (loss ? STRONG_LOSS : most)) : null, label: said };
     };
     const about = (at) => html`<div class="about"><p><${tokens.Chip} text=${text.tokens[at]} />
-      <b>${loss ? format.number(text.nll[at]) + " nats" : feature === null ? text.features[at].length + " features or more" : format.number(activation(text, at, feature))}</b></p></div>`;
-    return html`<${tokens.Tokens} tokens=${text.tokens} mark=${mark} about=${about} start=${chosen || 0} newlines=${true}
-      label="The text" onPick=${(at) => route.amend({ token: at })} />
-      ${!loss && row && html`<p class="meaning">Feature <a href=${route.address("feature", feature)}>${feature}</a> is marked where it is among the strongest of a token.</p>`}`;
+        <b>${loss ? format.number(text.nll[at]) + " nats" : howStrongly(text, at, feature)}</b></p>
+      <p class="part"><span>${howMany(text.features[at])}</span></p></div>`;
+    return html`${!loss && html`<${Shown} feature=${feature} given=${query.feature !== undefined} />`}<${tokens.Tokens} tokens=${text.tokens} mark=${mark} about=${about} start=${chosen || 0} newlines=${true}
+      label="The text" onPick=${(at) => route.amend({ token: at })} />`;
   }
 
   function Text({ id, query }) {
@@ -81,11 +116,12 @@
     if (id >= explore.texts.length) return html`<p class="note">There is no text ${id}: there are ${explore.texts.length}.</p>`;
     if (error) return html`<p class="note" role="alert">${error}</p>`;
     const text = content && content[id % explore.texts_per_shard];
+    const feature = text ? colouring(text, query) : null;
     return html`<article class="text"><header class="title"><h1>Text</h1><${Picker} id=${id} index=${explore.texts} corpora=${explore.corpora} query=${query} /></header>
-      <${Controls} query=${query} />
+      <${Controls} query=${query} feature=${feature} />
       ${!text && html`<p class="note" role="status">Loading</p>`}
-      ${text && html`<div class="columns"><section aria-label="Tokens"><${Body} key=${id} text=${text} query=${query} /></section>
-        <aside aria-label="Features of the chosen token" aria-live="polite"><${Strongest} text=${text} at=${route.place(query.token, text.tokens.length)} query=${query} /></aside></div>`}
+      ${text && html`<div class="columns"><section aria-label="Tokens"><${Body} key=${id} text=${text} query=${query} feature=${feature} /></section>
+        <aside aria-label="Features of the chosen token" aria-live="polite"><${Strongest} text=${text} at=${route.place(query.token, text.tokens.length)} chosen=${feature} /></aside></div>`}
     </article>`;
   }
 

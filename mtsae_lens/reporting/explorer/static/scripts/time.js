@@ -9,20 +9,21 @@
   }
 
   const shareRows = (values, names) =>
-    values.map((value, at) => ({ name: names[at], value, shown: format.percent(value), main: value === Math.max(...values) }));
+    values.map((value, at) => ({ name: names[at], value, shown: format.share(value), main: value === Math.max(...values) }));
 
+  const full = (values) => Math.max(1, charts.largest(values)); // a bar of the whole lift
   const below = (values) => values.some((value) => value < -0.005);
 
   function Scales({ facts, explore }) {
     const rows = shareRows(facts.scale_shares, explore.dilations.map(format.dilation));
     return html`<${Panel} title="Time scales" meaning=${meanings.scale_shares}>
-      <${charts.BarTable} caption="Share of the lift by time scale" rows=${rows} diverging=${below(facts.scale_shares)} /></${Panel}>`;
+      <${charts.BarTable} caption="Share of the lift by time scale" rows=${rows} most=${full(facts.scale_shares)} diverging=${below(facts.scale_shares)} /></${Panel}>`;
   }
 
   function Kernel({ facts, explore }) {
     const names = explore.offsets.map((offset) => (offset === 0 ? "this token" : format.offset(offset)));
     return html`<${Panel} title="Tokens back" meaning=${meanings.kernel}>
-      <${charts.BarTable} caption="Share of the lift by token read" rows=${shareRows(facts.kernel, names)} diverging=${below(facts.kernel)} />
+      <${charts.BarTable} caption="Share of the lift by token read" rows=${shareRows(facts.kernel, names)} most=${full(facts.kernel)} diverging=${below(facts.kernel)} />
     </${Panel}>`;
   }
 
@@ -39,7 +40,7 @@
   function Time({ facts, explore }) {
     const pointwise = explore.dilations.length === 0;
     const stays = filled(facts.persistence);
-    return html`<section class="time" aria-labelledby="time-title"><h2 id="time-title">Time</h2>
+    return html`<section class="time" id="time" aria-labelledby="time-title"><h2 id="time-title">Time</h2>
       ${pointwise && html`<p class="note">This SAE reads one position: no scales and no earlier tokens to tell apart.</p>`}
       ${!pointwise && !filled(facts.scale_shares) && html`<p class="note">It never fired, so nothing is known of its time scales.</p>`}
       <div class="panels">
