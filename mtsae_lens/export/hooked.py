@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +91,9 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
     size = (2, min(64, lm.model.cfg.n_ctx))
     tokens = torch.randint(lm.model.cfg.d_vocab, size, generator=generator).to(lm.model.cfg.device)
     model = standalone.load_edited(folder, dtype=lm.model.cfg.dtype).to(lm.model.cfg.device)
-    half = lm.model.cfg.dtype in HALF_PRECISION
-    with _given_activations(model, lm.splice.hook_name, lm.activations(tokens)) if half else nullcontext():
+    if lm.model.cfg.dtype in HALF_PRECISION:
+        got, expected = _both_logits_from_one_h(model, lm, edit, tokens)
+    else:
         got, expected = _both_logits(model, lm, edit, tokens)
     difference = disagreement(got, expected, lm.model.cfg.dtype, lm.model.cfg.n_layers)
     if difference is not None:
@@ -100,14 +101,28 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
     return _largest_difference(got, expected)
 
 
-@contextmanager
-def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d_model"]) -> Iterator[None]:
-    """While it is open, the edit in a Hugging Face model meets `h` at its hook.
+@torch.no_grad()
+def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+    """The same with the activations of `lm` at both hooks, where the edits must agree in every number but for its last bit.
 
     In half precision two forms of a model round apart, and a feature near its threshold fires in one of them alone: no tolerance fits that.
     """
+    h, eps = lm.activations(tokens), torch.finfo(lm.model.cfg.dtype).eps
+    with _given_activations(model, lm.splice.hook_name, h) as met:
+        got, expected = _both_logits(model, lm, edit, tokens)
+    edited = lm.splice.edited(h, edit, lm.masked(tokens))
+    if not torch.allclose(met[-1].float(), edited.float(), rtol=eps, atol=1e-5 * h.abs().max().item()):
+        raise ModelError(
+            f"the exported edit gives other activations (they differ by {(met[-1] - edited).abs().max().item():.3g})"
+        )
+    return got, expected
+
+
+@contextmanager
+def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d_model"]) -> Iterator[list[Tensor]]:
+    """While it is open, the edit in a Hugging Face model meets `h` at its hook; what it makes of it is put into the list."""
     number, side = hooked_layer(hook_name)
-    layer = standalone.decoder_layers(model)[number]
+    layer, met = standalone.decoder_layers(model)[number], list[Tensor]()
 
     def read(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         return ((h, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h})
@@ -115,14 +130,24 @@ def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d
     def written(_: Any, args: Any, output: Any) -> Any:
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
-    if side == "pre":
-        handle = layer.register_forward_pre_hook(read, with_kwargs=True, prepend=True)
+    def note_read(_: Any, args: Any, kwargs: Any) -> None:
+        met.append(args[0] if args else kwargs["hidden_states"])
+
+    def note_written(_: Any, args: Any, output: Any) -> None:
+        met.append(output[0] if isinstance(output, tuple) else output)
+
+    if side == "pre":  # the edit's own hook stands between the two
+        handles = [
+            layer.register_forward_pre_hook(read, with_kwargs=True, prepend=True),
+            layer.register_forward_pre_hook(note_read, with_kwargs=True),
+        ]
     else:
-        handle = layer.register_forward_hook(written, prepend=True)
+        handles = [layer.register_forward_hook(written, prepend=True), layer.register_forward_hook(note_written)]
     try:
-        yield
+        yield met
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
