@@ -85,6 +85,8 @@ def test_from_training_to_export(
     assert measured["corpora"][sea]["nll_reference"] == pytest.approx(measured["corpora"][sea]["nll_clean"], abs=1e-6)
     edit = tmp_path / "unlearn" / "edit.json"
     assert all(run_generate(GenerateSettings(sae=sae, edit=edit, prompt="the ship", max_new_tokens=4)))
+    if prefix:
+        return  # what follows reruns a bridge from the start for every edit
 
     options: dict[str, Any] = {"n_tokens": 300, "n_examples": 1, "n_ablated": 1, "n_attributed": 1, "batch_size": 4}
     options |= {"n_attribution_contexts": 2, "n_text_contexts": 2}
