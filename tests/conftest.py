@@ -160,6 +160,13 @@ def lm(tiny_sae_dir: Path) -> Any:
     return hooked
 
 
+@pytest.fixture(scope="session")
+def half_lm(tiny_sae_dir: Path) -> Any:
+    """The same SAE, in float32, in the tiny model in bfloat16."""
+    hooked, _ = open_sae(tiny_sae_dir, model=None, device="cpu", batch_size=4, dtype="bfloat16")
+    return hooked
+
+
 @dataclass
 class Outcome:
     """What a call of the command line did."""

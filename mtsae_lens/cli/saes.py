@@ -28,6 +28,7 @@ def train(
     context_size: Annotated[int | None, typer.Option(help="Positions in a context.")] = None,
     batch_size_tokens: Annotated[int | None, typer.Option(help="Tokens in a batch; a multiple of the context size.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of the language model: float32, bfloat16 or float16.")] = None,
     prepend_bos: Annotated[bool | None, typer.Option(help="Begin every context with BOS.")] = None,
     wandb: Annotated[bool | None, typer.Option(help="Log to Weights & Biases too.")] = None,
     wandb_project: Annotated[str | None, typer.Option(help="Log to this project of Weights & Biases.")] = None,

@@ -51,6 +51,7 @@ class BenchmarkSettings(Settings):
     retain: tuple[str, ...] = ()
     neutral: tuple[str, ...] = ()
     model: str = "embedded"
+    """Loaded in float32, as are the references: most methods train its weights."""
     reference: str | None = "embedded-retrained"
     """A model that never saw what is to be forgotten; null where there is none."""
     dataset: str = "embedded+biographies"

@@ -14,6 +14,7 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.documents import Split
+from mtsae_lens.data.precision import Dtype
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
@@ -54,6 +55,8 @@ class EvaluateSettings(Settings):
     dataset: str | None = None
     """Held-out text; None for the dataset it was trained on. The split `test` is read."""
     model: str | None = None
+    dtype: Dtype | None = None
+    """Of the language model; None for that on which the SAE was trained."""
     n_contexts: int = Field(512, gt=0)
     n_scale_contexts: int = Field(256, ge=0)
     """Contexts of SELECT and of TEST each from which it is told what the scales of an MTSAE know; 0 leaves that out."""
@@ -75,7 +78,9 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Measure, and write `metrics.json` (keys: `METRIC_MEANINGS`, `scales` for an MTSAE, and `provenance`) and `report.html`."""
     watch = Stopwatch()
     prepare_output_dir(settings.out)
-    lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    lm, model = open_sae(
+        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+    )
     dataset = settings.dataset or lm.sae.cfg.metadata.dataset_path or "embedded"
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
     measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)

@@ -11,6 +11,7 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import Split, check_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
+from mtsae_lens.data.precision import HALF_PRECISION, Dtype, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
@@ -41,6 +42,8 @@ class ExploreSettings(Settings):
     n_text_contexts: int = Field(32, gt=0)
     batch_size: int = Field(16, gt=0)
     model: str | None = None
+    dtype: Dtype | None = None
+    """Of the language model; None for that on which the SAE was trained."""
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
 
@@ -57,13 +60,17 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         The content of `explore.json`, and the page.
     """
     prepare_output_dir(settings.out)
-    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    lm, _ = open_sae(
+        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+    )
     model = settings.model or lm.sae.cfg.metadata.model_name
     sources = settings.dataset or (lm.sae.cfg.metadata.dataset_path or "embedded",)
     for source in sources:
         check_source(source)
     recorded = settings.model_dump(mode="json")
-    depends_on = {name: value for name, value in recorded.items() if name not in ("out", "device")}
+    depends_on = {name: value for name, value in recorded.items() if name not in ("out", "device", "dtype")}
+    if lm.model.cfg.dtype in HALF_PRECISION:
+        depends_on["dtype"] = dtype_name(lm.model.cfg.dtype)
     facts = explore(
         lm,
         Corpora(tuple(sources), settings.split, lm.cutter, settings.n_tokens, settings.seed),

@@ -17,6 +17,7 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.export.base_models import BaseModel, open_base
 from mtsae_lens.export.card import model_card
@@ -72,6 +73,8 @@ class ExportSettings(Settings):
     near: tuple[str, ...] = ()
     """Text to keep, near to it; likewise."""
     model: str | None = None
+    dtype: Dtype | None = None
+    """Of the models that are compared; None for that of the SAE's model. Changed weights are made and written in float32."""
     rank: int = Field(LowRankSettings.rank, gt=0)
     """Of a low-rank change."""
     n_steps: int = Field(LowRankSettings.n_steps, gt=0)
@@ -123,7 +126,9 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         raise ConfigError(f"{repeated[0]} is given in two roles; a text is --forget, --near or --retain")
     for source in settings.corpora():
         check_corpus(source)
-    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    lm, _ = open_sae(
+        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+    )
     edit = load_edit(settings.edit, lm.splice)
     exported = _FORMS[settings.form](settings, lm, edit)
     comparison = {
@@ -148,7 +153,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
 def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     folder = settings.out / MODEL_FOLDER
     difference = export_hooked(folder, lm, edit, _base_name(settings, lm), _made(settings))
-    model = load_edited(folder).to(settings.device)
+    model = load_edited(folder, dtype=lm.model.cfg.dtype).to(settings.device)
     d_vocab = lm.model.cfg.d_vocab
     numbers = {"max_log_prob_difference": difference}
     return Exported({"exported": lambda tokens: model(tokens, use_cache=False).logits[..., :d_vocab]}, numbers)
@@ -194,7 +199,7 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
             "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
         )
         write_text(partial / "README.md", card)
-    return as_logits(load_language_model(str(folder), device=settings.device))
+    return as_logits(load_language_model(str(folder), device=settings.device, dtype=dtype_name(lm.model.cfg.dtype)))
 
 
 def _base_name(settings: ExportSettings, lm: HookedLM) -> str:

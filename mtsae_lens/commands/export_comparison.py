@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import Logits, kl_divergence, measure_edits, measure_model
@@ -45,7 +46,7 @@ def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> f
     """`KL(target || model)` of the predictions of counted tokens, in nats per token."""
     total, n_tokens = 0.0, 0
     for tokens, counted in zip(lm.batches(table), table.counted(lm.cutter).split(lm.batch_size), strict=True):
-        divergence = kl_divergence(target(tokens).log_softmax(dim=-1), model(tokens).log_softmax(dim=-1))[:, :-1]
+        divergence = kl_divergence(log_probs_of(target(tokens)), log_probs_of(model(tokens)))[:, :-1]
         total += float(divergence[counted.to(divergence.device)].sum())
         n_tokens += int(counted.sum())
     return total / max(n_tokens, 1)

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.precision import Dtype
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edit_files import load_edit
 
@@ -21,6 +22,8 @@ class GenerateSettings(Settings):
     """A file that `mtsae unlearn` wrote."""
     prompt: str
     model: str | None = None
+    dtype: Dtype | None = None
+    """Of the language model; None for that on which the SAE was trained."""
     max_new_tokens: int = Field(40, gt=0)
     temperature: float = Field(0.0, ge=0)
     """0 takes the likeliest token."""
@@ -34,7 +37,7 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     Raises:
         ConfigError: prompt and continuation are longer than the model's context.
     """
-    lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1)
+    lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
     edit = load_edit(settings.edit, lm.splice)
     tokenizer = lm.cutter.tokenizer
     ids = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]

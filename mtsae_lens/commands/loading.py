@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import check_device, load_language_model
+from mtsae_lens.data.precision import FLOAT32, recorded_dtype
 from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
@@ -43,7 +45,7 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
 
 
 def open_sae(
-    folder: Path | str, *, model: str | None = None, device: str = "cpu", batch_size: int = 16
+    folder: Path | str, *, model: str | None = None, device: str = "cpu", batch_size: int = 16, dtype: str | None = None
 ) -> tuple[HookedLM, AnyHookedModel]:
     """SAE, model and tokenisation as in training, checked against each other.
 
@@ -52,16 +54,22 @@ def open_sae(
         model: another language model than the one it was trained on; None for that one.
         device: where to put both.
         batch_size: contexts in a forward pass.
+        dtype: of the language model; None for that on which the SAE was trained, as `metadata.model_from_pretrained_kwargs` says.
 
     Raises:
         ModelError: see `load_sae` and `load_language_model`; or the model does not fit the SAE (hook, width, context, tokenizer).
     """
-    sae = load_sae(folder, device)
+    with warnings.catch_warnings(record=True) as caught:
+        sae = load_sae(folder, device)
     metadata = sae.cfg.metadata
+    kwargs = metadata.model_from_pretrained_kwargs or {}
+    for warning in caught:  # SAELens asks to load the model with these, which is done here where they say a dtype alone
+        if set(kwargs) - {"dtype"} or "model_from_pretrained_kwargs" not in str(warning.message):
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     name = model or metadata.model_name
     if name is None:
         raise ModelError(f"{folder}: the SAE does not say which model it belongs to; give --model")
-    lm = load_language_model(name, device=device)
+    lm = load_language_model(name, device=device, dtype=dtype or recorded_dtype(kwargs) or FLOAT32)
     check_fits(sae, lm)
     assert lm.tokenizer is not None
     cutter = ContextCutter(lm.tokenizer, metadata.context_size or 128, prepend_bos=metadata.prepend_bos is not False)

@@ -14,6 +14,7 @@ from sae_lens.saes.sae import TrainingSAE
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, OutputError, nearest
 from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -33,6 +34,8 @@ class TrainSettings(Settings):
     """Settings of `mtsae train`."""
 
     model: str = "embedded"
+    dtype: Dtype = FLOAT32
+    """Of the language model; the SAE has its own (`sae`), float32 unless given."""
     hook_name: str = "blocks.3.hook_resid_post"
     dataset: str = "embedded"
     architecture: str = ARCHITECTURE
@@ -121,6 +124,7 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
     return LanguageModelSAERunnerConfig(
         sae=sae_config(settings, d_in),
         model_name=settings.model,
+        model_from_pretrained_kwargs=None if settings.dtype == FLOAT32 else {"dtype": settings.dtype},
         hook_name=settings.hook_name,
         dataset_path=settings.dataset,
         context_size=settings.context_size,
@@ -176,7 +180,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
     if model is None:
-        model = load_language_model(settings.model, device=settings.device)
+        model = load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
     d_in = resolve_hook(model, settings.hook_name)
     if settings.sae.get("dilations") == AUTO:
         settings = select_from_data(settings, model, d_in)

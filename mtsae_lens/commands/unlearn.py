@@ -12,6 +12,7 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.unlearn_page import unlearning_sections
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
@@ -44,6 +45,8 @@ class UnlearnSettings(Settings):
     reference: str | None = None
     """A language model that never saw the forget text; the edit then aims at its loss, not beyond."""
     model: str | None = None
+    dtype: Dtype | None = None
+    """Of the language model and the reference; None for that on which the SAE was trained."""
     scores: tuple[str, ...] = Field(Grid.scores, min_length=1)
     """Ways of choosing features: `mtsae_lens.unlearning.scores.SCORES`."""
     n_features: tuple[int, ...] = Field(Grid.n_features, min_length=1)
@@ -135,9 +138,13 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     prepare_output_dir(settings.out)
     for corpus in settings.task().corpora:
         check_corpus(corpus.source)
-    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size)
+    lm, _ = open_sae(
+        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+    )
     lm.check_generates()
-    reference = load_language_model(settings.reference, device=settings.device) if settings.reference else None
+    reference = None
+    if settings.reference:
+        reference = load_language_model(settings.reference, device=settings.device, dtype=dtype_name(lm.model.cfg.dtype))
     if reference is not None:
         check_reference(reference, lm.model, lm.cutter)
     chosen, measured = unlearn(settings, lm, reference)

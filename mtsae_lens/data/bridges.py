@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+import torch
 from sae_lens import HookedSAETransformer
 from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from transformer_lens.hook_points import HookPoint
@@ -43,8 +44,10 @@ class HookedBridge(SAETransformerBridge):
 AnyHookedModel: TypeAlias = HookedSAETransformer | HookedBridge
 
 
-def boot_bridge(name: str, device: str, *, hf_model: Any = None, tokenizer: Any = None) -> HookedBridge:
-    """The bridge of a model that is loaded already, or of a name on the hub.
+def boot_bridge(
+    name: str, device: str, *, dtype: torch.dtype = torch.float32, hf_model: Any = None, tokenizer: Any = None
+) -> HookedBridge:
+    """The bridge of a model that is loaded already, in `dtype`, or of a name on the hub, which is loaded in it.
 
     Raises:
         ModelError: TransformerLens has no adapter for the family.
@@ -52,7 +55,7 @@ def boot_bridge(name: str, device: str, *, hf_model: Any = None, tokenizer: Any 
     """
     try:
         # `hf_model` is wrapped, not copied: it is part of the bridge from now on
-        bridge: Any = HookedBridge.boot_transformers(name, device=device, hf_model=hf_model, tokenizer=tokenizer)
+        bridge: Any = HookedBridge.boot_transformers(name, device=device, dtype=dtype, hf_model=hf_model, tokenizer=tokenizer)
     except (NotImplementedError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ModelError(
             f"{name}: TransformerLens has no bridge for this model ({type(error).__name__}: {' '.join(str(error).split())[:200]}); "

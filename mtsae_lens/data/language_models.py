@@ -17,15 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
+from mtsae_lens.data.precision import FLOAT32, disagreement, torch_dtype
 from mtsae_lens.data.vocabularies import check_vocabulary, special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
 
-MAX_LOGIT_DIFFERENCE = 1e-3  # between the hooked model and the one it was made from, in log-probability
 
-
-def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None) -> AnyHookedModel:
+def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None, dtype: str = FLOAT32) -> AnyHookedModel:
     """A language model with hooks and its tokenizer, weights unprocessed (as SAELens trains on them), in eval mode.
 
     Args:
@@ -33,18 +32,22 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
             `bridge:` before it, such as `bridge:embedded`, the Hugging Face model itself with hooks (`mtsae_lens.data.bridges`).
         device: where to put it.
         n_ctx: longest context to allow for a local folder; at most what the model was trained for.
+        dtype: of weights and activations: `float32`, `bfloat16` or `float16` (`mtsae_lens.data.precision`). Half precision takes half the
+            memory, also while it is loaded: no float32 copy is made. TransformerLens computes norms in float32 whatever this says.
 
     Raises:
-        ModelError: unknown name, unreadable folder, or a hub that cannot be reached.
+        ModelError: unknown name or dtype, unreadable folder, a model that gives other logits with hooks than without, or a hub that
+            cannot be reached.
     """
     check_device(device)
+    number_type = torch_dtype(dtype)
     as_bridge, name = name.startswith(BRIDGE_PREFIX), name.removeprefix(BRIDGE_PREFIX)
     model: AnyHookedModel
     if name in EMBEDDED_MODELS or Path(name).is_dir():
         folder = embedded_model_dir(name) if name in EMBEDDED_MODELS else Path(name)
-        model = _bridge_folder(folder, device, n_ctx) if as_bridge else _load_folder(folder, device, n_ctx)
+        model = (_bridge_folder if as_bridge else _load_folder)(folder, device, n_ctx, number_type)
     else:
-        model = _load_named(name, device, as_bridge)
+        model = _load_named(name, device, as_bridge, number_type)
     model.eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -59,7 +62,7 @@ def check_device(device: str) -> None:
         raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
 
 
-def _read_folder(folder: Path) -> tuple[Any, Any, Any]:
+def _read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """Config, model and tokenizer of a folder, as Hugging Face's classes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; needed a Hugging Face model folder (config, safetensors, tokenizer)")
@@ -70,7 +73,7 @@ def _read_folder(folder: Path) -> tuple[Any, Any, Any]:
     try:
         hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         hf_model, info = loaded
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -83,32 +86,36 @@ def _read_folder(folder: Path) -> tuple[Any, Any, Any]:
     return hf_config, hf_model, tokenizer
 
 
-def _bridge_folder(folder: Path, device: str, n_ctx: int | None) -> HookedBridge:
-    hf_config, hf_model, tokenizer = _read_folder(folder)
+def _bridge_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dtype) -> HookedBridge:
+    hf_config, hf_model, tokenizer = _read_folder(folder, dtype)
     hf_model = hf_model.to(device).eval()
     limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or sys.maxsize)
     d_vocab = hf_config.vocab_size
     tokens = _probe_tokens(d_vocab, limit, device)
-    expected = _log_probs(hf_model, tokens, d_vocab)  # before the bridge puts its hooks into this very model
+    expected = _logits(hf_model, tokens, d_vocab)  # before the bridge puts its hooks into this very model
     own = special_tokens(tokenizer)
-    bridge = boot_bridge(str(folder), device, hf_model=hf_model, tokenizer=tokenizer)
+    bridge = boot_bridge(str(folder), device, dtype=dtype, hf_model=hf_model, tokenizer=tokenizer)
     undo_invented_tokens(bridge.tokenizer, own)
     bridge.cfg.n_ctx = limit
     bridge.cfg.model_name = folder.resolve().name
-    _check_conversion(folder, _log_probs(bridge, tokens, d_vocab), expected)
+    _check_conversion(folder, bridge, tokens, expected)
     return bridge
 
 
-def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETransformer:
-    hf_config, hf_model, tokenizer = _read_folder(folder)
+def _load_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dtype) -> HookedSAETransformer:
+    hf_config, hf_model, tokenizer = _read_folder(folder, dtype)
     limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or MAX_LOCAL_CONTEXT)
-    cfg = _hooked_config(folder, hf_config, limit, device)
+    cfg = _hooked_config(folder, hf_config, limit, device, dtype)
+    tokens = _probe_tokens(cfg.d_vocab, cfg.n_ctx, device)
+    expected = _logits(hf_model.to(device).eval(), tokens, cfg.d_vocab)
+    hf_model.to("cpu")  # the device never holds both models
     try:
-        state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model)
+        state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model, dtype=dtype)
     except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
         raise ModelError(
             f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)}); {_try_bridge(folder)}"
         ) from error
+    del hf_model  # its weights go as they are taken over
     own = special_tokens(tokenizer)
     model = HookedSAETransformer(cfg, tokenizer, move_to_device=False)
     undo_invented_tokens(model.tokenizer, own)
@@ -116,20 +123,20 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None) -> HookedSAETrans
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
     hooked: HookedSAETransformer = model.to(device)
-    tokens = _probe_tokens(cfg.d_vocab, cfg.n_ctx, device)
-    expected = _log_probs(hf_model.to(device).eval(), tokens, cfg.d_vocab)
-    _check_conversion(folder, _log_probs(hooked, tokens, cfg.d_vocab), expected)
+    _check_conversion(folder, hooked, tokens, expected)
     return hooked
 
 
-def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str) -> Any:
+def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str, dtype: torch.dtype) -> Any:
     """TransformerLens's config, read from a copy of config.json: it would guess the family from words in the folder's path."""
     with tempfile.TemporaryDirectory(prefix="lm_") as neutral:
         (Path(neutral) / "config.json").write_text(
             json.dumps(_with_older_keys(json.loads((folder / "config.json").read_text())))
         )
         try:
-            cfg = loading.get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
+            cfg = loading.get_pretrained_model_config(
+                neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx, dtype=dtype
+            )
         except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
             family = (hf_config.architectures or [hf_config.model_type])[0]
             raise ModelError(
@@ -159,16 +166,17 @@ def _probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
 
 
 @torch.no_grad()
-def _log_probs(model: Any, tokens: Tensor, d_vocab: int) -> Tensor:
+def _logits(model: Any, tokens: Tensor, d_vocab: int) -> Tensor:
     output = model(tokens)
-    return getattr(output, "logits", output)[..., :d_vocab].log_softmax(-1)
+    return getattr(output, "logits", output)[..., :d_vocab]
 
 
-def _check_conversion(folder: Path, got: Tensor, expected: Tensor) -> None:
-    """The hooked model must give the log-probabilities of the model it was made from."""
-    difference = (got - expected).abs().max().item()
-    if not difference < MAX_LOGIT_DIFFERENCE:
-        raise ModelError(f"{folder}: with hooks, the model gives other logits (log-probabilities differ by {difference:.3g})")
+def _check_conversion(folder: Path, model: AnyHookedModel, tokens: Tensor, expected: Tensor) -> None:
+    """The hooked model must give the logits of the model it was made from."""
+    got = _logits(model, tokens, expected.shape[-1])
+    difference = disagreement(got, expected, model.cfg.dtype, model.cfg.n_layers)
+    if difference is not None:
+        raise ModelError(f"{folder}: with hooks, the model gives other logits ({difference})")
 
 
 def resolve_hook(model: AnyHookedModel, hook_name: str) -> int:
@@ -193,16 +201,16 @@ def resolve_hook(model: AnyHookedModel, hook_name: str) -> int:
     return activations[0, 0].numel()
 
 
-def _load_named(name: str, device: str, as_bridge: bool) -> AnyHookedModel:
+def _load_named(name: str, device: str, as_bridge: bool, dtype: torch.dtype) -> AnyHookedModel:
     known = [*EMBEDDED_MODELS, *loading.MODEL_ALIASES, *(a for aliases in loading.MODEL_ALIASES.values() for a in aliases)]
     if name not in known and not (as_bridge and "/" in name):  # a bridge may know a family without knowing its members
         raise ModelError(
             f"no language model {name!r}: neither a folder nor a name that TransformerLens knows.{nearest(name, known)}"
         )
     try:
-        return (
-            boot_bridge(name, device) if as_bridge else HookedSAETransformer.from_pretrained_no_processing(name, device=device)
-        )
+        if as_bridge:
+            return boot_bridge(name, device, dtype=dtype)
+        return HookedSAETransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
     except (OSError, ConnectionError, RuntimeError) as error:
         raise ModelError(
             f"{name}: the Hugging Face hub cannot be reached and the model is not in the local cache ({_one_line(error)}); "

@@ -16,7 +16,9 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.language_models import resolve_hook
+from mtsae_lens.data.precision import HALF_PRECISION
 from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.evaluation.readout import Float32Readout
 from mtsae_lens.sae.mtsae import TemporalEncoder
 
 
@@ -106,7 +108,7 @@ def evaluate_fidelity(
         groups, feature_metrics = run_evals(
             sae=sae,
             activation_store=held_out,  # type: ignore[arg-type]
-            model=model,
+            model=Float32Readout(model) if model.cfg.dtype in HALF_PRECISION else model,  # type: ignore[arg-type]
             activation_scaler=ActivationScaler(),
             eval_config=config,
             exclude_special_tokens=cutter.special_token_ids.tolist(),

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.data.vocabularies import token_texts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.firings import BatchReading, read_batch
@@ -101,7 +102,7 @@ def explain(lm: HookedLM, text: str) -> TextFeatures:
     tokens = torch.tensor([start + ids], device=lm.model.cfg.device)
     h = lm.activations(tokens)
     reading = read_batch(lm, tokens, h)
-    log_probs = lm.logits_from(tokens, h)[:, :-1].log_softmax(dim=-1)
+    log_probs = log_probs_of(lm.logits_from(tokens, h)[:, :-1])
     nll = torch.nn.functional.pad(token_nll(log_probs, tokens[:, 1:]), (1, 0), value=torch.nan)[0]
     texts = tuple(token_texts(lm.cutter.tokenizer, tokens[0].tolist()))
     return TextFeatures(texts, reading.feature_acts[0].float().cpu(), nll.float().cpu(), reading, lm)

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
+from mtsae_lens.data.precision import in_float32
 from mtsae_lens.exploration.firings import features_at
 from mtsae_lens.exploration.peaks import Peaks, Watch
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -77,4 +78,4 @@ def _attribute(
         )
         _, hidden_pre = features_at(lm, tokens, caught[0], rows, position.to(tokens.device))
         (gradient,) = torch.autograd.grad(hidden_pre[rows, feature.to(tokens.device)].sum(), embeddings[0])
-    return (gradient * embeddings[0].detach()).sum(dim=-1).float().cpu()
+    return (in_float32(gradient) * in_float32(embeddings[0].detach())).sum(dim=-1).float().cpu()

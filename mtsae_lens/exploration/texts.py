@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.exploration.firings import read_batch
 from mtsae_lens.exploration.plan import N_STRONGEST
 from mtsae_lens.splice.attribution import token_nll
@@ -33,7 +34,7 @@ def read_texts(lm: HookedLM, tokens: Int[Tensor, "context pos"], n_strongest: in
         h = lm.activations(on_device)
         acts = read_batch(lm, on_device, h).feature_acts
         values, features = acts.topk(min(n_strongest, acts.shape[-1]), dim=-1)
-        log_probs = lm.logits_from(on_device, h)[:, :-1].log_softmax(dim=-1)
+        log_probs = log_probs_of(lm.logits_from(on_device, h)[:, :-1])
         nll = torch.nn.functional.pad(token_nll(log_probs, on_device[:, 1:]), (1, 0), value=torch.nan)
         parts.append(ReadTexts(batch, values.float().cpu(), features.cpu(), nll.float().cpu()))
     return ReadTexts(

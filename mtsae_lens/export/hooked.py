@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtsae_lens.data.precision import HALF_PRECISION, disagreement, log_probs_of
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export import standalone
 from mtsae_lens.export.base_models import hooked_layer, open_base
@@ -22,7 +25,6 @@ from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEviden
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 LOADER_FILE = "edited_model.py"
-MAX_LOG_PROB_DIFFERENCE = 1e-3  # as for the conversion of a model to hooks
 
 _LOADING = """Needs torch, transformers and safetensors. From inside this folder, or with it on the Python path:
 
@@ -49,7 +51,8 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         provenance: where the edit came from.
 
     Returns:
-        The largest difference in log-probability, on a few random tokens, between what was written and `lm` with the edit.
+        The largest difference in log-probability, on a few random tokens, between what was written and `lm` with the edit, both in the
+        dtype of `lm.model`.
 
     Raises:
         ModelError: hook, SAE, gate or family cannot be exported, or the model that was written is another one.
@@ -87,19 +90,78 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
     generator = torch.Generator().manual_seed(0)
     size = (2, min(64, lm.model.cfg.n_ctx))
     tokens = torch.randint(lm.model.cfg.d_vocab, size, generator=generator).to(lm.model.cfg.device)
-    model = standalone.load_edited(folder).to(lm.model.cfg.device)
-    difference = max_log_prob_difference(model, lm, edit, tokens)
-    if not difference < MAX_LOG_PROB_DIFFERENCE:
+    model = standalone.load_edited(folder, dtype=lm.model.cfg.dtype).to(lm.model.cfg.device)
+    if lm.model.cfg.dtype in HALF_PRECISION:
+        got, expected = _both_logits_from_one_h(model, lm, edit, tokens)
+    else:
+        got, expected = _both_logits(model, lm, edit, tokens)
+    difference = disagreement(got, expected, lm.model.cfg.dtype, lm.model.cfg.n_layers)
+    if difference is not None:
+        raise ModelError(f"the exported model gives other logits than the edited one ({difference})")
+    return _largest_difference(got, expected)
+
+
+@torch.no_grad()
+def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+    """The same with the activations of `lm` at both hooks, where the edits must agree in every number but for its last bit.
+
+    In half precision two forms of a model round apart, and a feature near its threshold fires in one of them alone: no tolerance fits that.
+    """
+    h, eps = lm.activations(tokens), torch.finfo(lm.model.cfg.dtype).eps
+    with _given_activations(model, lm.splice.hook_name, h) as met:
+        got, expected = _both_logits(model, lm, edit, tokens)
+    edited = lm.splice.edited(h, edit, lm.masked(tokens))
+    if not torch.allclose(met[-1].float(), edited.float(), rtol=eps, atol=1e-5 * h.abs().max().item()):
         raise ModelError(
-            f"the exported model gives other logits than the edited one (log-probabilities differ by {difference:.3g})"
+            f"the exported edit gives other activations (they differ by {(met[-1] - edited).abs().max().item():.3g})"
         )
-    return difference
+    return got, expected
+
+
+@contextmanager
+def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d_model"]) -> Iterator[list[Tensor]]:
+    """While it is open, the edit in a Hugging Face model meets `h` at its hook; what it makes of it is put into the list."""
+    number, side = hooked_layer(hook_name)
+    layer, met = standalone.decoder_layers(model)[number], list[Tensor]()
+
+    def read(_: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        return ((h, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": h})
+
+    def written(_: Any, args: Any, output: Any) -> Any:
+        return (h, *output[1:]) if isinstance(output, tuple) else h
+
+    def note_read(_: Any, args: Any, kwargs: Any) -> None:
+        met.append(args[0] if args else kwargs["hidden_states"])
+
+    def note_written(_: Any, args: Any, output: Any) -> None:
+        met.append(output[0] if isinstance(output, tuple) else output)
+
+    if side == "pre":  # the edit's own hook stands between the two
+        handles = [
+            layer.register_forward_pre_hook(read, with_kwargs=True, prepend=True),
+            layer.register_forward_pre_hook(note_read, with_kwargs=True),
+        ]
+    else:
+        handles = [layer.register_forward_hook(written, prepend=True), layer.register_forward_hook(note_written)]
+    try:
+        yield met
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()
 def max_log_prob_difference(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> float:
     """Largest difference between the log-probabilities of a Hugging Face model and of `lm` with the edit."""
+    return _largest_difference(*_both_logits(model, lm, edit, tokens))
+
+
+def _largest_difference(got: Float[Tensor, "*n d_vocab"], expected: Float[Tensor, "*n d_vocab"]) -> float:
+    return (log_probs_of(got) - log_probs_of(expected)).abs().max().item()
+
+
+@torch.no_grad()
+def _both_logits(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
     edited = lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens))
-    expected = lm.logits_from(tokens, edited).log_softmax(dim=-1)
-    logits = model(tokens).logits[..., : lm.model.cfg.d_vocab]
-    return (logits.log_softmax(dim=-1) - expected).abs().max().item()
+    expected = lm.logits_from(tokens, edited)
+    return model(tokens).logits[..., : expected.shape[-1]], expected

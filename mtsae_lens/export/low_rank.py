@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
 from mtsae_lens.splice.edits import Edit
@@ -107,9 +108,9 @@ def _step(base: BaseModel, lm: HookedLM, edit: Edit, batches: Sequence[Tensor], 
         counted = ~lm.cutter.special_positions(tokens)[:, 1:]
         with torch.no_grad():
             edited = lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens))
-            target = lm.logits_from(tokens, edited)[:, :-1].log_softmax(dim=-1)
+            target = log_probs_of(lm.logits_from(tokens, edited)[:, :-1])
         logits = base.model(tokens, use_cache=False).logits[:, :-1, : target.shape[-1]]
-        divergence = nn.functional.kl_div(logits.log_softmax(dim=-1), target, reduction="none", log_target=True).sum(dim=-1)
+        divergence = nn.functional.kl_div(log_probs_of(logits), target, reduction="none", log_target=True).sum(dim=-1)
         loss = loss + (divergence * counted).sum() / max(n_tokens, 1)
     optimizer.zero_grad()
     loss.backward()

@@ -136,7 +136,7 @@ class EditedLayer:
         e = self.features(h.float(), masked)
         open_at = self.opens(e) & ~masked
         self.state["n_seen"] = self.state.get("n_seen", torch.tensor(0)) + h.shape[1]
-        return h + self.delta(h.float(), e).masked_fill(~open_at.unsqueeze(-1), 0.0).to(h.dtype)
+        return (h + self.delta(h.float(), e).masked_fill(~open_at.unsqueeze(-1), 0.0)).to(h.dtype)
 
     def features(self, h: Tensor, masked: Tensor) -> Tensor:
         """Feature activations of the new positions, from all that the encoder reads."""

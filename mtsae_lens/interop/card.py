@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens import SAE
 
+from mtsae_lens.data.precision import recorded_dtype
 from mtsae_lens.sae.config import MTSAEConfig
 
 EQUATIONS = """\
@@ -51,6 +52,7 @@ def sae_card(
     facts = {
         "architecture": cfg.architecture(),
         "language model": metadata.model_name,
+        "its dtype, where not float32": recorded_dtype(metadata.model_from_pretrained_kwargs),
         "hook": metadata.hook_name,
         "d_in": cfg.d_in,
         "features (d_sae)": cfg.d_sae,

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -81,6 +82,6 @@ def _nll_gradient(
         edited = feature_acts.detach().clone().requires_grad_()
         delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts).detach()
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
-        log_probs = lm.logits_from(tokens, lm.splice.add_delta(h, delta, everywhere)).log_softmax(dim=-1)
+        log_probs = log_probs_of(lm.logits_from(tokens, lm.splice.add_delta(h, delta, everywhere)))
         (gradient,) = torch.autograd.grad((token_nll(log_probs[:, :-1], tokens[:, 1:]) * counted).sum(), edited)
     return gradient

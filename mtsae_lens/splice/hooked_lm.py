@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
@@ -99,7 +100,7 @@ class HookedLM:
 
     @torch.no_grad()
     def activations(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
-        """The model's activations at the hook.
+        """The model's activations at the hook, in the model's dtype.
 
         Raises:
             DataError: no tokens `(batch, pos)`, or more positions than the model reads.
@@ -149,12 +150,12 @@ class HookedLM:
         The unembedding is the dearest step of a small model: where few predictions count, as in questions, it is not made for the others.
         """
         if self._layer_after is None:
-            return self.logits_from(tokens, h)[:, :-1][counted].log_softmax(dim=-1)
+            return log_probs_of(self.logits_from(tokens, h)[:, :-1][counted])
         n_layers = self.model.cfg.n_layers
         resid = h if self._layer_after == n_layers else self.model(h, start_at_layer=self._layer_after, stop_at_layer=n_layers)
         logits = self.model.unembed(self.model.ln_final(resid[:, :-1][counted].unsqueeze(0)))[0]
         cap = self.model.cfg.output_logits_soft_cap
-        return (cap * torch.tanh(logits / cap) if cap > 0 else logits).log_softmax(dim=-1)
+        return log_probs_of(cap * torch.tanh(logits / cap) if cap > 0 else logits)
 
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Int[Tensor, "batch pos"]:
         """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
@@ -51,7 +52,8 @@ class Splice:
         return self.sae.cfg.metadata.hook_name  # type: ignore[return-value]
 
     def as_sae_input(self, h: Tensor) -> Tensor:
-        """Activations at the hook as the SAE takes them: heads flattened, or the SAE's own head."""
+        """Activations at the hook as the SAE takes them: heads flattened, or the SAE's own head; no less precise than the SAE."""
+        h = h.to(torch.promote_types(h.dtype, self.sae.dtype))
         head = self.sae.cfg.metadata.hook_head_index
         if head is not None:
             return h[:, :, head]
@@ -92,7 +94,7 @@ class Splice:
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index
         if head is None:
-            return h + delta.view_as(h).to(h.dtype)  # the model may be in bfloat16 and the SAE in float32
+            return (h + delta.view_as(h)).to(h.dtype)  # of a model in half precision the sum alone is rounded
         h = h.clone()
         h[:, :, head] += delta
         return h

@@ -20,6 +20,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
@@ -41,9 +42,9 @@ class SequenceSAETrainingRunner:
     """Builds model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and runs them.
 
     What differs from SAELens: `model_name` may be `embedded` or a local folder and `dataset_path` a local file, folder or embedded
-    domain (`mtsae_lens.data`); contexts stay whole, special tokens are masked; AdamW; the log is JSONL (and wandb if asked);
-    `resume=True` continues a run to the very weights it would have reached. Any architecture in SAELens's registry can be
-    trained, on the same rows.
+    domain (`mtsae_lens.data`); of `model_from_pretrained_kwargs` only `dtype` is followed; contexts stay whole, special tokens are
+    masked; AdamW; the log is JSONL (and wandb if asked); `resume=True` continues a run to the very weights it would have reached. Any
+    architecture in SAELens's registry can be trained, on the same rows.
 
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
@@ -77,13 +78,27 @@ class SequenceSAETrainingRunner:
         if cfg.n_checkpoints:
             every = -(-cfg.total_training_steps // (cfg.n_checkpoints + 1))
             self.options = replace(self.options, checkpoint_every_n_steps=every)
-        self.model = override_model or load_language_model(cfg.model_name, device=cfg.llm_device or cfg.device)
-        self._check_model()
+        dtype = recorded_dtype(cfg.model_from_pretrained_kwargs)
+        self.model = override_model or load_language_model(
+            cfg.model_name, device=cfg.llm_device or cfg.device, dtype=dtype or FLOAT32
+        )
+        self._check_model(dtype)
         self.stream = self._build_stream(override_dataset)
         self.sae = override_sae or self._build_sae()
         self.sae.to(cfg.device)
 
-    def _check_model(self) -> None:
+    @property
+    def _half_precision(self) -> str | None:
+        """The name of the model's dtype where that is half precision."""
+        dtype = self.model.cfg.dtype
+        return dtype_name(dtype) if dtype in HALF_PRECISION else None
+
+    def _check_model(self, dtype: str | None) -> None:
+        if dtype not in (None, dtype_name(self.model.cfg.dtype)):
+            raise ConfigError(
+                f"model_from_pretrained_kwargs say dtype {dtype!r}, the model that was given is in {dtype_name(self.model.cfg.dtype)}; make "
+                "them equal"
+            )
         width = resolve_hook(self.model, self.cfg.hook_name)
         if self.cfg.hook_head_index is not None:
             width //= self.model.cfg.n_heads
@@ -142,6 +157,7 @@ class SequenceSAETrainingRunner:
             "hook_head_index autocast autocast_lm"
         ).split()
         values = {name: getattr(cfg, name) for name in names} | {"weight_decay": self.options.weight_decay}
+        values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
 
@@ -191,6 +207,8 @@ class SequenceSAETrainingRunner:
             "exclude_special_tokens sequence_separator_token disable_concat_sequences"
         ).split():
             setattr(metadata, name, getattr(cfg, name))
+        if self._half_precision is not None:  # as SAELens records it, and loads the model again
+            metadata.model_from_pretrained_kwargs = {"dtype": self._half_precision}
 
 
 def _options_dict(options: TrainerOptions) -> dict[str, Any]:
@@ -205,6 +223,11 @@ def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     for name, carried_out in _REFUSED.items():
         if getattr(cfg, name) != carried_out:
             raise ConfigError(f"{name}={getattr(cfg, name)!r} is not carried out by this runner; leave it at {carried_out!r}")
+    for name, value in (cfg.model_from_pretrained_kwargs or {}).items():
+        if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
+            raise ConfigError(
+                f"model_from_pretrained_kwargs are written as JSON: give {name}={dtype_name(value)!r}, not {value}"
+            )
     if cfg.train_batch_size_tokens % cfg.context_size:
         multiple = max(1, round(cfg.train_batch_size_tokens / cfg.context_size)) * cfg.context_size
         raise ConfigError(

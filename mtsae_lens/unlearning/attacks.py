@@ -18,11 +18,12 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
-from mtsae_lens.unlearning.finetuning.clones import clone_model
+from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend
 from mtsae_lens.unlearning.finetuning.losses import mean_nll
 from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, measure_model
@@ -81,7 +82,7 @@ def relearn(
             "there is nothing to relearn: give a model that forgot (weights=...) or an edit at the hook (edit=...)"
         )
     wanted = settings.snapshot_steps((0, settings.n_steps))
-    model = clone_model(lm.model if weights is None else weights)
+    model = clone_to_train(lm.model if weights is None else weights)
     batches = mixed_batches([learned], lm.cutter, min(settings.batch_size, len(learned)), settings.seed)
 
     def step_loss() -> Float[Tensor, ""]:
@@ -173,8 +174,9 @@ def quantised(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
         raise ConfigError(f"n_bits must be at least 2 (one value on either side of 0); got {n_bits}")
     rounded = clone_model(model)
     for _, matrix, axes in _matrices(rounded):
-        scale = matrix.abs().amax(dim=axes, keepdim=True) / (2 ** (n_bits - 1) - 1)
-        matrix.copy_(torch.where(scale > 0, (matrix / scale).round() * scale, 0.0))
+        values = in_float32(matrix)  # in bfloat16 the values themselves would be rounded away from 8 bits
+        scale = values.abs().amax(dim=axes, keepdim=True) / (2 ** (n_bits - 1) - 1)
+        matrix.copy_(torch.where(scale > 0, (values / scale).round() * scale, 0.0))
     return rounded
 
 

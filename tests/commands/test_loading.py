@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,3 +32,43 @@ def test_a_folder_without_an_sae(tmp_path: Path) -> None:
 def test_a_device_that_is_not_there_is_named(tiny_sae_dir: Path) -> None:
     with pytest.raises(ModelError, match="device 'cuda:99' cannot be used here"):
         open_sae(tiny_sae_dir, device="cuda:99")
+
+
+def recording(sae_dir: Path, folder: Path, kwargs: dict[str, Any]) -> Path:
+    """The SAE, with what SAELens's runner records."""
+    shutil.copytree(sae_dir, folder)
+    cfg = json.loads((folder / "cfg.json").read_text())
+    cfg["metadata"]["model_from_pretrained_kwargs"] = kwargs
+    (folder / "cfg.json").write_text(json.dumps(cfg))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "dtype", "expected"),
+    [
+        ({}, None, torch.float32),
+        ({"center_writing_weights": False}, None, torch.float32),
+        ({"dtype": "bfloat16"}, None, torch.bfloat16),
+        ({"dtype": "float16", "center_writing_weights": False}, None, torch.float16),
+        ({"dtype": "bfloat16"}, "float32", torch.float32),
+        ({}, "float16", torch.float16),
+    ],
+)
+def test_the_model_has_the_dtype_that_the_sae_records(
+    kwargs: dict[str, Any], dtype: str | None, expected: torch.dtype, tiny_sae_dir: Path, tmp_path: Path
+) -> None:
+    folder = recording(tiny_sae_dir, tmp_path / "sae", kwargs)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        lm, model = open_sae(folder, dtype=dtype)
+    assert model.cfg.dtype == expected
+    assert lm.sae.dtype == torch.float32
+    warned = any("model_from_pretrained_kwargs" in str(warning.message) for warning in caught)
+    assert warned == ("center_writing_weights" in kwargs)  # what is followed needs no advice to follow it
+
+
+def test_a_dtype_that_nobody_loads_is_refused(tiny_sae_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="float32, bfloat16, float16; got dtype 'half'"):
+        open_sae(tiny_sae_dir, dtype="half")
+    with pytest.raises(ModelError, match="got dtype 'auto'"):
+        open_sae(recording(tiny_sae_dir, tmp_path / "sae", {"dtype": "auto"}))

@@ -20,6 +20,7 @@ from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.bridges import HookedBridge
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.precision import disagreement
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
@@ -54,6 +55,23 @@ def test_logits_are_hugging_faces(bridge: Any, tiny_model_dir: Path, tokens: tor
     assert bridge.cfg.model_name == "bert-t5-gemma"
     assert not bridge.training
     assert not any(parameter.requires_grad for parameter in bridge.parameters())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype: str, tiny_sae_dir: Path, tiny_model_dir: Path, tokens: torch.Tensor) -> None:
+    number_type = getattr(torch, dtype)
+    bridged, _ = open_sae(tiny_sae_dir, model=f"bridge:{tiny_model_dir}", batch_size=4, dtype=dtype)
+    assert bridged.model.cfg.dtype == number_type
+    assert {parameter.dtype for parameter in bridged.model.parameters()} == {number_type}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=number_type, attn_implementation="eager").eval()
+    clean = bridged.model(tokens, prepend_bos=False)
+    assert disagreement(clean, model(tokens).logits, number_type, n_layers=2) is None
+    with bridged.model.hooks(fwd_hooks=[bridged.splice.hook(FeatureEdit((0, 1, 2), multiplier=-1.0), bridged.masked(tokens))]):
+        assert torch.equal(bridged.model(tokens, prepend_bos=False), clean)
+    features = tuple(bridged.feature_acts(tokens).flatten(0, 1).sum(0).topk(5).indices.tolist())
+    with bridged.model.hooks(fwd_hooks=[bridged.splice.hook(FeatureEdit(features, 2.0), bridged.masked(tokens))]):
+        assert not torch.equal(bridged.model(tokens, prepend_bos=False), clean)
 
 
 def test_n_ctx(tiny_model_dir: Path) -> None:

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from mtsae_lens.data import language_models
+from mtsae_lens.data import bridges, language_models
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.precision import disagreement
 from mtsae_lens.errors import ModelError
 
 
@@ -60,6 +61,77 @@ def test_llama_logits(tmp_path: Path, save_llama: Callable[..., Path], changes: 
     assert_same_logits(save_llama(tmp_path / "tiny-llama", **changes))
 
 
+def wrong_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = language_models.loading.get_pretrained_state_dict
+
+    def wrong(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = original(*args, **kwargs)
+        return state | {"blocks.1.attn.W_Q": state["blocks.1.attn.W_Q"] * 1.5}
+
+    monkeypatch.setattr(language_models.loading, "get_pretrained_state_dict", wrong)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("family", ["tiny_model_dir", "tiny_llama_dir"])
+def test_half_precision(family: str, dtype: str, request: pytest.FixtureRequest) -> None:
+    """The weights are those of the float32 model, rounded; the logits those of Hugging Face's model in that dtype, up to rounding."""
+    folder, number_type = request.getfixturevalue(family), getattr(torch, dtype)
+    half, full = load_language_model(str(folder), dtype=dtype), load_language_model(str(folder))
+    assert full.cfg.dtype == torch.float32
+    assert half.cfg.dtype == number_type
+    for (name, weight), expected in zip(half.named_parameters(), full.parameters(), strict=True):
+        assert torch.equal(weight, expected.to(number_type)), name
+        assert weight.dtype == number_type
+    tokens = torch.randint(0, 4096, (3, 64), generator=torch.Generator().manual_seed(1))
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=number_type).eval()(tokens).logits
+    ours = half(tokens, prepend_bos=False)
+    assert ours.dtype == number_type
+    assert disagreement(ours, theirs, number_type, n_layers=2) is None
+    assert not torch.equal(ours.float(), full(tokens, prepend_bos=False))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_in_half_precision_a_wrong_conversion_is_still_seen(
+    dtype: str, tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {k: v * float("nan") if "layers.1.mlp" in k else v for k, v in weights.items()}
+
+    with pytest.raises(ModelError, match="nan"):
+        load_language_model(changed_copy(tiny_model_dir, tmp_path / "nan", weights=nan), dtype=dtype)
+    wrong_queries(monkeypatch)
+    with pytest.raises(
+        ModelError, match=rf"other logits \(they differ by .*% of their spread, of which rounding to {dtype} explains"
+    ):
+        load_language_model(str(tiny_model_dir), dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["embedded", "bridge:embedded", "pythia-70m", "no-such-model"])
+def test_an_unknown_dtype_is_refused_before_anything_is_read(name: str) -> None:
+    with pytest.raises(ModelError, match="float32, bfloat16, float16; got dtype 'int8'"):
+        load_language_model(name, dtype="int8")
+
+
+def test_names_that_transformer_lens_loads_get_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    class Stop(OSError):
+        pass
+
+    def load(*args: Any, **kwargs: Any) -> None:
+        asked.update(kwargs)
+        raise Stop
+
+    monkeypatch.setattr(language_models.HookedSAETransformer, "from_pretrained_no_processing", load)
+    monkeypatch.setattr(bridges.HookedBridge, "boot_transformers", load)
+    for name in ("pythia-70m", "bridge:pythia-70m"):
+        asked.clear()
+        with pytest.raises(ModelError):
+            load_language_model(name, dtype="bfloat16")
+        assert asked["dtype"] == torch.bfloat16
+
+
 def test_the_path_does_not_decide_the_family(tiny_model: Any, tiny_llama_dir: Path) -> None:
     assert tiny_model.cfg.model_name == "bert-t5-gemma"
     assert tiny_model.cfg.original_architecture == "GPTNeoXForCausalLM"
@@ -79,13 +151,7 @@ def test_n_ctx_limits_the_context(tiny_model_dir: Path) -> None:
 
 
 def test_a_conversion_that_changes_the_logits_is_refused(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = language_models.loading.get_pretrained_state_dict
-
-    def wrong(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = original(*args, **kwargs)
-        return state | {"blocks.1.attn.W_Q": state["blocks.1.attn.W_Q"] * 1.5}
-
-    monkeypatch.setattr(language_models.loading, "get_pretrained_state_dict", wrong)
+    wrong_queries(monkeypatch)
     with pytest.raises(ModelError, match="gives other logits"):
         load_language_model(str(tiny_model_dir))
 

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
-from mtsae_lens.export import standalone
+from mtsae_lens.export import hooked, standalone
 from mtsae_lens.export.hooked import export_hooked, max_log_prob_difference
 from mtsae_lens.export.standalone import attach, load_edited
 from mtsae_lens.splice.edit_files import load_edit
@@ -288,3 +290,43 @@ def test_it_runs_where_this_package_is_not(exported: Callable[..., Any], tokens:
     written = reread(lm, tokens[:, :8], edit, 8)
     assert torch.equal(results["cached_True"], written)
     assert torch.equal(results["cached_False"], written)
+
+
+@pytest.mark.parametrize(
+    ("family", "hook_name", "kind", "name", "dtype"),
+    [
+        ("neox", "blocks.0.hook_resid_post", "mtsae", "features_running", "bfloat16"),
+        ("neox", "blocks.0.hook_resid_pre", "topk", "clamp_any", "float16"),
+        ("llama", "blocks.1.hook_resid_pre", "mtsae", "features", "bfloat16"),
+        ("gpt2", "blocks.1.hook_resid_post", "mtsae", "directions", "bfloat16"),
+    ],
+)
+def test_half_precision(
+    family: str,
+    hook_name: str,
+    kind: str,
+    name: str,
+    dtype: str,
+    make_lm: Callable[..., HookedLM],
+    model_dirs: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Edits are compared on the same activations, number by number; the layers after them up to rounding."""
+    lm = make_lm(family, hook_name=hook_name, kind=kind)
+    lm = replace(lm, model=load_language_model(model_dirs[family], dtype=dtype))
+    export_hooked(tmp_path / "model", lm, EDITS[name], model_dirs[family])
+    reduced = hooked.reduce_encoder
+
+    def wrong(sae: Any) -> Any:
+        tensors, settings = reduced(sae)
+        return tensors | {"W_dec": 1.1 * tensors["W_dec"], "b_in": tensors["b_in"] + 0.1}, settings
+
+    monkeypatch.setattr(hooked, "reduce_encoder", wrong)
+    if name != "directions":  # which is no edit of features
+        with pytest.raises(ModelError, match="the exported edit gives other activations"):
+            export_hooked(tmp_path / "wrong", lm, EDITS[name], model_dirs[family])
+    monkeypatch.undo()
+    lm.model.unembed.W_U.data *= 1.2
+    with pytest.raises(ModelError, match=f"other logits .* of which rounding to {dtype} explains"):
+        export_hooked(tmp_path / "other", lm, EDITS[name], model_dirs[family])

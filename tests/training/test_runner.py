@@ -2,30 +2,68 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from mtsae_lens import MTTrainingSAEConfig
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 
 
+def config(model: Any, **changes: Any) -> LanguageModelSAERunnerConfig[Any]:
+    values: dict[str, Any] = {
+        "sae": MTTrainingSAEConfig(d_in=model.cfg.d_model, d_sae=32, k=4, dilations=(0, 1), context_size=16),
+        "model_name": "tiny",
+        "hook_name": "blocks.1.hook_resid_pre",
+        "context_size": 16,
+        "training_tokens": 256,
+        "train_batch_size_tokens": 64,
+        "logger": LoggingConfig(log_to_wandb=False),
+        "checkpoint_path": None,
+        "output_path": None,
+    }
+    return LanguageModelSAERunnerConfig(**(values | changes))
+
+
 def test_rows_without_text_are_refused(tiny_model: Any) -> None:
-    cfg = LanguageModelSAERunnerConfig(
-        sae=MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, dilations=(0, 1), context_size=16),
-        model_name="tiny",
-        hook_name="blocks.1.hook_resid_pre",
-        context_size=16,
-        training_tokens=256,
-        train_batch_size_tokens=64,
-        logger=LoggingConfig(log_to_wandb=False),
-        checkpoint_path=None,
-        output_path=None,
-    )
     for rows in ({"content": ["the sea"]}, {"text": [3]}):
-        runner = SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=Dataset.from_dict(rows))
+        runner = SequenceSAETrainingRunner(
+            config(tiny_model), override_model=tiny_model, override_dataset=Dataset.from_dict(rows)
+        )
         with pytest.raises(DataError, match=f"string under 'text'; its columns: {next(iter(rows))}"):
             runner.run()
+
+
+TEXTS = Dataset.from_dict({"text": ["the sea and the land " * 40] * 8})
+
+
+def test_the_dtype_is_that_of_saelens_configuration(tiny_model_dir: Path) -> None:
+    cfg = config(SimpleNamespace(cfg=SimpleNamespace(d_model=32)), model_name=str(tiny_model_dir))
+    assert cfg.model_from_pretrained_kwargs == {"center_writing_weights": False}  # SAELens's own default
+    assert SequenceSAETrainingRunner(cfg, override_dataset=TEXTS).model.cfg.dtype == torch.float32
+    cfg.model_from_pretrained_kwargs = {"dtype": "bfloat16"}
+    runner = SequenceSAETrainingRunner(cfg, override_dataset=TEXTS)
+    assert runner.model.cfg.dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in runner.sae.parameters()} == {torch.float32}
+
+
+def test_the_dtype_of_a_given_model_is_recorded(tiny_model: Any, half_lm: Any) -> None:
+    for model, expected in ((tiny_model, {}), (half_lm.model, {"dtype": "bfloat16"})):
+        sae = SequenceSAETrainingRunner(config(model), override_model=model, override_dataset=TEXTS).run()
+        assert (sae.cfg.metadata.model_from_pretrained_kwargs or {}) == expected
+
+
+def test_dtypes_that_contradict_each_other_are_refused(tiny_model: Any, half_lm: Any) -> None:
+    for model, kwargs in ((tiny_model, {"dtype": "bfloat16"}), (half_lm.model, {"dtype": "float32"})):
+        cfg = config(model, model_from_pretrained_kwargs=kwargs)
+        with pytest.raises(ConfigError, match=f"say dtype '{kwargs['dtype']}', the model that was given is in"):
+            SequenceSAETrainingRunner(cfg, override_model=model, override_dataset=TEXTS)
+    cfg = config(half_lm.model, model_from_pretrained_kwargs={"dtype": torch.bfloat16})
+    with pytest.raises(ConfigError, match=r"written as JSON: give dtype='bfloat16', not torch\.bfloat16"):
+        SequenceSAETrainingRunner(cfg, override_model=half_lm.model, override_dataset=TEXTS)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
-from mtsae_lens.unlearning.finetuning.clones import clone_model, set_weights
+from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train, set_weights
 from mtsae_lens.unlearning.finetuning.losses import Step, UnlearningLoss
 
 MAX_GRADIENT_NORM = 1.0
@@ -76,6 +76,8 @@ def finetune(
 ) -> Iterator[Snapshot]:
     """Train a clone of a model and hand out copies of it, each as soon as it is there; the same for the same seed.
 
+    A model in half precision is trained and handed out in float32 (`clone_to_train`).
+
     Args:
         model: is left as it is.
         loss: what to minimise.
@@ -104,7 +106,7 @@ def _finetune(
     settings: FinetuneSettings,
     wanted: tuple[int, ...],
 ) -> Iterator[Snapshot]:
-    trained = clone_model(model)
+    trained = clone_to_train(model)
     device, size, seed = model.cfg.device, settings.batch_size, settings.seed
     forget_batches = mixed_batches([forget], cutter, size, seed)
     retain_batches = mixed_batches(retain, cutter, size, seed + 1) if retain else None
@@ -166,6 +168,6 @@ def _subtracted(model: HookedSAETransformer, learned: HookedSAETransformer, mult
     """`theta - c * (theta_learned - theta)` for each multiple c."""
     after = dict(learned.named_parameters())
     for multiple in multiples:
-        forgetful = clone_model(model)
+        forgetful = clone_model(learned)
         set_weights(forgetful, {n: p - multiple * (after[n] - p) for n, p in model.named_parameters()})
         yield Snapshot(multiple, forgetful)

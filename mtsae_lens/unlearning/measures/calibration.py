@@ -23,6 +23,7 @@ from scipy import optimize
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.precision import in_float32, log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.unlearning.measures.effects import Logits
@@ -114,7 +115,7 @@ def fit_output_bias(
     """
     chunks, targets, before = [], [], []
     for logits, target in _counted_logits(model, cutter, table, max_tokens, batch_size):
-        before.append(_picked(logits.log_softmax(dim=-1), target))
+        before.append(_picked(log_probs_of(logits), target))
         chunks.append(logits.float().cpu())
         targets.append(target.cpu())
     n_tokens = sum(map(len, chunks))
@@ -133,7 +134,7 @@ def with_bias(model: Logits, bias: Float[Tensor, " d_vocab"]) -> Logits:
     """The same model with a vector added to its logits."""
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        plain = model(tokens)
+        plain = in_float32(model(tokens))
         return plain + bias.to(plain)
 
     return logits
@@ -197,7 +198,7 @@ def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size:
     rows = []
     for tokens, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
         logits = model(tokens)
-        nll = token_nll(logits[:, :-1].log_softmax(dim=-1), tokens[:, 1:].to(logits.device)).cpu()
+        nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
         rows.append(torch.stack([counted.double().sum(dim=1), (nll.double() * counted).sum(dim=1)]))
     n_tokens, losses = torch.cat(rows, dim=1)
     if not n_tokens.any():

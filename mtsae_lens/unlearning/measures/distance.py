@@ -13,6 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, as_logits, measure_model
@@ -157,6 +158,6 @@ def _mean_log_prob(model: Logits, cutter: ContextCutter, table: TokenTable, batc
         if not n_tokens.all():
             raise DataError(f"{table.corpus}: a question without an answer that counts")
         logits = model(tokens)
-        nll = token_nll(logits[:, :-1].log_softmax(dim=-1), tokens[:, 1:].to(logits.device)).cpu()
+        nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
         rows.append(-(nll * counted).sum(dim=1) / n_tokens)
     return torch.cat(rows)

@@ -16,6 +16,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit
@@ -287,9 +288,9 @@ def _run_models(
     device = clean_model.cfg.device
     for batch, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
         tokens, here = batch.to(device), counted.to(device)
-        clean = _Clean(tokens, here, as_logits(clean_model)(tokens)[:, :-1][here].log_softmax(dim=-1))
+        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model)(tokens)[:, :-1][here]))
         for of_model, model in zip(rows, models, strict=True):
-            of_model.append(compare(clean, model(tokens)[:, :-1][here].log_softmax(dim=-1)))
+            of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][here])))
     return rows
 
 

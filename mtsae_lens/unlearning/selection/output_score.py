@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
@@ -44,8 +45,8 @@ def lens_tokens(lm: HookedLM, n_tokens: int = N_LENS_TOKENS) -> Int[Tensor, "d_s
             "another score, such as 'attribution'"
         )
     rows = lm.sae.W_dec.detach()[None].to(lm.model.cfg.dtype)
-    lens = lm.model.unembed(lm.model.ln_final(rows)) - lm.model.unembed(lm.model.ln_final(torch.zeros_like(rows[:, :1])))
-    return lens[0].topk(n_tokens, dim=-1).indices
+    raised, zero = (in_float32(lm.model.unembed(lm.model.ln_final(h))) for h in (rows, torch.zeros_like(rows[:, :1])))
+    return (raised - zero)[0].topk(n_tokens, dim=-1).indices
 
 
 @torch.no_grad()
@@ -107,7 +108,7 @@ def _rank_weighted_probability(
     logits: Float[Tensor, "feature d_vocab"], promised: Int[Tensor, "feature n_tokens"]
 ) -> Float[Tensor, " feature"]:
     """`(1 - best rank / d_vocab) * highest probability`; the likeliest of the tokens has both."""
-    probability = logits.softmax(dim=-1)
+    probability = in_float32(logits).softmax(dim=-1)
     best = probability.gather(-1, promised).amax(dim=-1)
     rank = (probability > best.unsqueeze(-1)).sum(dim=-1)
     return (1 - rank / logits.shape[-1]) * best
