@@ -13,7 +13,7 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted((Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
 TRAINING_TOKENS = 61_440  # 120 steps: enough for every claim of every notebook
-MAX_BYTES = 400_000
+MAX_BYTES = 700_000  # eight pictures of up to 100 kB
 PLOTLY, PICTURE = "application/vnd.plotly.v1+json", "image/png"
 PNG = b"\x89PNG\r\n\x1a\n"
 MIN_SECTIONS = 3
