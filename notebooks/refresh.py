@@ -1,5 +1,7 @@
 """Execute notebooks in place and put a picture beside every figure, for viewers that show no plotly (GitHub, the docs).
 
+Pictures are transparent, their text and lines a grey that reads on white and on black.
+
     python notebooks/refresh.py            # all
     python notebooks/refresh.py 04 05      # those whose names begin so
 
@@ -27,7 +29,10 @@ PLOTLY, PICTURE, WIDGET = "application/vnd.plotly.v1+json", "image/png", "applic
 WIDTH, HEIGHT, SCALE = 800, 380, 1.0
 _DRAW = """async ([figure, width, height, scale]) => {
     const size = {width: width, height: figure.layout.height || height};
-    const layout = Object.assign({margin: {l: 60, r: 20, t: 40, b: 50}}, figure.layout, size);
+    const none = 'rgba(0,0,0,0)', look = {paper_bgcolor: none, plot_bgcolor: none, font: {color: '#808898'}};
+    const layout = Object.assign({margin: {l: 60, r: 20, t: 40, b: 50}}, figure.layout, size, look);
+    const axes = {gridcolor: 'rgba(128,136,152,0.25)', zerolinecolor: 'rgba(128,136,152,0.5)', linecolor: '#808898'};
+    for (const axis of ['xaxis', 'yaxis']) Object.assign(layout.template.layout[axis], axes);
     return Plotly.toImage({data: figure.data, layout: layout}, {format: 'png', scale: scale, ...size});
 }"""
 

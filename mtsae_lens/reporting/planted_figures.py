@@ -52,7 +52,7 @@ def profile_heatmap(profiles: Mapping[str, Sequence[float]], offsets: Sequence[i
             y=list(profiles),
             colorscale="Blues",
             zmin=0,
-            text=[[f"{value:.3f}" for value in row] for row in z],
+            text=[[f"{value:z.3f}" for value in row] for row in z],  # z: no "-0.000"
             texttemplate="%{text}",
             colorbar={"title": "share"},
         )
