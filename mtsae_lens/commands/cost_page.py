@@ -69,8 +69,11 @@ def _numbers(results: TaskResults) -> str:
     if not rows:
         return "No method has a setting at any price."
     n_documents = {results.task.forget: rows[0].forget.n_documents} | {s: e.n_documents for s, e in rows[0].corpora.items()}
-    of_text = ", ".join(f"{source} {tokens[source]:,} tokens of {n_documents[source]}" for source in tokens)
-    return f"n: up to {max(at.forget.n_seeds for at in rows)} seeds; {of_text} documents (of questions: people)."
+    of_text = [
+        f"{source} {tokens[source]:,} tokens ({n_documents[source]} {'people' if is_fact_source(source) else 'documents'})"
+        for source in tokens
+    ]
+    return f"n: up to {max(at.forget.n_seeds for at in rows)} seeds; {', '.join(of_text)}."
 
 
 def cost_table(results: TaskResults, reading: Reading) -> Table:
