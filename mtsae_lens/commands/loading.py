@@ -29,9 +29,9 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
         ModelError: no such folder, damaged files, an architecture that SAELens does not know, a device that is not there, or a hub that
             cannot be reached.
     """
+    check_device(device)
     if str(folder).startswith(HUB_PREFIX):
         return load_from_hub(str(folder), device)
-    check_device(device)
     folder = Path(folder)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():

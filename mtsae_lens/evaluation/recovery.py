@@ -106,8 +106,8 @@ def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
     dictionary = splits.features.dictionary
     _, planted_select = rows(splits.select)
     h, planted = rows(splits.test)
-    encoded = [sae.encode(sample.h) for sample in (splits.select, splits.test)]
-    acts_select, acts = (x[:, 1:].flatten(0, 1) for x in encoded)
+    encoded = [sae.encode(sample.h.to(sae.device)) for sample in (splits.select, splits.test)]
+    acts_select, acts = (x[:, 1:].flatten(0, 1).cpu() for x in encoded)
     if len(acts_select[0]) < planted.shape[1]:
         raise ValueError(f"{acts_select.shape[1]} features cannot be matched one to one to {planted.shape[1]} planted ones")
     matched, _ = match_features(acts_select, planted_select)
@@ -121,14 +121,14 @@ def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
         f1.append(f1_score(called, truth[:, feature]))
         onset_recall.append(float(called[onsets[:, feature]].float().mean()))
     directions = dictionary.feature_vectors
-    sae_out = sae.decode(encoded[1])[:, 1:].flatten(0, 1)
+    sae_out, W_dec = sae.decode(encoded[1])[:, 1:].flatten(0, 1).cpu(), sae.W_dec.cpu()
     return Recovery(
         matched=matched,
         correlation=correlations[torch.arange(len(matched)), matched],
         f1=torch.tensor(f1),
         onset_recall=torch.tensor(onset_recall),
-        cosine=torch.nn.functional.cosine_similarity(directions, sae.W_dec[matched], dim=-1),
-        mcc=mean_correlation_coefficient(sae.W_dec, directions),
+        cosine=torch.nn.functional.cosine_similarity(directions, W_dec[matched], dim=-1),
+        mcc=mean_correlation_coefficient(W_dec, directions),
         explained_variance=_explained_variance(h, sae_out),
         explained_variance_clean=_explained_variance(dictionary(planted), sae_out),
     )

@@ -68,9 +68,9 @@ class _Moments:
             z = sae.encode_scales(x)[keep].flatten(1)
             z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
             feature_acts = sae.encode(h)[..., features][keep]
-            total.zz += (z.T @ z).double().cpu()
-            total.ze += (z.T @ feature_acts).double().cpu()
-            total.ee += feature_acts.pow(2).sum(dim=0).double().cpu()
+            total.zz += (z.T @ z).cpu().double()
+            total.ze += (z.T @ feature_acts).cpu().double()
+            total.ee += feature_acts.pow(2).sum(dim=0).cpu().double()
             total.n_rows += len(z)
         return total
 

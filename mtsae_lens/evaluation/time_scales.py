@@ -68,8 +68,8 @@ def temporal_profiles(
         keep = ~find_walls(sae.process_sae_in(h))
         contributions = offset_contributions(sae, h, features)[keep]
         active = sae.encode(h)[..., features][keep] > 0
-        total += contributions.sum(dim=0).double().cpu()
-        at_active += torch.einsum("rof,rf->of", contributions, active.to(contributions)).double().cpu()
+        total += contributions.sum(dim=0).cpu().double()
+        at_active += torch.einsum("rof,rf->of", contributions, active.to(contributions)).cpu().double()
         n_active += active.sum(dim=0).cpu()
         n_positions += int(keep.sum())
     lift = at_active / n_active.clamp(min=1) - total / max(n_positions, 1)

@@ -59,13 +59,13 @@ class FeatureCounts:
         d_sae = len(self.total)
         feature, value = firings.feature, firings.value.float()
         if not self.edges.any():
-            largest = value.max().double().cpu() if len(value) else torch.tensor(1.0, dtype=torch.float64)
+            largest = value.max().cpu().double() if len(value) else torch.tensor(1.0, dtype=torch.float64)
             self.edges = largest * torch.logspace(
                 math.log10(_LOWEST), math.log10(_HIGHEST), len(self.edges), dtype=torch.float64
             )
         self.n_tokens[corpus] += int(reading.kept.sum())
         self.n_active[corpus] += torch.bincount(feature, minlength=d_sae).cpu()
-        self.total.index_add_(0, feature.cpu(), value.double().cpu())
+        self.total.index_add_(0, feature.cpu(), value.cpu().double())
         self.maximum.scatter_reduce_(0, feature.cpu(), value.cpu(), "amax")
         bins = torch.bucketize(value, self.edges[1:-1].to(value))
         n_bins = self.histogram.shape[1]

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from sae_lens import SAE
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from typing_extensions import override
 
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
@@ -58,6 +59,12 @@ class SAELensDictionary(nn.Module):
     def dict_size(self) -> int:
         """Number of features, `d_sae`."""
         return self.sae.cfg.d_sae
+
+    @override
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
+        self.sae.to(*args, **kwargs)
+        return self
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
         """Feature activations.

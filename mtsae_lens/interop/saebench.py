@@ -126,6 +126,7 @@ class SAEBenchAdapter(nn.Module):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
         self.sae.to(*args, **kwargs)
+        self.cfg.device, self.cfg.dtype = str(self.sae.device), self.sae.cfg.dtype
         return self
 
     def encode(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_sae"]:

@@ -113,7 +113,7 @@ def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> dict
 def score(sae: SAE[Any], splits: PlantedSplits) -> dict[str, Any]:
     """What `planted_trial` returns, of an SAE that is trained already."""
     features, recovery = splits.features, recover(sae, splits)
-    h = splits.test.h
+    select, h = (sample.h.to(sae.device) for sample in (splits.select, splits.test))
     feature_acts = sae.encode(h)[:, 1:]
     record: dict[str, Any] = {
         "kind": features.kinds,
@@ -141,7 +141,7 @@ def score(sae: SAE[Any], splits: PlantedSplits) -> dict[str, Any]:
             "named_lags": at_lags.argmax(dim=0).tolist(),
             "dilations": [round(dilation, 3) for dilation in sae.dilations],
             "separation": _separation(sae, h),
-            "predictivity": _finite(scale_predictivity(sae, splits.select.h.split(32), h.split(32)).summary(sae.cfg.dilations)),
+            "predictivity": _finite(scale_predictivity(sae, select.split(32), h.split(32)).summary(sae.cfg.dilations)),
         }
         if sae.cfg.hierarchy == "nested":
             record["group"] = feature_groups(sae.cfg.d_sae, len(sae.cfg.dilations))[recovery.matched].tolist()
@@ -185,4 +185,4 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 def _rounded(values: torch.Tensor) -> list[float | None]:
     """Four decimals; what is not finite becomes None."""
-    return [round(value, 4) if math.isfinite(value) else None for value in values.double().tolist()]
+    return [round(value, 4) if math.isfinite(value) else None for value in values.cpu().double().tolist()]

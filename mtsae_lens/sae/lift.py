@@ -54,15 +54,15 @@ class Lift:
         for number, part in enumerate(parts):
             vectors = part.vector.flatten(0, 1)
             sums = torch.nn.functional.embedding_bag(rows, vectors, starts, mode="sum")
-            self.at_active[:, number] += (sums * self.W_enc[part.scale]).sum(dim=-1).double().cpu()
-            self.total[number] += part.vector[kept].sum(dim=0).double().cpu()
+            self.at_active[:, number] += (sums * self.W_enc[part.scale]).sum(dim=-1).cpu().double()
+            self.total[number] += part.vector[kept].sum(dim=0).cpu().double()
         self.n_active += counts.cpu()
         self.n_tokens += int(kept.sum())
 
     @property
     def by_pair(self) -> Float[Tensor, "d_sae n_pairs"]:
         """Lift by (scale, offset), in the order of `pairs`; zero for a feature that never fired."""
-        W_enc = self.W_enc.double().cpu()
+        W_enc = self.W_enc.cpu().double()
         mean = torch.stack([W_enc[scale] @ total for (scale, _), total in zip(self.pairs, self.total, strict=True)], dim=1)
         lift = self.at_active / self.n_active.clamp(min=1).unsqueeze(-1) - mean / self.n_tokens.clamp(min=1)
         return lift.masked_fill((self.n_active == 0).unsqueeze(-1), 0.0)

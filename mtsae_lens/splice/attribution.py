@@ -57,8 +57,8 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
         change = -feature_acts * _nll_gradient(lm, tokens, counted.to(tokens.device), h, feature_acts)
-        first += change.sum(dim=(0, 1)).double().cpu()
-        squares += change.square().sum(dim=(0, 1)).double().cpu()
+        first += change.sum(dim=(0, 1)).cpu().double()
+        squares += change.square().sum(dim=(0, 1)).cpu().double()
     return LossChange((first / n_counted).float().to(lm.sae.device), (squares / (2 * n_counted)).float().to(lm.sae.device))
 
 

@@ -181,8 +181,9 @@ def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank
     """
     if not len(directions):
         raise ConfigError("no direction to edit; give at least one feature or row")
-    _, singular, rows = torch.linalg.svd(directions.detach().double(), full_matrices=False)
-    return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float()
+    # on the CPU, as not every device has float64
+    _, singular, rows = torch.linalg.svd(directions.detach().cpu().double(), full_matrices=False)
+    return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float().to(directions.device)
 
 
 def feature_indices(features: Any) -> tuple[int, ...]:

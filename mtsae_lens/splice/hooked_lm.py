@@ -118,7 +118,7 @@ class HookedLM:
     def sae_input(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
         """The activations as the SAE takes them, walls where positions are masked; `h` where they are at hand."""
         sae_in = self.splice.as_sae_input(self.activations(tokens) if h is None else h)
-        masked = self.masked(tokens)
+        masked = self.masked(tokens).to(sae_in.device)
         return sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ def open_positions(
     gates = {id(edit.gate): edit.gate for edit in edits}
     opened = {key: gate.open_from(feature_acts, None)[0] for key, gate in gates.items()}
     if masked is not None:
-        opened = {key: open_at & ~masked for key, open_at in opened.items()}
+        opened = {key: open_at & ~masked.to(open_at.device) for key, open_at in opened.items()}
     return [opened[id(edit.gate)] for edit in edits]
 
 
@@ -64,6 +64,7 @@ class Splice:
         sae_in = self.as_sae_input(h)
         if masked is None:
             return self.sae.encode(sae_in)
+        masked = masked.to(h.device)  # tokens, and what is made of them, may still be on the CPU
         sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
         return self.sae.encode(sae_in).masked_fill(masked.unsqueeze(-1), 0.0)
 
@@ -77,7 +78,7 @@ class Splice:
         """`h` with the edit applied; masked positions are left alone, and so are those outside `where`, if given."""
         feature_acts = self.feature_acts(h, masked)
         (open_at,) = open_positions(feature_acts, [edit], masked)
-        return self.apply_edit(h, feature_acts, edit, open_at if where is None else open_at & where)
+        return self.apply_edit(h, feature_acts, edit, open_at if where is None else open_at & where.to(h.device))
 
     def apply_edit(self, h: Tensor, feature_acts: Tensor, edit: Edit, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
         """`edited` where features and open positions are at hand."""

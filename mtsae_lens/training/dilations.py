@@ -38,7 +38,7 @@ def lag_covariances(
         now, then = slice(lag, None), slice(None, h.shape[1] - lag)
         n_pairs = (keep[:, now] & keep[:, then]).sum().clamp(min=1)
         covariances.append(torch.einsum("bpi,bpj->ij", x[:, now], x[:, then]) / n_pairs)
-    return torch.stack(covariances).double()
+    return torch.stack(covariances).cpu().double()  # not every device has float64
 
 
 def predictability(covariances: Float[Tensor, "n_lags component component"], lags: Sequence[int]) -> float:

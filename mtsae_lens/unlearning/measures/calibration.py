@@ -173,7 +173,7 @@ def _minimise(
 
 
 def _picked(log_probs: Float[Tensor, "token d_vocab"], targets: Int[Tensor, " token"]) -> Float[Tensor, " token"]:
-    return log_probs.gather(-1, targets[:, None]).squeeze(-1).double().cpu()
+    return log_probs.gather(-1, targets[:, None]).squeeze(-1).cpu().double()
 
 
 @torch.no_grad()

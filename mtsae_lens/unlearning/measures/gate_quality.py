@@ -139,7 +139,7 @@ def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
     score, opened, kept = [], [], []
     for tokens in lm.batches(table):
         feature_acts = lm.feature_acts(tokens)
-        score.append(gate.score(feature_acts).double().cpu())
+        score.append(gate.score(feature_acts).cpu().double())
         opened.append(gate.open_from(feature_acts, None)[0].cpu())
         kept.append(~lm.masked(tokens).cpu())
     scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.documents)

@@ -69,10 +69,13 @@ class SquaredMeanRatio:
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
         """`mean_forget^2` where `mean_forget^2 / mean_retain^2` is at or above its percentile over all features."""
-        forget, retain = evidence.forget_statistics.mean.double() ** 2, evidence.highest_retain_mean.double() ** 2
+        statistics = evidence.forget_statistics
+        # on the CPU, as not every device has float64
+        forget, retain = (mean.cpu().double() ** 2 for mean in (statistics.mean, evidence.highest_retain_mean))
         ratio = forget / (retain + _EPSILON)
         threshold = torch.quantile(ratio, self.ratio_percentile / 100)
-        return only((ratio >= threshold) & (forget > 0), forget.to(evidence.forget_statistics.rate))
+        eligible = (ratio >= threshold) & (forget > 0)
+        return only(eligible.to(statistics.rate.device), forget.to(statistics.rate))
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
     for tokens in lm.batches(table):
         feature_acts = lm.feature_acts(tokens)[~lm.masked(tokens)].clamp(min=0)
         fired += (feature_acts > 0).sum(dim=0).cpu()
-        total += feature_acts.sum(dim=0).double().cpu()
+        total += feature_acts.sum(dim=0).cpu().double()
         n_tokens += feature_acts.shape[0]
     means = (fired / max(n_tokens, 1), total / fired.clamp(min=1))
     rate, mean_activation = (value.float().to(lm.sae.device) for value in means)
