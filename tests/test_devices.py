@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,14 @@ from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, Running
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning import changes
 from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
-from mtsae_lens.unlearning.candidates import Grid, difference_of_means
+from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
 from mtsae_lens.unlearning.finetuning.losses import LOSSES
 from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits, measure_model
 from mtsae_lens.unlearning.measures.generations import Decoding
 from mtsae_lens.unlearning.protocol import UnlearningSettings, choose, measure_on_test
+from mtsae_lens.unlearning.selection.directions import difference_of_means
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.scale_scores import FromScales
 from mtsae_lens.unlearning.selection.scores import SCORES, make_score
@@ -256,15 +259,18 @@ def test_scores(name: str, both: tuple[HookedLM, HookedLM], table: TokenTable, f
 def test_unlearning(both: tuple[HookedLM, HookedLM], text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(changes, "_decoding", lambda *_: Decoding(n_prompt_tokens=4, n_new_tokens=2))
     task = Task((Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far")), 3)
-    grid = Grid(("frequency_difference",), n_features=(2,), multipliers=(1.0,), false_positive_rates=(0.05,))
+    few = {"n_features": (2,), "multipliers": (1.0,), "false_positive_rates": (0.05,)}
+    grid = Grid(("frequency_difference",), **few, edits=tuple(EDIT_KINDS))  # type: ignore[arg-type]
     settings = UnlearningSettings(grid, far_budget=9, n_random_draws=1)
     found = []
     for lm in both:
         chosen = choose(lm, task, settings, lm.model)
         assert isinstance(chosen.edit.gate, RunningEvidenceGate)
         assert chosen.edit.gate.weights.device.type == "cpu"
-        chosen = replace(chosen, edit=replace(chosen.edit, features=tuple(range(12)), multiplier=2.0))
-        found.append(asdict(chosen.sweep[0]) | measure_on_test(lm, task, settings, chosen, lm.model))
+        edit = FeatureEdit(tuple(range(12)), 2.0, chosen.edit.gate)
+        twelve = FeatureCandidate({}, edit, edit.features, partial(FeatureEdit, multiplier=2.0, gate=edit.gate))
+        measured = measure_on_test(lm, task, settings, replace(chosen, candidate=twelve), lm.model)
+        found.append({"sweep": [asdict(outcome) for outcome in chosen.sweep]} | measured)
     assert numbers(found[1]) == close_to(found[0])
     assert found[0]["corpora"][str(sea_file)]["kl"] > 0.001
 
