@@ -59,6 +59,8 @@ class Scale:
     n_random_draws: int = 20
     relearned_documents: tuple[int, ...] = (4, 16, 64)
     """Documents of the forget text (of questions: people) that an attacker has, with all of their contexts that may be trained on."""
+    n_relearning_steps: int = 60
+    """Updates that the attacker makes."""
 
 
 QUICK = Scale(
@@ -70,6 +72,7 @@ QUICK = Scale(
     ungated=Grid(scores=("frequency_difference",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=20,
     relearned_documents=(16,),
+    n_relearning_steps=20,
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """To see in minutes that everything runs; its SAEs are hardly trained."""

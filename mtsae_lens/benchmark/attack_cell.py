@@ -16,16 +16,19 @@ from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.measures.effects import EditEffect, measure_model
 
 RELEARNING = FinetuneSettings(lr=3e-4, n_steps=60, batch_size=8, snapshots=(0, 5, 20, 60))
+"""Of the full benchmark; a shorter one ends earlier."""
 FILLER_SHARE = 0.5  # of a context
 N_BITS = (8, 4)
 
 
-def attacks(subject: Subject, change: Change, sizes: Sequence[int], seed: int) -> dict[str, Any]:
+def attacks(
+    subject: Subject, change: Change, sizes: Sequence[int], seed: int, n_steps: int = RELEARNING.n_steps
+) -> dict[str, Any]:
     """Loss on the forget text (nats per token) and exact recall, after each attack.
 
     Relearning is from so many documents as `sizes` says. Hook removal gives back the clean model by definition.
     """
-    found = {"relearning": _relearning(subject, change, sizes, seed), "dilution": _dilution(subject, change)}
+    found = {"relearning": _relearning(subject, change, sizes, seed, n_steps), "dilution": _dilution(subject, change)}
     found["quantisation"] = {str(n_bits): _row(_quantised(subject, change, n_bits)) for n_bits in N_BITS}
     if subject.task_of.unseen is not None:
         table = subject.task.table(subject.task_of.unseen, "test", subject.lm.cutter)
@@ -48,12 +51,13 @@ def _measure(subject: Subject, change: Change, table: TokenTable) -> EditEffect:
     return measure_model(change.logits(subject.lm), subject.lm.model, subject.lm.cutter, table, BATCH_SIZE)
 
 
-def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: int) -> dict[str, Any]:
+def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: int, n_steps: int) -> dict[str, Any]:
     """Curves by what the attacker has: numbers of documents, and half of the people while the other half is measured."""
     lm, task = subject.lm, subject.task
     measured = task.table(task.forget, "test", lm.cutter)
     learned = subject.training_table(task.forget)
-    settings = replace(RELEARNING, seed=seed)
+    snapshots = tuple(step for step in RELEARNING.snapshots if step <= n_steps)
+    settings = replace(RELEARNING, n_steps=n_steps, snapshots=snapshots, seed=seed)
     sizes = sorted({min(k, len(set(learned.documents))) for k in sizes})  # an attacker has at most the text there is
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, Any] = {}

@@ -46,7 +46,7 @@ def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, a
         if attacked and main is not None and name in (architecture, DIRECTION):
             change = Change(candidates[main].edit)
             methods[name]["main"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
-            methods[name]["attacks"] = attacks(subject, change, scale.relearned_documents, seed)
+            methods[name]["attacks"] = attacks(subject, change, scale.relearned_documents, seed, scale.n_relearning_steps)
     return {"methods": methods, "identity_error": _identity(subject)}
 
 

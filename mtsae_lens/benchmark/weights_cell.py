@@ -53,7 +53,7 @@ def weights_cell(
     if attacked and main is not None:
         change = Change(weights=trained[main][1])
         result["main"] = further_measures(lm, task, change, subject.reference, seed)
-        result["attacks"] = attacks(subject, change, scale.relearned_documents, seed)
+        result["attacks"] = attacks(subject, change, scale.relearned_documents, seed, scale.n_relearning_steps)
     return {"methods": {method: result}}
 
 
@@ -85,5 +85,5 @@ def reference_cell(subject: Subject, scale: Scale, *, attacked: bool) -> dict[st
         "untouched": further_measures(lm, task, Change(), reference, 0),
     }
     if attacked:
-        result["attacks"] = attacks(subject, change, scale.relearned_documents, 0)
+        result["attacks"] = attacks(subject, change, scale.relearned_documents, 0, scale.n_relearning_steps)
     return result

@@ -31,6 +31,7 @@ def attack_sections(results: TaskResults, attacked: Mapping[str, Mapping[str, An
         for variant, by_size in found["relearning"].items()
         if variant in ("hook in place", "weights")
     }
+    n_steps = max(point["step"] for points in curves.values() for point in points)
     n = f"n: seed 0, {results.test_tokens[results.task.forget]:,} forget tokens."
     lead = (
         f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge is back). Removing the "
@@ -38,7 +39,7 @@ def attack_sections(results: TaskResults, attacked: Mapping[str, Mapping[str, An
         f"where the clean model itself is lost there, its loss {MAX_LOST:g} nats higher or more. {n}"
     )
     relearn = (
-        f"Finetuned on forget text by an attacker for {RELEARNING.n_steps} steps of {RELEARNING.batch_size} contexts at a rate of "
+        f"Finetuned on forget text by an attacker for {n_steps} steps of {RELEARNING.batch_size} contexts at a rate of "
         f"{RELEARNING.lr:g}, with the hook in place or without it while learning; measured with it. The table has the lowest loss and the "
         f"highest recall that the attacker reached at any step, by the number of {unit} learnt from; the figure has the most, with the hook "
         f"in place. {n}"
