@@ -179,6 +179,8 @@ class _MadeOfNumbers(TorchFunctionMode):
         if func in _LITERALS and torch.device(kwargs.get("device") or "cpu").type == NAME:
             made = func(*tree_map(_inner, args), **kwargs | {"device": "cpu"})
             return made.detach().to(NAME).requires_grad_(made.requires_grad)
+        if func is Tensor.new_tensor and isinstance(args[0], OnDevice):
+            return func(args[0].inner, *args[1:], **kwargs).to(NAME)
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], OnDevice):
             index = args[1] if isinstance(args[1], tuple) else (args[1],)
             index = tuple(torch.tensor(i, dtype=None if i else torch.long) if isinstance(i, list) else i for i in index)

@@ -22,6 +22,7 @@ from mtsae_lens.commands.export import ExportSettings, run_export
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.facts import read_facts, read_wrong_answers
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits
 from mtsae_lens.exploration.live import explain
@@ -40,6 +41,8 @@ from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
 from mtsae_lens.unlearning.finetuning.losses import LOSSES
+from mtsae_lens.unlearning.gating import fit_gate
+from mtsae_lens.unlearning.measures.distance import truth_ratio_distance
 from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits, measure_model
 from mtsae_lens.unlearning.measures.generations import Decoding
 from mtsae_lens.unlearning.protocol import UnlearningSettings, choose, measure_on_test
@@ -157,6 +160,7 @@ def test_gradients_and_random_numbers_of_the_device(device: str) -> None:
         ("mtsae", {"k": 2, "aux_loss_coefficient": 1.0, "dilations": "auto"}),
         ("mtsae", {"k": 4, "hierarchy": "nested", "learn_dilations": True, "separation_coefficient": 1.0}),
         ("mtsae", {"activation": "relu", "padding": "circular", "tap_init": "conv", "reconstruction_loss": "l2"}),
+        ("topk", {"k": 4}),
         ("jumprelu", {}),
     ],
 )
@@ -180,7 +184,7 @@ def test_training_and_resuming(
 
 
 def test_evaluation(tiny_sae_dir: Path, device: str, tmp_path: Path) -> None:
-    sizes = {"n_contexts": 4, "n_scale_contexts": 4, "batch_size": 4}
+    sizes = {"n_contexts": 4, "n_scale_contexts": 2, "batch_size": 4}
     measured = [run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path / d, device=d, **sizes)) for d in ("cpu", device)]
     assert numbers(measured[1]) == close_to(measured[0])
 
@@ -217,7 +221,9 @@ def test_edits(gate: str, both: tuple[HookedLM, HookedLM], table: TokenTable, tm
         assert effects[1].nll_delta == pytest.approx(effects[0].nll_delta, abs=1e-5)
     if GATES[gate].causal:
         edit, options = edits(on_cpu, GATES[gate])[0], {"max_new_tokens": 3, "do_sample": False}
-        written = [lm.generate(table.tokens[:2, :6], edit, **options) for lm in both]
+        prompts = table.tokens[:2, :6].clone()
+        prompts[0, :3] = on_cpu.cutter.tokenizer.pad_token_id
+        written = [lm.generate(prompts, edit, **options) for lm in both]
         assert written[0].tolist() == written[1].tolist()
 
 
@@ -275,6 +281,16 @@ def test_unlearning(both: tuple[HookedLM, HookedLM], text_file: Path, sea_file: 
     assert found[0]["corpora"][str(sea_file)]["kl"] > 0.001
 
 
+def test_questions(both: tuple[HookedLM, HookedLM], table: TokenTable) -> None:
+    found = []
+    for lm in both:
+        right = read_facts("facts:forget:known", "tune", lm.cutter, 4)
+        wrong = read_wrong_answers("facts:forget:known", "tune", lm.cutter, 4, n_wrong=1)
+        edit = FeatureEdit(tuple(range(12)), 2.0, fit_gate(lm, right, [table], seed=0))
+        found.append(asdict(truth_ratio_distance(edited_logits(lm, edit), lm.model, lm.cutter, right, wrong)))
+    assert numbers(found[1]) == close_to(found[0])
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_finetuning(name: str, both: tuple[HookedLM, HookedLM], table: TokenTable, forget: TokenTable) -> None:
     settings = FinetuneSettings(lr=1e-3, n_steps=1, batch_size=2)
@@ -305,7 +321,7 @@ def test_export(
     """`compare` measures what was written against the hook, on the device."""
     save_edit(tmp_path / "edit.json", FeatureEdit((1, 2, 3), 1.0, GATES["running"]), lm.splice)
     sizes = {"rank": 2, "n_steps": 1, "train_contexts": 2, "n_contexts": 2, "batch_size": 2}
-    texts = {"forget": str(sea_file), "retain": (str(text_file),)}
+    texts = {"forget": str(sea_file), "retain": (str(text_file),) if form == "low-rank" else ()}
     measured = run_export(
         ExportSettings(sae=tiny_sae_dir, edit=tmp_path / "edit.json", out=tmp_path, form=form, device=device, **texts, **sizes)
     )
