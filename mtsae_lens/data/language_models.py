@@ -33,7 +33,8 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
         device: where to put it.
         n_ctx: longest context to allow for a local folder; at most what the model was trained for.
         dtype: of weights and activations: `float32`, `bfloat16` or `float16` (`mtsae_lens.data.precision`). Half precision takes half the
-            memory, also while it is loaded: no float32 copy is made. TransformerLens computes norms in float32 whatever this says.
+            memory once it is loaded; while it loads, TransformerLens holds the weights in float32 too. It computes norms in float32
+            whatever this says.
 
     Raises:
         ModelError: unknown name or dtype, unreadable folder, a model that gives other logits with hooks than without, or a hub that
