@@ -58,6 +58,16 @@ def test_facts_of_a_text_that_changed_are_refused(explore: Any, text_file: Path,
     assert f"holds results made with other settings (contents of {text})" in refused.error
 
 
+def test_facts_of_a_model_that_changed_are_refused(explore: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    assert explore("--model", model).code == 0
+    assert explore("--model", model).code == 0
+    (model / "config.json").touch()
+    refused = explore("--model", model)
+    assert refused.code == 2
+    assert f"holds results made with other settings (contents of {model})" in refused.error
+
+
 def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, text_file: Path) -> None:
     outcome = explore("--n-tokens", 100_000)
     assert outcome.code == 0, outcome.err
