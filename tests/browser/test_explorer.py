@@ -246,6 +246,20 @@ def test_what_is_typed_stays_where_the_address_is_behind(visit: Visit, index: Pa
     assert kept == ["que", "0"]
 
 
+def test_a_late_drawing_keeps_the_selection(visit: Visit, index: Path) -> None:
+    """A key comes between the event of an older address and the drawing that it asked for."""
+    page = visit(index)
+    expect(page.locator(".tabulator-row").first).to_be_visible()
+    page.evaluate(
+        """() => new Promise((done) => {
+            const key = () => { location.hash = "#/list?q=queen"; MT.table.move(1); setTimeout(done, 300); };
+            window.addEventListener("hashchange", key, { once: true });
+            location.hash = "#/list?q=king";
+        })"""
+    )
+    expect(page.locator(".tabulator-selected")).to_have_count(1)
+
+
 def test_a_row_that_opens_takes_the_keys_from_the_search(visit: Visit, index: Path) -> None:
     """At once: a hidden field keeps the focus until the next frame, and would swallow a key."""
     page = visit(index)
