@@ -1,95 +1,263 @@
-"""Files written whole or not at all."""
+"""Files and folders that appear whole or not at all, survive a power failure, and get the permissions of the umask.
+
+What is being written has a name of its own, `.NAME.HOST-PID-RANDOM.partial`, so two processes never share one. A folder that is replaced is
+first renamed to `.NAME.HOST-PID-RANDOM.old`. If a process is killed, the next one that writes beside such leftovers puts a lost folder
+back into place and deletes the rest; what a living process is writing is left alone.
+"""
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import os
+import re
+import secrets
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import save_file
-from torch import Tensor
 
 from mtsae_lens.errors import OutputError
 
-
-def prepare_output_dir(out: Path) -> Path:
-    """Create the folder and prove that it can be written to, before hours of work end in an error.
-
-    Raises:
-        OutputError: it is a file, or cannot be created or written.
-    """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise OutputError(f"--out {out}: cannot be written ({error.strerror}); give a folder that you may write to") from error
-    return out
+_LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-[0-9a-f]{8}\.(?P<kind>partial|old)")
+_HOST = hashlib.sha256(socket.gethostname().encode()).hexdigest()[:8]
+_LONGEST_NAME = 180  # bytes; a file name may have 255, and the rest of the partial name needs up to 45
+_in_use: set[Path] = set()  # partial files and folders of this process
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file under another name, then rename it into place."""
+    """Write a text file in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
+    """Write a file under a name of its own, then rename it into place.
+
+    Raises:
+        OutputError: the file cannot be written; what was there before is left as it was.
+    """
+    with _naming_the_file(path), _partial_path(path) as partial:
+        with os.fdopen(_create_file(partial), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+        os.replace(partial, path)
+        _sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Strict JSON (NaN is refused), written whole."""
+    """Write strict JSON (NaN is refused)."""
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """A safetensors file, written whole."""
-    with whole_file(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, metadata=metadata)
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A file for a library to write; it appears at `path` only if the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    try:
+    """Give a library a file to write; it appears at `path` only if the block ends without an error.
+
+    Raises:
+        OutputError: the file cannot be written; what was there before is left as it was.
+    """
+    with _naming_the_file(path), _partial_path(path) as folder:
+        folder.mkdir()  # a library may write files of its own beside the one that it is given
+        partial = folder / path.name
         yield partial
-        partial.replace(path)
-    except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        raise OutputError(f"{path}: cannot be written ({error})") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
+        _settle(folder)
+        os.replace(partial, path)
+        _sync_folder(path.parent)
 
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill; it appears at `path`, replacing what was there, only if the block ends without an error."""
-    partial = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    """Give a folder to fill; it appears at `path`, replacing what was there, only if the block ends without an error.
+
+    A kill between the two renames leaves the old folder beside its place, from which the next writer puts it back.
+
+    Raises:
+        OutputError: the folder cannot be written; what was there before is left as it was.
+    """
+    with _naming_the_file(path), _partial_path(path) as partial:
+        partial.mkdir()
         yield partial
-        shutil.rmtree(path, ignore_errors=True)
-        partial.replace(path)
+        _settle(partial)
+        with _set_aside(path):
+            os.rename(partial, path)
+        _sync_folder(path.parent)
+
+
+def create_folder(folder: Path) -> list[Path]:
+    """Create a folder with those above it.
+
+    Returns:
+        The folders that were not there before, the outermost first.
+
+    Raises:
+        OSError: it is a file, or cannot be created; then nothing was created.
+    """
+    missing: list[Path] = []
+    for place in (folder, *folder.parents):
+        if place.exists():
+            break
+        missing.append(place)
+    created: list[Path] = []
+    try:
+        for place in reversed(missing):
+            place.mkdir(exist_ok=True)
+            created.append(place)
+        folder.mkdir(exist_ok=True)  # it may be a file
+    except OSError:
+        remove_empty(created)
+        raise
+    return created
+
+
+def remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders, the last first, as far as they are empty."""
+    for folder in reversed(folders):
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Delete what processes that were killed left half written in a folder, and put back folders that they were replacing."""
+    with suppress(OSError):
+        leftovers = [(Path(entry.path), _LEFTOVER.fullmatch(entry.name)) for entry in os.scandir(folder)]
+        # folders that were set aside come first: one is lost if its place is empty
+        for path, match in sorted(leftovers, key=lambda found: found[1] is not None and found[1]["kind"] != "old"):
+            if match is None or not _is_abandoned(path, match):
+                continue
+            place = folder / match["name"]
+            if match["kind"] == "old" and not os.path.lexists(place):
+                os.rename(path, place)
+            else:
+                _delete(path)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process of this machine exists."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True  # it belongs to another user
+    return True
+
+
+def _is_abandoned(path: Path, match: re.Match[str]) -> bool:
+    if match["host"] != _HOST:
+        return False  # its process cannot be asked after from here
+    pid = int(match["pid"])
+    return path not in _in_use if pid == os.getpid() else not is_alive(pid)
+
+
+@contextmanager
+def _naming_the_file(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OutputError:
+        raise
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
-        raise OutputError(f"{path}: cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{path}: cannot be written ({reason})") from error
+
+
+@contextmanager
+def _partial_path(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` that no other process has, and delete what is there at the end."""
+    created = create_folder(path.parent)
+    clear_leftovers(path.parent)
+    old_style = path.with_name(f".{path.name}.partial")  # as earlier versions of this package named them
+    partial = _named_beside(path, "partial")
+    _in_use.add(partial)
+    try:
+        with suppress(OSError):
+            _delete(old_style)
+        yield partial
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            _delete(partial)
+        _in_use.discard(partial)
+        remove_empty(created)
+
+
+def _named_beside(path: Path, kind: str) -> Path:
+    name = path.name
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        name = (
+            os.fsencode(name)[: _LONGEST_NAME - 9].decode(errors="ignore") + "-" + hashlib.sha256(name.encode()).hexdigest()[:8]
+        )
+    return path.parent / f".{name}.{_HOST}-{os.getpid()}-{secrets.token_hex(4)}.{kind}"
+
+
+@contextmanager
+def _set_aside(path: Path) -> Iterator[None]:
+    """Rename what is at `path`, if anything, and delete it at the end; put it back where the block fails."""
+    old = _named_beside(path, "old")
+    _in_use.add(old)
+    try:
+        try:
+            os.rename(path, old)
+        except FileNotFoundError:
+            yield
+            return
+        try:
+            yield
+        except BaseException:
+            os.rename(old, path)
+            raise
+        _delete(old)
+    finally:
+        _in_use.discard(old)
+
+
+def _create_file(path: Path) -> int:
+    """Open a new file with the permissions of the umask; a link of that name is not followed."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def _settle(folder: Path) -> None:
+    """Give every file below a folder the permissions of the umask, and put all of it on the disk."""
+    probe = folder / f".{secrets.token_hex(4)}"
+    handle = _create_file(probe)
+    mode = os.fstat(handle).st_mode & 0o777
+    os.close(handle)
+    probe.unlink()
+    for place, _, names in os.walk(folder):
+        for name in names:
+            path = Path(place, name)
+            if path.is_symlink():
+                continue
+            path.chmod(mode)
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        _sync_folder(Path(place))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Put the names in a folder on the disk, where the system can."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return  # a folder that may be written and not read, or a system that does not open folders
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)

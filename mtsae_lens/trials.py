@@ -16,11 +16,12 @@ import torch
 from tqdm.auto import tqdm
 
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
-from mtsae_lens.files import prepare_output_dir, write_json
+from mtsae_lens.files import write_json
 from mtsae_lens.interruption import stop_on_signal
+from mtsae_lens.output_folders import SETTINGS_FILE, hold_output_folder
+from mtsae_lens.sealed import read_json, write_sealed_json
 
 Trial = Callable[[], Mapping[str, Any]]
-SETTINGS_FILE = "settings.json"
 _POLL_SECONDS = 0.5  # how long a signal may wait while workers compute
 
 
@@ -39,23 +40,36 @@ def run_trials(
 
     Raises:
         ConfigError: the folder holds results of other settings.
+        DataError: a file in the folder is damaged.
+        OutputError: the folder cannot be written, or another process writes to it.
         TrainingInterrupted: a signal came; what is done is kept, and the trials that were stopped are made again.
     """
-    prepare_output_dir(folder)
+    with hold_output_folder(folder):
+        return _run_missing(folder, settings, trials, description, n_workers)
+
+
+def _run_missing(
+    folder: Path, settings: Mapping[str, Any], trials: Mapping[str, Trial], description: str, n_workers: int
+) -> dict[str, dict[str, Any]]:
     check_settings(folder, settings, has_results=_has_results(folder))
     paths = {name: folder / f"{name.replace('/', '__')}.json" for name in trials}
-    missing = {name: trial for name, trial in trials.items() if not paths[name].exists()}
+    done = {name: _read_result(path) for name, path in paths.items() if path.exists()}
+    missing = {name: trial for name, trial in trials.items() if name not in done}
     compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
     with tqdm(total=len(trials), initial=len(trials) - len(missing), desc=description, unit="trial") as progress:
         try:
             for name, result in compute:
-                write_json(paths[name], dict(result))
+                write_sealed_json(paths[name], result)
+                done[name] = _read_result(paths[name])
                 progress.update()
         except TrainingInterrupted as stop:
-            n_done = sum(path.exists() for path in paths.values())
-            kept = f"{n_done} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
+            kept = f"{len(done)} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
             raise TrainingInterrupted(stop.signal_number, kept) from stop
-    return {name: json.loads(path.read_text()) for name, path in paths.items()}
+    return {name: done[name] for name in trials}
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    return read_json(path, dict[str, Any], "delete this file, and the same command runs its trial again")
 
 
 def _has_results(folder: Path) -> bool:
@@ -67,18 +81,24 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, has_results: bo
 
     Raises:
         ConfigError: the settings differ; it names them.
+        DataError: `settings.json` is damaged.
     """
     record, settings = folder / SETTINGS_FILE, json.loads(json.dumps(settings))
     if not has_results:
         write_json(record, settings)
         return
-    kept, new = _leaves(json.loads(record.read_text()) if record.exists() else {}), _leaves(settings)
+    kept, new = _leaves(_read_settings(record) if record.exists() else {}), _leaves(settings)
     if kept != new:
         differ = sorted(name for name in kept.keys() | new.keys() if kept.get(name) != new.get(name))
         differ = [*differ[:5], "..."] if len(differ) > 5 else differ
         raise ConfigError(
             f"{folder} holds results made with other settings ({', '.join(differ)}); give another --out, or delete that folder"
         )
+
+
+def _read_settings(record: Path) -> dict[str, Any]:
+    remedy = f"it says with which settings the results were made: delete the folder {record.parent} and run the command again"
+    return read_json(record, dict[str, Any], remedy)
 
 
 def _leaves(settings: Any, name: str = "") -> dict[str, Any]:

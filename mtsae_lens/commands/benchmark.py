@@ -28,7 +28,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, ModelError, nearest
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.splice.edits import SUPPRESSION
@@ -141,6 +141,7 @@ class BenchmarkSettings(Settings):
         )
 
 
+@in_output_folder
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
     """Train the SAEs, run every method on every task, write `metrics.json` (by task: `at_cost`, `differences`, `goal`, `attacks`; `saes`,
     `provenance`) and `report.html`. Every training and every cell is kept as soon as it is done.
@@ -149,7 +150,6 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         The metrics, and the tables to print.
     """
     watch = Stopwatch()
-    prepare_output_dir(settings.out)
     tasks = settings.benchmark_tasks()
     for benchmark_task in tasks.values():
         for corpus in benchmark_task.task(1).corpora:

@@ -20,7 +20,7 @@ from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.explorer.page import INDEX_FILE
 from mtsae_lens.reporting.features import feature_cards
@@ -89,6 +89,7 @@ class DemoSettings(Settings):
         )
 
 
+@in_output_folder
 def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page `explore/`.
 
@@ -96,7 +97,6 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
         The metrics, and the tables to print.
     """
     watch = Stopwatch()
-    prepare_output_dir(settings.out)
     model = load_language_model("embedded")
     reference = load_language_model("embedded-retrained")
     assert model.tokenizer is not None

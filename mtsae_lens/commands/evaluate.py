@@ -19,7 +19,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -74,10 +74,10 @@ def metrics_table(columns: dict[str, dict[str, float]]) -> Table:
     return Table(["metric", *columns, "meaning"], rows)
 
 
+@in_output_folder
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Measure, and write `metrics.json` (keys: `METRIC_MEANINGS`, `scales` for an MTSAE, and `provenance`) and `report.html`."""
     watch = Stopwatch()
-    prepare_output_dir(settings.out)
     lm, model = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )

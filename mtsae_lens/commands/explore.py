@@ -15,7 +15,7 @@ from mtsae_lens.data.precision import HALF_PRECISION, Dtype, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
 from mtsae_lens.splice.edit_files import weights_digest
@@ -53,13 +53,13 @@ class ExploreSettings(Settings):
         return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
 
 
+@in_output_folder
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     """Look through the text and write the folder of facts (`mtsae_lens.exploration.schema`) and its page; a run that was stopped goes on.
 
     Returns:
         The content of `explore.json`, and the page.
     """
-    prepare_output_dir(settings.out)
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )

@@ -25,7 +25,8 @@ from mtsae_lens.export.hooked import export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
 from mtsae_lens.export.persistent import as_projection, project_weights
 from mtsae_lens.export.standalone import load_edited
-from mtsae_lens.files import prepare_output_dir, whole_folder, write_text
+from mtsae_lens.files import whole_folder, write_text
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import load_edit, save_edit
@@ -107,6 +108,7 @@ class Exported:
     numbers: dict[str, Any]
 
 
+@in_output_folder
 def run_export(settings: ExportSettings) -> dict[str, Any]:
     """Write the model to `OUT/model` and the comparison to `OUT/metrics.json` and `OUT/report.html`.
 
@@ -117,7 +119,6 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         ConfigError: `low-rank` without text to forget and to retain, or a text in two roles.
     """
     watch = Stopwatch()
-    prepare_output_dir(settings.out)
     if settings.form == "low-rank" and (settings.forget is None or not settings.retain + settings.near):
         raise ConfigError("--form low-rank is trained on text: give --forget and --retain")
     given = [*([settings.forget] if settings.forget else []), *settings.near, *settings.retain]

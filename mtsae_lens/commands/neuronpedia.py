@@ -8,8 +8,9 @@ from pydantic import Field
 
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.errors import OutputError
-from mtsae_lens.files import prepare_output_dir, whole_folder
+from mtsae_lens.files import whole_folder
 from mtsae_lens.interop.neuronpedia import Facts, export_neuronpedia
+from mtsae_lens.output_folders import check_output_folder
 
 
 class NeuronpediaSettings(Settings):
@@ -35,8 +36,9 @@ def run_export_neuronpedia(settings: NeuronpediaSettings) -> int:
         OutputError: the output folder holds files.
     """
     facts = Facts.open(settings.facts)
-    out = prepare_output_dir(settings.out).resolve()
-    if any(out.iterdir()):
+    check_output_folder(settings.out)
+    out = settings.out.resolve()
+    if out.exists() and any(out.iterdir()):
         raise OutputError(f"--out {settings.out}: holds files; give a new or empty folder")
     with whole_folder(out) as folder:
         return export_neuronpedia(

@@ -17,7 +17,7 @@ from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
 from mtsae_lens.replication.published import N_SEEDS, SETTINGS, PublishedSettings
@@ -94,6 +94,7 @@ class PaperSettings(Settings):
         return replace(full, d_sae=160, n_test_sequences=16) if self.quick else full
 
 
+@in_output_folder
 def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run every part; write `metrics.json` (one key per part, and `provenance`) and `report.html`. What is done is not done again.
 
@@ -107,7 +108,6 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
             "another power of two"
         )
     check_source(settings.text)
-    prepare_output_dir(settings.out)
     size, published = settings.at_size(), settings.published()
     parts: list[Part] = []
     if {"paper", "switches"} & set(settings.parts):

@@ -14,7 +14,7 @@ from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, nearest
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
 from mtsae_lens.replication.planted_arms import FAR_LAGS, N_SIDE_SEEDS, OURS
@@ -83,6 +83,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+@in_output_folder
 def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run the comparison and the ablations; write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.
 
@@ -91,7 +92,6 @@ def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[
     """
     watch = Stopwatch()
     _check(settings)
-    prepare_output_dir(settings.out)
     planted, chosen = planted_part(settings.trials(), settings.n_seeds, settings.out / "planted", settings.n_workers)
     parts = [planted]
     if settings.n_direction_seeds:

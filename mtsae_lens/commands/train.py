@@ -16,7 +16,7 @@ from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, OutputError, nearest
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, write_report
@@ -169,6 +169,7 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSet
     return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}})
 
 
+@in_output_folder
 def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> TrainingSAE[Any]:
     """Train and save; no report.
 
@@ -176,7 +177,6 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
         OutputError: the folder holds another run, and `resume` is False.
     """
     check_source(settings.dataset)
-    prepare_output_dir(settings.out)
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
     if model is None:
@@ -193,6 +193,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
 
 
+@in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.
 

@@ -15,7 +15,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
-from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import save_edit
@@ -126,6 +126,7 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransfo
     return chosen, measured
 
 
+@in_output_folder
 def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.
 
@@ -135,7 +136,6 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     `chosen`; `tune_sweep`; `identity_error` (logits); `provenance`.
     """
     watch = Stopwatch()
-    prepare_output_dir(settings.out)
     for corpus in settings.task().corpora:
         check_corpus(corpus.source)
     lm, _ = open_sae(

@@ -10,8 +10,9 @@ from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.errors import ConfigError, OutputError
-from mtsae_lens.files import prepare_output_dir, whole_folder
+from mtsae_lens.files import whole_folder
 from mtsae_lens.interop.hub import check_names, upload_sae, write_upload
+from mtsae_lens.output_folders import check_output_folder
 
 
 class UploadSettings(Settings):
@@ -42,8 +43,9 @@ def run_upload(settings: UploadSettings) -> str:
     card = _read_metrics(settings.metrics) if settings.metrics else {}
     if settings.dry_run is None:
         return upload_sae(settings.sae, settings.repo_id, sae_id, private=settings.private, **card)
-    out = prepare_output_dir(settings.dry_run).resolve()
-    if any(out.iterdir()):
+    check_output_folder(settings.dry_run)
+    out = settings.dry_run.resolve()
+    if out.exists() and any(out.iterdir()):
         raise OutputError(f"--dry-run {settings.dry_run}: holds files; give a new or empty folder")
     with whole_folder(out) as folder:
         write_upload(settings.sae, folder, settings.repo_id, sae_id, **card)

@@ -28,10 +28,12 @@ from mtsae_lens.exploration.plan import N_STRONGEST, PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
-from mtsae_lens.files import prepare_output_dir, write_json, write_tensors
+from mtsae_lens.files import write_json
 from mtsae_lens.interruption import StopRequest, stop_on_signal
+from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sealed import write_tensors
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.trials import check_settings
@@ -97,15 +99,26 @@ def explore(
     Raises:
         ConfigError: the folder holds facts of other settings.
         DataError: a corpus without text.
+        OutputError: the folder cannot be written, or another process writes to it.
         TrainingInterrupted: a signal came; the same call goes on.
     """
+    with hold_output_folder(out):
+        return _explore(lm, corpora, out, plan, settings, about)
+
+
+def _explore(
+    lm: HookedLM,
+    corpora: Corpora,
+    out: Path,
+    plan: Plan,
+    settings: Mapping[str, Any],
+    about: Callable[[float], Mapping[str, Any]],
+) -> dict[str, Any]:
     watch, state = Stopwatch(), out / STATE_FOLDER
-    prepare_output_dir(out)
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
         shutil.rmtree(state, ignore_errors=True)  # of a run that ended between its last file and this
         return json.loads((out / ABOUT_FILE).read_text())
-    prepare_output_dir(state)
     with stop_on_signal() as stop:
         work = _Work(state, stop)
         survey = _look_through(lm, corpora, plan, work)
@@ -116,7 +129,7 @@ def explore(
         n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
     content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
     write_json(out / ABOUT_FILE, content)
-    shutil.rmtree(state)
+    shutil.rmtree(state, ignore_errors=True)
     return content
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,8 @@ from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, DataError, ModelError
-from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
+from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.output_folders import check_output_folder, hold_output_folder
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
@@ -71,7 +73,7 @@ class SequenceSAETrainingRunner:
         if override_dataset is None:
             check_source(cfg.dataset_path)
         if cfg.output_path is not None:
-            prepare_output_dir(Path(cfg.output_path))
+            check_output_folder(Path(cfg.output_path))
         self.cfg = cfg
         options = options or TrainerOptions(log_every_n_steps=cfg.logger.wandb_log_frequency)
         self.options = replace(options, run_dir=Path(cfg.output_path) if cfg.output_path else None)
@@ -168,8 +170,15 @@ class SequenceSAETrainingRunner:
             resume: continue from the newest checkpoint under `output_path` (or from `cfg.resume_from_checkpoint`).
 
         Raises:
+            DataError: every checkpoint is damaged.
+            OutputError: `output_path` cannot be written, or another process writes to it.
             TrainingInterrupted: a signal came; the state is saved.
         """
+        out = self.options.run_dir
+        with hold_output_folder(out) if out is not None else nullcontext():
+            return self._train(resume)
+
+    def _train(self, resume: bool) -> TrainingSAE[Any]:
         self._set_metadata()
         trainer = SequenceSAETrainer(
             self.cfg.to_sae_trainer_config(), self.sae, batches_for(self.sae, self.stream), self.options, self._fingerprint()

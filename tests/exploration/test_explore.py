@@ -22,7 +22,6 @@ from mtsae_lens.exploration.feature_table import _firing_columns
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.exploration.survey import Survey
-from mtsae_lens.files import prepare_output_dir
 from mtsae_lens.interruption import StopRequest
 from mtsae_lens.splice.attribution import attribution
 
@@ -270,7 +269,7 @@ def test_a_pass_carried_on_shows_how_far_it_is(
     original = module.tqdm
     monkeypatch.setattr(module, "tqdm", lambda *items, **options: bars.append(original(*items, **options)) or bars[-1])
     stop = StopRequest()
-    lm, work = random_lm("topk"), module._Work(prepare_output_dir(tmp_path), stop)
+    lm, work = random_lm("topk"), module._Work(tmp_path, stop)
     with monkeypatch.context() as patch:
         patch.setattr(stop, "signal_number", signal.SIGTERM)
         with pytest.raises(TrainingInterrupted):

@@ -1,0 +1,188 @@
+"""Folders for results: created, proved to be writable, and written by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from errno import EACCES, EAGAIN
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+try:
+    import fcntl
+except ImportError:  # a system without it: the lock file itself says who holds the folder
+    fcntl = None  # type: ignore[assignment]
+
+from mtsae_lens.errors import OutputError
+from mtsae_lens.files import clear_leftovers, create_folder, is_alive, remove_empty
+
+LOCK_FILE = ".mtsae.lock"
+SETTINGS_FILE = "settings.json"
+
+_held: dict[str, int] = {}  # by real path: how often this process holds it
+_registry = threading.Lock()
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _WithOut(Protocol):
+    @property
+    def out(self) -> Path: ...
+
+
+S = TypeVar("S", bound=_WithOut)
+
+
+def in_output_folder(run: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """Decorate a function whose settings name a folder `out`, so that it holds this folder while it runs."""
+
+    @wraps(run)
+    def run_holding(settings: S, *args: P.args, **kwargs: P.kwargs) -> R:
+        with hold_output_folder(settings.out):
+            return run(settings, *args, **kwargs)
+
+    return run_holding
+
+
+@contextmanager
+def hold_output_folder(out: Path) -> Iterator[Path]:
+    """Create a folder, prove that it can be written to before hours of work end in an error, and hold it against other processes.
+
+    The same process may hold a folder several times. The lock ends with the process, however that ends. If the block fails and
+    nothing was written, the folders that were created are removed again.
+
+    Args:
+        out: the folder.
+
+    Raises:
+        OutputError: it is a file, cannot be created or written, or another process holds it.
+    """
+    created: list[Path] = []
+    try:
+        created = create_folder(out)
+        place = os.path.realpath(out)
+        with _registry:
+            holder = None if place in _held else _lock(out)
+            _held[place] = _held.get(place, 0) + 1
+    except OutputError:
+        raise
+    except OSError as error:
+        remove_empty(created)
+        raise OutputError(f"--out {out}: cannot be written ({error.strerror}); give a folder that you may write to") from error
+    try:
+        clear_leftovers(out)
+        yield out
+    except BaseException:
+        if out in created and _holds_nothing(out):
+            shutil.rmtree(out, ignore_errors=True)
+            remove_empty(created)
+        raise
+    finally:
+        with _registry:
+            _held[place] -= 1
+            if not _held[place]:
+                del _held[place]
+                if holder is not None:
+                    _unlock(out, holder)
+
+
+def check_output_folder(out: Path) -> None:
+    """Prove that a folder can be written to, and leave nothing behind.
+
+    Raises:
+        OutputError: see `hold_output_folder`.
+    """
+    with suppress(_Checked), hold_output_folder(out):
+        raise _Checked
+
+
+class _Checked(Exception):
+    """Ends a check as a failure does, so that nothing is left."""
+
+
+def _holds_nothing(out: Path) -> bool:
+    """Tell whether no result was written: a record of settings and empty files are none."""
+    files = (Path(place, name) for place, _, names in os.walk(out) for name in names)
+    return not any(file.name not in (LOCK_FILE, SETTINGS_FILE) and file.lstat().st_size for file in files)
+
+
+def _lock(out: Path) -> int:
+    """Open and lock the lock file of a folder; returns its handle."""
+    path = out / LOCK_FILE
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        try:
+            if not _try_lock(handle):
+                raise OutputError(
+                    f"--out {out} is being written by {_describe(_read_holder(handle))}; wait for it to end, or give another --out"
+                )
+        except BaseException:
+            os.close(handle)
+            raise
+        if _is_at(handle, path):
+            try:
+                _write_holder(handle)
+            except BaseException:
+                _unlock(out, handle)
+                raise
+            return handle
+        os.close(handle)  # its last holder deleted the file between the two calls
+
+
+def _try_lock(handle: int) -> bool:
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (EAGAIN, EACCES):
+                return False
+        else:
+            return True
+    # a file system without locks: believe what the file says
+    holder = _read_holder(handle)
+    elsewhere = holder.get("host") != socket.gethostname()
+    return not holder or (not elsewhere and (holder["pid"] == os.getpid() or not is_alive(holder["pid"])))
+
+
+def _write_holder(handle: int) -> None:
+    now = datetime.now().astimezone().isoformat(" ", "seconds")
+    about = {"pid": os.getpid(), "host": socket.gethostname(), "since": now}
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(about).encode(), 0)
+
+
+def _read_holder(handle: int) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        holder = json.loads(os.pread(handle, 4096, 0))
+        if isinstance(holder, dict) and isinstance(holder.get("pid"), int):
+            return holder
+    return {}
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    if not holder:
+        return "another process"
+    return f"process {holder['pid']} on {holder.get('host')} since {holder.get('since')}"
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), os.lstat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _unlock(out: Path, handle: int) -> None:
+    """Delete the lock file while it is held, then release it."""
+    with suppress(OSError):
+        if _is_at(handle, out / LOCK_FILE):
+            (out / LOCK_FILE).unlink()
+    os.close(handle)

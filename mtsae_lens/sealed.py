@@ -1,0 +1,90 @@
+"""JSON and tensors with a digest of their content in the file, so that damage is told when they are read. Files without one are read too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mtsae_lens.digests import digest_json, digest_tensors
+from mtsae_lens.errors import DataError
+from mtsae_lens.files import whole_file, write_json
+
+DIGEST = "sha256"
+"""Key of the digest in the metadata of a safetensors file, and in a sealed JSON file."""
+
+T = TypeVar("T")
+
+
+def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write strict JSON with a digest of its content, which `read_json` checks."""
+    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: tuples are lists, keys are strings
+    write_json(path, content | {DIGEST: digest_json(content)})
+
+
+def read_json(path: Path, shape: type[T], remedy: str) -> T:
+    """Read JSON that this package wrote, and check its shape and, if it is sealed, its digest.
+
+    Args:
+        path: file to read.
+        shape: what it must hold, as pydantic validates it: a model, or such as `dict[str, Any]`.
+        remedy: what the user should do if the file is damaged.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or has another shape or another digest.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(content, dict) and isinstance(content.get(DIGEST), str):
+            recorded = content.pop(DIGEST)
+            if recorded != digest_json(content):
+                raise DataError(f"{path} is damaged (its content does not match its SHA-256); {remedy}")
+        return TypeAdapter(shape).validate_python(content)
+    except DataError:
+        raise
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{path} is damaged ({f'{place}: ' if place else ''}{first['msg']}); {remedy}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file that holds a digest of its content, which `read_tensors` checks."""
+    metadata = {name: value for name, value in (metadata or {}).items() if name != DIGEST}
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with whole_file(path) as partial:
+        save_file(tensors, partial, metadata=metadata | {DIGEST: digest_tensors(tensors, metadata)})
+
+
+def read_tensors(path: Path, remedy: str, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file, and check its digest if it has one.
+
+    Args:
+        path: file to read.
+        remedy: what the user should do if the file is damaged.
+        device: where to put the tensors.
+
+    Returns:
+        The tensors by name, and the metadata without the digest.
+
+    Raises:
+        DataError: the file cannot be read, or its digest is another one.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
+    except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+    recorded = metadata.pop(DIGEST, None)
+    if recorded is not None and recorded != digest_tensors(tensors, metadata):
+        raise DataError(f"{path} is damaged (its content does not match its SHA-256); {remedy}")
+    return {name: tensor.to(device) for name, tensor in tensors.items()}, metadata
