@@ -52,16 +52,21 @@ def check_path(name: str) -> None:
         )
 
 
-def shorten(text: str) -> str:
-    """Shorten every absolute path in a text: relative to the working directory, to `~`, or `.../NAME`."""
-    if os.path.isabs(text) and "\n" not in text and Path(text).exists():  # its name may hold spaces
-        return _shorten_path(text)
-    return _ABSOLUTE.sub(lambda found: _shorten_path(found.group()), text)
+def shorten(text: str, *, anywhere: bool = False) -> str:
+    """Shorten every absolute path in a text: relative to the working directory, to `~`, or `.../NAME`.
+
+    Args:
+        text: a path, or a sentence or source with paths in it.
+        anywhere: give the same result in every working directory, so never a path relative to it.
+    """
+    if os.path.isabs(text) and "\n" not in text and _exists(text):  # its name may hold spaces
+        return _shorten_path(text, anywhere)
+    return _ABSOLUTE.sub(lambda found: _shorten_path(found.group(), anywhere), text)
 
 
 def shorten_name(text: str) -> str:
     """Shorten a text that is an absolute path as a whole, and leave every other text alone."""
-    parts = [_WHOLE.fullmatch(part) for part in text.split("+")] if len(text) < 4096 else [None]
+    parts = [_match_whole(part) for part in text.split("+")] if len(text) < 4096 else [None]
     if not any(parts):
         return text
     shown = [
@@ -71,13 +76,13 @@ def shorten_name(text: str) -> str:
     return "+".join(shown)
 
 
-def shorten_settings(value: Any) -> Any:
-    """Shorten every absolute path in the strings of settings, however deep they are nested."""
+def shorten_settings(value: Any, *, anywhere: bool = False) -> Any:
+    """Shorten every absolute path in the strings of settings, however deep they are nested; `anywhere` as for `shorten`."""
     if isinstance(value, str):
-        return shorten(value)
+        return shorten(value, anywhere=anywhere)
     if isinstance(value, Mapping):
-        return {key: shorten_settings(inner) for key, inner in value.items()}
-    return [shorten_settings(inner) for inner in value] if isinstance(value, list | tuple) else value
+        return {key: shorten_settings(inner, anywhere=anywhere) for key, inner in value.items()}
+    return [shorten_settings(inner, anywhere=anywhere) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def shorten_names(value: Any) -> Any:
@@ -98,20 +103,34 @@ def shorten_names(value: Any) -> Any:
     return shown
 
 
+def _match_whole(text: str) -> re.Match[str] | None:
+    """Match a path with an optional prefix such as `bridge:`; one with spaces only where its folder is here, or it may be prose."""
+    match = _WHOLE.fullmatch(text)
+    is_path = match is not None and (not re.search(r"\s", text) or Path(match["path"]).parent.is_dir())
+    return match if is_path else None
+
+
 def last_part(path: str) -> str:
     """Return the last part of an absolute path of any system, and any other name as it is."""
     windows = PureWindowsPath(path)  # takes both kinds of slash
     return windows.name if windows.is_absolute() or Path(path).is_absolute() else path
 
 
-def _shorten_path(path: str) -> str:
+def _shorten_path(path: str, anywhere: bool = False) -> str:
     if not path.startswith("/"):
         return f".../{PureWindowsPath(path).name}"
     normal = Path(os.path.normpath(path))
-    for start, folder in (("", _working_directory()), ("~", Path(os.path.expanduser("~")))):
+    for start, folder in (("", None if anywhere else _working_directory()), ("~", Path(os.path.expanduser("~")))):
         if folder is not None and folder != Path("/") and normal.is_relative_to(folder):
             return (Path(start) / normal.relative_to(folder)).as_posix()
     return f".../{normal.name}"
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with a zero byte
+        return False
 
 
 def _working_directory() -> Path | None:
