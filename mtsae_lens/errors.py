@@ -26,6 +26,10 @@ class OutputError(MTSAEError, OSError):
     """Results cannot be written."""
 
 
+class MTSAEWarning(UserWarning):
+    """What a person should know though work goes on. The command line prints it as one line."""
+
+
 class TrainingInterrupted(Exception):
     """Training stopped by a signal, after its state was saved.
 

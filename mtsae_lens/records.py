@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mtsae_lens.files import write_json
+from mtsae_lens.machine_paths import shorten, shorten_names, shorten_settings
 
 METRICS_FILE = "metrics.json"
 _PACKAGES = ("mtsae-lens", "torch", "sae-lens", "transformer-lens", "transformers")
@@ -29,11 +30,11 @@ class Stopwatch:
 
 
 def provenance(seed: int, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
-    """Command, seed, settings, versions, machine and time of a result."""
+    """Return command, seed, settings, versions, machine and time of a result; no absolute path of the machine is among them."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *map(shorten, sys.argv[1:])]),
         "seed": seed,
-        "settings": settings,
+        "settings": shorten_settings(settings),
         "versions": {package: version(package) for package in _PACKAGES} | {"python": platform.python_version()},
         "machine": f"{platform.system()} {platform.machine()}",
         "date": time.strftime("%Y-%m-%d"),
@@ -42,7 +43,7 @@ def provenance(seed: int, seconds: float, settings: dict[str, Any]) -> dict[str,
 
 
 def write_metrics(out: Path, metrics: dict[str, Any]) -> Path:
-    """Write `metrics.json` into a folder, whole or not at all."""
+    """Write `metrics.json` into a folder, whole or not at all; corpora that are absolute paths are named by short ones."""
     path = out / METRICS_FILE
-    write_json(path, metrics)
+    write_json(path, shorten_names(metrics))
     return path

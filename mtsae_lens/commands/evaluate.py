@@ -14,11 +14,13 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.documents import Split
+from mtsae_lens.data.origins import find_source
 from mtsae_lens.data.precision import Dtype
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
@@ -81,10 +83,10 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     lm, model = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
-    dataset = settings.dataset or lm.sae.cfg.metadata.dataset_path or "embedded"
+    dataset = settings.dataset or find_source(lm.sae.cfg.metadata, settings.sae) or "embedded"
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
     measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
-    text = f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {dataset}, special tokens left out."
+    text = f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
     scales: dict[str, Any] = {}
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
@@ -98,7 +100,11 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     measured = {name: value if math.isfinite(value) else None for name, value in measured.items()}
     write_metrics(settings.out, {**measured, **({"scales": scales} if scales else {}), "provenance": made})
     write_report(
-        settings.out, "Evaluation", f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.", sections, made
+        settings.out,
+        "Evaluation",
+        f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.",
+        sections,
+        made,
     )
     return measured
 

@@ -11,10 +11,12 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import Split, check_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
+from mtsae_lens.data.origins import find_model, find_source
 from mtsae_lens.data.precision import HALF_PRECISION, Dtype, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
@@ -63,8 +65,8 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
-    model = settings.model or lm.sae.cfg.metadata.model_name
-    sources = settings.dataset or (lm.sae.cfg.metadata.dataset_path or "embedded",)
+    model = settings.model or find_model(lm.sae.cfg.metadata, settings.sae)
+    sources = settings.dataset or (find_source(lm.sae.cfg.metadata, settings.sae) or "embedded",)
     for source in sources:
         check_source(source)
     recorded = settings.model_dump(mode="json")
@@ -76,10 +78,12 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         Corpora(tuple(sources), settings.split, lm.cutter, settings.n_tokens, settings.seed),
         settings.out,
         settings.plan,
-        settings=depends_on
-        | {"dataset": list(sources), "sae_sha256": weights_digest(lm.sae)}
-        | text_stamps(*sources)
-        | model_stamps(model),
+        settings=shorten_settings(
+            depends_on
+            | {"dataset": list(sources), "sae_sha256": weights_digest(lm.sae)}
+            | {shorten(name, anywhere=True): stamp for name, stamp in (text_stamps(*sources) | model_stamps(model)).items()},
+            anywhere=True,
+        ),
         about=lambda seconds: {"sae": settings.sae.resolve().name, "provenance": provenance(settings.seed, seconds, recorded)},
     )
     return facts, write_explorer(settings.out)

@@ -17,6 +17,7 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.export.base_models import BaseModel, open_base
@@ -26,6 +27,7 @@ from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
 from mtsae_lens.export.persistent import as_projection, project_weights
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import whole_folder, write_text
+from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
@@ -147,7 +149,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     }
     write_metrics(settings.out, measured)
     sections = [Section("Beside the edit at its hook", _COMPARED, comparison_table(measured))] if comparison else []
-    write_report(settings.out, "Export", f"{settings.edit} as a model, {settings.form}. {caveat}", sections, made)
+    write_report(settings.out, "Export", f"{shorten(str(settings.edit))} as a model, {settings.form}. {caveat}", sections, made)
     return measured
 
 
@@ -204,7 +206,7 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
 
 
 def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
-    name = settings.model or lm.sae.cfg.metadata.model_name
+    name = settings.model or find_model(lm.sae.cfg.metadata, settings.sae)
     assert name is not None  # open_sae has opened it
     return name
 
@@ -212,7 +214,7 @@ def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
 def _made(settings: ExportSettings) -> dict[str, Any]:
     """Where an exported model came from: how it was exported, and what made the edit."""
     of_edit = json.loads(settings.edit.read_text(encoding="utf-8"))["provenance"]
-    return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": of_edit}
+    return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": shorten_settings(of_edit)}
 
 
 def _read(settings: ExportSettings, lm: HookedLM, source: str, split: Split, n_contexts: int) -> TokenTable:

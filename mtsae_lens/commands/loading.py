@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import check_device, load_language_model
+from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.precision import FLOAT32, recorded_dtype
 from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
@@ -66,7 +67,7 @@ def open_sae(
     for warning in caught:  # SAELens asks to load the model with these, which is done here where they say a dtype alone
         if set(kwargs) - {"dtype"} or "model_from_pretrained_kwargs" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
-    name = model or metadata.model_name
+    name = model or find_model(metadata, folder)
     if name is None:
         raise ModelError(f"{folder}: the SAE does not say which model it belongs to; give --model")
     lm = load_language_model(name, device=device, dtype=dtype or recorded_dtype(kwargs) or FLOAT32)

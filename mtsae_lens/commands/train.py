@@ -16,6 +16,7 @@ from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, OutputError, nearest
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
@@ -222,6 +223,6 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
         metrics["dilations"] = sae.dilations if isinstance(sae, MTTrainingSAE) else list(sae.cfg.dilations)
         sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))
     write_metrics(settings.out, metrics)
-    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features at {settings.hook_name} of {settings.model}."
+    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features at {settings.hook_name} of {shorten(settings.model)}."
     write_report(settings.out, "Training", lead, sections, metrics["provenance"])
     return metrics

@@ -15,6 +15,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
@@ -151,7 +152,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)
     save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"])
-    lead = f"{settings.sae}: forgetting {settings.forget} at {lm.splice.hook_name}."
+    lead = f"{shorten(str(settings.sae))}: forgetting {shorten(settings.forget)} at {lm.splice.hook_name}."
     sections = unlearning_sections(measured, {"near": settings.near_budget, "far": settings.far_budget})
     write_report(settings.out, "Unlearning", lead, sections, measured["provenance"])
     return measured

@@ -9,6 +9,7 @@ from typing import Any
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
+from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import ConfigError, OutputError
 from mtsae_lens.files import whole_folder
 from mtsae_lens.interop.hub import check_names, upload_sae, write_upload
@@ -55,16 +56,17 @@ def run_upload(settings: UploadSettings) -> str:
 def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"--metrics {path}: cannot be read ({type(error).__name__})") from error
     measured = content if isinstance(content, dict) else {}
     metrics = {name: measured[name] for name in METRIC_MEANINGS if isinstance(measured.get(name), int | float)}
     if not metrics:
         raise ConfigError(f"--metrics {path}: none of the metrics of 'mtsae evaluate'; give the metrics.json that it wrote")
-    settings = measured.get("provenance", {}).get("settings", {})
-    dataset = settings.get("dataset")
+    made = measured.get("provenance")
+    settings = made.get("settings") if isinstance(made, dict) else None
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
     return {
         "metrics": metrics,
         "meanings": METRIC_MEANINGS,
-        "measured_on": Path(dataset).name if dataset else "its training dataset",
+        "measured_on": display_name(dataset) if isinstance(dataset, str) and dataset else "its training dataset",
     }

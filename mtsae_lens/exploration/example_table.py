@@ -18,6 +18,7 @@ from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.schema import EXAMPLES
 from mtsae_lens.exploration.survey import KINDS, Survey
 from mtsae_lens.files import whole_file
+from mtsae_lens.machine_paths import shorten_name
 
 FEATURES_PER_GROUP = 64
 
@@ -36,7 +37,7 @@ class HeldContexts:
         held = sorted(survey.held.items())
         size = survey.lm.cutter.context_size
         tokens = torch.stack([tokens for _, (_, tokens) in held]) if held else torch.empty(0, size, dtype=torch.int32)
-        documents = pa.array([document for _, (document, _) in held], pa.string())
+        documents = pa.array([shorten_name(document) for _, (document, _) in held], pa.string())
         return cls(torch.tensor([number for number, _ in held], dtype=torch.long), tokens.long(), documents)
 
     def find(self, contexts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import TrainingInterrupted
 from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.cofiring import sampling_interval
@@ -30,6 +31,7 @@ from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
 from mtsae_lens.files import write_json
 from mtsae_lens.interruption import StopRequest, stop_on_signal
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -197,7 +199,7 @@ def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: i
     return {
         "format": FORMAT,
         "architecture": sae.cfg.architecture(),
-        "model": sae.cfg.metadata.model_name or lm.model.cfg.model_name,
+        "model": display_name(sae.cfg.metadata.model_name or lm.model.cfg.model_name),
         "hook_name": lm.splice.hook_name,
         "d_sae": sae.cfg.d_sae,
         "d_in": sae.cfg.d_in,
@@ -205,7 +207,9 @@ def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: i
         "dilations": temporal.dilations if temporal is not None else [],
         "offsets": temporal.read_offsets if temporal is not None else [0],
         "n_tokens": int(counts.n_tokens.sum()),
-        "corpora": [{"name": name, "n_tokens": n} for name, n in zip(corpora.sources, counts.n_tokens.tolist(), strict=True)],
+        "corpora": [
+            {"name": shorten(name), "n_tokens": n} for name, n in zip(corpora.sources, counts.n_tokens.tolist(), strict=True)
+        ],
         "split": corpora.split,
         "n_tokens_asked": corpora.n_tokens,
         "histogram_edges": counts.edges.tolist(),

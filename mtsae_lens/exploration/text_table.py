@@ -14,6 +14,7 @@ from mtsae_lens.exploration.columns import TokenTexts, lists, nested, nullable, 
 from mtsae_lens.exploration.schema import TEXTS
 from mtsae_lens.exploration.texts import read_texts
 from mtsae_lens.files import whole_file
+from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -24,7 +25,7 @@ def write_texts(path: Path, lm: HookedLM, tables: Sequence[TokenTable], texts: T
     everything = torch.ones_like(read.tokens, dtype=torch.bool)
     columns = {
         "corpus": pa.array([number for number, part in enumerate(tables) for _ in range(len(part))], pa.int32()),
-        "document": pa.array([document for part in tables for document in part.documents], pa.string()),
+        "document": pa.array([shorten_name(document) for part in tables for document in part.documents], pa.string()),
         "tokens": texts.lists(read.tokens, everything),
         "features": nested(read.features, fires, pa.int32()),
         "activations": nested(read.activations, fires, pa.float32()),

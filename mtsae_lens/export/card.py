@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mtsae_lens.data.origins import display_name
+from mtsae_lens.machine_paths import shorten_settings
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate
 
@@ -42,12 +44,12 @@ def model_card(
         sections: heading and text of what differs between the forms.
         provenance: what made the edit, put down as JSON.
     """
-    name = base.rstrip("/").split("/")[-1]
+    name = display_name(base).rstrip("/").split("/")[-1]
     parts = [
         "---\nlibrary_name: transformers\ntags: [unlearning, sparse-autoencoder]\n---",
         f"# {title}",
         f"Base model: {name}; its licence holds here too. Hook: `{hook_name}`. Edit: {describe_edit(edit)}",
         *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
-        "## Where it came from\n\n```json\n" + json.dumps(provenance or {}, indent=1) + "\n```",
+        "## Where it came from\n\n```json\n" + json.dumps(shorten_settings(provenance or {}), indent=1) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"

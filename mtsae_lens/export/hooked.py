@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
+from sae_lens.constants import SAE_CFG_FILENAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtsae_lens.data.origins import share_metadata
 from mtsae_lens.data.precision import HALF_PRECISION, disagreement, log_probs_of
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export import standalone
@@ -73,7 +76,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
     }
     with whole_folder(folder) as partial:
         open_base(base, dtype="auto").save(partial)
-        lm.sae.save_model(partial / "sae")
+        _save_sae(lm, partial / "sae")
         save_edit(partial / standalone.EDIT_FILE, edit, lm.splice, provenance)
         (partial / standalone.HOOK_FOLDER).mkdir()
         save_file(tensors, partial / standalone.HOOK_FOLDER / "weights.safetensors")
@@ -84,6 +87,13 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         write_text(partial / "README.md", card)
         difference = _check(partial, lm, edit)
     return difference
+
+
+def _save_sae(lm: HookedLM, folder: Path) -> None:
+    """Save the SAE for other machines: no path of this one, and no digest of its files."""
+    lm.sae.save_model(folder)
+    cfg = json.loads((folder / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
+    write_json(folder / SAE_CFG_FILENAME, cfg | {"metadata": share_metadata(cfg["metadata"])})
 
 
 def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:

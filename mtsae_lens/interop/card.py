@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens import SAE
 
+from mtsae_lens.data.origins import display_name
 from mtsae_lens.data.precision import recorded_dtype
 from mtsae_lens.sae.config import MTSAEConfig
 
@@ -51,12 +52,12 @@ def sae_card(
     kind = "Multi-Scale Temporal SAE (MTSAE)" if temporal else f"{cfg.architecture()} SAE"
     facts = {
         "architecture": cfg.architecture(),
-        "language model": metadata.model_name,
+        "language model": _shown(metadata.model_name),
         "its dtype, where not float32": recorded_dtype(metadata.model_from_pretrained_kwargs),
         "hook": metadata.hook_name,
         "d_in": cfg.d_in,
         "features (d_sae)": cfg.d_sae,
-        "trained on": metadata.dataset_path,
+        "trained on": _shown(metadata.dataset_path),
         "context size": metadata.context_size,
         "dtype": cfg.dtype,
     }
@@ -78,6 +79,10 @@ def sae_card(
     limits = TEMPORAL_LIMITS.format(context_size=cfg.context_size) if isinstance(cfg, MTSAEConfig) else POINTWISE_LIMITS
     parts += ["## How to load it", _loading(repo_id, sae_id, temporal), "## Limits", limits]
     return "\n\n".join(parts) + "\n"
+
+
+def _shown(name: str | None) -> str | None:
+    return None if name is None else display_name(name)
 
 
 def _equations(cfg: MTSAEConfig) -> str:

@@ -10,7 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
@@ -20,7 +20,7 @@ from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_
 from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 from safetensors import SafetensorError
 
-from mtsae_lens.data.bridges import BRIDGE_PREFIX
+from mtsae_lens.data.origins import share_metadata
 from mtsae_lens.errors import ConfigError, ModelError, OutputError
 from mtsae_lens.files import write_json, write_text
 from mtsae_lens.interop.card import sae_card
@@ -43,8 +43,8 @@ def write_upload(
 ) -> Path:
     """Write the files of an upload as they will lie on the hub: `out/README.md` and `out/SAE_ID/...`; returns the SAE's folder.
 
-    Weights are copied byte for byte. Paths of this machine do not leave it: of a model or dataset given as an absolute path only the last
-    part stays in `cfg.json`, and `runner_cfg.json`, which is full of them, is left out.
+    Weights are copied byte for byte. Paths of this machine do not leave it: for a local model or text `cfg.json` says `elsewhere:NAME`, with
+    the last part of its path, and `runner_cfg.json`, which is full of paths, is left out.
 
     Raises:
         ModelError: the folder holds no SAE that SAELens can load.
@@ -56,11 +56,7 @@ def write_upload(
             if name == SAE_WEIGHTS_FILENAME or (sae_dir / name).is_file():
                 shutil.copyfile(sae_dir / name, folder / name)
         cfg = json.loads((sae_dir / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
-        cfg["metadata"] = cfg.get("metadata", {}) | {
-            name: _public_name(value)
-            for name, value in cfg.get("metadata", {}).items()
-            if name in ("model_name", "dataset_path") and isinstance(value, str)
-        }
+        cfg["metadata"] = share_metadata(cfg.get("metadata") or {})
         write_json(folder / SAE_CFG_FILENAME, cfg)
         sae = SAE.load_from_disk(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
@@ -69,13 +65,6 @@ def write_upload(
     for place in (out, folder):
         write_text(place / CARD, card)
     return folder
-
-
-def _public_name(name: str) -> str:
-    prefix = BRIDGE_PREFIX if name.startswith(BRIDGE_PREFIX) else ""
-    path = name.removeprefix(prefix)
-    absolute = Path(path).is_absolute() or PureWindowsPath(path).is_absolute()
-    return prefix + PureWindowsPath(path).name if absolute else name  # a Windows path takes both kinds of slash
 
 
 def upload_sae(sae_dir: Path, repo_id: str, sae_id: str, *, private: bool = False, **card: Any) -> str:

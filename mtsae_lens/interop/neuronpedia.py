@@ -32,8 +32,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sae_lens.util import extract_layer_from_tlens_hook_name
 
+from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError
 from mtsae_lens.files import write_json
+from mtsae_lens.machine_paths import shorten
 
 FACTS_FORMAT = "mtsae-exploration-1"
 N_INTERVALS = 5  # as SAEDashboard
@@ -98,7 +100,7 @@ def export_neuronpedia(
     """
     about = facts.about
     head = {
-        "model_id": model_id or about["model"],
+        "model_id": model_id or display_name(about["model"]),
         "layer": extract_layer_from_tlens_hook_name(about["hook_name"]) or 0,
         "sae_set": sae_set or about["sae"],
         "sae_id_suffix": None,
@@ -137,7 +139,7 @@ def dashboard_feature(row: dict[str, Any], examples: list[dict[str, Any]], about
         "freq_hist_data_bar_heights": heights,
         "n_prompts_total": math.ceil(about["n_tokens"] / (about["context_size"] - 1)),  # position 0 is not among the tokens
         "n_tokens_in_prompt": about["context_size"],
-        "dataset": ", ".join(corpus["name"] for corpus in about["corpora"]),
+        "dataset": ", ".join(shorten(corpus["name"]) for corpus in about["corpora"]),
         "activations": [_activation(example, row, edges) for example in examples],
     }
 

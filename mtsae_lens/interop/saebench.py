@@ -33,6 +33,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.sae.mtsae import TemporalEncoder
 
@@ -79,7 +80,7 @@ class SAEBenchAdapter(nn.Module):
         self.sae = sae
         self.cutter = cutter
         self.cfg = SAEBenchConfig(
-            model_name=metadata.model_name or "",
+            model_name=display_name(metadata.model_name or ""),
             d_in=sae.cfg.d_in,
             d_sae=sae.cfg.d_sae,
             hook_name=metadata.hook_name,

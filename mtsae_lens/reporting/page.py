@@ -14,6 +14,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from mtsae_lens.files import write_text
+from mtsae_lens.machine_paths import shorten, shorten_name, shorten_names
 
 REPORT_FILE = "report.html"
 
@@ -42,10 +43,11 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else shorten_name(str(value))
 
 
 def _figure(figure: go.Figure) -> Markup:
+    figure = go.Figure(shorten_names(figure.to_dict()))
     figure.update_layout(
         template="plotly_white",
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
@@ -59,12 +61,13 @@ def _figure(figure: go.Figure) -> Markup:
 
 
 def write_report(out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any]) -> Path:
-    """Write `report.html` into a folder, whole or not at all."""
+    """Write `report.html` into a folder, whole or not at all; no absolute path of the machine stands in it."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["cell"] = _cell
     environment.filters["figure"] = _figure
+    environment.filters["short"] = shorten
     page = environment.get_template("report.html").render(
         title=title, lead=lead, sections=sections, provenance=provenance, plotlyjs=Markup(get_plotlyjs())
     )

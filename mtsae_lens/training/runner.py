@@ -21,6 +21,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.origins import record_origins
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import whole_folder, write_json
@@ -212,10 +213,11 @@ class SequenceSAETrainingRunner:
     def _set_metadata(self) -> None:
         cfg, metadata = self.cfg, self.sae.cfg.metadata
         for name in (
-            "dataset_path hook_name model_name model_class_name hook_head_index context_size seqpos_slice prepend_bos "
+            "hook_name model_class_name hook_head_index context_size seqpos_slice prepend_bos "
             "exclude_special_tokens sequence_separator_token disable_concat_sequences"
         ).split():
             setattr(metadata, name, getattr(cfg, name))
+        record_origins(metadata, cfg.model_name, cfg.dataset_path)
         if self._half_precision is not None:  # as SAELens records it, and loads the model again
             metadata.model_from_pretrained_kwargs = {"dtype": self._half_precision}
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
 
 from mtsae_lens.benchmark.arms import OURS, QUICK, TASKS, BenchmarkTask, Scale
 from mtsae_lens.commands import benchmark as module
 from mtsae_lens.commands.benchmark import LOSS_NAMES, BenchmarkSettings, _cells, run_benchmark
 from mtsae_lens.commands.benchmark_page import benchmark_part
-from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
 from mtsae_lens.unlearning.task import Corpus
@@ -31,13 +30,13 @@ from mtsae_lens.unlearning.task import Corpus
     ],
 )
 def test_what_does_not_exist_is_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(ConfigError, match=message):
         BenchmarkSettings(**settings)
 
 
 @pytest.mark.parametrize("settings", [{"tasks": ()}, {"saes": {}}, {"n_seeds": 0}, {"no_such_setting": 1}])
 def test_settings_are_checked(settings: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError):
+    with pytest.raises(ConfigError):
         BenchmarkSettings(**settings)
 
 

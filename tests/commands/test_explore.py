@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from mtsae_lens.exploration.facts import Exploration
@@ -37,15 +38,19 @@ def test_explore(explore: Any, tmp_path: Path, text_file: Path, sea_file: Path, 
     assert outcome.out.splitlines()[-2:] == ["looked at 310 tokens", f"page: {page}"]
     assert page.is_file()
     facts = Exploration.open(tmp_path / "out")
-    assert [corpus["name"] for corpus in facts.about["corpora"]] == [str(text_file), str(sea_file)]
+    assert [corpus["name"] for corpus in facts.about["corpora"]] == [f".../{text_file.name}", f".../{sea_file.name}"]
     assert facts.about["sae"] == tiny_sae_dir.name
     assert facts.about["provenance"]["settings"]["before"] == 4
     assert facts.features["selectivity"].notna().all()
+    for path in [path for path in (tmp_path / "out").rglob("*") if path.is_file()]:
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path
+    documents = pq.read_table(tmp_path / "out" / "examples.parquet")["document"].to_pylist()
+    assert {document.split("#")[0] for document in documents} == {f".../{text_file.name}", f".../{sea_file.name}"}
     again = explore("--dataset", text_file, "--dataset", sea_file, "--split", "train")
     assert again.code == 0
     refused = explore("--dataset", text_file, "--split", "train")
     assert refused.code == 2
-    assert f"holds results made with other settings (contents of {sea_file}, dataset)" in refused.error
+    assert f"holds results made with other settings (contents of .../{sea_file.name}, dataset)" in refused.error
 
 
 def test_facts_of_a_text_that_changed_are_refused(explore: Any, text_file: Path, tmp_path: Path) -> None:
@@ -55,7 +60,7 @@ def test_facts_of_a_text_that_changed_are_refused(explore: Any, text_file: Path,
     text.write_text(text.read_text() + "And more.\n")
     refused = explore("--dataset", text)
     assert refused.code == 2
-    assert f"holds results made with other settings (contents of {text})" in refused.error
+    assert "holds results made with other settings (contents of .../text.txt)" in refused.error
 
 
 def test_facts_of_a_model_that_changed_are_refused(explore: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -65,7 +70,7 @@ def test_facts_of_a_model_that_changed_are_refused(explore: Any, tiny_model_dir:
     (model / "config.json").touch()
     refused = explore("--model", model)
     assert refused.code == 2
-    assert f"holds results made with other settings (contents of {model})" in refused.error
+    assert "holds results made with other settings (contents of .../model)" in refused.error
 
 
 def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, text_file: Path) -> None:
@@ -73,7 +78,7 @@ def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, tex
     assert outcome.code == 0, outcome.err
     assert "(all there were; 100,000 were asked for)" in outcome.out
     facts = Exploration.open(tmp_path / "out")
-    assert facts.about["corpora"][0]["name"] == str(text_file)
+    assert facts.about["corpora"][0]["name"] == f".../{text_file.name}"
     assert facts.about["split"] == "select"
 
 

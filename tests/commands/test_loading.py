@@ -72,3 +72,37 @@ def test_a_dtype_that_nobody_loads_is_refused(tiny_sae_dir: Path, tmp_path: Path
         open_sae(tiny_sae_dir, dtype="half")
     with pytest.raises(ModelError, match="got dtype 'auto'"):
         open_sae(recording(tiny_sae_dir, tmp_path / "sae", {"dtype": "auto"}))
+
+
+def test_model_and_text_are_found_from_another_directory(
+    mtsae: Any, tiny_model_dir: Path, text_file: Path, sea_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Train on relative paths, measure from a folder that has other things of the same names, then without the text."""
+    (tmp_path / "p").mkdir()
+    shutil.copytree(tiny_model_dir, tmp_path / "p" / "lm")
+    shutil.copy(text_file, tmp_path / "p" / "t.txt")
+    (tmp_path / "q" / "lm").mkdir(parents=True)
+    shutil.copy(sea_file, tmp_path / "q" / "t.txt")
+    monkeypatch.chdir(tmp_path / "p")
+    sizes = ["--context-size", 32, "--batch-size-tokens", 64, "--training-tokens", 320, "--d-sae", 32, "--set", "k=4"]
+    trained = mtsae(
+        "train", "--model", "./lm", "--hook-name", "blocks.0.hook_resid_post", "--dataset", "t.txt", "--out", "sae", *sizes
+    )
+    assert trained.code == 0, trained.err
+    few = ["--n-contexts", 8]
+    assert mtsae("evaluate", "sae", "--out", "e", *few).code == 0
+    assert str(tmp_path) not in (tmp_path / "p" / "e" / "report.html").read_text()
+    monkeypatch.chdir(tmp_path / "q")
+    assert mtsae("evaluate", "../p/sae", "--out", "e", *few).code == 0
+    here, there = (json.loads((tmp_path / place / "e" / "metrics.json").read_text()) for place in ("p", "q"))
+    assert here["ce_loss_without_sae"] == there["ce_loss_without_sae"]
+    assert mtsae("upload", "../p/sae", "me/x", "--dry-run", "up").code == 0
+    for path in [path for folder in ("up", "e") for path in (tmp_path / "q" / folder).rglob("*") if path.is_file()]:
+        assert str(tmp_path).encode() not in path.read_bytes(), path
+    shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", *few)
+    assert "trained on lm, which is not here; give --model" in shared.error
+    shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", "--model", "../p/lm", *few)
+    assert "trained on t.txt, which is not here; give --dataset" in shared.error
+    (tmp_path / "p" / "t.txt").unlink()
+    gone = mtsae("evaluate", "../p/sae", "--out", "e3", *few)
+    assert f"trained on {tmp_path}/p/t.txt, which is not here; give --dataset" in gone.error

@@ -81,7 +81,8 @@ def test_paths_of_the_machine_stay_there(hub: Any, tiny_sae_dir: Path, tmp_path:
     for name, content in files.items():
         assert str(tmp_path.parent.parent).encode() not in content, name
     metadata = json.loads(files["me/things/a/cfg.json"])["metadata"]
-    assert (metadata["model_name"], metadata["dataset_path"]) == ("bert-t5-gemma", "land.txt")
+    assert (metadata["model_name"], metadata["dataset_path"]) == ("elsewhere:bert-t5-gemma", "elsewhere:land.txt")
+    assert "| language model | bert-t5-gemma |" in files["me/things/README.md"].decode()
 
 
 def test_the_sae_on_the_hub_opens_in_its_model(hub: Any, tiny_sae_dir: Path, tiny_model_dir: Path, lm: Any) -> None:

@@ -1,0 +1,250 @@
+"""The language model and the text that an SAE was trained on: recorded so that they are found again, and nothing else in their place.
+
+On the machine where an SAE was trained, its metadata hold the absolute path of a local model or text, so every loader finds them from any
+working directory, and a digest of the contents, so a file that has changed is noticed. A copy that is shared holds neither: `share_metadata`
+puts `elsewhere:NAME` in the place of a path, a name that no loader takes for a file of the reader's. A name that is not local, such as
+`embedded` or a name of the hub, stands as it is everywhere.
+
+An SAE that was recorded before this, or by SAELens's own runner, may hold a relative path. It is looked for first where the SAE was trained,
+as far as its `runner_cfg.json` tells; a file of that name in the working directory is used with a warning.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.saes.sae import SAEMetadata
+
+from mtsae_lens.assets import EMBEDDED_MODELS
+from mtsae_lens.data.bridges import BRIDGE_PREFIX
+from mtsae_lens.data.documents import EMBEDDED, is_local, source_parts
+from mtsae_lens.data.text_files import files_in
+from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
+from mtsae_lens.machine_paths import last_part
+
+ELSEWHERE = "elsewhere:"
+DIGESTS = "local_contents"
+"""Field of the metadata: digests of what is local, by field; there is one, if only an empty one, in every SAE recorded here."""
+
+Field = Literal["model_name", "dataset_path"]
+_OPTION: dict[Field, str] = {"model_name": "--model", "dataset_path": "--dataset"}
+_MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
+_CHUNK, _N_CHUNKS = 65_536, 16
+
+
+def record_origins(metadata: SAEMetadata, model: str | None, source: str | None) -> None:
+    """Put the names of model and text into an SAE's metadata, local ones as absolute paths with a digest of their contents.
+
+    Args:
+        metadata: to fill.
+        model: name of the language model, as `load_language_model` takes it; None for a model that was given as an object.
+        source: of text, as `read_documents` takes it; None for rows that were given as an object.
+    """
+    recorded: dict[Field, str | None] = {
+        "model_name": None if model is None else _absolute("model_name", model),
+        "dataset_path": None if source is None else _absolute("dataset_path", source),
+    }
+    digests = {}
+    for name, value in recorded.items():
+        setattr(metadata, name, value)
+        files = _files_of(name, value)
+        if files:
+            digests[name] = _digest(files)
+    setattr(metadata, DIGESTS, digests)
+
+
+def find_model(metadata: SAEMetadata, sae: Path | str) -> str | None:
+    """Return the name under which `load_language_model` finds the model that an SAE was trained on; None if it records none.
+
+    Args:
+        metadata: of the SAE.
+        sae: folder of the SAE, to name it in errors and to look for what it belongs to.
+
+    Raises:
+        ModelError: the model is not here, or it has changed since.
+    """
+    return _find(metadata, "model_name", sae, ModelError)
+
+
+def find_source(metadata: SAEMetadata, sae: Path | str) -> str | None:
+    """Return the text that an SAE was trained on, as `read_documents` takes it; None if the SAE records none.
+
+    Args:
+        metadata: of the SAE.
+        sae: folder of the SAE, to name it in errors and to look for what it belongs to.
+
+    Raises:
+        DataError: the text is not here, or it has changed since.
+    """
+    return _find(metadata, "dataset_path", sae, DataError)
+
+
+def share_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the metadata of an SAE for other machines: `elsewhere:NAME` for every path, and no digests of local files."""
+    shared = {name: value for name, value in metadata.items() if name != DIGESTS}
+    is_recorded_here = DIGESTS in metadata
+    for name in _OPTION:
+        if isinstance(value := shared.get(name), str):
+            shared[name] = _map_parts(name, value, lambda path: _share(path, is_recorded_here))
+    return shared
+
+
+def display_name(name: str) -> str:
+    """Return the name of a model or text for readers: of a path or of what lies elsewhere, the last part."""
+    prefix, bare = _split_bridge(name)
+    return prefix + "+".join(last_part(part.removeprefix(ELSEWHERE).rstrip("/")) for part in bare.split("+"))
+
+
+def _share(path: str, is_recorded_here: bool) -> str:
+    if path.startswith(ELSEWHERE):
+        return path
+    is_path = last_part(path) != path or path.startswith((".", "~")) or (not is_recorded_here and _is_file_name(path))
+    return ELSEWHERE + Path(last_part(path)).name if is_path else path
+
+
+def _is_file_name(path: str) -> bool:
+    """Whether a relative name of an old record can only be a file, as `texts/land.txt` is; `owner/name` may be a dataset of the hub."""
+    return Path(path).suffix in (".txt", ".jsonl", ".parquet", ".gz", ".zst") or path.count("/") > 1
+
+
+def _split_bridge(name: str) -> tuple[str, str]:
+    return (BRIDGE_PREFIX, name.removeprefix(BRIDGE_PREFIX)) if name.startswith(BRIDGE_PREFIX) else ("", name)
+
+
+def _map_parts(name: Field, value: str, change: Any) -> str:
+    """Change every path in a name of a model or text; what follows a path in a source, such as `@field=value`, stays."""
+    if name == "model_name":
+        prefix, bare = _split_bridge(value)
+        return prefix + change(bare)
+    changed = []
+    for part in source_parts(value):
+        path, rest = _split_source(part)
+        changed.append(change(path) + rest)
+    return "+".join(changed)
+
+
+def _split_source(part: str) -> tuple[str, str]:
+    """Split a source of text into a path and what follows it: the longest beginning that is a file or folder here."""
+    ends = [len(part), *(place for place in range(len(part) - 1, 0, -1) if part[place] in "@#?:[")]
+    for end in ends:
+        if is_local(part[:end]):
+            return part[:end], part[end:]
+    head, separator, rest = part.partition("@")
+    return head, separator + rest
+
+
+def _absolute(name: Field, value: str) -> str:
+    fixed = EMBEDDED_MODELS if name == "model_name" else (EMBEDDED,)
+
+    def change(path: str) -> str:
+        local = Path(path).is_dir() if name == "model_name" else is_local(path)
+        return os.path.abspath(path) if path not in fixed and local else path
+
+    return _map_parts(name, value, change)
+
+
+def _find(metadata: SAEMetadata, name: Field, sae: Path | str, kind: type[ModelError] | type[DataError]) -> str | None:
+    value = getattr(metadata, name)
+    if value is None:
+        return None
+    option, digests = _OPTION[name], getattr(metadata, DIGESTS)
+    fixed = EMBEDDED_MODELS if name == "model_name" else (EMBEDDED,)
+
+    def missing(path: str) -> Exception:
+        return kind(
+            f"{sae}: trained on {path}, which is not here; give {option} {'FOLDER' if name == 'model_name' else 'PATH'}"
+        )
+
+    def here(path: str) -> str:
+        if path in fixed:
+            return path
+        if path.startswith(ELSEWHERE):
+            raise missing(path.removeprefix(ELSEWHERE))
+        if last_part(path) != path:  # an absolute path of any system
+            if not is_local(path):
+                raise missing(path)
+            return path
+        if not isinstance(digests, dict):
+            return _find_relative(path, Path(sae), option, missing)
+        if is_local(path):
+            raise kind(
+                f"{sae}: trained on {path!r}, which was no file or folder, and {path!r} in the working directory is one; run this from "
+                f"another directory, or give {option} ./{path} to use it"
+            )
+        return path
+
+    found = _map_parts(name, value, here)
+    digest = digests.get(name) if isinstance(digests, dict) else None
+    if digest is not None and _digest(_files_of(name, found)) != digest:
+        raise kind(
+            f"{sae}: trained on {found}, whose contents have changed since; give {option} {found} to use it as it is now"
+        )
+    return found
+
+
+def _find_relative(path: str, sae: Path, option: str, missing: Any) -> str:
+    """Find what an old record names by a relative path."""
+    directory = _training_directory(sae)
+    if directory is not None and is_local(str(directory / path)):
+        return str(directory / path)
+    if is_local(path):
+        warnings.warn(
+            f"{sae}: trained on {path!r} in a working directory that was not recorded; using {os.path.abspath(path)}. Give {option} to be sure",
+            MTSAEWarning,
+            stacklevel=2,
+        )
+        return path
+    if path.startswith((".", "~")) or _is_file_name(path):
+        raise missing(path)
+    return path
+
+
+def _training_directory(sae: Path) -> Path | None:
+    """Return the working directory in which an SAE was trained, where its run recorded a relative output folder."""
+    try:
+        output = Path(json.loads((sae / RUNNER_CFG_FILENAME).read_text(encoding="utf-8"))["output_path"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    folder, parts = sae.resolve(), Path(os.path.normpath(output)).parts
+    if output.is_absolute() or not parts or folder.parts[-len(parts) :] != parts:
+        return None
+    return Path(*folder.parts[: -len(parts)])
+
+
+def _files_of(name: Field, value: str | None) -> list[Path]:
+    """Return the local files that a recorded name stands for, in a fixed order."""
+    if value is None:
+        return []
+    if name == "model_name":
+        folder = Path(_split_bridge(value)[1])
+        if value in EMBEDDED_MODELS or not folder.is_absolute() or not folder.is_dir():
+            return []
+        return sorted(file for file in folder.iterdir() if file.suffix in _MODEL_SUFFIXES and file.is_file())
+    paths = [Path(_split_source(part)[0]) for part in source_parts(value)]
+    return [file for path in paths if path.is_absolute() and path.exists() for file in files_in(path)]
+
+
+def _digest(files: Iterable[Path]) -> str:
+    """Digest sizes and sixteen evenly spaced pieces of files: all of a small file, a sample of a large one, whatever its name and time."""
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            size = file.stat().st_size
+            digest.update(f"{size} ".encode())
+            with file.open("rb") as content:
+                last = size - _CHUNK
+                is_small = size <= _N_CHUNKS * _CHUNK
+                starts = range(0, size, _CHUNK) if is_small else [last * i // (_N_CHUNKS - 1) for i in range(_N_CHUNKS)]
+                for start in starts:
+                    content.seek(start)
+                    digest.update(content.read(_CHUNK))
+        except OSError as error:
+            raise DataError(f"{file}: {error.strerror or error}") from error
+    return digest.hexdigest()[:32]
