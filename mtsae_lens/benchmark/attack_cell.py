@@ -11,7 +11,7 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.finetuning.batches import sample_documents, select_contexts, split_by_document
+from mtsae_lens.unlearning.finetuning.batches import sample_documents, split_by_document
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.measures.effects import EditEffect, measure_model
 
@@ -58,7 +58,7 @@ def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: in
     learned = subject.training_table(task.forget)
     snapshots = tuple(step for step in RELEARNING.snapshots if step <= n_steps)
     settings = replace(RELEARNING, n_steps=n_steps, snapshots=snapshots, seed=seed)
-    sizes = sorted({min(k, len(set(learned.documents))) for k in sizes})  # an attacker has at most the text there is
+    sizes = sorted({min(k, len(set(learned.pieces.documents))) for k in sizes})  # an attacker has at most the text there is
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, Any] = {}
     for hook in variants:
@@ -74,8 +74,7 @@ def _relearning(subject: Subject, change: Change, sizes: Sequence[int], seed: in
 
 
 def _of_others(measured: TokenTable, learned: TokenTable) -> TokenTable:
-    known = set(learned.documents)
-    return select_contexts(measured, [place for place, name in enumerate(measured.documents) if name not in known])
+    return measured.only(set(measured.pieces.documents) - set(learned.pieces.documents))
 
 
 def _curve(

@@ -3,20 +3,39 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtsae_lens.data.documents import Document, Split, read_documents, shuffle_stream, source_name
+from mtsae_lens.data.notices import tell_once
 from mtsae_lens.errors import DataError
 
-_DOCUMENTS_AT_ONCE = 64  # tokenised in one call: fast tokenizers work in parallel
+_DOCUMENTS_AT_ONCE = 64  # tokenized in one call: fast tokenizers work in parallel
+_MOST_LEFT_OUT = 0.1  # share of the tokens of documents that may be left out of contexts without a word
+
+Spans = tuple[tuple[str, int], ...]
+"""The documents of one context, each with the position at which it begins there; the first is 0."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """The tokens of one context, and the documents that they are of."""
+
+    tokens: list[int]
+    spans: Spans
+
+    @property
+    def document(self) -> str:
+        """The document in which it begins."""
+        return self.spans[0][0]
 
 
 @dataclass(frozen=True)
@@ -46,7 +65,8 @@ class ContextCutter:
         """Where special tokens stand."""
         return torch.isin(tokens, self.special_token_ids.to(tokens.device))
 
-    def _token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
+    def token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
+        """Yield the name and the tokens of every document, tokenized some at once."""
         iterator = iter(documents)
         while chunk := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
             encoded = self.tokenizer(
@@ -54,26 +74,63 @@ class ContextCutter:
             )
             yield from zip((d.name for d in chunk), encoded["input_ids"], strict=True)
 
+    @property
+    def _start(self) -> list[int]:
+        return [self.tokenizer.bos_token_id] if self.prepend_bos else []
+
+    @property
+    def room(self) -> int:
+        """Tokens of text in a context."""
+        return self.context_size - len(self._start)
+
     def cut(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
-        """Name of the document in which it begins, and tokens, of every context."""
-        start = [self.tokenizer.bos_token_id] if self.prepend_bos else []
-        room = self.context_size - len(start)
-        separator = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        """Yield every context as the name of the document in which it begins, and its tokens."""
+        yield from ((context.document, context.tokens) for context in self.contexts(documents))
+
+    def contexts(self, documents: Iterable[Document]) -> Iterator[Context]:
+        """Yield every context of documents, in their order."""
+        ids = self.token_ids(documents)
+        if self.packed:
+            yield from self.pack(ids)
+        else:
+            for name, tokens in ids:
+                yield from self.whole_contexts(name, tokens)
+
+    def whole_contexts(self, name: str, ids: Sequence[int]) -> Iterator[Context]:
+        """Yield the contexts that the tokens of one document fill; what is left at its end is fewer than `room`."""
+        for place in range(0, len(ids) - self.room + 1, self.room):
+            yield Context([*self._start, *ids[place : place + self.room]], ((name, 0),))
+
+    def pack(self, parts: Iterable[tuple[str, Sequence[int]]]) -> Iterator[Context]:
+        """Yield contexts of documents laid end to end with a separator between them, in time linear in their tokens.
+
+        Args:
+            parts: name and tokens of each document. What is left at the end of all is dropped: it fills no context.
+        """
+        tokenizer, room, start = self.tokenizer, self.room, self._start
+        separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
         pending: list[int] = []
-        pending_name = ""
-        for name, ids in self._token_ids(documents):
-            if not self.packed:
-                for place in range(0, len(ids) - room + 1, room):
-                    yield name, start + ids[place : place + room]
-                continue
+        begins: list[tuple[str, int]] = []  # documents in `pending`, and where
+        for name, ids in parts:
             if pending and separator is not None:
                 pending.append(separator)
-            pending_name = pending_name if pending else name
+            begins.append((name, len(pending)))
             pending.extend(ids)
-            while len(pending) >= room:
-                yield pending_name, start + pending[:room]
-                pending = pending[room:]
-                pending_name = name
+            place = 0
+            while len(pending) - place >= room:
+                end = place + room
+                yield Context(start + pending[place:end], _spans(begins, place, end, len(start)))
+                place = end
+            if place:
+                begins = [(name, 0)] if place < len(pending) else []
+                del pending[:place]
+
+
+def _spans(begins: Sequence[tuple[str, int]], place: int, end: int, shift: int) -> Spans:
+    """Return the documents between two places of what is packed; a separator belongs to the document before it."""
+    inside = [(name, begin) for name, begin in begins if begin < end]
+    first = max(number for number, (_, begin) in enumerate(inside) if begin <= place)
+    return ((inside[first][0], 0), *((name, begin - place + shift) for name, begin in inside[first + 1 :]))
 
 
 @dataclass(frozen=True)
@@ -91,14 +148,29 @@ class ContextStream:
         epoch = 0
         while True:
             n_contexts = 0
-            for _, tokens in self.cutter.cut(shuffle_stream(self.read(), seed=f"{self.seed} {epoch}")):
+            for context in self.cutter.contexts(shuffle_stream(self.read(), seed=f"{self.seed} {epoch}")):
                 n_contexts += 1
-                yield tokens
+                yield context.tokens
             if not n_contexts:
                 raise DataError(
                     f"the training documents give no context of {self.cutter.context_size} tokens; give more text or a smaller context size"
                 )
             epoch += 1
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of contexts that belong to one document each, numbered from left to right and context by context."""
+
+    documents: tuple[str, ...]
+    """The document of each piece."""
+    of_token: Int[Tensor, "n pos"]
+    """The piece of each token; a separator belongs to the piece before it, the token at the start to the first."""
+
+    def sum(self, per_prediction: Float[Tensor, "n pred"]) -> Float[Tensor, " piece"]:
+        """Add up values of predictions (`[:, t]` of the token at `t + 1`) by the piece of the predicted token."""
+        total = torch.zeros(len(self.documents), dtype=per_prediction.dtype)
+        return total.index_add_(0, self.of_token[:, 1:].flatten(), per_prediction.flatten())
 
 
 @dataclass(frozen=True)
@@ -110,24 +182,85 @@ class TokenTable:
     documents: tuple[str, ...]
     answers: Bool[Tensor, "n pos"] | None = None
     """The tokens whose prediction is measured; None: all but special ones."""
+    spans: tuple[Spans, ...] | None = None
+    """The documents of each context; None: each context is of one document."""
 
     def __len__(self) -> int:
         return len(self.documents)
 
     def batches(self, batch_size: int) -> Sequence[Int[Tensor, "batch pos"]]:
-        """Tokens in batches, the last one as large as it comes."""
+        """Return the tokens in batches, the last one as large as it comes."""
         return self.tokens.split(batch_size)
 
     def counted(self, cutter: ContextCutter) -> Bool[Tensor, "n pred"]:
-        """Which predictions count: `[:, t]` is that of the token at `t + 1`."""
+        """Return which predictions count: `[:, t]` is that of the token at `t + 1`."""
         answers = ~cutter.special_positions(self.tokens)
         return (answers if self.answers is None else answers & self.answers)[:, 1:]
 
+    @property
+    def all_spans(self) -> tuple[Spans, ...]:
+        """The documents of each context, whether it has one or several."""
+        return tuple(((name, 0),) for name in self.documents) if self.spans is None else self.spans
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """What of each context belongs to which document."""
+        n, n_positions = self.tokens.shape
+        if self.spans is None:
+            return Pieces(self.documents, torch.arange(n).unsqueeze(1).expand(n, n_positions))
+        begins = torch.zeros(n, n_positions, dtype=torch.long)
+        for row, spans in enumerate(self.spans):
+            begins[row, [begin for _, begin in spans]] = 1
+        return Pieces(
+            tuple(name for spans in self.spans for name, _ in spans), begins.flatten().cumsum(0).view(n, n_positions) - 1
+        )
+
+    def rows(self, rows: Sequence[int] | Int[Tensor, " row"]) -> TokenTable:
+        """Return some contexts, in this order."""
+        index = torch.as_tensor(rows, dtype=torch.long)
+        return TokenTable(
+            self.corpus,
+            self.tokens[index],
+            tuple(self.documents[row] for row in index.tolist()),
+            None if self.answers is None else self.answers[index],
+            None if self.spans is None else tuple(self.spans[row] for row in index.tolist()),
+        )
+
+    def only(self, documents: Collection[str]) -> TokenTable:
+        """Return the contexts with text of these documents; in those that hold others too, the tokens of the others do not count."""
+        pieces = self.pieces
+        wanted = torch.tensor([name in documents for name in pieces.documents], dtype=torch.bool)[pieces.of_token]
+        table = self.rows(wanted.any(dim=1).nonzero()[:, 0])
+        wanted = wanted[wanted.any(dim=1)]
+        if bool(wanted.all()):
+            return table
+        return replace(table, answers=wanted if table.answers is None else wanted & table.answers)
+
+
+def make_table(corpus: str, contexts: Sequence[Context]) -> TokenTable:
+    """Return contexts as a table."""
+    packed = any(len(context.spans) > 1 for context in contexts)
+    return TokenTable(
+        corpus,
+        torch.tensor([context.tokens for context in contexts], dtype=torch.long),
+        tuple(context.document for context in contexts),
+        spans=tuple(context.spans for context in contexts) if packed else None,
+    )
+
 
 def read_tokens(source: str | Path, split: Split, cutter: ContextCutter, max_contexts: int, *, seed: int = 0) -> TokenTable:
-    """Up to `max_contexts` contexts of a split, drawn at random from as many documents as there may be contexts.
+    """Read up to `max_contexts` contexts of a split, drawn at random from as many documents as there may be contexts, or more.
 
-    Contexts of one document each where the documents are long enough for that, packed ones otherwise.
+    A document that fills contexts has them to itself. Documents that are shorter than a context are packed, as in training, together with
+    the ends of the others, and drawn from alike; so are these ends where whole contexts are fewer than asked for. Otherwise the ends are left
+    out, and this is told where they are more than a tenth of the text.
+
+    Args:
+        source: see `mtsae_lens.data.documents`.
+        split: of the documents.
+        cutter: the tokenizer and the length of a context.
+        max_contexts: at most.
+        seed: of the draw.
 
     Raises:
         DataError: see `read_documents`; or too little text for one context.
@@ -135,16 +268,60 @@ def read_tokens(source: str | Path, split: Split, cutter: ContextCutter, max_con
     source = source_name(source)
     if max_contexts < 1:
         raise DataError(f"max_contexts must be at least 1; got {max_contexts}")
-    documents = list(islice(shuffle_stream(read_documents(source, split), seed), max_contexts))
-    contexts = list(replace(cutter, packed=False).cut(documents))
-    if len(contexts) < min(max_contexts, len(documents)):
-        stream = shuffle_stream(read_documents(source, split), seed)
-        contexts = list(islice(replace(cutter, packed=True).cut(stream), max_contexts))
+    drawn = _Drawn(cutter)
+    for name, ids in cutter.token_ids(shuffle_stream(read_documents(source, split), seed)):
+        drawn.add(name, ids)
+        if drawn.n_documents >= max_contexts and drawn.n_contexts >= max_contexts:
+            break
+    contexts = drawn.contexts(max_contexts)
     if not contexts:
         raise DataError(
-            f"{source}: split {split!r} has {len(documents)} documents and gives no context of {cutter.context_size} tokens (of every "
+            f"{source}: split {split!r} has {drawn.n_documents} documents and gives no context of {cutter.context_size} tokens (of every "
             "ten documents one is for each of select, tune and test); give more text or a smaller context size"
         )
+    if drawn.share_left_out(max_contexts) > _MOST_LEFT_OUT:
+        tell_once(
+            f"{source}: contexts of {cutter.context_size} tokens leave out the ends of documents, "
+            f"{drawn.share_left_out(max_contexts):.0%} of the text; a smaller context size leaves out less"
+        )
     random.Random(seed).shuffle(contexts)
-    names, tokens = zip(*contexts[:max_contexts], strict=True)
-    return TokenTable(source, torch.tensor(tokens, dtype=torch.long), names)
+    return make_table(source, contexts[:max_contexts])
+
+
+class _Drawn:
+    """The tokens of documents: contexts that one document fills, and what is left of each."""
+
+    def __init__(self, cutter: ContextCutter) -> None:
+        self.cutter = cutter
+        self.whole: list[Context] = []
+        self.rests: list[tuple[str, list[int]]] = []
+        self.n_documents = self.n_rest_tokens = 0
+        self.some_are_short = False
+
+    def add(self, name: str, ids: list[int]) -> None:
+        """Take up one document."""
+        n_whole = len(ids) // self.cutter.room
+        self.whole.extend(self.cutter.whole_contexts(name, ids))
+        rest = ids[n_whole * self.cutter.room :]
+        if rest:
+            self.rests.append((name, rest))
+        self.n_documents += 1
+        self.n_rest_tokens += len(rest)
+        self.some_are_short |= not n_whole
+
+    @property
+    def n_contexts(self) -> int:
+        """About how many contexts there are."""
+        return len(self.whole) + (self.n_rest_tokens // self.cutter.room if self.some_are_short else 0)
+
+    def _packs(self, max_contexts: int) -> bool:
+        return self.some_are_short or len(self.whole) < max_contexts
+
+    def contexts(self, max_contexts: int) -> list[Context]:
+        """Return the contexts to draw from."""
+        return [*self.whole, *self.cutter.pack(self.rests)] if self._packs(max_contexts) else self.whole
+
+    def share_left_out(self, max_contexts: int) -> float:
+        """Return the share of tokens that no context to draw from holds, if the ends of documents are left out."""
+        n_whole = len(self.whole) * self.cutter.room
+        return 0.0 if self._packs(max_contexts) else self.n_rest_tokens / (n_whole + self.n_rest_tokens)

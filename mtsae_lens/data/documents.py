@@ -2,27 +2,32 @@
 
 A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each; with
 `biographies:forget`, `biographies:retain` and `biographies:strangers` those of some, grouped as in `mtsae_lens.data.facts`), a file or folder
-of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub (with `source@field=value` keeping the rows whose metadata say so, such as
-`monology/pile-uncopyrighted@pile_set_name=Github`), or several of these joined by `+`. Each document belongs to one split for ever: the
-embedded texts record it, all others take it from their place in the source, so it needs no state and no second pass.
+of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub, or several of these joined by `+`. `source?column=content` names the column of
+the text, `owner/name?config=...&split=...` what of a dataset is read, and `source@field=value` keeps the rows with this value, such as
+`monology/pile-uncopyrighted@pile_set_name=Github` (`mtsae_lens.data.sources`). Each document belongs to one split for ever: the embedded texts
+record it, all others take it from their place in the source, so it needs no state and no second pass.
 """
 
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import pyarrow.parquet as pq
 
 from mtsae_lens.assets import TEXTS_FILE
+from mtsae_lens.data.folders import text_suffix
+from mtsae_lens.data.hub_rows import read_hub_rows
 from mtsae_lens.data.people import GROUPS, Person, make_biography, make_people, people_of
-from mtsae_lens.data.text_files import SUFFIXES, read_texts
+from mtsae_lens.data.rows import RowReader
+from mtsae_lens.data.sources import SourcePart, local_path, parse_part, source_parts
+from mtsae_lens.data.text_files import read_texts
 from mtsae_lens.errors import DataError, nearest
 
 Split = Literal["train", "select", "tune", "test"]
@@ -55,9 +60,15 @@ def embedded_domains() -> tuple[str, ...]:
 
 
 def check_source(source: str) -> None:
-    """Raise `DataError`, before any work is done, where a source can be none of the kinds."""
+    """Raise before any work is done where a source cannot be read, or a part of it has no text.
+
+    Raises:
+        DataError: see `read_documents`.
+    """
     for part in source_parts(source):
-        next(_read(part), None)
+        with closing(_read_part(part, tell=False)) as documents:
+            if next(documents, None) is None:
+                raise _no_text(part)
 
 
 def source_name(source: str | Path) -> str:
@@ -84,51 +95,88 @@ def read_documents(source: str | Path, split: Split | None = None) -> Iterator[D
     if split not in (None, *SPLITS):
         raise DataError(f"a split is one of {', '.join(SPLITS)}, or None for all; got {split!r}")
     found = False
-    for document in _read(source):
+    for document in chain.from_iterable(map(_read_part, source_parts(source))):
         found = True
         if split is None or document.split == split:
             yield document
     if not found:
-        raise DataError(f"{source}: no text in it; needed at least one non-empty document")
+        raise _no_text(source)
 
 
-def _read(source: str) -> Iterator[Document]:
-    if source == EMBEDDED:
-        return _read_embedded(None)
-    if source.strip() and is_local(source):
-        return _in_order(source, read_texts(Path(source)))
-    if source in embedded_domains():
-        return _read_embedded(source)
-    if source in _BIOGRAPHIES:
-        return _read_biographies(_BIOGRAPHIES[source]())
-    if len(joined := source_parts(source)) > 1:
-        return chain.from_iterable(map(_read, joined))
-    parts = Path(source).parts
-    if len(parts) > 1 and parts[0] not in (".", "..", "/") and Path(parts[0]).is_dir():
-        raise DataError(f"no file or folder {source!r}, though {parts[0]!r} is a folder here")
-    if (
-        "/" in source
-        and not source.startswith((".", "/", "~"))
-        and Path(source.split("@", maxsplit=1)[0]).suffix not in SUFFIXES
-    ):
-        return _in_order(source, _read_hub(source))
-    raise DataError(
-        f"no file, folder or embedded domain {source!r}.{nearest(source, [EMBEDDED, *_BIOGRAPHIES, *embedded_domains()])}"
-    )
+def _no_text(source: str) -> DataError:
+    return DataError(f"{source}: no text in it; needed at least one non-empty document")
 
 
-def source_parts(source: str) -> list[str]:
-    """The sources that are joined by `+` in one; a file may have a `+` in its name."""
-    parts = source.split("+")
-    return [source] if is_local(source) or not all(parts) else parts
-
-
-def is_local(source: str) -> bool:
-    """Whether a source is a file or folder here."""
+def _read_part(text: str, *, tell: bool = True) -> Iterator[Document]:
+    """Yield the documents of a source that is not joined, and say at the end what was skipped."""
+    if text == EMBEDDED:
+        yield from _read_embedded(None)
+        return
+    part = parse_part(text)
+    if part.path is None and (part.name in embedded_domains() or part.name in (EMBEDDED, *_BIOGRAPHIES)):
+        if not part.is_plain:
+            raise DataError(
+                f"{text}: {part.name!r} comes with the package and has neither columns nor fields; leave out the rest"
+            )
+        yield from _read_biographies(_BIOGRAPHIES[text]()) if text in _BIOGRAPHIES else _read_embedded(text)
+        return
+    if part.path is None:
+        _check_hub_name(part)
+    reader = RowReader(text, part.choice)
+    texts = read_texts(part.path, reader) if part.path is not None else reader.texts(read_hub_rows(part))
     try:
-        return Path(source).exists()
-    except OSError:  # a name too long for a file, or with a zero byte
-        return False
+        yield from _in_order(text, texts)
+        reader.check_matched()
+    finally:
+        if tell:
+            reader.tell()
+
+
+def _check_hub_name(part: SourcePart) -> None:
+    """Raise for a name that cannot be that of a dataset on the hub.
+
+    Raises:
+        DataError: neither a local text nor `owner/name`.
+    """
+    name = part.name
+    parts = Path(name).parts
+    if len(parts) > 1 and parts[0] not in (".", "..", "/") and local_path(parts[0]) is not None:
+        raise DataError(f"no file or folder {name!r}, though {parts[0]!r} is a folder here")
+    if "/" not in name or name.startswith((".", "/", "~")) or text_suffix(Path(name)) is not None:
+        raise DataError(
+            f"no file, folder or embedded domain {name!r}.{nearest(name, [EMBEDDED, *_BIOGRAPHIES, *embedded_domains()])}"
+        )
+
+
+def check_rows(rows: Any) -> None:
+    """Raise where rows given in place of a source cannot be read again, as every epoch does.
+
+    Raises:
+        DataError: an iterator, such as a generator, or what cannot be iterated over.
+    """
+    kind = type(rows).__name__
+    if not isinstance(rows, Iterable):
+        raise DataError(f"expected rows such as datasets.Dataset.from_list([{{'text': ...}}]), got a {kind}")
+    if isinstance(rows, Iterator):
+        raise DataError(f"needs rows that can be read again, got a {kind}, which gives them once; pass list(rows) or a Dataset")
+
+
+def read_rows(rows: Iterable[Any], name: str = "override_dataset") -> Iterator[Document]:
+    """Yield rows with a `text` column as documents of TRAIN; null and empty ones are skipped and counted, as in a file.
+
+    Args:
+        rows: mappings, such as those of a `datasets.Dataset`.
+        name: what errors call them.
+
+    Raises:
+        DataError: see `check_rows`; or a row without a text.
+    """
+    check_rows(rows)
+    reader = RowReader(name)
+    texts = reader.texts((f"{name}, row {number}", row) for number, row in enumerate(rows))
+    for place, text in enumerate(texts):
+        yield Document(text, str(place), "train")
+    reader.tell()
 
 
 def _read_embedded(domain: str | None) -> Iterator[Document]:
@@ -147,27 +195,6 @@ def _read_biographies(people: Sequence[Person]) -> Iterator[Document]:
 def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:
     for place, text in enumerate(text for text in texts if text.strip()):
         yield Document(text, f"{source}#{place}", _HELD_OUT.get(place % 10, "train"))
-
-
-def _read_hub(source: str) -> Iterator[str]:
-    from datasets import load_dataset  # noqa: PLC0415 - slow to import, and local sources do without
-
-    name, _, condition = source.partition("@")
-    field, _, value = condition.partition("=")
-    try:
-        rows = load_dataset(name, split="train", streaming=True)
-        for row in rows:
-            if not isinstance(row.get("text"), str):
-                raise DataError(f"dataset {name!r} has no text under 'text'; its columns: {', '.join(row)}")
-            if not condition or row.get(field, (row.get("meta") or {}).get(field)) == value:
-                yield row["text"]
-    except DataError:
-        raise
-    except (OSError, ConnectionError, ValueError, RuntimeError) as error:
-        raise DataError(
-            f"dataset {name!r} cannot be read from the Hugging Face hub ({type(error).__name__}: {re.sub(chr(10), ' ', str(error))[:200]}); "
-            "where the hub cannot be reached, give a local .txt, .jsonl or .parquet file, or 'embedded'"
-        ) from error
 
 
 def shuffle_stream(items: Iterable[T], seed: int | str, buffer_size: int = 10_000) -> Iterator[T]:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 from mtsae_lens.assets import EMBEDDED_MODELS
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
-from mtsae_lens.data.documents import EMBEDDED, is_local, source_parts
-from mtsae_lens.data.text_files import files_in
+from mtsae_lens.data.documents import EMBEDDED
+from mtsae_lens.data.folders import files_in
+from mtsae_lens.data.sources import parse_part, source_parts
 
 
 def text_stamps(*sources: str) -> dict[str, str]:
     """Stamps of sources of text (`mtsae_lens.data.documents`), by `contents of SOURCE`."""
     parts = dict.fromkeys(part for source in sources for part in source_parts(source))
-    local = [part for part in parts if part != EMBEDDED and is_local(part)]
-    return {f"contents of {part}": _stamp(files_in(Path(part))) for part in local}
+    paths = {part: parse_part(part).path for part in parts if part != EMBEDDED}
+    return {f"contents of {part}": _stamp(files_in(path)) for part, path in paths.items() if path is not None}
 
 
 def model_stamps(*names: str | None) -> dict[str, str]:

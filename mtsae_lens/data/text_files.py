@@ -1,92 +1,138 @@
-"""Texts in files: .txt, which is cut into documents, .jsonl and .parquet with the text under `text`."""
+"""Texts in files: .txt, which is cut into documents, .jsonl and .parquet with the text in a column; compressed files too."""
 
 from __future__ import annotations
 
+import bz2
 import codecs
+import gzip
+import io
 import json
+import lzma
+import os
+import re
 import shlex
-import textwrap
+import stat
+import zlib
+from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from mtsae_lens.data.folders import SUFFIXES, files_in, list_suffixes, scan_folder, text_suffix
+from mtsae_lens.data.parquet_rows import read_parquet_rows
+from mtsae_lens.data.rows import RowReader
+from mtsae_lens.data.text_cutting import cut_into_documents
 from mtsae_lens.errors import DataError
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
-DOCUMENT_CHARS = 3_000  # about 800 tokens: several contexts a document, and enough documents for a split by document
-_PARQUET_ROWS = 1_024  # read at once, so that memory does not grow with the file
+_MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\xfd7zXZ\0": "xz", b"PK\3\4": "zip", b"PAR1": "parquet"}
+_COMPRESSIONS = ("gzip", "zstd", "xz", "bz2")
+_BZ2 = re.compile(rb"BZh[1-9]1AY&SY")
+_OLD_LINE_END = re.compile(rb"(?<=\})\r(?=\{)")  # elsewhere between the parts of JSON a carriage return is white space
+_DAMAGED = (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile, pa.ArrowException)
 
 
-def read_texts(path: Path) -> Iterator[str]:
-    """The texts of a file, or of all the files of a folder, few in memory at once.
+def read_texts(path: Path, reader: RowReader | None = None) -> Iterator[str]:
+    """Yield the texts of a file, or of all the files of a folder, few in memory at once.
+
+    Args:
+        path: the file or folder.
+        reader: which rows and which column; by default all, and the column `text`.
 
     Raises:
         DataError: what cannot be read, by file and line.
     """
-    if path.is_dir():
-        files = files_in(path)
-        if not files:
-            raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder")
-        for file in files:
-            yield from read_texts(file)
-        return
+    reader = reader or RowReader(str(path))
+    files = files_in(path)
+    if not files:
+        skipped = scan_folder(path).describe_skipped()
+        raise DataError(f"{path}: no {', '.join(SUFFIXES)} file in this folder{f'; not read: {skipped}' if skipped else ''}")
+    for file in files:
+        yield from _read_file(file, reader)
+
+
+def _read_file(path: Path, reader: RowReader) -> Iterator[str]:
+    suffix = text_suffix(path)
+    if suffix is None:
+        raise DataError(f"{path}: cannot read {path.suffix or 'a file without suffix'}; needed one of {list_suffixes()}")
     try:
-        suffix = path.suffix.lower()
+        with _open(path, suffix) as file:
+            if suffix == ".parquet":
+                yield from reader.texts(read_parquet_rows(path, file, reader.choice))
+            elif suffix == ".jsonl":
+                yield from reader.texts(_read_jsonl(path, file, reader.choice.column))
+            elif not reader.choice.is_default:
+                raise DataError(f"{path}: a .txt file has no columns to choose by; leave out ?column= and @field=")
+            else:
+                text = _unify_line_ends(_decode(path, file.read()))
         if suffix == ".txt":
-            yield from cut_into_documents(_decode(path, path.read_bytes()))
-        elif suffix == ".jsonl":
-            yield from _read_jsonl(path)
-        elif suffix == ".parquet":
-            yield from _read_parquet(path)
-        else:
-            raise DataError(
-                f"{path}: cannot read {path.suffix or 'a file without suffix'}; needed one of {', '.join(SUFFIXES)}"
-            )
+            yield from cut_into_documents(text)
+    except _DAMAGED as error:
+        raise DataError(f"{path}: damaged or cut short ({type(error).__name__}: {_one_line(error)}); make it again") from error
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(f"{path}: {error.strerror or _one_line(error)}") from error
 
 
-def files_in(path: Path) -> list[Path]:
-    """The file itself, or the files of a folder that are read, in order."""
-    if not path.is_dir():
-        return [path]
-    # a folder may be called texts.txt, and its files would be read twice, in two splits
-    return sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+@contextmanager
+def _open(path: Path, suffix: str) -> Iterator[BinaryIO]:
+    """Open a file, decompressed if its first bytes say that it is compressed.
+
+    Raises:
+        DataError: what is not a regular file, a file of another kind than its name says, or one that changed while it was read.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise DataError(
+            f"{path}: not a regular file but a pipe, socket, device or folder; copy the text into a file and give that"
+        )
+    with path.open("rb") as file:
+        kind = _kind(file.peek(16))
+        if kind in ((*_COMPRESSIONS, "zip") if suffix == ".parquet" else ("zip", "parquet")):
+            raise DataError(f"{path}: not {suffix} inside but {_describe(kind)}")
+        before = os.fstat(file.fileno())
+        yield _decompressed(file, kind)
+        after = os.fstat(file.fileno())
+        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+            raise DataError(f"{path}: changed while it was read; run this again when nothing writes to it")
 
 
-def cut_into_documents(text: str) -> Iterator[str]:
-    """Whole lines up to about `DOCUMENT_CHARS`, ended at a blank line where one comes soon."""
-    kept: list[str] = []
-    length = 0
-    for line in _lines(text):
-        kept.append(line.rstrip())
-        length += len(line) + 1
-        if length >= DOCUMENT_CHARS and (not line.strip() or length >= 1.5 * DOCUMENT_CHARS):
-            yield "\n".join(kept).strip("\n")
-            kept, length = [], 0
-    if any(kept):
-        yield "\n".join(kept).strip("\n")
+def _kind(head: bytes) -> str | None:
+    """Return what a file is by its first bytes; None for text, or what cannot be told from it."""
+    if _BZ2.match(head):
+        return "bz2"
+    return next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), None)
 
 
-def _lines(text: str) -> Iterator[str]:
-    """Lines; one that is longer than six documents is wrapped, or a text without line breaks would be a single document."""
-    for line in text.split("\n"):
-        if len(line) > 6 * DOCUMENT_CHARS:
-            yield from textwrap.wrap(line, DOCUMENT_CHARS, break_on_hyphens=False)
-        else:
-            yield line
+def _describe(kind: str | None) -> str:
+    if kind == "parquet":
+        return "a parquet file; give it a name that ends with .parquet"
+    return "a zip archive; unpack it" if kind == "zip" else f"compressed ({kind}); unpack it"
+
+
+def _decompressed(file: BinaryIO, kind: str | None) -> BinaryIO:
+    if kind == "gzip":
+        return cast(BinaryIO, gzip.GzipFile(fileobj=file))
+    if kind == "bz2":
+        return cast(BinaryIO, bz2.BZ2File(file))
+    if kind == "xz":
+        return cast(BinaryIO, lzma.LZMAFile(file))
+    if kind == "zstd":
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
+    return file
+
+
+def _unify_line_ends(text: str) -> str:
+    """End the lines of an old Macintosh file with line feeds; those of Windows lose their `\\r` when the text is cut."""
+    return re.sub(r"\r(?!\n)", "\n", text)
 
 
 def _decode(path: Path, data: bytes, line: int | None = None) -> str:
-    """UTF-8, with a byte order mark or without; `line` is for the error."""
+    """Decode UTF-8, with a byte order mark or without; `line` is for the error."""
     place = f"{path}" if line is None else f"{path}:{line}"
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if b"\0" in data[:65_536] and not utf16:
-        raise DataError(f"{place}: binary, not text (it has zero bytes)")
+    if b"\0" in data and not utf16:
+        raise DataError(f"{place}: binary, not text (byte {data.index(0)} is zero)")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,43 +143,35 @@ def _decode(path: Path, data: bytes, line: int | None = None) -> str:
         ) from error
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = _decode(path, line, number)
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
-            yield _text_of(row, f"{path}:{number}")
+def _read_jsonl(path: Path, file: BinaryIO, column: str) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a file with their place."""
+    key = json.dumps(column, ensure_ascii=False).encode()
+    number = 0
+    for ended in file:
+        for line in _OLD_LINE_END.split(ended):
+            number += 1
+            if line.strip():
+                yield f"{path}:{number}", _parse_json(path, number, line, repeated=line.count(key) > 1)
 
 
-def _text_of(row: Any, place: str) -> str:
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: needed an object with a string under 'text'; got a {type(row).__name__}")
-    if not isinstance(row.get("text"), str):
-        kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in islice(row.items(), 8))
-        raise DataError(f"{place}: needed an object with a string under 'text'; got {{{kinds}}}")
+def _parse_json(path: Path, number: int, line: bytes, *, repeated: bool) -> Any:
+    text = _decode(path, line, number)
     try:
-        row["text"].encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{place}: character {error.start} is half of a surrogate pair, which no text can hold; take it out"
-        ) from error
-    return row["text"]
+        return json.loads(text, object_pairs_hook=_unique_keys if repeated else None)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: not JSON ({error.msg})") from error
+    except RecursionError as error:
+        raise DataError(f"{path}:{number}: not JSON that can be read (it is nested too deep)") from error
+    except ValueError as error:
+        raise DataError(f"{path}:{number}: not JSON that can be read ({_one_line(error)})") from error
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowInvalid as error:
-        raise DataError(f"{path}: not a parquet file ({error})") from error
-    if "text" not in file.schema_arrow.names:
-        raise DataError(f"{path}: no column 'text'; it has {', '.join(file.schema_arrow.names)}")
-    kind = file.schema_arrow.field("text").type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise DataError(f"{path}: column 'text' holds {kind}; needed strings")
-    for batch in file.iter_batches(_PARQUET_ROWS, columns=["text"]):
-        yield from (text for text in batch["text"].to_pylist() if text)
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    repeated = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
+    if repeated:
+        raise ValueError(f"the key {repeated[0]!r} is given twice")
+    return dict(pairs)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

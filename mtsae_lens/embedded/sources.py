@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mtsae_lens.data.documents import SPLITS
-from mtsae_lens.data.text_files import cut_into_documents
+from mtsae_lens.data.text_cutting import cut_into_documents
 
 SPLIT_SEED = 20260102
 MIN_HELD_OUT_DOCUMENTS = 24  # per held-out split, so that a bootstrap over documents means something

@@ -6,11 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import Context, ContextCutter, Spans, TokenTable, make_table
 from mtsae_lens.data.documents import Split, read_documents, shuffle_stream
 from mtsae_lens.errors import DataError
 
@@ -23,7 +22,7 @@ class TextBatch:
     corpus: int
     first_context: int  # number of its first context, over all corpora
     tokens: Int[Tensor, "batch pos"]
-    documents: tuple[str, ...]  # in which each context begins
+    spans: tuple[Spans, ...]  # the documents of each context, and where they begin
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,10 @@ class Corpora:
         """Contexts of each corpus, at most."""
         return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
 
-    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[tuple[str, list[int]]]:
-        """Document and tokens of the first contexts of a corpus; None for all that are looked through."""
+    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[Context]:
+        """Return the first contexts of a corpus; None for all that are looked through."""
         documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
-        return islice(self.cutter.cut(documents), self.n_contexts_each if n_contexts is None else n_contexts)
+        return islice(self.cutter.contexts(documents), self.n_contexts_each if n_contexts is None else n_contexts)
 
     @property
     def n_tokens_there(self) -> int:
@@ -68,8 +67,8 @@ class Corpora:
             contexts, before = self.contexts(corpus), n_contexts
             while rows := list(islice(contexts, batch_size)):
                 if number >= start:
-                    documents, tokens = zip(*rows, strict=True)
-                    yield TextBatch(number, corpus, n_contexts, torch.tensor(tokens), documents)
+                    table = make_table(source, rows)
+                    yield TextBatch(number, corpus, n_contexts, table.tokens, table.all_spans)
                 number, n_contexts = number + 1, n_contexts + len(rows)
             if n_contexts == before:
                 raise DataError(
@@ -82,6 +81,5 @@ class Corpora:
         each = -(-n_contexts // len(self.sources))
         tables = []
         for corpus, source in enumerate(self.sources):
-            documents, tokens = zip(*self.contexts(corpus, min(each, self.n_contexts_each)), strict=True)
-            tables.append(TokenTable(source, torch.tensor(tokens), documents))
+            tables.append(make_table(source, list(self.contexts(corpus, min(each, self.n_contexts_each)))))
         return tables

@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.data.contexts import Spans
 from mtsae_lens.exploration.columns import TokenTexts, lists, numbers, table
 from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.schema import EXAMPLES
@@ -29,7 +30,7 @@ class HeldContexts:
 
     numbers: Int[Tensor, " context"]  # rising
     tokens: Int[Tensor, "context pos"]
-    documents: pa.Array
+    spans: tuple[Spans, ...]
 
     @classmethod
     def of(cls, survey: Survey) -> HeldContexts:
@@ -37,12 +38,17 @@ class HeldContexts:
         held = sorted(survey.held.items())
         size = survey.lm.cutter.context_size
         tokens = torch.stack([tokens for _, (_, tokens) in held]) if held else torch.empty(0, size, dtype=torch.int32)
-        documents = pa.array([shorten_name(document) for _, (document, _) in held], pa.string())
-        return cls(torch.tensor([number for number, _ in held], dtype=torch.long), tokens.long(), documents)
+        spans = tuple(spans for _, (spans, _) in held)
+        return cls(torch.tensor([number for number, _ in held], dtype=torch.long), tokens.long(), spans)
 
     def find(self, contexts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
         """Rows of contexts, by their numbers."""
         return torch.searchsorted(self.numbers, contexts)
+
+    def documents_at(self, rows: Int[Tensor, " row"], positions: Int[Tensor, " row"]) -> list[str]:
+        """Return the document of the token at each place."""
+        places = zip(rows.tolist(), positions.tolist(), strict=True)
+        return [shorten_name([name for name, begin in self.spans[row] if begin <= position][-1]) for row, position in places]
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,7 @@ def _table(
         "kind": pa.array(KINDS, pa.string()).take(pa.array(rows.kind.numpy())),
         "rank": numbers(rows.rank, pa.int32()),
         "corpus": numbers(fields["corpus"], pa.int32()),
-        "document": held.documents.take(pa.array(context.numpy())),
+        "document": pa.array(held.documents_at(context, fields["position"]), pa.string()),
         "position": numbers(fields["position"], pa.int32()),
         "tokens": texts.lists(tokens, shown),
         "activations": lists(fields["activations"], shown, pa.float32()),

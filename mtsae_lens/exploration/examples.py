@@ -58,7 +58,7 @@ def top_examples(
     survey = Survey(lm, Plan(n_examples, 0, before, after, n_ablated=0, n_attributed=0), n_corpora=1)
     for number, tokens in enumerate(table.batches(lm.batch_size)):
         first = number * lm.batch_size
-        survey.add(TextBatch(number, 0, first, tokens, table.documents[first : first + len(tokens)]))
+        survey.add(TextBatch(number, 0, first, tokens, table.all_spans[first : first + len(tokens)]))
     texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
     rows = examples_of(survey, torch.tensor(sorted(set(features)), dtype=torch.long), texts, encoder_biases(lm.sae))
     examples: dict[int, list[Example]] = {feature: [] for feature in features}

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mtsae_lens.data.contexts import Spans
 from mtsae_lens.errors import DataError
 from mtsae_lens.exploration.cofiring import CofiringSample
 from mtsae_lens.exploration.corpora import TextBatch
@@ -53,8 +54,8 @@ class Survey:
             for kind, n in zip(KINDS, (plan.n_examples, plan.n_sampled), strict=True)
         }
         self.cofiring = CofiringSample()
-        self.held: dict[int, tuple[str, Int[Tensor, " pos"]]] = {}
-        """Document and tokens of each context that an example stands in; at most one per example."""
+        self.held: dict[int, tuple[Spans, Int[Tensor, " pos"]]] = {}
+        """Documents and tokens of each context that an example stands in; at most one per example."""
         self.n_batches = 0
         self._windows = WindowGatherer(sae, plan)
 
@@ -89,7 +90,7 @@ class Survey:
         examples.context[at] = (batch.first_context + entries.context).int()
         examples.corpus[at] = batch.corpus
         for row in entries.context.unique().tolist():
-            self.held[batch.first_context + row] = (batch.documents[row], batch.tokens[row].int())
+            self.held[batch.first_context + row] = (batch.spans[row], batch.tokens[row].int())
 
     def _forget(self) -> None:
         """Drop contexts that no example stands in any more."""
@@ -128,7 +129,8 @@ class Survey:
                 contexts, tokens = file.get_tensor("held.contexts").tolist(), file.get_tensor("held.tokens")
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to begin anew") from error
-        self.held = dict(zip(contexts, zip(numbers["documents"], tokens, strict=True), strict=True))
+        spans = [((held, 0),) if isinstance(held, str) else tuple((n, b) for n, b in held) for held in numbers["documents"]]
+        self.held = dict(zip(contexts, zip(spans, tokens, strict=True), strict=True))
         self.n_batches = numbers["n_batches"]
 
     def _parts(self) -> Iterable[tuple[str, Any]]:

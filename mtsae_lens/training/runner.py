@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,11 +18,11 @@ from safetensors.torch import save_file
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
-from mtsae_lens.data.documents import Document, check_source, read_documents
+from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.origins import record_origins
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
-from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import whole_folder, write_json
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
@@ -52,7 +51,8 @@ class SequenceSAETrainingRunner:
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
         override_model: a hooked model to use instead of loading `cfg.model_name`.
-        override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`.
+        override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`. They are read once in every epoch, so a
+            generator is refused; so are token ids (`input_ids`), because they may be of another tokenizer than the model's.
         override_sae: an SAE to train further.
         options: optimizer and logging settings that SAELens has no field for; without them a row is logged every
             `cfg.logger.wandb_log_frequency` steps.
@@ -73,6 +73,8 @@ class SequenceSAETrainingRunner:
         _check_config(cfg)
         if override_dataset is None:
             check_source(cfg.dataset_path)
+        else:
+            check_rows(override_dataset)
         if cfg.output_path is not None:
             check_output_folder(Path(cfg.output_path))
         self.cfg = cfg
@@ -124,13 +126,9 @@ class SequenceSAETrainingRunner:
             packed=not cfg.disable_concat_sequences,
         )
 
-        def rows() -> Iterator[Document]:
-            for place, row in enumerate(override_dataset or ()):
-                if not isinstance(row.get("text"), str):
-                    raise DataError(f"override_dataset needs rows with a string under 'text'; its columns: {', '.join(row)}")
-                yield Document(row["text"], str(place), "train")
-
-        read = partial(read_documents, cfg.dataset_path, "train") if override_dataset is None else rows
+        read = partial(read_documents, cfg.dataset_path, "train")
+        if override_dataset is not None:
+            read = partial(read_rows, override_dataset)
         n_sequences = cfg.train_batch_size_tokens // cfg.context_size
         return SequenceActivations(
             reader=ActivationReader(self.model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm),

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from sae_lens import HookedSAETransformer
 from torch import Tensor
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter, Spans, TokenTable
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit
@@ -149,7 +149,13 @@ def dilute(table: TokenTable, filler: TokenTable, cutter: ContextCutter, n_fille
     tokens = torch.cat([table.tokens[:, :start], before, table.tokens[:, start:]], dim=1)[:, : cutter.context_size]
     nothing = torch.zeros_like(before, dtype=torch.bool)
     counted = torch.cat([answers[:, :start], nothing, answers[:, start:]], dim=1)[:, : cutter.context_size]
-    return TokenTable(f"{table.corpus} behind {filler.corpus}", tokens, table.documents, counted)
+    spans = None if table.spans is None else tuple(_shifted(spans, n_filler_tokens, lost) for spans in table.spans)
+    return TokenTable(f"{table.corpus} behind {filler.corpus}", tokens, table.documents, counted, spans)
+
+
+def _shifted(spans: Spans, by: int, lost: int) -> Spans:
+    """Return where documents begin behind filler; what begins at or after `lost` is cut off."""
+    return (spans[0], *((name, begin + by) for name, begin in spans[1:] if begin < lost))
 
 
 # quantisation ---------------------------------------------------------------------------------------------------------

@@ -131,7 +131,7 @@ def _generations(lm: HookedLM, task: Task, change: Change) -> dict[str, Any]:
         return {"generation": health, "samples": shown}
     for source in (task.forget, *task.sources("near")[:1], *task.sources("far")[:1]):
         table = task.table(source, "test", lm.cutter)
-        table = TokenTable(table.corpus, table.tokens[:N_GENERATED], table.documents[:N_GENERATED])
+        table = table.rows(range(min(N_GENERATED, len(table))))
         decoding = _decoding(lm, table)
         clean = continue_texts(lm, table, decoding)
         changed = continue_texts(lm, table, decoding, edit=change.edit, model=change.weights)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.documents import Split, check_source, source_name
 from mtsae_lens.data.facts import draw_questions, is_fact_source, is_for_test_alone, read_facts
+from mtsae_lens.data.sources import local_path
 from mtsae_lens.errors import ConfigError, DataError
 
 Role = Literal["forget", "near", "far", "neutral"]
@@ -51,7 +51,8 @@ class Task:
                 "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain; got "
                 f"{', '.join(f'{c.source} ({c.role})' for c in self.corpora) or 'none'}"
             )
-        sources = [str(Path(c.source).resolve()) if Path(c.source).exists() else c.source for c in self.corpora]
+        paths = [local_path(corpus.source) for corpus in self.corpora]
+        sources = [c.source if path is None else str(path.resolve()) for c, path in zip(self.corpora, paths, strict=True)]
         for corpus in self.corpora:
             if corpus.role != "neutral" and is_for_test_alone(corpus.source):
                 raise DataError(f"{corpus.source} is for TEST alone, so it can only be neutral; it was given as {corpus.role}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,13 +15,15 @@ import pytest
 from mtsae_lens.data.documents import (
     N_BIOGRAPHIES_EACH,
     SPLITS,
+    check_rows,
     check_source,
     embedded_domains,
     read_documents,
+    read_rows,
     shuffle_stream,
 )
 from mtsae_lens.data.people import make_people
-from mtsae_lens.data.text_files import DOCUMENT_CHARS
+from mtsae_lens.data.text_cutting import DOCUMENT_CHARS
 from mtsae_lens.errors import DataError
 
 TEXTS = [f"Document {number} speaks of {number * 7}." for number in range(40)]
@@ -119,7 +123,17 @@ def test_shuffle_stream_reads_no_farther_than_its_buffer() -> None:
         ("latin.txt", "caf\u00e9 ".encode("latin-1") * 9, "not UTF-8 at byte 3.*iconv"),
         ("bad.jsonl", b'{"text": "a"}\n{"text": \n', "bad.jsonl:2: not JSON"),
         ("other.jsonl", b'{"body": "a"}\n', "other.jsonl:1: needed an object with a string under 'text'; got {'body': str}"),
-        ("nested.jsonl", b'{"doc": {"text": "a"}, "text": null}\n', "nested.jsonl:1: .* got {'doc': dict, 'text': NoneType}"),
+        ("nested.jsonl", b'{"doc": {"text": "a"}}\n', r"nested.jsonl:1: .* got {'doc': dict}; .* Did you mean 'doc.text'"),
+        ("late.txt", b"word " * 20_000 + b"\0", "binary, not text .byte 100000 is zero"),
+        (
+            "huge number.jsonl",
+            b'{"text": "a", "n": 1' + b"0" * 10_000 + b"}\n",
+            "huge number.jsonl:1: not JSON that can be read",
+        ),
+        ("deep.jsonl", b'{"text": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", "deep.jsonl:1: .*nested too deep"),
+        ("twice.jsonl", b'{"text": "a", "text": "b"}\n', "twice.jsonl:1: .*the key 'text' is given twice"),
+        ("true.jsonl", b'{"text": "a"}\n{"text": true}\n', "true.jsonl:2: needed an object .* got {'text': bool}"),
+        ("ids.jsonl", b'{"input_ids": [1, 2]}\n', "ids.jsonl:1: .*token ids .input_ids. are not read"),
         ("rows.jsonl", b'{"text": "a"}\n["a"]\n', "rows.jsonl:2: needed an object .*; got a list"),
         ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "latin.jsonl:2: not UTF-8 at byte 10"),
         ("half.jsonl", b'{"text": "ab \\ud83d"}\n', "half.jsonl:1: character 3 is half of a surrogate pair"),
@@ -242,7 +256,7 @@ def test_empty_folder_is_refused(tmp_path: Path) -> None:
 def fake_hub(monkeypatch: pytest.MonkeyPatch, rows: list[dict]) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: iter(rows))
+    monkeypatch.setattr(datasets, "load_dataset", lambda path, name=None, *, split, streaming: iter(rows))
 
 
 def test_hub_rows_are_kept_by_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,8 +266,182 @@ def test_hub_rows_are_kept_by_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [d.text for d in read_documents("a/pile")] == TEXTS
 
 
-@pytest.mark.parametrize(("source", "row"), [("a/b", {"body": "x"}), ("a/b@c=d", {"text": "x", "meta": None})])
-def test_hub_rows_of_another_form_are_refused(monkeypatch: pytest.MonkeyPatch, source: str, row: dict) -> None:
+@pytest.mark.parametrize(
+    ("source", "row", "message"),
+    [
+        ("a/b", {"body": "x"}, "a/b, row 0: .*got {'body': str}; name the column of the text with SOURCE.column=NAME"),
+        ("a/b", {"text": 3}, "a/b, row 0: needed an object with a string under 'text'; got {'text': int}"),
+        ("a/b@c=d", {"text": "x", "meta": None}, "a/b@c=d: no row of 1 has a field 'c'"),
+        ("a/b@c=d", {"text": "x", "c": "e"}, "no row of 1 has c='d'; its values: 'e'"),
+    ],
+)
+def test_hub_rows_of_another_form_are_refused(monkeypatch: pytest.MonkeyPatch, source: str, row: dict, message: str) -> None:
     fake_hub(monkeypatch, [row])
-    with pytest.raises(DataError):
+    with pytest.raises(DataError, match=message):
         list(read_documents(source))
+
+
+def test_a_source_without_text_is_refused_before_any_work(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.jsonl"):
+        (tmp_path / name).touch()
+    for source in (tmp_path, f"{tmp_path / 'a.txt'}", f"kjv+{tmp_path / 'b.jsonl'}"):
+        with pytest.raises(DataError, match="no text in it"):
+            check_source(str(source))
+
+
+ROWS = [
+    {
+        "text": text,
+        "body": f"body {text}",
+        "id": i,
+        "ok": i % 2 == 0,
+        "lang": "xx",
+        "meta": {"lang": f"l{i % 3}", "set": f"s{i % 3}"},
+    }
+    for i, text in enumerate(TEXTS)
+]
+
+
+@pytest.fixture(params=["jsonl", "jsonl.gz", "parquet", "hub"])
+def rows_source(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[list[dict]], str]:
+    """Rows as a source, in every form that has rows."""
+
+    def write(rows: list[dict]) -> str:
+        path = tmp_path / f"rows.{request.param}"
+        lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+        if request.param == "hub":
+            fake_hub(monkeypatch, rows)
+            return "owner/rows"
+        if request.param == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        else:
+            path.write_bytes(gzip.compress(lines) if request.param.endswith("gz") else lines)
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("suffix", "expected"),
+    [
+        ("?column=body", [row["body"] for row in ROWS]),
+        ("@id=7", [TEXTS[7]]),
+        ("@id=7.0", [TEXTS[7]]),
+        ("@ok=true", TEXTS[::2]),
+        ("@meta.lang=l1", TEXTS[1::3]),
+        ("@set=s1", TEXTS[1::3]),
+        ("?column=meta.lang@id=4", ["l1"]),
+        ("?column=body@body=body%20" + TEXTS[3].replace(" ", "%20"), [ROWS[3]["body"]]),
+    ],
+)
+def test_column_and_filter_in_every_form_of_rows(rows_source: Callable, suffix: str, expected: list[str]) -> None:
+    assert [d.text for d in read_documents(rows_source(ROWS) + suffix)] == expected
+
+
+@pytest.mark.parametrize(
+    ("suffix", "message"),
+    [
+        ("?column=bdy", "Did you mean 'body'"),
+        ("?column=meta.lng", "Did you mean 'meta.lang'"),
+        ("@id=70", "no row of 40 has id='70'; its values: '0', '1'"),
+        ("@idd=7", "no (row of 40 has a )?field 'idd'.* Did you mean 'id'"),
+        ("?colum=body", "no option 'colum'. Did you mean 'column'"),
+        ("?column=", "expected one value after column="),
+        ("@id", "expected NAME.key=value"),
+    ],
+)
+def test_what_is_misspelt_in_a_source_is_named(rows_source: Callable, suffix: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        list(read_documents(rows_source(ROWS) + suffix))
+
+
+def test_rows_without_text_are_skipped_and_counted_once(rows_source: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [{"text": text, "n": 0} for text in (None, TEXTS[0], "", TEXTS[1], " \n ", TEXTS[2])]
+    source = rows_source(rows)
+    check_source(source)
+    assert [d.text for d in read_documents(source)] == [d.text for d in read_documents(source)] == TEXTS[:3]
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [f"warning: {source}: skipped 3 of 6 rows, whose text is null or empty"]
+
+
+def test_a_long_row_is_cut_as_a_text_file_is(rows_source: Callable) -> None:
+    text = "The ship came home with salt and rope. " * 8_000
+    documents = list(read_documents(rows_source([{"text": text}, {"text": TEXTS[0]}])))
+    assert " ".join(d.text for d in documents[:-1]).split() == text.split()
+    assert documents[-1].text == TEXTS[0]
+    assert {d.split for d in documents} == set(SPLITS)
+
+
+def test_rows_given_in_place_of_a_source() -> None:
+    rows = [{"text": TEXTS[0]}, {"text": None}, {"text": " "}, {"text": TEXTS[1]}]
+    assert [(d.text, d.split) for d in read_rows(rows)] == [(text, "train") for text in TEXTS[:2]]
+    with pytest.raises(DataError, match="needs rows that can be read again, got a generator"):
+        check_rows(row for row in rows)
+    with pytest.raises(DataError, match=r"row 0: .*token ids"):
+        list(read_rows([{"input_ids": [1, 2]}]))
+    with pytest.raises(DataError, match=r"expected rows such as .*, got a int"):
+        check_rows(3)
+
+
+@pytest.mark.parametrize("name", ["a b+c.jsonl", "a@b=c.jsonl", "a?column=b.jsonl", "a:b.jsonl", "kjv+sotu", "x@y?z+.jsonl"])
+def test_a_name_that_looks_like_more_than_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = tmp_path / name
+    if path.suffix:
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    else:
+        path.mkdir()
+        write_jsonl(path / "rows.jsonl", TEXTS)
+    monkeypatch.chdir(tmp_path)
+    for source in (str(path), name):
+        assert [d.text for d in read_documents(source)] == TEXTS
+        joined = [d.text for d in read_documents(f"{source}+milton")]
+        assert joined == TEXTS + [d.text for d in read_documents("milton")]
+        if path.suffix:
+            assert [d.text for d in read_documents(f"milton+{source}?column=body@id=3")][-1] == ROWS[3]["body"]
+
+
+def test_home_is_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [d.text for d in read_documents("~/a.jsonl?column=text")] == TEXTS
+
+
+@pytest.mark.parametrize("source", ["kjv?column=text", "embedded@domain=kjv", "biographies:forget?column=text"])
+def test_what_ships_with_the_package_has_no_columns(source: str) -> None:
+    with pytest.raises(DataError, match="comes with the package"):
+        check_source(source)
+
+
+def hub_of_wikitext(path: str, name: str | None = None, *, split: str, streaming: bool):
+    configs = ["wikitext-103-v1", "wikitext-2-v1"]
+    if name is None:
+        raise ValueError(f"Config name is missing.\nPlease pick one among the available configs: {configs}\nExample: ...")
+    if name not in configs:
+        raise ValueError(f"BuilderConfig '{name}' not found. Available: {configs}")
+    if split not in ("train", "validation"):
+        raise ValueError(f"Bad split: {split}. Available splits: ['train', 'validation']")
+    assert streaming
+    return [{"text": f"{name} {split} {text}"} for text in TEXTS]
+
+
+def test_configuration_and_split_of_a_dataset_on_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", hub_of_wikitext)
+    source = "Salesforce/wikitext?config=wikitext-2-v1&split=validation"
+    assert [d.text for d in read_documents(source)] == [f"wikitext-2-v1 validation {text}" for text in TEXTS]
+    assert next(read_documents("Salesforce/wikitext?config=wikitext-103-v1")).text == f"wikitext-103-v1 train {TEXTS[0]}"
+    for source, message in {
+        "Salesforce/wikitext": r"a configuration must be named; it has wikitext-103-v1, wikitext-2-v1. Give one, such as "
+        r"'Salesforce/wikitext\?config=wikitext-103-v1'",
+        "Salesforce/wikitext?config=wikitext-2": "no configuration 'wikitext-2'; .* Did you mean 'wikitext-2-v1'",
+        "Salesforce/wikitext?config=wikitext-2-v1&split=valid": "no split 'valid'; it has train, validation. .* Did you mean 'validation'",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            check_source(source)
+
+
+def test_config_and_split_are_not_of_a_local_file(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", TEXTS)
+    with pytest.raises(DataError, match="config and split belong to a dataset on the hub"):
+        check_source(f"{path}?split=train")

@@ -59,25 +59,20 @@ def _padded(table: TokenTable, cutter: ContextCutter, width: int) -> Batch:
     return Batch(F.pad(table.tokens[kept], (0, missing)), F.pad(counted[kept], (0, missing)))
 
 
-def select_contexts(table: TokenTable, rows: Sequence[int]) -> TokenTable:
-    """Some contexts of a table, in this order."""
-    index = torch.tensor(rows, dtype=torch.long)
-    answers = None if table.answers is None else table.answers[index]
-    return TokenTable(table.corpus, table.tokens[index], tuple(table.documents[row] for row in rows), answers)
-
-
 def sample_documents(table: TokenTable, n_documents: int, seed: int = 0) -> TokenTable:
-    """All contexts of documents drawn at random; for one seed a smaller sample is part of a larger one.
+    """Return the text of documents drawn at random; for one seed a smaller sample is part of a larger one.
+
+    Of packed contexts, the tokens of other documents stay in place and do not count.
 
     Raises:
         DataError: the table has fewer.
     """
-    names = sorted(set(table.documents))
+    names = sorted(set(table.pieces.documents))
     if n_documents > len(names):
         raise DataError(f"{table.corpus}: {n_documents} documents were asked for, there are {len(names)}")
     random.Random(seed).shuffle(names)
     drawn = set(names[:n_documents])
-    return select_contexts(table, [row for row, name in enumerate(table.documents) if name in drawn])
+    return table.only(drawn)
 
 
 def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> tuple[TokenTable, TokenTable]:
@@ -89,12 +84,11 @@ def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> t
     Raises:
         DataError: one side would be empty.
     """
-    names = sorted(set(table.documents))
+    names = sorted(set(table.pieces.documents))
     random.Random(seed).shuffle(names)
     first = set(names[: round(share * len(names))])
     if not 0 < len(first) < len(names):
         raise DataError(
             f"{table.corpus}: {len(names)} documents cannot be split with a share of {share:g}; each side needs one"
         )
-    sides = [[row for row, name in enumerate(table.documents) if (name in first) == wanted] for wanted in (True, False)]
-    return select_contexts(table, sides[0]), select_contexts(table, sides[1])
+    return table.only(first), table.only(set(names) - first)

@@ -52,10 +52,10 @@ class CalibratedLoss:
     """
 
     corpus: str
-    documents: tuple[str, ...]  # of each context
-    n_tokens: Float[Tensor, " context"]
-    nll_clean: Float[Tensor, " context"]  # sums over counted predictions
-    nll_edited: Float[Tensor, " context"]
+    documents: tuple[str, ...]  # of each piece: what of a context belongs to one document
+    n_tokens: Float[Tensor, " piece"]
+    nll_clean: Float[Tensor, " piece"]  # sums over counted predictions
+    nll_edited: Float[Tensor, " piece"]
     clean_bias: OutputBias
     edited_bias: OutputBias
 
@@ -86,7 +86,7 @@ def calibrated_loss(
     edited_bias = fit_output_bias(edited, cutter, fitting, clean=clean_bias, **settings)
     n_tokens, nll_clean = _losses(with_bias(clean, clean_bias.bias), cutter, table, batch_size)
     _, nll_edited = _losses(with_bias(edited, edited_bias.bias), cutter, table, batch_size)
-    return CalibratedLoss(table.corpus, table.documents, n_tokens, nll_clean, nll_edited, clean_bias, edited_bias)
+    return CalibratedLoss(table.corpus, table.pieces.documents, n_tokens, nll_clean, nll_edited, clean_bias, edited_bias)
 
 
 def fit_output_bias(
@@ -194,13 +194,13 @@ def _counted_logits(
 
 @torch.no_grad()
 def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Counted tokens and their summed loss, by context."""
-    rows = []
+    """Return the number of counted tokens and their summed loss, by piece."""
+    losses_of = []
     for tokens, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
         logits = model(tokens)
         nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
-        rows.append(torch.stack([counted.double().sum(dim=1), (nll.double() * counted).sum(dim=1)]))
-    n_tokens, losses = torch.cat(rows, dim=1)
+        losses_of.append(nll.double() * counted)
+    n_tokens, losses = table.pieces.sum(table.counted(cutter).double()), table.pieces.sum(torch.cat(losses_of))
     if not n_tokens.any():
         raise DataError(f"{table.corpus}: no token in it whose prediction counts")
     return n_tokens, losses

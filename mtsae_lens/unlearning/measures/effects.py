@@ -29,28 +29,28 @@ Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]
 
 @dataclass(frozen=True, repr=False)
 class EditLoss:
-    """Per-context losses before and after one change on one corpus: sums over counted predictions, `n_tokens` of each context.
+    """Losses before and after one change on one corpus, by piece: sums over counted predictions, `n_tokens` of each piece.
 
-    A context is a text of `context_size` tokens, or a question whose answer is counted; `documents` names what each belongs to (a
-    document, a person), the unit that intervals resample.
+    A piece is what of a context belongs to one document: all of it, but in packed contexts; or a question whose answer is counted.
+    `documents` names what each belongs to (a document, a person), the unit that intervals resample.
     """
 
     corpus: str
-    documents: tuple[str, ...]  # of each context
+    documents: tuple[str, ...]  # of each piece
     gate_open: float  # share of unmasked positions at which the edit applied; 1 for other weights
-    n_tokens: Float[Tensor, " context"]
-    nll_clean: Float[Tensor, " context"]
-    nll_edited: Float[Tensor, " context"]
+    n_tokens: Float[Tensor, " piece"]
+    nll_clean: Float[Tensor, " piece"]
+    nll_edited: Float[Tensor, " piece"]
 
     def __repr__(self) -> str:
         n_documents = len(set(self.documents))
         return (
-            f"{type(self).__name__}({self.corpus}: {self.nll_delta:+.4f} nats per token, {len(self.documents)} contexts of {n_documents} "
+            f"{type(self).__name__}({self.corpus}: {self.nll_delta:+.4f} nats per token, {len(self.documents)} pieces of {n_documents} "
             f"documents, open at {self.gate_open:.1%} of positions)"
         )
 
-    def mean(self, sums: Float[Tensor, " context"]) -> float:
-        """Per token, over all contexts."""
+    def mean(self, sums: Float[Tensor, " piece"]) -> float:
+        """Per token, over all pieces."""
         return (sums.sum() / self.n_tokens.sum()).item()
 
     @property
@@ -62,8 +62,8 @@ class EditLoss:
         """
         return self.mean(self.nll_edited - self.nll_clean)
 
-    def by_document(self, sums: Float[Tensor, " context"]) -> Float[Tensor, " document"]:
-        """Sums of contexts added up by document, in the order in which documents first occur."""
+    def by_document(self, sums: Float[Tensor, " piece"]) -> Float[Tensor, " document"]:
+        """Sums of pieces added up by document, in the order in which documents first occur."""
         names = tuple(dict.fromkeys(self.documents))
         place = {name: number for number, name in enumerate(names)}
         index = torch.tensor([place[name] for name in self.documents], dtype=torch.long)
@@ -74,10 +74,10 @@ class EditLoss:
 class EditEffect(EditLoss):
     """The losses, and what else changed."""
 
-    kl: Float[Tensor, " context"]  # KL(clean || edited)
-    agreements: Float[Tensor, " context"]  # tokens at which both models' likeliest token is the same
-    hits: Float[Tensor, " context"]  # tokens that are the edited model's likeliest
-    suffix: Float[Tensor, " context"]  # length of the longest end of the text that greedy decoding gives
+    kl: Float[Tensor, " piece"]  # KL(clean || edited)
+    agreements: Float[Tensor, " piece"]  # tokens at which both models' likeliest token is the same
+    hits: Float[Tensor, " piece"]  # tokens that are the edited model's likeliest
+    suffix: Float[Tensor, " piece"]  # length of the longest end of the text that greedy decoding gives
 
     @property
     def top1_agreement(self) -> float:
@@ -109,7 +109,7 @@ class EditEffect(EditLoss):
 
     @property
     def exact_recall(self) -> float:
-        """Share of contexts whose counted tokens greedy decoding gives all: of questions, the share answered exactly.
+        """Share of pieces whose counted tokens greedy decoding gives all: of questions, the share answered exactly.
 
         On forget text lower is more forgetting. Chance: of text 0; of a question one over the number of possible answers.
         """
@@ -125,10 +125,24 @@ def kl_divergence(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_
     return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
-def longest_suffix(hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"]) -> Float[Tensor, " batch"]:
-    """How many counted predictions at the end of each text are right without a miss after them."""
-    misses_from_here = (~hits & counted).flip(-1).cumsum(-1).flip(-1)
-    return ((misses_from_here == 0) & counted).sum(dim=-1).float()
+def longest_suffix(
+    hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"], piece: Int[Tensor, "batch pred"] | None = None
+) -> Float[Tensor, " piece"]:
+    """Return how many counted predictions at the end of each piece are right without a miss after them.
+
+    Args:
+        hits: the predictions that are right.
+        counted: those that count.
+        piece: the piece of each prediction, from 0 on; None: each row is one.
+    """
+    if piece is None:
+        piece = torch.arange(len(hits), device=hits.device).unsqueeze(1).expand(hits.shape)
+    misses = ~hits & counted
+    from_here = misses.flip(-1).cumsum(-1).flip(-1)  # up to the end of the row
+    after = torch.full((int(piece.max()) + 1,), hits.shape[1], dtype=from_here.dtype, device=hits.device)
+    after.scatter_reduce_(0, piece.flatten(), (from_here - misses.long()).flatten(), "amin")
+    right = counted & (from_here == after[piece])
+    return torch.zeros(len(after), device=hits.device).index_add_(0, piece.flatten(), right.flatten().float())
 
 
 @dataclass(frozen=True)
@@ -138,28 +152,41 @@ class _Clean:
     tokens: Int[Tensor, "batch pos"]
     counted: Bool[Tensor, "batch pred"]
     log_probs: Float[Tensor, "n d_vocab"]
+    piece: Int[Tensor, "batch pos"]
+    """The piece of each token, numbered from 0 in this batch."""
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> _Clean:
         context_of = self.counted.nonzero()[:, 0]
-        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept[context_of]])
+        piece = self.piece[kept].unique(return_inverse=True)[1]
+        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept[context_of]], piece)
+
+    def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
+        """Return which pieces are in these contexts."""
+        pieces = torch.zeros(self.n_pieces, dtype=torch.bool, device=kept.device)
+        pieces[self.piece[kept].flatten()] = True
+        return pieces
+
+    @property
+    def n_pieces(self) -> int:
+        return int(self.piece.max()) + 1
 
     @property
     def targets(self) -> Int[Tensor, " n"]:
         return self.tokens[:, 1:][self.counted]
 
-    def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "batch column"]:
-        """Added up by context."""
-        total = torch.zeros(len(self.tokens), per_token.shape[1], dtype=per_token.dtype, device=per_token.device)
-        return total.index_add_(0, self.counted.nonzero()[:, 0], per_token)
+    def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "piece column"]:
+        """Added up by piece."""
+        total = torch.zeros(self.n_pieces, per_token.shape[1], dtype=per_token.dtype, device=per_token.device)
+        return total.index_add_(0, self.piece[:, 1:][self.counted], per_token)
 
 
-def _losses(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "batch 3"]:
+def _losses(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 3"]:
     """Sums over counted predictions: tokens, NLL clean and edited."""
     nll = [token_nll(log_probs, clean.targets) for log_probs in (clean.log_probs, edited)]
     return clean.sums(torch.stack([torch.ones_like(nll[0]), *nll], dim=1)).cpu()
 
 
-def _measures(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "batch 7"]:
+def _measures(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 7"]:
     """The same, and KL, agreements, hits, length of the right suffix."""
     likeliest = edited.argmax(dim=-1)
     hits = likeliest == clean.targets
@@ -167,7 +194,7 @@ def _measures(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor
     kl = kl_divergence(clean.log_probs, edited)
     further = clean.sums(torch.stack([kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1))
     hit_at = torch.zeros_like(clean.counted).masked_scatter(clean.counted, hits)
-    suffix = longest_suffix(hit_at, clean.counted).unsqueeze(1)
+    suffix = longest_suffix(hit_at, clean.counted, clean.piece[:, 1:]).unsqueeze(1)
     return torch.cat([_losses(clean, edited), further.cpu(), suffix.cpu()], dim=1)
 
 
@@ -189,7 +216,7 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
     """
     rows, gate_open = _run_edits(lm, table, edits, _measures, answers_only=answers_only)
     return [
-        EditEffect(table.corpus, table.documents, opened, *_columns(of_edit))
+        EditEffect(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
         for of_edit, opened in zip(rows, gate_open, strict=True)
     ]
 
@@ -198,7 +225,7 @@ def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[
     """The losses alone, for sweeps: about half the work of `measure_edits`."""
     rows, gate_open = _run_edits(lm, table, edits, _losses)
     return [
-        EditLoss(table.corpus, table.documents, opened, *_columns(of_edit))
+        EditLoss(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
         for of_edit, opened in zip(rows, gate_open, strict=True)
     ]
 
@@ -213,12 +240,12 @@ def _run_edits(
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
-    for tokens, counted in lm.counted_batches(table):
+    for (tokens, counted), piece in zip(lm.counted_batches(table), _pieces(table, lm.batch_size), strict=True):
         masked = lm.masked(tokens)
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted))
+        clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted), piece.to(tokens.device))
         unchanged = compare(clean, clean.log_probs)
         reading = lm.splice.reading(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
@@ -234,9 +261,14 @@ def _run_edits(
                     kept = touched.clone()
                     kept[touched] = changed
                     edited = lm.log_probs_from(tokens[kept], edited_h[changed], counted[kept])
-                    compared[kept.cpu()] = compare(clean.rows(kept), edited)
+                    compared[clean.pieces_of(kept).cpu()] = compare(clean.rows(kept), edited)
             rows[index].append(compared)
     return rows, [n / max(n_positions, 1) for n in n_open]
+
+
+def _pieces(table: TokenTable, batch_size: int) -> list[Int[Tensor, "batch pos"]]:
+    """Return the piece of each token in batches, numbered from 0 in each."""
+    return [piece - piece.min() for piece in table.pieces.of_token.split(batch_size)]
 
 
 def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
@@ -264,7 +296,7 @@ def measure_model(
 ) -> EditEffect:
     """The same measures for another model, such as one with other weights or one that never saw the text."""
     (rows,) = _run_models([model], clean_model, cutter, table, batch_size, _measures)
-    return EditEffect(table.corpus, table.documents, 1.0, *_columns(rows))
+    return EditEffect(table.corpus, table.pieces.documents, 1.0, *_columns(rows))
 
 
 def model_losses(
@@ -272,7 +304,7 @@ def model_losses(
 ) -> list[EditLoss]:
     """The losses alone of several models, for sweeps; the clean model runs once."""
     of_models = _run_models(models, clean_model, cutter, table, batch_size, _losses)
-    return [EditLoss(table.corpus, table.documents, 1.0, *_columns(rows)) for rows in of_models]
+    return [EditLoss(table.corpus, table.pieces.documents, 1.0, *_columns(rows)) for rows in of_models]
 
 
 @torch.no_grad()
@@ -286,9 +318,9 @@ def _run_models(
 ) -> list[list[Tensor]]:
     rows: list[list[Tensor]] = [[] for _ in models]
     device = clean_model.cfg.device
-    for batch, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
-        tokens, here = batch.to(device), counted.to(device)
-        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model)(tokens)[:, :-1][here]))
+    parts = (table.batches(batch_size), table.counted(cutter).split(batch_size), _pieces(table, batch_size))
+    for tokens, here, piece in (tuple(part.to(device) for part in batch) for batch in zip(*parts, strict=True)):
+        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model)(tokens)[:, :-1][here]), piece)
         for of_model, model in zip(rows, models, strict=True):
             of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][here])))
     return rows

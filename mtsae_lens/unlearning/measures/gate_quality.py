@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.contexts import Pieces, TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -84,7 +84,7 @@ class _Scored:
     score: Float[Tensor, "context pos"]
     opened: Bool[Tensor, "context pos"]
     kept: Bool[Tensor, "context pos"]  # unmasked
-    documents: tuple[str, ...]
+    pieces: Pieces
 
     def after(self, first: int) -> Float[Tensor, " position"]:
         return self.score[:, first:][self.kept[:, first:]]
@@ -142,7 +142,7 @@ def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
         score.append(gate.score(feature_acts).cpu().double())
         opened.append(gate.open_from(feature_acts, None)[0].cpu())
         kept.append(~lm.masked(tokens).cpu())
-    scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.documents)
+    scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.pieces)
     if not scored.kept.any():
         raise DataError(f"{table.corpus}: nothing but special tokens; a gate needs text to be measured on")
     return scored
@@ -151,7 +151,7 @@ def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
 def _open_share(scored: _Scored, seed: int) -> OpenShare:
     opened = scored.opened & scored.kept
     values = opened[scored.kept].double()
-    names = [name for name, n in zip(scored.documents, scored.kept.sum(dim=1).tolist(), strict=True) for _ in range(n)]
+    names = [scored.pieces.documents[piece] for piece in scored.pieces.of_token[scored.kept].tolist()]
     low, high = grouped_interval(values, names, seed)
     heard = scored.kept.any(dim=1)
     return OpenShare(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
@@ -43,7 +43,9 @@ def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
 
 
 def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[TokenTable, TokenTable]:
-    """A corpus in two, at random; all contexts of a document fall into the same half.
+    """Halve a corpus at random: all contexts that begin in a document fall into the same half.
+
+    Of packed contexts a document that began in the context before may have its two ends in different halves.
 
     Raises:
         DataError: a corpus of one document.
@@ -54,15 +56,9 @@ def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[Toke
     order = torch.randperm(len(names), generator=generator).tolist()
     first = {names[place] for place in order[: len(names) // 2]}
     in_first = torch.tensor([name in first for name in table.documents])
-    return _contexts(table, in_first.nonzero()[:, 0]), _contexts(table, (~in_first).nonzero()[:, 0])
-
-
-def _contexts(table: TokenTable, rows: Int[Tensor, " row"]) -> TokenTable:
-    answers = None if table.answers is None else table.answers[rows]
-    documents = tuple(table.documents[row] for row in rows.tolist())
-    return replace(table, tokens=table.tokens[rows], documents=documents, answers=answers)
+    return table.rows(in_first.nonzero()[:, 0]), table.rows((~in_first).nonzero()[:, 0])
 
 
 def first_contexts(table: TokenTable, n_contexts: int) -> TokenTable:
     """The first contexts of a corpus, all if there are fewer."""
-    return _contexts(table, torch.arange(min(n_contexts, len(table))))
+    return table.rows(torch.arange(min(n_contexts, len(table))))

@@ -13,7 +13,7 @@ import torch
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.facts import read_facts
 from mtsae_lens.errors import DataError
-from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents, select_contexts, split_by_document
+from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents, split_by_document
 
 
 @pytest.fixture(scope="module")
@@ -79,4 +79,4 @@ def test_no_person_is_on_both_sides_of_a_split(questions: TokenTable) -> None:
     assert one.answers.shape == one.tokens.shape
     assert len(set(split_by_document(questions, 0.25)[0].documents)) == round(len(people) / 4)
     with pytest.raises(DataError, match="cannot be split"):
-        split_by_document(select_contexts(questions, [0, 0]))
+        split_by_document(questions.rows([0, 0]))

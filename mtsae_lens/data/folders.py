@@ -1,0 +1,141 @@
+"""Which files of a folder are read as text, and which are not and why."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mtsae_lens.data.notices import tell_once
+from mtsae_lens.errors import DataError
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
+
+_LARGE = 5_000  # entries of a folder at which it is said that they are looked at
+_HOPELESS = 20_000  # entries at which a folder must have shown that it holds texts
+_N_SHOWN = 3  # names for each reason
+
+
+def text_suffix(path: Path) -> str | None:
+    """Return the suffix that says how a file is read, without that of its compression; None for a file that is not read."""
+    name = path.name.lower()
+    for compressed in COMPRESSED:
+        if name.endswith(compressed):
+            suffix = Path(name.removesuffix(compressed)).suffix
+            return suffix if suffix in (".txt", ".jsonl") else None
+    suffix = Path(name).suffix
+    return suffix if suffix in SUFFIXES else None
+
+
+def list_suffixes() -> str:
+    """Return the names that are read, for an error."""
+    return f"{', '.join(SUFFIXES)} (.txt and .jsonl also compressed: {', '.join(COMPRESSED)})"
+
+
+def files_in(path: Path) -> list[Path]:
+    """Return the file itself, or the files of a folder that are read, in order; what is left out of a folder with texts is told once.
+
+    Raises:
+        DataError: a folder that cannot be read, or that holds next to no texts among very many files.
+    """
+    if not path.is_dir():
+        return [path]
+    found = scan_folder(path)
+    if found.files and found.skipped:
+        tell_once(f"{path}: not read: {found.describe_skipped()}")
+    return found.files
+
+
+@dataclass
+class FolderFiles:
+    """The files of a folder that are read, and by reason the names of those that are not."""
+
+    files: list[Path] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def skip(self, path: Path, folder: Path, reason: str) -> None:
+        """Leave a file or folder out."""
+        self.skipped.setdefault(reason, []).append(str(path.relative_to(folder)))
+
+    def describe_skipped(self) -> str:
+        """Return what is left out, reason by reason."""
+        return "; ".join(f"{_list_names(names)} ({reason})" for reason, names in self.skipped.items())
+
+
+def _list_names(names: Iterable[str]) -> str:
+    names = sorted(names)
+    more = len(names) - _N_SHOWN
+    return ", ".join(map(repr, names[:_N_SHOWN])) + (f" and {more:,} more" if more > 0 else "")
+
+
+def scan_folder(folder: Path) -> FolderFiles:
+    """Find the texts of a folder and of the folders in it, those that are links included.
+
+    Hidden files and folders are left out. A folder or file to which several names lead is read once, and a loop of links ends.
+
+    Raises:
+        DataError: see `files_in`.
+    """
+    if folder.resolve() == Path(folder.resolve().anchor):
+        raise DataError(f"{folder}: this is the whole machine; give the folder that holds the texts")
+    found, seen, n_entries = FolderFiles(), set[tuple[int, int]](), 0
+    pending, links = deque([folder]), deque[Path]()
+    while pending or links:  # links last: a text is called by its own name where it has one in this folder
+        path = pending.popleft() if pending else links.popleft()
+        try:
+            about = path.stat()
+            kind = (about.st_dev, about.st_ino)
+            if kind in seen:
+                found.skip(path, folder, "the same as another one")
+                continue
+            if stat.S_ISDIR(about.st_mode):
+                seen.add(kind)
+                entries = sorted(path.iterdir())
+                n_entries += len(entries)
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        found.skip(entry, folder, "hidden")
+                    else:
+                        (links if entry.is_symlink() else pending).append(entry)
+            elif _is_read(path, folder, about, found):
+                seen.add(kind)
+                found.files.append(path)
+        except OSError as error:
+            if path == folder:
+                raise DataError(f"{path}: {error.strerror or error}") from error
+            found.skip(path, folder, _reason(path, error))
+        _check_size(folder, n_entries, len(found.files), len(pending))
+    found.files.sort()
+    return found
+
+
+def _is_read(path: Path, folder: Path, about: os.stat_result, found: FolderFiles) -> bool:
+    """Return whether a file is read; if not, say why."""
+    if text_suffix(path) is None:
+        found.skip(path, folder, f"not {', '.join(SUFFIXES)} or one of the first two compressed")
+    elif not stat.S_ISREG(about.st_mode):
+        found.skip(path, folder, "not a regular file")
+    elif not os.access(path, os.R_OK):
+        found.skip(path, folder, "cannot be read: Permission denied")
+    else:
+        return True
+    return False
+
+
+def _reason(path: Path, error: OSError) -> str:
+    if path.is_symlink() and isinstance(error, FileNotFoundError):
+        return "a broken link"
+    return f"cannot be read: {error.strerror or error}"
+
+
+def _check_size(folder: Path, n_entries: int, n_files: int, n_left: int) -> None:
+    if n_entries >= _LARGE:
+        tell_once(f"{folder}: looking through thousands of files for texts; Ctrl-C ends it", about=f"size of {folder}")
+    if n_entries - n_left >= _HOPELESS and n_files * 100 < n_entries - n_left:
+        raise DataError(
+            f"{folder}: {n_files:,} texts among the first {n_entries - n_left:,} files and folders in it; give the folder that holds the texts"
+        )

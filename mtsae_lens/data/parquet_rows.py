@@ -1,0 +1,86 @@
+"""The rows of a parquet file, of it only the columns that are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mtsae_lens.data.rows import RowChoice, missing_column
+from mtsae_lens.errors import DataError, nearest
+
+_ROWS = 1_024  # read at once, so that memory does not grow with the file
+
+
+def read_parquet_rows(path: Path, file: BinaryIO, choice: RowChoice) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the rows of a file with their place.
+
+    Args:
+        path: for errors.
+        file: open.
+        choice: the column of the text, and the field by which rows are chosen.
+
+    Raises:
+        DataError: not a parquet file, a damaged one, no such column, two of that name, or a column that holds no strings.
+    """
+    try:
+        table = pq.ParquetFile(file)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path}: not a parquet file ({' '.join(str(error).split())[:200]})") from error
+    schema = table.schema_arrow
+    columns = [_check_column(path, schema, choice.column)]
+    if choice.field is not None:
+        fields = [name for name in (_root(schema, choice.field), "meta") if name in schema.names]
+        if not fields:
+            raise DataError(
+                f"{path}: no field {choice.field!r} to choose rows by.{nearest(choice.field, dict.fromkeys(schema.names))}"
+            )
+        columns = [*dict.fromkeys([*columns, *fields])]
+    repeated = next((name for name in columns if schema.names.count(name) > 1), None)
+    if repeated is not None:
+        raise DataError(f"{path}: {schema.names.count(repeated)} columns are called {repeated!r}; rename all but one")
+    first = 0
+    try:
+        for batch in table.iter_batches(_ROWS, columns=columns):
+            values = [batch.column(name).to_pylist() for name in columns]
+            for number, row in enumerate(zip(*values, strict=True), first + 1):
+                yield f"{path}, row {number}", dict(zip(columns, row, strict=True))
+            first += batch.num_rows
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: damaged after row {first} ({' '.join(str(error).split())[:200]}); make the file again"
+        ) from error
+
+
+def _root(schema: pa.Schema, name: str) -> str:
+    """Return the column in which a field is."""
+    return name if name in schema.names else name.split(".", maxsplit=1)[0]
+
+
+def _check_column(path: Path, schema: pa.Schema, column: str) -> str:
+    """Return the column to read for a text, after a check that it holds strings."""
+    root = _root(schema, column)
+    if root not in schema.names:
+        raise DataError(f"{path}: {missing_column(column, dict.fromkeys(schema.names))}")
+    kind = schema.types[schema.names.index(root)]
+    for name in [] if root == column else column.split(".")[1:]:
+        fields = [kind.field(place).name for place in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+        if name not in fields:
+            nested = [f"{root}.{field}" for field in fields]
+            raise DataError(f"{path}: {missing_column(column, [*dict.fromkeys(schema.names), *nested])}")
+        kind = kind.field(fields.index(name)).type
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if not any(is_kind(kind) for is_kind in _STRINGS):
+        raise DataError(f"{path}: column {column!r} holds {kind}; needed strings: cast it, or name another with ?column=NAME")
+    return root
+
+
+_STRINGS = [
+    getattr(pa.types, name)  # pyarrow has views since version 16
+    for name in ("is_string", "is_large_string", "is_string_view", "is_null")
+    if hasattr(pa.types, name)
+]

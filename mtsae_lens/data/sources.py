@@ -1,0 +1,115 @@
+"""The string that names a source of text, taken apart.
+
+    SOURCE = PART+PART+...
+    PART   = NAME  or  NAME?key=value&key=value  or  NAME@field=value  or  NAME?key=value@field=value
+
+`NAME` is a path, an embedded domain or `owner/name` on the Hugging Face hub. The keys are `column` (where the text is), and for the hub
+`config` and `split`. A file or folder whose own name looks like this is taken for itself: the longest name that exists here counts. In a value,
+`%26`, `%2B` and `%40` stand for `&`, `+` and `@`, as in the address of a web page.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote
+
+from mtsae_lens.data.rows import TEXT, RowChoice
+from mtsae_lens.errors import DataError, nearest
+
+KEYS = ("column", "config", "split")
+_SUFFIX = re.compile(r"(?:\?(?P<options>[^@]*))?(?:@(?P<field>[^=@?]+)=(?P<value>.*))?", re.DOTALL)
+_MOST_PLUSES = 16  # in the name of one file: bounds the names that are tried
+
+
+@dataclass(frozen=True)
+class SourcePart:
+    """One text: a name, and what of it is read."""
+
+    text: str
+    """The part as it was given."""
+    name: str
+    path: Path | None
+    """Where it is, if it is a file or folder here."""
+    choice: RowChoice
+    config: str | None = None
+    split: str | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but a name was given."""
+        return self.text == self.name
+
+
+def local_path(name: str) -> Path | None:
+    """Return the file or folder of this name, `~` being home; None if there is none."""
+    try:
+        path = Path(name).expanduser()
+        return path if name.strip() and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long for a file, with a zero byte, or the home of nobody
+        return None
+
+
+def source_parts(source: str) -> list[str]:
+    """Return the sources that are joined by `+` in one. A file may have a `+` in its name: the longest name that exists counts."""
+    pieces = source.split("+")
+    if len(pieces) == 1 or not all(pieces) or _is_one_text(source):
+        return [source]
+    parts, start = [], 0
+    while start < len(pieces):
+        ends = range(min(len(pieces), start + _MOST_PLUSES), start + 1, -1)
+        end = next((end for end in ends if _is_one_text("+".join(pieces[start:end]))), start + 1)
+        parts.append("+".join(pieces[start:end]))
+        start = end
+    return parts
+
+
+def _is_one_text(source: str) -> bool:
+    """Return whether a source is a file or folder here, and any `+` in it belongs to its name."""
+    name = _local_name(source)
+    return name is not None and "+" not in source[len(name) :]
+
+
+def _local_name(part: str) -> str | None:
+    """Return the longest beginning of a part that is a file or folder, and is followed by nothing, options or a filter."""
+    ends = [len(part), *(match.start() for match in re.finditer(r"[?@]", part))]
+    names = (part[:end] for end in sorted(ends, reverse=True)[:_MOST_PLUSES])
+    return next((name for name in names if local_path(name) is not None), None)
+
+
+def parse_part(part: str) -> SourcePart:
+    """Take one part apart.
+
+    Raises:
+        DataError: a key that does not exist, or a filter without a value.
+    """
+    name = _local_name(part)
+    path = None if name is None else local_path(name)
+    if name is None:
+        name = re.split(r"[?@]", part, maxsplit=1)[0]
+    rest = part[len(name) :]
+    match = _SUFFIX.fullmatch(rest)
+    if match is None:
+        raise DataError(f"{part}: expected NAME?key=value&key=value@field=value, got {rest!r} after {name!r}")
+    options = _parse_options(part, match["options"])
+    if path is not None and ("config" in options or "split" in options):
+        raise DataError(
+            f"{part}: config and split belong to a dataset on the hub; a local file or folder has only ?column=NAME"
+        )
+    choice = RowChoice(options.get("column", TEXT), match["field"], unquote(match["value"] or ""))
+    return SourcePart(part, name, path, choice, options.get("config"), options.get("split"))
+
+
+def _parse_options(part: str, given: str | None) -> dict[str, str]:
+    if given is None:
+        return {}
+    options = {}
+    for one in given.split("&"):
+        key, _, value = one.partition("=")
+        if key not in KEYS:
+            raise DataError(f"{part}: no option {key!r}.{nearest(key, KEYS)}")
+        if not value or key in options:
+            raise DataError(f"{part}: expected one value after {key}=, got {value!r}{' twice' if key in options else ''}")
+        options[key] = unquote(value)
+    return options

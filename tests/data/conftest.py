@@ -1,0 +1,13 @@
+"""What the tests of texts share."""
+
+from __future__ import annotations
+
+import pytest
+
+from mtsae_lens.data import notices
+
+
+@pytest.fixture(autouse=True)
+def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an earlier test told is told again."""
+    monkeypatch.setattr(notices, "_told", set())
