@@ -46,6 +46,36 @@ class ContextCutter:
         """Where special tokens stand."""
         return torch.isin(tokens, self.special_token_ids.to(tokens.device))
 
+    def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Find the padding of prompts of several lengths: the padding tokens at the left, but for the last of them where it is the BOS.
+
+        A context that was cut from text may begin with one separator, which may be the padding token too. In a batch of whole contexts
+        (`context_size` positions) a single such token is read as text, as in training, unless the tokenizer pads on the left.
+
+        Args:
+            tokens: prompts or contexts.
+
+        Returns:
+            True where a position is padding. A row of padding tokens alone has none.
+        """
+        pad, padding = self.tokenizer.pad_token_id, torch.zeros_like(tokens, dtype=torch.bool)
+        if pad is None:
+            return padding
+        leading = (tokens == pad).long().cumprod(dim=1).bool()
+        if self.prepend_bos and pad == self.tokenizer.bos_token_id:
+            padding[:, :-1] = leading[:, 1:]
+        else:
+            padding = leading & ~leading.all(dim=1, keepdim=True)
+        if pad == self._separator and tokens.shape[1] == self.context_size and self.tokenizer.padding_side != "left":
+            padding = padding & (padding.sum(dim=1, keepdim=True) > 1)
+        return padding
+
+    @property
+    def _separator(self) -> int | None:
+        """The token between documents."""
+        bos = self.tokenizer.bos_token_id
+        return bos if bos is not None else self.tokenizer.eos_token_id
+
     def _token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
         iterator = iter(documents)
         while chunk := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
@@ -58,7 +88,7 @@ class ContextCutter:
         """Name of the document in which it begins, and tokens, of every context."""
         start = [self.tokenizer.bos_token_id] if self.prepend_bos else []
         room = self.context_size - len(start)
-        separator = self.tokenizer.bos_token_id if self.tokenizer.bos_token_id is not None else self.tokenizer.eos_token_id
+        separator = self._separator
         pending: list[int] = []
         pending_name = ""
         for name, ids in self._token_ids(documents):
@@ -119,8 +149,9 @@ class TokenTable:
         return self.tokens.split(batch_size)
 
     def counted(self, cutter: ContextCutter) -> Bool[Tensor, "n pred"]:
-        """Which predictions count: `[:, t]` is that of the token at `t + 1`."""
+        """Which predictions count: `[:, t]` is that of the token at `t + 1`; none that is made from padding on the left."""
         answers = ~cutter.special_positions(self.tokens)
+        answers[:, 1:] &= ~cutter.left_padding(self.tokens)[:, :-1]
         return (answers if self.answers is None else answers & self.answers)[:, 1:]
 
 
