@@ -10,9 +10,10 @@ from pydantic import Field
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.precision import Dtype
-from mtsae_lens.data.prompts import encode_prompt
+from mtsae_lens.data.prompts import check_text, encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.generation import check_length
 
 
 class GenerateSettings(Settings):
@@ -36,14 +37,16 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     """Continue the prompt with the model as it is, and with the edit in place; nothing is written.
 
     Raises:
-        DataError: the prompt holds what is no character, or is longer than the model's context.
+        DataError: the prompt holds what is no character.
         ConfigError: the prompt is empty, or prompt and continuation are longer than the model's context.
     """
-    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
+    check_text(settings.prompt, "--prompt")
+    lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
     edit = load_edit(settings.edit, lm.splice)
     tokens = torch.tensor([encode_prompt(lm.cutter, settings.prompt, "--prompt")], dtype=torch.long)
     if tokens.shape[1] == 0:
         raise ConfigError("--prompt is empty, and this model has no BOS token to begin with; give a few words")
+    check_length(model, tokens.shape[1], settings.max_new_tokens)
     texts = []
     for chosen in (None, edit):
         torch.manual_seed(settings.seed)

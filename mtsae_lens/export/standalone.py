@@ -136,7 +136,7 @@ class EditedLayer:
         self.state = dict(self._state_in(cache).tensors) if n_past else {}
         if n_past != (int(self.state["n_seen"]) if self.state else 0) or (n_past and len(self.state["x"]) != len(tokens)):
             raise ValueError("the KV cache was made, cut or copied without the edit; begin again with an empty one")
-        attention = visible_positions(attention, n_past + tokens.shape[1])
+        attention = visible_positions(attention, n_past, tokens.shape[1])
         check_length(module, n_past + tokens.shape[1], attention)
         self.masked = torch.isin(tokens, torch.tensor(self.config["special_token_ids"], device=tokens.device))
         if attention is not None:
@@ -257,15 +257,21 @@ def scale_vectors(x: Tensor, filters: Tensor, offsets: list[int]) -> Tensor:
     return total
 
 
-def visible_positions(attention: Any, n_positions: int) -> Tensor | None:
-    """Find the positions that are no padding, `(batch, n_positions)`, from any attention mask of transformers; None where all are read."""
+def visible_positions(attention: Any, n_past: int, n_new: int) -> Tensor | None:
+    """Find the positions that are no padding, `(batch, n_past + n_new)`, from any mask of transformers; None where all are read."""
     if isinstance(attention, dict):
         attention = next((mask for mask in attention.values() if mask is not None), None)
     if not isinstance(attention, Tensor):
         return None
+    n_positions = n_past + n_new
     if attention.ndim == 4:  # (batch, head, query, key): a position is read if any query reads it
         allowed = attention > torch.finfo(attention.dtype).min / 2 if attention.is_floating_point() else attention.bool()
-        attention = allowed[:, 0].any(dim=1)
+        allowed = allowed[:, 0, :, :n_positions]
+        places = torch.arange(n_positions, device=allowed.device)
+        reads_ahead = (allowed & (places > places[n_past:, None])).any(
+            dim=-1, keepdim=True
+        )  # as padding may, which reads nothing else
+        attention = (allowed & ~reads_ahead).any(dim=1)
     if attention.ndim != 2:
         raise ValueError(f"the edit needs an attention_mask (batch, pos); got shape {tuple(attention.shape)}")
     return attention[:, :n_positions].long()

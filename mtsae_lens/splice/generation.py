@@ -194,8 +194,14 @@ def _check_options(model: AnyHookedModel, n_prompt: int, options: Mapping[str, A
     n_new = options["max_new_tokens"]
     if not isinstance(n_new, int) or isinstance(n_new, bool) or n_new < 0:
         raise ConfigError(f"max_new_tokens must be a whole number, 0 or more; got {n_new!r}")
-    if n_prompt + n_new > model.cfg.n_ctx:
+    check_length(model, n_prompt, n_new)
+
+
+def check_length(model: AnyHookedModel, n_prompt: int, n_new: int) -> None:
+    """Raise `ConfigError` where a prompt and what is to follow it are longer than the model's context."""
+    left = model.cfg.n_ctx - n_prompt
+    if n_new > left:
+        cure = f"give a shorter prompt or max_new_tokens={left} at most" if left > 0 else "give a shorter prompt"
         raise ConfigError(
-            f"{n_prompt} prompt tokens and {n_new} new ones are more than the model's context of {model.cfg.n_ctx}; give a shorter prompt "
-            f"or max_new_tokens={max(model.cfg.n_ctx - n_prompt, 0)} at most"
+            f"{n_prompt} prompt tokens and {n_new} new ones are more than the model's context of {model.cfg.n_ctx}; {cure}"
         )
