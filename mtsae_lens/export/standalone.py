@@ -81,6 +81,9 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 class EditState(DynamicLayer):
     """What an edit carries from call to call: a layer of the KV cache that it belongs to, so that both are reordered and copied together."""
 
+    is_compileable = True  # as the layers of a static cache: one that is not would change the masks that the model makes
+    supports_early_init = False
+
     def __init__(self, owner: str) -> None:
         super().__init__()
         self.owner, self.tensors = owner, dict[str, Tensor]()

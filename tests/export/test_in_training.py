@@ -151,7 +151,7 @@ def test_padded_batches(
         for row, alone in zip(written, rows, strict=True):
             mask = torch.ones_like(alone[None])
             expected = model.generate(alone[None], attention_mask=mask, **(GREEDY | options))[0]
-            assert torch.equal(row[len(batch["input_ids"][0]) :], expected[len(alone) :])
+            assert torch.equal(row[len(batch["input_ids"][0]) :], expected[len(alone) :]), options
 
 
 @torch.no_grad()
