@@ -67,7 +67,9 @@ class Subject:
         if self.reference is None:
             return None
         table = self.task.table(self.task.forget, "tune", self.lm.cutter)
-        return measure_model(as_logits(self.reference), self.lm.model, self.lm.cutter, table, BATCH_SIZE).nll_delta
+        return measure_model(
+            as_logits(self.reference, self.lm.cutter), self.lm.model, self.lm.cutter, table, BATCH_SIZE
+        ).nll_delta
 
     def training_table(self, source: str) -> TokenTable:
         """Text that methods which change weights may train on: of questions those of SELECT."""

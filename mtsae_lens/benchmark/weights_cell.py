@@ -33,7 +33,7 @@ def weights_cell(
     lm, task = subject.lm, subject.task
     tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
     trained = list(_trained(subject, runs, seed))
-    models = [as_logits(weights) for _, weights in trained]
+    models = [as_logits(weights, lm.cutter) for _, weights in trained]
     losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
     outcomes = [
         outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})

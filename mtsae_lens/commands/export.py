@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtyping import Float, Int
 from pydantic import Field
+from torch import Tensor
 
 from mtsae_lens.commands.export_comparison import at_hook, compare
 from mtsae_lens.commands.loading import open_sae
@@ -18,6 +20,7 @@ from mtsae_lens.data.documents import Split
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.origins import find_model
+from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.export.base_models import BaseModel, open_base
@@ -159,7 +162,11 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     model = load_edited(folder, dtype=lm.model.cfg.dtype).to(settings.device)
     d_vocab = lm.model.cfg.d_vocab
     numbers = {"max_log_prob_difference": difference}
-    return Exported({"exported": lambda tokens: model(tokens, use_cache=False).logits[..., :d_vocab]}, numbers)
+
+    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        return model(tokens, use_cache=False, **hugging_face_options(lm.left_padding(tokens))).logits[..., :d_vocab]
+
+    return Exported({"exported": logits}, numbers)
 
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
@@ -202,7 +209,8 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
             "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
         )
         write_text(partial / "README.md", card)
-    return as_logits(load_language_model(str(folder), device=settings.device, dtype=dtype_name(lm.model.cfg.dtype)))
+    model = load_language_model(str(folder), device=settings.device, dtype=dtype_name(lm.model.cfg.dtype))
+    return as_logits(model, lm.cutter)
 
 
 def _base_name(settings: ExportSettings, lm: HookedLM) -> str:

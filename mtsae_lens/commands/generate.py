@@ -10,8 +10,10 @@ from pydantic import Field
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.precision import Dtype
+from mtsae_lens.data.prompts import check_text, encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.generation import check_length
 
 
 class GenerateSettings(Settings):
@@ -32,22 +34,19 @@ class GenerateSettings(Settings):
 
 
 def run_generate(settings: GenerateSettings) -> tuple[str, str]:
-    """The prompt continued by the model as it is, and with the edit in place; nothing is written.
+    """Continue the prompt with the model as it is, and with the edit in place; nothing is written.
 
     Raises:
-        ConfigError: prompt and continuation are longer than the model's context.
+        DataError: the prompt holds what is no character.
+        ConfigError: the prompt is empty, or prompt and continuation are longer than the model's context.
     """
+    check_text(settings.prompt, "--prompt")
     lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
     edit = load_edit(settings.edit, lm.splice)
-    tokenizer = lm.cutter.tokenizer
-    ids = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
-    tokens = torch.tensor([[tokenizer.bos_token_id, *ids] if lm.cutter.prepend_bos else ids], dtype=torch.long)
+    tokens = torch.tensor([encode_prompt(lm.cutter, settings.prompt, "--prompt")], dtype=torch.long)
     if tokens.shape[1] == 0:
         raise ConfigError("--prompt is empty, and this model has no BOS token to begin with; give a few words")
-    if tokens.shape[1] + settings.max_new_tokens > model.cfg.n_ctx:
-        raise ConfigError(
-            f"{tokens.shape[1]} prompt tokens and {settings.max_new_tokens} new ones are more than the model's context of {model.cfg.n_ctx}"
-        )
+    check_length(model, tokens.shape[1], settings.max_new_tokens)
     texts = []
     for chosen in (None, edit):
         torch.manual_seed(settings.seed)
@@ -58,5 +57,5 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
             do_sample=settings.temperature > 0,
             temperature=settings.temperature or 1.0,
         )
-        texts.append(str(tokenizer.decode(continued[0].tolist(), skip_special_tokens=True)))
+        texts.append(str(lm.cutter.tokenizer.decode(continued[0].tolist(), skip_special_tokens=True)))
     return texts[0], texts[1]

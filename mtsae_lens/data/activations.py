@@ -15,6 +15,7 @@ from torch import Tensor
 from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
+from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import DataError
 
 
@@ -41,6 +42,7 @@ class ActivationReader:
                 names_filter=[self.hook_name],
                 stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.hook_name),
                 prepend_bos=False,
+                **attention_options(self.model, torch.zeros_like(tokens, dtype=torch.bool)),
             )
         h = cache[self.hook_name].float()
         if self.head_index is not None:

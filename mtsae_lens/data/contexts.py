@@ -65,6 +65,36 @@ class ContextCutter:
         """Where special tokens stand."""
         return torch.isin(tokens, self.special_token_ids.to(tokens.device))
 
+    def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Find the padding of prompts of several lengths: the padding tokens at the left, but for the last of them where it is the BOS.
+
+        A context that was cut from text may begin with one separator, which may be the padding token too. In a batch of whole contexts
+        (`context_size` positions) a single such token is read as text, as in training, unless the tokenizer pads on the left.
+
+        Args:
+            tokens: prompts or contexts.
+
+        Returns:
+            True where a position is padding. A row of padding tokens alone has none.
+        """
+        pad, padding = self.tokenizer.pad_token_id, torch.zeros_like(tokens, dtype=torch.bool)
+        if pad is None:
+            return padding
+        leading = (tokens == pad).long().cumprod(dim=1).bool()
+        if self.prepend_bos and pad == self.tokenizer.bos_token_id:
+            padding[:, :-1] = leading[:, 1:]
+        else:
+            padding = leading & ~leading.all(dim=1, keepdim=True)
+        if pad == self._separator and tokens.shape[1] == self.context_size and self.tokenizer.padding_side != "left":
+            padding = padding & (padding.sum(dim=1, keepdim=True) > 1)
+        return padding
+
+    @property
+    def _separator(self) -> int | None:
+        """The token between documents."""
+        bos = self.tokenizer.bos_token_id
+        return bos if bos is not None else self.tokenizer.eos_token_id
+
     def token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
         """Yield the name and the tokens of every document, tokenized some at once."""
         iterator = iter(documents)
@@ -107,8 +137,7 @@ class ContextCutter:
         Args:
             parts: name and tokens of each document. What is left at the end of all is dropped: it fills no context.
         """
-        tokenizer, room, start = self.tokenizer, self.room, self._start
-        separator = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        separator, room, start = self._separator, self.room, self._start
         pending: list[int] = []
         begins: list[tuple[str, int]] = []  # documents in `pending`, and where
         for name, ids in parts:
@@ -193,8 +222,9 @@ class TokenTable:
         return self.tokens.split(batch_size)
 
     def counted(self, cutter: ContextCutter) -> Bool[Tensor, "n pred"]:
-        """Return which predictions count: `[:, t]` is that of the token at `t + 1`."""
+        """Return which predictions count: `[:, t]` is that of the token at `t + 1`; none that is made from padding on the left."""
         answers = ~cutter.special_positions(self.tokens)
+        answers[:, 1:] &= ~cutter.left_padding(self.tokens)[:, :-1]
         return (answers if self.answers is None else answers & self.answers)[:, 1:]
 
     @property

@@ -16,6 +16,7 @@ import torch
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.documents import Split
 from mtsae_lens.data.people import GROUPS, TRAIN_TEMPLATES, VALUES, Question, make_questions, people_of
+from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"
@@ -108,9 +109,9 @@ def question_table(corpus: str, questions: Sequence[Question], cutter: ContextCu
     padding = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     if padding is None:
         raise DataError("this tokenizer has no special token to pad questions with")
-    start = [tokenizer.bos_token_id] if cutter.prepend_bos else []
-    prompts = [start + tokenizer(q.prompt, add_special_tokens=False)["input_ids"] for q in questions]
-    answers = [tokenizer(q.answer, add_special_tokens=False)["input_ids"] for q in questions]
+    prompts = [encode_prompt(cutter, q.prompt, "a question's prompt") for q in questions]
+    without_bos = replace(cutter, prepend_bos=False)
+    answers = [encode_prompt(without_bos, q.answer, "a question's answer") for q in questions]
     length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     if length > cutter.context_size:
         raise DataError(f"{corpus}: a question has {length} tokens, a context {cutter.context_size}")

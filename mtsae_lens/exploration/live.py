@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.data.vocabularies import token_texts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.firings import BatchReading, read_batch
@@ -89,17 +90,16 @@ def explain(lm: HookedLM, text: str) -> TextFeatures:
     """Run a text through model and SAE.
 
     Raises:
-        DataError: no token, or more than a context holds.
+        DataError: no text, no token, or more than a context holds.
     """
-    ids = lm.cutter.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-    start = [lm.cutter.tokenizer.bos_token_id] if lm.cutter.prepend_bos else []
-    if not ids or len(start + ids) < 2:
+    ids = encode_prompt(lm.cutter, text)
+    if len(ids) < 2:
         raise DataError("the text is too short: needed at least one token after the first position")
-    if len(start + ids) > lm.cutter.context_size:
+    if len(ids) > lm.cutter.context_size:
         raise DataError(
-            f"the text has {len(start + ids)} tokens, but the SAE was trained on contexts of {lm.cutter.context_size}; give a shorter one"
+            f"the text has {len(ids)} tokens, but the SAE was trained on contexts of {lm.cutter.context_size}; give a shorter one"
         )
-    tokens = torch.tensor([start + ids], device=lm.model.cfg.device)
+    tokens = torch.tensor([ids], device=lm.model.cfg.device)
     h = lm.activations(tokens)
     reading = read_batch(lm, tokens, h)
     log_probs = log_probs_of(lm.logits_from(tokens, h)[:, :-1])

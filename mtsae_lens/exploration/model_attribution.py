@@ -41,7 +41,7 @@ def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watc
     for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
         chosen = peaks.rows(rows)
         end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
-        values = _attribute(lm, chosen.tokens[chosen.context, :end], chosen.position, chosen.feature)
+        values = _attribute(lm, chosen.tokens[chosen.context], end, chosen.position, chosen.feature)
         values = torch.nn.functional.pad(values, (0, n_positions - end))
         where = chosen.position[:, None] + torch.arange(-before, after + 1)
         inside = (where >= 0) & (where < n_positions)
@@ -54,9 +54,11 @@ def _reads_ahead(lm: HookedLM) -> bool:
 
 
 def _attribute(
-    lm: HookedLM, tokens: Int[Tensor, "row pos"], position: Int[Tensor, " row"], feature: Int[Tensor, " row"]
-) -> Float[Tensor, "row pos"]:
-    tokens = tokens.to(lm.model.cfg.device)
+    lm: HookedLM, contexts: Int[Tensor, "row pos"], end: int, position: Int[Tensor, " row"], feature: Int[Tensor, " row"]
+) -> Float[Tensor, "row end"]:
+    """Attribute pre-activations to the first `end` tokens of their contexts, which hold every position."""
+    contexts = contexts.to(lm.model.cfg.device)
+    tokens, options = contexts[:, :end], {name: mask[:, :end] for name, mask in lm.attention_options(contexts).items()}
     rows = torch.arange(len(tokens), device=tokens.device)
     embeddings: list[Tensor] = []
 
@@ -75,6 +77,7 @@ def _attribute(
             fwd_hooks=[("hook_embed", as_leaf), (lm.splice.hook_name, catch)],
             prepend_bos=False,
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(lm.splice.hook_name),
+            **options,
         )
         _, hidden_pre = features_at(lm, tokens, caught[0], rows, position.to(tokens.device))
         (gradient,) = torch.autograd.grad(hidden_pre[rows, feature.to(tokens.device)].sum(), embeddings[0])

@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
@@ -109,7 +110,8 @@ def _step(base: BaseModel, lm: HookedLM, edit: Edit, batches: Sequence[Tensor], 
         with torch.no_grad():
             edited = lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens))
             target = log_probs_of(lm.logits_from(tokens, edited)[:, :-1])
-        logits = base.model(tokens, use_cache=False).logits[:, :-1, : target.shape[-1]]
+        options = hugging_face_options(lm.left_padding(tokens))
+        logits = base.model(tokens, use_cache=False, **options).logits[:, :-1, : target.shape[-1]]
         divergence = nn.functional.kl_div(log_probs_of(logits), target, reduction="none", log_target=True).sum(dim=-1)
         loss = loss + (divergence * counted).sum() / max(n_tokens, 1)
     optimizer.zero_grad()

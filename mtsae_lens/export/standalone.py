@@ -15,7 +15,7 @@ The edit is suppression, not deletion: without the hook the model is what it was
 
 from __future__ import annotations
 
-import functools
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -26,12 +26,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from transformers.cache_utils import DynamicLayer
 
 LAYERS = ("gpt_neox.layers", "model.layers", "transformer.h")  # of GPT-NeoX; Llama, Mistral and Qwen2; GPT-2
 HOOK_FOLDER = "hook"
 EDIT_FILE = "edit.json"
 NORM_EPS = 1e-5
-_STATE = "_edit_state"  # what the edit carries from call to call travels with the KV cache that it belongs to
 
 
 def load_edited(folder: str | Path, **options: Any) -> Any:
@@ -78,14 +78,53 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
     raise ValueError(f"{type(model).__name__} has its decoder layers under none of {', '.join(LAYERS)}")
 
 
+class EditState(DynamicLayer):
+    """What an edit carries from call to call: a layer of the KV cache that it belongs to, so that both are reordered and copied together."""
+
+    is_compileable = True  # as the layers of a static cache: one that is not would change the masks that the model makes
+    supports_early_init = False
+
+    def __init__(self, owner: str) -> None:
+        super().__init__()
+        self.owner, self.tensors = owner, dict[str, Tensor]()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow the beams."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        self._replace(lambda rows: rows[indices.to(rows.device)])
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row."""
+        self._replace(lambda rows: rows.repeat_interleave(repeats, dim=0))
+
+    def _replace(self, change: Callable[[Tensor], Tensor]) -> None:
+        self.tensors = {name: value if name == "n_seen" else change(value) for name, value in self.tensors.items()}
+
+    def reset(self) -> None:
+        """Begin again."""
+        self.tensors = {}
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget everything: what was read before the positions that are left is not kept, so the next call refuses this cache."""
+        if tokens_to_remove != 0:
+            self.tensors = {}
+
+
 class EditedLayer:
-    """The hooks: the model's tell what is read and where a context begins, the layer's edits."""
+    """The hooks: the model's tell what is read and where a context begins, the layer's edits.
+
+    Nothing outlives a call of the model but what belongs to its KV cache.
+    """
 
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.edit, self.gate, self.weights = config, content["edit"], content["gate"], weights
         for owner, name in ((self.edit, "basis"), (self.edit, "center"), (self.edit, "values"), (self.gate, "weights")):
             if name in owner:
                 self.weights[f"{'gate_' if owner is self.gate else 'edit_'}{name}"] = torch.tensor(owner[name])
+        self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
         self.masked: Tensor | None = None
         self.state: dict[str, Tensor] = {}
 
@@ -97,25 +136,37 @@ class EditedLayer:
         if tokens is None:
             raise ValueError("the edit needs input_ids: special tokens cannot be told from embeddings")
         n_past = int(cache.get_seq_length()) if cache is not None else 0
-        self.state = getattr(cache, _STATE, {}) if n_past else {}
+        self.state = dict(self._state_in(cache).tensors) if n_past else {}
         if n_past != (int(self.state["n_seen"]) if self.state else 0) or (n_past and len(self.state["x"]) != len(tokens)):
             raise ValueError("the KV cache was made, cut or copied without the edit; begin again with an empty one")
+        attention = visible_positions(attention, n_past, tokens.shape[1])
+        check_length(module, n_past + tokens.shape[1], attention)
         self.masked = torch.isin(tokens, torch.tensor(self.config["special_token_ids"], device=tokens.device))
-        if isinstance(attention, Tensor) and attention.ndim == 2:
+        if attention is not None:
             n_read = attention.long().cumsum(dim=-1)
             self.masked = self.masked | ((n_read <= 1) | (attention == 0))[:, n_past : n_past + tokens.shape[1]]
         elif not n_past:
             self.masked[:, 0] = True
 
     def after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Leave what was read with the cache that it belongs to; beam search reorders both."""
-        cache = getattr(output, "past_key_values", None)
-        if cache is not None:
-            if not hasattr(cache, _STATE):
-                kind: Any = type(cache)
-                cache.__class__ = _remembering(kind)
-            setattr(cache, _STATE, self.state)
-        self.masked = None
+        """Leave what was read with the cache that it belongs to."""
+        parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
+        for cache in parts:
+            if hasattr(cache, "get_seq_length"):
+                self._state_in(cache).tensors = self.state
+        self.masked, self.state = None, {}
+
+    def _state_in(self, cache: Any) -> EditState:
+        """Find the state of this edit in a cache; the first call adds it."""
+        if not isinstance(getattr(cache, "layers", None), list):
+            raise ValueError(
+                f"the edit needs a KV cache that is a list of layers; got a {type(cache).__name__}: give use_cache=False"
+            )
+        found = next((layer for layer in cache.layers if isinstance(layer, EditState) and layer.owner == self.owner), None)
+        if found is None:
+            found = EditState(self.owner)
+            cache.layers.append(found)
+        return found
 
     def before_layer(self, module: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """Edit what the layer reads."""
@@ -209,14 +260,33 @@ def scale_vectors(x: Tensor, filters: Tensor, offsets: list[int]) -> Tensor:
     return total
 
 
-@functools.cache
-def _remembering(kind: Any) -> Any:
-    """A kind of KV cache that reorders what the edit carries along with the beams."""
+def visible_positions(attention: Any, n_past: int, n_new: int) -> Tensor | None:
+    """Find the positions that are no padding, `(batch, n_past + n_new)`, from any mask of transformers; None where all are read."""
+    if isinstance(attention, dict):
+        attention = next((mask for mask in attention.values() if mask is not None), None)
+    if not isinstance(attention, Tensor):
+        return None
+    n_positions = n_past + n_new
+    if attention.ndim == 4:  # (batch, head, query, key): a position is read if any query reads it
+        allowed = attention > torch.finfo(attention.dtype).min / 2 if attention.is_floating_point() else attention.bool()
+        allowed = allowed[:, 0, :, :n_positions]
+        places = torch.arange(n_positions, device=allowed.device)
+        reads_ahead = (allowed & (places > places[n_past:, None])).any(
+            dim=-1, keepdim=True
+        )  # as padding may, which reads nothing else
+        attention = (allowed & ~reads_ahead).any(dim=1)
+    if attention.ndim != 2:
+        raise ValueError(f"the edit needs an attention_mask (batch, pos); got shape {tuple(attention.shape)}")
+    return attention[:, :n_positions].long()
 
-    class Remembering(kind):
-        def reorder_cache(self, beam_idx: Tensor) -> None:
-            super().reorder_cache(beam_idx)
-            state = getattr(self, _STATE)
-            setattr(self, _STATE, {name: value if name == "n_seen" else value[beam_idx] for name, value in state.items()})
 
-    return Remembering
+def check_length(model: nn.Module, n_positions: int, attention: Tensor | None) -> None:
+    """Raise `ValueError` where a text is longer than the model's context."""
+    longest = getattr(model.config, "max_position_embeddings", None)
+    if longest is None or n_positions <= longest:
+        return
+    n_read = n_positions if attention is None else int(attention.sum(dim=-1).max())
+    if n_read > longest:
+        raise ValueError(
+            f"{n_read} positions are more than the model's context of {longest}; give a shorter prompt or fewer new tokens"
+        )

@@ -6,6 +6,9 @@ call to call, so the tokens are those of a model that rereads the whole context 
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +18,8 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.data.padding import attention_options
+from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.splicing import Splice
@@ -117,32 +121,87 @@ class _Padding:
 
 def continue_tokens(
     model: AnyHookedModel, tokens: Int[Tensor, "batch pos"], padding: Bool[Tensor, "batch pos"] | None = None, **options: Any
-) -> Int[Tensor, "batch pos"]:
-    """`model.generate` of prompts, prompt included.
+) -> Any:
+    """Continue prompts by `model.generate`.
 
     `HookedTransformer.generate` takes tokens at a prompt's end that are also the padding token, such as a lone BOS, for padding, attends to
-    none of them, and fails where there is no padding token. Here padding is what is said to be, whatever the tokenizer calls padding.
+    none of them, and fails where there is no padding token; a bridge takes no token for padding. Here padding is what is said to be,
+    whatever the tokenizer calls padding. The model that is given never changes, so hooks may call it meanwhile.
 
     Args:
-        model: a bridge reads padding like any token.
-        tokens: prompts of one length.
-        padding: the positions at the left to which nothing attends (`HookedLM.left_padding`); None for none.
-        options: as `HookedTransformer.generate` takes them.
+        model: a `HookedTransformer` or a bridge.
+        tokens: prompts, with padding on the left where they are shorter.
+        padding: the positions to which nothing attends (`HookedLM.left_padding`); None for none.
+        options: the options of `HookedTransformer.generate`.
+
+    Returns:
+        The prompts and what follows them, `(batch, pos + new)`; the prompts for `max_new_tokens=0`; texts for `return_type="str"`.
+
+    Raises:
+        ConfigError: an option that `generate` does not have, a number of new tokens that is negative or goes beyond the model's context,
+            or `stop_at_eos` without a token that ends a text.
     """
-    options = {"verbose": False, "prepend_bos": False, "return_type": "tokens"} | options
     tokens = tokens.to(model.cfg.device)
-    if not isinstance(model, HookedSAETransformer):
-        return model.generate(tokens, **options)
+    padding = torch.zeros_like(tokens, dtype=torch.bool) if padding is None else padding.to(tokens.device)
+    options = {"verbose": False, "max_new_tokens": 10} | options
+    return_type = options.pop("return_type", "tokens")
     tokenizer: Any = model.tokenizer
+    _check_options(model, tokens.shape[1], options, return_type)
     eos = None if tokenizer is None else tokenizer.eos_token_id
+    ends = eos is not None or options.get("eos_token_id") is not None
+    if not ends and options.get("stop_at_eos"):
+        raise ConfigError("stop_at_eos needs a token that ends a text, and this tokenizer has none; give eos_token_id=...")
+    options = {"stop_at_eos": ends} | options | {"return_type": "tokens", "prepend_bos": False}
+    if options["max_new_tokens"] == 0:
+        continued: Any = tokens
+    elif isinstance(model, HookedSAETransformer):
+        continued = _continue_hooked(model, tokens, padding, eos, options)
+    else:
+        continued = model.generate(tokens, **options, **attention_options(model, padding))
+    if return_type == "tokens" or not torch.is_tensor(continued):
+        return continued
+    texts = [tokenizer.decode(row, skip_special_tokens=True) for row in continued.tolist()]
+    return texts[0] if len(texts) == 1 else texts
+
+
+def _continue_hooked(
+    model: HookedSAETransformer, tokens: Tensor, padding: Tensor, eos: int | None, options: dict[str, Any]
+) -> Any:
+    """Continue prompts by a twin that shares weights and hooks, and has a tokenizer and settings of its own for `generate` to change."""
     filler, prompts = -1, tokens
-    if padding is not None and padding.any():  # a token that no prompt holds marks the padding, as BOS may be the padding token
+    if bool(padding.any()):  # a token that no prompt holds marks the padding, as BOS may be the padding token
+        attention_options(model, padding)  # refuses a model that cannot leave it out
         present = set(tokens.unique().tolist())
         filler = next(token for token in range(model.cfg.d_vocab) if token not in present)
-        prompts = tokens.masked_fill(padding.to(tokens.device), filler)
-    model.tokenizer = _Padding(eos, filler)  # type: ignore[assignment]
-    try:
-        continued = model.generate(prompts, **({"stop_at_eos": eos is not None} | options))
-    finally:
-        model.tokenizer = tokenizer
-    return torch.cat([tokens, continued[:, tokens.shape[1] :]], dim=1) if torch.is_tensor(continued) else continued
+        prompts = tokens.masked_fill(padding, filler)
+    twin = copy.copy(model)
+    twin.cfg, twin.tokenizer = copy.copy(model.cfg), _Padding(eos, filler)  # type: ignore[assignment]
+    continued = twin.generate(prompts, **options)
+    if torch.is_tensor(continued):
+        return torch.cat([tokens, continued[:, tokens.shape[1] :]], dim=1)
+    continued.sequences = torch.cat([tokens, continued.sequences[:, tokens.shape[1] :]], dim=1)
+    return continued
+
+
+def _check_options(model: AnyHookedModel, n_prompt: int, options: Mapping[str, Any], return_type: str) -> None:
+    parameters = inspect.signature(type(model).generate).parameters.values()
+    known = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - {"self", "input", "attention_mask"}
+    known |= {"output_logits", "return_dict_in_generate"}
+    for name in options.keys() - known:
+        raise ConfigError(f"generate has no option {name!r}.{nearest(name, sorted(known))}")
+    if return_type not in ("tokens", "str"):
+        raise ConfigError(f"return_type must be 'tokens' or 'str'; got {return_type!r}")
+    n_new = options["max_new_tokens"]
+    if not isinstance(n_new, int) or isinstance(n_new, bool) or n_new < 0:
+        raise ConfigError(f"max_new_tokens must be a whole number, 0 or more; got {n_new!r}")
+    check_length(model, n_prompt, n_new)
+
+
+def check_length(model: AnyHookedModel, n_prompt: int, n_new: int) -> None:
+    """Raise `ConfigError` where a prompt and what is to follow it are longer than the model's context."""
+    left = model.cfg.n_ctx - n_prompt
+    if n_new > left:
+        cure = f"give a shorter prompt or max_new_tokens={left} at most" if left > 0 else "give a shorter prompt"
+        raise ConfigError(
+            f"{n_prompt} prompt tokens and {n_new} new ones are more than the model's context of {model.cfg.n_ctx}; {cure}"
+        )

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, FeatureEdit
@@ -73,14 +74,32 @@ class HookedLM:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             came = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
             raise DataError(f"needed tokens (batch, pos), such as lm.model.to_tokens(text); got {came}")
-        if tokens.shape[1] > self.model.cfg.n_ctx:
+        if tokens.dtype != torch.long:
+            raise DataError(f"needed tokens of dtype torch.int64, such as lm.model.to_tokens(text); got {tokens.dtype}")
+        if not tokens.numel():
+            raise DataError(f"needed at least one prompt of at least one token; got shape {tuple(tokens.shape)}")
+        cfg = self.model.cfg
+        if tokens.shape[1] > cfg.n_ctx:
             raise DataError(
-                f"got {tokens.shape[1]} positions, but the model reads {self.model.cfg.n_ctx}: cut the text, such as "
-                f"tokens[:, :{self.model.cfg.n_ctx}]"
+                f"got {tokens.shape[1]} positions, but the model reads {cfg.n_ctx}: cut the text, such as tokens[:, :{cfg.n_ctx}]"
+            )
+        low, high = (int(extreme) for extreme in tokens.aminmax())
+        if low < 0 or high >= cfg.d_vocab:
+            raise DataError(
+                f"the model has the tokens 0 to {cfg.d_vocab - 1}; got {low if low < 0 else high}: make tokens with lm.model.to_tokens(text)"
+            )
+
+    def _check_activations(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> None:
+        self._check_tokens(tokens)
+        if not isinstance(h, Tensor) or h.shape[:2] != tokens.shape:
+            came = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"a {type(h).__name__}"
+            raise DataError(
+                f"needed the activations of these tokens, {tuple(tokens.shape)} and their width, as lm.activations(tokens) gives them; "
+                f"got {came}"
             )
 
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Positions outside statistics, gates and edits: special tokens, and the first of a context whatever stands there."""
+        """Find the positions outside statistics, gates and edits: special tokens, padding, and the first position of each text."""
         self._check_tokens(tokens)
         masked = self.cutter.special_positions(tokens)
         masked[:, 0] = True
@@ -88,42 +107,75 @@ class HookedLM:
         return masked
 
     def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Where prompts of several lengths are padded: padding tokens at the left, but for the last of them where it is the BOS."""
-        tokenizer, padding = self.cutter.tokenizer, torch.zeros_like(tokens, dtype=torch.bool)
-        if tokenizer.pad_token_id is None:
-            return padding
-        leading = (tokens == tokenizer.pad_token_id).long().cumprod(dim=1).bool()
-        if self.cutter.prepend_bos and tokenizer.pad_token_id == tokenizer.bos_token_id:
-            padding[:, :-1] = leading[:, 1:]
-            return padding
-        return leading & ~leading.all(dim=1, keepdim=True)
+        """Find the padding at the left of prompts of several lengths (`ContextCutter.left_padding`)."""
+        self._check_tokens(tokens)
+        return self.cutter.left_padding(tokens)
+
+    def attention_options(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Any]:
+        """Make the options with which the model reads each padded prompt as it is alone.
+
+        Every method here gives them to the model. A call of the model itself needs them too:
+        `lm.model(tokens, prepend_bos=False, **lm.attention_options(tokens))`.
+
+        Args:
+            tokens: prompts, those that are shorter padded on the left. Padding on the right needs no option.
+
+        Returns:
+            Keyword arguments for the model's calls; empty where no prompt is padded.
+
+        Raises:
+            DataError: these are no tokens of the model.
+            ModelError: the model cannot leave padding out.
+        """
+        return attention_options(self.model, self.left_padding(tokens))
 
     @torch.no_grad()
     def activations(self, tokens: Int[Tensor, "batch pos"]) -> Tensor:
-        """The model's activations at the hook, in the model's dtype.
+        """Run the model to the hook.
+
+        Args:
+            tokens: contexts, or prompts with those that are shorter padded on the left: each is read as it is alone.
+
+        Returns:
+            The activations `(batch, pos, ...)` in the model's dtype; those of padding mean nothing.
 
         Raises:
-            DataError: no tokens `(batch, pos)`, or more positions than the model reads.
+            DataError: no tokens `(batch, pos)` of this model, or more positions than it reads.
         """
-        self._check_tokens(tokens)
+        options = self.attention_options(tokens)
         _, cache = self.model.run_with_cache(
             tokens,
             names_filter=[self.splice.hook_name],
             prepend_bos=False,
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.splice.hook_name),
+            **options,
         )
         return cache[self.splice.hook_name]
 
     @torch.no_grad()
     def sae_input(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
-        """The activations as the SAE takes them, walls where positions are masked; `h` where they are at hand."""
+        """Turn activations into the SAE's input, with walls where positions are masked.
+
+        Args:
+            tokens: contexts or prompts.
+            h: their activations at the hook; None to run the model for them.
+        """
+        if h is not None:
+            self._check_activations(tokens, h)
         sae_in = self.splice.as_sae_input(self.activations(tokens) if h is None else h)
         masked = self.masked(tokens).to(sae_in.device)
         return sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
 
     @torch.no_grad()
     def feature_acts(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Float[Tensor, "batch pos d_sae"]:
-        """The SAE's features of a text; `h` are its activations at the hook, where they are at hand."""
+        """Compute the SAE's features of contexts or prompts; masked positions have none.
+
+        Args:
+            tokens: contexts or prompts.
+            h: their activations at the hook; None to run the model for them.
+        """
+        if h is not None:
+            self._check_activations(tokens, h)
         return self.splice.feature_acts(self.activations(tokens) if h is None else h, self.masked(tokens))
 
     @property
@@ -135,52 +187,82 @@ class HookedLM:
         return None if match is None else int(match[1]) + (match[2] == "post")
 
     def logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
-        """The model's logits with the activations at the hook replaced by `h`; gradients flow back to `h`."""
+        """Compute the model's logits with the activations at the hook replaced by `h`; gradients flow back to `h`."""
+        self._check_activations(tokens, h)
+        options = self.attention_options(tokens)
         if self._layer_after is not None:
-            return self.model(h, start_at_layer=self._layer_after)
+            return self.model(h, start_at_layer=self._layer_after, **options)
         hooks = [(self.splice.hook_name, lambda _, hook: h)]
-        return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False)
+        return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False, **options)
 
     @torch.no_grad()
     def log_probs_from(
         self, tokens: Int[Tensor, "batch pos"], h: Tensor, counted: Bool[Tensor, "batch pred"]
     ) -> Float[Tensor, "n d_vocab"]:
-        """Log-probabilities of the next token at the counted positions alone, row by row, with `h` at the hook.
+        """Compute log-probabilities of the next token at the counted positions alone, row by row, with `h` at the hook.
 
         The unembedding is the dearest step of a small model: where few predictions count, as in questions, it is not made for the others.
         """
         if self._layer_after is None:
             return log_probs_of(self.logits_from(tokens, h)[:, :-1][counted])
-        n_layers = self.model.cfg.n_layers
-        resid = h if self._layer_after == n_layers else self.model(h, start_at_layer=self._layer_after, stop_at_layer=n_layers)
+        self._check_activations(tokens, h)
+        first, n_layers = self._layer_after, self.model.cfg.n_layers
+        resid = h
+        if first < n_layers:
+            resid = self.model(h, start_at_layer=first, stop_at_layer=n_layers, **self.attention_options(tokens))
         logits = self.model.unembed(self.model.ln_final(resid[:, :-1][counted].unsqueeze(0)))[0]
         cap = self.model.cfg.output_logits_soft_cap
         return log_probs_of(cap * torch.tanh(logits / cap) if cap > 0 else logits)
 
-    def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Int[Tensor, "batch pos"]:
-        """`model.generate` with an edit in place, prompt included; with the KV cache or without (`use_past_kv_cache`), the same tokens.
+    def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Any:
+        """Continue prompts with an edit in place; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 
         Args:
             tokens: prompts, those that are shorter padded on the left (`left_padding`).
             edit: None for the model as it is.
-            options: as `HookedTransformer.generate` takes them, such as `max_new_tokens`, `do_sample`, `temperature`.
+            options: the options of `HookedTransformer.generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
+
+        Returns:
+            The prompts and what follows them, `(batch, pos + new)`.
 
         Raises:
+            DataError: these are no tokens of the model, a prompt is padded on the right, or it is padding alone.
+            ConfigError: an option that `generate` does not have, or more tokens than the model's context holds.
             ModelError: `generate` does not come by the hook, as it makes embeddings its own way, so an edit would change nothing.
         """
-        self._check_tokens(tokens)
         padding = self.left_padding(tokens)
+        self._check_prompts(tokens, padding)
         if edit is None:
             return continue_tokens(self.model, tokens, padding, **options)
         streaming = StreamingEdit(self.splice, edit, self.masked(tokens))
+        self.attention_options(tokens)  # refuses a model that cannot leave padding out, before the hook is in place
         with self.model.hooks(fwd_hooks=[streaming.hook]):
             continued = continue_tokens(self.model, tokens, padding, **options)
-        if not streaming.was_called:
+        if not streaming.was_called and options.get("max_new_tokens") != 0:
             raise ModelError(
                 f"generating text does not run {self.splice.hook_name}, so an edit there changes nothing; train an SAE at "
                 "blocks.0.hook_resid_pre or later"
             )
         return continued
+
+    def _check_prompts(self, tokens: Int[Tensor, "batch pos"], padding: Bool[Tensor, "batch pos"]) -> None:
+        """Refuse batches in which text would follow padding instead of a prompt."""
+        tokenizer = self.cutter.tokenizer
+        if tokenizer.pad_token_id is None or len(tokens) * tokens.shape[1] == 1:
+            return
+        is_pad = tokens == tokenizer.pad_token_id
+        alone = is_pad.all(dim=1)
+        begins = self.cutter.prepend_bos and tokenizer.pad_token_id == tokenizer.bos_token_id  # a lone BOS is a prompt
+        if tokens.shape[1] > 1 and not begins and bool(alone.any()):
+            raise DataError(
+                f"prompt {int(alone.nonzero()[0])} of the batch is padding alone; give it at least one token, or leave it out"
+            )
+        ends = is_pad[:, -1] & ~alone
+        if bool(ends.any()) and not bool(ends[~alone].all()):
+            raise DataError(
+                f"prompt {int(ends.nonzero()[0])} of the batch is padded on the right, so text would follow the padding; pad on the left, "
+                'such as lm.model.to_tokens(prompts, padding_side="left")'
+            )
 
     def check_generates(self) -> None:
         """Raise `ConfigError` or `ModelError`, before any work is done, where no edit of this SAE can generate."""

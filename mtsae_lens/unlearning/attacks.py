@@ -18,6 +18,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, Spans, TokenTable
+from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit
@@ -104,8 +105,9 @@ def hooked_logits(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None) 
     """A model, such as `lm.model` with other weights, with an edit at the hook of `lm` (None: without), as `measure_model` takes it."""
 
     def logits(tokens: Tensor) -> Tensor:
+        options = attention_options(model, lm.left_padding(tokens))
         with _hooked(lm, model, edit, tokens):
-            return model(tokens, prepend_bos=False)
+            return model(tokens, prepend_bos=False, **options)
 
     return logits
 

@@ -106,7 +106,9 @@ def further_measures(
     """What takes more than one pass over the text, on TEST: `calibrated` forget loss, `gate`, `generation` and `samples`, `reference`."""
     forget = task.table(task.forget, "test", lm.cutter)
     tune = task.table(task.forget, "tune", lm.cutter)
-    calibrated = calibrated_loss(change.logits(lm), as_logits(lm.model), lm.cutter, tune, forget, batch_size=lm.batch_size)
+    calibrated = calibrated_loss(
+        change.logits(lm), as_logits(lm.model, lm.cutter), lm.cutter, tune, forget, batch_size=lm.batch_size
+    )
     found: dict[str, Any] = {"calibrated_nll_delta": calibrated.nll_delta}
     if change.edit is not None:
         spared = task.tables("test", lm.cutter, SPARED)

@@ -105,7 +105,7 @@ def _decide(
         )
     if reference is not None:
         goal = measure_model(
-            as_logits(reference), lm.model, lm.cutter, task.table(task.forget, "tune", lm.cutter), lm.batch_size
+            as_logits(reference, lm.cutter), lm.model, lm.cutter, task.table(task.forget, "tune", lm.cutter), lm.batch_size
         )
         place = nearest_to(outcomes, within, goal.nll_delta)
     else:
@@ -151,7 +151,7 @@ def measure_on_test(
             result["ladder"][name][source] = row
         result["corpora"][source] = rows[-1] | {"role": task.role(source)}
         if reference is not None:
-            of_reference = measure_model(as_logits(reference), lm.model, lm.cutter, table, lm.batch_size)
+            of_reference = measure_model(as_logits(reference, lm.cutter), lm.model, lm.cutter, table, lm.batch_size)
             result["corpora"][source]["nll_reference"] = of_reference.mean(of_reference.nll_edited)
         result["random_control"][source] = pooled(effects[len(ladder) :])
         result["documents"][source] = document_rows(effects[len(ladder) - 1])

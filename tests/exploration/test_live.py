@@ -48,6 +48,16 @@ def test_what_cannot_be_explained(lm: Any) -> None:
         explain(lm, "")
     with pytest.raises(DataError, match="tokens, but the SAE was trained on contexts of 32; give a shorter one"):
         explain(lm, TEXT * 9)
+    for text, message in (
+        (["a", "b"], "the text must be one string; got a list"),
+        (None, "got a NoneType"),
+        (b"a", "got a bytes"),
+        ("caf\udce9 au lait", r"lone surrogate '\\udce9' \(the byte 0xe9, which is not UTF-8\) at character 4"),
+        ("\ud83d", r"lone surrogate '\\ud83d' at character 1"),
+    ):
+        with pytest.raises(DataError, match=message) as refused:
+            explain(lm, text)  # type: ignore[arg-type]
+        assert "\n" not in str(refused.value)
     read = explain(lm, TEXT)
     with pytest.raises(ConfigError, match="between 0 and 31"):
         read.activations(32)

@@ -217,6 +217,61 @@ def test_generation_ends_at_the_tokenizers_own_end(tiny_model: Any) -> None:
     assert torch.equal(ended[0], written[0, : first + 1])
 
 
+@pytest.mark.parametrize("kind", ["", "bridge:"])
+def test_what_generate_is_asked_for(tiny_model_dir: Path, kind: str) -> None:
+    lm = hooked_lm(load_language_model(f"{kind}{tiny_model_dir}"))
+    tokens, edit = prompts(lm.model, 5), FeatureEdit((1, 2), 3.0)
+    for chosen in (None, edit):
+        assert torch.equal(lm.generate(tokens, chosen, max_new_tokens=0), tokens)
+        longest = lm.generate(tokens, chosen, max_new_tokens=59, do_sample=False, stop_at_eos=False)
+        assert longest.shape == (3, 64)
+        for options, message in (
+            (
+                {"max_new_tokens": 60},
+                r"5 prompt tokens and 60 new ones are more than the model's context of 64; .*max_new_tokens=59",
+            ),
+            ({"max_new_tokens": -1}, "0 or more; got -1"),
+            ({"max_new_tokens": 2.0}, r"a whole number, 0 or more; got 2\.0"),
+            ({"max_new_tokens": True}, "got True"),
+            ({"max_new_token": 3}, r"no option 'max_new_token'\. Did you mean 'max_new_tokens'"),
+            ({"return_type": "embeds"}, "'tokens' or 'str'; got 'embeds'"),
+        ):
+            with pytest.raises(ConfigError, match=message) as refused:
+                lm.generate(tokens, chosen, **options)
+            assert "\n" not in str(refused.value)
+    text = lm.generate(tokens[:1], edit, max_new_tokens=4, do_sample=False, stop_at_eos=False, return_type="str")
+    written = lm.generate(tokens[:1], edit, max_new_tokens=4, do_sample=False, stop_at_eos=False)
+    assert text == lm.cutter.tokenizer.decode(written[0], skip_special_tokens=True)
+    eos = lm.model.tokenizer.eos_token
+    try:
+        lm.model.tokenizer.eos_token = None
+        assert lm.generate(tokens, edit, max_new_tokens=2).shape == (3, 7)
+        with pytest.raises(ConfigError, match="needs a token that ends a text"):
+            lm.generate(tokens, edit, max_new_tokens=2, stop_at_eos=True)
+    finally:
+        lm.model.tokenizer.eos_token = eos
+
+
+def test_the_model_is_not_changed_meanwhile(tiny_model: Any) -> None:
+    """A hook may tokenize, run the model and generate while the model generates."""
+    lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 5)
+    padded = torch.cat([tokens[:1], functional.pad(tokens[1:2, :3], (2, 0))])
+    tokenizer, prepends, inner = tiny_model.tokenizer, tiny_model.cfg.default_prepend_bos, list[Any]()
+    options = {"max_new_tokens": 3, "do_sample": False, "stop_at_eos": False}
+    expected = lm.generate(tokens, None, **options)
+
+    def look(h: torch.Tensor, hook: Any) -> None:
+        if not inner:
+            inner.append(None)
+            assert tiny_model.tokenizer is tokenizer
+            assert tiny_model.cfg.default_prepend_bos == prepends
+            inner[0] = lm.generate(padded, None, **options)
+
+    with tiny_model.hooks(fwd_hooks=[(HOOK, look)]):
+        assert torch.equal(lm.generate(tokens, None, **options), expected)
+    assert torch.equal(inner[0], lm.generate(padded, None, **options))
+
+
 def test_a_hook_that_generation_does_not_run_is_refused(tiny_model: Any) -> None:
     lm = hooked_lm(tiny_model)
     lm.sae.cfg.metadata.hook_name = "hook_embed"

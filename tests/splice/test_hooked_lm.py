@@ -14,8 +14,10 @@ from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 
+METHODS = ("masked", "left_padding", "attention_options", "activations", "sae_input", "feature_acts", "generate")
 
-@pytest.mark.parametrize("method", ["masked", "activations", "sae_input", "feature_acts", "generate"])
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
@@ -23,12 +25,28 @@ from mtsae_lens.splice.splicing import Splice
         ([1, 2, 3], "got a list"),
         (torch.tensor([1, 2, 3]), r"got shape \(3,\)"),
         (torch.ones(1, 5_000, dtype=torch.long), r"5000 positions, but the model reads \d+: cut the text"),
+        (["the sea", "the ship"], "got a list"),
+        (torch.ones(1, 4), r"dtype torch\.int64, .*; got torch\.float32"),
+        (torch.ones(1, 4, dtype=torch.bool), r"got torch\.bool"),
+        (torch.ones(1, 4, dtype=torch.int32), r"got torch\.int32"),
+        (torch.ones(1, 0, dtype=torch.long), r"at least one token; got shape \(1, 0\)"),
+        (torch.ones(0, 4, dtype=torch.long), r"got shape \(0, 4\)"),
+        (torch.tensor([[1, 4096]]), r"the tokens 0 to 4095; got 4096"),
+        (torch.tensor([[-1, 5]]), r"got -1"),
     ],
-    ids=["text", "list", "one context", "too long"],
+    ids=str,
 )
 def test_what_are_no_tokens_is_refused(lm: HookedLM, method: str, tokens: Any, message: str) -> None:
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         getattr(lm, method)(tokens)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("method", ["sae_input", "feature_acts", "logits_from"])
+def test_activations_of_other_tokens_are_refused(lm: HookedLM, method: str) -> None:
+    tokens = torch.tensor([[0, 11, 12, 13]])
+    with pytest.raises(DataError, match=r"of these tokens, \(1, 3\) and their width.*got shape \(1, 4, 32\)"):
+        getattr(lm, method)(tokens[:, :3], lm.activations(tokens))
 
 
 def test_it_prints_as_one_line(lm: HookedLM) -> None:

@@ -18,14 +18,20 @@ from mtsae_lens.errors import DataError
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts and which predictions of them count: `counted[:, t]` is that of the token at `t + 1`."""
+    """Contexts, which predictions of them count (`counted[:, t]` is that of the token at `t + 1`), and padding on the left, if any."""
 
-    tokens: Int[Tensor, "batch pos"]
-    counted: Bool[Tensor, "batch pred"]
+    tokens: Int[Tensor, "*batch pos"]
+    counted: Bool[Tensor, "*batch pred"]
+    left_padding: Bool[Tensor, "*batch pos"] | None = None
+
+    @property
+    def padding(self) -> Bool[Tensor, "*batch pos"]:
+        """True where a position is padding on the left."""
+        return torch.zeros_like(self.tokens, dtype=torch.bool) if self.left_padding is None else self.left_padding
 
     def to(self, device: torch.device | str | None) -> Batch:
-        """On another device."""
-        return Batch(self.tokens.to(device), self.counted.to(device))
+        """Copy it to another device."""
+        return Batch(self.tokens.to(device), self.counted.to(device), self.padding.to(device))
 
 
 def mixed_batches(tables: Sequence[TokenTable], cutter: ContextCutter, batch_size: int, seed: int) -> Iterator[Batch]:
@@ -41,13 +47,13 @@ def mixed_batches(tables: Sequence[TokenTable], cutter: ContextCutter, batch_siz
     turns = cycle([_endless(batch, generator) for batch in padded])
     while True:
         rows = [next(next(turns)) for _ in range(batch_size)]
-        yield Batch(torch.stack([row.tokens for row in rows]), torch.stack([row.counted for row in rows]))
+        yield Batch(*(torch.stack(parts) for parts in zip(*((r.tokens, r.counted, r.padding) for r in rows), strict=True)))
 
 
 def _endless(contexts: Batch, generator: torch.Generator) -> Iterator[Batch]:
     while True:
         for index in torch.randperm(len(contexts.tokens), generator=generator):
-            yield Batch(contexts.tokens[index], contexts.counted[index])
+            yield Batch(contexts.tokens[index], contexts.counted[index], contexts.padding[index])
 
 
 def _padded(table: TokenTable, cutter: ContextCutter, width: int) -> Batch:
@@ -56,7 +62,8 @@ def _padded(table: TokenTable, cutter: ContextCutter, width: int) -> Batch:
     if not bool(kept.any()):
         raise DataError(f"{table.corpus}: no token counts, so there is nothing to train on")
     missing = width - table.tokens.shape[1]
-    return Batch(F.pad(table.tokens[kept], (0, missing)), F.pad(counted[kept], (0, missing)))
+    rows = (table.tokens[kept], counted[kept], cutter.left_padding(table.tokens[kept]))
+    return Batch(*(F.pad(of_row, (0, missing)) for of_row in rows))
 
 
 def sample_documents(table: TokenTable, n_documents: int, seed: int = 0) -> TokenTable:

@@ -12,6 +12,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning.batches import Batch
@@ -62,7 +63,7 @@ class UnlearningLoss(Protocol):
 
 def predictions_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, " counted"]:
     """Negative log-likelihood of each counted token, contexts one after the other."""
-    logits = model(batch.tokens, prepend_bos=False)[:, :-1]
+    logits = model(batch.tokens, prepend_bos=False, **attention_options(model, batch.padding))[:, :-1]
     return F.cross_entropy(in_float32(logits[batch.counted]), batch.tokens[:, 1:][batch.counted], reduction="none")
 
 
@@ -243,9 +244,9 @@ class RMU:
 
 
 def _activations(model: HookedSAETransformer, batch: Batch, layer: int) -> Float[Tensor, "state d_model"]:
-    """The residual stream after a layer where counted tokens are predicted; not at position 0, which is the same in every text."""
-    h = model(batch.tokens, prepend_bos=False, stop_at_layer=layer + 1)
-    return in_float32(h[:, 1:-1][batch.counted[:, 1:]])
+    """Run to a layer and take the residual stream where counted tokens are predicted; not at the first position, alike in every text."""
+    h = model(batch.tokens, prepend_bos=False, stop_at_layer=layer + 1, **attention_options(model, batch.padding))
+    return in_float32(h[:, 1:-1][batch.counted[:, 1:] & ~batch.padding[:, :-2]])
 
 
 def _check_positive(name: str, value: float) -> None:

@@ -123,7 +123,7 @@ def truth_ratio_distance(
         batch_size: contexts in a forward pass.
     """
     ours, theirs = (
-        log_truth_ratios(model, cutter, right, wrong, batch_size).double() for model in (edited, as_logits(reference))
+        log_truth_ratios(model, cutter, right, wrong, batch_size).double() for model in (edited, as_logits(reference, cutter))
     )
     return TruthRatioDistance(right.corpus, two_sample(ours, theirs), ours.median().item(), theirs.median().item())
 

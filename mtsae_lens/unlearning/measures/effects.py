@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import HookedSAETransformer
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.attribution import token_nll
@@ -276,9 +277,19 @@ def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
     return torch.cat([counted, torch.zeros_like(counted[:, :1])], dim=1)
 
 
-def as_logits(model: HookedSAETransformer) -> Logits:
-    """A hooked model as what `measure_model` takes; tokens are given with their BOS."""
-    return lambda tokens: model(tokens, prepend_bos=False)
+def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Logits:
+    """Turn a hooked model into what `measure_model` takes.
+
+    Args:
+        model: a `HookedTransformer` or a bridge.
+        cutter: says which tokens are padding; None where none is on the left. Tokens are given with their BOS.
+    """
+
+    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+        padding = torch.zeros_like(tokens, dtype=torch.bool) if cutter is None else cutter.left_padding(tokens)
+        return model(tokens, prepend_bos=False, **attention_options(model, padding))
+
+    return logits
 
 
 def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
@@ -292,7 +303,7 @@ def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
 
 
 def measure_model(
-    model: Logits, clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
+    model: Logits, clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> EditEffect:
     """The same measures for another model, such as one with other weights or one that never saw the text."""
     (rows,) = _run_models([model], clean_model, cutter, table, batch_size, _measures)
@@ -300,7 +311,7 @@ def measure_model(
 
 
 def model_losses(
-    models: Sequence[Logits], clean_model: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
+    models: Sequence[Logits], clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> list[EditLoss]:
     """The losses alone of several models, for sweeps; the clean model runs once."""
     of_models = _run_models(models, clean_model, cutter, table, batch_size, _losses)
@@ -310,7 +321,7 @@ def model_losses(
 @torch.no_grad()
 def _run_models(
     models: Sequence[Logits],
-    clean_model: HookedSAETransformer,
+    clean_model: AnyHookedModel,
     cutter: ContextCutter,
     table: TokenTable,
     batch_size: int,
@@ -320,7 +331,7 @@ def _run_models(
     device = clean_model.cfg.device
     parts = (table.batches(batch_size), table.counted(cutter).split(batch_size), _pieces(table, batch_size))
     for tokens, here, piece in (tuple(part.to(device) for part in batch) for batch in zip(*parts, strict=True)):
-        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model)(tokens)[:, :-1][here]), piece)
+        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model, cutter)(tokens)[:, :-1][here]), piece)
         for of_model, model in zip(rows, models, strict=True):
             of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][here])))
     return rows
@@ -331,5 +342,6 @@ def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
     """Largest difference in logits between the clean model and the splice with nothing edited, on the first batch; 0 up to rounding."""
     tokens = lm.batches(table)[0]
     nothing = FeatureEdit(features=(), multiplier=0.0)
-    spliced = lm.model.run_with_hooks(tokens, fwd_hooks=[lm.splice.hook(nothing, lm.masked(tokens))], prepend_bos=False)
-    return (spliced - lm.model(tokens, prepend_bos=False)).abs().max().item()
+    options = {"prepend_bos": False} | lm.attention_options(tokens)
+    spliced = lm.model.run_with_hooks(tokens, fwd_hooks=[lm.splice.hook(nothing, lm.masked(tokens))], **options)
+    return (spliced - lm.model(tokens, **options)).abs().max().item()

@@ -180,7 +180,7 @@ def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
     tokens = torch.cat([continuations.prompts, written], dim=1)
     for batch, kept in zip(tokens.split(lm.batch_size), counted.split(lm.batch_size), strict=True):
         on_device = batch.to(lm.model.cfg.device)
-        log_probs = log_probs_of(lm.model(on_device, prepend_bos=False)[:, :-1])
+        log_probs = log_probs_of(lm.model(on_device, prepend_bos=False, **lm.attention_options(on_device))[:, :-1])
         nll = token_nll(log_probs, on_device[:, 1:]).cpu()
         total -= nll[:, n_prompt - 1 :].double()[kept].sum().item()
     return total / int(counted.sum())

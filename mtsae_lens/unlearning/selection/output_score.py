@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.precision import in_float32
+from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
@@ -80,10 +81,7 @@ def output_scores(
 
 
 def _prompt_tokens(lm: HookedLM, prompt: str) -> Int[Tensor, "1 pos"]:
-    tokenizer = lm.cutter.tokenizer
-    start = [tokenizer.bos_token_id] if lm.cutter.prepend_bos else []
-    ids = start + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return torch.tensor([ids], device=lm.model.cfg.device)
+    return torch.tensor([encode_prompt(lm.cutter, prompt, "a neutral prompt")], dtype=torch.long, device=lm.model.cfg.device)
 
 
 def _amplified_logits(

@@ -1,0 +1,38 @@
+"""What `mtsae generate` is asked to continue."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.splice.edit_files import save_edit
+from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.splice.hooked_lm import HookedLM
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n_new", "message"),
+    [
+        (
+            "caf\udce9 au lait",
+            5,
+            r"--prompt holds the lone surrogate '\udce9' (the byte 0xe9, which is not UTF-8) at character 4",
+        ),
+        ("\ud83d", 5, r"the lone surrogate '\ud83d' at character 1"),
+        ("the sea " * 50, 5, "more than the model's context of 64; give a shorter prompt"),
+        ("the sea", 500, "more than the model's context of 64; give a shorter prompt or max_new_tokens=6"),
+    ],
+    ids=["a byte", "half a pair", "long prompt", "long continuation"],
+)
+def test_what_cannot_be_continued(
+    mtsae: Callable[..., Any], lm: HookedLM, tiny_sae_dir: Path, tmp_path: Path, prompt: str, n_new: int, message: str
+) -> None:
+    save_edit(tmp_path / "edit.json", FeatureEdit((1, 2)), lm.splice)
+    outcome = mtsae("generate", tiny_sae_dir, "--edit", tmp_path / "edit.json", "--prompt", prompt, "--max-new-tokens", n_new)
+    assert outcome.code == 2
+    (line,) = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert message in line
+    assert outcome.err.endswith(f"{line}\n")
