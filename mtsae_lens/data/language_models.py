@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -11,17 +12,20 @@ from typing import Any
 import torch
 import transformer_lens.loading_from_pretrained as loading
 from sae_lens import HookedSAETransformer
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
-from mtsae_lens.data.precision import FLOAT32, disagreement, torch_dtype
-from mtsae_lens.data.vocabularies import check_vocabulary, special_tokens, undo_invented_tokens
+from mtsae_lens.data.conversion import Reference, weights_in_float32
+from mtsae_lens.data.model_folders import FolderModel, one_line, read_folder
+from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, torch_dtype
+from mtsae_lens.data.vocabularies import special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
+
+_HUB_NAME = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}")
+_PICKLED = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")  # whose `.pth` files TransformerLens reads itself
+_LONGEST_SHOWN = 200
 
 
 def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None, dtype: str = FLOAT32) -> AnyHookedModel:
@@ -33,18 +37,20 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
         device: where to put it.
         n_ctx: longest context to allow for a local folder; at most what the model was trained for.
         dtype: of weights and activations: `float32`, `bfloat16` or `float16` (`mtsae_lens.data.precision`). Half precision takes half the
-            memory once it is loaded; while it loads, TransformerLens holds the weights in float32 too. It computes norms in float32
-            whatever this says.
+            memory once it is loaded; while it loads, a model takes what it takes in float32, because it is checked there. Norms are computed
+            in float32 whatever this says.
 
     Raises:
         ModelError: unknown name or dtype, unreadable folder, a model that gives other logits with hooks than without, or a hub that
             cannot be reached.
     """
+    if not isinstance(name, str):
+        raise ModelError(f"a language model is named, such as embedded, or given by its folder; got {name!r}")
     check_device(device)
     number_type = torch_dtype(dtype)
     as_bridge, name = name.startswith(BRIDGE_PREFIX), name.removeprefix(BRIDGE_PREFIX)
     model: AnyHookedModel
-    if name in EMBEDDED_MODELS or Path(name).is_dir():
+    if name in EMBEDDED_MODELS or _is_folder(name):
         folder = embedded_model_dir(name) if name in EMBEDDED_MODELS else Path(name)
         model = (_bridge_folder if as_bridge else _load_folder)(folder, device, n_ctx, number_type)
     else:
@@ -55,93 +61,83 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
     return model
 
 
+def _is_folder(name: str) -> bool:
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
 def check_device(device: str) -> None:
-    """Raise `ModelError` for a device that is not there."""
+    """Raise `ModelError` for a device that is not there, or that holds no numbers."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
-
-
-def _read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
-    """Config, model and tokenizer of a folder, as Hugging Face's classes."""
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{folder}: no config.json; needed a Hugging Face model folder (config, safetensors, tokenizer)")
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise ModelError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save it beside the model")
-    if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{folder}: no .safetensors file; other weight formats can execute code and are not read")
-    try:
-        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
-        )
-        hf_model, info = loaded
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a Hugging Face model ({_one_line(error)})") from error
-    if info["missing_keys"]:
-        missing = ", ".join(sorted(info["missing_keys"])[:3])
-        raise ModelError(f"{folder}: weights are missing ({missing}, ...); transformers would draw them at random")
-    check_vocabulary(str(folder), tokenizer, hf_model.get_input_embeddings().num_embeddings)
-    return hf_config, hf_model, tokenizer
+        there = torch.empty(0, device=device).device
+        if there.type == "meta":
+            raise RuntimeError("it holds shapes and no numbers")
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ModelError(f"device {device!r} cannot be used here ({one_line(error)}); try --device cpu") from error
 
 
 def _bridge_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dtype) -> HookedBridge:
-    hf_config, hf_model, tokenizer = _read_folder(folder, dtype)
-    hf_model = hf_model.to(device).eval()
-    limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or sys.maxsize)
-    d_vocab = hf_config.vocab_size
-    tokens = _probe_tokens(d_vocab, limit, device)
-    expected = _logits(hf_model, tokens, d_vocab)  # before the bridge puts its hooks into this very model
-    own = special_tokens(tokenizer)
-    bridge = boot_bridge(str(folder), device, dtype=dtype, hf_model=hf_model, tokenizer=tokenizer)
+    loaded = read_folder(folder, dtype)
+    hf_model = loaded.model.to(device).eval()
+    limit = min(loaded.context_limit(MAX_LOCAL_CONTEXT), n_ctx or sys.maxsize)
+    reference = Reference.take(
+        str(folder), hf_model, loaded.n_embeddings, limit
+    )  # before the bridge puts its hooks into this very model
+    own = special_tokens(loaded.tokenizer)
+    bridge = boot_bridge(str(folder), device, dtype=dtype, hf_model=hf_model, tokenizer=loaded.tokenizer)
     undo_invented_tokens(bridge.tokenizer, own)
     bridge.cfg.n_ctx = limit
     bridge.cfg.model_name = folder.resolve().name
-    _check_conversion(folder, bridge, tokens, expected)
+    with weights_in_float32(bridge):
+        reference.check_float32(bridge)
+    if dtype in HALF_PRECISION:
+        reference.check_half(bridge)
     return bridge
 
 
 def _load_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dtype) -> HookedSAETransformer:
-    hf_config, hf_model, tokenizer = _read_folder(folder, dtype)
-    limit = min(getattr(hf_config, "max_position_embeddings", MAX_LOCAL_CONTEXT), n_ctx or MAX_LOCAL_CONTEXT)
-    cfg = _hooked_config(folder, hf_config, limit, device, dtype)
-    tokens = _probe_tokens(cfg.d_vocab, cfg.n_ctx, device)
-    expected = _logits(hf_model.to(device).eval(), tokens, cfg.d_vocab)
+    loaded = read_folder(folder, dtype)
+    limit = min(loaded.context_limit(MAX_LOCAL_CONTEXT), n_ctx or MAX_LOCAL_CONTEXT)
+    cfg = _hooked_config(folder, loaded, limit, device)
+    hf_model, tokenizer = loaded.model.to(device).eval(), loaded.tokenizer
+    reference = Reference.take(str(folder), hf_model, cfg.d_vocab, cfg.n_ctx)
     hf_model.to("cpu")  # the device never holds both models
-    try:
-        state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model, dtype=dtype)
-    except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
-        raise ModelError(
-            f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({_one_line(error)}); {_try_bridge(folder)}"
-        ) from error
-    del hf_model  # its weights go as they are taken over
+    with weights_in_float32(hf_model):  # rounded to `dtype`, but converted and checked in float32
+        try:
+            state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model, dtype=torch.float32)
+        except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+            raise ModelError(
+                f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({one_line(error)}); {_try_bridge(folder)}"
+            ) from error
+    del loaded, hf_model  # the weights go as they are taken over
     own = special_tokens(tokenizer)
     model = HookedSAETransformer(cfg, tokenizer, move_to_device=False)
     undo_invented_tokens(model.tokenizer, own)
     model.load_and_process_state_dict(
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )
-    hooked: HookedSAETransformer = model.to(device)
-    _check_conversion(folder, hooked, tokens, expected)
+    del state_dict
+    hooked: HookedSAETransformer = model.to(device, print_details=False)
+    reference.check_float32(hooked)
+    if dtype in HALF_PRECISION:
+        hooked = hooked.to(dtype, print_details=False)
+        reference.check_half(hooked)
     return hooked
 
 
-def _hooked_config(folder: Path, hf_config: Any, n_ctx: int, device: str, dtype: torch.dtype) -> Any:
+def _hooked_config(folder: Path, loaded: FolderModel, n_ctx: int, device: str) -> Any:
     """TransformerLens's config, read from a copy of config.json: it would guess the family from words in the folder's path."""
+    hf_config = loaded.config
+    written = hf_config.to_dict() if loaded.is_part else json.loads((folder / "config.json").read_text(encoding="utf-8"))
     with tempfile.TemporaryDirectory(prefix="lm_") as neutral:
-        (Path(neutral) / "config.json").write_text(
-            json.dumps(_with_older_keys(json.loads((folder / "config.json").read_text())))
-        )
+        (Path(neutral) / "config.json").write_text(json.dumps(_with_older_keys(written), default=str))
         try:
-            cfg = loading.get_pretrained_model_config(
-                neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx, dtype=dtype
-            )
-        except (NotImplementedError, AttributeError, KeyError, TypeError) as error:
-            family = (hf_config.architectures or [hf_config.model_type])[0]
+            cfg = loading.get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
+        except (NotImplementedError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{folder}: TransformerLens does not know the family {family} ({_one_line(error)}); {_try_bridge(folder)}"
+                f"{folder}: TransformerLens does not know the family {loaded.family} ({one_line(error)}); {_try_bridge(folder)}"
             ) from error
     cfg.model_name = folder.resolve().name
     rope = getattr(hf_config, "rope_parameters", None) or {}
@@ -161,31 +157,20 @@ def _with_older_keys(config: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in older.items() if value is not None} | config
 
 
-def _probe_tokens(d_vocab: int, n_ctx: int, device: str) -> Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, d_vocab, (1, min(128, n_ctx)), generator=generator).to(device)
+def resolve_hook(model: AnyHookedModel, hook_name: str, head_index: int | None = None) -> int:
+    """Width of the activations at a hook, found by running the model on a few tokens.
 
-
-@torch.no_grad()
-def _logits(model: Any, tokens: Tensor, d_vocab: int) -> Tensor:
-    output = model(tokens)
-    return getattr(output, "logits", output)[..., :d_vocab]
-
-
-def _check_conversion(folder: Path, model: AnyHookedModel, tokens: Tensor, expected: Tensor) -> None:
-    """The hooked model must give the logits of the model it was made from."""
-    got = _logits(model, tokens, expected.shape[-1])
-    difference = disagreement(got, expected, model.cfg.dtype, model.cfg.n_layers)
-    if difference is not None:
-        raise ModelError(f"{folder}: with hooks, the model gives other logits ({difference})")
-
-
-def resolve_hook(model: AnyHookedModel, hook_name: str) -> int:
-    """Width of the activations at a hook (heads flattened), found by running the model on a few tokens.
+    Args:
+        model: with hooks.
+        hook_name: such as `blocks.3.hook_resid_post`.
+        head_index: the head whose activations are meant; None for all of them, side by side. Queries may have more heads than keys and
+            values.
 
     Raises:
-        ModelError: no such hook; SAELens would only log a warning and splice nothing.
+        ModelError: no such hook or head; SAELens would only log a warning and splice nothing.
     """
+    if not isinstance(hook_name, str):
+        raise ModelError(f"a hook is named, such as blocks.3.hook_resid_post; got {hook_name!r}")
     if hook_name not in model.hook_dict:
         raise ModelError(f"no hook {hook_name!r} in {model.cfg.model_name}.{nearest(hook_name, model.hook_dict)}")
     n_tokens = min(7, model.cfg.n_ctx)  # not a likely number of heads, so that an attention pattern shows by its shape
@@ -199,25 +184,46 @@ def resolve_hook(model: AnyHookedModel, hook_name: str) -> int:
     activations = cache[hook_name]
     if activations.shape[:2] != (1, n_tokens):
         raise ModelError(f"hook {hook_name!r} is not (batch, pos, ...): it has shape {tuple(activations.shape)}")
-    return activations[0, 0].numel()
+    if head_index is None:
+        return activations[0, 0].numel()
+    if activations.ndim != 4:
+        raise ModelError(f"hook {hook_name!r} is not divided into heads; give hook_head_index=None, or a hook such as hook_z")
+    n_heads, width = activations.shape[2:]
+    if type(head_index) is not int or not 0 <= head_index < n_heads:
+        raise ModelError(
+            f"{hook_name} of {model.cfg.model_name} has heads 0 to {n_heads - 1}; got hook_head_index={head_index!r}"
+        )
+    return width
 
 
 def _load_named(name: str, device: str, as_bridge: bool, dtype: torch.dtype) -> AnyHookedModel:
     known = [*EMBEDDED_MODELS, *loading.MODEL_ALIASES, *(a for aliases in loading.MODEL_ALIASES.values() for a in aliases)]
-    if name not in known and not (as_bridge and "/" in name):  # a bridge may know a family without knowing its members
-        raise ModelError(
-            f"no language model {name!r}: neither a folder nor a name that TransformerLens knows.{nearest(name, known)}"
-        )
+    if name not in known and not (as_bridge and _HUB_NAME.fullmatch(name)):  # a bridge may know a family without its members
+        shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
+        is_file = not as_bridge and Path(shown).is_file()
+        near = "; give the folder that it is in, in Hugging Face layout" if is_file else f".{nearest(shown, known)}"
+        raise ModelError(f"no language model {shown!r}: neither a folder nor a name that TransformerLens knows{near}")
+    if not as_bridge:
+        _check_runs_no_code(loading.get_official_model_name(name))
     try:
         if as_bridge:
             return boot_bridge(name, device, dtype=dtype)
         return HookedSAETransformer.from_pretrained_no_processing(name, device=device, dtype=dtype)
     except (OSError, ConnectionError, RuntimeError) as error:
         raise ModelError(
-            f"{name}: the Hugging Face hub cannot be reached and the model is not in the local cache ({_one_line(error)}); "
+            f"{name}: the Hugging Face hub cannot be reached and the model is not in the local cache ({one_line(error)}); "
             "use --model embedded or the path of a downloaded model folder"
         ) from error
 
 
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _check_runs_no_code(official_name: str) -> None:
+    """Raise `ModelError` for a name with which TransformerLens would run code from the hub, or read a pickle."""
+    if official_name.startswith(loading.NEED_REMOTE_CODE_MODELS):
+        raise ModelError(
+            f"{official_name}: TransformerLens loads it with code from the hub, which is not run here; as a bridge it needs none: "
+            f"{BRIDGE_PREFIX}{official_name}"
+        )
+    if official_name.startswith(_PICKLED):
+        raise ModelError(
+            f"{official_name}: its weights are a pickle, which can execute code and is not read; give another model"
+        )

@@ -6,7 +6,7 @@ Weights and activations of a model may be in half precision, which takes half th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -21,6 +21,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 MAX_LOG_PROB_DIFFERENCE = 1e-3  # between two forms of one model in float32
+MAX_ROUNDING_RATIO = 2.0  # of a form's rounding error to that of the model it was made from
 
 _ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # that TransformerLens takes beside the names
 
@@ -65,32 +66,60 @@ def log_probs_of(logits: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n d_voc
 
 
 def disagreement(
-    got: Float[Tensor, "*n d_vocab"], expected: Float[Tensor, "*n d_vocab"], dtype: torch.dtype, n_layers: int
+    got: Float[Tensor, "*n d_vocab"],
+    expected: Float[Tensor, "*n d_vocab"],
+    renderings: Sequence[Float[Tensor, "*n d_vocab"]] = (),
 ) -> str | None:
-    """How two forms of one model give other logits, in words; None where they give the same up to rounding.
+    """How two forms of one model in float32 give other logits, in words; None where they agree.
 
-    In float32 no log-probability may differ by more than `MAX_LOG_PROB_DIFFERENCE`. In half precision both forms round at every step, each
-    in its own order, so single logits differ by a lot; compared is
-
-        rms(got - expected) / rms(expected) <= (2 + sqrt(n_layers)) * eps,        logits less their mean over the vocabulary
-
-    with `eps` the spacing of numbers at 1 (2^-7 in bfloat16, 2^-10 in float16): roundings add up over layers like a random walk. Of eight
-    models with 2 to 32 layers, seven of them random, those rightly converted differed by 0.9 to 2.8 `eps` in either precision. A
-    conversion that changes logits by less than that cannot be told from rounding; loaded in float32 the same model is checked strictly.
+    No log-probability may differ by more than `MAX_LOG_PROB_DIFFERENCE`; in a model so sensitive that its own renderings differ by more,
+    by no more than `MAX_ROUNDING_RATIO` times as much as these.
 
     Args:
-        got: of the one.
-        expected: of the other, on the same tokens.
-        dtype: in which the models are held.
-        n_layers: of each.
+        got: logits of the one.
+        expected: logits of the other, on the same tokens.
+        renderings: logits of the other, computed in ways that differ in nothing but rounding.
     """
-    if dtype not in HALF_PRECISION:
-        largest = (log_probs_of(got) - log_probs_of(expected)).abs().max().item()
-        return None if largest < MAX_LOG_PROB_DIFFERENCE else f"log-probabilities differ by {largest:.3g}"
-    got, expected = (logits.float() - logits.float().mean(dim=-1, keepdim=True) for logits in (got, expected))
-    allowed = (2 + n_layers**0.5) * torch.finfo(dtype).eps
-    differs, spread = ((logits.square().mean().sqrt().item()) for logits in (got - expected, expected))
-    if differs <= allowed * spread:  # NaN is not
+    given, middle, *others = (log_probs_of(logits) for logits in (got, expected, *renderings))
+    own = max([0.0, *((other - middle).abs().max().item() for other in others)])
+    largest = (given - middle).abs().max().item()
+    if largest < max(MAX_LOG_PROB_DIFFERENCE, MAX_ROUNDING_RATIO * own):  # NaN is not
         return None
-    share = differs / spread if spread else float("inf")
-    return f"they differ by {share:.2%} of their spread, of which rounding to {dtype_name(dtype)} explains {allowed:.2%}"
+    return f"log-probabilities differ by {largest:.3g}"
+
+
+def rounding_disagreement(
+    got: Float[Tensor, "*n d_vocab"], exact: Float[Tensor, "*n d_vocab"], renderings: Sequence[Float[Tensor, "*n d_vocab"]]
+) -> str | None:
+    """How a form of a model in half precision differs by more than rounding explains, in words; None where it does not.
+
+    Roundings at every step add up to a difference that depends on the model: where two dimensions of the residual stream carry numbers
+    a hundred times those of the others, the logits of a right model may differ from themselves by more than their own spread. So what
+    rounding explains is measured:
+
+        rms(got - exact) <= MAX_ROUNDING_RATIO * max over renderings of rms(rendering - exact)
+
+    with logits less their mean over the vocabulary, which softmax does not see. The last rounding, of the logits themselves, is always
+    allowed. What is smaller than rounding cannot be seen here, but is in float32 (`disagreement`).
+
+    Args:
+        got: logits of that form.
+        exact: of the model that it was made from, computed in float32 from the same half-precision weights.
+        renderings: of the same model in the same half precision, computed in ways that differ in nothing but rounding.
+    """
+    dtype = got.dtype
+    centred, middle, *others = (
+        logits.float() - logits.float().mean(dim=-1, keepdim=True) for logits in (got, exact, *renderings)
+    )
+    spread = _rms(middle)
+    floor = torch.finfo(dtype).eps * _rms(exact.float())
+    allowed = MAX_ROUNDING_RATIO * max([floor, *(_rms(other - middle) for other in others)])
+    differs = _rms(centred - middle)
+    if differs <= allowed:  # NaN is not
+        return None
+    share, explained = (value / spread if spread else float("inf") for value in (differs, allowed))
+    return f"they differ by {share:.2%} of their spread, of which rounding to {dtype_name(dtype)} explains {explained:.2%}"
+
+
+def _rms(values: Tensor) -> float:
+    return values.square().mean().sqrt().item()

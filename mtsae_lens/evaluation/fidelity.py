@@ -127,9 +127,7 @@ def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
     hook_name = sae.cfg.metadata.hook_name
     if hook_name is None:
         raise ModelError("the SAE does not say which hook it belongs to (metadata.hook_name)")
-    width = resolve_hook(model, hook_name)
-    if sae.cfg.metadata.hook_head_index is not None:
-        width //= model.cfg.n_heads
+    width = resolve_hook(model, hook_name, sae.cfg.metadata.hook_head_index)
     if width != sae.cfg.d_in:
         raise ModelError(f"{hook_name} of {model.cfg.model_name} has width {width}, but the SAE has d_in={sae.cfg.d_in}")
 

@@ -14,8 +14,9 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtsae_lens.data.conversion import weights_in_float32
 from mtsae_lens.data.origins import share_metadata
-from mtsae_lens.data.precision import HALF_PRECISION, disagreement, log_probs_of
+from mtsae_lens.data.precision import HALF_PRECISION, disagreement, log_probs_of, rounding_disagreement
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export import standalone
 from mtsae_lens.export.base_models import hooked_layer, open_base
@@ -103,9 +104,10 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
     model = standalone.load_edited(folder, dtype=lm.model.cfg.dtype).to(lm.model.cfg.device)
     if lm.model.cfg.dtype in HALF_PRECISION:
         got, expected = _both_logits_from_one_h(model, lm, edit, tokens)
+        difference = rounding_disagreement(expected, _exact_logits(model, lm, tokens)[..., : got.shape[-1]], [got])
     else:
         got, expected = _both_logits(model, lm, edit, tokens)
-    difference = disagreement(got, expected, lm.model.cfg.dtype, lm.model.cfg.n_layers)
+        difference = disagreement(got, expected)
     if difference is not None:
         raise ModelError(f"the exported model gives other logits than the edited one ({difference})")
     return _largest_difference(got, expected)
@@ -126,6 +128,14 @@ def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Te
             f"the exported edit gives other activations (they differ by {(met[-1] - edited).abs().max().item():.3g})"
         )
     return got, expected
+
+
+@torch.no_grad()
+def _exact_logits(model: Any, lm: HookedLM, tokens: Int[Tensor, "batch pos"]) -> Tensor:
+    """What the exported model makes of the activations of `lm` at its hook, computed in float32 from its half-precision weights."""
+    h = lm.activations(tokens).float()
+    with weights_in_float32(model), _given_activations(model, lm.splice.hook_name, h):
+        return model(tokens).logits
 
 
 @contextmanager

@@ -104,9 +104,7 @@ class SequenceSAETrainingRunner:
                 f"model_from_pretrained_kwargs say dtype {dtype!r}, the model that was given is in {dtype_name(self.model.cfg.dtype)}; make "
                 "them equal"
             )
-        width = resolve_hook(self.model, self.cfg.hook_name)
-        if self.cfg.hook_head_index is not None:
-            width //= self.model.cfg.n_heads
+        width = resolve_hook(self.model, self.cfg.hook_name, self.cfg.hook_head_index)
         if width != self.cfg.sae.d_in:
             raise ModelError(
                 f"{self.cfg.hook_name} of {self.cfg.model_name} has width {width}, but the SAE has d_in={self.cfg.sae.d_in}"

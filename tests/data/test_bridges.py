@@ -19,8 +19,9 @@ from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.bridges import HookedBridge
 from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.conversion import weights_in_float32
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
-from mtsae_lens.data.precision import disagreement
+from mtsae_lens.data.precision import rounding_disagreement
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
@@ -66,7 +67,10 @@ def test_half_precision(dtype: str, tiny_sae_dir: Path, tiny_model_dir: Path, to
     assert {parameter.dtype for parameter in bridged.model.parameters()} == {number_type}
     model = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=number_type, attn_implementation="eager").eval()
     clean = bridged.model(tokens, prepend_bos=False)
-    assert disagreement(clean, model(tokens).logits, number_type, n_layers=2) is None
+    theirs = model(tokens).logits
+    with weights_in_float32(model):
+        exact = model(tokens).logits
+    assert rounding_disagreement(clean, exact, [theirs]) is None
     with bridged.model.hooks(fwd_hooks=[bridged.splice.hook(FeatureEdit((0, 1, 2), multiplier=-1.0), bridged.masked(tokens))]):
         assert torch.equal(bridged.model(tokens, prepend_bos=False), clean)
     features = tuple(bridged.feature_acts(tokens).flatten(0, 1).sum(0).topk(5).indices.tolist())

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.precision import DTYPES, disagreement, in_float32, log_probs_of, recorded_dtype, torch_dtype
+from mtsae_lens.data.precision import (
+    DTYPES,
+    disagreement,
+    in_float32,
+    log_probs_of,
+    recorded_dtype,
+    rounding_disagreement,
+    torch_dtype,
+)
 from mtsae_lens.errors import ModelError
 
 
@@ -48,34 +56,43 @@ def test_log_probs_are_those_of_the_logits_in_float32(dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_rounding_is_no_disagreement_and_a_wrong_matrix_is(dtype: torch.dtype) -> None:
-    """Eight layers computed in half precision and in float32, from the same rounded weights."""
+@pytest.mark.parametrize("outliers", [1.0, 60.0])
+def test_rounding_is_no_disagreement_and_a_wrong_matrix_is(dtype: torch.dtype, outliers: float) -> None:
+    """Eight layers computed in half precision, in two orders, and in float32; then with two dimensions that dwarf the others."""
     generator = torch.Generator().manual_seed(0)
     weights = [(torch.randn(64, 64, generator=generator) / 8).to(dtype) for _ in range(8)]
-    x = torch.randn(32, 64, generator=generator).to(dtype)
+    x = torch.randn(32, 64, generator=generator)
+    x[:, :2] *= outliers
+    x = x.to(dtype)
 
-    def logits(x: torch.Tensor, weights: list[torch.Tensor]) -> torch.Tensor:
+    def logits(x: torch.Tensor, weights: list[torch.Tensor], n_parts: int = 1) -> torch.Tensor:
         for weight in weights:
-            x = x + torch.tanh(x @ weight)
-        return x
+            scaled = x / x.square().mean(dim=-1, keepdim=True).sqrt()
+            parts = zip(scaled.chunk(n_parts, dim=1), weight.chunk(n_parts), strict=True)
+            x = x + torch.tanh(sum(part @ rows for part, rows in parts))  # type: ignore[arg-type]
+        return x[:, 2:]
 
-    got, exact = logits(x, weights), logits(x.float(), [weight.float() for weight in weights])
+    got, rendering, exact = logits(x, weights), logits(x, weights, 4), logits(x.float(), [weight.float() for weight in weights])
     assert not torch.equal(got.float(), exact)
-    assert disagreement(got, exact, dtype, n_layers=8) is None
-    assert disagreement(got + 3, exact, dtype, n_layers=8) is None  # softmax does not see a shift
-    assert disagreement(got, exact, torch.float32, n_layers=8) is not None  # nor is it that of float32
-    wrong = logits(x, [*weights[:4], 1.5 * weights[4], *weights[5:]])
-    found = disagreement(wrong, exact, dtype, n_layers=8)
+    assert not torch.equal(got, rendering)
+    assert rounding_disagreement(got, exact, [rendering]) is None
+    assert rounding_disagreement(got + 3, exact, [rendering]) is None  # softmax does not see a shift
+    assert disagreement(got, exact) is not None  # it is not equal as it would be in float32
+    wrong = logits(x, [*weights[:4], -weights[4], *weights[5:]])
+    found = rounding_disagreement(wrong, exact, [rendering])
     assert found is not None
     assert f"of which rounding to {str(dtype)[6:]} explains" in found
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_number_is_a_disagreement(dtype: torch.dtype) -> None:
+def test_no_number_is_a_disagreement() -> None:
     logits = torch.randn(2, 5)
-    assert disagreement(logits, logits, dtype, 2) is None
+    assert disagreement(logits, logits) is None
+    half = logits.bfloat16()
+    assert rounding_disagreement(half, half.float(), [half]) is None
     for broken in (logits * torch.nan, logits.masked_fill(torch.arange(10).view(2, 5) == 3, torch.nan)):
-        assert "nan" in (disagreement(broken, logits, dtype, 2) or "")
-        assert "nan" in (disagreement(logits, broken, dtype, 2) or "")
-    assert disagreement(torch.zeros(2, 5), torch.zeros(2, 5), dtype, 2) is None
-    assert disagreement(logits, torch.zeros(2, 5), dtype, 2) is not None
+        assert "nan" in (disagreement(broken, logits) or "")
+        assert "nan" in (disagreement(logits, broken) or "")
+        assert "nan" in (rounding_disagreement(broken.bfloat16(), logits, [half]) or "")
+    zero = torch.zeros(2, 5, dtype=torch.bfloat16)
+    assert rounding_disagreement(zero, zero.float(), [zero]) is None
+    assert rounding_disagreement(half, zero.float(), [zero]) is not None
