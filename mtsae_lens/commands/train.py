@@ -25,6 +25,7 @@ from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.start import BDecInit
 from mtsae_lens.training.trainer import TrainerOptions
 
 AUTO = "auto"
@@ -51,7 +52,11 @@ class TrainSettings(Settings):
     lr_end_fraction: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     normalize_activations: str = "expected_average_only_in"
+    b_dec_init: BDecInit = "mean"
+    """Where `b_dec` starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. In models with outlier dimensions, such as
+    Gemma, training from zero collapses."""
     dead_feature_window: int = Field(300, gt=0)
+    """Steps without firing after which a feature counts as dead; at most a third of the run."""
     prepend_bos: bool = True
     packed: bool = True
     lm_batch_size_sequences: int = Field(32, gt=0)
@@ -187,6 +192,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     cfg = runner_config(settings, d_in)
     options = TrainerOptions(
         weight_decay=settings.weight_decay,
+        b_dec_init=settings.b_dec_init,
         log_every_n_steps=settings.log_every_n_steps,
         checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
     )

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from mtsae_lens.commands.train import TrainSettings, train_sae
-from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, DataError, OutputError, TrainingInterrupted
 from mtsae_lens.training.log import read_log
+from mtsae_lens.training.trainer import SequenceSAETrainer
 
 WEIGHTS = "sae_weights.safetensors"
 LOG = "training_log.jsonl"
@@ -44,20 +44,15 @@ def steps_saved(out: Path) -> list[int]:
 
 
 def raise_signal_at(step: int, monkeypatch: pytest.MonkeyPatch, *, number: int = signal.SIGINT) -> None:
-    """While training makes the batch of this step (counted from 0); batches read to estimate the scale do not count."""
-    original = SequenceActivations.mixed
+    """While the step of this number (counted from 0) is made."""
+    original = SequenceSAETrainer.step
 
-    def batches(stream: SequenceActivations, first_step: int, **gather: Any) -> Iterator[torch.Tensor]:
-        for place, batch in enumerate(original(stream, first_step, **gather), first_step):
-            if place == step:
-                signal.raise_signal(number)
-            yield batch
+    def signalled(trainer: SequenceSAETrainer, batch: torch.Tensor) -> Any:
+        if trainer.n_training_steps == step:
+            signal.raise_signal(number)
+        return original(trainer, batch)
 
-    def entered(stream: SequenceActivations, first_step: int = 0, **gather: Any) -> Iterator[torch.Tensor]:
-        training = sys._getframe(1).f_code.co_name == "fit"
-        return (batches if training else original)(stream, first_step, **gather)
-
-    monkeypatch.setattr(SequenceActivations, "mixed", entered)
+    monkeypatch.setattr(SequenceSAETrainer, "step", signalled)
 
 
 @pytest.fixture(scope="module", params=["mtsae", "topk"])

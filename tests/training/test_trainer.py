@@ -132,8 +132,9 @@ def test_decoder_rows_have_unit_norm() -> None:
 
 def test_the_scale_comes_from_unmasked_rows_and_uses_up_no_batch() -> None:
     trainer = make_trainer(normalize_activations="expected_average_only_in")
-    trainer._estimate_scaling()
+    data = trainer._start(batches())
     rows = torch.cat([batch for _, batch in zip(range(STEPS), batches(), strict=False)])
+    assert torch.equal(torch.cat([batch for _, batch in zip(range(STEPS), data, strict=False)]), rows)
     norms = rows.norm(dim=-1)
     assert trainer.activation_scaler.scaling_factor == pytest.approx(D_IN**0.5 / norms[norms > 0].mean().item(), rel=1e-5)
 
