@@ -26,7 +26,7 @@ from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.training.start import BDecInit
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.trainer import TrainerOptions, logged_counts
 
 AUTO = "auto"
 
@@ -199,17 +199,36 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
 
 
+def _describe_features(final: dict[str, Any], d_sae: int) -> str:
+    if "sparsity/never_fired" not in final:
+        return ""  # a log from before these were counted
+    text = (
+        f"In the whole run {final['sparsity/never_fired']:,} of {d_sae:,} features never fired; {final['sparsity/dead_features']:,} did not "
+        f"fire of late (dead); {final['sparsity/always_on']:,} fired on over half of the tokens of the last batch."
+    )
+    warning = logged_counts(final, d_sae).warning
+    return f"{text} Warning: {warning}." if warning else text
+
+
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.
 
-    `metrics.json`: `final` (the last row of the training log), `resumed` (then `seconds` are those of the last part),
-    `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or learned), `provenance`.
+    `metrics.json`: `final` (the last row of the training log), `n_features`, `never_fired` (features that fired at no step of the run),
+    `always_on` (features that fire on over half of the tokens of the last batch), `warning` (if the SAE looks collapsed), `resumed` (then
+    `seconds` are those of the last part), `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or
+    learned), `provenance`.
     """
     watch = Stopwatch()
     sae = train_sae(settings, resume=resume)
     rows = read_log(settings.out / "training_log.jsonl")
+    final = rows[-1] if rows else {}
+    counts = logged_counts(final, settings.d_sae)
     metrics: dict[str, Any] = {
-        "final": rows[-1] if rows else {},
+        "final": final,
+        "n_features": settings.d_sae,
+        "never_fired": final.get("sparsity/never_fired"),
+        "always_on": final.get("sparsity/always_on"),
+        "warning": counts.warning,
         "resumed": resume,
         "n_training_steps": settings.training_tokens // settings.batch_size_tokens,
         "n_training_tokens": settings.training_tokens // settings.batch_size_tokens * settings.batch_size_tokens,
@@ -218,7 +237,7 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     sections = [
         Section(
             "Training",
-            "Measured on training batches, masked positions left out.",
+            f"Measured on training batches, masked positions left out. {_describe_features(final, settings.d_sae)}",
             figure=training_curves({sae.cfg.architecture(): rows}),
         )
     ]

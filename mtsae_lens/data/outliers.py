@@ -24,7 +24,7 @@ class OutlierDimensions:
     """Which dimensions are outliers, and by how much. The defaults are the shape of Gemma-3-270M at layer 9."""
 
     n_dimensions: int = 2
-    scale: float = 6.0
+    scale: float = 4.0
     """Factor on the variation of an outlier dimension."""
     mean_to_variation: float = 4.5
     """Norm of the mean over the norm of what varies about it."""

@@ -6,6 +6,7 @@ count of features that were silent for a while does not show it in a short run, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +16,7 @@ from torch import Tensor
 ALWAYS_ON = 0.5
 """A feature that fires on more than this share of the tokens counts as always on."""
 
-REMEDY = (
-    "start b_dec at the mean (b_dec_init: mean, the default), lower the learning rate (--lr) or give more --training-tokens"
-)
+REMEDY = "train it again with b_dec_init: mean (the default of 'mtsae train'), a lower --lr or more --training-tokens"
 
 
 @dataclass(frozen=True)
@@ -39,9 +38,14 @@ class FiringCounts:
 
     def __str__(self) -> str:
         return (
-            f"{self.n_always_on:,} features fire on over half of the tokens (L0 {self.l0:.1f}) and "
-            f"{self.n_silent:,} of {self.n_features:,} have not fired"
+            f"{self.n_always_on:,} features fire on over half of the tokens (L0 {self.l0:.1f}) and {self.n_silent:,} of "
+            f"{self.n_features:,} are silent"
         )
+
+    @property
+    def warning(self) -> str | None:
+        """What is wrong and what to do, in one line; None for an SAE that has not collapsed."""
+        return f"the SAE looks collapsed: {self}; {REMEDY}" if self.collapsed else None
 
 
 def count_always_on(rates: Float[Tensor, " d_sae"]) -> int:
@@ -49,7 +53,7 @@ def count_always_on(rates: Float[Tensor, " d_sae"]) -> int:
     return int((rates > ALWAYS_ON).sum())
 
 
-def firing_counts(rates: Float[Tensor, " d_sae"]) -> FiringCounts:
+def firing_counts(rates: Float[Tensor, " d_sae"] | Sequence[float]) -> FiringCounts:
     """Count silent and always-on features from the share of tokens on which each fires."""
     rates = torch.as_tensor(rates)
     return FiringCounts(len(rates), int((rates == 0).sum()), count_always_on(rates), float(rates.sum()))

@@ -25,7 +25,7 @@ from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.interruption import Stopped, stop_on_signal
-from mtsae_lens.sae.collapse import REMEDY, FiringCounts, count_always_on
+from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import TrainingLog
@@ -58,7 +58,7 @@ class TrainerOptions:
 
 _REMEDY = "lower the learning rate (--lr), or check the activations for NaN or infinity"
 
-_MAX_START_POSITIONS = 16_384
+_MAX_START_POSITIONS = 10_240
 """Positions whose statistics set the scale and the start of `b_dec`, at most, whatever `n_batches_for_norm_estimate` asks for: the batches
 are kept for training, and this many tell both to within a percent."""
 
@@ -291,15 +291,15 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     def _warn_if_collapsed(self, row: Mapping[str, Any], progress: tqdm) -> None:  # type: ignore[type-arg]
         """Say so once, as soon as a dead feature would be known."""
-        counts = firing_counts_of(row, self.sae.cfg.d_sae)
-        if not self._warned and self.n_training_steps >= self.dead_feature_window and counts.collapsed:
+        warning = logged_counts(row, self.sae.cfg.d_sae).warning
+        if warning and not self._warned and self.n_training_steps >= self.dead_feature_window:
             self._warned = True
-            progress.write(
-                f"warning: step {self.n_training_steps}: the SAE looks collapsed: {counts}; {REMEDY}", file=sys.stderr
-            )
+            progress.write(f"warning: step {self.n_training_steps}: {warning}", file=sys.stderr)
 
 
-def firing_counts_of(row: Mapping[str, Any], d_sae: int) -> FiringCounts:
-    """Read the counts of features from a row of the training log."""
-    silent = max(int(row["sparsity/dead_features"]), int(row["sparsity/never_fired"]))
-    return FiringCounts(d_sae, silent, int(row["sparsity/always_on"]), float(row["metrics/l0"]))
+def logged_counts(row: Mapping[str, Any], d_sae: int) -> FiringCounts:
+    """Read how many features are silent and always on from a row of the training log; what an older log does not tell counts as 0."""
+    silent, never, always_on, l0 = (
+        row.get(name) or 0 for name in ("sparsity/dead_features", "sparsity/never_fired", "sparsity/always_on", "metrics/l0")
+    )
+    return FiringCounts(d_sae, int(max(silent, never)), int(always_on), float(l0))

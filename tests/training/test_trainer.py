@@ -110,6 +110,50 @@ def test_dead_features_are_those_that_did_not_fire_in_the_window() -> None:
     assert trainer.dead_neurons[:4].all()
 
 
+def test_the_window_for_dead_features_is_at_most_a_third_of_the_run() -> None:
+    trainer = make_trainer()
+    trainer.cfg.dead_feature_window = 300
+    assert trainer.dead_feature_window == STEPS // 3
+    trainer.sae.b_enc.data[:4] = -1e6
+    aux = [
+        trainer.step(batch).losses.get("auxiliary_reconstruction_loss", 0)
+        for _, batch in zip(range(STEPS), batches(), strict=False)
+    ]
+    assert trainer.dead_neurons[:4].all()
+    assert not any(aux[: STEPS // 3])
+    assert all(loss > 0 for loss in aux[STEPS // 3 + 1 :])
+
+
+def test_the_log_counts_features_that_never_fired_and_that_always_fire(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.sae.b_enc.data[:4] = -1e6
+    trainer.sae.b_enc.data[4:6] = 1e6
+    seen, step = set(), trainer.step
+
+    def recorded(batch: torch.Tensor) -> Any:
+        output = step(batch)
+        seen.update((output.feature_acts != 0).any(dim=0).nonzero().flatten().tolist())
+        return output
+
+    trainer.step = recorded  # type: ignore[method-assign]
+    trainer.fit()
+    last = read_log(tmp_path / "training_log.jsonl")[-1]
+    assert last["sparsity/never_fired"] == D_SAE - len(seen) >= 4
+    assert last["sparsity/always_on"] >= 2
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_a_collapse_is_told_once_and_says_what_to_do(healthy: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer()
+    if not healthy:
+        trainer.sae.b_enc.data[:3] = 1e6  # three of three active places
+    trainer.fit()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: step" in line]
+    assert len(warnings) == (0 if healthy else 1)
+    if not healthy:
+        assert "3 features fire on over half of the tokens (L0 3.0) and 9 of 12 are silent; train it again with" in warnings[0]
+
+
 def test_weight_decay_is_decoupled() -> None:
     """AdamW shrinks a parameter without gradient by lr * weight_decay; Adam would move it by lr."""
     trainer = make_trainer(weight_decay=0.5, normalize_decoder=False)
