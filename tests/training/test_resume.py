@@ -169,12 +169,9 @@ def test_a_signal_stops_the_first_reading_after_one_forward_pass(
 def test_a_signal_stops_a_later_reading_and_the_run_goes_on_as_if_uninterrupted(
     architecture: str, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
 ) -> None:
-    blocks = {
-        "buffer_size_sequences": 20,
-        "lm_batch_size_sequences": 4,
-        "checkpoint_every_n_steps": 100,
-    }  # blocks of five steps
-    whole = tiny_settings(tmp_path / "whole", architecture=architecture, **blocks)
+    blocks = {"buffer_size_sequences": 20, "lm_batch_size_sequences": 4}  # of five steps; 20 steps are read ahead at the start
+    settings = {"training_tokens": 24 * 4 * 32, "checkpoint_every_n_steps": 100, **blocks}
+    whole = tiny_settings(tmp_path / "whole", architecture=architecture, **settings)
     train(whole)
     parts = whole.model_copy(update={"out": tmp_path / "parts"})
     with pytest.MonkeyPatch.context() as patched:

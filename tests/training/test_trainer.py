@@ -212,6 +212,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_between_two_rows_too() -> None:
         trainer.fit()
 
 
+def test_metrics_and_report_count_features(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:
+    settings = tiny_settings(tmp_path / "run")
+    metrics = run_train(settings)
+    final = metrics["final"]
+    assert (metrics["n_features"], metrics["warning"]) == (32, None)
+    assert (metrics["never_fired"], metrics["always_on"]) == (final["sparsity/never_fired"], final["sparsity/always_on"])
+    text = f"{metrics['never_fired']} of 32 features never fired"
+    assert text in (settings.out / "report.html").read_text()
+
+
+def test_a_finished_run_from_before_features_were_counted_is_reported(
+    tmp_path: Path, tiny_settings: Callable[..., Any]
+) -> None:
+    settings = tiny_settings(tmp_path / "run")
+    run_train(settings)
+    log = settings.out / "training_log.jsonl"
+    rows = [{k: v for k, v in row.items() if k not in ("sparsity/never_fired", "sparsity/always_on")} for row in read_log(log)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_train(settings, resume=True)["never_fired"] is None
+
+
 def test_topk_trains_on_the_same_stream(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:
     """As many steps and positions as the MTSAE, and it learns."""
     settings = tiny_settings(tmp_path / "topk", architecture="topk", sae={"k": 4}, training_tokens=40 * 128, lr=5e-3)
