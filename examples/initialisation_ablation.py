@@ -17,6 +17,7 @@ from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.replication.measures import row_metrics
 from mtsae_lens.replication.subject import Subject
 from mtsae_lens.training.fit import fit
+from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import run_trials
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -50,7 +51,8 @@ def trial(name: str, seed: int) -> dict[str, Any]:
     )
     stream = StoredBlocks(h_train, BATCH_SIZE_SEQUENCES, block_size_batches=64, seed=seed)
     size = BATCH_SIZE_SEQUENCES * CONTEXT_SIZE
-    fit(sae, stream, n_steps=N_STEPS, batch_size_tokens=size, lr=LR, lr_warm_up_steps=N_STEPS // 20, lr_end=LR / 20)
+    schedule = {"n_steps": N_STEPS, "lr": LR, "lr_warm_up_steps": N_STEPS // 20, "lr_end": LR / 20}
+    fit(sae, stream, batch_size_tokens=size, **schedule, options=TrainerOptions(b_dec_init="zeros"))
     return row_metrics(sae, h_test)
 
 

@@ -19,6 +19,27 @@ class StopRequest:
         return self.signal_number is not None
 
 
+class Stopped(Exception):
+    """A long piece of work was left half done because a signal asked to stop."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(f"signal {signal_number}")
+        self.signal_number = signal_number
+
+
+_requests: list[StopRequest] = []  # of the `stop_on_signal` blocks that are open, the innermost last
+
+
+def raise_if_stopped() -> None:
+    """Leave a long step early, between two of its parts; does nothing outside `stop_on_signal`.
+
+    Raises:
+        Stopped: a signal asked to stop. Whoever opened `stop_on_signal` catches it.
+    """
+    if _requests and _requests[-1].signal_number is not None:
+        raise Stopped(_requests[-1].signal_number)
+
+
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request; a second Ctrl-C interrupts at once. Handlers are put back at the end."""
@@ -33,8 +54,10 @@ def stop_on_signal() -> Iterator[StopRequest]:
         request.signal_number = number
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    _requests.append(request)
     try:
         yield request
     finally:
+        _requests.remove(request)
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTTrainingSAE
+from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.separation import Scales
 from mtsae_lens.sae.temporal import temporal_convolution
 
@@ -365,3 +367,25 @@ def check_separation_invariances(loss: Callable[[Scales], Tensor], name: str) ->
     }
     found = {change for change, changed in changes.items() if abs(loss(changed) - loss(scales)) < 1e-6}
     assert found == unseen[name]
+
+
+# training -------------------------------------------------------------------------------------------------------------
+
+
+def check_outlier_dimensions_cost_nothing(
+    train: Callable[[SequenceBlocks], TrainingSAE[Any]], plain: SequenceBlocks, outliers: SequenceBlocks
+) -> None:
+    """An SAE trained on a stream with outlier dimensions uses its features, and explains as much as one trained without them."""
+    explained = {}
+    for name, stream in (("plain", plain), ("outliers", outliers)):
+        sae = train(stream)
+        _, h = next(stream.blocks(1000))
+        with torch.no_grad():
+            feature_acts = sae.encode(h if isinstance(sae, MTTrainingSAE) else h.flatten(0, 1)).flatten(0, -2)
+            found = sae.decode(feature_acts)
+        kept = (h != 0).any(dim=-1).flatten()
+        rows, error = h.flatten(0, 1)[kept], (h.flatten(0, 1) - found)[kept].pow(2).sum()
+        explained[name] = 1 - error / (rows - rows.mean(dim=0)).pow(2).sum()
+        counts = firing_counts((feature_acts[kept] != 0).float().mean(dim=0))
+        assert counts.n_silent <= 0.05 * counts.n_features, f"{name}: {counts}"
+    assert explained["outliers"] >= explained["plain"] - 0.02, explained

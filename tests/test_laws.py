@@ -11,12 +11,17 @@ import laws
 import pytest
 import torch
 from einops import rearrange
-from sae_lens import SAE
+from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
 from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
+from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.outliers import OutlierBlocks
+from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
 from mtsae_lens.sae import hierarchy, mtsae, spacing, temporal, training
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
+from mtsae_lens.training.fit import fit
+from mtsae_lens.training.trainer import TrainerOptions
 
 CONTEXT = 20
 D_IN = 8
@@ -685,3 +690,38 @@ def detached_filters(taps: Tensor, log2_dilations: Tensor, lags: list[int], move
 def test_a_rate_moves_to_where_the_target_lies_catches(filters: Callable[..., Tensor], start: float) -> None:
     with pytest.raises(AssertionError):
         laws.check_a_rate_moves_to_where_the_target_lies(filters, start=start, lag=6)
+
+
+# training -------------------------------------------------------------------------------------------------------------
+
+PLANTED = PlantedConfig(context_size=32, durations=(1, 4), lags=((1, 2), (2, 4)))
+
+
+@pytest.fixture(scope="module")
+def planted() -> PlantedBlocks:
+    return PlantedBlocks(PlantedFeatures(PLANTED), batch_size_sequences=16, block_size_batches=8)
+
+
+def trained_from(start: str, architecture: str, stream: SequenceBlocks) -> Any:
+    kind, config = {
+        "mtsae": (MTTrainingSAE, partial(MTTrainingSAEConfig, context_size=PLANTED.context_size)),
+        "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),
+    }[architecture]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        sae = kind(config(d_in=PLANTED.d_in, d_sae=128, k=8, normalize_activations="expected_average_only_in"))
+    options = TrainerOptions(log_every_n_steps=1000) if start == "default" else TrainerOptions(b_dec_init=start)  # type: ignore[arg-type]
+    return fit(sae, stream, n_steps=150, batch_size_tokens=512, lr=3e-3, lr_warm_up_steps=7, lr_end=1.5e-4, options=options)
+
+
+@pytest.mark.parametrize("architecture", ["mtsae", "topk"])
+def test_outlier_dimensions_cost_nothing(architecture: str, planted: PlantedBlocks) -> None:
+    train = partial(trained_from, "default", architecture)
+    laws.check_outlier_dimensions_cost_nothing(train, planted, OutlierBlocks(planted))
+
+
+@pytest.mark.parametrize("architecture", ["mtsae", "topk"])
+def test_outlier_dimensions_cost_nothing_catches_a_start_at_zero(architecture: str, planted: PlantedBlocks) -> None:
+    train = partial(trained_from, "zeros", architecture)
+    with pytest.raises(AssertionError, match="are silent"):
+        laws.check_outlier_dimensions_cost_nothing(train, planted, OutlierBlocks(planted))

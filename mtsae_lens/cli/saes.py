@@ -50,10 +50,26 @@ def train(
         typer.echo(f"no checkpoint in {settings.out}: starting anew", err=True)
     metrics = run_train(settings, resume=resume)
     final = metrics["final"]
+    numbers = [
+        _number(value, form)
+        for value, form in (
+            (final.get("metrics/explained_variance"), ".3f"),
+            (final.get("metrics/l0"), ".1f"),
+            (metrics["never_fired"], ","),
+            (metrics["always_on"], ","),
+        )
+    ]
     typer.echo(
-        f"trained {metrics['n_training_steps']:,} steps: on training batches explained variance "
-        f"{final.get('metrics/explained_variance', float('nan')):.3f}, L0 {final.get('metrics/l0', float('nan')):.1f}; saved in {settings.out}"
+        "trained {:,} steps: on training batches explained variance {}, L0 {}; of {:,} features {} never fired and {} fired on over half "
+        "of the tokens; saved in {}".format(
+            metrics["n_training_steps"], *numbers[:2], metrics["n_features"], *numbers[2:], settings.out
+        )
     )
+
+
+def _number(value: float | None, form: str) -> str:
+    """Format a number; None is one that was not finite, or that an older log does not hold."""
+    return "unknown" if value is None else format(value, form)
 
 
 def evaluate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
+from mtsae_lens.sae.collapse import FiringCounts
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -42,7 +44,8 @@ METRIC_MEANINGS: dict[str, str] = {
     "kl_div_with_ablation": "KL of the model and the model with zeros",
     "l2_ratio": "norm of the reconstruction over norm of the activation; 1 is unbiased",
     "relative_reconstruction_bias": "shrinkage; 1 is unbiased, below 1 shrinks",
-    "dead_features": "features that fire on none of the tokens; 0 is best",
+    "dead_features": "features that fire on none of the n_tokens tokens; 0 is best, and few tokens make it read too high",
+    "always_on_features": "features that fire on over half of the tokens; as many as L0 is a collapsed SAE",
     "n_features": "features in all",
     "n_tokens": "tokens measured on",
     "future_leak": "share of activation that depends on later tokens; 0 is causal",
@@ -76,9 +79,18 @@ def metrics_table(columns: dict[str, dict[str, float]]) -> Table:
     return Table(["metric", *columns, "meaning"], rows)
 
 
+def collapse_warning(measured: Mapping[str, float]) -> str | None:
+    """Say in one line that the SAE looks collapsed and what to do; None where it does not."""
+    names = ("n_features", "dead_features", "always_on_features")
+    return FiringCounts(*(int(measured[name]) for name in names), l0=measured["l0"]).warning
+
+
 @in_output_folder
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Measure, and write `metrics.json` (keys: `METRIC_MEANINGS`, `scales` for an MTSAE, and `provenance`) and `report.html`."""
+    """Measure an SAE, and write `metrics.json` and `report.html`.
+
+    `metrics.json`: `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, `provenance`.
+    """
     watch = Stopwatch()
     lm, model = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
@@ -86,7 +98,13 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     dataset = settings.dataset or find_source(lm.sae.cfg.metadata, settings.sae) or "embedded"
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
     measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
-    text = f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out."
+    text = (
+        f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
+        f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired, and {measured['always_on_features']:,} fired on "
+        "over half."
+    )
+    if warning := collapse_warning(measured):
+        text = f"{text} Warning: {warning}."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
     scales: dict[str, Any] = {}
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
@@ -98,7 +116,8 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     # 0 / 0 of an SAE that is dead on this text is no number, and JSON has none for it
     measured = {name: value if math.isfinite(value) else None for name, value in measured.items()}
-    write_metrics(settings.out, {**measured, **({"scales": scales} if scales else {}), "provenance": made})
+    further = {"warning": warning, "scales": scales}
+    write_metrics(settings.out, {**measured, **{name: value for name, value in further.items() if value}, "provenance": made})
     write_report(
         settings.out,
         "Evaluation",

@@ -26,7 +26,8 @@ from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.start import BDecInit
+from mtsae_lens.training.trainer import TrainerOptions, logged_counts
 
 AUTO = "auto"
 
@@ -52,7 +53,11 @@ class TrainSettings(Settings):
     lr_end_fraction: float = Field(0.05, ge=0, le=1)
     weight_decay: float = Field(0.0, ge=0)
     normalize_activations: str = "expected_average_only_in"
+    b_dec_init: BDecInit = "mean"
+    """Where `b_dec` starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. In models with outlier dimensions, such as
+    Gemma, training from zero collapses."""
     dead_feature_window: int = Field(300, gt=0)
+    """Steps without firing after which a feature counts as dead; at most a third of the run."""
     prepend_bos: bool = True
     packed: bool = True
     lm_batch_size_sequences: int = Field(32, gt=0)
@@ -188,24 +193,44 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     cfg = runner_config(settings, d_in)
     options = TrainerOptions(
         weight_decay=settings.weight_decay,
+        b_dec_init=settings.b_dec_init,
         log_every_n_steps=settings.log_every_n_steps,
         checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
     )
     return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
 
 
+def _describe_features(final: dict[str, Any], d_sae: int) -> str:
+    if "sparsity/never_fired" not in final:
+        return ""  # a log from before these were counted
+    text = (
+        f"In the whole run {final['sparsity/never_fired']:,} of {d_sae:,} features never fired; {final['sparsity/dead_features']:,} did not "
+        f"fire of late (dead); {final['sparsity/always_on']:,} fired on over half of the tokens of the last batch."
+    )
+    warning = logged_counts(final, d_sae).warning
+    return f"{text} Warning: {warning}." if warning else text
+
+
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.
 
-    `metrics.json`: `final` (the last row of the training log), `resumed` (then `seconds` are those of the last part),
-    `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or learned), `provenance`.
+    `metrics.json`: `final` (the last row of the training log), `n_features`, `never_fired` (features that fired at no step of the run),
+    `always_on` (features that fire on over half of the tokens of the last batch), `warning` (if the SAE looks collapsed), `resumed` (then
+    `seconds` are those of the last part), `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or
+    learned), `provenance`.
     """
     watch = Stopwatch()
     sae = train_sae(settings, resume=resume)
     rows = read_log(settings.out / "training_log.jsonl")
+    final = rows[-1] if rows else {}
+    counts = logged_counts(final, settings.d_sae)
     metrics: dict[str, Any] = {
-        "final": rows[-1] if rows else {},
+        "final": final,
+        "n_features": settings.d_sae,
+        "never_fired": final.get("sparsity/never_fired"),
+        "always_on": final.get("sparsity/always_on"),
+        "warning": counts.warning,
         "resumed": resume,
         "n_training_steps": settings.training_tokens // settings.batch_size_tokens,
         "n_training_tokens": settings.training_tokens // settings.batch_size_tokens * settings.batch_size_tokens,
@@ -214,7 +239,7 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     sections = [
         Section(
             "Training",
-            "Measured on training batches, masked positions left out.",
+            f"Measured on training batches, masked positions left out. {_describe_features(final, settings.d_sae)}",
             figure=training_curves({sae.cfg.architecture(): rows}),
         )
     ]

@@ -11,12 +11,14 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import DataError
+from mtsae_lens.interruption import raise_if_stopped
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class ActivationReader:
 class SequenceActivations(SequenceBlocks):
     """Blocks of a language model's activations: block i holds the contexts i * n, ..., (i + 1) * n - 1 of its stream, shuffled.
 
-    Special tokens and position 0 are masked.
+    Special tokens and position 0 are masked. While a block is read, `mtsae_lens.interruption.raise_if_stopped` is asked after each forward
+    pass of the language model, and a progress bar shows how far it is.
     """
 
     reader: ActivationReader
@@ -69,6 +72,8 @@ class SequenceActivations(SequenceBlocks):
     block_size_batches: int = 16
     lm_batch_size_sequences: int = 32
     seed: int = 0
+    n_batches: int | None = None
+    """Batches in the whole run; the last block holds no more than these need. None for an endless stream."""
 
     @property
     def cutter(self) -> ContextCutter:
@@ -86,18 +91,35 @@ class SequenceActivations(SequenceBlocks):
         return masked
 
     def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
-        """See `SequenceBlocks.blocks`."""
+        """See `SequenceBlocks.blocks`.
+
+        Raises:
+            Stopped: a signal asked to stop while a block was read.
+        """
         n_sequences = self.batch_size_sequences * self.block_size_batches
         contexts = iter(self.contexts)
         for _ in islice(contexts, first * n_sequences):
             pass  # skipped contexts cost their tokenisation, not the language model
         number = first
-        while True:
-            tokens = torch.tensor(list(islice(contexts, n_sequences)), dtype=torch.long)
-            order = torch.randperm(n_sequences, generator=self.generator(number))
-            parts = []
-            for batch in tokens[order].split(self.lm_batch_size_sequences):
+        while size := self._block_size(number):
+            tokens = torch.tensor(list(islice(contexts, size)), dtype=torch.long)
+            yield number, self._read(tokens[torch.randperm(size, generator=self.generator(number))])
+            number += 1
+
+    def _block_size(self, number: int) -> int:
+        """Contexts in a block; 0 after the end of the run."""
+        n_batches = self.block_size_batches
+        if self.n_batches is not None:
+            n_batches = min(n_batches, max(0, self.n_batches - number * self.block_size_batches))
+        return n_batches * self.batch_size_sequences
+
+    def _read(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
+        parts = []
+        # shown only where it takes long
+        with tqdm(total=len(tokens), desc="Reading activations", unit="context", leave=False, delay=1) as progress:
+            for batch in tokens.split(self.lm_batch_size_sequences):
+                raise_if_stopped()
                 h = self.reader.read(batch)
                 parts.append(h.masked_fill(self._masked(batch).unsqueeze(-1).to(h.device), 0.0))
-            yield number, torch.cat(parts)
-            number += 1
+                progress.update(len(batch))
+        return torch.cat(parts)

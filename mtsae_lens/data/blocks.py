@@ -58,13 +58,22 @@ class SequenceBlocks(ABC):
 
         A batch is a little smaller than `batch_size_sequences` contexts, by the rows that were masked. `gather` makes rows of
         positions; the default takes their activations alone, as a pointwise SAE reads them.
+
+        Raises:
+            DataError: a block has fewer unmasked rows than batches.
         """
         block, skip = divmod(first_step, self.block_size_batches)
         for number, h in self.blocks(block):
+            n_batches = len(h) // self.batch_size_sequences
             kept = (h != 0).any(dim=-1).flatten().nonzero().squeeze(-1)
+            if len(kept) < n_batches:
+                raise DataError(
+                    f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "
+                    "text that holds more than special tokens, and a hook whose activations are not zero"
+                )
             order = torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)
             gather_rows = gather(h)
-            for rows in kept[order].tensor_split(self.block_size_batches)[skip:]:
+            for rows in kept[order].tensor_split(n_batches)[skip:]:
                 yield gather_rows(rows)
             skip = 0
 
@@ -82,6 +91,10 @@ class StoredBlocks(SequenceBlocks):
     def __post_init__(self) -> None:
         if self.h.ndim != 3:
             raise DataError(f"contexts are (n, pos, d_in); got shape {tuple(self.h.shape)}")
+        if not self.h.is_floating_point():
+            raise DataError(
+                f"expected real activations; got {self.h.dtype}: give them as float32 (h.float(), of complex ones h.real)"
+            )
 
     def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
         """Blocks that go on over the end of an epoch."""

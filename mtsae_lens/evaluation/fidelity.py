@@ -19,6 +19,7 @@ from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.precision import HALF_PRECISION
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.readout import Float32Readout
+from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.mtsae import TemporalEncoder
 
 
@@ -80,7 +81,8 @@ def evaluate_fidelity(
 ) -> dict[str, float]:
     """`run_evals`'s metrics under its own names, special tokens left out, plus:
 
-    - `dead_features`: features that fire on none of the `n_tokens` tokens seen; lower is better;
+    - `dead_features`: features that fire on none of the `n_tokens` tokens seen; few tokens make it read too high;
+    - `always_on_features`: features that fire on over half of these tokens; many of them are the sign of a collapsed SAE;
     - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
     Raises:
@@ -114,7 +116,9 @@ def evaluate_fidelity(
             exclude_special_tokens=cutter.special_token_ids.tolist(),
         )
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
-    metrics["dead_features"] = sum(density == 0 for density in feature_metrics["feature_density"])
+    counts = firing_counts(feature_metrics["feature_density"])
+    metrics["dead_features"] = counts.n_silent
+    metrics["always_on_features"] = counts.n_always_on
     metrics["n_features"] = sae.cfg.d_sae
     seen = table.tokens[: held_out.n_batches * batch_size]
     metrics["n_tokens"] = int((~cutter.special_positions(seen)).sum())

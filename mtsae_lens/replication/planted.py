@@ -30,6 +30,7 @@ from mtsae_lens.sae.separation import SEPARATIONS, separation_loss
 from mtsae_lens.sae.temporal import find_walls, read_offsets
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import fit
+from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import Trial
 
 TUNE_SEED = 1_000  # no dictionary that is reported on
@@ -90,6 +91,7 @@ def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SA
         lr=settings.lr,
         lr_warm_up_steps=settings.n_steps // 20,
         lr_end=settings.lr / 20,
+        options=TrainerOptions(b_dec_init="zeros", log_every_n_steps=100),  # as for the figures in docs/paper.md
     )
     with tempfile.TemporaryDirectory() as folder:
         sae.save_inference_model(folder)

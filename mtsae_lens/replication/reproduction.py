@@ -67,7 +67,7 @@ def runner_config(
 
 def build_runner(subject: Subject, settings: PublishedSettings, seed: int, out: Path) -> SequenceSAETrainingRunner:
     """The product's own runner, every step logged."""
-    options = TrainerOptions(weight_decay=settings.weight_decay, log_every_n_steps=1)
+    options = TrainerOptions(weight_decay=settings.weight_decay, b_dec_init="zeros", log_every_n_steps=1)
     return SequenceSAETrainingRunner(runner_config(subject, settings, seed, out), override_model=subject.model, options=options)
 
 

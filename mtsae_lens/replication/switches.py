@@ -202,7 +202,9 @@ class Laboratory:
             lr=arm.lr or settings.lr,
             lr_warm_up_steps=warm_up,
             options=TrainerOptions(
-                weight_decay=settings.weight_decay if arm.weight_decay is None else arm.weight_decay, log_every_n_steps=n_steps
+                weight_decay=settings.weight_decay if arm.weight_decay is None else arm.weight_decay,
+                b_dec_init="zeros",  # as the paper
+                log_every_n_steps=n_steps,
             ),
         )
         return metrics | row_metrics(sae, h_test) | (self.in_model(sae) if arm.in_model else {})

@@ -110,11 +110,13 @@ class TemporalEncoder(SAE[Any]):
     @override
     def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "batch pos d_in"]:
         """Overrides the base class because walls must be read between the hook and the normalisation, and put back after it."""
+        if sae_in.is_complex():
+            raise DataError(f"expected real activations; got {sae_in.dtype}: give their real part (h.real)")
         h = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
         h = self._as_contexts(h)
         walls = find_walls(h)
         if self.cfg.skip_first_position:
-            walls[:, 0] = True
+            walls[:, :1] = True
         x = self.run_time_activation_norm_fn_in(h) - self.b_dec * self.cfg.apply_b_dec_to_input
         return x.masked_fill(walls.unsqueeze(-1), 0.0)
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 from einops import rearrange
+from jaxtyping import Float
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor, nn
@@ -152,6 +153,12 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         residual = (step_input.sae_in - sae_out).detach()
         error = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
         return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error}
+
+    @torch.no_grad()
+    def encode_constant(self, h: Float[Tensor, " d_in"]) -> Float[Tensor, " d_sae"]:
+        """Compute what the encoder makes of a context whose positions are all `h`, without its bias."""
+        z = normalize_scales(self.convolve(dict.fromkeys(self.read_offsets, h)), h, self.cfg.scale_norm, self.cfg.context_gain)
+        return z.flatten() @ self._encoder_weights()
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.sae.temporal import find_walls
+from mtsae_lens.training.start import RowStatistics
 
 N_COMPONENTS = 64
 """Principal components that are predicted: enough to tell lags apart, and cheap at any width."""
@@ -30,6 +31,7 @@ def lag_covariances(
     if not keep.any():
         raise DataError("no activations to select dilations from: every position is masked")
     kept = h[keep]
+    RowStatistics.of([kept], h.shape[-1])  # refuses what cannot be told apart
     mean = kept.mean(dim=0)
     _, _, components = torch.linalg.svd(kept[:: max(1, len(kept) // 20_000)] - mean, full_matrices=False)
     x = ((h - mean) @ components[:n_components].T).masked_fill(~keep.unsqueeze(-1), 0.0)
@@ -75,7 +77,7 @@ def select_dilations(
 
     Raises:
         ConfigError: fewer dilations possible than asked for.
-        DataError: no activations.
+        DataError: no activations, or activations that do not vary or are not finite.
     """
     if kernel_size < 2:
         raise ConfigError(

@@ -56,11 +56,12 @@ def fit(
         lr: peak learning rate.
         lr_warm_up_steps: updates over which the rate rises from zero; may be more than `n_steps`.
         lr_end: rate at the end of the cosine.
-        dead_feature_window: updates without firing after which a feature counts as dead.
-        options: weight decay, logging, checkpoints.
+        dead_feature_window: updates without firing after which a feature counts as dead; at most a third of `n_steps`.
+        options: weight decay, start of `b_dec`, logging, checkpoints.
 
     Raises:
-        DataError: contexts of another length or width than the SAE reads, or a loss that is no number.
+        DataError: contexts of another length or width than the SAE reads; activations that cannot be trained on (all masked, all the same,
+            not finite); or a loss that is not finite.
     """
     cfg = SAETrainerConfig(
         n_checkpoints=0,

@@ -135,6 +135,7 @@ class SequenceSAETrainingRunner:
             block_size_batches=max(1, cfg.n_batches_in_buffer * cfg.store_batch_size_prompts // n_sequences),
             lm_batch_size_sequences=cfg.store_batch_size_prompts,
             seed=cfg.seed,
+            n_batches=cfg.total_training_steps,
         )
 
     def _build_sae(self) -> TrainingSAE[Any]:
@@ -156,6 +157,8 @@ class SequenceSAETrainingRunner:
             "hook_head_index autocast autocast_lm"
         ).split()
         values = {name: getattr(cfg, name) for name in names} | {"weight_decay": self.options.weight_decay}
+        # None for what a checkpoint that is older than the setting was made with, or begun by: its b_dec has started already
+        values["b_dec_init"] = None if self.options.b_dec_init == "mean" else self.options.b_dec_init
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))

@@ -1,15 +1,18 @@
 """SAELens's trainer, with what training an MTSAE needs besides.
 
-`SAETrainer` hard-codes Adam, throws the gradient norm away, counts walls as samples, logs nothing offline, and saves in mid-step when
-interrupted. Its schedules, statistics, activation scaling and metrics are used as they are.
+`SAETrainer` starts `b_dec` at zero, hard-codes Adam, throws the gradient norm away, counts walls as samples, waits for dead features longer
+than a short run lasts, logs nothing offline, and saves in mid-step when interrupted. Its schedules, statistics, activation scaling and
+metrics are used as they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import wandb
@@ -20,11 +23,13 @@ from sae_lens.training.sae_trainer import SAETrainer
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from mtsae_lens.errors import DataError, TrainingInterrupted
-from mtsae_lens.interruption import stop_on_signal
+from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
+from mtsae_lens.interruption import Stopped, stop_on_signal
+from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import TrainingLog
+from mtsae_lens.training.start import BDecInit, look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
@@ -37,13 +42,28 @@ class TrainerOptions:
     weight_decay: float = 0.0
     """AdamW's; 0 is Adam. The paper has 0.01."""
 
+    b_dec_init: BDecInit = "mean"
+    """Where the `b_dec` of a fresh SAE starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. An SAE whose `b_dec` is
+    not zero keeps it. See `mtsae_lens.training.start`."""
+
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int = 500
     run_dir: Path | None = None
     """Where `training_log.jsonl` and `checkpoints/` go; None writes neither."""
 
+    def __post_init__(self) -> None:
+        if self.b_dec_init not in get_args(BDecInit):
+            raise ConfigError(f"expected b_dec_init to be one of {', '.join(get_args(BDecInit))}; got {self.b_dec_init!r}")
 
-_REMEDY = "lower the learning rate (--lr), or look for activations that are no numbers"
+
+_REMEDY = "lower the learning rate (--lr), or check the activations for NaN or infinity"
+
+_MAX_START_POSITIONS = 10_240
+"""Positions whose statistics set the scale and the start of `b_dec`, at most, whatever `n_batches_for_norm_estimate` asks for: the batches
+are kept for training, and this many tell both to within a percent."""
+
+_DEAD_WINDOWS_IN_A_RUN = 3
+"""The window after which a feature counts as dead is at most this part of the run, so that AuxK has two thirds of it to revive features."""
 
 
 class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
@@ -70,6 +90,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.options = options
         self.fingerprint = fingerprint or {}
         self.grad_norm = 0.0
+        self._saved_step = 0
+        self._warned = False
         self.optimizer = torch.optim.AdamW(
             sae.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2), weight_decay=options.weight_decay, fused=True
         )
@@ -95,6 +117,21 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         return step % self.options.log_every_n_steps == 0 or step == self.cfg.total_training_steps
 
     @property
+    def dead_feature_window(self) -> int:
+        """Steps without firing after which a feature counts as dead: as configured, but at most a third of the run."""
+        return min(self.cfg.dead_feature_window, max(1, self.cfg.total_training_steps // _DEAD_WINDOWS_IN_A_RUN))
+
+    @property
+    @override
+    def dead_neurons(self) -> torch.Tensor:
+        return self.n_forward_passes_since_fired > self.dead_feature_window
+
+    @property
+    def never_fired(self) -> torch.Tensor:
+        """The features that have not fired in this run yet."""
+        return self.n_forward_passes_since_fired >= max(1, self.n_training_steps)
+
+    @property
     def _run_dir(self) -> Path | None:
         return self.options.run_dir
 
@@ -107,31 +144,24 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def fit(self) -> TrainingSAE[Any]:
         """Train to the end; on Ctrl-C or SIGTERM finish the step, save, and raise `TrainingInterrupted`."""
         self.sae.to(self.cfg.device)
-        self._estimate_scaling()
         total_steps = self.cfg.total_training_steps
         log_path = self._run_dir / "training_log.jsonl" if self._run_dir else None
         progress = tqdm(
             total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
         )
         with stop_on_signal() as stop, TrainingLog(log_path, self.n_training_steps) as log, progress:
-            data = self.batches(self.n_training_steps)
-            while self.n_training_steps < total_steps:
-                sparsity_log = self.maybe_reset_sparsity()
-                if sparsity_log and self.cfg.logger.log_to_wandb:
-                    wandb.log(sparsity_log, step=self.n_training_steps)
-                logged = self._is_logging_step()
-                output = self.step(next(data))
-                self.n_training_steps += 1
-                progress.update()
-                if logged:
-                    self._log(output, log, progress)
-                due = self.n_training_steps % self.options.checkpoint_every_n_steps == 0 or self.n_training_steps == total_steps
-                if self.checkpoints_dir and (stop or due):
-                    self._check_finite()
-                    save_checkpoint(self, self.checkpoints_dir, self.fingerprint)
-                if stop.signal_number is not None:
-                    saved = f"saved at step {self.n_training_steps} of {total_steps}; --resume continues"
-                    raise TrainingInterrupted(stop.signal_number, saved if self.checkpoints_dir else "not saved: no run_dir")
+            try:
+                data = self.batches(self.n_training_steps)
+                if self.n_training_steps == 0:
+                    data = self._start(data)
+                while self.n_training_steps < total_steps:
+                    self._run_step(next(data), log, progress)
+                    if self._is_checkpoint_step() or (stop and self.checkpoints_dir):
+                        self._save_checkpoint()
+                    if stop.signal_number is not None:
+                        raise Stopped(stop.signal_number)
+            except Stopped as stopped:
+                raise self._interrupted(stopped.signal_number) from None
         self._check_finite()
         if self.activation_scaler.scaling_factor is not None:
             self.sae.fold_activation_norm_scaling_factor(self.activation_scaler.scaling_factor)
@@ -139,19 +169,60 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.set_final_sae_metadata()
         return self.sae
 
+    def _run_step(self, batch: torch.Tensor, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
+        sparsity_log = self.maybe_reset_sparsity()
+        if sparsity_log and self.cfg.logger.log_to_wandb:
+            wandb.log(sparsity_log, step=self.n_training_steps)
+        logged = self._is_logging_step()
+        output = self.step(batch)
+        self.n_training_steps += 1
+        progress.update()
+        if logged:
+            self._log(output, log, progress)
+
+    def _is_checkpoint_step(self) -> bool:
+        step = self.n_training_steps
+        due = step % self.options.checkpoint_every_n_steps == 0 or step == self.cfg.total_training_steps
+        return due and self.checkpoints_dir is not None
+
+    def _save_checkpoint(self) -> None:
+        assert self.checkpoints_dir is not None
+        self._check_finite()
+        self._saved_step = self.n_training_steps
+        save_checkpoint(self, self.checkpoints_dir, self.fingerprint)
+
+    def _interrupted(self, signal_number: int) -> TrainingInterrupted:
+        """Save what is not saved yet, and say how to go on. Called between two steps."""
+        step = self.n_training_steps
+        if step == 0:
+            return TrainingInterrupted(signal_number, "stopped before the first step; type the same command again")
+        if self.checkpoints_dir is None:
+            return TrainingInterrupted(signal_number, "not saved: no run_dir")
+        if self._saved_step != step:
+            self._save_checkpoint()
+        saved = f"saved at step {step} of {self.cfg.total_training_steps}; --resume continues"
+        return TrainingInterrupted(signal_number, saved)
+
     def _check_finite(self) -> None:
         """Never save weights that are broken: a checkpoint from before can be resumed."""
         for name, parameter in self.sae.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise DataError(f"{name} is not finite at step {self.n_training_steps}; {_REMEDY}")
 
-    def _estimate_scaling(self) -> None:
-        """As in SAELens, but from the first batches without using them up, and without the rows of zeros."""
-        if self.sae.cfg.normalize_activations == "expected_average_only_in" and self.activation_scaler.scaling_factor is None:
-            d_in = self.sae.cfg.d_in
-            rows = (own[(own != 0).any(dim=-1)] for own in (batch[:, :d_in] for batch in self.batches(0)))
-            n_batches = min(self.cfg.n_batches_for_norm_estimate, self.cfg.total_training_steps)
-            self.activation_scaler.estimate_scaling_factor(self.sae.cfg.d_in, rows, n_batches)
+    def _start(self, data: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Set the scale of the activations and the start of `b_dec`; the batches read for that are given back first."""
+        n_batches = min(
+            max(1, self.cfg.n_batches_for_norm_estimate),
+            self.cfg.total_training_steps,
+            math.ceil(_MAX_START_POSITIONS / self.cfg.train_batch_size_samples),
+        )
+        statistics, data = look_ahead(data, n_batches, self.sae.cfg.d_in)
+        scaler = self.activation_scaler
+        if self.sae.cfg.normalize_activations == "expected_average_only_in" and scaler.scaling_factor is None:
+            scaler.scaling_factor = self.sae.cfg.d_in**0.5 / statistics.mean_norm
+        if self.options.b_dec_init == "mean":
+            start_b_dec_(self.sae, scaler(statistics.mean))
+        return data
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
@@ -201,6 +272,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts[kept])
         row = self.build_train_step_log_dict(output=output, n_training_samples=self.n_training_samples)
         row["details/grad_norm"] = float(self.grad_norm)
+        row["sparsity/never_fired"] = int(self.never_fired.sum())
+        row["sparsity/always_on"] = count_always_on((output.feature_acts != 0).float().mean(dim=0))
         log.write(self.n_training_steps, row)
         if self.cfg.logger.log_to_wandb:
             wandb.log(row, step=self.n_training_steps)
@@ -211,4 +284,22 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             ev=f"{row['metrics/explained_variance']:.3f}",
             l0=f"{row['metrics/l0']:.1f}",
             dead=int(row["sparsity/dead_features"]),
+            never_fired=row["sparsity/never_fired"],
+            always_on=row["sparsity/always_on"],
         )
+        self._warn_if_collapsed(row, progress)
+
+    def _warn_if_collapsed(self, row: Mapping[str, Any], progress: tqdm) -> None:  # type: ignore[type-arg]
+        """Say so once, as soon as a dead feature would be known."""
+        warning = logged_counts(row, self.sae.cfg.d_sae).warning
+        if warning and not self._warned and self.n_training_steps >= self.dead_feature_window:
+            self._warned = True
+            progress.write(f"warning: step {self.n_training_steps}: {warning}", file=sys.stderr)
+
+
+def logged_counts(row: Mapping[str, Any], d_sae: int) -> FiringCounts:
+    """Read how many features are silent and always on from a row of the training log; what an older log does not tell counts as 0."""
+    silent, never, always_on, l0 = (
+        row.get(name) or 0 for name in ("sparsity/dead_features", "sparsity/never_fired", "sparsity/always_on", "metrics/l0")
+    )
+    return FiringCounts(d_sae, int(max(silent, never)), int(always_on), float(l0))

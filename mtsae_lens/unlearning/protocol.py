@@ -16,6 +16,7 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
+from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -79,10 +80,9 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: Ho
         evidence = evidence.without_near()  # a gate spares near text better than a choice of features can
     ranked = rankings(evidence, settings.grid, min_ratio=settings.min_ratio)
     if not ranked:
-        raise DataError(
-            f"no feature prefers the forget text by the scores {', '.join(settings.grid.scores)}; train a wider SAE, lower --min-ratio, or "
-            "choose by another score"
-        )
+        collapse = firing_counts(evidence.forget_statistics.rate).warning
+        remedy = f": {collapse}" if collapse else "; train a wider SAE, lower --min-ratio, or choose by another score"
+        raise DataError(f"no feature prefers the forget text by the scores {', '.join(settings.grid.scores)}{remedy}")
     candidates = feature_candidates(ranked, settings.grid, gates, evidence)
     outcomes = sweep(lm, task, candidates)
     place = _decide(lm, task, settings, outcomes, reference)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from mtsae_lens.commands import evaluate as module
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
@@ -39,3 +41,25 @@ def test_scales_are_fitted_on_select_and_scored_on_test(
     for split, parts in (("select", given["fitting"]), ("test", given["scoring"]), ("test", given["profiles"])):
         table = original["read_tokens"](dataset, split, lm.cutter, 8, seed=0)
         assert all(part.equal(lm.sae_input(tokens)) for part, tokens in zip(parts, lm.batches(table), strict=True))
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "sae"
+    folder.mkdir()
+    (folder / "cfg.json").write_text((tiny_sae_dir / "cfg.json").read_text())
+    weights = load_file(tiny_sae_dir / "sae_weights.safetensors")
+    weights["b_enc"][:4] += 1e6 * collapsed  # k of 32
+    save_file(weights, folder / "sae_weights.safetensors")
+    measured = run_evaluate(EvaluateSettings(sae=folder, out=tmp_path / "out", n_contexts=8, n_scale_contexts=0))
+    written = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert ("warning" in written) is collapsed
+    assert ("looks collapsed" in report) is collapsed
+    assert written["always_on_features"] == measured["always_on_features"]
+    assert (
+        f"{measured['dead_features']} of 32 features never fired, and {measured['always_on_features']} fired on over half"
+        in report
+    )
+    if collapsed:
+        assert (measured["always_on_features"], measured["dead_features"]) == (4, 28)

@@ -282,6 +282,7 @@ def test_evaluate_fidelity(
         hook_name, padding=padding, activation="relu", reshape_activations="hook_z" if hook_name == HOOK_Z else "none"
     )
     sae.b_enc.data[:5] = -100  # never fire
+    sae.b_enc.data[5:8] = 100  # always
     table = TokenTable("random", tokens, tuple("abcdef"))
     metrics = evaluate_fidelity(sae, model, cutter, table, batch_size=3)
 
@@ -294,6 +295,8 @@ def test_evaluate_fidelity(
     assert metrics["mse"] == pytest.approx((reconstructed - h[~special]).pow(2).sum(dim=-1).mean().item(), rel=1e-4)
     assert metrics["dead_features"] == int((kept > 0).any(dim=0).logical_not().sum())
     assert 5 <= metrics["dead_features"] < D_SAE == metrics["n_features"]
+    assert metrics["always_on_features"] == int(((kept > 0).float().mean(dim=0) > 0.5).sum())
+    assert 3 <= metrics["always_on_features"] < D_SAE
     assert metrics["n_tokens"] == int((~special).sum())
     assert metrics["ce_loss_with_sae"] != metrics["ce_loss_without_sae"]
     assert {"ce_loss_score", "kl_div_score", "explained_variance", "l2_ratio"} <= set(metrics)

@@ -313,3 +313,24 @@ def test_contexts_of_another_length_are_refused(rows: Tensor) -> None:
     sae = training_sae(metadata=SAEMetadata(prepend_bos=True, context_size=CONTEXT // 2))
     with pytest.raises(DataError, match="contexts of 5"):
         step(sae, bos_rows(rows))
+
+
+@pytest.mark.parametrize("padding", ["causal", "circular", "zero"])
+@pytest.mark.parametrize("shape", [(2, 0, D_IN), (0, CONTEXT, D_IN), (0, D_IN)], ids=str)
+def test_no_position_gives_no_feature(shape: tuple[int, ...], padding: str) -> None:
+    sae = training_sae(padding=padding)
+    assert sae.encode(torch.zeros(shape, dtype=torch.float64)).shape == (*shape[:-1], D_SAE)
+    assert sae(torch.zeros(shape, dtype=torch.float64)).shape == shape
+
+
+def test_complex_activations_are_refused() -> None:
+    with pytest.raises(DataError, match=r"expected real activations; got torch\.complex128: give their real part \(h\.real\)"):
+        training_sae().encode(torch.zeros(2, CONTEXT, D_IN, dtype=torch.complex128))
+
+
+@pytest.mark.parametrize("scale_norm", ["rescaled_layer_norm", "layer_norm", "none"])
+def test_a_constant_context_is_encoded_as_encode_constant_says(scale_norm: str) -> None:
+    sae = training_sae(scale_norm=scale_norm, activation="relu", apply_b_dec_to_input=False, skip_first_position=False)
+    h = torch.randn(D_IN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    hidden_pre = sae.encode_with_hidden_pre(h.expand(1, CONTEXT, D_IN))[1][0, -1]  # reads as far back as the taps go
+    assert_close(sae.encode_constant(h) + sae.b_enc, hidden_pre)

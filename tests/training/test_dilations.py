@@ -79,3 +79,9 @@ def test_walls_are_left_out() -> None:
 def test_more_dilations_than_there_are_is_an_error(n_dilations: int) -> None:
     with pytest.raises(ConfigError, match=f"{n_dilations} dilations cannot be selected from 1 to 16"):
         select_dilations(echoing(5), n_dilations)
+
+
+@pytest.mark.parametrize(("value", "message"), [(2.0, "that vary"), (float("nan"), "NaN or infinity"), (1e-30, "rescale")])
+def test_activations_that_tell_nothing_are_refused(value: float, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        select_dilations(torch.full((4, 32, 6), value), 2)

@@ -156,7 +156,7 @@ def test_contexts_of_another_length_are_refused(settings: dict[str, int], given:
 def test_activations_that_are_no_numbers_are_named() -> None:
     stream = make_stream()
     stream.h[3, 2] = torch.nan
-    with pytest.raises(DataError, match="activations that are no numbers"):
+    with pytest.raises(DataError, match="got NaN or infinity"):
         fit(make_sae(), stream, n_steps=20, batch_size_tokens=2 * POS, lr=1e-3)
 
 

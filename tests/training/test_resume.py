@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,11 @@ import pytest
 import torch
 
 from mtsae_lens.commands.train import TrainSettings, train_sae
-from mtsae_lens.data.activations import SequenceActivations
+from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, DataError, OutputError, TrainingInterrupted
 from mtsae_lens.training.log import read_log
+from mtsae_lens.training.trainer import SequenceSAETrainer
 
 WEIGHTS = "sae_weights.safetensors"
 LOG = "training_log.jsonl"
@@ -44,20 +46,15 @@ def steps_saved(out: Path) -> list[int]:
 
 
 def raise_signal_at(step: int, monkeypatch: pytest.MonkeyPatch, *, number: int = signal.SIGINT) -> None:
-    """While training makes the batch of this step (counted from 0); batches read to estimate the scale do not count."""
-    original = SequenceActivations.mixed
+    """While the step of this number (counted from 0) is made."""
+    original = SequenceSAETrainer.step
 
-    def batches(stream: SequenceActivations, first_step: int, **gather: Any) -> Iterator[torch.Tensor]:
-        for place, batch in enumerate(original(stream, first_step, **gather), first_step):
-            if place == step:
-                signal.raise_signal(number)
-            yield batch
+    def signalled(trainer: SequenceSAETrainer, batch: torch.Tensor) -> Any:
+        if trainer.n_training_steps == step:
+            signal.raise_signal(number)
+        return original(trainer, batch)
 
-    def entered(stream: SequenceActivations, first_step: int = 0, **gather: Any) -> Iterator[torch.Tensor]:
-        training = sys._getframe(1).f_code.co_name == "fit"
-        return (batches if training else original)(stream, first_step, **gather)
-
-    monkeypatch.setattr(SequenceActivations, "mixed", entered)
+    monkeypatch.setattr(SequenceSAETrainer, "step", signalled)
 
 
 @pytest.fixture(scope="module", params=["mtsae", "topk"])
@@ -137,6 +134,63 @@ def test_resuming_a_finished_run_changes_nothing(
     shutil.copytree(uninterrupted, tmp_path / "run")
     train(tiny_settings(tmp_path / "run", architecture=architecture), resume=True)
     assert same_run(tmp_path / "run", uninterrupted)
+
+
+def raise_signal_at_reading(number: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """While the language model makes its forward pass of this number (counted from 0); gives back the passes that were made."""
+    read, passes = ActivationReader.read, list[int]()
+
+    def signalled(reader: ActivationReader, tokens: torch.Tensor) -> torch.Tensor:
+        if len(passes) == number:
+            signal.raise_signal(signal.SIGTERM)
+        passes.append(len(tokens))
+        return read(reader, tokens)
+
+    monkeypatch.setattr(ActivationReader, "read", signalled)
+    return passes
+
+
+def test_a_signal_stops_the_first_reading_after_one_forward_pass(
+    architecture: str, uninterrupted: Path, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    settings = tiny_settings(tmp_path / "run", architecture=architecture, lm_batch_size_sequences=4)
+    with pytest.MonkeyPatch.context() as patched:
+        passes = raise_signal_at_reading(2, patched)
+        with pytest.raises(TrainingInterrupted, match="before the first step; type the same command again"):
+            train(settings)
+    assert len(passes) == 3
+    assert steps_saved(settings.out) == []
+    train(settings)
+    reference = tiny_settings(tmp_path / "whole", architecture=architecture, lm_batch_size_sequences=4)
+    train(reference)
+    assert same_run(settings.out, reference.out)
+
+
+def test_a_signal_stops_a_later_reading_and_the_run_goes_on_as_if_uninterrupted(
+    architecture: str, tmp_path: Path, tiny_settings: Callable[..., TrainSettings]
+) -> None:
+    blocks = {"buffer_size_sequences": 20, "lm_batch_size_sequences": 4}  # of five steps; 20 steps are read ahead at the start
+    settings = {"training_tokens": 24 * 4 * 32, "checkpoint_every_n_steps": 100, **blocks}
+    whole = tiny_settings(tmp_path / "whole", architecture=architecture, **settings)
+    train(whole)
+    parts = whole.model_copy(update={"out": tmp_path / "parts"})
+    with pytest.MonkeyPatch.context() as patched:
+        passes = raise_signal_at_reading(22, patched)
+        with pytest.raises(TrainingInterrupted, match="saved at step 20 of 24; --resume continues"):
+            train(parts)
+    assert len(passes) == 23
+    assert steps_saved(parts.out) == [20]
+    train(parts, resume=True)
+    assert same_run(parts.out, whole.out)
+
+
+def test_a_checkpoint_from_before_b_dec_init_goes_on(interrupted: Callable[..., TrainSettings], whole: Path) -> None:
+    path = interrupted().out / "checkpoints" / "step_000000007" / "trainer_state.json"
+    state = json.loads(path.read_text())
+    assert state["fingerprint"].pop("b_dec_init") is None
+    path.write_text(json.dumps(state))
+    train(interrupted(), resume=True)
+    assert same_run(interrupted().out, whole)
 
 
 # ---------------------------------------------------------------------------------------------- signals from outside
@@ -290,6 +344,7 @@ def test_an_earlier_checkpoint_serves(interrupted: Callable[..., TrainSettings],
         ({"dataset": "kjv"}, "dataset_path: .* then, 'kjv' now"),
         ({"weight_decay": 0.01}, "weight_decay: 0.0 then, 0.01 now"),
         ({"training_tokens": 20 * 128}, "training_tokens: 1536 then, 2560 now"),
+        ({"b_dec_init": "zeros"}, "b_dec_init: None then, 'zeros' now"),
         ({"prepend_bos": False}, "prepend_bos: True then, False now"),
         ({"packed": False}, "disable_concat_sequences: False then, True now"),
         ({"dead_feature_window": 1}, r"dead_feature_window: \d+ then, 1 now"),

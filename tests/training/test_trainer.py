@@ -110,6 +110,50 @@ def test_dead_features_are_those_that_did_not_fire_in_the_window() -> None:
     assert trainer.dead_neurons[:4].all()
 
 
+def test_the_window_for_dead_features_is_at_most_a_third_of_the_run() -> None:
+    trainer = make_trainer()
+    trainer.cfg.dead_feature_window = 300
+    assert trainer.dead_feature_window == STEPS // 3
+    trainer.sae.b_enc.data[:4] = -1e6
+    aux = [
+        trainer.step(batch).losses.get("auxiliary_reconstruction_loss", 0)
+        for _, batch in zip(range(STEPS), batches(), strict=False)
+    ]
+    assert trainer.dead_neurons[:4].all()
+    assert not any(aux[: STEPS // 3])
+    assert all(loss > 0 for loss in aux[STEPS // 3 + 1 :])
+
+
+def test_the_log_counts_features_that_never_fired_and_that_always_fire(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.sae.b_enc.data[:4] = -1e6
+    trainer.sae.b_enc.data[4:6] = 1e6
+    seen, step = set(), trainer.step
+
+    def recorded(batch: torch.Tensor) -> Any:
+        output = step(batch)
+        seen.update((output.feature_acts != 0).any(dim=0).nonzero().flatten().tolist())
+        return output
+
+    trainer.step = recorded  # type: ignore[method-assign]
+    trainer.fit()
+    last = read_log(tmp_path / "training_log.jsonl")[-1]
+    assert last["sparsity/never_fired"] == D_SAE - len(seen) >= 4
+    assert last["sparsity/always_on"] >= 2
+
+
+@pytest.mark.parametrize("healthy", [True, False])
+def test_a_collapse_is_told_once_and_says_what_to_do(healthy: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer = make_trainer()
+    if not healthy:
+        trainer.sae.b_enc.data[:3] = 1e6  # three of three active places
+    trainer.fit()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning: step" in line]
+    assert len(warnings) == (0 if healthy else 1)
+    if not healthy:
+        assert "3 features fire on over half of the tokens (L0 3.0) and 9 of 12 are silent; train it again with" in warnings[0]
+
+
 def test_weight_decay_is_decoupled() -> None:
     """AdamW shrinks a parameter without gradient by lr * weight_decay; Adam would move it by lr."""
     trainer = make_trainer(weight_decay=0.5, normalize_decoder=False)
@@ -132,8 +176,9 @@ def test_decoder_rows_have_unit_norm() -> None:
 
 def test_the_scale_comes_from_unmasked_rows_and_uses_up_no_batch() -> None:
     trainer = make_trainer(normalize_activations="expected_average_only_in")
-    trainer._estimate_scaling()
+    data = trainer._start(batches())
     rows = torch.cat([batch for _, batch in zip(range(STEPS), batches(), strict=False)])
+    assert torch.equal(torch.cat([batch for _, batch in zip(range(STEPS), data, strict=False)]), rows)
     norms = rows.norm(dim=-1)
     assert trainer.activation_scaler.scaling_factor == pytest.approx(D_IN**0.5 / norms[norms > 0].mean().item(), rel=1e-5)
 
@@ -165,6 +210,27 @@ def test_a_loss_that_is_not_finite_ends_the_run_between_two_rows_too() -> None:
     trainer.batches = lambda step: (batch * (float("nan") if i > 15 else 1) for i, batch in enumerate(batches(step), step))
     with pytest.raises(DataError):
         trainer.fit()
+
+
+def test_metrics_and_report_count_features(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:
+    settings = tiny_settings(tmp_path / "run")
+    metrics = run_train(settings)
+    final = metrics["final"]
+    assert (metrics["n_features"], metrics["warning"]) == (32, None)
+    assert (metrics["never_fired"], metrics["always_on"]) == (final["sparsity/never_fired"], final["sparsity/always_on"])
+    text = f"{metrics['never_fired']} of 32 features never fired"
+    assert text in (settings.out / "report.html").read_text()
+
+
+def test_a_finished_run_from_before_features_were_counted_is_reported(
+    tmp_path: Path, tiny_settings: Callable[..., Any]
+) -> None:
+    settings = tiny_settings(tmp_path / "run")
+    run_train(settings)
+    log = settings.out / "training_log.jsonl"
+    rows = [{k: v for k, v in row.items() if k not in ("sparsity/never_fired", "sparsity/always_on")} for row in read_log(log)]
+    log.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run_train(settings, resume=True)["never_fired"] is None
 
 
 def test_topk_trains_on_the_same_stream(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:

@@ -1,0 +1,128 @@
+"""Where training starts: the scale of the activations, and `b_dec` at their mean.
+
+    s = sqrt(d_in) / E ||h||                          as SAELens's `expected_average_only_in`
+    b_dec = s E h                                     in the units that the SAE is trained in
+
+With `b_dec` at zero the encoder reads `h` itself. In a model with outlier dimensions (a few dimensions with a huge constant mean, as in
+Gemma) `E h` is several times as long as what varies about it, so at the start all tokens choose the same top-k features, and no others ever
+receive a gradient: the SAE collapses. With `b_dec` at the mean the encoder reads what varies. The mean, and not the geometric median, because
+it is the constant that minimizes the squared error, needs one pass, and was no worse where single tokens are outliers
+(`examples/benchmarks/outlier_dimensions.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+
+from mtsae_lens.errors import DataError
+from mtsae_lens.sae.training import MTTrainingSAE
+
+BDecInit = Literal["mean", "zeros"]
+
+_LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
+_LEAST_VARIATION = 1e-6  # of the mean's norm: below it float32 resolves no difference between two rows
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Moments of the activations of the first batches."""
+
+    n_rows: int
+    mean: Float[Tensor, " d_in"]
+    mean_norm: float
+
+    @classmethod
+    def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> Self:
+        """Measure the rows that are not masked.
+
+        Args:
+            batches: rows whose first `d_in` numbers are the activations of a position; masked rows are zero.
+            d_in: width of the activations.
+
+        Returns:
+            Number of rows, their mean, and the mean of their norms.
+
+        Raises:
+            DataError: there are no rows, or activations that are not finite, too small or too large for float32, or all the same.
+        """
+        own = [batch[:, :d_in] for batch in batches]
+        rows = [h[(h != 0).any(dim=-1)] for h in own]
+        n_rows = sum(len(h) for h in rows)
+        if not n_rows:
+            raise DataError(
+                "expected activations to train on, got none: every position is masked or exactly zero; give text that holds more than "
+                "special tokens, and a hook whose activations are not zero"
+            )
+        if not all(torch.isfinite(h).all() for h in rows):
+            raise DataError("expected finite activations, got NaN or infinity; check the model and the text they come from")
+        mean_norm = sum(h.norm(dim=-1).float().sum().item() for h in rows) / n_rows
+        if not _LEAST_NORM < mean_norm < _GREATEST_NORM:
+            raise DataError(
+                f"expected activations with a mean norm from {_LEAST_NORM:g} to {_GREATEST_NORM:g}, got {mean_norm:.3g}, which float32 "
+                "cannot square; rescale the activations or choose another hook"
+            )
+        doubles = [h.cpu().double() for h in rows]  # not every device has float64
+        mean = sum(h.sum(dim=0) for h in doubles) / n_rows
+        variance = sum((h - mean).pow(2).sum().item() for h in doubles) / n_rows
+        if n_rows > 1 and variance <= (_LEAST_VARIATION * mean.norm().item()) ** 2:
+            raise DataError(
+                f"expected activations that vary, got {n_rows:,} rows that are all the same; choose another hook, or text that is not one "
+                "token repeated"
+            )
+        return cls(n_rows, mean.to(own[0]), mean_norm)
+
+
+def look_ahead(batches: Iterator[Tensor], n_batches: int, d_in: int) -> tuple[RowStatistics, Iterator[Tensor]]:
+    """Measure the first batches without using them up.
+
+    Args:
+        batches: what training is to read.
+        n_batches: how many to measure, and to hold until training has read them.
+        d_in: width of the activations.
+
+    Returns:
+        Their statistics, and all batches, the first ones too: nothing is read twice.
+
+    Raises:
+        DataError: see `RowStatistics.of`.
+    """
+    first = list(islice(batches, n_batches))
+    statistics = RowStatistics.of(first, d_in)
+
+    def again() -> Iterator[Tensor]:
+        while first:
+            yield first.pop(0)  # and let go of it
+        yield from batches
+
+    return statistics, again()
+
+
+@torch.no_grad()
+def start_b_dec_(sae: TrainingSAE[Any], mean: Float[Tensor, " d_in"]) -> None:
+    """Move a fresh SAE's `b_dec` to the mean of its input, in place; an SAE whose `b_dec` is not zero is left as it is.
+
+    With `apply_b_dec_to_input=False` the encoder reads the mean as well. There its biases take up what the encoder makes of it, so that it
+    starts at the same pre-activations.
+
+    Args:
+        sae: of any architecture.
+        mean: of the activations as they are given to the SAE in training.
+    """
+    if sae.b_dec.shape != mean.shape or sae.b_dec.any():
+        return
+    mean = mean.to(sae.b_dec)
+    sae.b_dec.copy_(mean)
+    if sae.cfg.apply_b_dec_to_input:
+        return
+    response = sae.encode_constant(mean) if isinstance(sae, MTTrainingSAE) else mean @ sae.W_enc
+    for name in ("b_enc", "b_gate", "b_mag"):  # a gated SAE has the last two
+        if isinstance(bias := getattr(sae, name, None), Tensor):
+            bias -= response

@@ -1,0 +1,44 @@
+"""Outlier dimensions are what they say they are, and leave everything else as it was."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.data.outliers import OutlierBlocks, OutlierDimensions
+from mtsae_lens.errors import ConfigError
+
+
+def stream(n: int = 64) -> StoredBlocks:
+    h = torch.randn(n, 8, 6, generator=torch.Generator().manual_seed(0))
+    h[:, 0] = 0
+    return StoredBlocks(h, batch_size_sequences=4, block_size_batches=n // 4)
+
+
+@pytest.mark.parametrize("ratio", [1.0, 4.5])
+def test_the_mean_is_so_many_times_what_varies(ratio: float) -> None:
+    blocks = OutlierBlocks(stream(), OutlierDimensions(n_dimensions=2, scale=3.0, mean_to_variation=ratio))
+    _, h = next(blocks.blocks(0))
+    rows = h[(h != 0).any(dim=-1)]
+    variation = (rows - rows.mean(dim=0)).pow(2).sum(dim=-1).mean().sqrt()
+    assert (rows.mean(dim=0).norm() / variation).item() == pytest.approx(ratio, rel=0.05)
+    assert (rows[:, 4:].std(dim=0) / rows[:, :4].std(dim=0).mean()).tolist() == pytest.approx([3.0, 3.0], rel=0.2)
+
+
+def test_other_dimensions_and_masked_positions_are_as_they_were() -> None:
+    (_, plain), (_, outliers) = (next(blocks.blocks(1)) for blocks in (stream(), OutlierBlocks(stream())))
+    assert torch.equal(outliers[..., :4], plain[..., :4])
+    assert not outliers[:, 0].any()
+    assert (outliers[:, 1:, 4:] != plain[:, 1:, 4:]).all()
+
+
+@pytest.mark.parametrize("settings", [{"n_dimensions": 0}, {"scale": 0.0}, {"mean_to_variation": -1.0}], ids=str)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        OutlierDimensions(**settings)  # type: ignore[arg-type]
+
+
+def test_more_outliers_than_dimensions_are_refused() -> None:
+    with pytest.raises(ConfigError, match="at most 6 outlier dimensions; got 7"):
+        next(OutlierBlocks(stream(), OutlierDimensions(n_dimensions=7)).blocks(0))
