@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mtsae_lens.errors import TrainingInterrupted
+
 
 class StopRequest:
     """The signal that asked to stop, once one came."""
@@ -35,6 +37,38 @@ def stop_on_signal() -> Iterator[StopRequest]:
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_with(message: str) -> Iterator[None]:
+    """End the block at once on SIGINT or SIGTERM, with one true sentence about what is left and what to type.
+
+    Work inside that listens for itself (`stop_on_signal`) goes first: it saves its state, and its own sentence gives way to this one.
+
+    Args:
+        message: what is kept, and what to type to go on.
+
+    Raises:
+        TrainingInterrupted: a signal came.
+    """
+    came = signal.SIGINT
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = signal.Signals(number)
+        raise KeyboardInterrupt  # which no `except Exception` of a library swallows
+
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise TrainingInterrupted(came, message) from stop
+    except TrainingInterrupted as stop:
+        raise TrainingInterrupted(stop.signal_number, message) from stop
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -77,9 +77,15 @@ class ExampleList:
         self.position[feature, slot] = position[feature, context].int()
         return Entries(feature, slot, context, position[feature, context])
 
-    def order(self, peak: int) -> Int[Tensor, "d_sae n"]:
-        """Slots from the highest activation down, empty ones last; `peak` is the peak's place in the windows."""
-        return self.activations[:, :, peak].nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+    def order(self, peak: int, features: Int[Tensor, " feature"] | None = None) -> Int[Tensor, "feature n"]:
+        """Sort the slots from the highest activation down, empty ones last.
+
+        Args:
+            peak: the peak's place in the windows.
+            features: whose slots; None for all.
+        """
+        at_peak = self.activations[:, :, peak] if features is None else self.activations[features, :, peak]
+        return at_peak.nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
 
 
 def _best_by_context(

@@ -18,6 +18,7 @@ from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.schema import EXAMPLES
 from mtsae_lens.exploration.survey import KINDS, Survey
 from mtsae_lens.files import whole_file
+from mtsae_lens.progress import track
 
 FEATURES_PER_GROUP = 64
 
@@ -67,7 +68,7 @@ def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRo
 
 
 def _ordered(examples: ExampleList, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
-    order = examples.order(before)[features]
+    order = examples.order(before, features)
     rows = torch.arange(len(order)).unsqueeze(1)
     return {name: tensor[features][rows, order] for name, tensor in vars(examples).items()}
 
@@ -82,7 +83,7 @@ def write_examples(
     """Write the table, some features at a time."""
     held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
     with whole_file(path) as partial, pq.ParquetWriter(partial, EXAMPLES, compression="zstd") as writer:
-        for features in torch.arange(d_sae).split(FEATURES_PER_GROUP):
+        for features in track(torch.arange(d_sae).split(FEATURES_PER_GROUP), "writing examples", "group"):
             rows = example_rows(survey, features)
             writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)
 

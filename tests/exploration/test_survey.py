@@ -178,5 +178,25 @@ def test_every_architecture(look: Any, random_lm: Any, corpora: Corpora, archite
     at_peaks, _ = features_at(lm, peaks.tokens, h, peaks.context, peaks.position)
     found = examples.activations[..., 5].gather(1, examples.order(5))[peaks.feature, peaks.rank]
     assert_close(at_peaks[torch.arange(len(peaks)), peaks.feature], found, atol=1e-4, rtol=1e-4)
-    assert ablation_effects(lm, peaks, iter)[:, 1].nan_to_num().any()
-    assert model_attributions(lm, peaks, 5, 2, iter).nan_to_num().any()
+    assert ablation_effects(lm, peaks)[:, 1].nan_to_num().any()
+    assert model_attributions(lm, peaks, 5, 2).nan_to_num().any()
+
+
+def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide SAE has a number per token and feature: the parts give the same examples and counts as the whole."""
+    whole, sizes, original = look(lm, corpora), [], survey_module.read_batch
+
+    def read_batch(lm: Any, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return original(lm, tokens)
+
+    monkeypatch.setattr(survey_module, "read_batch", read_batch)
+    monkeypatch.setattr(survey_module, "_MAX_BYTES", 2 * 32 * 4 * lm.sae.cfg.d_sae)
+    parts = look(lm, corpora)
+    assert set(sizes) == {1, 2}
+    for name in ("n_active", "n_runs", "persisted", "total", "maximum"):
+        assert_close(getattr(parts.counts, name), getattr(whole.counts, name))
+    assert parts.held.keys() == whole.held.keys()
+    everything = torch.arange(lm.sae.cfg.d_sae)
+    for name, tensor in example_rows(parts, everything).fields.items():
+        assert_close(tensor, example_rows(whole, everything).fields[name], equal_nan=True)
