@@ -10,6 +10,9 @@ from types import FrameType
 
 from mtsae_lens.errors import TrainingInterrupted
 
+STARTS_ANEW = "what was begun is not finished; the same command starts from the beginning"
+GOES_ON = "what is done is kept; the same command goes on from there"
+
 
 class StopRequest:
     """The signal that asked to stop, once one came."""

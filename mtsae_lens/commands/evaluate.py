@@ -20,10 +20,12 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
 from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
+from mtsae_lens.progress import track
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 METRIC_MEANINGS: dict[str, str] = {
     "explained_variance": "centred R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
@@ -58,11 +60,13 @@ class EvaluateSettings(Settings):
     dtype: Dtype | None = None
     """Of the language model; None for that on which the SAE was trained."""
     n_contexts: int = Field(512, gt=0)
+    """Contexts of a split that are read, at most, whatever is measured."""
     n_scale_contexts: int = Field(256, ge=0)
-    """Contexts of SELECT and of TEST each from which it is told what the scales of an MTSAE know; 0 leaves that out."""
+    """Contexts of SELECT and of TEST each from which the scales of an MTSAE are measured, `n_contexts` at most; 0 leaves that out."""
     n_scale_features: int = Field(1024, gt=0)
     """Features for that, drawn at random: memory grows with their number."""
     batch_size: int = Field(16, gt=0)
+    """Contexts in a forward pass, at most: a large vocabulary or SAE takes fewer."""
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
 
@@ -74,6 +78,7 @@ def metrics_table(columns: dict[str, dict[str, float]]) -> Table:
     return Table(["metric", *columns, "meaning"], rows)
 
 
+@stopped_with(STARTS_ANEW)
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Measure, and write `metrics.json` (keys: `METRIC_MEANINGS`, `scales` for an MTSAE, and `provenance`) and `report.html`."""
     watch = Stopwatch()
@@ -89,7 +94,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     scales: dict[str, Any] = {}
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
         try:
-            scales, section = _scales(lm.sae, lm, dataset, settings)
+            scales, section = _scales(lm.sae, fit_batch(lm), dataset, settings)
         except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
             section = Section("What the scales know", f"Not told: {error}")
         sections.append(section)
@@ -110,9 +115,11 @@ def _scales(
     generator = torch.Generator().manual_seed(settings.seed)
     features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
 
+    n_contexts = min(settings.n_scale_contexts, settings.n_contexts)
+
     def inputs(split: Split) -> list[Tensor]:
-        table = read_tokens(dataset, split, lm.cutter, settings.n_scale_contexts, seed=settings.seed)
-        return [lm.sae_input(tokens) for tokens in lm.batches(table)]
+        table = read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
+        return [lm.sae_input(tokens) for tokens in track(lm.batches(table), f"reading {split} text", "batch")]
 
     test = inputs("test")
     predictivity = scale_predictivity(sae, inputs("select"), test, features).summary(sae.cfg.dilations)
@@ -130,7 +137,7 @@ def _scales(
         ],
     )
     text = (
-        f"{len(share):,} features that fire, {settings.n_scale_contexts} contexts. R2: how well a feature's activation is predicted "
+        f"{len(share):,} features that fire, {n_contexts} contexts at most. R2: how well a feature's activation is predicted "
         f"linearly from a scale, fitted on SELECT, scored on TEST; all scales together {predictivity['all']:.3f}. "
         f"The answer differs between features by {predictivity['spread']:.3f} (standard deviation, mean over scales). "
         "Of what lifts a feature's pre-activation when it fires, context makes up "

@@ -16,6 +16,7 @@ from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
 from mtsae_lens.splice.edit_files import weights_digest
@@ -53,6 +54,7 @@ class ExploreSettings(Settings):
         return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
 
 
+@stopped_with(GOES_ON)
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     """Look through the text and write the folder of facts (`mtsae_lens.exploration.schema`) and its page; a run that was stopped goes on.
 

@@ -11,6 +11,7 @@ from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.precision import Dtype
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.splice.edit_files import load_edit
 
 
@@ -31,6 +32,7 @@ class GenerateSettings(Settings):
     device: str = "cpu"
 
 
+@stopped_with(STARTS_ANEW)
 def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     """The prompt continued by the model as it is, and with the edit in place; nothing is written.
 

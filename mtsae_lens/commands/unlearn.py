@@ -16,10 +16,11 @@ from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import save_edit
-from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
@@ -126,6 +127,7 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransfo
     return chosen, measured
 
 
+@stopped_with(STARTS_ANEW)
 def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.
 
@@ -141,6 +143,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
+    lm = fit_batch(lm)
     lm.check_generates()
     reference = None
     if settings.reference:

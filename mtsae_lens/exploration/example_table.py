@@ -57,20 +57,19 @@ class ExampleRows:
 
 def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRows:
     """Feature by feature, kind by kind, from the highest activation down; empty slots left out."""
-    parts = [_ordered(examples, features, survey.plan.before) for examples in survey.lists.values()]
-    fields = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-    sizes = [part["key"].shape[1] for part in parts]
-    kind = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])
-    rank = torch.cat([torch.arange(size) for size in sizes])
-    row, place = (fields["key"] > -torch.inf).nonzero().unbind(dim=1)
-    kept = {name: tensor[row, place] for name, tensor in fields.items()}
-    return ExampleRows(features[row], kind[place], rank[place], kept)
+    parts = [_listed(examples, kind, features, survey.plan.before) for kind, examples in enumerate(survey.lists.values())]
+    fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = fields["place"].argsort(stable=True)
+    fields = {name: tensor[order] for name, tensor in fields.items()}
+    return ExampleRows(features[fields.pop("place")], fields.pop("kind"), fields.pop("rank"), fields)
 
 
-def _ordered(examples: ExampleList, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
+def _listed(examples: ExampleList, kind: int, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
+    """The examples of a list, feature by feature; `place` is that of the feature among those given."""
     order = examples.order(before, features)
-    rows = torch.arange(len(order)).unsqueeze(1)
-    return {name: tensor[features][rows, order] for name, tensor in vars(examples).items()}
+    place, rank = (examples.key[features].gather(1, order) > -torch.inf).nonzero().unbind(dim=1)
+    found = examples.at(features[place], order[place, rank])
+    return {"place": place, "kind": torch.full_like(place, kind), "rank": rank} | found
 
 
 def write_examples(

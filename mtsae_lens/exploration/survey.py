@@ -149,4 +149,6 @@ def _tensors(part: Any) -> dict[str, Tensor]:
     """The state of a part: the tensors among its fields."""
     if isinstance(part, Lift):
         return {name: getattr(part, name) for name in ("at_active", "total", "n_active", "n_tokens")}
+    if isinstance(part, ExampleList):
+        return part.tensors()
     return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

@@ -18,6 +18,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.progress import advance, track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -213,7 +214,8 @@ def _run_edits(
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
-    for tokens, counted in lm.counted_batches(table):
+    batches = track(lm.counted_batches(table), f"measuring edits on {table.corpus}", "batch", lm.n_batches(table))
+    for tokens, counted in batches:
         masked = lm.masked(tokens)
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
@@ -236,6 +238,7 @@ def _run_edits(
                     edited = lm.log_probs_from(tokens[kept], edited_h[changed], counted[kept])
                     compared[kept.cpu()] = compare(clean.rows(kept), edited)
             rows[index].append(compared)
+            advance()
     return rows, [n / max(n_positions, 1) for n in n_open]
 
 
@@ -286,7 +289,8 @@ def _run_models(
 ) -> list[list[Tensor]]:
     rows: list[list[Tensor]] = [[] for _ in models]
     device = clean_model.cfg.device
-    for batch, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
+    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
+    for batch, counted in track(batches, f"measuring models on {table.corpus}", "batch"):
         tokens, here = batch.to(device), counted.to(device)
         clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model)(tokens)[:, :-1][here]))
         for of_model, model in zip(rows, models, strict=True):
