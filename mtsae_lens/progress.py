@@ -1,8 +1,8 @@
 """Progress bars of everything that may take more than a few seconds: what is done, how much of it, and how long the rest takes.
 
 There are two ways to show one. `track` goes around a loop. `phase` goes around code that loops deep inside, and the inner loops move its bar
-with `advance`; inside a phase `track` shows no bar of its own, so that one phase has one bar. A bar appears after a second: what is done by
-then needs none. `TQDM_DISABLE=1` in the environment silences all of them.
+with `advance`; inside a phase `track` shows no bar of its own, so that one phase has one bar. A bar inside another goes when it is done. A bar
+appears after a second: what is done by then needs none. `TQDM_DISABLE=1` in the environment silences all of them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def track(items: Iterable[T], description: str, unit: str, total: int | None = N
         yield from items
         return
     total = len(items) if total is None and isinstance(items, Sized) else total
-    with tqdm(total=total, desc=description, unit=unit, delay=_DELAY_SECONDS) as bar:
+    with tqdm(total=total, desc=description, unit=unit, delay=_DELAY_SECONDS, leave=None) as bar:
         for item in items:
             yield item
             bar.update()
@@ -50,7 +50,7 @@ def phase(description: str, unit: str, total: int | None = None) -> Iterator[Non
     if _open_phase.get() is not None:
         yield
         return
-    with tqdm(total=total, desc=description, unit=unit, delay=_DELAY_SECONDS) as bar:
+    with tqdm(total=total, desc=description, unit=unit, delay=_DELAY_SECONDS, leave=None) as bar:
         token = _open_phase.set(bar)
         try:
             yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,11 +72,34 @@ class EvaluateSettings(Settings):
     device: str = "cpu"
 
 
-def metrics_table(columns: dict[str, dict[str, float]]) -> Table:
+def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     """One column of metrics per SAE, with what each means."""
     names = [name for name in METRIC_MEANINGS if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), METRIC_MEANINGS[name]] for name in names]
     return Table(["metric", *columns, "meaning"], rows)
+
+
+def finite_or_none(measured: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics that JSON can hold: 0 / 0 of an SAE that is dead on a text is no number, and becomes None."""
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
+
+
+def fidelity_summary(measured: Mapping[str, float | None]) -> str:
+    """Say in words how much of the activations and of the model's loss an SAE keeps, and how many of its features are dead.
+
+    Args:
+        measured: the metrics of one SAE, by the names of `METRIC_MEANINGS`; None where there is no number.
+    """
+
+    def share(name: str) -> str:
+        value = measured.get(name)
+        return "an unknown share" if value is None else f"{value:.1%}"
+
+    return (
+        f"explains {share('explained_variance')} of the variance of held-out activations and keeps {share('ce_loss_score')} of what the "
+        f"model loses when they are set to zero, with {measured['l0']:.3g} features active at a token; "
+        f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired"
+    )
 
 
 @stopped_with(STARTS_ANEW)
@@ -99,12 +123,10 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
             section = Section("What the scales know", f"Not told: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    # 0 / 0 of an SAE that is dead on this text is no number, and JSON has none for it
-    measured = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    measured = finite_or_none(measured)
     write_metrics(settings.out, {**measured, **({"scales": scales} if scales else {}), "provenance": made})
-    write_report(
-        settings.out, "Evaluation", f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.", sections, made
-    )
+    lead = f"{settings.sae}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}."
+    write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(measured)}."])
     return measured
 
 

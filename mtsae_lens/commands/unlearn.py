@@ -10,7 +10,7 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
-from mtsae_lens.commands.unlearn_page import unlearning_sections
+from mtsae_lens.commands.unlearn_page import unlearning_sections, unlearning_summary
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
@@ -156,5 +156,5 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"])
     lead = f"{settings.sae}: forgetting {settings.forget} at {lm.splice.hook_name}."
     sections = unlearning_sections(measured, {"near": settings.near_budget, "far": settings.far_budget})
-    write_report(settings.out, "Unlearning", lead, sections, measured["provenance"])
+    write_report(settings.out, "Unlearning", lead, sections, measured["provenance"], [unlearning_summary(measured)])
     return measured
