@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from mtsae_lens.errors import TrainingInterrupted
+
+STARTS_ANEW = "what was begun is not finished; the same command starts from the beginning"
+GOES_ON = "what is done is kept; the same command goes on from there"
+
 
 class StopRequest:
     """The signal that asked to stop, once one came."""
@@ -59,5 +64,37 @@ def stop_on_signal() -> Iterator[StopRequest]:
         yield request
     finally:
         _requests.remove(request)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def stopped_with(message: str) -> Iterator[None]:
+    """End the block at once on SIGINT or SIGTERM, with one true sentence about what is left and what to type.
+
+    Work inside that listens for itself (`stop_on_signal`) goes first: it saves its state, and its own sentence gives way to this one.
+
+    Args:
+        message: what is kept, and what to type to go on.
+
+    Raises:
+        TrainingInterrupted: a signal came.
+    """
+    came = signal.SIGINT
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = signal.Signals(number)
+        raise KeyboardInterrupt  # which no `except Exception` of a library swallows
+
+    is_main = threading.current_thread() is threading.main_thread()
+    previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise TrainingInterrupted(came, message) from stop
+    except TrainingInterrupted as stop:
+        raise TrainingInterrupted(stop.signal_number, message) from stop
+    finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -21,6 +21,9 @@ Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Model = Annotated[str | None, typer.Option(help="embedded, a TransformerLens name, or a local Hugging Face folder.")]
 HookName = Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")]
+BatchSize = Annotated[
+    int | None, typer.Option(help="Contexts in a forward pass, at most; a large vocabulary or SAE takes fewer.")
+]
 Edit = Annotated[Path | None, typer.Option(help="An edit that 'mtsae unlearn' wrote (edit.json).")]
 Retain = Annotated[list[str] | None, typer.Option(help="Text to keep, far from the forget text; may be repeated.")]
 Near = Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")]

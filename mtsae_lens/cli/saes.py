@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
-from mtsae_lens.cli.options import Config, Device, HookName, Model, Out, SAEFolder, Seed, one_text, print_tables, typed
+from mtsae_lens.cli.options import (
+    BatchSize,
+    Config,
+    Device,
+    HookName,
+    Model,
+    Out,
+    SAEFolder,
+    Seed,
+    one_text,
+    print_tables,
+    typed,
+)
 from mtsae_lens.commands.evaluate import EvaluateSettings, metrics_table, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.neuronpedia import NeuronpediaSettings, run_export_neuronpedia
@@ -78,7 +90,10 @@ def evaluate(
         list[str] | None, typer.Option(help="Held-out text; the training dataset's own test split if not given.")
     ] = None,
     model: Model = None,
-    n_contexts: Annotated[int | None, typer.Option(help="Contexts to measure on, at most.")] = None,
+    n_contexts: Annotated[
+        int | None, typer.Option(help="Contexts to read of a split, at most, for all that is measured.")
+    ] = None,
+    batch_size: BatchSize = None,
     out: Out = None,
     config: Config = None,
     seed: Seed = None,
@@ -107,6 +122,7 @@ def explore(
         int | None, typer.Option(help="And how many attributed through the model; 0 leaves that out.")
     ] = None,
     model: Model = None,
+    batch_size: BatchSize = None,
     out: Out = None,
     config: Config = None,
     seed: Seed = None,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mtsae_lens.cli.options import (
+    BatchSize,
     Config,
     Device,
     Edit,
@@ -40,6 +41,7 @@ def unlearn(
     far_budget: Annotated[float | None, typer.Option(help="Nats per token that far text may lose on TUNE.")] = None,
     near_budget: Annotated[float | None, typer.Option(help="Nats per token that near text may lose on TUNE.")] = None,
     min_ratio: Annotated[float | None, typer.Option(help="How much more often a feature must fire on the forget text.")] = None,
+    batch_size: BatchSize = None,
     out: Out = None,
     config: Config = None,
     seed: Seed = None,
@@ -108,6 +110,7 @@ def export(
     model: Model = None,
     rank: Annotated[int | None, typer.Option(help="Of a low-rank change.")] = None,
     n_steps: Annotated[int | None, typer.Option(help="Steps of its training.")] = None,
+    batch_size: BatchSize = None,
     out: Out = None,
     config: Config = None,
     seed: Seed = None,

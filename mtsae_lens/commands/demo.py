@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
 from pydantic import Field
+from sae_lens import SAE
 
-from mtsae_lens.commands.evaluate import metrics_table
+from mtsae_lens import __version__
+from mtsae_lens.commands.evaluate import fidelity_summary, finite_or_none, metrics_table
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.commands.unlearn import UnlearnSettings, unlearn
-from mtsae_lens.commands.unlearn_page import effects_table, unlearning_sections
+from mtsae_lens.commands.unlearn_page import BEFORE_AND_AFTER, effects_table, unlearning_sections, unlearning_summary
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.explorer.page import INDEX_FILE
@@ -27,11 +33,15 @@ from mtsae_lens.reporting.features import feature_cards
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.config import ARCHITECTURE
+from mtsae_lens.splice.edit_files import weights_digest
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.log import read_log
+from mtsae_lens.trials import Trial, run_trials
 
 BASELINE = "topk"
+ARCHITECTURES = (ARCHITECTURE, BASELINE)
+_EDITED = "Features that were edited"
 
 
 class DemoSettings(Settings):
@@ -89,50 +99,71 @@ class DemoSettings(Settings):
         )
 
 
+@stopped_with(GOES_ON)
 @in_output_folder
 def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page `explore/`.
 
+    Trainings, evaluations and the unlearning experiment are kept in the folder as soon as they are done, and the same call goes on from
+    there.
+
     Returns:
         The metrics, and the tables to print.
+
+    Raises:
+        ConfigError: the folder holds results of other settings.
+        TrainingInterrupted: a signal came.
     """
     watch = Stopwatch()
     model = load_language_model("embedded")
-    reference = load_language_model("embedded-retrained")
     assert model.tokenizer is not None
     cutter = ContextCutter(model.tokenizer, settings.training(ARCHITECTURE).context_size)
-    held_out = read_tokens("embedded", "test", cutter, settings.n_eval_contexts, seed=settings.seed)
-    logs, fidelity = {}, {}
-    for architecture in (ARCHITECTURE, BASELINE):
-        training = settings.training(architecture)
-        train_sae(training, model, resume=True)
-        logs[architecture] = read_log(training.out / "training_log.jsonl")
-        fidelity[architecture] = evaluate_fidelity(load_sae(training.out), model, cutter, held_out)
+    for architecture in ARCHITECTURES:
+        train_sae(settings.training(architecture), model, resume=True)
+    saes = {architecture: load_sae(settings.training(architecture).out) for architecture in ARCHITECTURES}
+    lm = HookedLM(model, Splice(saes[ARCHITECTURE]), cutter)
+    trials: dict[str, Trial] = {name: partial(_fidelity, settings, sae, model, cutter) for name, sae in saes.items()}
+    trials["unlearning"] = partial(_unlearning, settings, lm)
+    digests = {name: weights_digest(sae) for name, sae in saes.items()}
+    done = run_trials(settings.out / "trials", _depends_on(settings) | {"sae_sha256": digests}, trials, "Demo")
+    fidelity, unlearning = {name: done[name] for name in ARCHITECTURES}, done["unlearning"]
 
-    lm = HookedLM(model, Splice(load_sae(settings.out / ARCHITECTURE)), cutter)
-    chosen, unlearning = unlearn(settings.unlearning(), lm, reference)
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
-    features = top_examples(lm, forget_table, chosen.candidate.features[: settings.n_shown_features], n_examples=3)
-
-    explored = None
-    if settings.n_explored_tokens:
-        explored, _ = run_explore(settings.exploration())
+    features = top_examples(lm, forget_table, unlearning["chosen"]["features"][: settings.n_shown_features], n_examples=3)
+    explored = run_explore(settings.exploration())[0] if settings.n_explored_tokens else None
 
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     metrics = {"fidelity": fidelity, "unlearning": unlearning, "provenance": made}
     write_metrics(settings.out, metrics)
-    _write_report(settings, metrics, logs, (features, explored), lm.sae.cfg)
+    _write_report(settings, metrics, (features, explored), lm.sae.cfg)
     return metrics, [metrics_table(fidelity), effects_table(unlearning)]
+
+
+def _fidelity(settings: DemoSettings, sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter) -> dict[str, Any]:
+    held_out = read_tokens("embedded", "test", cutter, settings.n_eval_contexts, seed=settings.seed)
+    return finite_or_none(evaluate_fidelity(sae, model, cutter, held_out))
+
+
+def _unlearning(settings: DemoSettings, lm: HookedLM) -> dict[str, Any]:
+    unlearning = settings.unlearning()
+    assert unlearning.reference is not None
+    return unlearn(unlearning, lm, load_language_model(unlearning.reference))[1]
+
+
+def _depends_on(settings: DemoSettings) -> dict[str, Any]:
+    """What the kept results depend on, besides the SAEs."""
+    unlearning = settings.unlearning().model_dump(mode="json", exclude={"sae", "out"})
+    return {"version": __version__, "n_eval_contexts": settings.n_eval_contexts, "unlearning": unlearning}
 
 
 def _write_report(
     settings: DemoSettings,
     metrics: dict[str, Any],
-    logs: dict[str, Any],
     features: tuple[Sequence[FeatureExamples], dict[str, Any] | None],
     config: Any,
 ) -> None:
     edited, explored = features
+    logs = {name: read_log(settings.training(name).out / "training_log.jsonl") for name in ARCHITECTURES}
     fidelity_text = (
         f"SAELens's run_evals on {metrics['fidelity'][ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
         "rows of the same sequences, mixed alike, with the same width, L0, steps and schedule."
@@ -143,7 +174,7 @@ def _write_report(
         Section("How good is the SAE?", fidelity_text, table=metrics_table(metrics["fidelity"])),
         *unlearning_sections(metrics["unlearning"], budgets),
         Section(
-            "Features that were edited",
+            _EDITED,
             f"Where they fire most in held-out text of {settings.forget}; darker is stronger, the frame marks the peak.",
             html=feature_cards(edited),
         ),
@@ -159,7 +190,30 @@ def _write_report(
         f"A Multi-Scale Temporal SAE ({config.d_sae:,} features, L0 {config.k}, dilations {', '.join(map(str, config.dilations))}) on the "
         f"embedded language model, and what the model forgets when features of {settings.forget!r} are edited."
     )
-    write_report(settings.out, "mtsae-lens demo", lead, sections, metrics["provenance"])
+    places = {section.title: f"section-{number}" for number, section in enumerate(sections, start=1)}
+    summary = _summary(settings, metrics, places, explored)
+    write_report(settings.out, "mtsae-lens demo", lead, sections, metrics["provenance"], summary)
+
+
+def _summary(
+    settings: DemoSettings, metrics: dict[str, Any], places: Mapping[str, str], explored: dict[str, Any] | None
+) -> list[str]:
+    """Say what was trained and how good it is, what was unlearned and at which price, and where to look next."""
+    own, baseline = (metrics["fidelity"][name] for name in ARCHITECTURES)
+    beside = baseline["explained_variance"]
+    trained = (
+        f"Trained: an MTSAE on {settings.training_tokens:,} tokens; it {fidelity_summary(own)}. A TopK SAE trained alike explains "
+        f"{'an unknown share' if beside is None else f'{beside:.1%}'}."
+    )
+    links = [Markup('the <a href="#{}">features that were edited</a>').format(places[_EDITED])]
+    if BEFORE_AND_AFTER in places:
+        links.append(Markup('the <a href="#{}">texts before and after</a>').format(places[BEFORE_AND_AFTER]))
+    if explored:
+        links.append(Markup('the <a href="explore/{}">page of every feature</a>').format(INDEX_FILE))
+    look = Markup(
+        "Look next at {}; then give your own text: <code>mtsae unlearn {} --forget FILE --retain FILE</code>."
+    ).format(Markup(", at ").join(links), shlex.quote(str(settings.training(ARCHITECTURE).out)))
+    return [trained, unlearning_summary(metrics["unlearning"]), look]
 
 
 def _exploration_section(explored: dict[str, Any]) -> Section:

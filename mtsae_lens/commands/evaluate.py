@@ -21,13 +21,15 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.progress import track
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.collapse import FiringCounts
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 METRIC_MEANINGS: dict[str, str] = {
     "explained_variance": "centred R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
@@ -63,16 +65,18 @@ class EvaluateSettings(Settings):
     dtype: Dtype | None = None
     """Of the language model; None for that on which the SAE was trained."""
     n_contexts: int = Field(512, gt=0)
+    """Contexts of a split that are read, at most, whatever is measured."""
     n_scale_contexts: int = Field(256, ge=0)
-    """Contexts of SELECT and of TEST each from which it is told what the scales of an MTSAE know; 0 leaves that out."""
+    """Contexts of SELECT and of TEST each from which the scales of an MTSAE are measured, `n_contexts` at most; 0 leaves that out."""
     n_scale_features: int = Field(1024, gt=0)
     """Features for that, drawn at random: memory grows with their number."""
     batch_size: int = Field(16, gt=0)
+    """Contexts in a forward pass, at most: a large vocabulary or SAE takes fewer."""
     seed: int = Field(0, ge=0, lt=2**32)
     device: str = "cpu"
 
 
-def metrics_table(columns: dict[str, dict[str, float]]) -> Table:
+def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     """One column of metrics per SAE, with what each means."""
     names = [name for name in METRIC_MEANINGS if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), METRIC_MEANINGS[name]] for name in names]
@@ -85,6 +89,30 @@ def collapse_warning(measured: Mapping[str, float]) -> str | None:
     return FiringCounts(*(int(measured[name]) for name in names), l0=measured["l0"]).warning
 
 
+def finite_or_none(measured: Mapping[str, float]) -> dict[str, float | None]:
+    """Return metrics that JSON can hold: 0 / 0 of an SAE that is dead on a text is no number, and becomes None."""
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
+
+
+def fidelity_summary(measured: Mapping[str, float | None]) -> str:
+    """Say in words how much of the activations and of the model's loss an SAE keeps, and how many of its features are dead.
+
+    Args:
+        measured: the metrics of one SAE, by the names of `METRIC_MEANINGS`; None where there is no number.
+    """
+
+    def share(name: str) -> str:
+        value = measured.get(name)
+        return "an unknown share" if value is None else f"{value:.1%}"
+
+    return (
+        f"explains {share('explained_variance')} of the variance of held-out activations and keeps {share('ce_loss_score')} of what the "
+        f"model loses when they are set to zero, with {measured['l0']:.3g} features active at a token; "
+        f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired"
+    )
+
+
+@stopped_with(STARTS_ANEW)
 @in_output_folder
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     """Measure an SAE, and write `metrics.json` and `report.html`.
@@ -109,22 +137,16 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     scales: dict[str, Any] = {}
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
         try:
-            scales, section = _scales(lm.sae, lm, dataset, settings)
+            scales, section = _scales(lm.sae, fit_batch(lm), dataset, settings)
         except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
             section = Section("What the scales know", f"Not told: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    # 0 / 0 of an SAE that is dead on this text is no number, and JSON has none for it
-    measured = {name: value if math.isfinite(value) else None for name, value in measured.items()}
+    measured = finite_or_none(measured)
     further = {"warning": warning, "scales": scales}
     write_metrics(settings.out, {**measured, **{name: value for name, value in further.items() if value}, "provenance": made})
-    write_report(
-        settings.out,
-        "Evaluation",
-        f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}.",
-        sections,
-        made,
-    )
+    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}."
+    write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(measured)}."])
     return measured
 
 
@@ -135,9 +157,11 @@ def _scales(
     generator = torch.Generator().manual_seed(settings.seed)
     features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
 
+    n_contexts = min(settings.n_scale_contexts, settings.n_contexts)
+
     def inputs(split: Split) -> list[Tensor]:
-        table = read_tokens(dataset, split, lm.cutter, settings.n_scale_contexts, seed=settings.seed)
-        return [lm.sae_input(tokens) for tokens in lm.batches(table)]
+        table = read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
+        return [lm.sae_input(tokens) for tokens in track(lm.batches(table), f"reading {split} text", "batch")]
 
     test = inputs("test")
     predictivity = scale_predictivity(sae, inputs("select"), test, features).summary(sae.cfg.dilations)
@@ -155,7 +179,7 @@ def _scales(
         ],
     )
     text = (
-        f"{len(share):,} features that fire, {settings.n_scale_contexts} contexts. R2: how well a feature's activation is predicted "
+        f"{len(share):,} features that fire, {n_contexts} contexts at most. R2: how well a feature's activation is predicted "
         f"linearly from a scale, fitted on SELECT, scored on TEST; all scales together {predictivity['all']:.3f}. "
         f"The answer differs between features by {predictivity['spread']:.3f} (standard deviation, mean over scales). "
         "Of what lifts a feature's pre-activation when it fires, context makes up "

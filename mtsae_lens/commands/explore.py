@@ -16,6 +16,7 @@ from mtsae_lens.data.precision import HALF_PRECISION, Dtype, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import provenance
@@ -55,6 +56,7 @@ class ExploreSettings(Settings):
         return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
 
 
+@stopped_with(GOES_ON)
 @in_output_folder
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     """Look through the text and write the folder of facts (`mtsae_lens.exploration.schema`) and its page; a run that was stopped goes on.

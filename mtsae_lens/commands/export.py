@@ -30,13 +30,14 @@ from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
 from mtsae_lens.export.persistent import as_projection, project_weights
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import whole_folder, write_text
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
-from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.measures.effects import Logits, as_logits
 from mtsae_lens.unlearning.task import check_corpus
 
@@ -113,6 +114,7 @@ class Exported:
     numbers: dict[str, Any]
 
 
+@stopped_with(STARTS_ANEW)
 @in_output_folder
 def run_export(settings: ExportSettings) -> dict[str, Any]:
     """Write the model to `OUT/model` and the comparison to `OUT/metrics.json` and `OUT/report.html`.
@@ -135,6 +137,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
+    lm = fit_batch(lm)
     edit = load_edit(settings.edit, lm.splice)
     exported = _FORMS[settings.form](settings, lm, edit)
     comparison = {

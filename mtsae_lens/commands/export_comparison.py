@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import Logits, kl_divergence, measure_edits, measure_model
@@ -45,7 +46,8 @@ def at_hook(lm: HookedLM, edit: Edit) -> Logits:
 def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
     """`KL(target || model)` of the predictions of counted tokens, in nats per token."""
     total, n_tokens = 0.0, 0
-    for tokens, counted in zip(lm.batches(table), table.counted(lm.cutter).split(lm.batch_size), strict=True):
+    batches = track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch", lm.n_batches(table))
+    for tokens, counted in batches:
         divergence = kl_divergence(log_probs_of(target(tokens)), log_probs_of(model(tokens)))[:, :-1]
         total += float(divergence[counted.to(divergence.device)].sum())
         n_tokens += int(counted.sum())

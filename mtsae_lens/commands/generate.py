@@ -12,6 +12,7 @@ from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.precision import Dtype
 from mtsae_lens.data.prompts import check_text, encode_prompt
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.generation import check_length
 
@@ -33,6 +34,7 @@ class GenerateSettings(Settings):
     device: str = "cpu"
 
 
+@stopped_with(STARTS_ANEW)
 def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     """Continue the prompt with the model as it is, and with the edit in place; nothing is written.
 

@@ -10,17 +10,18 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
-from mtsae_lens.commands.unlearn_page import unlearning_sections
+from mtsae_lens.commands.unlearn_page import unlearning_sections, unlearning_summary
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import save_edit
-from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.protocol import Chosen, UnlearningSettings, choose, measure_on_test
@@ -127,6 +128,7 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransfo
     return chosen, measured
 
 
+@stopped_with(STARTS_ANEW)
 @in_output_folder
 def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.
@@ -142,6 +144,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
+    lm = fit_batch(lm)
     lm.check_generates()
     reference = None
     if settings.reference:
@@ -154,5 +157,5 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"])
     lead = f"{shorten(str(settings.sae))}: forgetting {shorten(settings.forget)} at {lm.splice.hook_name}."
     sections = unlearning_sections(measured, {"near": settings.near_budget, "far": settings.far_budget})
-    write_report(settings.out, "Unlearning", lead, sections, measured["provenance"])
+    write_report(settings.out, "Unlearning", lead, sections, measured["provenance"], [unlearning_summary(measured)])
     return measured

@@ -10,6 +10,8 @@ from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 from mtsae_lens.splice.edits import SUPPRESSION
 
+BEFORE_AND_AFTER = "Before and after"
+
 
 def effects_table(measured: dict[str, Any]) -> Table:
     """One row per corpus: the edit, its interval, random control, reference."""
@@ -114,11 +116,43 @@ def _counted(measured: dict[str, Any]) -> str:
     return f"n: {', '.join(counts)}."
 
 
+def unlearning_summary(measured: dict[str, Any]) -> str:
+    """Say in words what was forgotten, how far a model that never saw it is, and what other text paid.
+
+    Args:
+        measured: what `unlearn` returns.
+    """
+    forget = next(name for name, row in measured["corpora"].items() if row["role"] == "forget")
+    row, chosen = measured["corpora"][forget], measured["chosen"]
+    told = (
+        f"Unlearned: editing {chosen['n_features']} features adds {row['nll_delta']:+.3f} nats per token to the loss on {forget} "
+        f"(95% interval {row['nll_delta_low']:+.3f} to {row['nll_delta_high']:+.3f}); random features add "
+        f"{measured['random_control'][forget]['nll_delta']:+.3f}"
+    )
+    if "nll_reference" in row:
+        goal = row["nll_reference"] - row["nll_clean"]
+        share = f", so the edit goes {row['nll_delta'] / goal:.0%} of the way" if goal > 0 else ""
+        told += f", and a model that never saw it is {goal:+.3f} away{share}"
+    return f"{told}. Price: {_price(measured)}."
+
+
+def _price(measured: dict[str, Any]) -> str:
+    """What the text lost that lost most, near and far."""
+    prices = []
+    for role in ("near", "far"):
+        deltas = {name: row["nll_delta"] for name, row in measured["corpora"].items() if row["role"] == role}
+        if deltas:
+            worst = max(deltas, key=lambda name: deltas[name])
+            prices.append(f"{deltas[worst]:+.4f} nats on the {role} text that loses most ({worst})")
+    return ", ".join(prices) or "not measured"
+
+
 def unlearning_sections(measured: dict[str, Any], budgets: Mapping[str, float]) -> list[Section]:
     """The experiment as sections of a report; `budgets` by role."""
     chosen = measured["chosen"]
     strength = "" if chosen["multiplier"] is None else f", m = {chosen['multiplier']:g}"
     control = next(iter(measured["random_control"].values()))
+    forget = [name for name, row in measured["corpora"].items() if row["role"] == "forget"]
     text = (
         f"{chosen['n_features']} features, {chosen['edit']}{strength}, where the gate is open; chosen on SELECT and TUNE, "
         "measured once on TEST. Change in nats per token against the clean model; intervals resample documents. Random: "
@@ -130,9 +164,9 @@ def unlearning_sections(measured: dict[str, Any], budgets: Mapping[str, float]) 
         "matched random features": measured["random_control"],
         "zero ablation": measured["ladder"]["zero"],
     }
-    sweep_text = "Each point is a choice of features, a multiplier and a gate; dashed lines are the budgets."
+    sweep_text = "Each point is a choice of features, a multiplier and a gate; dashed lines are the budgets. Cost is on a logarithmic axis."
     sections = [
-        Section("Unlearning", text, table=effects_table(measured), figure=effect_bars(methods)),
+        Section("Unlearning", text, table=effects_table(measured), figure=effect_bars(methods, forget)),
         Section("What else changed", _MEASURES, table=measures_table(measured)),
         Section(
             "Gate, generations, reference", f"Greedy text; before -> after. {_counted(measured)}", table=quality_table(measured)
@@ -140,6 +174,6 @@ def unlearning_sections(measured: dict[str, Any], budgets: Mapping[str, float]) 
     ]
     if measured["samples"]:
         lead = "Starts of held-out texts, continued greedily without the edit and with it."
-        sections.append(Section("Before and after", lead, html=sample_table(measured["samples"])))
+        sections.append(Section(BEFORE_AND_AFTER, lead, html=sample_table(measured["samples"])))
     sections.append(Section("What was tried on TUNE", sweep_text, figure=sweep_scatter(measured["tune_sweep"], budgets)))
     return sections

@@ -13,14 +13,18 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.training.activation_scaler import ActivationScaler
 from torch import Tensor
 
+from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.precision import HALF_PRECISION
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.readout import Float32Readout
+from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.mtsae import TemporalEncoder
+
+_MAX_BYTES = 2**27  # of the logits of a batch in float32, of which `run_evals` holds about ten copies at once
 
 
 @dataclass
@@ -54,6 +58,7 @@ class HeldOutTokens:
         if self._next == self.n_batches:
             self._next = 0
         self._next += 1
+        advance()  # SAELens's loops show no progress of their own
         return self.current
 
     def reset_input_dataset(self) -> None:
@@ -79,11 +84,13 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
 def evaluate_fidelity(
     sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
 ) -> dict[str, float]:
-    """`run_evals`'s metrics under its own names, special tokens left out, plus:
+    """Measure with SAELens's `run_evals`: its metrics under its own names, special tokens left out, plus:
 
     - `dead_features`: features that fire on none of the `n_tokens` tokens seen; few tokens make it read too high;
     - `always_on_features`: features that fire on over half of these tokens; many of them are the sign of a collapsed SAE;
     - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
+
+    A batch has fewer contexts than asked for where the vocabulary or the SAE is large (`contexts_at_once`).
 
     Raises:
         ModelError: the SAE's hook does not exist in the model, or has another width.
@@ -91,9 +98,10 @@ def evaluate_fidelity(
     """
     check_fits(sae, model)
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
-    batch_size = min(batch_size, len(table))
-    if batch_size == 0:
+    if not len(table):
         raise DataError(f"{table.corpus}: no context to evaluate on")
+    width = max(model.cfg.d_vocab, sae.cfg.d_sae)
+    batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], width, _MAX_BYTES)
     held_out = HeldOutTokens(table, batch_size)
     config = EvalConfig(
         batch_size_prompts=batch_size,
@@ -106,7 +114,9 @@ def evaluate_fidelity(
         compute_variance_metrics=True,
         compute_featurewise_density_statistics=True,
     )
-    with special_tokens_as_walls(sae, cutter, held_out):
+    n_passes = 2  # one for losses, one for what is read off the activations
+    bar = phase(f"evaluating {sae.cfg.architecture()}", "batch", n_passes * held_out.n_batches)
+    with bar, special_tokens_as_walls(sae, cutter, held_out):
         groups, feature_metrics = run_evals(
             sae=sae,
             activation_store=held_out,  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
 
@@ -62,7 +63,7 @@ class _Moments:
             torch.zeros(len(features), dtype=torch.float64),
             0,
         )
-        for h in batches:
+        for h in track(batches, "reading scales", "batch"):
             x = sae.process_sae_in(h)
             keep = ~find_walls(x)
             z = sae.encode_scales(x)[keep].flatten(1)
@@ -114,9 +115,9 @@ def scale_predictivity(
         columns = torch.cat([*(torch.arange(k * d_in, (k + 1) * d_in) for k in scales), constant])
         return scored.r_squared(columns, fitted.fit(columns, ridge)).float()
 
-    everything = r_squared(list(range(n_scales)))
+    every = range(n_scales)
+    sets = [list(every), *([k] for k in every), *([i for i in every if i != k] for k in every)]
+    everything, *others = [r_squared(scales) for scales in track(sets, "predicting features from scales", "fit")]
     return ScalePredictivity(
-        alone=torch.stack([r_squared([k]) for k in range(n_scales)]),
-        all=everything,
-        unique=torch.stack([everything - r_squared([i for i in range(n_scales) if i != k]) for k in range(n_scales)]),
+        alone=torch.stack(others[:n_scales]), all=everything, unique=torch.stack([everything - r for r in others[n_scales:]])
     )

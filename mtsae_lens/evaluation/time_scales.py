@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtsae_lens.progress import track
 from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.lift import share_of_context
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -64,7 +65,7 @@ def temporal_profiles(
     n_offsets, n_features = len(sae.read_offsets), len(features)
     total, at_active = torch.zeros(2, n_offsets, n_features, dtype=torch.float64)
     n_active, n_positions = torch.zeros(n_features, dtype=torch.long), 0
-    for h in batches:
+    for h in track(batches, "reading the offsets of features", "batch"):
         keep = ~find_walls(sae.process_sae_in(h))
         contributions = offset_contributions(sae, h, features)[keep]
         active = sae.encode(h)[..., features][keep] > 0

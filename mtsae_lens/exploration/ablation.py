@@ -12,7 +12,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.exploration.firings import features_at
-from mtsae_lens.exploration.peaks import Peaks, Watch
+from mtsae_lens.exploration.peaks import Peaks
+from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -20,7 +21,7 @@ _ROWS_AT_ONCE = 32  # contexts rerun together: their log-probabilities take rows
 
 
 @torch.no_grad()
-def ablation_effects(lm: HookedLM, peaks: Peaks, watch: Watch) -> Float[Tensor, "peak 2"]:
+def ablation_effects(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
     """Change of the loss in nats, of the next token and in the mean of those after it; NaN where there is none, or a special one.
 
     Positive: without the feature the model predicts worse.
@@ -28,11 +29,10 @@ def ablation_effects(lm: HookedLM, peaks: Peaks, watch: Watch) -> Float[Tensor, 
     Args:
         lm: model and SAE.
         peaks: where each feature is ablated.
-        watch: shows progress.
     """
     effects = torch.full((len(peaks), 2), torch.nan)
     order = peaks.context.argsort(stable=True)  # one context's peaks side by side: its clean run is made once
-    for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
+    for rows in track(order.split(_ROWS_AT_ONCE) if len(peaks) else (), "ablating features", "batch"):
         effects[rows] = _effects(lm, peaks.rows(rows))
     return effects
 

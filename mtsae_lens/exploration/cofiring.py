@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from mtsae_lens.exploration.firings import BatchReading, Firings
 from mtsae_lens.exploration.plan import N_COFIRING_TOKENS
+from mtsae_lens.progress import track
 
-_FEATURES_AT_ONCE = 256
+_PAIRS_AT_ONCE = 2_000_000  # 24 bytes each, several times over
 
 
 @dataclass
@@ -36,30 +38,53 @@ class CofiringSample:
         self.n_tokens += int(rows_of_taken.sum())
 
     def strongest(self, d_sae: int, n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
-        """For each feature the `n` others with the highest phi, `(N n_11 - n_1 n_2) / sqrt(n_1 n_2 (N - n_1) (N - n_2))`, and its values.
+        """Find for each feature the `n` others with the highest positive phi, `(N n_11 - n_1 n_2) / sqrt(n_1 n_2 (N - n_1) (N - n_2))`.
 
-        NaN for a feature that does not fire in the sample.
+        Only pairs that fire together at some token are looked at: phi of all others is negative or unknown. Time is of the order of the
+        pairs of firings at one token, memory of the order of `d_sae`.
+
+        Args:
+            d_sae: number of features.
+            n: features listed for each.
+
+        Returns:
+            The values, highest first and NaN where there are fewer, and the features; of equal values the first feature comes first.
         """
         tokens, features = (
             torch.cat([torch.empty(0, dtype=torch.int32), *parts]).numpy() for parts in (self.tokens, self.features)
         )
-        fires = scipy.sparse.csr_matrix(
-            (torch.ones(len(tokens)).numpy(), (tokens, features)), shape=(max(self.n_tokens, 1), d_sae)
-        )
+        shape = (max(self.n_tokens, 1), d_sae)
+        fires = scipy.sparse.csr_matrix((np.ones(len(tokens), np.int32), (tokens, features)), shape=shape)
         by_feature = fires.T.tocsr()
-        count = torch.from_numpy(np.bincount(features, minlength=d_sae)).double()
-        spread = (count * (self.n_tokens - count)).clamp(min=0).sqrt()
-        values, indices = [], []
-        for start in range(0, d_sae, _FEATURES_AT_ONCE):
-            chunk = slice(start, min(start + _FEATURES_AT_ONCE, d_sae))
-            both = torch.from_numpy((by_feature[chunk] @ fires).toarray()).double()
-            phi = (self.n_tokens * both - count[chunk, None] * count) / (spread[chunk, None] * spread)
-            phi = phi.nan_to_num(nan=-torch.inf)
-            phi[torch.arange(len(phi)), torch.arange(chunk.start, chunk.stop)] = -torch.inf
-            value, index = phi.topk(min(n, d_sae), dim=1)
-            values.append(value.masked_fill(value == -torch.inf, torch.nan))
-            indices.append(index)
-        return torch.cat(values).float(), torch.cat(indices)
+        count = np.bincount(features, minlength=d_sae).astype(float)
+        spread = np.sqrt(np.clip(count * (self.n_tokens - count), 0, None))
+        values = np.full((d_sae, n), np.nan)
+        others = np.zeros((d_sae, n), np.int64)
+        for group in track(_groups(by_feature, np.diff(fires.indptr)), "finding what fires together", "group"):
+            both = (by_feature[group] @ fires).tocoo()
+            row, other = both.row + group.start, both.col
+            with np.errstate(divide="ignore", invalid="ignore"):  # a feature that fires everywhere has no phi
+                phi = (self.n_tokens * both.data - count[row] * count[other]) / (spread[row] * spread[other])
+            known = (phi > 0) & np.isfinite(phi) & (row != other)
+            row, other, phi = row[known], other[known], phi[known]
+            order = np.lexsort((other, -phi, row))
+            row, other, phi = row[order], other[order], phi[order]
+            rank = np.arange(len(row)) - np.searchsorted(row, row)
+            listed = rank < n
+            values[row[listed], rank[listed]] = phi[listed]
+            others[row[listed], rank[listed]] = other[listed]
+        return torch.from_numpy(values).float(), torch.from_numpy(others)
+
+
+def _groups(by_feature: scipy.sparse.csr_matrix, n_firing: np.ndarray) -> list[slice]:
+    """Features in groups that meet about `_PAIRS_AT_ONCE` others, with repetition; a feature that meets more is a group of its own."""
+    at_tokens = np.concatenate([[0], np.cumsum(n_firing[by_feature.indices], dtype=np.int64)])
+    met = at_tokens[by_feature.indptr]
+    d_sae, edges = len(met) - 1, [0]
+    while edges[-1] < d_sae:
+        end = int(np.searchsorted(met, met[edges[-1]] + _PAIRS_AT_ONCE, side="right")) - 1
+        edges.append(min(max(end, edges[-1] + 1), d_sae))
+    return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
 def sampling_interval(n_tokens: int) -> int:

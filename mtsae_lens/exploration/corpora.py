@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 from jaxtyping import Int
@@ -23,6 +23,11 @@ class TextBatch:
     first_context: int  # number of its first context, over all corpora
     tokens: Int[Tensor, "batch pos"]
     spans: tuple[Spans, ...]  # the documents of each context, and where they begin
+
+    def part(self, start: int, size: int) -> TextBatch:
+        """Some of its contexts, under the same number."""
+        rows = slice(start, start + size)
+        return replace(self, first_context=self.first_context + start, tokens=self.tokens[rows], documents=self.documents[rows])
 
 
 @dataclass(frozen=True)

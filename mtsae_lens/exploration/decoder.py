@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 _FEATURES_AT_ONCE = 256
@@ -46,7 +47,8 @@ def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
     if directions is None:
         return {}
     found: dict[str, list[Tensor]] = {"promoted": [], "promoted_logits": [], "suppressed": [], "suppressed_logits": []}
-    for logits in token_logits(lm, directions):
+    n_chunks = -(-len(directions) // _FEATURES_AT_ONCE)
+    for logits in track(token_logits(lm, directions), "reading what features write", "chunk", n_chunks):
         for name, largest in (("promoted", True), ("suppressed", False)):
             values, indices = logits.topk(min(n, logits.shape[1]), dim=1, largest=largest)
             found[name].append(indices.cpu())
@@ -59,7 +61,8 @@ def neighbours(sae: SAE[Any], n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Ten
     """Cosine of the decoder directions of the `n` nearest other features, and which they are."""
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
     values, indices = [], []
-    for start, chunk in zip(range(0, len(unit), _FEATURES_AT_ONCE), unit.split(_FEATURES_AT_ONCE), strict=True):
+    for number, chunk in enumerate(track(unit.split(_FEATURES_AT_ONCE), "finding nearest directions", "chunk")):
+        start = number * _FEATURES_AT_ONCE
         cosine = chunk @ unit.T
         cosine[torch.arange(len(chunk)), torch.arange(start, start + len(chunk))] = -torch.inf
         value, index = cosine.topk(min(n, len(unit) - 1), dim=1)

@@ -26,26 +26,32 @@ class Entries:
     position: Int[Tensor, " entry"]
 
 
+SHOWN = ("hidden_pre", "activations", "scales", "offsets", "token_scales")
+"""Fields of `ExampleList` with a row for each slot that was ever filled."""
+
+
 @dataclass
 class ExampleList:
-    """`n` slots per feature, in no order; an empty one has the key -inf."""
+    """`n` slots per feature, in no order; an empty one has the key -inf.
+
+    What is shown of an example takes some kilobytes, and most features of a wide SAE fire seldom: rows are laid out when slots are first
+    filled.
+    """
 
     key: Float[Tensor, "d_sae n"]
     context: Int[Tensor, "d_sae n"]  # over all corpora
     corpus: Int[Tensor, "d_sae n"]
     position: Int[Tensor, "d_sae n"]
-    hidden_pre: Float[Tensor, "d_sae n"]
-    activations: Float[Tensor, "d_sae n window"]  # NaN beyond the context's ends
-    scales: Float[Tensor, "d_sae n n_scales"]  # contributions at the peak
-    offsets: Float[Tensor, "d_sae n n_reads"]
-    token_scales: Float[Tensor, "d_sae n window n_scales"]  # at every token where the feature fires, else NaN
+    row: Int[Tensor, "d_sae n"]  # of the fields below; -1 for an empty slot
+    hidden_pre: Float[Tensor, " row"]
+    activations: Float[Tensor, "row window"]  # NaN beyond the context's ends
+    scales: Float[Tensor, "row n_scales"]  # contributions at the peak
+    offsets: Float[Tensor, "row n_reads"]
+    token_scales: Float[Tensor, "row window n_scales"]  # at every token where the feature fires, else NaN
 
     @classmethod
     def empty(cls, d_sae: int, n: int, plan: Plan, n_scales: int, n_reads: int) -> ExampleList:
-        """Before the first batch."""
-
-        def numbers(*more: int) -> Tensor:
-            return torch.full((d_sae, n, *more), torch.nan)
+        """Return a list before the first batch."""
 
         def places() -> Tensor:
             return torch.full((d_sae, n), -1, dtype=torch.int32)
@@ -55,12 +61,43 @@ class ExampleList:
             context=places(),
             corpus=places(),
             position=places(),
-            hidden_pre=numbers(),
-            activations=numbers(plan.window),
-            scales=numbers(n_scales),
-            offsets=numbers(n_reads),
-            token_scales=numbers(plan.window, n_scales),
+            row=places(),
+            hidden_pre=torch.empty(0),
+            activations=torch.empty(0, plan.window),
+            scales=torch.empty(0, n_scales),
+            offsets=torch.empty(0, n_reads),
+            token_scales=torch.empty(0, plan.window, n_scales),
         )
+
+    def rows_of(self, feature: Int[Tensor, " entry"], slot: Int[Tensor, " entry"]) -> Int[Tensor, " entry"]:
+        """Return the rows of slots that are filled now, laid out (NaN) where a slot had none.
+
+        Args:
+            feature: of each entry.
+            slot: of each entry; no two entries have the same feature and slot.
+        """
+        rows = self.row[feature, slot].long()
+        new, n_rows = rows < 0, int(self.row.max()) + 1 if self.row.numel() else 0
+        rows[new] = torch.arange(n_rows, n_rows + int(new.sum()))
+        self.row[feature, slot] = rows.int()
+        needed = n_rows + int(new.sum())
+        if needed > len(self.hidden_pre):
+            for name in SHOWN:
+                shown = getattr(self, name)
+                n_more = min(max(needed, len(shown) * 3 // 2), self.row.numel()) - len(shown)
+                more = torch.full((n_more, *shown.shape[1:]), torch.nan)
+                setattr(self, name, torch.cat([shown, more]))
+        return rows
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the state, without rows that are laid out but not used."""
+        n_rows = int(self.row.max()) + 1 if self.row.numel() else 0
+        return {name: tensor[:n_rows] if name in SHOWN else tensor for name, tensor in vars(self).items()}
+
+    def at(self, feature: Int[Tensor, " entry"], slot: Int[Tensor, " entry"]) -> dict[str, Tensor]:
+        """Return all that is known of examples, by the names of the fields."""
+        rows = self.row[feature, slot].long()
+        return {name: tensor[rows] if name in SHOWN else tensor[feature, slot] for name, tensor in vars(self).items()}
 
     def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:
         """Let the firings with the highest keys in, the best of each context standing for it, and drop as many of the lowest."""
@@ -77,9 +114,17 @@ class ExampleList:
         self.position[feature, slot] = position[feature, context].int()
         return Entries(feature, slot, context, position[feature, context])
 
-    def order(self, peak: int) -> Int[Tensor, "d_sae n"]:
-        """Slots from the highest activation down, empty ones last; `peak` is the peak's place in the windows."""
-        return self.activations[:, :, peak].nan_to_num(nan=-torch.inf).argsort(dim=1, descending=True, stable=True)
+    def order(self, peak: int, features: Int[Tensor, " feature"] | None = None) -> Int[Tensor, "feature n"]:
+        """Sort the slots from the highest activation down, empty ones last.
+
+        Args:
+            peak: the peak's place in the windows.
+            features: whose slots; None for all.
+        """
+        row = (self.row if features is None else self.row[features]).long()
+        at_peak = torch.full(row.shape, -torch.inf)
+        at_peak[row >= 0] = self.activations[row[row >= 0], peak].nan_to_num(nan=-torch.inf)
+        return at_peak.argsort(dim=1, descending=True, stable=True)
 
 
 def _best_by_context(

@@ -20,6 +20,7 @@ from mtsae_lens.exploration.schema import EXAMPLES
 from mtsae_lens.exploration.survey import KINDS, Survey
 from mtsae_lens.files import whole_file
 from mtsae_lens.machine_paths import shorten_name
+from mtsae_lens.progress import track
 
 FEATURES_PER_GROUP = 64
 
@@ -63,20 +64,19 @@ class ExampleRows:
 
 def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRows:
     """Feature by feature, kind by kind, from the highest activation down; empty slots left out."""
-    parts = [_ordered(examples, features, survey.plan.before) for examples in survey.lists.values()]
-    fields = {name: torch.cat([part[name] for part in parts], dim=1) for name in parts[0]}
-    sizes = [part["key"].shape[1] for part in parts]
-    kind = torch.cat([torch.full((size,), number) for number, size in enumerate(sizes)])
-    rank = torch.cat([torch.arange(size) for size in sizes])
-    row, place = (fields["key"] > -torch.inf).nonzero().unbind(dim=1)
-    kept = {name: tensor[row, place] for name, tensor in fields.items()}
-    return ExampleRows(features[row], kind[place], rank[place], kept)
+    parts = [_listed(examples, kind, features, survey.plan.before) for kind, examples in enumerate(survey.lists.values())]
+    fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    order = fields["place"].argsort(stable=True)
+    fields = {name: tensor[order] for name, tensor in fields.items()}
+    return ExampleRows(features[fields.pop("place")], fields.pop("kind"), fields.pop("rank"), fields)
 
 
-def _ordered(examples: ExampleList, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
-    order = examples.order(before)[features]
-    rows = torch.arange(len(order)).unsqueeze(1)
-    return {name: tensor[features][rows, order] for name, tensor in vars(examples).items()}
+def _listed(examples: ExampleList, kind: int, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
+    """The examples of a list, feature by feature; `place` is that of the feature among those given."""
+    order = examples.order(before, features)
+    place, rank = (examples.key[features].gather(1, order) > -torch.inf).nonzero().unbind(dim=1)
+    found = examples.at(features[place], order[place, rank])
+    return {"place": place, "kind": torch.full_like(place, kind), "rank": rank} | found
 
 
 def write_examples(
@@ -89,7 +89,7 @@ def write_examples(
     """Write the table, some features at a time."""
     held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
     with whole_file(path) as partial, pq.ParquetWriter(partial, EXAMPLES, compression="zstd") as writer:
-        for features in torch.arange(d_sae).split(FEATURES_PER_GROUP):
+        for features in track(torch.arange(d_sae).split(FEATURES_PER_GROUP), "writing examples", "group"):
             rows = example_rows(survey, features)
             writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import TrainingInterrupted
@@ -29,8 +30,8 @@ from mtsae_lens.exploration.plan import N_STRONGEST, PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
-from mtsae_lens.files import write_json
-from mtsae_lens.interruption import StopRequest, stop_on_signal
+from mtsae_lens.files import create_folder, write_json
+from mtsae_lens.interruption import stop_on_signal, stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
@@ -41,39 +42,16 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.trials import check_settings
 
 _SAVE_EVERY_SECONDS = 60.0
+_MAX_BYTES = 2**27  # of a tensor with gradients, of which about eight are held at once
 STATE_FOLDER = "state"
 
 
-@dataclass(frozen=True)
-class _Work:
-    """Progress shown, results kept as soon as they are there, and signals heeded between two steps."""
-
-    state: Path
-    stop: StopRequest
-
-    def watch(self, description: str) -> Callable[[Iterable[Any]], Iterator[Any]]:
-        """A progress bar that ends in `TrainingInterrupted` where a signal came."""
-
-        def watched(items: Iterable[Any]) -> Iterator[Any]:
-            for item in tqdm(items, desc=description, unit="batch"):
-                self.check()
-                yield item
-
-        return watched
-
-    def check(self) -> None:
-        """Raise where a signal came."""
-        if self.stop.signal_number is not None:
-            kept = f"what is done is kept in {self.state}; the same command goes on from there"
-            raise TrainingInterrupted(self.stop.signal_number, kept)
-
-    def kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
-        """A result, computed once."""
-        path = self.state / f"{name}.safetensors"
-        if not path.exists():
-            self.check()
-            write_tensors(path, {name: compute()}, {})
-        return load_file(path)[name]
+def _kept(state: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
+    """A result, computed once."""
+    path = state / f"{name}.safetensors"
+    if not path.exists():
+        write_tensors(path, {name: compute()}, {})
+    return load_file(path)[name]
 
 
 def explore(
@@ -121,10 +99,10 @@ def _explore(
     if (out / ABOUT_FILE).exists():
         shutil.rmtree(state, ignore_errors=True)  # of a run that ended between its last file and this
         return json.loads((out / ABOUT_FILE).read_text())
-    with stop_on_signal() as stop:
-        work = _Work(state, stop)
-        survey = _look_through(lm, corpora, plan, work)
-        effects, attributions = _measure(lm, corpora, survey, work)
+    create_folder(state)
+    with stopped_with(f"what is done is kept in {state}; the same command goes on from there"):
+        survey = _look_through(lm, corpora, plan, state)
+        effects, attributions = _measure(lm, corpora, survey, state)
         texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
         write_features(out / FEATURES_FILE, survey, texts, effects)
         write_examples(out / EXAMPLES_FILE, survey, texts, attributions, encoder_biases(lm.sae))
@@ -135,24 +113,26 @@ def _explore(
     return content
 
 
-def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, work: _Work) -> Survey:
+def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> Survey:
     """The pass, carried on from the state that is kept, if any."""
     survey = Survey(lm, plan, len(corpora.sources), _cofiring_interval(corpora))
-    path, saved_at = work.state / "survey.safetensors", Stopwatch()
+    path, saved_at = state / "survey.safetensors", Stopwatch()
     if path.exists():
         survey.load(path)
     n_expected = len(corpora.sources) * corpora.n_contexts_each * corpora.cutter.context_size
     done = min(
         n_expected, survey.n_batches * lm.batch_size * corpora.cutter.context_size
     )  # as `update` counts, special ones too
-    with tqdm(total=n_expected, initial=done, desc="looking through text", unit="tok", unit_scale=True) as progress:
+    bar = tqdm(total=n_expected, initial=done, desc="looking through text", unit="tok", unit_scale=True)
+    with bar as progress, stop_on_signal() as stop:
         for batch in corpora.batches(lm.batch_size, survey.n_batches):
             survey.add(batch)
             progress.update(batch.tokens.numel())
-            if work.stop or saved_at.seconds > _SAVE_EVERY_SECONDS:
+            if stop or saved_at.seconds > _SAVE_EVERY_SECONDS:
                 survey.save(path)
                 saved_at = Stopwatch()
-                work.check()
+            if stop.signal_number is not None:
+                raise TrainingInterrupted(stop.signal_number, f"saved in {state}")
     survey.save(path)
     return survey
 
@@ -163,7 +143,7 @@ def _cofiring_interval(corpora: Corpora) -> int:
     return interval if interval == 1 else sampling_interval(corpora.n_tokens_there)
 
 
-def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tuple[Effects, Tensor]:
+def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tuple[Effects, Tensor]:
     """What needs the model again: ablations, attribution to the loss, attribution to earlier tokens."""
     plan, d_sae = survey.plan, lm.sae.cfg.d_sae
 
@@ -175,11 +155,11 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tup
 
     def ablation() -> Tensor:
         peaks = strongest_peaks(survey, plan.n_ablated)
-        return spread(peaks, ablation_effects(lm, peaks, work.watch("ablating features")), plan.n_ablated)
+        return spread(peaks, ablation_effects(lm, peaks), plan.n_ablated)
 
     def model_attribution() -> Tensor:
         peaks = strongest_peaks(survey, plan.n_attributed)
-        values = model_attributions(lm, peaks, plan.before, plan.after, work.watch("attributing to tokens"))
+        values = model_attributions(lm, peaks, plan.before, plan.after)
         return spread(peaks, values, plan.n_attributed)
 
     def loss_attribution() -> Tensor:
@@ -187,10 +167,13 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, work: _Work) -> tup
             return torch.full((d_sae,), torch.nan)
         tables = corpora.tables(plan.n_attribution_contexts)
         documents = tuple(document for table in tables for document in table.documents)
-        return attribution(lm, TokenTable("all", torch.cat([table.tokens for table in tables]), documents)).float().cpu()
+        everything = TokenTable("all texts", torch.cat([table.tokens for table in tables]), documents)
+        width = max(lm.model.cfg.d_vocab, d_sae)
+        batch_size = contexts_at_once(lm.batch_size, lm.cutter.context_size, width, _MAX_BYTES)
+        return attribution(replace(lm, batch_size=batch_size), everything).float().cpu()
 
-    effects = Effects(work.kept("ablation", ablation), work.kept("attribution", loss_attribution))
-    return effects, work.kept("model_attribution", model_attribution)
+    effects = Effects(_kept(state, "ablation", ablation), _kept(state, "attribution", loss_attribution))
+    return effects, _kept(state, "model_attribution", model_attribution)
 
 
 def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: int) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from mtsae_lens.exploration.columns import TokenTexts, all_or_none, lists, nullable, numbers, table
 from mtsae_lens.exploration.decoder import extreme_tokens, neighbours
-from mtsae_lens.exploration.example_table import HeldContexts, example_rows
+from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.plan import N_NEIGHBOURS, N_TOKENS_LISTED
 from mtsae_lens.exploration.schema import FEATURES
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.files import whole_file
 from mtsae_lens.sae.lift import Lift, share_of_context
+
+_FEATURES_AT_ONCE = 4_096
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,10 @@ def _effect_columns(effects: Effects) -> dict[str, pa.Array]:
 
 def top_tokens(survey: Survey) -> Int[Tensor, " d_sae"]:
     """The commonest token at the peaks of each feature's strongest examples, the stronger one's of two that are as common; 0 for a dead one."""
-    held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
-    rows = example_rows(survey, torch.arange(d_sae))
-    strongest = rows.kind == 0
-    tokens = held.tokens[held.find(rows.fields["context"].long()), rows.fields["position"].long()]
-    peaks = torch.full((d_sae, survey.plan.n_examples), -1)
-    peaks[rows.feature[strongest], rows.rank[strongest]] = tokens[strongest]
-    times = (peaks.unsqueeze(2) == peaks.unsqueeze(1)).sum(dim=2).masked_fill(peaks < 0, -1)
-    return peaks.gather(1, times.argmax(dim=1, keepdim=True)).squeeze(1).clamp(min=0)
+    found, strongest = [], strongest_peaks(survey, survey.plan.n_examples)
+    peaks = torch.full((survey.lm.sae.cfg.d_sae, survey.plan.n_examples), -1)
+    peaks[strongest.feature, strongest.rank] = strongest.tokens[strongest.context, strongest.position]
+    for some in peaks.split(_FEATURES_AT_ONCE):
+        times = (some.unsqueeze(2) == some.unsqueeze(1)).sum(dim=2).masked_fill(some < 0, -1)
+        found.append(some.gather(1, times.argmax(dim=1, keepdim=True)).squeeze(1).clamp(min=0))
+    return torch.cat(found)

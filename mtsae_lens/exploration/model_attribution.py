@@ -17,14 +17,15 @@ from torch import Tensor
 
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.exploration.firings import features_at
-from mtsae_lens.exploration.peaks import Peaks, Watch
+from mtsae_lens.exploration.peaks import Peaks
+from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 _ROWS_AT_ONCE = 16  # whole contexts with their gradients: four times as many take four times the memory and save no time
 
 
-def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watch: Watch) -> Float[Tensor, "peak window"]:
+def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int) -> Float[Tensor, "peak window"]:
     """Attribution of each token of the window around the peak; NaN beyond the context's ends.
 
     Args:
@@ -32,13 +33,12 @@ def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int, watc
         peaks: where each feature's pre-activation is attributed.
         before: tokens before the peak.
         after: tokens after it; a causal encoder gives them 0.
-        watch: shows progress.
     """
     n_positions = peaks.tokens.shape[1]
     found = torch.full((len(peaks), before + 1 + after), torch.nan)
     # A batch ends with its last peak, and the memory of the longest serves the others.
     order = peaks.position.argsort(stable=True, descending=True)
-    for rows in watch(order.split(_ROWS_AT_ONCE) if len(peaks) else []):
+    for rows in track(order.split(_ROWS_AT_ONCE) if len(peaks) else (), "attributing to tokens", "batch"):
         chosen = peaks.rows(rows)
         end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
         values = _attribute(lm, chosen.tokens[chosen.context], end, chosen.position, chosen.feature)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from mtsae_lens.exploration.survey import Survey
-
-Watch = Callable[[Iterable[Any]], Iterator[Any]]
-"""Shows progress, and stops between two items where a signal asked for it."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jaxtyping import Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.contexts import Spans
 from mtsae_lens.errors import DataError
 from mtsae_lens.exploration.cofiring import CofiringSample
@@ -28,6 +29,7 @@ from mtsae_lens.sealed import write_tensors
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 KINDS = ("top", "sampled")
+_MAX_BYTES = 2**27  # of a tensor (context, pos, d_sae), of which about five are held at once
 _FORGET_EVERY = 64  # batches between two clearances of contexts whose examples were all dropped
 
 
@@ -59,9 +61,18 @@ class Survey:
         self.n_batches = 0
         self._windows = WindowGatherer(sae, plan)
 
-    @torch.no_grad()
     def add(self, batch: TextBatch) -> None:
-        """Look at the next batch."""
+        """Look at the next batch, a part at a time where it would be large: a token has a number for each feature."""
+        size = contexts_at_once(len(batch.tokens), batch.tokens.shape[1], self.lm.sae.cfg.d_sae, _MAX_BYTES)
+        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + batch.number)
+        for start in range(0, len(batch.tokens), size):
+            self._add(batch.part(start, size), generator)
+        self.n_batches = batch.number + 1
+        if self.n_batches % _FORGET_EVERY == 0:
+            self._forget()
+
+    @torch.no_grad()
+    def _add(self, batch: TextBatch, generator: torch.Generator) -> None:
         tokens = batch.tokens.to(self.lm.model.cfg.device)
         reading = read_batch(self.lm, tokens)
         firings = find_firings(reading.feature_acts)
@@ -71,18 +82,14 @@ class Survey:
         if self.cofiring_interval is not None:
             self.cofiring.add(batch.first_context, self.cofiring_interval, reading, firings)
         for kind, examples in self.lists.items():
-            entries = examples.admit(firings, self._keys(kind, batch.number, firings), len(tokens))
+            entries = examples.admit(firings, self._keys(kind, firings, generator), len(tokens))
             self._windows.fill(examples, entries, reading)
             self._hold(examples, entries, batch)
-        self.n_batches = batch.number + 1
-        if self.n_batches % _FORGET_EVERY == 0:
-            self._forget()
 
-    def _keys(self, kind: str, number: int, firings: Firings) -> Tensor:
+    def _keys(self, kind: str, firings: Firings, generator: torch.Generator) -> Tensor:
         """Activations, or numbers drawn for this batch alone, so that a pass carried on draws what it would have drawn."""
         if kind == "top":
             return firings.value.float()
-        generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + number)
         return torch.rand(len(firings.value), generator=generator).to(firings.value.device)
 
     def _hold(self, examples: ExampleList, entries: Entries, batch: TextBatch) -> None:
@@ -144,4 +151,6 @@ def _tensors(part: Any) -> dict[str, Tensor]:
     """The state of a part: the tensors among its fields."""
     if isinstance(part, Lift):
         return {name: getattr(part, name) for name in ("at_active", "total", "n_active", "n_tokens")}
+    if isinstance(part, ExampleList):
+        return part.tensors()
     return {field.name: getattr(part, field.name) for field in dataclasses.fields(part)}

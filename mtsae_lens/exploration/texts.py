@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.exploration.firings import read_batch
 from mtsae_lens.exploration.plan import N_STRONGEST
+from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -29,7 +31,9 @@ class ReadTexts:
 def read_texts(lm: HookedLM, tokens: Int[Tensor, "context pos"], n_strongest: int = N_STRONGEST) -> ReadTexts:
     """The strongest features of each token, and its loss."""
     parts = []
-    for batch in tokens.split(lm.batch_size):
+    width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
+    batches = tokens.split(contexts_at_once(lm.batch_size, tokens.shape[1], width))
+    for batch in track(batches, "reading texts", "batch"):
         on_device = batch.to(lm.model.cfg.device)
         h = lm.activations(on_device)
         acts = read_batch(lm, on_device, h).feature_acts

@@ -31,9 +31,9 @@ class WindowGatherer:
         feature, context = entries.feature.to(device), entries.context.to(device)
         where, inside = self._window(entries.position.to(device), reading.kept.shape[1])
         acts = reading.feature_acts[context[:, None], where, feature[:, None]].float()
-        at = (entries.feature, entries.slot)
-        examples.activations[at] = acts.masked_fill(~inside, torch.nan).cpu()
-        examples.hidden_pre[at] = reading.hidden_pre[context, entries.position.to(device), feature].float().cpu()
+        rows = examples.rows_of(entries.feature, entries.slot)
+        examples.activations[rows] = acts.masked_fill(~inside, torch.nan).cpu()
+        examples.hidden_pre[rows] = reading.hidden_pre[context, entries.position.to(device), feature].float().cpu()
         if self.W_enc is None or reading.z is None or not len(feature):
             return
         shown = (acts > 0) & inside
@@ -41,9 +41,9 @@ class WindowGatherer:
         by_scale = self._scales(reading.z, context[entry], where[entry, place], feature[entry])
         token_scales = torch.full((*acts.shape, by_scale.shape[1]), torch.nan, device=device)
         token_scales[entry, place] = by_scale
-        examples.token_scales[at] = token_scales.cpu()
-        examples.scales[at] = token_scales[:, self.plan.before].cpu()
-        examples.offsets[at] = self._offsets(reading, context, entries.position.to(device), feature).cpu()
+        examples.token_scales[rows] = token_scales.cpu()
+        examples.scales[rows] = token_scales[:, self.plan.before].cpu()
+        examples.offsets[rows] = self._offsets(reading, context, entries.position.to(device), feature).cpu()
 
     def _window(
         self, position: Int[Tensor, " entry"], n_positions: int

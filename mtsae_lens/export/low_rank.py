@@ -23,6 +23,7 @@ from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
+from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -91,7 +92,7 @@ def train_low_rank(
     optimizer = torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.n_steps)
     losses = []
-    for _ in range(settings.n_steps):
+    for _ in track(range(settings.n_steps), "training the low-rank change", "step"):
         losses.append(_step(base, lm, edit, _draw(forget, retain, settings.batch_size, generator), optimizer))
         schedule.step()
     for module in matrices:

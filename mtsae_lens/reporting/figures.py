@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import html
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 PALETTE = ("#2563eb", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#84cc16", "#ec4899")
+LEAST_COST = 1e-4
 _CURVES = (
     ("metrics/explained_variance", "explained variance"),
     ("losses/overall_loss", "loss"),
@@ -69,38 +71,62 @@ def scale_curves(rows: Sequence[Mapping[str, Any]], dilations: Sequence[int]) ->
     return figure
 
 
-def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> go.Figure:
-    """Nats added per token, by corpus and method; bars are 95% intervals where a row has them, else from the least to the most draw."""
-    figure = go.Figure()
-    for number, (method, corpora) in enumerate(effects.items()):
-        values = list(corpora.values())
-        low, high = ("nll_delta_low", "nll_delta_high") if "nll_delta_low" in values[0] else ("nll_delta_min", "nll_delta_max")
-        deltas = [row["nll_delta"] for row in values]
-        figure.add_bar(
-            name=method,
-            x=list(corpora),
-            y=deltas,
-            marker_color=PALETTE[number % len(PALETTE)],
-            error_y=error_bars(deltas, [row[low] for row in values], [row[high] for row in values]),
-        )
-    figure.update_layout(
-        barmode="group", height=420, yaxis_title="nats added per token", legend={"orientation": "h", "y": -0.2}
+def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]], forget: Collection[str] = ()) -> go.Figure:
+    """Draw nats added per token, by corpus and method; text to keep has a panel and a scale of its own, for there the price is read.
+
+    Args:
+        effects: by method and corpus, rows with `nll_delta` and its 95% interval, or the least and the most of several draws.
+        forget: names of the corpora to forget; none: all corpora in one panel.
+    """
+    names = list(next(iter(effects.values())))
+    forgotten, kept = ([name for name in names if (name in forget) is wanted] for wanted in (True, False))
+    panels = {"text to forget": forgotten, "text to keep (another scale)": kept}
+    panels = {title: corpora for title, corpora in panels.items() if corpora}
+    figure = make_subplots(
+        rows=len(panels), cols=1, subplot_titles=list(panels) if len(panels) > 1 else None, vertical_spacing=0.16
     )
+    for number, (method, corpora) in enumerate(effects.items()):
+        for row, shown in enumerate(panels.values(), start=1):
+            values = [corpora[name] for name in shown]
+            deltas = [value["nll_delta"] for value in values]
+            low, high = (f"nll_delta_{end}" for end in (("low", "high") if "nll_delta_low" in values[0] else ("min", "max")))
+            figure.add_bar(
+                name=method,
+                x=shown,
+                y=deltas,
+                marker_color=PALETTE[number % len(PALETTE)],
+                error_y=error_bars(deltas, [value[low] for value in values], [value[high] for value in values]),
+                legendgroup=method,
+                showlegend=row == 1,
+                row=row,
+                col=1,
+            )
+    figure.update_yaxes(title_text="nats per token")
+    figure.update_layout(barmode="group", height=300 + 260 * (len(panels) - 1), legend={"orientation": "h", "y": -0.12})
     return figure
 
 
 def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, float]) -> go.Figure:
-    """Forgetting against cost, one point per setting tried on TUNE; dashed lines are the budgets."""
+    """Draw forgetting against cost, one point per setting tried on TUNE; dashed lines are the budgets.
+
+    The axis of cost is logarithmic: most settings cost next to nothing, and on an even axis they would be one point. What costs less than
+    `LEAST_COST`, or gains, stands at its left end.
+    """
     figure = go.Figure()
     for number, role in enumerate(("near", "far")):
         figure.add_scatter(
-            x=[row[role] for row in sweep],
+            x=[None if row[role] is None else max(row[role], LEAST_COST) for row in sweep],
             y=[row["forget"] for row in sweep],
             mode="markers",
             name=f"worst {role}-retain",
-            text=[", ".join(f"{name} {value}" for name, value in row["setting"].items()) for row in sweep],
+            text=[_setting(row) + f"<br>{role} {row[role]}" for row in sweep],
             marker={"color": PALETTE[number], "size": 9},
         )
         figure.add_vline(x=budgets[role], line_dash="dash", line_color=PALETTE[number])
-    figure.update_layout(height=380, xaxis_title="nats added to retain text", yaxis_title="nats added to forget text")
+    figure.update_xaxes(type="log", title_text=f"nats added to text to keep ({LEAST_COST:g} or less at the left end)")
+    figure.update_layout(height=380, yaxis_title="nats added to forget text", legend={"orientation": "h", "y": -0.25})
     return figure
+
+
+def _setting(row: Mapping[str, Any]) -> str:
+    return html.escape(", ".join(f"{name} {value}" for name, value in row["setting"].items()))

@@ -60,8 +60,22 @@ def _figure(figure: go.Figure) -> Markup:
     )
 
 
-def write_report(out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any]) -> Path:
-    """Write `report.html` into a folder, whole or not at all; no absolute path of the machine stands in it."""
+def write_report(
+    out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any], summary: Sequence[str] = ()
+) -> Path:
+    """Write `report.html` into a folder, whole or not at all; no absolute path of the machine stands in it.
+
+    Args:
+        out: the folder.
+        title: heading of the page.
+        lead: what was done, in a sentence.
+        sections: in order; the section number n has the anchor `section-n`, from 1 on.
+        provenance: how it was made.
+        summary: what came of it, in a few sentences that stand before everything else.
+
+    Returns:
+        The page.
+    """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -69,7 +83,7 @@ def write_report(out: Path, title: str, lead: str, sections: Sequence[Section], 
     environment.filters["figure"] = _figure
     environment.filters["short"] = shorten
     page = environment.get_template("report.html").render(
-        title=title, lead=lead, sections=sections, provenance=provenance, plotlyjs=Markup(get_plotlyjs())
+        title=title, lead=lead, summary=summary, sections=sections, provenance=provenance, plotlyjs=Markup(get_plotlyjs())
     )
     path = out / REPORT_FILE
     write_text(path, page)

@@ -19,6 +19,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -53,7 +54,8 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
     if not n_counted:
         raise DataError(f"{table.corpus}: no token whose prediction counts")
     first, squares = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
-    for tokens, counted in zip(lm.batches(table), all_counted.split(lm.batch_size), strict=True):
+    batches = list(zip(lm.batches(table), all_counted.split(lm.batch_size), strict=True))
+    for tokens, counted in track(batches, f"attributing the loss on {table.corpus}", "batch"):
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
         change = -feature_acts * _nll_gradient(lm, tokens, counted.to(tokens.device), h, feature_acts)

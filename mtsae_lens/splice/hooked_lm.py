@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from sae_lens import SAE
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
+from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.padding import attention_options
@@ -64,6 +65,10 @@ class HookedLM:
                 f"needed a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
             )
         return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
+
+    def n_batches(self, table: TokenTable) -> int:
+        """Return the number of `batches`."""
+        return -(-len(table) // self.batch_size)
 
     def counted_batches(self, table: TokenTable) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pred"]]]:
         """Tokens, and which of their predictions count."""
@@ -267,3 +272,9 @@ class HookedLM:
     def check_generates(self) -> None:
         """Raise `ConfigError` or `ModelError`, before any work is done, where no edit of this SAE can generate."""
         self.generate(torch.zeros(1, 1, dtype=torch.long), FeatureEdit(()), max_new_tokens=1, do_sample=False)
+
+
+def fit_batch(lm: HookedLM) -> HookedLM:
+    """Return the same with fewer contexts in a batch, where the vocabulary or the SAE is so large that a batch would fill the memory."""
+    width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
+    return replace(lm, batch_size=contexts_at_once(lm.batch_size, lm.cutter.context_size, width))

@@ -11,11 +11,12 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
+from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.attacks import hooked_logits
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
-from mtsae_lens.unlearning.measures.calibration import calibrated_loss
+from mtsae_lens.unlearning.measures.calibration import calibrated_loss, max_tokens
 from mtsae_lens.unlearning.measures.distance import distance_to_reference, truth_ratio_distance
 from mtsae_lens.unlearning.measures.effects import (
     EditEffect,
@@ -107,7 +108,13 @@ def further_measures(
     forget = task.table(task.forget, "test", lm.cutter)
     tune = task.table(task.forget, "tune", lm.cutter)
     calibrated = calibrated_loss(
-        change.logits(lm), as_logits(lm.model, lm.cutter), lm.cutter, tune, forget, batch_size=lm.batch_size
+        change.logits(lm),
+        as_logits(lm.model, lm.cutter),
+        lm.cutter,
+        tune,
+        forget,
+        max_tokens=max_tokens(lm.model.cfg.d_vocab),
+        batch_size=lm.batch_size,
     )
     found: dict[str, Any] = {"calibrated_nll_delta": calibrated.nll_delta}
     if change.edit is not None:
@@ -131,7 +138,8 @@ def _generations(lm: HookedLM, task: Task, change: Change) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     if change.edit is not None and not change.edit.gate.causal:
         return {"generation": health, "samples": shown}
-    for source in (task.forget, *task.sources("near")[:1], *task.sources("far")[:1]):
+    sources = (task.forget, *task.sources("near")[:1], *task.sources("far")[:1])
+    for source in track(sources, "continuing texts", "text"):
         table = task.table(source, "test", lm.cutter)
         table = table.rows(range(min(N_GENERATED, len(table))))
         decoding = _decoding(lm, table)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import advance, phase, track
 from mtsae_lens.splice.gates import Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -19,6 +20,7 @@ DECAY = 0.97  # evidence halves in 23 tokens: long enough for a sentence, short 
 PENALTY = 1e-3  # on the squared weights; 1e-2 and 5e-2 told people apart a little worse on TUNE questions
 SAMPLES_PER_CONTEXT = 16
 MAX_FEATURES = 4_096  # of a wide SAE, those that fire most: bounds the memory of the fit
+_MAX_ITERATIONS = 100
 MAX_QUANTILE = 10_000_000  # torch.quantile takes 16 million values at most
 
 
@@ -44,7 +46,8 @@ def fit_gate(
     if not retain:
         raise DataError("a gate needs text to stay closed on; give a retain corpus")
     generator = torch.Generator().manual_seed(seed)
-    counts = [_decayed_counts(lm, table, decay, generator) for table in (forget, *retain)]
+    tables = track((forget, *retain), "reading for the gate", "text")
+    counts = [_decayed_counts(lm, table, decay, generator) for table in tables]
     common = torch.topk(sum(c.sum(dim=0) for c in counts), min(MAX_FEATURES, counts[0].shape[1])).indices  # type: ignore[arg-type]
     rows = torch.cat([c[:, common] for c in counts])
     weight = torch.cat([torch.full((len(c),), share / len(c)) for c, share in zip(counts, _shares(len(retain)), strict=True)])
@@ -64,7 +67,7 @@ def _decayed_counts(lm: HookedLM, table: TokenTable, decay: float, generator: to
 
 
 def _sampled(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> Iterator[tuple[Tensor, Bool[Tensor, "batch pos"]]]:
-    for tokens, counted in lm.counted_batches(table):
+    for tokens, counted in track(lm.counted_batches(table), f"reading {table.corpus}", "batch", lm.n_batches(table)):
         if table.answers is None:
             chance = SAMPLES_PER_CONTEXT / tokens.shape[1]
             at = (torch.rand(tokens.shape, generator=generator) < chance).to(tokens.device) & ~lm.masked(tokens)
@@ -90,7 +93,12 @@ def _logistic_regression(
     weights = torch.zeros(rows.shape[1], requires_grad=True, device=rows.device)
     bias = torch.zeros((), requires_grad=True, device=rows.device)
     labels, weight = labels.to(rows.device), weight.to(rows.device)
-    optimizer = torch.optim.LBFGS([weights, bias], max_iter=100, line_search_fn="strong_wolfe")
+    options: dict[str, Any] = {
+        "max_iter": _MAX_ITERATIONS,
+        "max_eval": _MAX_ITERATIONS * 5 // 4,
+        "line_search_fn": "strong_wolfe",
+    }
+    optimizer = torch.optim.LBFGS([weights, bias], **options)
 
     def loss() -> Tensor:
         optimizer.zero_grad()
@@ -98,9 +106,11 @@ def _logistic_regression(
             each = torch.nn.functional.binary_cross_entropy_with_logits(rows @ weights + bias, labels, reduction="none")
             total = (each * weight).sum() + penalty / 2 * weights.square().sum()
             total.backward()
+        advance()
         return total
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    with phase("fitting the gate", "step", options["max_eval"]):
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
     return weights.detach(), bias.detach()
 
 
@@ -114,7 +124,7 @@ def thresholds_at(
 
     Of questions only the position where the answer begins counts. The text should not be that of the fit, which the gate knows.
     """
-    scores = [_scores(lm, gate, table) for table in retain]
+    scores = [_scores(lm, gate, table) for table in track(retain, "setting the gate", "text")]
     highest = [max(torch.quantile(s[:MAX_QUANTILE], 1 - rate).item() for s in scores) for rate in false_positive_rates]
     return [replace(gate, threshold=threshold) for threshold in highest]
 

@@ -16,6 +16,7 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import phase, track
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
@@ -144,8 +145,12 @@ def measure_on_test(
     tables = task.tables("test", lm.cutter)
     result: dict[str, Any] = {"corpora": {}, "random_control": {}, "ladder": {name: {} for name in ladder}, "documents": {}}
     result["identity_error"] = checked_identity(lm, tables)
-    for source, table in tables.items():
-        effects = measure_edits(lm, table, [*ladder.values(), *draws])
+    edits = [*ladder.values(), *draws]
+    n_runs = len(edits) * sum(lm.n_batches(table) for table in tables.values())
+    with phase(f"measuring {len(edits)} edits on TEST", "run", n_runs):
+        effects_by_source = {source: measure_edits(lm, table, edits) for source, table in tables.items()}
+    for source, table in track(tables.items(), "resampling documents", "text", len(tables)):
+        effects = effects_by_source[source]
         rows = [effect_row(effect, settings.seed) for effect in effects[: len(ladder)]]
         for name, row in zip(ladder, rows, strict=True):
             result["ladder"][name][source] = row

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mtsae_lens.progress import phase
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
@@ -39,7 +40,10 @@ class Outcome:
 def sweep(lm: HookedLM, task: Task, candidates: Sequence[Candidate]) -> list[Outcome]:
     """The outcome of every candidate; each corpus runs to the hook once, whatever their number."""
     edits = [candidate.edit for candidate in candidates]
-    effects = {source: edit_losses(lm, table, edits) for source, table in _tables(lm, task).items()}
+    tables = _tables(lm, task)
+    n_runs = len(edits) * sum(lm.n_batches(table) for table in tables.values())
+    with phase(f"trying {len(edits)} edits on TUNE", "run", n_runs):
+        effects = {source: edit_losses(lm, table, edits) for source, table in tables.items()}
     return [
         outcome(task, candidate.setting, {source: of_source[place] for source, of_source in effects.items()})
         for place, candidate in enumerate(candidates)

@@ -11,6 +11,7 @@ from mtsae_lens.data.documents import Split, check_source, source_name
 from mtsae_lens.data.facts import draw_questions, is_fact_source, is_for_test_alone, read_facts
 from mtsae_lens.data.sources import local_path
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.progress import track
 
 Role = Literal["forget", "near", "far", "neutral"]
 SPARED: tuple[Role, ...] = ("near", "far")
@@ -79,7 +80,8 @@ class Task:
 
     def tables(self, split: Split, cutter: ContextCutter, roles: Sequence[Role] = get_args(Role)) -> dict[str, TokenTable]:
         """Contexts of every corpus of these roles, by source."""
-        return {source: self.table(source, split, cutter) for source in self.sources(*roles)}
+        sources = track(self.sources(*roles), f"reading text, {split}", "text")
+        return {source: self.table(source, split, cutter) for source in sources}
 
     def role(self, source: str) -> Role:
         """The part that a corpus has."""

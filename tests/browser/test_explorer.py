@@ -33,7 +33,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16,384 features in the list; what a page of so many writes besides is not looked at."""
     index = write_explorer(write_facts(tmp_path_factory.mktemp("wide"), d_sae=64, n_with_examples=0))
-    features = FactsFolder.open(index.parent).features() * 256
+    features = list(FactsFolder.open(index.parent).features()) * 256
     (index.parent / "page" / "data" / "list-0.js").write_text(shard_script("list", 0, list_shard(features)))
     return index
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,17 +13,11 @@ import pytest
 from mtsae_lens.commands import demo as module
 from mtsae_lens.commands.demo import DemoSettings, run_demo
 from mtsae_lens.commands.train import TrainSettings
-from mtsae_lens.errors import MTSAEError
+from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 from mtsae_lens.exploration import explore
 from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.reporting.page import Table
-from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.training.trainer import SequenceSAETrainer
-from mtsae_lens.unlearning.candidates import FeatureCandidate
-from mtsae_lens.unlearning.protocol import Chosen
-
-_EDIT = FeatureEdit((1, 2))
-_CHOSEN = Chosen(FeatureCandidate({}, _EDIT, _EDIT.features, lambda features: FeatureEdit(tuple(features))), ())
 
 
 class Little(DemoSettings):
@@ -82,9 +79,60 @@ def test_typed_again_it_trains_and_explores_nothing_anew(
 
     monkeypatch.setattr(SequenceSAETrainer, "_train_step", fail)
     monkeypatch.setattr(explore, "_look_through", fail)
-    monkeypatch.setattr(module, "unlearn", lambda settings, lm, reference: (_CHOSEN, made[0]["unlearning"]))
+    for name in ("unlearn", "evaluate_fidelity"):
+        monkeypatch.setattr(module, name, fail)
     metrics, _ = run_demo(settings)
+    assert {**metrics, "provenance": None} == {**made[0], "provenance": None}
+
+
+def test_stopped_it_says_what_to_type_and_goes_on_from_there(
+    settings: DemoSettings, made: tuple[dict[str, Any], list[Table]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the training, then one in the unlearning: what was done is not done again, and the numbers are the same."""
+    settings = settings.model_copy(update={"out": tmp_path})
+    original_step, original_unlearn = SequenceSAETrainer._train_step, module.unlearn
+    trained: list[int] = []
+
+    def step(self: SequenceSAETrainer, *arguments: Any) -> Any:
+        trained.append(self.n_training_steps)
+        if len(trained) == 3:
+            signal.raise_signal(signal.SIGTERM)
+        return original_step(self, *arguments)
+
+    def stopped(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return original_unlearn(*arguments)
+
+    monkeypatch.setattr(SequenceSAETrainer, "_train_step", step)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "unlearn", stopped)
+            with pytest.raises(
+                TrainingInterrupted, match=r"^what is done is kept; the same command goes on from there$"
+            ) as stop:
+                run_demo(settings)
+        assert stop.value.signal_number == number
+    n_trained = len(trained)
+    monkeypatch.setattr(module, "evaluate_fidelity", lambda *arguments: pytest.fail("this was done before"))
+    metrics, _ = run_demo(settings)
+    assert (n_trained, len(trained)) == (16, 16)  # eight steps of each architecture
     assert metrics["fidelity"] == made[0]["fidelity"]
+    assert metrics["unlearning"]["corpora"] == made[0]["unlearning"]["corpora"]
+
+
+def test_the_report_opens_with_what_happened(settings: DemoSettings, made: tuple[dict[str, Any], list[Table]]) -> None:
+    metrics, page = made[0], (settings.out / "report.html").read_text()
+    summary = page[page.index('<div class="summary">') : page.index("<section")]
+    trained, unlearned, look = summary.split("<p>")[1:]
+    own, row = metrics["fidelity"]["mtsae"], metrics["unlearning"]["corpora"]["kjv"]
+    assert f"explains {own['explained_variance']:.1%}" in trained
+    assert f"{metrics['fidelity']['topk']['explained_variance']:.1%}" in trained
+    assert f"{row['nll_delta']:+.3f} nats per token" in unlearned
+    assert f"{row['nll_reference'] - row['nll_clean']:+.3f} away" in unlearned
+    assert "far text that loses most (sotu)" in unlearned
+    for target in re.findall('href="#([^"]+)"', look):
+        assert f'<section id="{target}">' in page
+    assert "Features that were edited</h2>" in page.split(f'id="{re.findall("#([^" + chr(34) + "]+)", look)[0]}"')[1][:100]
 
 
 def test_other_settings_do_not_take_what_is_there(settings: DemoSettings, made: Any) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
+from mtsae_lens.exploration import cofiring
 from mtsae_lens.exploration.cofiring import CofiringSample, sampling_interval
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.firings import find_firings, read_batch
@@ -35,9 +37,34 @@ def test_phi_is_the_correlation(lm: Any, corpora: Corpora) -> None:
         assert alive.sum() > 10
         for feature in alive.nonzero().flatten().tolist():
             expected = correlation[feature].nan_to_num(nan=-1).topk(4).values
-            torch.testing.assert_close(scores[feature], expected)
-            torch.testing.assert_close(correlation[feature, others[feature]], expected)
+            listed = expected > 0
+            torch.testing.assert_close(scores[feature][listed], expected[listed])
+            torch.testing.assert_close(correlation[feature, others[feature][listed]], expected[listed])
+            assert scores[feature][~listed].isnan().all()
         assert scores[~alive].isnan().all()
+
+
+@pytest.mark.parametrize("pairs_at_once", [1, 100, 1_000_000])
+def test_only_what_fires_together_is_looked_at_and_nothing_changes(pairs_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against the formula on all pairs, written out: the very same numbers, in groups of any size."""
+    monkeypatch.setattr(cofiring, "_PAIRS_AT_ONCE", pairs_at_once)
+    generator = torch.Generator().manual_seed(0)
+    rate = torch.cat([torch.tensor([0.0, 0.0, 1.0, 1.0]), torch.rand(36, generator=generator) ** 2])
+    fires = torch.rand(200, 40, generator=generator) < rate
+    tokens, features = fires.nonzero().int().unbind(dim=1)
+    scores, others = CofiringSample(200, [tokens[:500], tokens[500:]], [features[:500], features[500:]]).strongest(40, 5)
+    both, count = fires.double().T @ fires.double(), fires.double().sum(dim=0)
+    spread = (count * (200 - count)).sqrt()
+    phi = (200 * both - count[:, None] * count) / (spread[:, None] * spread)
+    phi = phi.fill_diagonal_(0).nan_to_num(nan=0.0, posinf=0.0)
+    for feature in range(40):
+        order = sorted((other for other in range(40) if phi[feature, other] > 0), key=lambda o: (-phi[feature, o].item(), o))[
+            :5
+        ]
+        assert scores[feature][: len(order)].tolist() == phi[feature, order].float().tolist()
+        assert others[feature][: len(order)].tolist() == order
+        assert scores[feature][len(order) :].isnan().all()
+    assert (~scores.isnan()).any(dim=1).sum() > 30
 
 
 def test_how_many_tokens_are_taken() -> None:

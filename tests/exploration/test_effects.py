@@ -51,7 +51,7 @@ def test_ablation_is_that_of_a_whole_forward_pass(
 ) -> None:
     lm = random_lm(architecture, hook_name)
     peaks = strongest_peaks(look(lm, corpora), 2)
-    found = ablation_effects(lm, peaks, iter)
+    found = ablation_effects(lm, peaks)
     assert len(peaks) > 20
     expected = [
         naive(lm, peaks.tokens[context], feature, position)
@@ -69,7 +69,7 @@ def test_ablation_of_heads(random_lm: Any, look: Any, corpora: Corpora, architec
     """An SAE that takes heads as heads is the one that takes them laid end to end."""
     lm, flat = (random_lm(architecture, HOOKS[2], reshape_activations=kind) for kind in ("hook_z", "none"))
     peaks = strongest_peaks(look(lm, corpora), 1)
-    assert_close(ablation_effects(lm, peaks, iter), ablation_effects(flat, peaks, iter), equal_nan=True)
+    assert_close(ablation_effects(lm, peaks), ablation_effects(flat, peaks), equal_nan=True)
 
 
 @pytest.mark.parametrize("architecture", ["mtsae", "topk"])
@@ -111,7 +111,7 @@ def test_attribution_is_a_derivative(
     lm = random_lm(architecture, "blocks.1.hook_resid_post", **settings)
     peaks = strongest_peaks(look(lm, corpora), 1)
     before, after = 6, 3
-    found = model_attributions(lm, peaks, before, after, iter)
+    found = model_attributions(lm, peaks, before, after)
     compared = 0
     for number in range(0, len(peaks), 5):
         position, row = int(peaks.position[number]), peaks.tokens[peaks.context[number]]

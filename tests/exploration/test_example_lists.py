@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mtsae_lens.exploration.corpora import Corpora
-from mtsae_lens.exploration.example_lists import ExampleList
+from mtsae_lens.exploration.example_lists import SHOWN, ExampleList
 from mtsae_lens.exploration.firings import Firings, find_firings
 from mtsae_lens.exploration.plan import Plan
 
@@ -34,7 +34,7 @@ def test_the_strongest_firing_of_the_strongest_contexts(look: Any, lm: Any, corp
             assert examples.corpus[feature, slot] == context // 10
             assert survey.held[context][1].tolist() == tokens[context].tolist()
             for place, where in enumerate(range(position - 5, position + 3)):
-                value = examples.activations[feature, slot, place]
+                value = examples.activations[examples.row[feature, slot], place]
                 assert value.isnan() if not 0 <= where < 32 else (value - acts[context, where, feature]).abs() < 1e-5
             compared += 1
     assert compared > 40
@@ -68,15 +68,33 @@ def test_the_sample_is_uniform_over_firings() -> None:
     assert by_strength.tolist() == [0, 4_000, 0]  # other keys, another list
 
 
+def peaks_of(examples: ExampleList) -> torch.Tensor:
+    """Activation at the peak of every slot; infinite where it is empty."""
+    peaks, filled = torch.full(examples.row.shape, torch.inf), examples.row >= 0
+    peaks[filled] = examples.activations[examples.row[filled].long(), 5]
+    return peaks
+
+
+def test_a_list_of_features_that_seldom_fire_is_small(look: Any, random_lm: Any, corpora: Corpora) -> None:
+    """What is shown of an example is laid out when there is one, and the state that is kept has no row beside."""
+    survey = look(random_lm("mtsae", d_sae=4_000), corpora)
+    for examples in survey.lists.values():
+        n_filled = int((examples.context >= 0).sum())
+        assert 0 < n_filled < examples.row.numel() / 2
+        assert len(examples.hidden_pre) <= 1.5 * n_filled
+        assert {len(examples.tensors()[name]) for name in SHOWN} == {n_filled}
+        assert sorted(examples.row[examples.row >= 0].tolist()) == list(range(n_filled))
+
+
 def test_sampled_examples_are_firings_of_distinct_contexts(look: Any, lm: Any, corpora: Corpora) -> None:
     survey = look(lm, corpora, n_sampled=4)
     examples, tops = survey.lists["sampled"], survey.lists["top"]
-    peaks = examples.activations[..., 5]
     filled = examples.context >= 0
+    peaks, top_peaks = peaks_of(examples), peaks_of(tops)
     assert (peaks[filled] > 0).all()
     for row in examples.context:
         assert len(set(row[row >= 0].tolist())) == int((row >= 0).sum())
-    weaker = peaks.nan_to_num(nan=torch.inf).amin(dim=1) < tops.activations[..., 5].nan_to_num(nan=torch.inf).amin(dim=1)
+    weaker = peaks.amin(dim=1) < top_peaks.amin(dim=1)
     assert weaker.sum() > 5  # not the strongest ones
 
 

@@ -22,7 +22,6 @@ from mtsae_lens.exploration.feature_table import _firing_columns
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.exploration.survey import Survey
-from mtsae_lens.interruption import StopRequest
 from mtsae_lens.splice.attribution import attribution
 
 PLAN = Plan(
@@ -152,7 +151,7 @@ def test_stopped_at_any_step_and_carried_on(
 ) -> None:
     """A signal after every other step of the work, until it is done: the facts are those of a run in one go."""
     lm = random_lm("mtsae")
-    original_add, original_check = Survey.add, module._Work.check
+    original_add, original_kept = Survey.add, module._kept
 
     def interrupted_add(self: Survey, batch: Any) -> None:
         original_add(self, batch)
@@ -166,14 +165,14 @@ def test_stopped_at_any_step_and_carried_on(
     assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["survey.safetensors"]
     steps: set[int] = set()
 
-    def interrupted_check(self: Any) -> None:
-        done = len(list(self.state.iterdir()))
+    def interrupted(state: Path, name: str, compute: Any) -> Any:
+        done = len(list(state.iterdir()))
         if done not in steps:  # once after each result that is kept
             steps.add(done)
             signal.raise_signal(signal.SIGINT)
-        original_check(self)
+        return original_kept(state, name, compute)
 
-    monkeypatch.setattr(module._Work, "check", interrupted_check)
+    monkeypatch.setattr(module, "_kept", interrupted)
     for n_results in (1, 2, 3):
         with pytest.raises(TrainingInterrupted) as stop:
             run(lm, corpora, tmp_path / "out")
@@ -195,7 +194,7 @@ def test_killed_while_writing(
 
     with monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(TrainingInterrupted, match="same command goes on"):
             run(lm, corpora, tmp_path)
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(DataError, match=r"no explore\.json; needed the --out folder of a finished 'mtsae explore'"):
@@ -268,13 +267,12 @@ def test_a_pass_carried_on_shows_how_far_it_is(
     bars = []
     original = module.tqdm
     monkeypatch.setattr(module, "tqdm", lambda *items, **options: bars.append(original(*items, **options)) or bars[-1])
-    stop = StopRequest()
-    lm, work = random_lm("topk"), module._Work(tmp_path, stop)
+    lm, original_add = random_lm("topk"), Survey.add
     with monkeypatch.context() as patch:
-        patch.setattr(stop, "signal_number", signal.SIGTERM)
+        patch.setattr(Survey, "add", lambda self, batch: (original_add(self, batch), signal.raise_signal(signal.SIGTERM)))
         with pytest.raises(TrainingInterrupted):
-            module._look_through(lm, corpora, PLAN, work)
-    module._look_through(lm, corpora, PLAN, work)
+            module._look_through(lm, corpora, PLAN, tmp_path)
+    module._look_through(lm, corpora, PLAN, tmp_path)
     first, second = bars
     assert 0 < first.n == second.initial < second.n == second.total == 20 * 32
 

@@ -12,8 +12,10 @@ from torch.testing import assert_close
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.errors import DataError
+from mtsae_lens.exploration import survey as survey_module
 from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.example_table import example_rows
 from mtsae_lens.exploration.firings import features_at
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import strongest_peaks
@@ -30,13 +32,14 @@ def check_sums(survey: Survey) -> None:
     for examples in survey.lists.values():
         feature, slot = (examples.context >= 0).nonzero().unbind(1)
         assert len(feature) > 20
-        expected = examples.hidden_pre[feature, slot]
-        for parts in (examples.scales, examples.offsets):
-            assert_close(parts[feature, slot].sum(dim=-1) + bias[feature], expected, atol=1e-5, rtol=0)
-        of_tokens = examples.token_scales[feature, slot].sum(dim=-1) + bias[feature, None]
-        fires = examples.activations[feature, slot].nan_to_num() > 0
+        shown = examples.at(feature, slot)
+        expected = shown["hidden_pre"]
+        for parts in (shown["scales"], shown["offsets"]):
+            assert_close(parts.sum(dim=-1) + bias[feature], expected, atol=1e-5, rtol=0)
+        of_tokens = shown["token_scales"].sum(dim=-1) + bias[feature, None]
+        fires = shown["activations"].nan_to_num() > 0
         assert torch.equal(~of_tokens.isnan(), fires)
-        assert_close(of_tokens[fires], examples.activations[feature, slot][fires], atol=1e-5, rtol=0)
+        assert_close(of_tokens[fires], shown["activations"][fires], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +106,12 @@ def test_contributions_are_those_of_each_scale_and_offset(look: Any, lm: Any, co
     features = torch.arange(32)
     examples = survey.lists["top"]
     for found, expected in (
-        (examples.scales, scale_contributions(lm.sae, lm.sae_input(tokens), features)),
-        (examples.offsets, offset_contributions(lm.sae, lm.sae_input(tokens), features)),
+        ("scales", scale_contributions(lm.sae, lm.sae_input(tokens), features)),
+        ("offsets", offset_contributions(lm.sae, lm.sae_input(tokens), features)),
     ):
         feature, slot = (examples.context >= 0).nonzero().unbind(1)
         at = (examples.context[feature, slot].long(), examples.position[feature, slot].long())
-        assert_close(found[feature, slot], expected[*at, :, feature], atol=1e-5, rtol=1e-4)
+        assert_close(examples.at(feature, slot)[found], expected[*at, :, feature], atol=1e-5, rtol=1e-4)
 
 
 def state_of(survey: Survey, path: Path) -> bytes:
@@ -173,10 +176,30 @@ def test_every_architecture(look: Any, random_lm: Any, corpora: Corpora, archite
     assert (acts > 0).sum() > 100
     assert survey.lift is None
     examples, peaks = survey.lists["top"], strongest_peaks(survey, 2)
-    assert examples.hidden_pre[examples.context >= 0].isfinite().all()
+    shown = examples.at(peaks.feature, examples.order(5)[peaks.feature, peaks.rank])
+    assert shown["hidden_pre"].isfinite().all()
     h = lm.activations(peaks.tokens)
     at_peaks, _ = features_at(lm, peaks.tokens, h, peaks.context, peaks.position)
-    found = examples.activations[..., 5].gather(1, examples.order(5))[peaks.feature, peaks.rank]
-    assert_close(at_peaks[torch.arange(len(peaks)), peaks.feature], found, atol=1e-4, rtol=1e-4)
-    assert ablation_effects(lm, peaks, iter)[:, 1].nan_to_num().any()
-    assert model_attributions(lm, peaks, 5, 2, iter).nan_to_num().any()
+    assert_close(at_peaks[torch.arange(len(peaks)), peaks.feature], shown["activations"][:, 5], atol=1e-4, rtol=1e-4)
+    assert ablation_effects(lm, peaks)[:, 1].nan_to_num().any()
+    assert model_attributions(lm, peaks, 5, 2).nan_to_num().any()
+
+
+def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide SAE has a number per token and feature: the parts give the same examples and counts as the whole."""
+    whole, sizes, original = look(lm, corpora), [], survey_module.read_batch
+
+    def read_batch(lm: Any, tokens: Any) -> Any:
+        sizes.append(len(tokens))
+        return original(lm, tokens)
+
+    monkeypatch.setattr(survey_module, "read_batch", read_batch)
+    monkeypatch.setattr(survey_module, "_MAX_BYTES", 2 * 32 * 4 * lm.sae.cfg.d_sae)
+    parts = look(lm, corpora)
+    assert set(sizes) == {2}
+    for name in ("n_active", "n_runs", "persisted", "total", "maximum"):
+        assert_close(getattr(parts.counts, name), getattr(whole.counts, name))
+    assert parts.held.keys() == whole.held.keys()
+    everything = torch.arange(lm.sae.cfg.d_sae)
+    for name, tensor in example_rows(parts, everything).fields.items():
+        assert_close(tensor, example_rows(whole, everything).fields[name], equal_nan=True)

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 import pytest
 
 from mtsae_lens.reporting.benchmark_figures import cost_curves
-from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
+from mtsae_lens.reporting.figures import LEAST_COST, effect_bars, sweep_scatter
 from mtsae_lens.reporting.planted_figures import recovery_bars, strength_curves
 
 
@@ -38,6 +38,31 @@ def test_effects_have_the_interval_that_they_came_with() -> None:
     edit, random = effect_bars({"edit": documents, "random": draws}).data
     assert (edit.name, interval(edit)) == ("edit", [pytest.approx((0.8, 1.0, 1.5))])
     assert (random.name, interval(random)) == ("random", [pytest.approx((-0.1, 0.2, 0.3))])
+
+
+def test_text_to_keep_has_a_scale_of_its_own() -> None:
+    """Else the price, a thousandth of what is forgotten, cannot be seen."""
+    rows = {
+        name: {"nll_delta": value, "nll_delta_low": value, "nll_delta_high": value}
+        for name, value in (("a", 1.0), ("b", 0.001))
+    }
+    figure = effect_bars({"edit": rows, "random": rows}, ["a"])
+    assert [(bar.name, bar.x, bar.y, bar.yaxis) for bar in figure.data] == [
+        ("edit", ("a",), (1.0,), "y"),
+        ("edit", ("b",), (0.001,), "y2"),
+        ("random", ("a",), (1.0,), "y"),
+        ("random", ("b",), (0.001,), "y2"),
+    ]
+    assert [bar.showlegend for bar in figure.data] == [True, False, True, False]
+    assert figure.layout.yaxis2.matches is None
+
+
+def test_settings_that_cost_next_to_nothing_are_told_apart() -> None:
+    sweep = [{"forget": 1.0, "near": near, "far": None, "setting": {}} for near in (-0.01, 0.001, 0.1)]
+    figure = sweep_scatter(sweep, {"near": 0.3, "far": 0.4})
+    assert figure.layout.xaxis.type == "log"
+    assert [trace.x for trace in figure.data] == [(LEAST_COST, 0.001, 0.1), (None, None, None)]
+    assert "near -0.01" in figure.data[0].text[0]
 
 
 def test_the_sweep_stands_by_cost_and_gain_with_its_budgets() -> None:

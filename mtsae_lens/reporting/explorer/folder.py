@@ -60,9 +60,14 @@ class FactsFolder:
                 raise DataError(f"{path / name}: no column {', '.join(missing)}; run `mtsae explore` again")
         return folder
 
-    def features(self) -> list[dict[str, Any]]:
-        """One record per feature, in order."""
-        return list(self._rows("features.parquet"))
+    @property
+    def n_features(self) -> int:
+        """Number of features."""
+        return int(self._table("features.parquet").metadata.num_rows)
+
+    def features(self) -> Iterator[dict[str, Any]]:
+        """One record per feature, in order; few are in memory at once."""
+        return self._rows("features.parquet")
 
     def examples(self) -> Iterator[dict[str, Any]]:
         """One record per example, by feature; few are in memory at once."""

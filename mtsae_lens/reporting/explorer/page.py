@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from importlib.resources import as_file, files
 from itertools import groupby, islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.files import whole_folder, write_text
+from mtsae_lens.progress import track
 from mtsae_lens.reporting.explorer.folder import FactsFolder
 from mtsae_lens.reporting.explorer.scripts import rounded, shard_script
 from mtsae_lens.reporting.explorer.shards import (
@@ -52,18 +53,18 @@ def write_explorer(facts_dir: Path) -> Path:
 
 def _write_data(facts: FactsFolder, data: Path) -> None:
     data.mkdir()
-    features = facts.features()
-    _write_shard(data, "list", 0, list_shard(features))
-    _write_features(facts, features, data)
+    _write_shard(data, "list", 0, list_shard(facts.features()))
+    _write_features(facts, data)
     index = _write_texts(facts, data)
     sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD, "n_strongest": _N_STRONGEST}
     _write_shard(data, "explore", 0, sizes | rounded(facts.settings, 6) | {"texts": index})
 
 
-def _write_features(facts: FactsFolder, features: Sequence[dict[str, Any]], data: Path) -> None:
+def _write_features(facts: FactsFolder, data: Path) -> None:
     edges = facts.settings.get("histogram_edges") or []
-    shards = [features[start : start + FEATURES_PER_SHARD] for start in range(0, len(features), FEATURES_PER_SHARD)]
-    for number, (shard, examples) in enumerate(zip(shards, _by_shard(facts, len(shards)), strict=True)):
+    n_shards = -(-facts.n_features // FEATURES_PER_SHARD)
+    shards = zip(_pieces(facts.features(), FEATURES_PER_SHARD), _by_shard(facts, n_shards), strict=True)
+    for number, (shard, examples) in enumerate(track(shards, "writing the page", "part", n_shards)):
         _write_shard(data, "features", number, feature_shard(shard))
         _write_shard(data, "examples", number, example_shard(shard, examples, edges))
 

@@ -6,7 +6,7 @@ The list is one file of columns, so that a page of 16,000 features opens at once
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -35,10 +35,13 @@ _SNIPPET_TOKENS = 14
 _SPECIAL = re.compile(r"<\|[^<>|]+\|>|</?\w{1,8}>|\[[A-Z]+\]")
 
 
-def list_shard(features: Sequence[Record]) -> dict[str, list[Any]]:
+def list_shard(features: Iterable[Record]) -> dict[str, list[Any]]:
     """The list's columns over all features; shares of scales to 1 %, for they are drawn a few pixels high."""
-    columns: dict[str, list[Any]] = {name: [rounded(f[name]) for f in features] for name in _LIST_COLUMNS}
-    columns["scale_shares"] = [[round(share, 2) for share in f["scale_shares"] or ()] for f in features]
+    columns: dict[str, list[Any]] = {name: [] for name in (*_LIST_COLUMNS, "scale_shares")}
+    for f in features:
+        for name in _LIST_COLUMNS:
+            columns[name].append(rounded(f[name]))
+        columns["scale_shares"].append([round(share, 2) for share in f["scale_shares"] or ()])
     return columns
 
 

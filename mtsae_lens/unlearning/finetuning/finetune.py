@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.progress import track
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train, set_weights
 from mtsae_lens.unlearning.finetuning.losses import Step, UnlearningLoss
@@ -140,7 +141,7 @@ def descend(
     parameters = [by_name[name] for name in names]
     optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
     yield 0
-    for step in range(1, n_steps + 1):
+    for step in track(range(1, n_steps + 1), "finetuning", "step"):
         _set_gradients(parameters, loss)
         norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         if not bool(norm.isfinite()):

@@ -25,12 +25,19 @@ from torch import Tensor
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.precision import in_float32, log_probs_of
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import advance, phase, track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.unlearning.measures.effects import Logits
 
 PRIOR_STD = 0.5  # nats; of 0.3, 0.5, 0.7, 1 and 2 fitted on SELECT text of kjv and milton the least or nearly the least loss on TUNE text
 MAX_TOKENS = 10_000  # predictions held at once, as float32 probabilities of the whole vocabulary: 2 GB at 50,000 tokens
+_MAX_BYTES = 2**31
 _MAX_ITERATIONS = 200
+
+
+def max_tokens(d_vocab: int) -> int:
+    """Return how many predictions a bias is fitted on, at most: `MAX_TOKENS`, or what 2 GB hold of a vocabulary above 53,000."""
+    return max(1, min(MAX_TOKENS, _MAX_BYTES // (4 * d_vocab)))
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,8 @@ def _minimise(
 
     start = np.zeros(len(counts))
     options = {"maxiter": _MAX_ITERATIONS, "ftol": 1e-9, "gtol": 1e-7}
-    found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+    with phase("refitting the output bias", "step", _MAX_ITERATIONS):
+        found = optimize.minimize(objective, start, jac=True, method="L-BFGS-B", options=options, callback=lambda _: advance())
     delta = torch.from_numpy(found.x)
     return delta, nll_and_gradient(delta)[0]
 
@@ -182,7 +190,8 @@ def _counted_logits(
 ) -> Iterator[tuple[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
     """Logits and targets of counted predictions, batch by batch, up to `max_tokens` of them."""
     left = max_tokens
-    for tokens, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
+    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
+    for tokens, counted in track(batches, f"reading {table.corpus} for the output bias", "batch"):
         if left > 0 and bool(counted.any()):
             logits = model(tokens)
             kept = logits[:, :-1][counted.to(logits.device)][:left]
@@ -196,7 +205,8 @@ def _counted_logits(
 def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int) -> tuple[Tensor, Tensor]:
     """Return the number of counted tokens and their summed loss, by piece."""
     losses_of = []
-    for tokens, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
+    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
+    for tokens, counted in track(batches, f"measuring {table.corpus} with the output bias", "batch"):
         logits = model(tokens)
         nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
         losses_of.append(nll.double() * counted)

@@ -15,6 +15,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, as_logits, measure_model
 
@@ -153,7 +154,8 @@ def log_truth_ratios(
 def _mean_log_prob(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int) -> Float[Tensor, " question"]:
     """Log-probability per answer token."""
     rows = []
-    for tokens, counted in zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True):
+    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
+    for tokens, counted in track(batches, f"measuring answers of {table.corpus}", "batch"):
         n_tokens = counted.sum(dim=1)
         if not n_tokens.all():
             raise DataError(f"{table.corpus}: a question without an answer that counts")

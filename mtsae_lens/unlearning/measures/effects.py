@@ -19,6 +19,7 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.progress import advance, track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -241,7 +242,8 @@ def _run_edits(
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
-    for (tokens, counted), piece in zip(lm.counted_batches(table), _pieces(table, lm.batch_size), strict=True):
+    batches = track(lm.counted_batches(table), f"measuring edits on {table.corpus}", "batch", lm.n_batches(table))
+    for (tokens, counted), piece in zip(batches, _pieces(table, lm.batch_size), strict=True):
         masked = lm.masked(tokens)
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
@@ -264,6 +266,7 @@ def _run_edits(
                     edited = lm.log_probs_from(tokens[kept], edited_h[changed], counted[kept])
                     compared[clean.pieces_of(kept).cpu()] = compare(clean.rows(kept), edited)
             rows[index].append(compared)
+            advance()
     return rows, [n / max(n_positions, 1) for n in n_open]
 
 
@@ -330,7 +333,8 @@ def _run_models(
     rows: list[list[Tensor]] = [[] for _ in models]
     device = clean_model.cfg.device
     parts = (table.batches(batch_size), table.counted(cutter).split(batch_size), _pieces(table, batch_size))
-    for tokens, here, piece in (tuple(part.to(device) for part in batch) for batch in zip(*parts, strict=True)):
+    batches = [tuple(part.to(device) for part in batch) for batch in zip(*parts, strict=True)]
+    for tokens, here, piece in track(batches, f"measuring models on {table.corpus}", "batch"):
         clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model, cutter)(tokens)[:, :-1][here]), piece)
         for of_model, model in zip(rows, models, strict=True):
             of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][here])))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import Pieces, TokenTable
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
@@ -137,7 +138,7 @@ def measure_gate(
 @torch.no_grad()
 def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
     score, opened, kept = [], [], []
-    for tokens in lm.batches(table):
+    for tokens in track(lm.batches(table), f"measuring the gate on {table.corpus}", "batch"):
         feature_acts = lm.feature_acts(tokens)
         score.append(gate.score(feature_acts).cpu().double())
         opened.append(gate.open_from(feature_acts, None)[0].cpu())

@@ -19,6 +19,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.generation import continue_tokens
@@ -115,7 +116,7 @@ def continue_texts(
     written = []
     with torch.random.fork_rng():  # TransformerLens samples from the global generator
         torch.manual_seed(decoding.seed)
-        for batch in prompts.split(lm.batch_size):
+        for batch in track(prompts.split(lm.batch_size), f"continuing {table.corpus}", "batch"):
             tokens = lm.generate(batch, edit, **options) if model is None else continue_tokens(model, batch, **options)
             written.append(tokens[:, decoding.n_prompt_tokens :].cpu())
     special = set(lm.cutter.special_token_ids.tolist())
@@ -178,7 +179,8 @@ def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
         counted[row, : len(text)] = True
     total = 0.0
     tokens = torch.cat([continuations.prompts, written], dim=1)
-    for batch, kept in zip(tokens.split(lm.batch_size), counted.split(lm.batch_size), strict=True):
+    batches = list(zip(tokens.split(lm.batch_size), counted.split(lm.batch_size), strict=True))
+    for batch, kept in track(batches, "reading what was written", "batch"):
         on_device = batch.to(lm.model.cfg.device)
         log_probs = log_probs_of(lm.model(on_device, prepend_bos=False, **lm.attention_options(on_device))[:, :-1])
         nll = token_nll(log_probs, on_device[:, 1:]).cpu()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import LossChange, loss_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.statistics import FiringStatistics, document_halves, firing_statistics
@@ -66,7 +67,8 @@ class SelectionEvidence:
     @cached_property
     def retain_statistics(self) -> tuple[FiringStatistics, ...]:
         """How they fire on each retain corpus."""
-        return tuple(self._of(firing_statistics, table) for table in self.retain)
+        texts = track(self.retain, "counting firings on text to keep", "text")
+        return tuple(self._of(firing_statistics, table) for table in texts)
 
     @cached_property
     def highest_retain_rate(self) -> Float[Tensor, " d_sae"]:
@@ -86,7 +88,8 @@ class SelectionEvidence:
     @cached_property
     def retain_changes(self) -> tuple[LossChange, ...]:
         """The same on each retain corpus."""
-        return tuple(self._of(loss_change, table) for table in self.retain)
+        texts = track(self.retain, "attributing the loss on text to keep", "text")
+        return tuple(self._of(loss_change, table) for table in texts)
 
     def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
         """The same corpora, each cut into two random halves of its documents.

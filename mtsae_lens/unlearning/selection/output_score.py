@@ -24,6 +24,7 @@ from torch import Tensor
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, only
@@ -74,7 +75,8 @@ def output_scores(
         tokens = _prompt_tokens(lm, prompt)
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        for features in torch.arange(len(amounts), device=amounts.device).split(features_at_once):
+        groups = torch.arange(len(amounts), device=amounts.device).split(features_at_once)
+        for features in track(groups, "amplifying features", "group"):
             logits = _amplified_logits(lm, tokens, h, feature_acts, features, amounts[features])
             scores[features] += _rank_weighted_probability(logits, promised[features]) / len(prompts)
     return scores

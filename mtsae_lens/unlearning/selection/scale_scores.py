@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.progress import track
 from mtsae_lens.sae.contributions import tap_parts
 from mtsae_lens.sae.lift import Lift
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -33,7 +34,7 @@ def driven_by(lm: HookedLM, table: TokenTable) -> Float[Tensor, "d_sae n_scales"
         ConfigError: an SAE without time scales.
     """
     lift = Lift(_temporal(lm))
-    for tokens in lm.batches(table):
+    for tokens in track(lm.batches(table), f"finding scales on {table.corpus}", "batch"):
         h, kept = lm.activations(tokens), ~lm.masked(tokens)
         rows, features = (lm.feature_acts(tokens, h).flatten(0, 1) > 0).nonzero().unbind(dim=1)
         lift.add(tap_parts(lift.sae, lift.sae.process_sae_in(lm.sae_input(tokens, h))), kept, rows, features)

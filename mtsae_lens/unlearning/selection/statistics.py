@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
+from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -32,7 +33,7 @@ def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
     """One pass over a corpus; sums are kept in float64."""
     fired, total = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
     n_tokens = 0
-    for tokens in lm.batches(table):
+    for tokens in track(lm.batches(table), f"counting firings on {table.corpus}", "batch"):
         feature_acts = lm.feature_acts(tokens)[~lm.masked(tokens)].clamp(min=0)
         fired += (feature_acts > 0).sum(dim=0).cpu()
         total += feature_acts.sum(dim=0).cpu().double()

@@ -28,7 +28,7 @@ def rows(facts: FactsFolder) -> dict[int, list[dict[str, Any]]]:
 
 
 def test_the_list_has_a_value_per_feature(facts: FactsFolder) -> None:
-    columns = list_shard(facts.features())
+    columns = list_shard(list(facts.features()))
     assert {len(column) for column in columns.values()} == {20}
     assert columns["n_active"][3] == 1003
     assert columns["n_active"][16] == 0
@@ -37,14 +37,14 @@ def test_the_list_has_a_value_per_feature(facts: FactsFolder) -> None:
 
 
 def test_features_keep_their_facts(facts: FactsFolder) -> None:
-    record = feature_shard(facts.features())[3]
-    assert record["histogram"] == facts.features()[3]["histogram"]
-    assert record["density"] == pytest.approx(facts.features()[3]["density"], rel=1e-3)
+    record = feature_shard(list(facts.features()))[3]
+    assert record["histogram"] == list(facts.features())[3]["histogram"]
+    assert record["density"] == pytest.approx(list(facts.features())[3]["density"], rel=1e-3)
 
 
 def test_examples_are_sparse_and_whole(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
     edges = facts.settings["histogram_edges"]
-    shard = example_shard(facts.features(), rows, edges)
+    shard = example_shard(list(facts.features()), rows, edges)
     assert shard[16] == []
     for example, row in zip(shard[3], rows[3], strict=True):
         dense = np.zeros(len(row["tokens"]))
@@ -61,7 +61,7 @@ def test_examples_are_sparse_and_whole(facts: FactsFolder, rows: dict[int, list[
 def test_a_pointwise_sae_has_no_parts(tmp_path: Path) -> None:
     facts = FactsFolder.open(write_facts(tmp_path, d_sae=2, dilations=()))
     row = next(facts.examples())
-    example = example_shard(facts.features()[:1], {0: [row]}, [])[0][0]
+    example = example_shard(list(facts.features())[:1], {0: [row]}, [])[0][0]
     assert example["token_scales"] == example["scale_contributions"] == []
     assert example["quantile"] is None
 
@@ -83,7 +83,7 @@ def test_a_text_is_listed_by_its_first_word(first: str, features: list[int], sta
 
 
 def test_only_the_strongest_example_is_above_all(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
-    features = [{**facts.features()[3], "max_activation": rows[3][0]["activations"][rows[3][0]["peak"]]}]
+    features = [{**list(facts.features())[3], "max_activation": rows[3][0]["activations"][rows[3][0]["peak"]]}]
     found = [example["quantile"] for example in example_shard(features, rows, facts.settings["histogram_edges"])[0]]
     assert found[0] == 1
     assert max(found[1:]) < 1
