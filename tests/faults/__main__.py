@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from faults.families import FAMILIES, select
-from faults.report import JSON_FILE, TABLE_FILE, failures, summary, table, write_report
+from faults.report import JSON_FILE, TABLE_FILE, failures, fill_page, summary, table, write_report
 from faults.runner import Family, Record, run_family
 from faults.workplace import Workplace, prepare_process
 
@@ -25,6 +26,9 @@ def main(
     scale: Annotated[float, typer.Option(help="So many times the usual number of trials.")] = 1.0,
     hours: Annotated[float | None, typer.Option(help="Begin no further family after so many hours.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the counts.")] = Path("runs/faults"),
+    page: Annotated[
+        Path | None, typer.Option(help="A page whose table of counts is filled from --out; nothing is run.")
+    ] = None,
     names: Annotated[bool, typer.Option("--names", help="Print the families and their numbers of trials, and exit.")] = False,
 ) -> None:
     """Inject faults and give bad input; exit code 1 where a promise was broken."""
@@ -33,6 +37,9 @@ def main(
         raise typer.BadParameter(
             f"no such family; there are {', '.join(family.name for family in FAMILIES)}", param_hint="--only"
         )
+    if page is not None:
+        fill_page(page, json.loads((out / JSON_FILE).read_text()))
+        raise typer.Exit
     if names:
         for family in families:
             typer.echo(f"{family.name}: {family.count} ({family.quick} quick)")

@@ -7,7 +7,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from faults.findings import Finding, of_command, shorten
@@ -41,9 +40,7 @@ def _base(verb: str, workplace: Workplace) -> list[str]:
 def _options(verb: str) -> list[tuple[str, bool]]:
     """Options of a verb, and whether each takes a value."""
     command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    options = [
-        parameter for parameter in command.params if isinstance(parameter, click.Option) or hasattr(parameter, "is_flag")
-    ]
+    options = [parameter for parameter in command.params if hasattr(parameter, "is_flag")]
     return [
         (name, not option.is_flag)
         for option in options

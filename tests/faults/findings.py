@@ -124,8 +124,11 @@ def _of_refusal(ended: Ended, lines: list[str]) -> tuple[str, str]:
     if ended.code != 2 or not lines:
         return "not one line", f"exit code {ended.code}: {lines[-1:]}"
     if errors:
-        return ("refused" if len(errors) == 1 and lines[-1] == errors[0] else "not one line"), errors[0][:300]
-    return ("usage" if "Usage:" in ended.err else "not one line"), lines[-1].strip()[:300]
+        in_one_line = len(errors) == 1 and lines[-1] == errors[0]
+        return ("refused", errors[0][:300]) if in_one_line else ("not one line", " / ".join(lines)[-400:])
+    if "Usage:" in ended.err:
+        return "usage", lines[-1].strip()[:300]
+    return "not one line", " / ".join(line.strip() for line in lines)[-400:]
 
 
 def shorten(value: object, length: int = 160) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from faults.findings import BAD, GOOD
 from faults.runner import Family, Record
 
+MARKS = ("<!-- counts: begin -->", "<!-- counts: end -->")
 JSON_FILE, TABLE_FILE = "faults.json", "faults.md"
 
 
@@ -46,19 +47,17 @@ def summary(families: Sequence[Family], records: Sequence[Record], seed: int, se
 
 
 def table(made: dict[str, Any]) -> str:
-    """The summary in Markdown."""
-    lines = [
-        "| promise | how it is tested | family | trials | outcome |",
-        "|---|---|---|---|---|",
-    ]
+    """The summary in Markdown; a promise that several families test stands beside the first of them."""
+    lines = ["| promise | family and how it is tested | trials | outcome |", "|---|---|---|---|"]
+    told: set[str] = set()
     for row in made["families"]:
         outcomes = ", ".join(f"{n:,} {f'**{name}**' if name in BAD else name}" for name, n in row["outcomes"].items())
         trials = f"{row['trials']:,}" + (f" ({row['faults']:,} faults)" if row["faults"] > row["trials"] else "")
-        lines.append(f"| {row['promise']} | {row['method']} | `{row['family']}` | {trials} | {outcomes} |")
-    total = (
-        f"Seed {made['seed']}: {made['faults']:,} injected faults and {made['inputs']:,} bad inputs, of which {made['failures']:,} "
-        "trials broke a promise."
-    )
+        promise = "" if row["promise"] in told else row["promise"]
+        told.add(row["promise"])
+        lines.append(f"| {promise} | `{row['family']}`: {row['method']} | {trials} | {outcomes} |")
+    broken = f"{made['failures']:,} of the trials broke a promise" if made["failures"] else "no promise was broken"
+    total = f"Seed {made['seed']}: {made['faults']:,} injected faults and {made['inputs']:,} bad inputs; {broken}."
     return "\n".join([*lines, "", total, ""])
 
 
@@ -78,3 +77,12 @@ def write_report(out: Path, made: dict[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     (out / JSON_FILE).write_text(json.dumps(made, indent=1) + "\n")
     (out / TABLE_FILE).write_text(table(made))
+
+
+def fill_page(page: Path, made: dict[str, Any]) -> None:
+    """Put the table into a page, between its two marks."""
+    before, _, rest = page.read_text().partition(MARKS[0])
+    _, found, after = rest.partition(MARKS[1])
+    if not found:
+        raise ValueError(f"{page} has no {MARKS[0]} ... {MARKS[1]}")
+    page.write_text(f"{before}{MARKS[0]}\n\n{table(made)}\n{MARKS[1]}{after}")

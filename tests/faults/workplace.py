@@ -65,7 +65,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "n_seeds": 1,
         "n_direction_seeds": 0,
         "n_steps": 2,
-        "d_sae": 24,
+        "d_sae": 64,
         "n_test_sequences": 2,
         "n_workers": 1,
         "planted": {"d_in": 16, "durations": [4], "lags": [[1, 2]], "context_size": 32},
