@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test check docs setup chromium clean
+.PHONY: demo test faults check docs setup chromium clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ chromium:  # the browser tests' browser, where there is none
 
 test: $(READY) chromium
 	$(BIN)/python -m pytest
+
+faults: $(READY)  # an hour or two; FAULTS="--only kill --seed 2" for a part
+	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
 
 check: $(READY)
 	$(BIN)/ruff check .
