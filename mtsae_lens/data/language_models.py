@@ -16,10 +16,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
+from mtsae_lens.checksums import check_checksums
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
 from mtsae_lens.data.precision import FLOAT32, disagreement, torch_dtype
 from mtsae_lens.data.vocabularies import check_vocabulary, special_tokens, undo_invented_tokens
-from mtsae_lens.errors import ModelError, nearest
+from mtsae_lens.errors import DataError, ModelError, nearest
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
 
@@ -67,6 +68,10 @@ def _read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:
     """Config, model and tokenizer of a folder, as Hugging Face's classes."""
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json; needed a Hugging Face model folder (config, safetensors, tokenizer)")
+    try:
+        check_checksums(folder, "copy the folder again, or delete SHA256SUMS if you changed the file on purpose")
+    except DataError as error:
+        raise ModelError(str(error)) from error
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise ModelError(f"{folder}: no tokenizer (tokenizer.json, tokenizer.model or vocab.json); save it beside the model")
     if not list(folder.glob("*.safetensors")):

@@ -24,7 +24,7 @@ from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.interruption import stop_on_signal
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
-from mtsae_lens.training.log import TrainingLog
+from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.wandb_run import histogram
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
@@ -109,7 +109,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.sae.to(self.cfg.device)
         self._estimate_scaling()
         total_steps = self.cfg.total_training_steps
-        log_path = self._run_dir / "training_log.jsonl" if self._run_dir else None
+        log_path = self._run_dir / LOG_FILE if self._run_dir else None
         progress = tqdm(
             total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
         )
