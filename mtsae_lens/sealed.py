@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON with a digest of its content, which `read_json` checks."""
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: tuples are lists, keys are strings
-    write_json(path, content | {DIGEST: digest_json(content)})
+    as_read = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists, keys strings
+    write_json(path, as_read | {DIGEST: digest_json(as_read)})
 
 
 def read_json(path: Path, shape: type[T], remedy: str) -> T:

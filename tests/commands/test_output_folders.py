@@ -28,16 +28,17 @@ COMMANDS = {
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_folder_that_another_process_writes(command: str, mtsae: Callable[..., Any], tmp_path: Path) -> None:
+    host = os.uname().nodename
     lock = os.open(tmp_path / LOCK_FILE, os.O_RDWR | os.O_CREAT)
     fcntl.flock(lock, fcntl.LOCK_EX)  # a lock belongs to the handle, so this process is as good as another
-    os.write(lock, json.dumps({"pid": 4711, "host": "node7", "since": "2026-01-02 03:04:05"}).encode())
+    os.write(lock, json.dumps({"pid": 4711, "host": host, "since": "2026-01-02 03:04:05"}).encode())
     try:
         outcome = mtsae(command, *COMMANDS[command], "--out", tmp_path)
     finally:
         os.close(lock)
     assert outcome.code == 2
     assert outcome.error.endswith(
-        f"--out {tmp_path} is being written by process 4711 on node7 since 2026-01-02 03:04:05; wait for it to end, or give another --out"
+        f"--out {tmp_path} is being written by process 4711 on {host} since 2026-01-02 03:04:05; wait for it to end, or give another --out"
     )
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 
