@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from mtsae_lens.checksums import write_checksums
 from mtsae_lens.commands.export_comparison import at_hook, compare
 from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.commands.settings import Settings
@@ -25,7 +26,7 @@ from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.export.base_models import BaseModel, open_base
 from mtsae_lens.export.card import model_card
-from mtsae_lens.export.hooked import export_hooked
+from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
 from mtsae_lens.export.persistent import as_projection, project_weights
 from mtsae_lens.export.standalone import load_edited
@@ -212,6 +213,7 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
             "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
         )
         write_text(partial / "README.md", card)
+        write_checksums(partial, CHECKED_FILES)
     model = load_language_model(str(folder), device=settings.device, dtype=dtype_name(lm.model.cfg.dtype))
     return as_logits(model, lm.cutter)
 

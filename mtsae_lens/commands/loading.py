@@ -19,6 +19,7 @@ from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
+from mtsae_lens.sae.saved import check_sae
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 
@@ -38,11 +39,15 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae train'")
     try:
-        return SAE.load_from_disk(folder, device=device)
+        sae = SAE.load_from_disk(folder, device=device)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
     except (SafetensorError, json.JSONDecodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise ModelError(
             f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
+    check_sae(folder)
+    return sae
 
 
 def open_sae(

@@ -19,14 +19,18 @@ from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
+from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.origins import record_origins
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import whole_folder, write_json
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
-from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.saved import seal_sae
+from mtsae_lens.training.checkpoints import list_checkpoints, resume_from
 from mtsae_lens.training.fit import batches_for
+from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
 
@@ -77,7 +81,7 @@ class SequenceSAETrainingRunner:
             check_rows(override_dataset)
         if cfg.output_path is not None:
             check_output_folder(Path(cfg.output_path))
-        self.cfg = cfg
+        self.cfg, self._reads_dataset = cfg, override_dataset is None
         options = options or TrainerOptions(log_every_n_steps=cfg.logger.wandb_log_frequency)
         self.options = replace(options, run_dir=Path(cfg.output_path) if cfg.output_path else None)
         if cfg.n_checkpoints:
@@ -160,6 +164,8 @@ class SequenceSAETrainingRunner:
         # None for what a checkpoint that is older than the setting was made with, or begun by: its b_dec has started already
         values["b_dec_init"] = None if self.options.b_dec_init == "mean" else self.options.b_dec_init
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
+        values["model_contents"] = list(model_stamps(cfg.model_name).values())
+        values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
         sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
 
@@ -183,12 +189,13 @@ class SequenceSAETrainingRunner:
         trainer = SequenceSAETrainer(
             self.cfg.to_sae_trainer_config(), self.sae, batches_for(self.sae, self.stream), self.options, self._fingerprint()
         )
-        checkpoint = Path(self.cfg.resume_from_checkpoint) if self.cfg.resume_from_checkpoint else None
-        if resume and checkpoint is None and trainer.checkpoints_dir is not None:
-            checkpoint = latest_checkpoint(trainer.checkpoints_dir)
-        if checkpoint is not None:
-            load_checkpoint(trainer, checkpoint, trainer.fingerprint)
+        candidates = [Path(self.cfg.resume_from_checkpoint)] if self.cfg.resume_from_checkpoint else []
+        if resume and not candidates and trainer.checkpoints_dir is not None:
+            candidates = list_checkpoints(trainer.checkpoints_dir)
+        checkpoint = resume_from(trainer, candidates, trainer.fingerprint)
         out = self.options.run_dir
+        if checkpoint is not None and out is not None:
+            restore_log(out / LOG_FILE, checkpoint / LOG_FILE)
         with wandb_run(self.cfg, out, resume=checkpoint is not None):
             sae = trainer.fit()
             if out is not None:
@@ -201,6 +208,8 @@ class SequenceSAETrainingRunner:
     def _save(self, sae: TrainingSAE[Any], trainer: SequenceSAETrainer, out: Path) -> None:
         with whole_folder(out / ".sae") as folder:
             sae.save_inference_model(folder)
+            if not isinstance(sae, TemporalEncoder):  # which has done so itself
+                seal_sae(folder)
             save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
             write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict() | {"options": _options_dict(self.options)})
         for file in sorted(

@@ -28,7 +28,7 @@ from mtsae_lens.interruption import Stopped, stop_on_signal
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
-from mtsae_lens.training.log import TrainingLog
+from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.start import BDecInit, look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
 
@@ -145,7 +145,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Train to the end; on Ctrl-C or SIGTERM finish the step, save, and raise `TrainingInterrupted`."""
         self.sae.to(self.cfg.device)
         total_steps = self.cfg.total_training_steps
-        log_path = self._run_dir / "training_log.jsonl" if self._run_dir else None
+        log_path = self._run_dir / LOG_FILE if self._run_dir else None
         progress = tqdm(
             total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
         )
