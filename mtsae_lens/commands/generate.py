@@ -38,7 +38,7 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
         ConfigError: prompt and continuation are longer than the model's context.
     """
     lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
-    edit = load_edit(settings.edit, lm.splice)
+    edit = load_edit(settings.edit, lm.splice, model=model)
     tokenizer = lm.cutter.tokenizer
     ids = tokenizer(settings.prompt, add_special_tokens=False)["input_ids"]
     tokens = torch.tensor([[tokenizer.bos_token_id, *ids] if lm.cutter.prepend_bos else ids], dtype=torch.long)

@@ -58,9 +58,11 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
 def check_device(device: str) -> None:
     """Raise `ModelError` for a device that is not there."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        is_real = torch.empty(0, device=device).device.type != "meta"  # tensors there have no values
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(f"device {device!r} cannot be used here ({_one_line(error)}); try --device cpu") from error
+    if not is_real:
+        raise ModelError(f"device {device!r} holds no values; try --device cpu")
 
 
 def _read_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any, Any]:

@@ -68,7 +68,7 @@ class SequenceSAETrainingRunner:
         override_sae: TrainingSAE[Any] | None = None,
         options: TrainerOptions | None = None,
     ) -> None:
-        _check_config(cfg)
+        check_config(cfg)
         if override_dataset is None:
             check_source(cfg.dataset_path)
         if cfg.output_path is not None:
@@ -217,7 +217,8 @@ def _options_dict(options: TrainerOptions) -> dict[str, Any]:
     return asdict(options) | {"run_dir": str(options.run_dir)}
 
 
-def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `ConfigError` for settings that contradict each other or that the runner does not carry out."""
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
