@@ -16,7 +16,7 @@ from mtsae_lens.markdown import code_span, escape_markdown
         ("![x](http://y)", r"\!\[x\](http://y)"),
         ("a|b*c`d", r"a\|b\*c\`d"),
         ("_x_", r"\_x\_"),
-        ("a\n# b\x1b[2J", r"a\n# b\x1b\[2J"),
+        ("a\n# b\x1b[2J", r"a\\n# b\\x1b\[2J"),
     ],
 )
 def test_nothing_in_a_name_is_markup(text: str, shown: str) -> None:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
-import click
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperOption
+
+from mtsae_lens.errors import ConfigError
 
 
 class OnceCommand(TyperCommand):
     """A command of typer that refuses an option given twice, unless it takes several values."""
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Count the options before they are parsed for good.
 
         Raises:
-            click.UsageError: an option is given twice.
+            ConfigError: an option is given twice.
         """
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for parameter, n in Counter(order).items():
-            if n > 1 and isinstance(parameter, click.Option) and not _may_repeat(parameter):
-                raise click.UsageError(f"{max(parameter.opts, key=len)} is given {n} times; give it once", ctx)
+            if n > 1 and isinstance(parameter, TyperOption) and not _may_repeat(parameter):
+                raise ConfigError(f"{max(parameter.opts, key=len)} is given {n} times; give it once")
         return super().parse_args(ctx, args)
 
 
-def _may_repeat(option: click.Option) -> bool:
+def _may_repeat(option: TyperOption) -> bool:
     """Whether a second time adds a value, or says the same again as `--quick --quick` does."""
     return option.multiple or (option.is_flag and not option.secondary_opts)

@@ -184,11 +184,11 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     Raises:
         OutputError: the folder holds another run, and `resume` is False.
     """
+    check_settings(settings)
     check_source(settings.dataset)
     prepare_output_dir(settings.out)
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
-    check_settings(settings)
     if model is None:
         model = load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
     d_in = resolve_hook(model, settings.hook_name)

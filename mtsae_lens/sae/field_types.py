@@ -96,7 +96,7 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # more digits than Python prints
-        return f"a {type(value).__name__}"
+        return "what cannot be shown"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -20,10 +22,11 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, check_source, read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
-from mtsae_lens.data.origins import record_origins
+from mtsae_lens.data.origins import record_origins, share_metadata
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.files import prepare_output_dir, whole_folder, write_json
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
@@ -186,9 +189,22 @@ class SequenceSAETrainingRunner:
             if out is not None:
                 self._save(sae, trainer, out)
                 if self.cfg.logger.log_to_wandb:
-                    paths = (out / name for name in (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME))
-                    self.cfg.logger.log(self, *paths, wandb_aliases=["final_model"])
+                    self._log_final_model(out)
         return sae
+
+    def _log_final_model(self, out: Path) -> None:
+        """Send the SAE to wandb, with no path of this machine in its settings."""
+        public = copy.copy(self)
+        public.cfg = copy.copy(self.cfg)
+        for name, value in vars(self.cfg).items():
+            if isinstance(value, str):
+                setattr(public.cfg, name, shorten(value))
+        cfg = json.loads((out / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory(prefix="wandb_") as folder:
+            shared = Path(folder) / SAE_CFG_FILENAME
+            write_json(shared, cfg | {"metadata": share_metadata(cfg["metadata"])})
+            paths = (out / SAE_WEIGHTS_FILENAME, shared, out / SPARSITY_FILENAME)
+            self.cfg.logger.log(public, *paths, wandb_aliases=["final_model"])
 
     def _save(self, sae: TrainingSAE[Any], trainer: SequenceSAETrainer, out: Path) -> None:
         with whole_folder(out / ".sae") as folder:
