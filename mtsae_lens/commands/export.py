@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
-from mtsae_lens.splice.edit_files import load_edit, save_edit
+from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.measures.effects import Logits, as_logits
@@ -139,7 +138,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
     lm = fit_batch(lm)
-    edit = load_edit(settings.edit, lm.splice)
+    edit = load_edit(settings.edit, lm.splice, model=lm.model)
     exported = _FORMS[settings.form](settings, lm, edit)
     comparison = {
         source: {"role": role} | compare(lm, _read(settings, lm, source, "test", settings.n_contexts), edit, exported.models)
@@ -208,7 +207,7 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
     hook_name = lm.splice.hook_name
     with whole_folder(folder) as partial:
         base.save(partial)
-        save_edit(partial / "edit.json", edit, lm.splice, _made(settings))
+        save_edit(partial / "edit.json", edit, lm.splice, _made(settings), model=lm.model)
         card = model_card(
             "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
         )
@@ -226,7 +225,7 @@ def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
 
 def _made(settings: ExportSettings) -> dict[str, Any]:
     """Where an exported model came from: how it was exported, and what made the edit."""
-    of_edit = json.loads(settings.edit.read_text(encoding="utf-8"))["provenance"]
+    of_edit = read_edit_file(settings.edit).provenance
     return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": shorten_settings(of_edit)}
 
 

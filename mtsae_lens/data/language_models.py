@@ -74,7 +74,7 @@ def check_device(device: str) -> None:
         there = torch.empty(0, device=device).device
         if there.type == "meta":
             raise RuntimeError("it holds shapes and no numbers")
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(f"device {device!r} cannot be used here ({one_line(error)}); try --device cpu") from error
 
 

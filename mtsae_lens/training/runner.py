@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -21,10 +23,11 @@ from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
-from mtsae_lens.data.origins import record_origins
+from mtsae_lens.data.origins import record_origins, share_metadata
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
@@ -74,7 +77,7 @@ class SequenceSAETrainingRunner:
         override_sae: TrainingSAE[Any] | None = None,
         options: TrainerOptions | None = None,
     ) -> None:
-        _check_config(cfg)
+        check_config(cfg)
         if override_dataset is None:
             check_source(cfg.dataset_path)
         else:
@@ -201,9 +204,22 @@ class SequenceSAETrainingRunner:
             if out is not None:
                 self._save(sae, trainer, out)
                 if self.cfg.logger.log_to_wandb:
-                    paths = (out / name for name in (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME))
-                    self.cfg.logger.log(self, *paths, wandb_aliases=["final_model"])
+                    self._log_final_model(out)
         return sae
+
+    def _log_final_model(self, out: Path) -> None:
+        """Send the SAE to wandb, with no path of this machine in its settings."""
+        public = copy.copy(self)
+        public.cfg = copy.copy(self.cfg)
+        for name, value in vars(self.cfg).items():
+            if isinstance(value, str):
+                setattr(public.cfg, name, shorten(value))
+        cfg = json.loads((out / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory(prefix="wandb_") as folder:
+            shared = Path(folder) / SAE_CFG_FILENAME
+            write_json(shared, cfg | {"metadata": share_metadata(cfg["metadata"])})
+            paths = (out / SAE_WEIGHTS_FILENAME, shared, out / SPARSITY_FILENAME)
+            self.cfg.logger.log(public, *paths, wandb_aliases=["final_model"])
 
     def _save(self, sae: TrainingSAE[Any], trainer: SequenceSAETrainer, out: Path) -> None:
         with whole_folder(out / ".sae") as folder:
@@ -234,7 +250,8 @@ def _options_dict(options: TrainerOptions) -> dict[str, Any]:
     return asdict(options) | {"run_dir": str(options.run_dir)}
 
 
-def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `ConfigError` for settings that contradict each other or that the runner does not carry out."""
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
