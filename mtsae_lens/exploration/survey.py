@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
-from mtsae_lens.data.contexts import Spans
+from mtsae_lens.data.packing import Spans
 from mtsae_lens.errors import DataError
 from mtsae_lens.exploration.cofiring import CofiringSample
 from mtsae_lens.exploration.corpora import TextBatch
