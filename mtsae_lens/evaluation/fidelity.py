@@ -85,13 +85,19 @@ def evaluate_fidelity(
 
     Raises:
         ModelError: the SAE's hook does not exist in the model, or has another width.
-        DataError: too few contexts for one batch.
+        DataError: too few contexts for one batch, or contexts that are padded on the left.
     """
     check_fits(sae, model)
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
     batch_size = min(batch_size, len(table))
     if batch_size == 0:
         raise DataError(f"{table.corpus}: no context to evaluate on")
+    if (
+        int(cutter.left_padding(table.tokens).sum(dim=1).max()) > 1
+    ):  # one such token may be a separator at the start of a context
+        raise DataError(
+            f"{table.corpus}: contexts are padded on the left, and SAELens's run_evals gives the model no attention mask; pad on the right"
+        )
     held_out = HeldOutTokens(table, batch_size)
     config = EvalConfig(
         batch_size_prompts=batch_size,
