@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtsae_lens.checksums import write_checksums
 from mtsae_lens.commands.export_comparison import at_hook, compare
-from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.commands.loading import load_sae, open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
@@ -23,7 +23,7 @@ from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.export.base_models import BaseModel, open_base
+from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
 from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
@@ -134,6 +134,9 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         raise ConfigError(f"{repeated[0]} is given in two roles; a text is --forget, --near or --retain")
     for source in settings.corpora():
         check_corpus(source)
+    base = settings.model or load_sae(settings.sae, settings.device).cfg.metadata.model_name
+    if base is not None:
+        check_family(base)  # before the model is loaded
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -29,15 +30,29 @@ def directions_in_residual(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | Non
 
 
 @torch.no_grad()
+def last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
+    """What the last norm multiplies each dimension with, as it does it: some families (Gemma) add one to the weight that they store.
+
+    A vector of numbers that differ in their signs alone has mean 0 and one size, so a norm makes ones of it: what it changes beyond that
+    is its gain and its bias.
+    """
+    parameter = model.W_U
+    signs = torch.ones(model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
+    signs[1::2] = -1
+    up, down = (model.ln_final(size * signs.view(1, 1, -1))[0, 0].float() for size in (64, -64))
+    return (up - down) / 2 * signs.float()
+
+
+@torch.no_grad()
 def token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
-    """`(directions * ln_final.w) @ W_U`, the mean over the vocabulary taken off, some features at a time.
+    """`(directions * last_gain) @ W_U`, the mean over the vocabulary taken off, some features at a time.
 
     The gain of the last norm counts (models are loaded unfolded); its division by the deviation does not, so logits are up to a factor.
     """
-    gain = getattr(lm.model.ln_final, "w", None)
+    gain = last_gain(lm.model)
     W_U = lm.model.W_U.detach().float()
     for chunk in directions.split(_FEATURES_AT_ONCE):
-        logits = (chunk if gain is None else chunk * gain.detach().float()) @ W_U
+        logits = (chunk * gain) @ W_U
         yield logits - logits.mean(dim=-1, keepdim=True)
 
 

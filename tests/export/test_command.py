@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,20 @@ def test_without_texts_it_is_written_and_nothing_is_compared(export: Callable[..
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["comparison"] == {}
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_a_family_that_cannot_be_exported_is_refused_before_its_weights_are_read(
+    export: Callable[..., Any], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama_dir, tmp_path / "gemma"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]})
+    )
+    (folder / "model.safetensors").write_bytes(b"broken")
+    for prefix in ("", "bridge:"):
+        outcome = export("hooked", "--model", f"{prefix}{folder}")
+        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; needed gpt_neox" in outcome.error) == (2, True)
 
 
 def test_what_cannot_be_written_is_one_line(
