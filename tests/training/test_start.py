@@ -201,6 +201,7 @@ def test_a_corpus_of_special_tokens_alone_is_refused(
     for architecture in ("mtsae", "topk"):
         with pytest.raises(DataError, match="more than special tokens"):
             train_sae(tiny_settings(tmp_path / architecture, architecture=architecture, dataset=str(text)), tiny_model)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [text]
 
 
 def test_an_sae_of_half_the_run_starts_as_it_was() -> None:
