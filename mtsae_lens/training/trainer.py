@@ -199,7 +199,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Save what is not saved yet, and say how to go on. Called between two steps."""
         step = self.n_training_steps
         if step == 0:
-            return TrainingInterrupted(signal_number, "stopped before the first step; type the same command again")
+            return TrainingInterrupted(signal_number, "before the first step; type the same command again")
         if self.checkpoints_dir is None:
             return TrainingInterrupted(signal_number, "not saved: no run_dir")
         if self._saved_step != step:
