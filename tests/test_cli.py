@@ -22,6 +22,7 @@ from sae_lens.constants import SAE_WEIGHTS_FILENAME
 from safetensors.torch import load_file, save_file
 
 import mtsae_lens
+from mtsae_lens.cli import saes
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.commands.paper import PaperSettings
 from mtsae_lens.commands.train import TrainSettings
@@ -186,6 +187,16 @@ def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: 
     assert selected[-1] <= 16 // 2  # taps within half a context of 32
     refused = train("--architecture", "topk", "--set", "k=4", "--set", "dilations=auto", out=tmp_path / "topk")
     assert_refused(refused, "'topk'")
+
+
+def test_a_number_that_was_not_finite_is_called_unknown(
+    mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics = {"final": {"metrics/explained_variance": None, "metrics/l0": 4.0}, "n_training_steps": 12, "n_features": 32}
+    monkeypatch.setattr(saes, "run_train", lambda *_, **__: metrics | {"never_fired": 3, "always_on": None})
+    outcome = train(out=tmp_path / "sae")
+    assert outcome.code == 0, outcome.err
+    assert "explained variance unknown, L0 4.0; of 32 features 3 never fired and unknown fired on over half" in outcome.out
 
 
 def test_an_sae_that_is_dead_is_measured_too(mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pydantic import Field
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
 
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
@@ -170,8 +171,20 @@ def check_settings(settings: TrainSettings) -> None:
     check_config(cfg)
 
 
-def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSettings:
-    """The settings with `dilations` selected from the first block of training activations; the same ones for the same settings."""
+def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[TrainSettings, Tensor]:
+    """Select `dilations` from the first block of training activations.
+
+    Args:
+        settings: with `dilations: auto`.
+        model: the language model.
+        d_in: width at the hook.
+
+    Returns:
+        The settings with the dilations in them, the same ones for the same settings, and the block, so that it is not read again.
+
+    Raises:
+        ConfigError: another architecture than the MTSAE.
+    """
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
     runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model)
@@ -180,7 +193,7 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSet
     _, h = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
     dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag"))
-    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}})
+    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}}), h
 
 
 @in_output_folder
@@ -197,8 +210,11 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     if model is None:
         model = load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
     d_in = resolve_hook(model, settings.hook_name)
+    first_block: list[Tensor] = []
     if settings.sae.get("dilations") == AUTO:
-        settings = select_from_data(settings, model, d_in)
+        settings, h = select_from_data(settings, model, d_in)
+        first_block = [h]
+        del h  # it is let go when it has been trained on
     cfg = runner_config(settings, d_in)
     options = TrainerOptions(
         weight_decay=settings.weight_decay,
@@ -206,7 +222,10 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
         log_every_n_steps=settings.log_every_n_steps,
         checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
     )
-    return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
+    runner = SequenceSAETrainingRunner(cfg, override_model=model, options=options)
+    if first_block:
+        runner.stream.read_already.append(first_block.pop())
+    return runner.run(resume=resume)
 
 
 def _describe_features(final: dict[str, Any], d_sae: int) -> str:

@@ -6,7 +6,7 @@ import copy
 import json
 import tempfile
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import MISSING, Field, asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,14 +37,23 @@ from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
 
-_REFUSED: dict[str, Any] = {  # field of SAELens's configuration: the one value that this runner carries out
-    "use_cached_activations": False,
-    "use_chat_formatting": False,
-    "seqpos_slice": (None,),
-    "prefetch_llm_batches": False,
-    "compile_llm": False,
-    "compile_sae": False,
-}
+_FOLLOWED = frozenset(
+    "sae model_name hook_name hook_head_index dataset_path context_size from_pretrained_path n_batches_in_buffer training_tokens "
+    "store_batch_size_prompts disable_concat_sequences device llm_device seed prepend_bos autocast autocast_lm train_batch_size_tokens "
+    "adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles dead_feature_window "
+    "feature_sampling_window logger n_checkpoints output_path resume_from_checkpoint model_from_pretrained_kwargs "
+    "n_batches_for_norm_estimate".split()
+)
+"""Settings of SAELens's configuration that this runner reads."""
+
+_NO_EFFECT = frozenset(
+    "hook_eval dataset_trust_remote_code streaming is_dataset_tokenized cached_activations_path act_store_device n_eval_batches "
+    "eval_batch_size_prompts checkpoint_path save_final_checkpoint verbose sae_lens_version sae_lens_training_version".split()
+)
+"""Settings whose value changes nothing that is trained here. Every other setting must be left at its default."""
+
+_ALSO_CARRIED_OUT: dict[str, Any] = {"exclude_special_tokens": True}
+"""Values besides the default that say what this runner does anyway."""
 
 
 class SequenceSAETrainingRunner:
@@ -250,15 +259,21 @@ def _options_dict(options: TrainerOptions) -> dict[str, Any]:
     return asdict(options) | {"run_dir": str(options.run_dir)}
 
 
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
 def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     """Raise `ConfigError` for settings that contradict each other or that the runner does not carry out."""
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
         )
-    for name, carried_out in _REFUSED.items():
-        if getattr(cfg, name) != carried_out:
-            raise ConfigError(f"{name}={getattr(cfg, name)!r} is not carried out by this runner; leave it at {carried_out!r}")
+    for field in fields(cfg):
+        value, default = getattr(cfg, field.name), _default(field)
+        if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
+            continue
+        raise ConfigError(f"{field.name}={value!r} is not carried out by this runner; leave it at {default!r}")
     for name, value in (cfg.model_from_pretrained_kwargs or {}).items():
         if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
             raise ConfigError(
