@@ -47,6 +47,16 @@ def test_work_inside_that_listens_for_itself_goes_first() -> None:
     assert (saved, stop.value.signal_number) == ([signal.SIGTERM], signal.SIGTERM)
 
 
+def test_a_sentence_that_says_more_stands() -> None:
+    def grid() -> None:
+        raise TrainingInterrupted(signal.SIGINT, "3 of 5 trials are done")
+
+    with pytest.raises(TrainingInterrupted, match=r"^3 of 5 trials are done$"):
+        stopped_with("what is done is kept", unless_told=True)(grid)()
+    with pytest.raises(TrainingInterrupted, match=r"^what is done is kept$"):
+        stopped_with("what is done is kept", unless_told=True)(lambda: signal.raise_signal(signal.SIGINT))()
+
+
 def test_nothing_happens_without_a_signal() -> None:
     def work(value: Any) -> Any:
         return value

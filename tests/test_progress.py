@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
 from mtsae_lens import progress
-from mtsae_lens.progress import advance, phase, track
+from mtsae_lens.progress import advance, announced, phase, track
 
 
 @pytest.fixture
@@ -69,3 +70,28 @@ def test_workers_are_silent(monkeypatch: pytest.MonkeyPatch, bars: list[Any], ca
         advance(2)
     assert len(bars) == 2
     assert capsys.readouterr().err == ""
+
+
+def test_a_step_that_takes_long_is_shown_before_it_ends(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A function that cannot tell how far it is, such as loading, says what it is at."""
+    monkeypatch.setattr(progress, "_DELAY_SECONDS", 0.01)
+    shown: list[str] = []
+
+    @announced("loading", "model")
+    def load(name: str, size: int = 1) -> int:
+        end = time.monotonic() + 30
+        while not capture() and time.monotonic() < end:
+            time.sleep(0.01)
+        return size
+
+    def capture() -> str:
+        shown.append(capsys.readouterr().err)
+        return "".join(shown)
+
+    assert (load("large", size=3), load.__name__) == (3, "load")
+    assert "loading large:   0%" in "".join(shown)
+    shown.clear()
+    assert load(name="small") == 1
+    assert "loading small" in "".join(shown)

@@ -29,6 +29,7 @@ from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, ModelError, nearest
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.splice.edits import SUPPRESSION
@@ -141,6 +142,7 @@ class BenchmarkSettings(Settings):
         )
 
 
+@stopped_with(GOES_ON, unless_told=True)
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
     """Train the SAEs, run every method on every task, write `metrics.json` (by task: `at_cost`, `differences`, `goal`, `attacks`; `saes`,
     `provenance`) and `report.html`. Every training and every cell is kept as soon as it is done.

@@ -15,6 +15,7 @@ from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
 from mtsae_lens.replication.planted_arms import FAR_LAGS, N_SIDE_SEEDS, OURS
@@ -83,6 +84,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+@stopped_with(GOES_ON, unless_told=True)
 def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run the comparison and the ablations; write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.
 

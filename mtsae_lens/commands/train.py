@@ -17,6 +17,7 @@ from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, OutputError, nearest
 from mtsae_lens.files import prepare_output_dir
+from mtsae_lens.interruption import stopped_with
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, write_report
@@ -193,6 +194,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
 
 
+@stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.
 

@@ -20,10 +20,12 @@ from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge,
 from mtsae_lens.data.precision import FLOAT32, disagreement, torch_dtype
 from mtsae_lens.data.vocabularies import check_vocabulary, special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
+from mtsae_lens.progress import announced
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
 
 
+@announced("loading", "model")
 def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None, dtype: str = FLOAT32) -> AnyHookedModel:
     """A language model with hooks and its tokenizer, weights unprocessed (as SAELens trains on them), in eval mode.
 
