@@ -126,9 +126,13 @@ class Survey:
         try:
             with safe_open(path, "pt") as file:
                 numbers = json.loads((file.metadata() or {})["survey"])
+                kept = set(file.keys())
                 for prefix, part in self._parts():
-                    for name in _tensors(part):
+                    names = [name for name in _tensors(part) if f"{prefix}.{name}" in kept or name != "row"]
+                    for name in names:
                         setattr(part, name, file.get_tensor(f"{prefix}.{name}"))
+                    if isinstance(part, ExampleList) and "row" not in names:
+                        part.lay_out_rows()
                 self.cofiring = CofiringSample(
                     numbers["n_cofiring_tokens"], [file.get_tensor("cofiring.tokens")], [file.get_tensor("cofiring.features")]
                 )
