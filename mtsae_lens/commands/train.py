@@ -17,6 +17,7 @@ from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
+from mtsae_lens.interruption import stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -239,6 +240,7 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     return f"{text} Warning: {warning}." if warning else text
 
 
+@stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.

@@ -57,30 +57,48 @@ def token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> It
 
 
 def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
-    """The `n` most promoted and most suppressed tokens of every feature: `promoted`, `promoted_logits`, `suppressed`, `suppressed_logits`."""
+    """Find the `n` most promoted and most suppressed tokens of every feature.
+
+    Args:
+        lm: model and SAE.
+        n: tokens listed for each feature.
+
+    Returns:
+        `promoted`, `promoted_logits`, `suppressed`, `suppressed_logits`, each `(d_sae, n)`; empty at a hook that is not added to the
+        residual stream.
+    """
     directions = directions_in_residual(lm)
     if directions is None:
         return {}
-    found: dict[str, list[Tensor]] = {"promoted": [], "promoted_logits": [], "suppressed": [], "suppressed_logits": []}
+    size = (len(directions), min(n, lm.model.W_U.shape[1]))
+    # filled in place: small results kept between large temporaries would keep the memory of those from being used again
+    found = {name: torch.empty(size, dtype=torch.long) for name in ("promoted", "suppressed")}
+    values = {f"{name}_logits": torch.empty(size) for name in found}
     n_chunks = -(-len(directions) // _FEATURES_AT_ONCE)
-    for logits in track(token_logits(lm, directions), "reading what features write", "chunk", n_chunks):
+    for number, logits in enumerate(track(token_logits(lm, directions), "reading what features write", "chunk", n_chunks)):
+        rows = slice(number * _FEATURES_AT_ONCE, (number + 1) * _FEATURES_AT_ONCE)
         for name, largest in (("promoted", True), ("suppressed", False)):
-            values, indices = logits.topk(min(n, logits.shape[1]), dim=1, largest=largest)
-            found[name].append(indices.cpu())
-            found[f"{name}_logits"].append(values.cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            values[f"{name}_logits"][rows], found[name][rows] = logits.topk(size[1], dim=1, largest=largest)
+    return found | values
 
 
 @torch.no_grad()
 def neighbours(sae: SAE[Any], n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
-    """Cosine of the decoder directions of the `n` nearest other features, and which they are."""
+    """Find the `n` nearest other decoder directions of every feature; all pairs are compared, some features at a time.
+
+    Args:
+        sae: whose decoder.
+        n: neighbors listed for each feature.
+
+    Returns:
+        Their cosines, highest first, and which features they are.
+    """
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
-    values, indices = [], []
+    size = (len(unit), min(n, len(unit) - 1))
+    values, indices = torch.empty(size), torch.empty(size, dtype=torch.long)
     for number, chunk in enumerate(track(unit.split(_FEATURES_AT_ONCE), "finding nearest directions", "chunk")):
-        start = number * _FEATURES_AT_ONCE
+        start, end = number * _FEATURES_AT_ONCE, number * _FEATURES_AT_ONCE + len(chunk)
         cosine = chunk @ unit.T
-        cosine[torch.arange(len(chunk)), torch.arange(start, start + len(chunk))] = -torch.inf
-        value, index = cosine.topk(min(n, len(unit) - 1), dim=1)
-        values.append(value.cpu())
-        indices.append(index.cpu())
-    return torch.cat(values), torch.cat(indices)
+        cosine[torch.arange(len(chunk)), torch.arange(start, end)] = -torch.inf
+        values[start:end], indices[start:end] = cosine.topk(size[1], dim=1)
+    return values, indices

@@ -128,8 +128,11 @@ class Survey:
         try:
             numbers = json.loads(metadata["survey"])
             for prefix, part in self._parts():
-                for name in _tensors(part):
+                names = [name for name in _tensors(part) if f"{prefix}.{name}" in tensors or name != "row"]
+                for name in names:
                     setattr(part, name, tensors[f"{prefix}.{name}"])
+                if isinstance(part, ExampleList) and "row" not in names:
+                    part.lay_out_rows()
             self.cofiring = CofiringSample(
                 int(numbers["n_cofiring_tokens"]), [tensors["cofiring.tokens"]], [tensors["cofiring.features"]]
             )
