@@ -28,7 +28,7 @@ class TextBatch:
     def part(self, start: int, size: int) -> TextBatch:
         """Some of its contexts, under the same number."""
         rows = slice(start, start + size)
-        return replace(self, first_context=self.first_context + start, tokens=self.tokens[rows], documents=self.documents[rows])
+        return replace(self, first_context=self.first_context + start, tokens=self.tokens[rows], spans=self.spans[rows])
 
 
 @dataclass(frozen=True)
