@@ -19,8 +19,9 @@ from rich.text import Text
 
 from mtsae_lens.errors import MTSAEWarning
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-"""Characters that move the cursor, change colors or turn the direction of a line; line breaks and tabs stay."""
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, change colors or turn the direction of a line, and halves of characters, which no output takes; line
+breaks and tabs stay."""
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that a closed pipe ended
 
@@ -45,7 +46,8 @@ def say(text: str) -> None:
         OutputLost: it is full or closed.
     """
     try:
-        typer.echo(printable(text))
+        encoding = sys.stdout.encoding or "utf-8"
+        typer.echo(printable(text).encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
     except OSError as error:
         raise OutputLost(error) from error
@@ -57,6 +59,15 @@ def say_aside(text: str) -> None:
         typer.echo(printable(" ".join(text.splitlines())), err=True)
 
 
+class _Lines(StringIO):
+    """A text in memory that has the encoding of standard output, by which rich chooses how to draw lines."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Return the name of the encoding."""
+        return sys.stdout.encoding or "utf-8"
+
+
 def print_tables(*tables: Any) -> None:
     """Print tables of results as lines of text."""
     for table in tables:
@@ -66,7 +77,7 @@ def print_tables(*tables: Any) -> None:
             drawn.add_column(Text(printable(name)), justify=justify)
         for row in table.rows:
             drawn.add_row(*(Text(_cell(cell)) for cell in row))
-        with StringIO() as lines:
+        with _Lines() as lines:
             is_terminal = sys.stdout.isatty()
             width = Console().width if is_terminal else 220
             Console(file=lines, width=width, force_terminal=False).print(drawn)

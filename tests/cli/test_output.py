@@ -31,6 +31,19 @@ def test_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     assert "\x1b" not in out
 
 
+def test_an_output_of_ascii_alone() -> None:
+    table = "__import__('types').SimpleNamespace(header=['名', 'x'], rows=[['é', 1.0]])"
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = run(
+        f"from mtsae_lens.cli.output import print_tables; print_tables({table}); say('日')",
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"\u65e5" in done.stdout
+    assert done.stdout.isascii()
+
+
 def test_an_output_that_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
     class Full:
         encoding = "utf-8"
