@@ -89,13 +89,13 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
         )
     if content.sae.weights_sha256 != weights_digest(splice.sae):
         raise ModelError(f"{path}: the edit belongs to an SAE with other weights; its features would be other features here")
-    problem = content.problem(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
-    if problem is not None:
-        raise DataError(f"{path}: damaged edit ({problem})")
     try:
         edit = content.edit.edit(content.gate.gate())
     except ConfigError as error:
         raise DataError(f"{path}: damaged edit ({error})") from error
+    problem = content.problem(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
+    if problem is not None:
+        raise DataError(f"{path}: damaged edit ({problem})")
     difference = None if model is None or content.model is None else content.model.difference(model)
     if content.model is not None and difference is not None:
         warnings.warn(
@@ -127,7 +127,8 @@ def read_edit_file(path: Path) -> EditFile:
 def _what_is_wrong(error: ValidationError) -> str:
     """Say in one line what pydantic found first."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    names = [part for number, part in enumerate(first["loc"]) if not (number == 1 and first["loc"][0] in ("edit", "gate"))]
+    place = ".".join(map(str, names))  # the second name is the kind of the edit or gate
     if first["type"] == "json_invalid":
         return f"not JSON ({first['msg']})"
     if not place or place == "format":

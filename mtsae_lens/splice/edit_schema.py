@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Where
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.model_identity import ModelIdentity
@@ -14,7 +15,7 @@ from mtsae_lens.splice.model_identity import ModelIdentity
 FORMAT = "mtsae-edit-2"
 _LARGEST = 1e10  # beyond it, sums of squares in float32 overflow and logits are NaN
 
-Index = Annotated[int, Field(ge=0)]
+Index = Annotated[int, Field(ge=0, lt=2**31)]
 Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 
 
@@ -110,12 +111,17 @@ class DirectionsRecord(_Record):
 
     @property
     def width(self) -> int:
-        """Return the width of the directions; -1 where rows and center differ in theirs."""
-        widths = {len(self.center), *map(len, self.basis)}
-        return widths.pop() if len(widths) == 1 else -1
+        """Return the width of the directions."""
+        return len(self.center)
 
     def edit(self, gate: Gate) -> Edit:
-        """Build the edit."""
+        """Build the edit.
+
+        Raises:
+            ConfigError: rows and center differ in width, or the rows are not orthonormal.
+        """
+        if any(len(row) != self.width for row in self.basis):
+            raise ConfigError(f"basis and center must be of one width; the center has {self.width}")
         return DirectionEdit(torch.tensor(self.basis), torch.tensor(self.center), self.multiplier, gate)
 
 
@@ -150,8 +156,6 @@ class EditFile(BaseModel):
             highest = max(getattr(part, "features", ()) or (0,))
             if highest >= d_sae:
                 return f"{name}.features: expected indices below {d_sae}, got {highest}"
-        if isinstance(self.edit, DirectionsRecord) and self.edit.width not in (d_in, -1):
+        if isinstance(self.edit, DirectionsRecord) and self.edit.width != d_in:
             return f"edit.basis and edit.center: expected a width of {d_in}, got {self.edit.width}"
-        if isinstance(self.edit, DirectionsRecord) and self.edit.width < 0:
-            return "edit.basis and edit.center: expected rows of one width, got several"
         return None
