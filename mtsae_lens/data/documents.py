@@ -138,7 +138,8 @@ def _check_hub_name(part: SourcePart) -> None:
     """
     name = part.name
     parts = Path(name).parts
-    if len(parts) > 1 and parts[0] not in (".", "..", "/") and local_path(parts[0]) is not None:
+    folder = local_path(parts[0]) if len(parts) > 1 and parts[0] not in (".", "..", "/") else None
+    if folder is not None and folder.is_dir():
         raise DataError(f"no file or folder {name!r}, though {parts[0]!r} is a folder here")
     if "/" not in name or name.startswith((".", "/", "~")) or text_suffix(Path(name)) is not None:
         raise DataError(
@@ -153,9 +154,11 @@ def check_rows(rows: Any) -> None:
         DataError: an iterator, such as a generator, or what cannot be iterated over.
     """
     kind = type(rows).__name__
-    if not isinstance(rows, Iterable):
-        raise DataError(f"expected rows such as datasets.Dataset.from_list([{{'text': ...}}]), got a {kind}")
-    if isinstance(rows, Iterator):
+    try:
+        once = iter(rows) is rows
+    except TypeError as error:
+        raise DataError(f"expected rows such as datasets.Dataset.from_list([{{'text': ...}}]), got a {kind}") from error
+    if once:
         raise DataError(f"needs rows that can be read again, got a {kind}, which gives them once; pass list(rows) or a Dataset")
 
 
