@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -47,7 +48,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -68,7 +69,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield partial
         _settle(folder)
         os.replace(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 @contextmanager
@@ -86,7 +87,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         _settle(partial)
         with _set_aside(path):
             os.rename(partial, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def create_folder(folder: Path) -> list[Path]:
@@ -224,7 +225,7 @@ def _settle(folder: Path) -> None:
     """Give every file below a folder the permissions of the umask, and put all of it on the disk."""
     probe = folder / f".{secrets.token_hex(4)}"
     handle = _create_file(probe)
-    mode = os.fstat(handle).st_mode & 0o777
+    mode = stat.S_IMODE(os.fstat(handle).st_mode)
     os.close(handle)
     probe.unlink()
     for place, _, names in os.walk(folder):
@@ -232,16 +233,17 @@ def _settle(folder: Path) -> None:
             path = Path(place, name)
             if path.is_symlink():
                 continue
-            path.chmod(mode)
+            if stat.S_IMODE(path.stat().st_mode) != mode:  # some file systems have one for all files and refuse to change it
+                path.chmod(mode)
             handle = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(handle)
             finally:
                 os.close(handle)
-        _sync_folder(Path(place))
+        sync_folder(Path(place))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put the names in a folder on the disk, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)

@@ -26,7 +26,7 @@ from mtsae_lens.files import clear_leftovers, create_folder, is_alive, remove_em
 LOCK_FILE = ".mtsae.lock"
 SETTINGS_FILE = "settings.json"
 
-_held: dict[str, int] = {}  # by real path: how often this process holds it
+_held: dict[str, tuple[int, int]] = {}  # by real path: how often this process holds it, and the handle of its lock file
 _registry = threading.Lock()
 
 P = ParamSpec("P")
@@ -70,8 +70,8 @@ def hold_output_folder(out: Path) -> Iterator[Path]:
         created = create_folder(out)
         place = os.path.realpath(out)
         with _registry:
-            holder = None if place in _held else _lock(out)
-            _held[place] = _held.get(place, 0) + 1
+            count, handle = _held.get(place) or (0, _lock(out))
+            _held[place] = (count + 1, handle)
     except OutputError:
         raise
     except OSError as error:
@@ -87,11 +87,11 @@ def hold_output_folder(out: Path) -> Iterator[Path]:
         raise
     finally:
         with _registry:
-            _held[place] -= 1
-            if not _held[place]:
-                del _held[place]
-                if holder is not None:
-                    _unlock(out, holder)
+            count, handle = _held.pop(place)
+            if count > 1:
+                _held[place] = (count - 1, handle)
+            else:
+                _unlock(out, handle)
 
 
 def check_output_folder(out: Path) -> None:

@@ -26,7 +26,7 @@ from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.origins import record_origins, share_metadata
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
-from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -242,6 +242,7 @@ class SequenceSAETrainingRunner:
         ):  # the weights before the config: without one there is no SAE
             file.replace(out / file.name)
         (out / ".sae").rmdir()
+        sync_folder(out)
 
     def _set_metadata(self) -> None:
         cfg, metadata = self.cfg, self.sae.cfg.metadata
