@@ -159,9 +159,10 @@ def test_near_text_is_spared_by_the_choice_only_where_some_edit_has_no_gate(
 
 
 def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
-    chosen = choose(lm, task, SETTINGS, tiny_model)
+    gated = replace(SETTINGS, grid=replace(GRID, false_positive_rates=(0.05,)))  # near text leaves one feature of this SAE
+    chosen = choose(lm, task, gated, tiny_model)
     sizes = {o.setting["n_features"] for o in chosen.sweep}
-    assert {1, 2} <= sizes
+    assert {1} < sizes
     assert max(sizes) <= 32  # no more than there are
     gate = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 8.0)
     chosen = replace(chosen, candidate=candidate_of(FeatureEdit(tuple(range(12)), 2.0, gate)))
