@@ -158,7 +158,7 @@ def continue_tokens(
         continued = _continue_hooked(model, tokens, padding, eos, options)
     else:
         continued = model.generate(tokens, **options, **attention_options(model, padding))
-    if return_type == "tokens" or not torch.is_tensor(continued):
+    if return_type != "str" or not torch.is_tensor(continued):
         return continued
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in continued.tolist()]
     return texts[0] if len(texts) == 1 else texts
@@ -189,7 +189,7 @@ def _check_options(model: AnyHookedModel, n_prompt: int, options: Mapping[str, A
     known |= {"output_logits", "return_dict_in_generate"}
     for name in options.keys() - known:
         raise ConfigError(f"generate has no option {name!r}.{nearest(name, sorted(known))}")
-    if return_type not in ("tokens", "str"):
+    if return_type not in ("tokens", "input", "str"):
         raise ConfigError(f"return_type must be 'tokens' or 'str'; got {return_type!r}")
     n_new = options["max_new_tokens"]
     if not isinstance(n_new, int) or isinstance(n_new, bool) or n_new < 0:
