@@ -212,8 +212,13 @@ def _summary(
         links.append(Markup('the <a href="explore/{}">page of every feature</a>').format(INDEX_FILE))
     look = Markup(
         "Look next at {}; then give your own text: <code>mtsae unlearn {} --forget FILE --retain FILE</code>."
-    ).format(Markup(", at ").join(links), shlex.quote(str(settings.training(ARCHITECTURE).out)))
+    ).format(Markup(", at ").join(links), shlex.quote(str(_shared_path(settings.out) / ARCHITECTURE)))
     return [trained, unlearning_summary(metrics["unlearning"]), look]
+
+
+def _shared_path(out: Path) -> Path:
+    """The folder as a report may name it that is handed on: no path of this machine."""
+    return Path(out.name) if out.is_absolute() else out
 
 
 def _exploration_section(explored: dict[str, Any]) -> Section:

@@ -123,7 +123,9 @@ def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, floa
             marker={"color": PALETTE[number], "size": 9},
         )
         figure.add_vline(x=budgets[role], line_dash="dash", line_color=PALETTE[number])
-    figure.update_xaxes(type="log", title_text=f"nats added to text to keep ({LEAST_COST:g} or less at the left end)")
+    figure.update_xaxes(
+        type="log", exponentformat="none", title_text=f"nats added to text to keep<br>({LEAST_COST:g} or less at the left end)"
+    )
     figure.update_layout(height=380, yaxis_title="nats added to forget text", legend={"orientation": "h", "y": -0.25})
     return figure
 

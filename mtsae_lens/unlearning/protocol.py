@@ -120,7 +120,8 @@ def checked_identity(lm: HookedLM, tables: Mapping[str, TokenTable]) -> float:
     Raises:
         RuntimeError: it is not the identity, so no number from it could be trusted.
     """
-    errors = {source: max_identity_error(lm, table) for source, table in tables.items()}
+    checked = track(tables.items(), "checking the splice without an edit", "text", len(tables))
+    errors = {source: max_identity_error(lm, table) for source, table in checked}
     worst = max(errors, key=lambda source: (math.isnan(errors[source]), errors[source]))
     if not errors[worst] <= MAX_IDENTITY_ERROR:  # NaN is no identity either
         raise RuntimeError(f"the splice without an edit changes the logits by {errors[worst]:.3g} on {worst}")
