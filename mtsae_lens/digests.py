@@ -33,5 +33,5 @@ def digest_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | 
     digest = hashlib.sha256(json.dumps(metadata or {}, sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -69,13 +69,15 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def stopped_with(message: str) -> Iterator[None]:
+def stopped_with(message: str, *, unless_told: bool = False) -> Iterator[None]:
     """End the block at once on SIGINT or SIGTERM, with one true sentence about what is left and what to type.
 
-    Work inside that listens for itself (`stop_on_signal`) goes first: it saves its state, and its own sentence gives way to this one.
+    Work inside that listens for itself (`stop_on_signal`) goes first: it saves its state, and its own sentence gives way to this one, or
+    stands.
 
     Args:
         message: what is kept, and what to type to go on.
+        unless_told: the sentence of work inside stands, because it says more.
 
     Raises:
         TrainingInterrupted: a signal came.
@@ -94,6 +96,8 @@ def stopped_with(message: str) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise TrainingInterrupted(came, message) from stop
     except TrainingInterrupted as stop:
+        if unless_told:
+            raise
         raise TrainingInterrupted(stop.signal_number, message) from stop
     finally:
         for number, handler in previous.items():

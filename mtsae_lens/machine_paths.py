@@ -59,7 +59,7 @@ def shorten(text: str, *, anywhere: bool = False) -> str:
         text: a path, or a sentence or source with paths in it.
         anywhere: give the same result in every working directory, so never a path relative to it.
     """
-    if os.path.isabs(text) and "\n" not in text and _exists(text):  # its name may hold spaces
+    if os.path.isabs(text) and "\n" not in text and is_here(text):  # its name may hold spaces
         return _shorten_path(text, anywhere)
     return _ABSOLUTE.sub(lambda found: _shorten_path(found.group(), anywhere), text)
 
@@ -126,7 +126,8 @@ def _shorten_path(path: str, anywhere: bool = False) -> str:
     return f".../{normal.name}"
 
 
-def _exists(path: str) -> bool:
+def is_here(path: str) -> bool:
+    """Return whether there is a file or folder of this name."""
     try:
         return Path(path).exists()
     except (OSError, ValueError):  # too long, or with a zero byte

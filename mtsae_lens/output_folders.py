@@ -121,9 +121,7 @@ def _lock(out: Path) -> int:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if not _try_lock(handle):
-                raise OutputError(
-                    f"--out {out} is being written by {_describe(_read_holder(handle))}; wait for it to end, or give another --out"
-                )
+                raise OutputError(_describe(out, _read_holder(handle)))
         except BaseException:
             os.close(handle)
             raise
@@ -167,10 +165,13 @@ def _read_holder(handle: int) -> dict[str, Any]:
     return {}
 
 
-def _describe(holder: dict[str, Any]) -> str:
-    if not holder:
-        return "another process"
-    return f"process {holder['pid']} on {holder.get('host')} since {holder.get('since')}"
+def _describe(out: Path, holder: dict[str, Any]) -> str:
+    who = f"process {holder['pid']} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
+    elsewhere = (
+        holder.get("host", socket.gethostname()) != socket.gethostname()
+    )  # a network may remember the locks of a dead machine
+    ended = f" (delete {out / LOCK_FILE} if it has ended already)" if elsewhere else ""
+    return f"--out {out} is being written by {who}; wait for it to end{ended}, or give another --out"
 
 
 def _is_at(handle: int, path: Path) -> bool:

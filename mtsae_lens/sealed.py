@@ -17,15 +17,19 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.files import whole_file, write_json
 
 DIGEST = "sha256"
-"""Key of the digest in the metadata of a safetensors file, and in a sealed JSON file."""
+"""Key of the digest in a sealed JSON file, and in the JSON under `SEAL`."""
+
+SEAL = "seal"
+"""Key in the metadata of a sealed safetensors file: JSON of the digest and of all other metadata. It is the only one, because safetensors
+writes several in a random order, and equal content should make equal files."""
 
 T = TypeVar("T")
 
 
 def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write strict JSON with a digest of its content, which `read_json` checks."""
-    content = json.loads(json.dumps(content, allow_nan=False))  # as it will be read: tuples are lists, keys are strings
-    write_json(path, content | {DIGEST: digest_json(content)})
+    as_read = json.loads(json.dumps(content, allow_nan=False))  # tuples become lists, keys strings
+    write_json(path, as_read | {DIGEST: digest_json(as_read)})
 
 
 def read_json(path: Path, shape: type[T], remedy: str) -> T:
@@ -60,8 +64,9 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write a safetensors file that holds a digest of its content, which `read_tensors` checks."""
     metadata = {name: value for name, value in (metadata or {}).items() if name != DIGEST}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    seal = json.dumps(metadata | {DIGEST: digest_tensors(tensors, metadata)}, sort_keys=True)
     with whole_file(path) as partial:
-        save_file(tensors, partial, metadata=metadata | {DIGEST: digest_tensors(tensors, metadata)})
+        save_file(tensors, partial, metadata={SEAL: seal})
 
 
 def read_tensors(path: Path, remedy: str, device: str = "cpu") -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -82,8 +87,10 @@ def read_tensors(path: Path, remedy: str, device: str = "cpu") -> tuple[dict[str
         with safe_open(path, "pt") as file:
             metadata = dict(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
+        if SEAL in metadata:
+            metadata = TypeAdapter(dict[str, str]).validate_json(metadata[SEAL])
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {remedy}") from error
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {' '.join(str(error).split())}); {remedy}") from error
     recorded = metadata.pop(DIGEST, None)
     if recorded is not None and recorded != digest_tensors(tensors, metadata):
         raise DataError(f"{path} is damaged (its content does not match its SHA-256); {remedy}")

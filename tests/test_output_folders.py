@@ -99,8 +99,9 @@ def test_where_the_file_system_has_no_locks_the_file_is_believed(
         assert [p.name for p in tmp_path.iterdir()] == ["result"]
     else:
         assert holder is not None
-        with pytest.raises(OutputError, match=f"is being written by process {holder['pid']} on {holder['host']}"):
+        with pytest.raises(OutputError, match=f"is being written by process {holder['pid']} on {holder['host']}") as refused:
             hold(tmp_path)
+        assert ("if it has ended already" in str(refused.value)) == (holder["host"] == "elsewhere")
         assert (tmp_path / LOCK_FILE).exists()
 
 

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from mtsae_lens.errors import DataError
-from mtsae_lens.sealed import DIGEST, read_json, read_tensors, write_sealed_json, write_tensors
+from mtsae_lens.sealed import DIGEST, SEAL, read_json, read_tensors, write_sealed_json, write_tensors
 
 TENSORS = {
     "x": torch.arange(6.0).view(2, 3).T,
@@ -96,7 +96,15 @@ def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes | None) -> N
 def test_the_digest_can_be_checked_without_this_package(tmp_path: Path) -> None:
     write_tensors(tmp_path / "a.safetensors", TENSORS)
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
-        assert len(file.metadata()[DIGEST]) == 64
+        assert len(json.loads(file.metadata()[SEAL])[DIGEST]) == 64
+
+
+def test_equal_content_makes_equal_files(tmp_path: Path) -> None:
+    """Safetensors writes metadata of several keys in a random order."""
+    names = [tmp_path / f"{number}.safetensors" for number in range(8)]
+    for name in names:
+        write_tensors(name, TENSORS, {key: key for key in "abcde"})
+    assert len({name.read_bytes() for name in names}) == 1
 
 
 def test_sealed_json(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.errors import ConfigError, TrainingInterrupted
+from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.trials import run_trials
 
 
@@ -57,6 +57,36 @@ def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
     run_trials(tmp_path, {"a": 1, "b": 2}, {"x": counting([], "x")}, "test")
     with pytest.raises(ConfigError, match=r"made with other settings \(a\)"):
         run_trials(tmp_path, {"a": 3, "b": 2}, {}, "test")
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{", '{"value": 2, "sha256": "0"}', ""])
+def test_a_damaged_result_is_one_line_that_says_what_to_delete(content: str, tmp_path: Path) -> None:
+    run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
+    (tmp_path / "x__0.json").write_text(content)
+    with pytest.raises(
+        DataError, match=r"^[^\n]*x__0\.json is damaged [^\n]*; delete this file, and the same command runs its trial again$"
+    ):
+        run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
+    (tmp_path / "x__0.json").unlink()
+    assert run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test") == {"x/0": {"value": 1}}
+
+
+@pytest.mark.parametrize("content", ["null", "[]", "{", ""])
+def test_damaged_settings_are_one_line_that_says_what_to_delete(content: str, tmp_path: Path) -> None:
+    run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
+    (tmp_path / "settings.json").write_text(content)
+    with pytest.raises(DataError, match=r"^[^\n]*settings\.json is damaged [^\n]*: delete the folder [^\n]*$"):
+        run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
+
+
+def test_a_flipped_digit_of_a_result_is_told_and_results_from_before_are_read(tmp_path: Path) -> None:
+    run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
+    path = tmp_path / "x.json"
+    path.write_text(path.read_text().replace('"value": 1', '"value": 3'))
+    with pytest.raises(DataError, match="its content does not match its SHA-256"):
+        run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
+    path.write_text('{"value": 3}')
+    assert run_trials(tmp_path, {}, {"x": counting([], "x")}, "test") == {"x": {"value": 3}}
 
 
 # several processes: trials are functions of this module, so that they can be sent to them --------------------------------

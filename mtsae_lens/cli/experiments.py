@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from mtsae_lens.cli.options import Config, Device, HookName, Model, Out, Seed, one_text, print_tables, typed
+from mtsae_lens.cli.options import Config, Device, HookName, Model, Out, Seed, one_text, typed
+from mtsae_lens.cli.output import print_tables, say
 from mtsae_lens.commands.demo import DemoSettings, run_demo
 from mtsae_lens.commands.paper import PaperSettings, run_paper
 from mtsae_lens.commands.planted import PlantedCommandSettings, run_planted
@@ -22,7 +23,7 @@ def demo(
     settings = DemoSettings.build(config, typed(locals()))
     _, tables = run_demo(settings)
     print_tables(*tables)
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"report: {settings.out / 'report.html'}")
 
 
 def planted(
@@ -38,7 +39,7 @@ def planted(
     settings = PlantedCommandSettings.build(config, typed(locals()))
     _, tables = run_planted(settings)
     print_tables(*tables)
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"report: {settings.out / 'report.html'}")
 
 
 def paper(
@@ -57,4 +58,4 @@ def paper(
     settings = PaperSettings.build(config, typed(locals(), dataset=one_text("--dataset", dataset)))
     _, tables = run_paper(settings)
     print_tables(*tables)
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"report: {settings.out / 'report.html'}")

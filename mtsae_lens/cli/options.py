@@ -1,22 +1,19 @@
-"""What verbs share: options, what was typed by the settings' names, and tables on the screen."""
+"""What verbs share: options, and what was typed, by the names of the settings."""
 
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table as RichTable
 
 from mtsae_lens.errors import ConfigError
 
-SAEFolder = Annotated[Path, typer.Argument(help="Folder of a trained SAE, of any architecture.", metavar="SAE")]
-Config = Annotated[Path | None, typer.Option(help="YAML file of settings; what is typed goes before it.")]
-Out = Annotated[Path | None, typer.Option(help="Folder for results.")]
+# Paths are passed on as text: an empty one would become the working directory, and the settings know what may be empty
+SAEFolder = Annotated[str, typer.Argument(help="Folder of a trained SAE, of any architecture.", metavar="SAE")]
+Config = Annotated[str | None, typer.Option(metavar="FILE", help="YAML file of settings; what is typed goes before it.")]
+Out = Annotated[str | None, typer.Option(metavar="PATH", help="Folder for results.")]
 Seed = Annotated[int | None, typer.Option(help="Random seed.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Model = Annotated[str | None, typer.Option(help="embedded, a TransformerLens name, or a local Hugging Face folder.")]
@@ -24,7 +21,7 @@ HookName = Annotated[str | None, typer.Option(help="TransformerLens hook, such a
 BatchSize = Annotated[
     int | None, typer.Option(help="Contexts in a forward pass, at most; a large vocabulary or SAE takes fewer.")
 ]
-Edit = Annotated[Path | None, typer.Option(help="An edit that 'mtsae unlearn' wrote (edit.json).")]
+Edit = Annotated[str | None, typer.Option(metavar="FILE", help="An edit that 'mtsae unlearn' wrote (edit.json).")]
 Retain = Annotated[list[str] | None, typer.Option(help="Text to keep, far from the forget text; may be repeated.")]
 Near = Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")]
 
@@ -43,15 +40,3 @@ def one_text(option: str, sources: list[str] | None) -> str | None:
         joined = shlex.quote("+".join(sources))
         raise ConfigError(f"{option} takes one text and was given {len(sources)} times; join them: {option} {joined}")
     return sources[0] if sources else None
-
-
-def print_tables(*tables: Any) -> None:
-    """Tables of results as lines of text."""
-    console = Console(width=None if sys.stdout.isatty() else 220)
-    for table in tables:
-        drawn = RichTable(show_edge=False, pad_edge=False)
-        for name in table.header:
-            drawn.add_column(name, justify="left" if name in (table.header[0], "meaning") else "right")
-        for row in table.rows:
-            drawn.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else "-" if cell is None else str(cell) for cell in row))
-        console.print(drawn)

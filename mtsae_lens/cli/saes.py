@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,9 +16,9 @@ from mtsae_lens.cli.options import (
     SAEFolder,
     Seed,
     one_text,
-    print_tables,
     typed,
 )
+from mtsae_lens.cli.output import print_tables, say, say_aside
 from mtsae_lens.commands.evaluate import EvaluateSettings, metrics_table, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.neuronpedia import NeuronpediaSettings, run_export_neuronpedia
@@ -59,7 +58,7 @@ def train(
         given["wandb"] = True
     settings = TrainSettings.build(config, given)
     if resume and not (settings.out / "checkpoints").is_dir():
-        typer.echo(f"no checkpoint in {settings.out}: starting anew", err=True)
+        say_aside(f"no checkpoint in {settings.out}: starting anew")
     metrics = run_train(settings, resume=resume)
     final = metrics["final"]
     numbers = [
@@ -71,7 +70,7 @@ def train(
             (metrics["always_on"], ","),
         )
     ]
-    typer.echo(
+    say(
         "trained {:,} steps: on training batches explained variance {}, L0 {}; of {:,} features {} never fired and {} fired on over half "
         "of the tokens; saved in {}".format(
             metrics["n_training_steps"], *numbers[:2], metrics["n_features"], *numbers[2:], settings.out
@@ -103,7 +102,7 @@ def evaluate(
     settings = EvaluateSettings.build(config, typed(locals(), dataset=one_text("--dataset", dataset)))
     measured = run_evaluate(settings)
     print_tables(metrics_table({"value": measured}))
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"report: {settings.out / 'report.html'}")
 
 
 def explore(
@@ -133,26 +132,28 @@ def explore(
     facts, page = run_explore(settings)
     fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
     asked = f" (all there were; {facts['n_tokens_asked']:,} were asked for)" if fewer else ""
-    typer.echo(f"looked at {facts['n_tokens']:,} tokens{asked}")
-    typer.echo(f"page: {page}")
+    say(f"looked at {facts['n_tokens']:,} tokens{asked}")
+    say(f"page: {page}")
 
 
 def upload(
     sae: SAEFolder,
     repo_id: Annotated[str, typer.Argument(help="OWNER/NAME on the Hugging Face hub; created if there is none.")],
     sae_id: Annotated[str | None, typer.Option(help="Folder of the SAE in the repository; its hook, if not given.")] = None,
-    metrics: Annotated[Path | None, typer.Option(help="metrics.json of 'mtsae evaluate', for the card.")] = None,
+    metrics: Annotated[str | None, typer.Option(metavar="FILE", help="metrics.json of 'mtsae evaluate', for the card.")] = None,
     private: Annotated[bool | None, typer.Option("--private", help="Create the repository as a private one.")] = None,
-    dry_run: Annotated[Path | None, typer.Option(help="Write the files into this new folder instead of sending them.")] = None,
+    dry_run: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Write the files into this new folder instead of sending them.")
+    ] = None,
     config: Config = None,
 ) -> None:
     """Put an SAE on the Hugging Face hub, in SAELens's layout, with a card."""
     place = run_upload(UploadSettings.build(config, typed(locals())))
-    typer.echo(f"{'written, not sent' if dry_run else 'uploaded'}: {place}")
+    say(f"{'written, not sent' if dry_run else 'uploaded'}: {place}")
 
 
 def export_neuronpedia(
-    facts: Annotated[Path, typer.Argument(help="The --out folder of 'mtsae explore'.")],
+    facts: Annotated[str, typer.Argument(help="The --out folder of 'mtsae explore'.")],
     out: Out = None,
     model_id: Annotated[str | None, typer.Option(help="Neuronpedia's name of the model.")] = None,
     sae_set: Annotated[str | None, typer.Option(help="Neuronpedia's name of the set of SAEs.")] = None,
@@ -162,4 +163,4 @@ def export_neuronpedia(
     """Write what 'mtsae explore' found in the JSON that Neuronpedia imports."""
     settings = NeuronpediaSettings.build(config, typed(locals()))
     n_batches = run_export_neuronpedia(settings)
-    typer.echo(f"{n_batches} batches in {settings.out}")
+    say(f"{n_batches} batches in {settings.out}")

@@ -19,9 +19,9 @@ from mtsae_lens.cli.options import (
     SAEFolder,
     Seed,
     one_text,
-    print_tables,
     typed,
 )
+from mtsae_lens.cli.output import print_tables, say
 from mtsae_lens.commands.benchmark import BenchmarkSettings, run_benchmark
 from mtsae_lens.commands.export import MODEL_FOLDER, ExportSettings, comparison_table, run_export
 from mtsae_lens.commands.generate import GenerateSettings, run_generate
@@ -51,7 +51,7 @@ def unlearn(
     settings = UnlearnSettings.build(config, typed(locals(), forget=one_text("--forget", forget)))
     measured = run_unlearn(settings)
     print_tables(effects_table(measured))
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"report: {settings.out / 'report.html'}")
 
 
 def unlearn_benchmark(
@@ -79,7 +79,7 @@ def unlearn_benchmark(
     )
     _, tables = run_benchmark(settings)
     print_tables(*tables)
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"report: {settings.out / 'report.html'}")
 
 
 def generate(
@@ -95,7 +95,7 @@ def generate(
 ) -> None:
     """Continue a prompt without and with an edit in place."""
     clean, edited = run_generate(GenerateSettings.build(config, typed(locals())))
-    typer.echo(f"without the edit:\n{clean}\n\nwith the edit:\n{edited}")
+    say(f"without the edit:\n{clean}\n\nwith the edit:\n{edited}")
 
 
 def export(
@@ -122,5 +122,5 @@ def export(
     if measured["comparison"]:
         print_tables(comparison_table(measured))
     loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
-    typer.echo(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{measured['caveat']}")
-    typer.echo(f"report: {settings.out / 'report.html'}")
+    say(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{measured['caveat']}")
+    say(f"report: {settings.out / 'report.html'}")

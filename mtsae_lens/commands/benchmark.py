@@ -28,6 +28,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, ModelError, nearest
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
@@ -141,6 +142,7 @@ class BenchmarkSettings(Settings):
         )
 
 
+@stopped_with(GOES_ON, unless_told=True)
 @in_output_folder
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
     """Train the SAEs, run every method on every task, write `metrics.json` (by task: `at_cost`, `differences`, `goal`, `attacks`; `saes`,

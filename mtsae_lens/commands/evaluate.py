@@ -85,8 +85,8 @@ def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 def collapse_warning(measured: Mapping[str, float]) -> str | None:
     """Say in one line that the SAE looks collapsed and what to do; None where it does not."""
-    names = ("n_features", "dead_features", "always_on_features")
-    return FiringCounts(*(int(measured[name]) for name in names), l0=measured["l0"]).warning
+    n_features, n_silent, n_always_on = (int(measured[name]) for name in ("n_features", "dead_features", "always_on_features"))
+    return FiringCounts(n_features, n_silent, n_always_on, measured["l0"]).warning
 
 
 def finite_or_none(measured: Mapping[str, float]) -> dict[str, float | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,9 @@ from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor
 
+from mtsae_lens.checksums import write_checksums
 from mtsae_lens.commands.export_comparison import at_hook, compare
-from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.commands.loading import load_sae, open_sae
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
@@ -23,9 +23,9 @@ from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.export.base_models import BaseModel, open_base
+from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
-from mtsae_lens.export.hooked import export_hooked
+from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
 from mtsae_lens.export.persistent import as_projection, project_weights
 from mtsae_lens.export.standalone import load_edited
@@ -35,7 +35,7 @@ from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
-from mtsae_lens.splice.edit_files import load_edit, save_edit
+from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.measures.effects import Logits, as_logits
@@ -134,11 +134,14 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         raise ConfigError(f"{repeated[0]} is given in two roles; a text is --forget, --near or --retain")
     for source in settings.corpora():
         check_corpus(source)
+    base = settings.model or load_sae(settings.sae, settings.device).cfg.metadata.model_name
+    if base is not None:
+        check_family(base)  # before the model is loaded
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
     lm = fit_batch(lm)
-    edit = load_edit(settings.edit, lm.splice)
+    edit = load_edit(settings.edit, lm.splice, model=lm.model)
     exported = _FORMS[settings.form](settings, lm, edit)
     comparison = {
         source: {"role": role} | compare(lm, _read(settings, lm, source, "test", settings.n_contexts), edit, exported.models)
@@ -207,11 +210,12 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
     hook_name = lm.splice.hook_name
     with whole_folder(folder) as partial:
         base.save(partial)
-        save_edit(partial / "edit.json", edit, lm.splice, _made(settings))
+        save_edit(partial / "edit.json", edit, lm.splice, _made(settings), model=lm.model)
         card = model_card(
             "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
         )
         write_text(partial / "README.md", card)
+        write_checksums(partial, CHECKED_FILES)
     model = load_language_model(str(folder), device=settings.device, dtype=dtype_name(lm.model.cfg.dtype))
     return as_logits(model, lm.cutter)
 
@@ -224,7 +228,7 @@ def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
 
 def _made(settings: ExportSettings) -> dict[str, Any]:
     """Where an exported model came from: how it was exported, and what made the edit."""
-    of_edit = json.loads(settings.edit.read_text(encoding="utf-8"))["provenance"]
+    of_edit = read_edit_file(settings.edit).provenance
     return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": shorten_settings(of_edit)}
 
 

@@ -44,7 +44,7 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     """
     check_text(settings.prompt, "--prompt")
     lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
-    edit = load_edit(settings.edit, lm.splice)
+    edit = load_edit(settings.edit, lm.splice, model=model)
     tokens = torch.tensor([encode_prompt(lm.cutter, settings.prompt, "--prompt")], dtype=torch.long)
     if tokens.shape[1] == 0:
         raise ConfigError("--prompt is empty, and this model has no BOS token to begin with; give a few words")

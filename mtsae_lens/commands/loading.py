@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,8 @@ from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
+from mtsae_lens.sae.saved import check_sae
+from mtsae_lens.sae.saved_config import check_metadata, check_saved_config
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 
@@ -32,17 +33,24 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
     """
     check_device(device)
     if str(folder).startswith(HUB_PREFIX):
-        return load_from_hub(str(folder), device)
+        sae = load_from_hub(str(folder), device)
+        check_metadata(sae.cfg.metadata.to_dict(), str(folder))
+        return sae
     folder = Path(folder)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():
             raise ModelError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae train'")
+    check_saved_config(folder / "cfg.json")
     try:
-        return SAE.load_from_disk(folder, device=device)
-    except (SafetensorError, json.JSONDecodeError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        sae = SAE.load_from_disk(folder, device=device)
+    except ModelError as error:
+        raise ModelError(f"{folder}: {error}") from error
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelError(
             f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
         ) from error
+    check_sae(folder)
+    return sae
 
 
 def open_sae(

@@ -17,6 +17,7 @@ from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
@@ -94,6 +95,7 @@ class PaperSettings(Settings):
         return replace(full, d_sae=160, n_test_sequences=16) if self.quick else full
 
 
+@stopped_with(GOES_ON, unless_told=True)
 @in_output_folder
 def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run every part; write `metrics.json` (one key per part, and `provenance`) and `report.html`. What is done is not done again.

@@ -14,6 +14,7 @@ from mtsae_lens.commands.planted_parts import planted_part
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.replication.planted import PlantedSettings
@@ -83,6 +84,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
+@stopped_with(GOES_ON, unless_told=True)
 @in_output_folder
 def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run the comparison and the ablations; write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.

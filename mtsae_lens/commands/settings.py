@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -55,7 +56,7 @@ class Settings(BaseModel):
     def _check_one(cls, name: str, value: Any, is_place: bool) -> Any:
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ConfigError(
-                f"setting {name}: expected a number up to {_LARGEST:,}, got one of {len(str(abs(value))):,} digits"
+                f"setting {name}: expected a number up to {_LARGEST:,}, got one of {_count_digits(value):,} digits"
             )
         if isinstance(value, str) and not value.strip() and name not in _MAY_BE_EMPTY:
             raise ConfigError(f"setting {name}: expected a value, got an empty text; leave the setting out for its default")
@@ -86,6 +87,11 @@ class Settings(BaseModel):
             elif value is not None:
                 values[key] = value
         return cls(**values)
+
+
+def _count_digits(number: int) -> int:
+    """Count decimal digits of any number; Python prints no more than 4,300 of them."""
+    return int(number.bit_length() * math.log10(2)) + 1
 
 
 def _as_config_error(detail: ErrorDetails) -> MTSAEError:

@@ -10,26 +10,32 @@ from pydantic import Field
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
 
 from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import check_source
-from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.precision import FLOAT32, Dtype
-from mtsae_lens.errors import ConfigError, OutputError, nearest
+from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
+from mtsae_lens.interruption import stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, write_report
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
+from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.log import read_log
-from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
 from mtsae_lens.training.start import BDecInit
 from mtsae_lens.training.trainer import TrainerOptions, logged_counts
 
 AUTO = "auto"
+_RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
+"""Fields of every architecture that no setting of the SAE may fill."""
+_ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
 
 
 class TrainSettings(Settings):
@@ -87,6 +93,8 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
     config_class = SAE_TRAINING_CLASS_REGISTRY[settings.architecture][1]
     valid = [field.name for field in fields(config_class) if field.init]
     for name in settings.sae:
+        if name in _RECORDED:
+            raise ConfigError(f"--set {name}: {_RECORDED[name]}")
         if name not in valid:
             raise ConfigError(f"architecture {settings.architecture!r} has no setting {name!r}.{nearest(name, valid)}")
     values: dict[str, Any] = {
@@ -99,10 +107,9 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         values["reshape_activations"] = "hook_z"
     if issubclass(config_class, MTTrainingSAEConfig):
         values["context_size"] = settings.context_size
-    for field in fields(config_class):
-        if field.name in settings.sae:
-            _check_kind(field.name, settings.sae[field.name], field.default)
-    values |= settings.sae
+    given = as_whole_numbers(config_class, settings.sae)
+    check_fields(config_class, given)
+    values |= given
     k = values.get("k")
     if k is not None and not 0 < k <= settings.d_sae:
         raise ConfigError(f"k must lie between 1 and the {settings.d_sae} features that --d-sae gives; got {k}")
@@ -112,16 +119,6 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         raise ConfigError(
             f"architecture {settings.architecture!r} refuses its settings: {' '.join(str(error).split())}"
         ) from error
-
-
-def _check_kind(name: str, value: Any, default: Any) -> None:
-    """Refuse a value of another kind than the default's, where the default tells: SAELens checks no types."""
-    if isinstance(default, bool) and not isinstance(value, bool):
-        raise ConfigError(f"{name} must be true or false; got {value!r}")
-    if type(default) is int and type(value) is not int:
-        raise ConfigError(f"{name} must be a whole number; got {value!r}")
-    if type(default) is float and (isinstance(value, bool) or not isinstance(value, int | float)):
-        raise ConfigError(f"{name} must be a number; got {value!r}")
 
 
 def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:
@@ -162,8 +159,33 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
     )
 
 
-def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSettings:
-    """The settings with `dilations` selected from the first block of training activations; the same ones for the same settings."""
+def check_settings(settings: TrainSettings) -> None:
+    """Raise `ConfigError` for settings that no run can follow, before the language model is loaded."""
+    check_device(settings.device)
+    plain = settings.model_copy(update={"sae": {k: v for k, v in settings.sae.items() if (k, v) != ("dilations", AUTO)}})
+    try:
+        cfg = runner_config(plain, settings.sae.get("d_in", _ANY_WIDTH))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, MTSAEError):
+            raise
+        raise ConfigError(f"SAELens refuses these settings ({' '.join(str(error).split())[:300]})") from error
+    check_config(cfg)
+
+
+def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[TrainSettings, Tensor]:
+    """Select `dilations` from the first block of training activations.
+
+    Args:
+        settings: with `dilations: auto`.
+        model: the language model.
+        d_in: width at the hook.
+
+    Returns:
+        The settings with the dilations in them, the same ones for the same settings, and the block, so that it is not read again.
+
+    Raises:
+        ConfigError: another architecture than the MTSAE.
+    """
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
     runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model)
@@ -172,7 +194,7 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> TrainSet
     _, h = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
     dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag"))
-    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}})
+    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}}), h
 
 
 @in_output_folder
@@ -182,14 +204,18 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     Raises:
         OutputError: the folder holds another run, and `resume` is False.
     """
+    check_settings(settings)
     check_source(settings.dataset)
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
     if model is None:
         model = load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
     d_in = resolve_hook(model, settings.hook_name)
+    first_block: list[Tensor] = []
     if settings.sae.get("dilations") == AUTO:
-        settings = select_from_data(settings, model, d_in)
+        settings, h = select_from_data(settings, model, d_in)
+        first_block = [h]
+        del h  # it is let go when it has been trained on
     cfg = runner_config(settings, d_in)
     options = TrainerOptions(
         weight_decay=settings.weight_decay,
@@ -197,7 +223,10 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
         log_every_n_steps=settings.log_every_n_steps,
         checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
     )
-    return SequenceSAETrainingRunner(cfg, override_model=model, options=options).run(resume=resume)
+    runner = SequenceSAETrainingRunner(cfg, override_model=model, options=options)
+    if first_block:
+        runner.stream.read_already.append(first_block.pop())
+    return runner.run(resume=resume)
 
 
 def _describe_features(final: dict[str, Any], d_sae: int) -> str:
@@ -211,6 +240,7 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     return f"{text} Warning: {warning}." if warning else text
 
 
+@stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train, save, and write `metrics.json` and `report.html`.

@@ -154,7 +154,7 @@ def run_unlearn(settings: UnlearnSettings) -> dict[str, Any]:
     chosen, measured = unlearn(settings, lm, reference)
     measured["provenance"] = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured)
-    save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"])
+    save_edit(settings.out / EDIT_FILE, chosen.edit, lm.splice, measured["provenance"], model=lm.model)
     lead = f"{shorten(str(settings.sae))}: forgetting {shorten(settings.forget)} at {lm.splice.hook_name}."
     sections = unlearning_sections(measured, {"near": settings.near_budget, "far": settings.far_budget})
     write_report(settings.out, "Unlearning", lead, sections, measured["provenance"], [unlearning_summary(measured)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 
 import torch
@@ -74,6 +74,8 @@ class SequenceActivations(SequenceBlocks):
     seed: int = 0
     n_batches: int | None = None
     """Batches in the whole run; the last block holds no more than these need. None for an endless stream."""
+    read_already: list[Float[Tensor, "batch pos d_in"]] = field(default_factory=list, repr=False, compare=False)
+    """The first block, where somebody has read it; it is let go when it is used."""
 
     @property
     def cutter(self) -> ContextCutter:
@@ -103,7 +105,10 @@ class SequenceActivations(SequenceBlocks):
         number = first
         while size := self._block_size(number):
             tokens = torch.tensor(list(islice(contexts, size)), dtype=torch.long)
-            yield number, self._read(tokens[torch.randperm(size, generator=self.generator(number))])
+            if number == 0 and self.read_already:
+                yield number, self.read_already.pop()
+            else:
+                yield number, self._read(tokens[torch.randperm(size, generator=self.generator(number))])
             number += 1
 
     def _block_size(self, number: int) -> int:

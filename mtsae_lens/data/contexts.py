@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, starmap
 from pathlib import Path
 
 import torch
@@ -16,26 +16,11 @@ from transformers import PreTrainedTokenizerBase
 
 from mtsae_lens.data.documents import Document, Split, read_documents, shuffle_stream, source_name
 from mtsae_lens.data.notices import tell_once
+from mtsae_lens.data.packing import Context, DrawnDocuments, Packer, Spans
 from mtsae_lens.errors import DataError
 
 _DOCUMENTS_AT_ONCE = 64  # tokenized in one call: fast tokenizers work in parallel
 _MOST_LEFT_OUT = 0.1  # share of the tokens of documents that may be left out of contexts without a word
-
-Spans = tuple[tuple[str, int], ...]
-"""The documents of one context, each with the position at which it begins there; the first is 0."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """The tokens of one context, and the documents that they are of."""
-
-    tokens: list[int]
-    spans: Spans
-
-    @property
-    def document(self) -> str:
-        """The document in which it begins."""
-        return self.spans[0][0]
 
 
 @dataclass(frozen=True)
@@ -105,13 +90,11 @@ class ContextCutter:
             yield from zip((d.name for d in chunk), encoded["input_ids"], strict=True)
 
     @property
-    def _start(self) -> list[int]:
-        return [self.tokenizer.bos_token_id] if self.prepend_bos else []
-
-    @property
-    def room(self) -> int:
-        """Tokens of text in a context."""
-        return self.context_size - len(self._start)
+    def packer(self) -> Packer:
+        """The form of a context."""
+        tokenizer = self.tokenizer
+        start = [tokenizer.bos_token_id] if self.prepend_bos else []
+        return Packer(start, self.context_size - len(start), self._separator)
 
     def cut(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
         """Yield every context as the name of the document in which it begins, and its tokens."""
@@ -119,47 +102,8 @@ class ContextCutter:
 
     def contexts(self, documents: Iterable[Document]) -> Iterator[Context]:
         """Yield every context of documents, in their order."""
-        ids = self.token_ids(documents)
-        if self.packed:
-            yield from self.pack(ids)
-        else:
-            for name, tokens in ids:
-                yield from self.whole_contexts(name, tokens)
-
-    def whole_contexts(self, name: str, ids: Sequence[int]) -> Iterator[Context]:
-        """Yield the contexts that the tokens of one document fill; what is left at its end is fewer than `room`."""
-        for place in range(0, len(ids) - self.room + 1, self.room):
-            yield Context([*self._start, *ids[place : place + self.room]], ((name, 0),))
-
-    def pack(self, parts: Iterable[tuple[str, Sequence[int]]]) -> Iterator[Context]:
-        """Yield contexts of documents laid end to end with a separator between them, in time linear in their tokens.
-
-        Args:
-            parts: name and tokens of each document. What is left at the end of all is dropped: it fills no context.
-        """
-        separator, room, start = self._separator, self.room, self._start
-        pending: list[int] = []
-        begins: list[tuple[str, int]] = []  # documents in `pending`, and where
-        for name, ids in parts:
-            if pending and separator is not None:
-                pending.append(separator)
-            begins.append((name, len(pending)))
-            pending.extend(ids)
-            place = 0
-            while len(pending) - place >= room:
-                end = place + room
-                yield Context(start + pending[place:end], _spans(begins, place, end, len(start)))
-                place = end
-            if place:
-                begins = [(name, 0)] if place < len(pending) else []
-                del pending[:place]
-
-
-def _spans(begins: Sequence[tuple[str, int]], place: int, end: int, shift: int) -> Spans:
-    """Return the documents between two places of what is packed; a separator belongs to the document before it."""
-    inside = [(name, begin) for name, begin in begins if begin < end]
-    first = max(number for number, (_, begin) in enumerate(inside) if begin <= place)
-    return ((inside[first][0], 0), *((name, begin - place + shift) for name, begin in inside[first + 1 :]))
+        ids, packer = self.token_ids(documents), self.packer
+        return packer.pack(ids) if self.packed else chain.from_iterable(starmap(packer.fill, ids))
 
 
 @dataclass(frozen=True)
@@ -298,60 +242,22 @@ def read_tokens(source: str | Path, split: Split, cutter: ContextCutter, max_con
     source = source_name(source)
     if max_contexts < 1:
         raise DataError(f"max_contexts must be at least 1; got {max_contexts}")
-    drawn = _Drawn(cutter)
+    drawn = DrawnDocuments(cutter.packer, max_contexts)
     for name, ids in cutter.token_ids(shuffle_stream(read_documents(source, split), seed)):
         drawn.add(name, ids)
-        if drawn.n_documents >= max_contexts and drawn.n_contexts >= max_contexts:
+        if drawn.are_enough:
             break
-    contexts = drawn.contexts(max_contexts)
+    contexts = drawn.contexts
     if not contexts:
         raise DataError(
             f"{source}: split {split!r} has {drawn.n_documents} documents and gives no context of {cutter.context_size} tokens (of every "
             "ten documents one is for each of select, tune and test); give more text or a smaller context size"
         )
-    if drawn.share_left_out(max_contexts) > _MOST_LEFT_OUT:
+    if drawn.share_left_out > _MOST_LEFT_OUT:
         tell_once(
-            f"{source}: contexts of {cutter.context_size} tokens leave out the ends of documents, "
-            f"{drawn.share_left_out(max_contexts):.0%} of the text; a smaller context size leaves out less"
+            f"{source}: contexts of {cutter.context_size} tokens leave out the ends of documents, {drawn.share_left_out:.0%} of the "
+            "text; a smaller context size leaves out less",
+            about=f"ends of {source}",
         )
     random.Random(seed).shuffle(contexts)
     return make_table(source, contexts[:max_contexts])
-
-
-class _Drawn:
-    """The tokens of documents: contexts that one document fills, and what is left of each."""
-
-    def __init__(self, cutter: ContextCutter) -> None:
-        self.cutter = cutter
-        self.whole: list[Context] = []
-        self.rests: list[tuple[str, list[int]]] = []
-        self.n_documents = self.n_rest_tokens = 0
-        self.some_are_short = False
-
-    def add(self, name: str, ids: list[int]) -> None:
-        """Take up one document."""
-        n_whole = len(ids) // self.cutter.room
-        self.whole.extend(self.cutter.whole_contexts(name, ids))
-        rest = ids[n_whole * self.cutter.room :]
-        if rest:
-            self.rests.append((name, rest))
-        self.n_documents += 1
-        self.n_rest_tokens += len(rest)
-        self.some_are_short |= not n_whole
-
-    @property
-    def n_contexts(self) -> int:
-        """About how many contexts there are."""
-        return len(self.whole) + (self.n_rest_tokens // self.cutter.room if self.some_are_short else 0)
-
-    def _packs(self, max_contexts: int) -> bool:
-        return self.some_are_short or len(self.whole) < max_contexts
-
-    def contexts(self, max_contexts: int) -> list[Context]:
-        """Return the contexts to draw from."""
-        return [*self.whole, *self.cutter.pack(self.rests)] if self._packs(max_contexts) else self.whole
-
-    def share_left_out(self, max_contexts: int) -> float:
-        """Return the share of tokens that no context to draw from holds, if the ends of documents are left out."""
-        n_whole = len(self.whole) * self.cutter.room
-        return 0.0 if self._packs(max_contexts) else self.n_rest_tokens / (n_whole + self.n_rest_tokens)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
@@ -66,9 +65,8 @@ def check_source(source: str) -> None:
         DataError: see `read_documents`.
     """
     for part in source_parts(source):
-        with closing(_read_part(part, tell=False)) as documents:
-            if next(documents, None) is None:
-                raise _no_text(part)
+        if next(_read_part(part, tell=False), None) is None:
+            raise _no_text(part)
 
 
 def source_name(source: str | Path) -> str:

@@ -20,6 +20,7 @@ from mtsae_lens.data.model_folders import FolderModel, one_line, read_folder
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, torch_dtype
 from mtsae_lens.data.vocabularies import special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
+from mtsae_lens.progress import announced
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
 
@@ -28,6 +29,7 @@ _PICKLED = ("NeelNanda/", "ArthurConmy/", "Baidicoot/")  # whose `.pth` files Tr
 _LONGEST_SHOWN = 200
 
 
+@announced("loading", "model")
 def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = None, dtype: str = FLOAT32) -> AnyHookedModel:
     """A language model with hooks and its tokenizer, weights unprocessed (as SAELens trains on them), in eval mode.
 
@@ -74,7 +76,7 @@ def check_device(device: str) -> None:
         there = torch.empty(0, device=device).device
         if there.type == "meta":
             raise RuntimeError("it holds shapes and no numbers")
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise ModelError(f"device {device!r} cannot be used here ({one_line(error)}); try --device cpu") from error
 
 

@@ -22,9 +22,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mtsae_lens.checksums import CHECKSUMS_FILE, check_checksums
 from mtsae_lens.data.multimodal import text_model_of
 from mtsae_lens.data.vocabularies import check_vocabulary
-from mtsae_lens.errors import ModelError
+from mtsae_lens.errors import DataError, ModelError
 
 _LOADERS: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -84,6 +85,10 @@ def check_folder(folder: Path) -> dict[str, Any]:
             f"{folder}: no .safetensors file{_instead(folder)}; other weight formats can execute code and are not read; where the files are "
             "trusted, convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
+    try:
+        check_checksums(folder, f"copy the folder again, or delete {CHECKSUMS_FILE} if you changed the file on purpose")
+    except DataError as error:
+        raise ModelError(str(error)) from error
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
             f"{folder}: no tokenizer ({', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}); save it beside the model"

@@ -24,10 +24,10 @@ from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens.assets import EMBEDDED_MODELS
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
-from mtsae_lens.data.documents import EMBEDDED, is_local, source_parts
+from mtsae_lens.data.documents import EMBEDDED, source_parts
 from mtsae_lens.data.text_files import files_in
 from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
-from mtsae_lens.machine_paths import last_part
+from mtsae_lens.machine_paths import is_here, last_part
 
 ELSEWHERE = "elsewhere:"
 DIGESTS = "local_contents"
@@ -134,17 +134,17 @@ def _split_source(part: str) -> tuple[str, str]:
     """Split a source of text into a path and what follows it: the longest beginning that is a file or folder here."""
     ends = [len(part), *(place for place in range(len(part) - 1, 0, -1) if part[place] in "@#?:[")]
     for end in ends:
-        if is_local(part[:end]):
+        if is_here(part[:end]):
             return part[:end], part[end:]
-    head, separator, rest = part.partition("@")
-    return head, separator + rest
+    end = next((place for place, letter in enumerate(part) if letter in "@?"), len(part))
+    return part[:end], part[end:]
 
 
 def _absolute(name: Field, value: str) -> str:
     fixed = EMBEDDED_MODELS if name == "model_name" else (EMBEDDED,)
 
     def change(path: str) -> str:
-        local = Path(path).is_dir() if name == "model_name" else is_local(path)
+        local = Path(path).is_dir() if name == "model_name" else is_here(path)
         return os.path.abspath(path) if path not in fixed and local else path
 
     return _map_parts(name, value, change)
@@ -168,12 +168,12 @@ def _find(metadata: SAEMetadata, name: Field, sae: Path | str, kind: type[ModelE
         if path.startswith(ELSEWHERE):
             raise missing(path.removeprefix(ELSEWHERE))
         if last_part(path) != path:  # an absolute path of any system
-            if not is_local(path):
+            if not is_here(path):
                 raise missing(path)
             return path
         if not isinstance(digests, dict):
             return _find_relative(path, Path(sae), option, missing)
-        if is_local(path):
+        if is_here(path):
             raise kind(
                 f"{sae}: trained on {path!r}, which was no file or folder, and {path!r} in the working directory is one; run this from "
                 f"another directory, or give {option} ./{path} to use it"
@@ -192,9 +192,9 @@ def _find(metadata: SAEMetadata, name: Field, sae: Path | str, kind: type[ModelE
 def _find_relative(path: str, sae: Path, option: str, missing: Any) -> str:
     """Find what an old record names by a relative path."""
     directory = _training_directory(sae)
-    if directory is not None and is_local(str(directory / path)):
+    if directory is not None and is_here(str(directory / path)):
         return str(directory / path)
-    if is_local(path):
+    if is_here(path):
         warnings.warn(
             f"{sae}: trained on {path!r} in a working directory that was not recorded; using {os.path.abspath(path)}. Give {option} to be sure",
             MTSAEWarning,

@@ -33,12 +33,7 @@ def read_parquet_rows(path: Path, file: BinaryIO, choice: RowChoice) -> Iterator
     schema = table.schema_arrow
     columns = [_check_column(path, schema, choice.column)]
     if choice.field is not None:
-        fields = [name for name in (_root(schema, choice.field), "meta") if name in schema.names]
-        if not fields:
-            raise DataError(
-                f"{path}: no field {choice.field!r} to choose rows by.{nearest(choice.field, dict.fromkeys(schema.names))}"
-            )
-        columns = [*dict.fromkeys([*columns, *fields])]
+        columns = [*dict.fromkeys([*columns, *_field_columns(path, schema, choice.field)])]
     repeated = next((name for name in columns if schema.names.count(name) > 1), None)
     if repeated is not None:
         raise DataError(f"{path}: {schema.names.count(repeated)} columns are called {repeated!r}; rename all but one")
@@ -55,6 +50,23 @@ def read_parquet_rows(path: Path, file: BinaryIO, choice: RowChoice) -> Iterator
         ) from error
 
 
+def _field_columns(path: Path, schema: pa.Schema, field: str) -> list[str]:
+    """Return the columns in which a field may be: its own, and `meta`."""
+    if _root(schema, field) in schema.names:
+        return [name for name in dict.fromkeys([_root(schema, field), "meta"]) if name in schema.names]
+    inside = [f"{name}.{of}" for name in dict.fromkeys(schema.names) for of in _fields(schema.types[schema.names.index(name)])]
+    if f"meta.{field}" not in inside:
+        raise DataError(
+            f"{path}: no field {field!r} to choose rows by.{nearest(field, [*dict.fromkeys(schema.names), *inside])}"
+        )
+    return ["meta"]
+
+
+def _fields(kind: pa.DataType) -> list[str]:
+    """Return the names of the fields of a struct."""
+    return [kind.field(place).name for place in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+
+
 def _root(schema: pa.Schema, name: str) -> str:
     """Return the column in which a field is."""
     return name if name in schema.names else name.split(".", maxsplit=1)[0]
@@ -67,7 +79,7 @@ def _check_column(path: Path, schema: pa.Schema, column: str) -> str:
         raise DataError(f"{path}: {missing_column(column, dict.fromkeys(schema.names))}")
     kind = schema.types[schema.names.index(root)]
     for name in [] if root == column else column.split(".")[1:]:
-        fields = [kind.field(place).name for place in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+        fields = _fields(kind)
         if name not in fields:
             nested = [f"{root}.{field}" for field in fields]
             raise DataError(f"{path}: {missing_column(column, [*dict.fromkeys(schema.names), *nested])}")

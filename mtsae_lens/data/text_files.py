@@ -118,7 +118,7 @@ def _decompressed(file: BinaryIO, kind: str | None) -> BinaryIO:
     if kind == "xz":
         return cast(BinaryIO, lzma.LZMAFile(file))
     if kind == "zstd":
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"), 1 << 20)
     return file
 
 

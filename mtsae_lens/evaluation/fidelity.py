@@ -94,12 +94,17 @@ def evaluate_fidelity(
 
     Raises:
         ModelError: the SAE's hook does not exist in the model, or has another width.
-        DataError: too few contexts for one batch.
+        DataError: too few contexts for one batch, or contexts that are padded on the left.
     """
     check_fits(sae, model)
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
     if not len(table):
         raise DataError(f"{table.corpus}: no context to evaluate on")
+    n_padding = cutter.left_padding(table.tokens).sum(dim=1)
+    if int(n_padding.max()) > 1:  # one such token may be a separator at the start of a context
+        raise DataError(
+            f"{table.corpus}: contexts are padded on the left, and SAELens's run_evals gives the model no attention mask; pad on the right"
+        )
     width = max(model.cfg.d_vocab, sae.cfg.d_sae)
     batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], width, _MAX_BYTES)
     held_out = HeldOutTokens(table, batch_size)

@@ -9,8 +9,9 @@ from itertools import islice
 from jaxtyping import Int
 from torch import Tensor
 
-from mtsae_lens.data.contexts import Context, ContextCutter, Spans, TokenTable, make_table
+from mtsae_lens.data.contexts import ContextCutter, TokenTable, make_table
 from mtsae_lens.data.documents import Split, read_documents, shuffle_stream
+from mtsae_lens.data.packing import Context, Spans
 from mtsae_lens.errors import DataError
 
 
@@ -27,7 +28,7 @@ class TextBatch:
     def part(self, start: int, size: int) -> TextBatch:
         """Some of its contexts, under the same number."""
         rows = slice(start, start + size)
-        return replace(self, first_context=self.first_context + start, tokens=self.tokens[rows], documents=self.documents[rows])
+        return replace(self, first_context=self.first_context + start, tokens=self.tokens[rows], spans=self.spans[rows])
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -29,43 +30,75 @@ def directions_in_residual(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | Non
 
 
 @torch.no_grad()
+def last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
+    """What the last norm multiplies each dimension with, as it does it: some families (Gemma) add one to the weight that they store.
+
+    A vector of numbers that differ in their signs alone has mean 0 and one size, so a norm makes ones of it: what it changes beyond that
+    is its gain and its bias.
+    """
+    parameter = model.W_U
+    signs = torch.ones(model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
+    signs[1::2] = -1
+    up, down = (model.ln_final(size * signs.view(1, 1, -1))[0, 0].float() for size in (64, -64))
+    return (up - down) / 2 * signs.float()
+
+
+@torch.no_grad()
 def token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
-    """`(directions * ln_final.w) @ W_U`, the mean over the vocabulary taken off, some features at a time.
+    """`(directions * last_gain) @ W_U`, the mean over the vocabulary taken off, some features at a time.
 
     The gain of the last norm counts (models are loaded unfolded); its division by the deviation does not, so logits are up to a factor.
     """
-    gain = getattr(lm.model.ln_final, "w", None)
+    gain = last_gain(lm.model)
     W_U = lm.model.W_U.detach().float()
     for chunk in directions.split(_FEATURES_AT_ONCE):
-        logits = (chunk if gain is None else chunk * gain.detach().float()) @ W_U
+        logits = (chunk * gain) @ W_U
         yield logits - logits.mean(dim=-1, keepdim=True)
 
 
 def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
-    """The `n` most promoted and most suppressed tokens of every feature: `promoted`, `promoted_logits`, `suppressed`, `suppressed_logits`."""
+    """Find the `n` most promoted and most suppressed tokens of every feature.
+
+    Args:
+        lm: model and SAE.
+        n: tokens listed for each feature.
+
+    Returns:
+        `promoted`, `promoted_logits`, `suppressed`, `suppressed_logits`, each `(d_sae, n)`; empty at a hook that is not added to the
+        residual stream.
+    """
     directions = directions_in_residual(lm)
     if directions is None:
         return {}
-    found: dict[str, list[Tensor]] = {"promoted": [], "promoted_logits": [], "suppressed": [], "suppressed_logits": []}
+    size = (len(directions), min(n, lm.model.W_U.shape[1]))
+    # filled in place: small results kept between large temporaries would keep the memory of those from being used again
+    found = {name: torch.empty(size, dtype=torch.long) for name in ("promoted", "suppressed")}
+    values = {f"{name}_logits": torch.empty(size) for name in found}
     n_chunks = -(-len(directions) // _FEATURES_AT_ONCE)
-    for logits in track(token_logits(lm, directions), "reading what features write", "chunk", n_chunks):
+    for number, logits in enumerate(track(token_logits(lm, directions), "reading what features write", "chunk", n_chunks)):
+        rows = slice(number * _FEATURES_AT_ONCE, (number + 1) * _FEATURES_AT_ONCE)
         for name, largest in (("promoted", True), ("suppressed", False)):
-            values, indices = logits.topk(min(n, logits.shape[1]), dim=1, largest=largest)
-            found[name].append(indices.cpu())
-            found[f"{name}_logits"].append(values.cpu())
-    return {name: torch.cat(parts) for name, parts in found.items()}
+            values[f"{name}_logits"][rows], found[name][rows] = logits.topk(size[1], dim=1, largest=largest)
+    return found | values
 
 
 @torch.no_grad()
 def neighbours(sae: SAE[Any], n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
-    """Cosine of the decoder directions of the `n` nearest other features, and which they are."""
+    """Find the `n` nearest other decoder directions of every feature; all pairs are compared, some features at a time.
+
+    Args:
+        sae: whose decoder.
+        n: neighbors listed for each feature.
+
+    Returns:
+        Their cosines, highest first, and which features they are.
+    """
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
-    values, indices = [], []
+    size = (len(unit), min(n, len(unit) - 1))
+    values, indices = torch.empty(size), torch.empty(size, dtype=torch.long)
     for number, chunk in enumerate(track(unit.split(_FEATURES_AT_ONCE), "finding nearest directions", "chunk")):
-        start = number * _FEATURES_AT_ONCE
+        start, end = number * _FEATURES_AT_ONCE, number * _FEATURES_AT_ONCE + len(chunk)
         cosine = chunk @ unit.T
-        cosine[torch.arange(len(chunk)), torch.arange(start, start + len(chunk))] = -torch.inf
-        value, index = cosine.topk(min(n, len(unit) - 1), dim=1)
-        values.append(value.cpu())
-        indices.append(index.cpu())
-    return torch.cat(values), torch.cat(indices)
+        cosine[torch.arange(len(chunk)), torch.arange(start, end)] = -torch.inf
+        values[start:end], indices[start:end] = cosine.topk(size[1], dim=1)
+    return values, indices

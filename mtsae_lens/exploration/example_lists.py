@@ -89,6 +89,13 @@ class ExampleList:
                 setattr(self, name, torch.cat([shown, more]))
         return rows
 
+    def lay_out_rows(self) -> None:
+        """Turn fields with a place for every slot, as states had them that were kept by earlier versions, into rows of filled slots."""
+        filled = self.context >= 0
+        self.row = torch.where(filled, filled.flatten().cumsum(dim=0).view(filled.shape) - 1, -1).int()
+        for name in SHOWN:
+            setattr(self, name, getattr(self, name)[filled])
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the state, without rows that are laid out but not used."""
         n_rows = int(self.row.max()) + 1 if self.row.numel() else 0

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
 from torch import Tensor
 
-from mtsae_lens.data.contexts import Spans
+from mtsae_lens.data.packing import Spans
 from mtsae_lens.exploration.columns import TokenTexts, lists, numbers, table
 from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.schema import EXAMPLES

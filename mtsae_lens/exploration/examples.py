@@ -14,6 +14,7 @@ from mtsae_lens.exploration.example_table import encoder_biases, examples_of
 from mtsae_lens.exploration.facts import Example, example_records
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.edits import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -56,7 +57,7 @@ def top_examples(
     """
     check_features(features, lm.sae.cfg.d_sae)
     survey = Survey(lm, Plan(n_examples, 0, before, after, n_ablated=0, n_attributed=0), n_corpora=1)
-    for number, tokens in enumerate(table.batches(lm.batch_size)):
+    for number, tokens in enumerate(track(table.batches(lm.batch_size), f"looking through {table.corpus}", "batch")):
         first = number * lm.batch_size
         survey.add(TextBatch(number, 0, first, tokens, table.all_spans[first : first + len(tokens)]))
     texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)

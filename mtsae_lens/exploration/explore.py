@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mtsae_lens.checksums import check_checksums, write_checksums
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.origins import display_name
-from mtsae_lens.errors import TrainingInterrupted
+from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.cofiring import sampling_interval
 from mtsae_lens.exploration.columns import TokenTexts
@@ -30,13 +29,13 @@ from mtsae_lens.exploration.plan import N_STRONGEST, PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
-from mtsae_lens.files import create_folder, write_json
+from mtsae_lens.files import create_folder
 from mtsae_lens.interruption import stop_on_signal, stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.sealed import write_tensors
+from mtsae_lens.sealed import read_json, read_tensors, write_sealed_json, write_tensors
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.trials import check_settings
@@ -44,14 +43,18 @@ from mtsae_lens.trials import check_settings
 _SAVE_EVERY_SECONDS = 60.0
 _MAX_BYTES = 2**27  # of a tensor with gradients, of which about eight are held at once
 STATE_FOLDER = "state"
+_REMEDY = "delete it, and the same command makes it again"
 
 
 def _kept(state: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """A result, computed once."""
+    """Return a result, computed once."""
     path = state / f"{name}.safetensors"
     if not path.exists():
-        write_tensors(path, {name: compute()}, {})
-    return load_file(path)[name]
+        write_tensors(path, {name: compute()})
+    tensors, _ = read_tensors(path, _REMEDY)
+    if name not in tensors:
+        raise DataError(f"{path} is damaged (it holds no {name!r}); {_REMEDY}")
+    return tensors[name]
 
 
 def explore(
@@ -78,7 +81,7 @@ def explore(
 
     Raises:
         ConfigError: the folder holds facts of other settings.
-        DataError: a corpus without text.
+        DataError: a corpus without text, or a damaged file in the folder.
         OutputError: the folder cannot be written, or another process writes to it.
         TrainingInterrupted: a signal came; the same call goes on.
     """
@@ -98,7 +101,10 @@ def _explore(
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
         shutil.rmtree(state, ignore_errors=True)  # of a run that ended between its last file and this
-        return json.loads((out / ABOUT_FILE).read_text())
+        remedy = f"delete {out / ABOUT_FILE}, and the same command makes the facts again"
+        content = read_json(out / ABOUT_FILE, dict[str, Any], remedy)
+        check_checksums(out, remedy)
+        return content
     create_folder(state)
     with stopped_with(f"what is done is kept in {state}; the same command goes on from there"):
         survey = _look_through(lm, corpora, plan, state)
@@ -107,8 +113,9 @@ def _explore(
         write_features(out / FEATURES_FILE, survey, texts, effects)
         write_examples(out / EXAMPLES_FILE, survey, texts, attributions, encoder_biases(lm.sae))
         n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
+    write_checksums(out, ("*.parquet",))
     content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
-    write_json(out / ABOUT_FILE, content)
+    write_sealed_json(out / ABOUT_FILE, content)
     shutil.rmtree(state, ignore_errors=True)
     return content
 

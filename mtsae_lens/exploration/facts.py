@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mtsae_lens.checksums import check_checksums
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT
+from mtsae_lens.sealed import read_json
+
+_REMEDY = "delete its folder and make the facts again with 'mtsae explore'"
 
 
 @dataclass(frozen=True)
@@ -97,12 +100,10 @@ class Exploration:
         for name in (ABOUT_FILE, FEATURES_FILE, EXAMPLES_FILE):
             if not (folder / name).is_file():
                 raise DataError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae explore'")
-        try:
-            about = json.loads((folder / ABOUT_FILE).read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DataError(f"{folder / ABOUT_FILE} is damaged ({error}); make the facts anew with 'mtsae explore'") from error
+        about = read_json(folder / ABOUT_FILE, dict[str, Any], _REMEDY)
         if about.get("format") != FORMAT:
             raise DataError(f"{folder}: facts of format {about.get('format')!r}; needed {FORMAT!r}: make them anew")
+        check_checksums(folder, _REMEDY)
         return cls(folder, about)
 
     @cached_property
@@ -165,5 +166,5 @@ def _record(row: dict[str, Any]) -> dict[str, Any]:
 def _read(path: Path, filters: list[tuple[str, str, Any]] | None = None) -> pa.Table:
     try:
         return pq.read_table(path, filters=filters)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(f"{path} is damaged ({error}); make the facts anew with 'mtsae explore'") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path} is damaged ({error}); {_REMEDY}") from error

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
-from mtsae_lens.data.contexts import Spans
+from mtsae_lens.data.packing import Spans
 from mtsae_lens.errors import DataError
 from mtsae_lens.exploration.cofiring import CofiringSample
 from mtsae_lens.exploration.corpora import TextBatch
@@ -25,11 +24,12 @@ from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.windows import WindowGatherer
 from mtsae_lens.sae.lift import Lift
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.sealed import write_tensors
+from mtsae_lens.sealed import read_tensors, write_tensors
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 KINDS = ("top", "sampled")
 _MAX_BYTES = 2**27  # of a tensor (context, pos, d_sae), of which about five are held at once
+_REMEDY = "delete it, and the same command looks through the text again"
 _FORGET_EVERY = 64  # batches between two clearances of contexts whose examples were all dropped
 
 
@@ -124,21 +124,24 @@ class Survey:
         Raises:
             DataError: it is damaged.
         """
+        tensors, metadata = read_tensors(path, _REMEDY)
         try:
-            with safe_open(path, "pt") as file:
-                numbers = json.loads((file.metadata() or {})["survey"])
-                for prefix, part in self._parts():
-                    for name in _tensors(part):
-                        setattr(part, name, file.get_tensor(f"{prefix}.{name}"))
-                self.cofiring = CofiringSample(
-                    numbers["n_cofiring_tokens"], [file.get_tensor("cofiring.tokens")], [file.get_tensor("cofiring.features")]
-                )
-                contexts, tokens = file.get_tensor("held.contexts").tolist(), file.get_tensor("held.tokens")
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); delete it to begin anew") from error
-        spans = [((held, 0),) if isinstance(held, str) else tuple((n, b) for n, b in held) for held in numbers["documents"]]
-        self.held = dict(zip(contexts, zip(spans, tokens, strict=True), strict=True))
-        self.n_batches = numbers["n_batches"]
+            numbers = json.loads(metadata["survey"])
+            for prefix, part in self._parts():
+                names = [name for name in _tensors(part) if f"{prefix}.{name}" in tensors or name != "row"]
+                for name in names:
+                    setattr(part, name, tensors[f"{prefix}.{name}"])
+                if isinstance(part, ExampleList) and "row" not in names:
+                    part.lay_out_rows()
+            self.cofiring = CofiringSample(
+                int(numbers["n_cofiring_tokens"]), [tensors["cofiring.tokens"]], [tensors["cofiring.features"]]
+            )
+            contexts, tokens = tensors["held.contexts"].tolist(), tensors["held.tokens"]
+            spans = [((held, 0),) if isinstance(held, str) else tuple((n, b) for n, b in held) for held in numbers["documents"]]
+            self.held = dict(zip(contexts, zip(spans, tokens, strict=True), strict=True))
+            self.n_batches = int(numbers["n_batches"])
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         yield "counts", self.counts

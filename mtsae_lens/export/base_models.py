@@ -11,7 +11,7 @@ import torch
 import transformer_lens.loading_from_pretrained as loading
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
@@ -75,20 +75,43 @@ def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: st
     Raises:
         ModelError: it cannot be read, or its family is none of `FAMILIES`.
     """
-    name = name.removeprefix(BRIDGE_PREFIX)
-    local = name in EMBEDDED_MODELS or Path(name).is_dir()
-    place = str(embedded_model_dir(name)) if name in EMBEDDED_MODELS else name
-    if not local:
-        place = loading.get_official_model_name(name)
-    options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
+    place, options = _place(name)
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{name}: cannot be opened as a Hugging Face model with safetensors ({error})") from error
-    if model.config.model_type not in FAMILIES:
-        raise ModelError(f"{name}: models of type {model.config.model_type!r} cannot be exported; needed {', '.join(FAMILIES)}")
+    _check_type(name, model.config)
     return BaseModel(model.to(device).eval(), tokenizer)
+
+
+def check_family(name: str) -> None:
+    """Raise `ModelError` where a model's config tells that its family cannot be exported; no weights are read.
+
+    Args:
+        name: as `open_base` takes it. One that cannot be found passes: opening it will tell.
+    """
+    try:
+        place, options = _place(name)
+        config = AutoConfig.from_pretrained(place, **options)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
+        return
+    _check_type(name, config)
+
+
+def _place(name: str) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds a model, and how it is to look there."""
+    name = name.removeprefix(BRIDGE_PREFIX)
+    local = name in EMBEDDED_MODELS or Path(name).is_dir()
+    place = str(embedded_model_dir(name)) if name in EMBEDDED_MODELS else name
+    if not local:
+        place = loading.get_official_model_name(name)
+    return place, {"local_files_only": local, "trust_remote_code": False}
+
+
+def _check_type(name: str, config: Any) -> None:
+    if config.model_type not in FAMILIES:
+        raise ModelError(f"{name}: models of type {config.model_type!r} cannot be exported; needed {', '.join(FAMILIES)}")
 
 
 def hooked_layer(hook_name: str) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.machine_paths import shorten_settings
+from mtsae_lens.markdown import code_span, escape_markdown
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate
 
@@ -48,7 +49,7 @@ def model_card(
     parts = [
         "---\nlibrary_name: transformers\ntags: [unlearning, sparse-autoencoder]\n---",
         f"# {title}",
-        f"Base model: {name}; its licence holds here too. Hook: `{hook_name}`. Edit: {describe_edit(edit)}",
+        f"Base model: {escape_markdown(name)}; its licence holds here too. Hook: {code_span(hook_name)}. Edit: {describe_edit(edit)}",
         *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
         "## Where it came from\n\n```json\n" + json.dumps(shorten_settings(provenance or {}), indent=1) + "\n```",
     ]

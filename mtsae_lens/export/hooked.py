@@ -14,6 +14,7 @@ from sae_lens.constants import SAE_CFG_FILENAME
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mtsae_lens.checksums import write_checksums
 from mtsae_lens.data.conversion import weights_in_float32
 from mtsae_lens.data.origins import share_metadata
 from mtsae_lens.data.precision import HALF_PRECISION, disagreement, log_probs_of, rounding_disagreement
@@ -29,6 +30,8 @@ from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEviden
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 LOADER_FILE = "edited_model.py"
+CHECKED_FILES = ("**/*.safetensors", "**/*.json")
+"""Files of an exported model whose SHA-256 is written down: all that its numbers depend on."""
 
 _LOADING = """Needs torch, transformers and safetensors. From inside this folder, or with it on the Python path:
 
@@ -41,7 +44,8 @@ model = load_edited(".")  # a transformers model; generate() works, with the KV 
 `AutoModelForCausalLM.from_pretrained` on this folder gives the model **without** the edit."""
 
 _FILES = """`model.safetensors`, config and tokenizer: the base model, unchanged. `edit.json`: the edit. `hook/`: the encoder that it reads,
-reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model.py`: the loader."""
+reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model.py`: the loader. `SHA256SUMS`: what the loader
+compares the files with; so does `sha256sum --check SHA256SUMS`."""
 
 
 def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance: dict[str, Any] | None = None) -> float:
@@ -78,7 +82,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
     with whole_folder(folder) as partial:
         open_base(base, dtype="auto").save(partial)
         _save_sae(lm, partial / "sae")
-        save_edit(partial / standalone.EDIT_FILE, edit, lm.splice, provenance)
+        save_edit(partial / standalone.EDIT_FILE, edit, lm.splice, provenance, model=lm.model)
         (partial / standalone.HOOK_FOLDER).mkdir()
         save_file(tensors, partial / standalone.HOOK_FOLDER / "weights.safetensors")
         write_json(partial / standalone.HOOK_FOLDER / "config.json", config)
@@ -86,6 +90,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         sections = {"How to load it": _LOADING, "What the edit is": SUPPRESSION, "Files": _FILES}
         card = model_card("A language model with an edit attached", base, lm.splice.hook_name, edit, sections, provenance)
         write_text(partial / "README.md", card)
+        write_checksums(partial, CHECKED_FILES)
         difference = _check(partial, lm, edit)
     return difference
 

@@ -31,11 +31,13 @@ from transformers.cache_utils import DynamicLayer
 LAYERS = ("gpt_neox.layers", "model.layers", "transformer.h")  # of GPT-NeoX; Llama, Mistral and Qwen2; GPT-2
 HOOK_FOLDER = "hook"
 EDIT_FILE = "edit.json"
+CHECKSUMS_FILE = "SHA256SUMS"
 NORM_EPS = 1e-5
 
 
 def load_edited(folder: str | Path, **options: Any) -> Any:
     """The model of a folder with its edit attached, in eval mode; `options` go to `from_pretrained` (dtype: float32 if not given)."""
+    check_files(Path(folder))
     options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "trust_remote_code": False} | options
     model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
     attach(model, folder)
@@ -45,6 +47,7 @@ def load_edited(folder: str | Path, **options: Any) -> Any:
 def attach(model: nn.Module, folder: str | Path) -> Callable[[], None]:
     """Attach the edit of a folder to a model in place; what is returned removes it."""
     folder = Path(folder)
+    check_files(folder, (f"{HOOK_FOLDER}/", EDIT_FILE))
     config = json.loads((folder / HOOK_FOLDER / "config.json").read_text(encoding="utf-8"))
     content = json.loads((folder / EDIT_FILE).read_text(encoding="utf-8"))
     if config["weights_sha256"] != content["sae"]["weights_sha256"] or config["hook_name"] != content["hook_name"]:
@@ -65,6 +68,34 @@ def attach(model: nn.Module, folder: str | Path) -> Callable[[], None]:
             handle.remove()
 
     return remove
+
+
+def check_files(folder: Path, starts: tuple[str, ...] = ("",)) -> None:
+    """Compare the files of a folder with the SHA-256 of each in `SHA256SUMS`, if there is such a list.
+
+    Args:
+        folder: an exported model.
+        starts: only files whose names begin with one of these are compared.
+
+    Raises:
+        ValueError: a file is missing, or has another content than when it was written.
+    """
+    sums = folder / CHECKSUMS_FILE
+    lines = sums.read_text(encoding="utf-8").splitlines() if sums.is_file() else []
+    for recorded, _, name in (line.partition("  ") for line in lines):
+        if name.startswith(starts):
+            digest = hashlib.sha256()
+            try:
+                with (folder / name).open("rb") as file:
+                    while piece := file.read(1 << 20):
+                        digest.update(piece)
+            except OSError as error:
+                raise ValueError(f"{folder / name}: {error.strerror}; copy the whole folder again") from error
+            if digest.hexdigest() != recorded:
+                raise ValueError(
+                    f"{folder / name} is damaged (its content does not match {CHECKSUMS_FILE}); copy the folder again, or delete "
+                    f"{CHECKSUMS_FILE} if you changed the file on purpose"
+                )
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +11,7 @@ from sae_lens import SAE
 
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.data.precision import recorded_dtype
+from mtsae_lens.markdown import code_span, escape_markdown
 from mtsae_lens.sae.config import MTSAEConfig
 
 EQUATIONS = """\
@@ -67,14 +70,14 @@ def sae_card(
         facts["active features a position"] = cfg.k if cfg.activation == "topk" else "those above zero"
     parts = [
         f"---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability, {cfg.architecture()}]\n---",
-        f"# {kind} on {metadata.hook_name}",
+        f"# {kind} on {escape_markdown(str(metadata.hook_name))}",
         _table(("what", "value"), [(name, value) for name, value in facts.items() if value is not None]),
     ]
     if isinstance(cfg, MTSAEConfig):
         parts += ["## What it computes", _equations(cfg)]
     if metrics:
         rows = [(name, f"{value:.4g}", (meanings or {}).get(name, "")) for name, value in metrics.items()]
-        where = f"Held-out text of {measured_on}.\n\n" if measured_on else ""
+        where = f"Held-out text of {escape_markdown(measured_on)}.\n\n" if measured_on else ""
         parts += ["## Numbers", where + _table(("metric", "value", "meaning"), rows)]
     limits = TEMPORAL_LIMITS.format(context_size=cfg.context_size) if isinstance(cfg, MTSAEConfig) else POINTWISE_LIMITS
     parts += ["## How to load it", _loading(repo_id, sae_id, temporal), "## Limits", limits]
@@ -92,10 +95,11 @@ def _equations(cfg: MTSAEConfig) -> str:
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
     lines = [header, ("---",) * len(header), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(escape_markdown(str(cell)) for cell in line) + " |" for line in lines)
 
 
 def _loading(repo_id: str, sae_id: str, temporal: bool) -> str:
     register = "import mtsae_lens  # first: registers the architecture\n" if temporal else ""
-    code = f'{register}from sae_lens import SAE\n\nsae = SAE.from_pretrained("{repo_id}", "{sae_id}")'
-    return f"```python\n{code}\n```\n\nor, for any command of mtsae-lens, `mtsae evaluate hub:{repo_id}:{sae_id}`."
+    code = f"{register}from sae_lens import SAE\n\nsae = SAE.from_pretrained({json.dumps(repo_id)}, {json.dumps(sae_id)})"
+    command = f"mtsae evaluate {shlex.quote(f'hub:{repo_id}:{sae_id}')}"
+    return f"```python\n{code}\n```\n\nor, for any command of mtsae-lens, {code_span(command)}."

@@ -18,7 +18,6 @@ SAEDashboard refuses keys that it does not know, so what only a temporal SAE has
 
 from __future__ import annotations
 
-import json
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -32,11 +31,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from sae_lens.util import extract_layer_from_tlens_hook_name
 
+from mtsae_lens.checksums import check_checksums
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError
 from mtsae_lens.files import write_json
 from mtsae_lens.machine_paths import shorten
+from mtsae_lens.sealed import read_json
 
+_REMEDY = "delete its folder and run 'mtsae explore' again"
 FACTS_FORMAT = "mtsae-exploration-1"
 N_INTERVALS = 5  # as SAEDashboard
 _EMPTY = (
@@ -63,18 +65,21 @@ class Facts:
         Raises:
             DataError: no folder of facts, or one of another format.
         """
-        try:
-            about = json.loads((folder / "explore.json").read_text(encoding="utf-8"))
-            features = pq.read_table(folder / "features.parquet").to_pylist()
-            pq.read_metadata(folder / "examples.parquet")
-        except (OSError, ValueError, pa.ArrowInvalid) as error:
-            raise DataError(
-                f"{folder}: no facts ({type(error).__name__}: {error}); give the --out folder of 'mtsae explore'"
-            ) from error
+        if not (folder / "explore.json").is_file():
+            raise DataError(f"{folder}: no explore.json; give the --out folder of 'mtsae explore'")
+        about = read_json(folder / "explore.json", dict[str, Any], _REMEDY)
         if about.get("format") != FACTS_FORMAT:
             raise DataError(
                 f"{folder}: facts of format {about.get('format')!r}; needed {FACTS_FORMAT!r}: run 'mtsae explore' again"
             )
+        check_checksums(folder, _REMEDY)
+        try:
+            features = pq.read_table(folder / "features.parquet").to_pylist()
+            pq.read_metadata(folder / "examples.parquet")
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise DataError(
+                f"{folder}: no facts ({type(error).__name__}: {error}); give the --out folder of 'mtsae explore'"
+            ) from error
         return cls(folder, about, features)
 
     def examples(self, first: int, last: int) -> dict[int, list[dict[str, Any]]]:

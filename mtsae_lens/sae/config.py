@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.field_types import check_fields
 from mtsae_lens.sae.separation import SEPARATIONS
 from mtsae_lens.sae.temporal import PADDINGS, SCALE_NORMS, Padding, ScaleNorm
 
@@ -80,9 +81,6 @@ class _TemporalFields:
         if self.context_gain <= 0:
             raise ConfigError(f"context_gain must be positive; got {self.context_gain}")
         _one_of("activation", self.activation, get_args(Activation))
-        for name in ("kernel_size", "k", "context_size"):
-            if type(getattr(self, name)) is not int:
-                raise ConfigError(f"{name} must be a whole number; got {getattr(self, name)!r}")
         if self.kernel_size == 1 and len(self.dilations) > 1:
             raise ConfigError(
                 f"kernel_size=1 reads no other position, so the scales {self.dilations} would be one; give one dilation"
@@ -134,6 +132,7 @@ class MTSAEConfig(_TemporalFields, SAEConfig):
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
+        check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
         self._validate_temporal_fields(self.d_sae, self.normalize_activations)
 
@@ -194,6 +193,7 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
         return cls(d_in=d_in, d_sae=d_sae, **(settings | overrides))
 
     def __post_init__(self) -> None:
+        check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
         self._validate_temporal_fields(self.d_sae, self.normalize_activations)
         _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTSAEConfig
+from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
 from mtsae_lens.sae.temporal import (
     find_walls,
@@ -192,6 +194,25 @@ class TemporalEncoder(SAE[Any]):
                 "top-k keeps. Train with normalize_decoder=True, or load with fold_W_dec_norm=False."
             )
         super().fold_W_dec_norm()
+
+    @override
+    def save_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the SAE as SAELens does, with digests."""
+        written = super().save_model(path)
+        seal_sae(Path(path), in_config=True)
+        return written
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Check the weights that SAELens has read from a file.
+
+        Raises:
+            ModelError: they are not those that were saved.
+        """
+        recorded = self.cfg.metadata.__dict__.pop(WEIGHTS_DIGEST, None)  # it would be wrong after the next change of a weight
+        if isinstance(recorded, str):
+            check_weights(state_dict, recorded)
+        super().process_state_dict_for_loading(state_dict)
 
 
 class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):

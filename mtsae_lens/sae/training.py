@@ -8,6 +8,7 @@ averaged over the positions that are no walls.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -21,6 +22,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.hierarchy import nested_reconstructions, readable
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 
@@ -164,6 +166,13 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     def normalize_decoder_(self) -> None:
         """Unit-norm decoder rows, in place."""
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
+
+    @override
+    def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
+        """Write the inference SAE as SAELens does, with digests."""
+        written = super().save_inference_model(path)
+        seal_sae(Path(path), in_config=True)
+        return written
 
     def _scale_statistics(self, convolved: Tensor) -> dict[str, Tensor | float]:
         """Mean and standard deviation of each scale's convolution (table 1 of the paper) and the weight the encoder gives it."""

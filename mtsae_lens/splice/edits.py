@@ -73,6 +73,7 @@ class FeatureEdit:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
+        _check_finite("multiplier", self.multiplier)
 
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
         """The edited activations.
@@ -119,6 +120,7 @@ class FeatureClamp:
                 f"a clamp needs a value for each feature; got {came} {len(self.features)} features (one for all: "
                 "FeatureClamp(features, (value,) * len(features)))"
             )
+        _check_finite("values", values)
         object.__setattr__(self, "values", tuple(values.tolist()))
         if self.where not in get_args(Where):
             raise ConfigError(f"where must be one of {', '.join(get_args(Where))}; got {self.where!r}")
@@ -160,6 +162,12 @@ class DirectionEdit:
     gate: Gate = field(default_factory=AlwaysOpen)
 
     def __post_init__(self) -> None:
+        _check_finite("multiplier", self.multiplier)
+        _check_finite("center", self.center)
+        if self.basis.ndim != 2 or self.center.shape != self.basis.shape[1:]:
+            raise ConfigError(
+                f"an edit needs directions (n, d_in) and a center (d_in,); got {tuple(self.basis.shape)} and {tuple(self.center.shape)}"
+            )
         gram = self.basis @ self.basis.T
         if not torch.allclose(gram, torch.eye(len(gram), device=gram.device, dtype=gram.dtype), atol=1e-3):
             raise ConfigError("the directions of an edit must be orthonormal; give orthonormal_rows(directions)")
@@ -194,11 +202,18 @@ def feature_indices(features: Any) -> tuple[int, ...]:
     """
     try:
         given: list[Any] = features.tolist() if hasattr(features, "tolist") else list(features)
+        if any(isinstance(feature, bool) for feature in given):
+            raise TypeError("a truth value is no index")
         return tuple(operator.index(feature) for feature in given)
     except TypeError as error:
         raise ConfigError(
             f"features must be whole numbers in a tuple, list or tensor, such as (3, 14); got {features!r}"
         ) from error
+
+
+def _check_finite(name: str, value: Any) -> None:
+    if not bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all()):
+        raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")
 
 
 def check_features(features: Sequence[int], d_sae: int) -> None:

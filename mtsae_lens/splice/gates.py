@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,23 @@ def _indices(features: Tensor) -> Tensor:
     indices = torch.as_tensor(features)
     if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
         raise ConfigError(f"the features of a gate must be indices, such as torch.tensor([3, 14]); got {features!r}")
+    if len(indices) and int(indices.min()) < 0:
+        raise ConfigError(f"the features of a gate must be indices from 0 on; got {int(indices.min())}")
     return indices
+
+
+def _fires(features: Tensor, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos n"]:
+    """Where each of the features fires; refuse a feature that the SAE does not have."""
+    if len(features) and int(features.max()) >= feature_acts.shape[-1]:
+        raise ConfigError(
+            f"the features of a gate must lie between 0 and {feature_acts.shape[-1] - 1}; got up to {int(features.max())}"
+        )
+    return feature_acts[..., features.to(feature_acts.device)] > 0
+
+
+def _check_threshold(threshold: float) -> None:
+    if math.isnan(threshold):  # infinity is a gate that never opens
+        raise ConfigError("the threshold of a gate must be a number; got NaN")
 
 
 def _count(features: Tensor) -> str:
@@ -80,7 +97,7 @@ class FeatureActiveGate:
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """How many of them fire."""
-        return (feature_acts[..., self.features.to(feature_acts.device)] > 0).sum(dim=-1).to(feature_acts.dtype)
+        return _fires(self.features, feature_acts).sum(dim=-1).to(feature_acts.dtype)
 
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
@@ -104,13 +121,14 @@ class SequenceRateGate:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _indices(self.features))
+        _check_threshold(self.threshold)
 
     def __repr__(self) -> str:
         return f"SequenceRateGate({_count(self.features)}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """The share, the same at every position of a context."""
-        fires = (feature_acts[..., self.features.to(feature_acts.device)] > 0).any(dim=-1)
+        fires = _fires(self.features, feature_acts).any(dim=-1)
         n_positions = (feature_acts > 0).any(dim=-1).sum(dim=-1, keepdim=True).clamp(min=1)
         return (fires.sum(dim=-1, keepdim=True) / n_positions).expand(feature_acts.shape[:2])
 
@@ -145,6 +163,11 @@ class RunningEvidenceGate:
             raise ConfigError(
                 f"the gate needs a weight for each feature; got {self.weights.numel()} for {len(self.features)} features"
             )
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"the decay of a gate must be at least 0 and less than 1; got {self.decay}")
+        _check_threshold(self.threshold)
+        if not bool(self.weights.isfinite().all()):
+            raise ConfigError("the weights of a gate must be finite numbers; got NaN or infinity")
 
     def __repr__(self) -> str:
         return f"RunningEvidenceGate({_count(self.features)}, decay={self.decay:.4g}, threshold={self.threshold:.4g})"
@@ -157,8 +180,7 @@ class RunningEvidenceGate:
         self, feature_acts: Float[Tensor, "batch pos d_sae"], before: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch pos"]:
         """The running sum, in nats, going on from the evidence `before` these positions."""
-        device = feature_acts.device
-        step = (feature_acts[..., self.features.to(device)] > 0).float() @ self.weights.to(device)
+        step = _fires(self.features, feature_acts).float() @ self.weights.to(feature_acts.device)
         evidence = torch.zeros_like(step)
         running = torch.zeros_like(step[:, 0]) if before is None else before
         for position in range(step.shape[1]):

@@ -1,27 +1,54 @@
-"""Training state on disk: safetensors and JSON, a folder per checkpoint, each whole or absent."""
+"""Training state on disk: safetensors and JSON, a folder per checkpoint, each whole or absent, with the SHA-256 of its files."""
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from sae_lens.saes.sae import TrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
+from mtsae_lens.checksums import check_checksums, write_checksums
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.sealed import read_json, read_tensors
+from mtsae_lens.training.log import LOG_FILE
 
 Trainer: TypeAlias = SAETrainer[TrainingSAE[Any], Any]
 
 _STATE_TENSORS = "trainer_state.safetensors"
 _STATE_JSON = "trainer_state.json"
+_SCALER_JSON = "activation_scaler.json"
 _KEPT = 2  # the newest ones; an older one is of use only if these are damaged
+_CONTENTS = {"model_contents": "model_name", "dataset_contents": "dataset_path"}
+"""Entries of the fingerprint that say what local files hold, with those that name these; checkpoints from before have none."""
+
+
+class _Numbers(BaseModel):
+    """The content of `trainer_state.json`."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    n_training_steps: int = Field(ge=0)
+    n_training_samples: int = Field(ge=0)
+    n_frac_active_samples: int = Field(ge=0)
+    param_groups: list[dict[str, Any]]
+    lr_scheduler: dict[str, Any]
+    coefficient_schedulers: dict[str, dict[str, Any]]
+    fingerprint: dict[str, Any]
+
+
+class _Scaler(BaseModel):
+    """The content of `activation_scaler.json`."""
+
+    scaling_factor: FiniteFloat | None
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, Any]) -> Path:
@@ -53,11 +80,22 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
     with whole_folder(path) as partial:
         trainer.sae.save_model(partial)
         save_file(tensors, partial / _STATE_TENSORS)
-        trainer.activation_scaler.save(str(partial / "activation_scaler.json"))
+        trainer.activation_scaler.save(str(partial / _SCALER_JSON))
         write_json(partial / _STATE_JSON, numbers)
-    for old in sorted(folder.glob("step_*"))[:-_KEPT]:
-        shutil.rmtree(old)
+        if (folder.parent / LOG_FILE).is_file():
+            shutil.copyfile(folder.parent / LOG_FILE, partial / LOG_FILE)
+        write_checksums(partial)
+    _delete_others(path)
     return path
+
+
+def _delete_others(newest: Path) -> None:
+    """Delete old checkpoints, and those of later steps, which this run makes again."""
+    others = sorted(newest.parent.glob("step_*"))
+    earlier = [path for path in others if path.name <= newest.name]
+    for path in others:
+        if path not in earlier[-_KEPT:]:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _plain(state: Any) -> Any:
@@ -69,46 +107,95 @@ def _plain(state: Any) -> Any:
     return state
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, if it has one."""
-    return max(folder.glob("step_*"), default=None)
+def list_checkpoints(folder: Path) -> list[Path]:
+    """List the checkpoints of a run, the newest first."""
+    return sorted(folder.glob("step_*"), reverse=True)
+
+
+def resume_from(trainer: Trainer, candidates: Sequence[Path], fingerprint: Mapping[str, Any]) -> Path | None:
+    """Load the first checkpoint that is not damaged, and warn of those that are.
+
+    Args:
+        trainer: freshly built.
+        candidates: checkpoints, the preferred one first.
+        fingerprint: settings that must be the same.
+
+    Returns:
+        The checkpoint that was loaded; None where there are no candidates.
+
+    Raises:
+        ConfigError: see `load_checkpoint`.
+        DataError: all of them are damaged.
+    """
+    damaged: list[Path] = []
+    for path in candidates:
+        try:
+            load_checkpoint(trainer, path, fingerprint)
+        except DataError as error:
+            if path == candidates[-1]:
+                if damaged:
+                    raise DataError(
+                        f"{error}; the later checkpoints are damaged too: delete {path.parent} and train anew"
+                    ) from error
+                raise
+            print(f"warning: {error}; trying the one before", file=sys.stderr)
+            damaged.append(path)
+        else:
+            for other in damaged:  # so that it does not count among the newest
+                other.rename(other.with_name(f"damaged_{other.name}"))
+            return path
+    return None
 
 
 def load_checkpoint(trainer: Trainer, path: Path, fingerprint: Mapping[str, Any]) -> None:
     """Bring a freshly built trainer to the state it was saved in.
 
     Raises:
-        ConfigError: the checkpoint was made with other settings, so the result would equal neither run.
+        ConfigError: the checkpoint was made with other settings, or from a model or text that has changed since, so the result would
+            equal neither run.
         DataError: its files are damaged.
     """
+    remedy = f"delete {path} and resume again"
+    check_checksums(path, remedy)
+    numbers = read_json(path / _STATE_JSON, _Numbers, remedy)
+    scaler = read_json(path / _SCALER_JSON, _Scaler, remedy)
+    tensors, _ = read_tensors(path / _STATE_TENSORS, remedy, str(trainer.cfg.device))
+    _check_fingerprint(path, numbers.fingerprint, fingerprint)
     try:
-        numbers = json.loads((path / _STATE_JSON).read_text())
-        differences = [
-            f"{key}: {numbers['fingerprint'].get(key)!r} then, {value!r} now"
-            for key, value in fingerprint.items()
-            if numbers["fingerprint"].get(key) != value
-        ]
-        if differences:
-            raise ConfigError(
-                f"{path} was made with other settings ({'; '.join(differences)}); resume with the same, or give a new --out"
-            )
-        tensors = load_file(path / _STATE_TENSORS, device=str(trainer.cfg.device))
         trainer.sae.load_weights_from_checkpoint(path)
-        trainer.activation_scaler.load(path / "activation_scaler.json")
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
-        raise DataError(
-            f"checkpoint {path} is damaged ({type(error).__name__}: {error}); delete it and resume from an earlier one"
-        ) from error
+        trainer.activation_scaler.scaling_factor = scaler.scaling_factor
+        _take_up(trainer, numbers, tensors)
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {reason}); {remedy}") from error
+
+
+def _check_fingerprint(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    differences = []
+    for key, value in now.items():
+        if then.get(key) == value or (key in _CONTENTS and key not in then):
+            continue
+        if key in _CONTENTS:
+            differences.append(f"the files of {now[_CONTENTS[key]]} have changed since: their names, sizes or times differ")
+        else:
+            differences.append(f"{key}: {then.get(key)!r} then, {value!r} now")
+    if differences:
+        raise ConfigError(
+            f"{path} was made with other settings ({'; '.join(differences)}); resume with the same, or give a new --out"
+        )
+
+
+def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tensor]) -> None:
     trainer.act_freq_scores = tensors.pop("act_freq_scores")
     trainer.n_forward_passes_since_fired = tensors.pop("n_forward_passes_since_fired")
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         _, index, name = key.split(".")
         state.setdefault(int(index), {})[name] = tensor
-    trainer.optimizer.load_state_dict({"state": state, "param_groups": numbers["param_groups"]})
-    trainer.lr_scheduler.load_state_dict(numbers["lr_scheduler"])
-    for name, scheduler_state in numbers["coefficient_schedulers"].items():
+    trainer.optimizer.load_state_dict({"state": state, "param_groups": numbers.param_groups})
+    trainer.lr_scheduler.load_state_dict(numbers.lr_scheduler)
+    for name, scheduler_state in numbers.coefficient_schedulers.items():
         trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
-    trainer.n_training_steps = numbers["n_training_steps"]
-    trainer.n_training_samples = numbers["n_training_samples"]
-    trainer.n_frac_active_samples = numbers["n_frac_active_samples"]
+    trainer.n_training_steps = numbers.n_training_steps
+    trainer.n_training_samples = numbers.n_training_samples
+    trainer.n_frac_active_samples = numbers.n_frac_active_samples

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from mtsae_lens.errors import DataError, OutputError
-from mtsae_lens.files import write_text
+from mtsae_lens.files import write_bytes, write_text
+
+LOG_FILE = "training_log.jsonl"
 
 
 class TrainingLog:
@@ -27,11 +30,7 @@ class TrainingLog:
             for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
                 if not line.endswith("\n"):
                     break  # a kill can leave half a line at the end; the step it was about is made again
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise DataError(f"{path}:{number}: damaged; delete that line and resume again") from error
-                if row["step"] <= first_step:
+                if _parse_row(path, number, line)["step"] <= first_step:
                     kept.append(line)
         write_text(path, "".join(kept))
         self._file = path.open("a")
@@ -59,5 +58,39 @@ class TrainingLog:
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:
-    """The rows of a training log."""
-    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    """Read the rows of a training log.
+
+    Raises:
+        DataError: it cannot be read, or a line is no row.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from error
+    return [_parse_row(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def restore_log(path: Path, kept: Path) -> None:
+    """Put back the rows up to a checkpoint where the log of the run no longer begins with them, and say so.
+
+    Args:
+        path: log of the run.
+        kept: copy of it in the checkpoint; older checkpoints have none.
+    """
+    if not kept.is_file():
+        return
+    rows, present = kept.read_bytes(), path.read_bytes() if path.is_file() else b""
+    if not present.startswith(rows):
+        print(f"warning: {path} was cut or changed; its rows were restored from {kept.parent}", file=sys.stderr)
+        write_bytes(path, rows)
+
+
+def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            return row
+    except (ValueError, RecursionError):
+        pass
+    raise DataError(f"{path}:{number}: damaged; delete that line and resume again")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import tempfile
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import MISSING, Field, asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,25 +21,39 @@ from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
+from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
-from mtsae_lens.data.origins import record_origins
+from mtsae_lens.data.origins import record_origins, share_metadata
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
-from mtsae_lens.training.checkpoints import latest_checkpoint, load_checkpoint
+from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.saved import seal_sae
+from mtsae_lens.training.checkpoints import list_checkpoints, resume_from
 from mtsae_lens.training.fit import batches_for
+from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
 
-_REFUSED: dict[str, Any] = {  # field of SAELens's configuration: the one value that this runner carries out
-    "use_cached_activations": False,
-    "use_chat_formatting": False,
-    "seqpos_slice": (None,),
-    "prefetch_llm_batches": False,
-    "compile_llm": False,
-    "compile_sae": False,
-}
+_FOLLOWED = frozenset(
+    "sae model_name hook_name hook_head_index dataset_path context_size from_pretrained_path n_batches_in_buffer training_tokens "
+    "store_batch_size_prompts disable_concat_sequences device llm_device seed prepend_bos autocast autocast_lm train_batch_size_tokens "
+    "adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles dead_feature_window "
+    "feature_sampling_window logger n_checkpoints output_path resume_from_checkpoint model_from_pretrained_kwargs "
+    "n_batches_for_norm_estimate".split()
+)
+"""Settings of SAELens's configuration that this runner reads."""
+
+_NO_EFFECT = frozenset(
+    "hook_eval dataset_trust_remote_code streaming is_dataset_tokenized cached_activations_path act_store_device n_eval_batches "
+    "eval_batch_size_prompts checkpoint_path save_final_checkpoint verbose sae_lens_version sae_lens_training_version".split()
+)
+"""Settings whose value changes nothing that is trained here. Every other setting must be left at its default."""
+
+_ALSO_CARRIED_OUT: dict[str, Any] = {"exclude_special_tokens": True}
+"""Values besides the default that say what this runner does anyway."""
 
 
 class SequenceSAETrainingRunner:
@@ -70,14 +86,14 @@ class SequenceSAETrainingRunner:
         override_sae: TrainingSAE[Any] | None = None,
         options: TrainerOptions | None = None,
     ) -> None:
-        _check_config(cfg)
+        check_config(cfg)
         if override_dataset is None:
             check_source(cfg.dataset_path)
         else:
             check_rows(override_dataset)
         if cfg.output_path is not None:
             check_output_folder(Path(cfg.output_path))
-        self.cfg = cfg
+        self.cfg, self._reads_dataset = cfg, override_dataset is None
         options = options or TrainerOptions(log_every_n_steps=cfg.logger.wandb_log_frequency)
         self.options = replace(options, run_dir=Path(cfg.output_path) if cfg.output_path else None)
         if cfg.n_checkpoints:
@@ -160,6 +176,8 @@ class SequenceSAETrainingRunner:
         # None for what a checkpoint that is older than the setting was made with, or begun by: its b_dec has started already
         values["b_dec_init"] = None if self.options.b_dec_init == "mean" else self.options.b_dec_init
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
+        values["model_contents"] = list(model_stamps(cfg.model_name).values())
+        values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
         sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
 
@@ -183,24 +201,40 @@ class SequenceSAETrainingRunner:
         trainer = SequenceSAETrainer(
             self.cfg.to_sae_trainer_config(), self.sae, batches_for(self.sae, self.stream), self.options, self._fingerprint()
         )
-        checkpoint = Path(self.cfg.resume_from_checkpoint) if self.cfg.resume_from_checkpoint else None
-        if resume and checkpoint is None and trainer.checkpoints_dir is not None:
-            checkpoint = latest_checkpoint(trainer.checkpoints_dir)
-        if checkpoint is not None:
-            load_checkpoint(trainer, checkpoint, trainer.fingerprint)
+        candidates = [Path(self.cfg.resume_from_checkpoint)] if self.cfg.resume_from_checkpoint else []
+        if resume and not candidates and trainer.checkpoints_dir is not None:
+            candidates = list_checkpoints(trainer.checkpoints_dir)
+        checkpoint = resume_from(trainer, candidates, trainer.fingerprint)
         out = self.options.run_dir
+        if checkpoint is not None and out is not None:
+            restore_log(out / LOG_FILE, checkpoint / LOG_FILE)
         with wandb_run(self.cfg, out, resume=checkpoint is not None):
             sae = trainer.fit()
             if out is not None:
                 self._save(sae, trainer, out)
                 if self.cfg.logger.log_to_wandb:
-                    paths = (out / name for name in (SAE_WEIGHTS_FILENAME, SAE_CFG_FILENAME, SPARSITY_FILENAME))
-                    self.cfg.logger.log(self, *paths, wandb_aliases=["final_model"])
+                    self._log_final_model(out)
         return sae
+
+    def _log_final_model(self, out: Path) -> None:
+        """Send the SAE to wandb, with no path of this machine in its settings."""
+        public = copy.copy(self)
+        public.cfg = copy.copy(self.cfg)
+        for name, value in vars(self.cfg).items():
+            if isinstance(value, str):
+                setattr(public.cfg, name, shorten(value))
+        cfg = json.loads((out / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
+        with tempfile.TemporaryDirectory(prefix="wandb_") as folder:
+            shared = Path(folder) / SAE_CFG_FILENAME
+            write_json(shared, cfg | {"metadata": share_metadata(cfg["metadata"])})
+            paths = (out / SAE_WEIGHTS_FILENAME, shared, out / SPARSITY_FILENAME)
+            self.cfg.logger.log(public, *paths, wandb_aliases=["final_model"])
 
     def _save(self, sae: TrainingSAE[Any], trainer: SequenceSAETrainer, out: Path) -> None:
         with whole_folder(out / ".sae") as folder:
             sae.save_inference_model(folder)
+            if not isinstance(sae, TemporalEncoder):  # which has done so itself
+                seal_sae(folder)
             save_file({"sparsity": trainer.log_feature_sparsity}, folder / SPARSITY_FILENAME)
             write_json(folder / RUNNER_CFG_FILENAME, self.cfg.to_dict() | {"options": _options_dict(self.options)})
         for file in sorted(
@@ -225,14 +259,21 @@ def _options_dict(options: TrainerOptions) -> dict[str, Any]:
     return asdict(options) | {"run_dir": str(options.run_dir)}
 
 
-def _check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Raise `ConfigError` for settings that contradict each other or that the runner does not carry out."""
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
         )
-    for name, carried_out in _REFUSED.items():
-        if getattr(cfg, name) != carried_out:
-            raise ConfigError(f"{name}={getattr(cfg, name)!r} is not carried out by this runner; leave it at {carried_out!r}")
+    for field in fields(cfg):
+        value, default = getattr(cfg, field.name), _default(field)
+        if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
+            continue
+        raise ConfigError(f"{field.name}={value!r} is not carried out by this runner; leave it at {default!r}")
     for name, value in (cfg.model_from_pretrained_kwargs or {}).items():
         if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
             raise ConfigError(

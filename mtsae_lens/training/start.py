@@ -70,7 +70,7 @@ class RowStatistics:
                 "cannot square; rescale the activations or choose another hook"
             )
         doubles = [h.cpu().double() for h in rows]  # not every device has float64
-        mean = sum(h.sum(dim=0) for h in doubles) / n_rows
+        mean = torch.stack([h.sum(dim=0) for h in doubles]).sum(dim=0) / n_rows
         variance = sum((h - mean).pow(2).sum().item() for h in doubles) / n_rows
         if n_rows > 1 and variance <= (_LEAST_VARIATION * mean.norm().item()) ** 2:
             raise DataError(

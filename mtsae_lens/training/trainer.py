@@ -24,11 +24,11 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
-from mtsae_lens.interruption import Stopped, stop_on_signal
+from mtsae_lens.interruption import Stopped, StopRequest, stop_on_signal
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
-from mtsae_lens.training.log import TrainingLog
+from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.start import BDecInit, look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
 
@@ -144,22 +144,12 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def fit(self) -> TrainingSAE[Any]:
         """Train to the end; on Ctrl-C or SIGTERM finish the step, save, and raise `TrainingInterrupted`."""
         self.sae.to(self.cfg.device)
-        total_steps = self.cfg.total_training_steps
-        log_path = self._run_dir / "training_log.jsonl" if self._run_dir else None
-        progress = tqdm(
-            total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
-        )
-        with stop_on_signal() as stop, TrainingLog(log_path, self.n_training_steps) as log, progress:
+        with stop_on_signal() as stop:
             try:
                 data = self.batches(self.n_training_steps)
                 if self.n_training_steps == 0:
                     data = self._start(data)
-                while self.n_training_steps < total_steps:
-                    self._run_step(next(data), log, progress)
-                    if self._is_checkpoint_step() or (stop and self.checkpoints_dir):
-                        self._save_checkpoint()
-                    if stop.signal_number is not None:
-                        raise Stopped(stop.signal_number)
+                self._run_steps(data, stop)
             except Stopped as stopped:
                 raise self._interrupted(stopped.signal_number) from None
         self._check_finite()
@@ -168,6 +158,20 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             self.activation_scaler.scaling_factor = None
         self.set_final_sae_metadata()
         return self.sae
+
+    def _run_steps(self, data: Iterator[torch.Tensor], stop: StopRequest) -> None:
+        total_steps = self.cfg.total_training_steps
+        log_path = self._run_dir / LOG_FILE if self._run_dir else None
+        progress = tqdm(
+            total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
+        )
+        with TrainingLog(log_path, self.n_training_steps) as log, progress:
+            while self.n_training_steps < total_steps:
+                self._run_step(next(data), log, progress)
+                if self._is_checkpoint_step() or (stop and self.checkpoints_dir):
+                    self._save_checkpoint()
+                if stop.signal_number is not None:
+                    raise Stopped(stop.signal_number)
 
     def _run_step(self, batch: torch.Tensor, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
         sparsity_log = self.maybe_reset_sparsity()
@@ -195,7 +199,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Save what is not saved yet, and say how to go on. Called between two steps."""
         step = self.n_training_steps
         if step == 0:
-            return TrainingInterrupted(signal_number, "stopped before the first step; type the same command again")
+            return TrainingInterrupted(signal_number, "before the first step; type the same command again")
         if self.checkpoints_dir is None:
             return TrainingInterrupted(signal_number, "not saved: no run_dir")
         if self._saved_step != step:

@@ -17,6 +17,7 @@ from sae_lens.config import LanguageModelSAERunnerConfig
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.files import write_text
+from mtsae_lens.machine_paths import shorten_settings
 
 RUN_ID_FILE = "wandb_id.txt"
 
@@ -43,7 +44,7 @@ def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, r
         run = wandb.init(
             project=logger.wandb_project,
             entity=logger.wandb_entity,
-            config=cfg.to_dict(),
+            config=shorten_settings(cfg.to_dict()),  # it leaves the machine
             name=logger.run_name,
             id=run_id,
             resume="allow",

@@ -17,7 +17,8 @@ from jaxtyping import Float
 from sae_lens import HookedSAETransformer
 from torch import Tensor
 
-from mtsae_lens.data.contexts import ContextCutter, Spans, TokenTable
+from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.packing import Spans
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, DataError

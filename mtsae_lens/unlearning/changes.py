@@ -153,6 +153,8 @@ def _generations(lm: HookedLM, task: Task, change: Change) -> dict[str, Any]:
 def _decoding(lm: HookedLM, table: TokenTable) -> Decoding:
     special = lm.cutter.special_positions(table.tokens)[:, 1:]
     shortest = int((~special).sum(dim=1).min()) if special.any() else table.tokens.shape[1]
+    if table.spans is not None:  # packed: at least half of the prompts end before the first separator
+        shortest = int((special.cumsum(dim=1) == 0).sum(dim=1).median()) + 1
     n_prompt = max(2, min(lm.cutter.context_size // PROMPT_SHARE, shortest))
     return Decoding(n_prompt_tokens=n_prompt, n_new_tokens=min(40, lm.model.cfg.n_ctx - n_prompt))
 

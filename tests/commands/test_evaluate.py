@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from mtsae_lens.commands import evaluate as module
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
+from mtsae_lens.errors import TrainingInterrupted
 
 
 def test_scales_are_fitted_on_select_and_scored_on_test(
@@ -63,3 +65,35 @@ def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_p
     )
     if collapsed:
         assert (measured["always_on_features"], measured["dead_features"]) == (4, 28)
+
+
+def test_no_more_text_is_read_than_was_asked_for(tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--n-contexts` bounds what the scales read too, whatever their own setting."""
+    asked: list[int] = []
+    original = module.read_tokens
+
+    def read_tokens(source: str, split: Any, cutter: Any, max_contexts: int, **how: Any) -> Any:
+        asked.append(max_contexts)
+        return original(source, split, cutter, max_contexts, **how)
+
+    monkeypatch.setattr(module, "read_tokens", read_tokens)
+    run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4))
+    assert asked == [4, 4, 4]  # TEST for fidelity, TEST and SELECT for the scales
+    asked.clear()
+    run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4, n_scale_contexts=2))
+    assert sorted(asked) == [2, 2, 4]
+
+
+def test_a_signal_ends_it_in_one_line(tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "evaluate_fidelity", lambda *arguments, **options: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(TrainingInterrupted, match="the same command starts from the beginning") as stop:
+        run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4))
+    assert stop.value.signal_number == signal.SIGTERM
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_the_report_opens_with_what_was_found(tiny_sae_dir: Path, tmp_path: Path) -> None:
+    measured = run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4, n_scale_contexts=0))
+    page = (tmp_path / "report.html").read_text()
+    assert f"The SAE explains {measured['explained_variance']:.1%} of the variance" in page
+    assert "explains an unknown share of the variance" in module.fidelity_summary({**measured, "explained_variance": None})

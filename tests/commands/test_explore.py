@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from sae_lens import SAE
 
 from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.survey import Survey
@@ -102,9 +103,9 @@ def test_stopped_and_carried_on(explore: Any, tmp_path: Path, monkeypatch: pytes
 def test_an_sae_trained_anew_is_another(explore: Any, tiny_sae_dir: Path, tmp_path: Path) -> None:
     sae = shutil.copytree(tiny_sae_dir, tmp_path / "sae", ignore=shutil.ignore_patterns("checkpoints"))
     assert explore(sae=sae).code == 0
-    with (sae / "sae_weights.safetensors").open("r+b") as file:
-        file.seek(-1, 2)
-        file.write(b"\x00")
+    trained = SAE.load_from_disk(sae)
+    trained.b_dec.data[-1] += 1
+    trained.save_model(sae)
     assert "(sae_sha256)" in explore(sae=sae).error
 
 

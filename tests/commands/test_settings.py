@@ -12,10 +12,10 @@ import pytest
 from mtsae_lens.commands.benchmark import BenchmarkSettings
 from mtsae_lens.commands.generate import GenerateSettings
 from mtsae_lens.commands.settings import parse_assignments
-from mtsae_lens.commands.train import TrainSettings
+from mtsae_lens.commands.train import TrainSettings, sae_config, train_sae
 from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.commands.yaml_values import MAX_BYTES, parse_yaml
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.errors import ConfigError, MTSAEError
 
 
 def settings_in(tmp_path: Path, content: str | bytes) -> TrainSettings:
@@ -188,3 +188,41 @@ def test_assignments_need_a_name_and_a_value(assignment: str) -> None:
 def test_an_assignment_is_given_once() -> None:
     with pytest.raises(ConfigError, match="--set k is given twice"):
         parse_assignments(["k=1", "k=2"])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sae": {"metadata": "x"}}, "--set metadata: the run records it itself"),
+        ({"sae": {"device": math.inf}}, "--set device: give --device"),
+        ({"device": "meta"}, "device 'meta' holds no values; try --device cpu"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"architecture": "topk", "sae": {"d_sae": -math.inf}}, "d_sae must be a whole number"),
+        ({"architecture": "topk", "sae": {"k": "many"}}, "k must be a whole number; got 'many'"),
+        ({"architecture": "batchtopk", "sae": {"k": math.nan}}, "k must be a finite number"),
+        ({"architecture": "matryoshka_batchtopk", "sae": {"matryoshka_widths": 3}}, "matryoshka_widths must be whole numbers"),
+        ({"architecture": "standard", "sae": {"l1_coefficient": "1e-3x"}}, "l1_coefficient must be a number"),
+        ({"architecture": "standard", "sae": {"l1_warm_up_steps": 10**30}}, "l1_warm_up_steps must be at most"),
+        ({"architecture": "jumprelu", "sae": {"jumprelu_sparsity_loss_mode": "up"}}, "must be one of 'step', 'tanh'"),
+        ({"architecture": "gated", "sae": {"apply_b_dec_to_input": 1}}, "apply_b_dec_to_input must be true or false; got 1"),
+        ({"normalize_activations": "banana"}, "normalize_activations must be"),
+        ({"lr_warm_up_steps": 2**60}, "setting lr_warm_up_steps: expected a number up to"),
+        ({"batch_size_tokens": 100}, "is not a multiple of context_size"),
+    ],
+)
+def test_settings_of_training_are_checked_before_the_model_is_loaded(
+    settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the model was loaded")
+
+    monkeypatch.setattr("mtsae_lens.commands.train.load_language_model", load)
+    with pytest.raises(MTSAEError, match=message) as caught:
+        train_sae(TrainSettings(**({"out": tmp_path / "out"} | settings)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_number_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    settings = settings_in(tmp_path, "architecture: topk\nsae: {k: 1e1, aux_loss_coefficient: 1}\n")
+    made = sae_config(settings, d_in=8)
+    assert (made.k, type(made.k)) == (10, int)

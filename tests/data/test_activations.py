@@ -100,6 +100,29 @@ def test_the_stream_goes_on_beyond_an_epoch(tiny_model: Any, tmp_path: Path) -> 
     assert torch.equal(next(stream.sequences(11)), straight[11])
 
 
+def test_the_last_block_holds_what_the_run_needs(stream: SequenceActivations) -> None:
+    n_batches = 2 * BLOCK + 1
+    run = replace(stream, n_batches=n_batches)
+    assert [len(h) for _, h in run.blocks(0)] == [BATCH * BLOCK, BATCH * BLOCK, BATCH]
+    straight = list(run.mixed())
+    assert len(straight) == n_batches
+    assert all(torch.equal(a, b) for a, b in zip(straight[: 2 * BLOCK], stream.mixed(), strict=False))
+    for first_step in range(n_batches):
+        assert all(torch.equal(a, b) for a, b in zip(run.mixed(first_step), straight[first_step:], strict=True))
+
+
+def test_a_block_that_was_read_already_is_used_once(stream: SequenceActivations, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = replace(stream, n_batches=2 * BLOCK)
+    expected = [h for _, h in run.blocks(0)]
+    run = replace(run, read_already=[expected[0]])
+    read, sizes = ActivationReader.read, []
+    monkeypatch.setattr(ActivationReader, "read", lambda reader, tokens: sizes.append(len(tokens)) or read(reader, tokens))
+    for place in range(2):
+        assert all(torch.equal(h, expected[number]) for number, h in run.blocks(0))
+        assert sum(sizes) == (1, 3)[place] * BATCH * BLOCK
+    assert run.read_already == []
+
+
 @pytest.mark.parametrize("kind", ["sequences", "mixed"])
 def test_the_seed_decides_the_order_within_a_block(stream: SequenceActivations, kind: str) -> None:
     other = SequenceActivations(stream.reader, stream.contexts, BATCH, BLOCK, seed=4)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 
 POS = 3
@@ -87,3 +88,11 @@ def test_mixed_rows_bring_along_what_they_read() -> None:
     later = wide[:, 1] == 2
     assert torch.equal(wide[later, 2:], wide[later, :2] - torch.tensor([0.0, 1.0]))
     assert not wide[~later, 2:].any()
+
+
+def test_a_block_with_fewer_rows_than_batches_is_refused() -> None:
+    h = torch.zeros(8, POS, 2)
+    h[3, 1] = 1.0
+    with pytest.raises(DataError, match=r"activations at 12 positions, got [01] that are not masked .*; give text"):
+        for _ in islice(StoredBlocks(h, 2, 2).mixed(), 4):
+            pass

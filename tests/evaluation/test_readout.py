@@ -57,3 +57,19 @@ def test_a_float32_model_reads_itself(lm: HookedLM, table: TokenTable) -> None:
     name = lm.splice.hook_name
     _, cache = readout.run_with_cache(table.tokens, names_filter=[name], prepend_bos=False)
     assert torch.equal(cache[name], lm.activations(table.tokens))
+
+
+def test_a_large_vocabulary_takes_smaller_batches(lm: HookedLM, table: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The numbers are those of the batches asked for: `run_evals` holds about ten copies of the logits of a batch."""
+    expected, sizes, original = evaluated(lm, table), set(), lm.model.forward
+
+    def forward(tokens: torch.Tensor, *arguments: object, **options: object) -> object:
+        sizes.add(len(tokens))
+        return original(tokens, *arguments, **options)
+
+    monkeypatch.setattr(fidelity, "_MAX_BYTES", 4 * table.tokens.shape[1] * lm.model.cfg.d_vocab)
+    monkeypatch.setattr(lm.model, "forward", forward)
+    found = evaluated(lm, table)
+    assert sizes == {1}
+    for name in ("ce_loss_without_sae", "ce_loss_with_sae", "kl_div_with_sae", "explained_variance", "l0", "n_tokens"):
+        assert found[name] == pytest.approx(expected[name], rel=1e-4), name

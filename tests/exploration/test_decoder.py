@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
-from mtsae_lens.exploration.decoder import directions_in_residual, extreme_tokens, neighbours
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.exploration.decoder import directions_in_residual, extreme_tokens, last_gain, neighbours
 
 
 @pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out", "blocks.0.attn.hook_z"])
@@ -23,6 +28,22 @@ def test_promoted_and_suppressed_tokens(random_lm: Any, hook_name: str) -> None:
     for name, extreme in (("promoted", logits.topk(5, dim=1)), ("suppressed", logits.topk(5, dim=1, largest=False))):
         assert_close(found[f"{name}_logits"], extreme.values)
         assert torch.equal(found[name], extreme.indices)
+
+
+def test_the_gain_of_the_last_norm_is_what_it_does(tiny_model: Any, tmp_path: Path, tiny_model_dir: Path) -> None:
+    """Gemma multiplies by one more than the weight that it stores."""
+    with torch.no_grad():
+        changed = copy.deepcopy(tiny_model)
+        changed.ln_final.w.copy_(torch.linspace(-2, 3, 32))
+        changed.ln_final.b.copy_(torch.linspace(1, 2, 32))
+        assert_close(last_gain(changed), changed.ln_final.w.detach())
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
+        gemma = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=4096, num_key_value_heads=1, **sizes))
+        gemma.model.norm.weight.copy_(torch.linspace(-0.5, 0.5, 32))
+        gemma.save_pretrained(tmp_path)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(tiny_model_dir / name, tmp_path)
+    assert_close(last_gain(load_language_model(f"bridge:{tmp_path}")), torch.linspace(0.5, 1.5, 32))
 
 
 def test_a_hook_that_is_not_written_to_the_residual_stream(random_lm: Any) -> None:

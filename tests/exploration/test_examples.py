@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,11 @@ def test_top_examples(random_lm: Any, text_file: Path, architecture: str) -> Non
     assert ("at the peak: the token" in cards) == (architecture == "mtsae")
     with pytest.raises(ConfigError, match="between 0 and 23"):
         top_examples(lm, table, [24])
+
+
+def test_the_document_of_an_example_is_that_of_its_peak(random_lm: Any, text_file: Path) -> None:
+    table = read_tokens(str(text_file), "train", random_lm.cutter, 8)
+    packed = dataclasses.replace(table, spans=tuple(((f"first {row}", 0), (f"second {row}", 12)) for row in range(len(table))))
+    found = [example for card in top_examples(random_lm, packed, range(8), n_examples=4) for example in card.examples]
+    assert {example.document.split()[0] for example in found} == {"first", "second"}
+    assert all(example.document.startswith("first" if example.position < 12 else "second") for example in found)

@@ -46,6 +46,7 @@ def made(random_lm: Any, corpora: Corpora, tmp_path_factory: pytest.TempPathFact
 def test_the_folder(made: dict[str, Exploration]) -> None:
     for facts in made.values():
         assert {path.name for path in facts.folder.iterdir()} == {
+            "SHA256SUMS",
             "explore.json",
             "settings.json",
             *(f"{t}.parquet" for t in TABLES),
@@ -289,3 +290,36 @@ def test_nothing_optional(random_lm: Any, corpora: Corpora, tmp_path: Path) -> N
     assert len(examples) > 10
     assert all(len(e.tokens) == 1 and e.kind == "top" and e.model_attribution == () for e in examples)
     assert not any(math.isnan(value) for e in examples for value in e.token_scale_contributions)
+
+
+@pytest.mark.parametrize("content", [b"x" * 50, b"", None])
+def test_a_damaged_result_of_a_stopped_run_is_one_line(content: bytes | None, tmp_path: Path) -> None:
+
+    assert module._kept(tmp_path, "ablation", lambda: torch.ones(3)).tolist() == [1, 1, 1]
+    path = tmp_path / "ablation.safetensors"
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged if content is None else content)
+    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it, and the same command makes it again$"
+    with pytest.raises(DataError, match=again):
+        module._kept(tmp_path, "ablation", lambda: torch.ones(3))
+
+
+def test_damaged_facts_say_what_to_delete(random_lm: Any, corpora: Corpora, tmp_path: Path) -> None:
+    plan = Plan(2, 0, 0, 0, n_ablated=0, n_attributed=0, n_attribution_contexts=0, n_text_contexts=1)
+
+    def run() -> Any:
+        return explore(random_lm("mtsae"), corpora, tmp_path, plan, settings={}, about=lambda seconds: {})
+
+    whole = run()
+    assert run() == whole
+    for name in ("features.parquet", "explore.json"):
+        content = bytearray((tmp_path / name).read_bytes())
+        content[len(content) // 2] ^= 0x10
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(
+            DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json, and the same command"
+        ):
+            run()
+        (tmp_path / "explore.json").unlink()
+        assert run() == whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.plan import Plan
+from mtsae_lens.interop.neuronpedia import Facts
+from mtsae_lens.reporting.explorer.folder import FactsFolder
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +66,34 @@ def test_folders_without_facts(folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             Exploration.open(broken).feature(0)
         shutil.rmtree(broken)
+
+
+@pytest.mark.parametrize("content", [b"null", b"[]", b"3", b"\xff\xfe", b"[" * 100_000])
+def test_a_damaged_description_is_one_line(content: bytes, folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / "explore.json").write_bytes(content)
+    for read in (Exploration.open, FactsFolder.open, Facts.open):
+        with pytest.raises(DataError, match=r"^[^\n]*explore\.json is damaged [^\n]*; delete [^\n]*$"):
+            read(broken)
+
+
+@pytest.mark.parametrize("name", ["explore.json", "features.parquet", "examples.parquet", "texts.parquet"])
+def test_a_flipped_bit_is_told(name: str, folder: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    content = bytearray((broken / name).read_bytes())
+    place = content.index(b'"n_tokens": ') + 12 if name == "explore.json" else len(content) // 3
+    content[place] ^= 1  # of a digit, another digit
+    (broken / name).write_bytes(content)
+    for read in (Exploration.open, FactsFolder.open, Facts.open):
+        with pytest.raises(DataError, match=rf"{re.escape(name)} is damaged \(its content does not match S.*\); delete"):
+            read(broken)
+
+
+def test_facts_from_before_are_read(folder: Path, tmp_path: Path) -> None:
+    old = shutil.copytree(folder, tmp_path / "old")
+    (old / "SHA256SUMS").unlink()
+    about = json.loads((old / "explore.json").read_text())
+    del about["sha256"]
+    (old / "explore.json").write_text(json.dumps(about))
+    for read in (Exploration.open, FactsFolder.open, Facts.open):
+        read(old)

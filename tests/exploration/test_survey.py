@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch.testing import assert_close
 
 from mtsae_lens.data.contexts import ContextCutter
@@ -15,12 +16,14 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.exploration import survey as survey_module
 from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.corpora import Corpora
+from mtsae_lens.exploration.example_lists import SHOWN
 from mtsae_lens.exploration.example_table import example_rows
 from mtsae_lens.exploration.firings import features_at
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.windows import WindowGatherer
+from mtsae_lens.files import write_tensors
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
@@ -202,4 +205,29 @@ def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpor
     assert parts.held.keys() == whole.held.keys()
     everything = torch.arange(lm.sae.cfg.d_sae)
     for name, tensor in example_rows(parts, everything).fields.items():
-        assert_close(tensor, example_rows(whole, everything).fields[name], equal_nan=True)
+        if name != "row":  # in which order rows were laid out
+            assert_close(tensor, example_rows(whole, everything).fields[name], equal_nan=True)
+
+
+def test_a_state_kept_by_an_earlier_version_is_carried_on(look: Any, lm: Any, corpora: Corpora, tmp_path: Path) -> None:
+    """It had a place for what is shown of an example in every slot, filled or not, and no numbers of rows."""
+    survey = look(lm, corpora)
+    survey.save(tmp_path / "new.safetensors")
+    with safe_open(tmp_path / "new.safetensors", "pt") as file:
+        names = list(file.keys())
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in names}
+    for kind in survey.lists:
+        row = tensors.pop(f"{kind}.row").long()
+        for name in SHOWN:
+            rows = tensors[f"{kind}.{name}"]
+            dense = torch.full((*row.shape, *rows.shape[1:]), torch.nan)
+            dense[row >= 0] = rows[row[row >= 0]]
+            tensors[f"{kind}.{name}"] = dense
+    write_tensors(tmp_path / "old.safetensors", tensors, metadata)
+    loaded = Survey(lm, survey.plan, 2, 1)
+    loaded.load(tmp_path / "old.safetensors")
+    everything = torch.arange(lm.sae.cfg.d_sae)
+    for name, tensor in example_rows(survey, everything).fields.items():
+        if name != "row":
+            assert torch.equal(example_rows(loaded, everything).fields[name].nan_to_num(), tensor.nan_to_num()), name
+    assert len(example_rows(loaded, everything).feature) > 100

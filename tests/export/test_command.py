@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def test_the_hooked_form(export: Callable[..., Any], texts: tuple[Any, ...], lm:
     for row in metrics["comparison"].values():
         assert row["exported"]["nll_delta"] == pytest.approx(row["hook"]["nll_delta"], abs=1e-5)
         assert abs(row["exported"]["kl_from_hook"]) < 1e-6
-    assert metrics["comparison"][str(sea_file)]["hook"]["kl"] > 1e-4  # the edit does something
+    assert metrics["comparison"][f".../{sea_file.name}"]["hook"]["kl"] > 1e-4  # the edit does something
+    for path in [path for path in (tmp_path / "out").rglob("*") if path.is_file()]:
+        assert str(tmp_path.parent).encode() not in path.read_bytes(), path
     load_edited(tmp_path / "out" / "model")
     assert '"seed": 11' in (tmp_path / "out" / "model" / "README.md").read_text()
 
@@ -85,7 +88,7 @@ def test_the_forms_in_weights(
     assert "opened by AutoModelForCausalLM.from_pretrained" in outcome.out
     assert ("projection at the hook" in outcome.out) == (form == "projected")
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    row = metrics["comparison"][str(sea_file)]
+    row = metrics["comparison"][f".../{sea_file.name}"]
     assert {"role", "n_tokens", "hook", "exported"} <= set(row)
     if form == "low-rank":
         assert (len(metrics["numbers"]["losses"]), metrics["numbers"]["rank"]) == (3, 2)
@@ -126,6 +129,20 @@ def test_without_texts_it_is_written_and_nothing_is_compared(export: Callable[..
     assert outcome.code == 0, outcome.err
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["comparison"] == {}
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_a_family_that_cannot_be_exported_is_refused_before_its_weights_are_read(
+    export: Callable[..., Any], tiny_llama_dir: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_llama_dir, tmp_path / "gemma"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(
+        json.dumps(config | {"model_type": "gemma3_text", "architectures": ["Gemma3ForCausalLM"]})
+    )
+    (folder / "model.safetensors").write_bytes(b"broken")
+    for prefix in ("", "bridge:"):
+        outcome = export("hooked", "--model", f"{prefix}{folder}")
+        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; needed gpt_neox" in outcome.error) == (2, True)
 
 
 def test_what_cannot_be_written_is_one_line(

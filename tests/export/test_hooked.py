@@ -126,6 +126,7 @@ def test_every_setting_of_the_hook_counts(name: str, value: Any, exported: Calla
     changed = json.loads(config.read_text())
     assert changed[name] != value
     config.write_text(json.dumps(changed | {name: value}))
+    (folder / "SHA256SUMS").unlink()
     assert max_log_prob_difference(load_edited(folder), lm, edit, tokens) > 100 * ATOL
 
 
@@ -208,11 +209,39 @@ def test_the_folder_holds_all_that_belongs_to_the_edit(exported: Callable[..., A
     assert not [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
 
 
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "hook/weights.safetensors", "hook/config.json", "edit.json", "sae/cfg.json"]
+)
+def test_a_flipped_bit_is_told(name: str, exported: Callable[..., Any]) -> None:
+    _, folder, model = exported()
+    lines = (folder / "SHA256SUMS").read_text().splitlines()
+    assert {line.split("  ")[1] for line in lines} >= {name, "config.json", "sae/sae_weights.safetensors"}
+    (folder / "README.md").write_text("may be changed")
+    load_edited(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[-3] ^= 1
+    (folder / name).write_bytes(content)
+    damaged = rf"{name} is damaged \(its content does not match SHA256SUMS\); copy the folder again, or delete SHA256SUMS"
+    with pytest.raises(ValueError, match=damaged):
+        load_edited(folder)
+    if name.startswith(("hook", "edit")):
+        with pytest.raises(ValueError, match=damaged):
+            attach(model, folder)
+
+
+def test_a_file_that_was_not_copied_is_named(exported: Callable[..., Any]) -> None:
+    _, folder, _ = exported()
+    (folder / "hook" / "weights.safetensors").unlink()
+    with pytest.raises(ValueError, match="No such file or directory; copy the whole folder again"):
+        load_edited(folder)
+
+
 def test_a_hook_of_another_sae_is_refused(exported: Callable[..., Any]) -> None:
     _, folder, _ = exported()
     content = json.loads((folder / "edit.json").read_text())
     content["sae"]["weights_sha256"] = "0"
     (folder / "edit.json").write_text(json.dumps(content))
+    (folder / "SHA256SUMS").unlink()
     with pytest.raises(ValueError, match="belongs to another SAE"):
         load_edited(folder)
 

@@ -47,3 +47,16 @@ def test_what_the_card_says_of_positions_is_so() -> None:
     assert "Mixed positions are not noticed: they give other features" in card
     rows, order = torch.randn(8, 8), torch.tensor([1, 6, 3, 0, 2, 7, 4, 5])
     assert not torch.allclose(sae.encode(rows)[order], sae.encode(rows[order]))
+
+
+def test_names_that_others_chose_are_no_markup() -> None:
+    sae = an_sae()
+    sae.cfg.metadata.hook_name = "hook|<b>"
+    sae.cfg.metadata.model_name = "/home/me/<img src=x onerror=alert(1)>"
+    sae.cfg.metadata.dataset_path = "elsewhere:[a](http://b)|c.txt"
+    card = sae_card(sae, "me/mine", 'x"`\n<script>', {"l0": 1.0}, {"l0": "a|b"}, "<iframe>\n# t.txt")
+    outside_code = card.split("```python")[0]
+    for markup in ("<img", "<b>", "<iframe", "[a](", "\n# t.txt"):
+        assert markup not in outside_code, markup
+    assert "&lt;img src=x onerror=alert(1)&gt;" in card
+    assert card.count("\n```\n") == 1

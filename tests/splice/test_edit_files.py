@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +14,7 @@ import pytest
 import torch
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
@@ -152,6 +156,111 @@ def test_what_is_no_edit_is_refused(change: dict[str, Any], message: str, tmp_pa
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(DataError, match=message):
         load_edit(path, splice())
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        *(
+            ("edit", "features", f)
+            for f in ([-1], [16], [1.5], [True], ["2"], "12", [None], [[1]], [1e30], 3, None, {}, [10**400])
+        ),
+        *(("edit", "multiplier", m) for m in (math.nan, math.inf, "1", True, None, 1e30, [])),
+        *(("gate", "features", f) for f in ([-1, 3], [1, 16], [1.0, 3], "13")),
+        *(("gate", "weights", w) for w in ([math.nan, 1], [1], [1, math.inf], [1, None], [1, {}], [1, 1e30])),
+        *(("gate", "decay", d) for d in (5, 1, -0.1, math.nan, "0.5", False)),
+        *(("gate", "threshold", t) for t in (math.nan, math.inf, None, "0")),
+        ("gate", "more", 1),
+    ],
+)
+def test_numbers_that_no_edit_can_have_are_refused(part: str, name: str, value: Any, tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    save_edit(path, FeatureEdit((1, 2), 1.0, RUNNING), splice())
+    content = json.loads(path.read_text())
+    content[part][name] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"damaged edit \(") as caught:
+        load_edit(path, splice())
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"kind": "clamp", "features": [1], "values": [math.nan], "where": "fires"},
+        {"kind": "clamp", "features": [1], "values": [1.0], "where": "sometimes"},
+        {"kind": "directions", "basis": [[1.0, 0.0]], "center": [0.0, 0.0], "multiplier": 0},
+        {"kind": "directions", "basis": [[1.0] + [0.0] * 7], "center": [0.0] * 7, "multiplier": 0},
+        {"kind": "directions", "basis": [[1.0] + [0.0] * 7, [1.0]], "center": [0.0] * 8, "multiplier": 0},
+        {"kind": "directions", "basis": [1.0], "center": [0.0] * 8, "multiplier": 0},
+        {"kind": "directions", "basis": [], "center": [0.0] * 7, "multiplier": 0},
+        {"kind": ["features"], "features": [1], "multiplier": 0},
+        [],
+        None,
+        "features",
+    ],
+)
+def test_other_edits_that_cannot_be(edit: Any, tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    save_edit(path, FeatureEdit((1,)), splice())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"edit": edit}))
+    with pytest.raises(DataError, match="damaged edit"):
+        load_edit(path, splice())
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, '{"format": "mtsae-edit-2", "edit": ' + DEEP + "}", "[]", "null", "3", "", "\x00", "9" * 5000]
+)
+def test_json_that_is_no_edit(content: str, tmp_path: Path) -> None:
+    (tmp_path / "edit.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        load_edit(tmp_path / "edit.json", splice())
+    assert len(str(caught.value)) < 400
+
+
+def test_files_that_are_no_plain_or_no_small_ones(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(10**10)  # a sparse file
+    (tmp_path / "latin").write_bytes(b'{"format": "\xff"}')
+    for name in ("pipe", "huge", "latin", "."):
+        with pytest.raises(DataError):
+            load_edit(tmp_path / name, splice())
+
+
+def test_an_edit_of_another_architecture_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    save_edit(path, FeatureEdit((1,)), splice())
+    content = json.loads(path.read_text())
+    content["sae"]["architecture"] = "topk"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ModelError, match="an SAE of architecture 'topk'; this one is 'mtsae'"):
+        load_edit(path, splice())
+
+
+def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tmp_path: Path) -> None:
+    """The same model in other forms is recognized, other weights under the same name are told, and older files say nothing."""
+    path = tmp_path / "edit.json"
+    save_edit(path, FeatureEdit((1,)), lm.splice, model=lm.model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MTSAEWarning)
+        load_edit(path, lm.splice, model=lm.model)
+        load_edit(path, lm.splice, model=half_lm.model)
+    changed = copy.deepcopy(lm.model)
+    for parameter in changed.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(MTSAEWarning, match="the edit was made on bert-t5-gemma, and this bert-t5-gemma predicts other tokens"):
+        load_edit(path, lm.splice, model=changed)
+    content = json.loads(path.read_text())
+    del content["model"]
+    path.write_text(json.dumps(content))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", MTSAEWarning)
+        assert load_edit(path, lm.splice, model=changed) == FeatureEdit((1,))
 
 
 def test_a_path_may_be_a_string(lm: HookedLM, tmp_path: Path) -> None:

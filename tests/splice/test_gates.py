@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -144,3 +145,33 @@ def test_generation_refuses_a_gate_that_looks_ahead(name: str) -> None:
         else:
             with pytest.raises(ConfigError, match="SequenceRateGate reads the whole context before it opens"):
                 StreamingEdit(Splice(sae), edit)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: FeatureActiveGate(torch.tensor([-1])), "indices from 0 on; got -1"),
+        (lambda: SequenceRateGate(torch.tensor([1]), math.nan), "threshold of a gate must be a number; got NaN"),
+        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), 1.0, 0.0), "at least 0 and less than 1; got 1.0"),
+        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), math.nan, 0.0), "at least 0 and less than 1; got nan"),
+        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), 0.5, math.nan), "threshold of a gate must be a number"),
+        (
+            lambda: RunningEvidenceGate(torch.tensor([1]), torch.tensor([math.nan]), 0.5, 0.0),
+            "weights of a gate must be finite",
+        ),
+    ],
+)
+def test_gates_that_never_could_open_rightly(make: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make()
+
+
+def test_a_feature_that_the_sae_does_not_have() -> None:
+    acts = torch.rand(1, 4, 8)
+    for gate in (
+        FeatureActiveGate(torch.tensor([8])),
+        SequenceRateGate(torch.tensor([8]), 0.1),
+        RunningEvidenceGate(torch.tensor([8]), torch.ones(1), 0.5, 0.0),
+    ):
+        with pytest.raises(ConfigError, match="must lie between 0 and 7; got up to 8"):
+            gate.open_from(acts, None)

@@ -19,6 +19,7 @@ from mtsae_lens.data import padding as padding_module
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.firings import read_batch
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import Peaks
@@ -251,6 +252,13 @@ def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], m
             call(padded(prompts()))
         assert "\n" not in str(refused.value)
     lm.activations(prompts()[0])  # without padding nothing is asked
+
+
+def test_saelens_evaluation_of_padded_contexts_is_refused(lm_of: Callable[..., HookedLM]) -> None:
+    """It calls the model without a mask."""
+    lm = lm_of("neox")
+    with pytest.raises(DataError, match=r"prompts: contexts are padded on the left, .*; pad on the right"):
+        evaluate_fidelity(lm.sae, lm.model, lm.cutter, table(padded(prompts())))
 
 
 def test_a_call_of_the_model_itself(lm_of: Callable[..., HookedLM]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -15,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, DataError, OutputError, TrainingInterrupted
-from mtsae_lens.training.log import read_log
+from mtsae_lens.training.log import TrainingLog, read_log
 from mtsae_lens.training.trainer import SequenceSAETrainer
 
 WEIGHTS = "sae_weights.safetensors"
@@ -310,17 +313,135 @@ def whole(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Callable[...,
 FILES = ("sae_weights.safetensors", "trainer_state.safetensors", "trainer_state.json", "activation_scaler.json")
 
 
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("damage", ["cut", "gone", "noise"])
-def test_a_damaged_checkpoint_is_named(name: str, damage: str, interrupted: Callable[..., TrainSettings]) -> None:
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "gone":
+        path.unlink()
+    elif how == "flipped":
+        data[-9] ^= 1
+        path.write_bytes(data)
+    else:
+        path.write_bytes({"cut": data[: len(data) // 2], "noise": b"\xff\xfe\x00" * 50, "null": b"null", "list": b"[]"}[how])
+
+
+DAMAGES = [
+    *((name, how) for name in FILES for how in ("cut", "gone", "flipped")),
+    *((name, how) for name in FILES[2:] for how in ("noise", "null", "list")),
+]
+
+
+@pytest.mark.parametrize(("name", "how"), DAMAGES)
+def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(
+    name: str, how: str, interrupted: Callable[..., TrainSettings], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = interrupted().out
-    path = out / "checkpoints" / "step_000000007" / name
-    data = path.read_bytes()
-    path.unlink()
-    if damage != "gone":
-        path.write_bytes(data[: len(data) // 2] if damage == "cut" else b"\xff\xfe\x00" * 50)
-    with pytest.raises(DataError, match=r"step_000000007 is damaged .*; delete it and resume from an earlier one"):
+    damage(out / "checkpoints" / "step_000000007" / name, how)
+    train(interrupted(), resume=True)
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+    assert len(told) == 1
+    assert re.search(r"step_000000007.* is damaged .*; trying the one before", told[0])
+    assert same_run(out, whole)
+    assert steps_saved(out) == [8, 12]
+
+
+@pytest.mark.parametrize(("name", "how"), [*((name, "cut") for name in FILES), *((name, "null") for name in FILES[2:])])
+def test_where_every_checkpoint_is_damaged_nothing_is_trained(
+    name: str, how: str, interrupted: Callable[..., TrainSettings]
+) -> None:
+    out = interrupted().out
+    for step in (4, 7):
+        folder = out / "checkpoints" / f"step_{step:09d}"
+        (folder / "SHA256SUMS").unlink()  # as in checkpoints from before
+        damage(folder / name, how)
+    with pytest.raises(DataError, match=r"^[^\n]* is damaged [^\n]*delete .*checkpoints and train anew$"):
         train(interrupted(), resume=True)
+    assert steps_saved(out) == [4, 7]
+
+
+@pytest.mark.parametrize(
+    "key", ["n_training_steps", "n_training_samples", "param_groups", "lr_scheduler", "coefficient_schedulers", "fingerprint"]
+)
+@pytest.mark.parametrize("value", [None, "x", [3], "gone"])
+def test_a_state_of_another_shape_is_told(key: str, value: Any, interrupted: Callable[..., TrainSettings]) -> None:
+    folder = interrupted().out / "checkpoints"
+    shutil.rmtree(folder / "step_000000004")
+    path = folder / "step_000000007" / "trainer_state.json"
+    (path.parent / "SHA256SUMS").unlink()
+    content = json.loads(path.read_text())
+    del content[key]
+    path.write_text(json.dumps(content if value == "gone" else content | {key: value}))
+    with pytest.raises(
+        DataError, match=r"^[^\n]*step_000000007[^\n]* is damaged [^\n]*; delete [^\n]*step_000000007 and resume again$"
+    ):
+        train(interrupted(), resume=True)
+
+
+def test_a_checkpoint_from_before_has_no_digests(interrupted: Callable[..., TrainSettings], whole: Path) -> None:
+    folder = interrupted().out / "checkpoints" / "step_000000007"
+    for name in ("SHA256SUMS", "training_log.jsonl"):
+        (folder / name).unlink()
+    for name in FILES[:2]:
+        save_file(load_file(folder / name), folder / name)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    for name in ("model_contents", "dataset_contents"):
+        del state["fingerprint"][name]
+    (folder / "trainer_state.json").write_text(json.dumps(state))
+    train(interrupted(), resume=True)
+    assert same_run(interrupted().out, whole)
+
+
+@pytest.mark.parametrize("how", ["emptied", "gone", "cut", "changed"])
+def test_a_damaged_log_is_restored(
+    how: str, interrupted: Callable[..., TrainSettings], whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = interrupted().out / LOG
+    rows = log.read_text()
+    if how == "gone":
+        log.unlink()
+    else:
+        log.write_text({"emptied": "", "cut": rows[: len(rows) // 3], "changed": rows.replace("1", "2", 1)}[how])
+    train(interrupted(), resume=True)
+    assert "training_log.jsonl was cut or changed; its rows were restored from" in capsys.readouterr().err
+    assert same_run(interrupted().out, whole)
+
+
+@pytest.mark.parametrize("line", ["null", "[]", "3", '{"stop": 1}', '{"step": "x"}', "{", "[" * 100_000])
+def test_a_log_line_that_is_no_row_is_named(line: str, tmp_path: Path) -> None:
+    (tmp_path / LOG).write_text(f'{{"step": 1}}\n{line}\n')
+    for read in (lambda path: TrainingLog(path, 3), read_log):
+        with pytest.raises(DataError, match=r"training_log\.jsonl:2: damaged; delete that line and resume again"):
+            read(tmp_path / LOG)
+
+
+def test_a_text_or_model_that_changed_is_refused(
+    tmp_path: Path,
+    tiny_settings: Callable[..., TrainSettings],
+    tiny_model_dir: Path,
+    text_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text, model = Path(shutil.copy(text_file, tmp_path / "text.txt")), Path(shutil.copytree(tiny_model_dir, tmp_path / "model"))
+    settings = tiny_settings(tmp_path / "run", dataset=str(text), model=str(model))
+    raise_signal_at(6, monkeypatch)
+    with pytest.raises(TrainingInterrupted):
+        train_sae(settings)
+    monkeypatch.undo()
+    for path in (text, model / "config.json"):
+        before = path.read_bytes(), path.stat()
+        path.write_bytes(before[0] + b"\n")
+        with pytest.raises(ConfigError, match=r"the files of .* have changed since.*resume with the same, or give a new --out"):
+            train_sae(settings, resume=True)
+        path.write_bytes(before[0])
+        os.utime(path, ns=(before[1].st_atime_ns, before[1].st_mtime_ns))
+    train_sae(settings, resume=True)
+
+
+def test_files_get_the_permissions_of_the_umask(whole: Path) -> None:
+    """SAE and checkpoints too, which safetensors writes for their owner alone."""
+    os.umask(umask := os.umask(0o022))
+    files = [path for path in whole.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o666 & ~umask}
 
 
 def test_an_earlier_checkpoint_serves(interrupted: Callable[..., TrainSettings], whole: Path) -> None:

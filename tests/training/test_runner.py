@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.training import runner as runner_module
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 
 
@@ -67,3 +69,40 @@ def test_dtypes_that_contradict_each_other_are_refused(tiny_model: Any, half_lm:
     cfg = config(half_lm.model, model_from_pretrained_kwargs={"dtype": torch.bfloat16})
     with pytest.raises(ConfigError, match=r"written as JSON: give dtype='bfloat16', not torch\.bfloat16"):
         SequenceSAETrainingRunner(cfg, override_model=half_lm.model, override_dataset=TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "default"),
+    [
+        ("use_cached_activations", True, "False"),
+        ("seqpos_slice", (1, None), r"\(None,\)"),
+        ("compile_sae", True, "False"),
+        ("sequence_separator_token", None, "'bos'"),
+        ("exclude_special_tokens", [3, 4], "False"),
+        ("model_kwargs", {"x": 1}, "{}"),
+        ("activations_mixing_fraction", 0.0, "0.5"),
+        ("dead_feature_threshold", 1e-4, "1e-08"),
+        ("dtype", "bfloat16", "'float32'"),
+        ("model_class_name", "HookedMamba", "'HookedTransformer'"),
+    ],
+)
+def test_a_setting_that_is_not_carried_out_is_refused(name: str, value: Any, default: str, tiny_model: Any) -> None:
+    cfg = config(tiny_model)
+    setattr(cfg, name, value)
+    with pytest.raises(ConfigError, match=f"^{name}=.* is not carried out by this runner; leave it at {default}$"):
+        SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("exclude_special_tokens", True), ("is_dataset_tokenized", False), ("verbose", False)]
+)
+def test_a_setting_that_says_what_is_done_anyway_is_taken(name: str, value: Any, tiny_model: Any) -> None:
+    cfg = config(tiny_model)
+    setattr(cfg, name, value)
+    SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
+
+
+def test_every_setting_is_followed_without_effect_or_refused() -> None:
+    names = {field.name for field in dataclasses.fields(LanguageModelSAERunnerConfig)}
+    assert names >= runner_module._FOLLOWED | runner_module._NO_EFFECT
+    assert not runner_module._FOLLOWED & runner_module._NO_EFFECT

@@ -127,12 +127,15 @@ def test_nothing_is_read_twice(
         return read(reader, tokens)
 
     monkeypatch.setattr(ActivationReader, "read", counted)
-    for place, buffer in enumerate((640, 20)):  # contexts; the run has 48
+    for place, (buffer, sae) in enumerate(
+        [(640, {"k": 4}), (20, {"k": 4}), (640, {"k": 4, "dilations": "auto"})]
+    ):  # of 48 contexts
         settings = tiny_settings(
             tmp_path / str(place),
             normalize_activations=normalize_activations,
             buffer_size_sequences=buffer,
             lm_batch_size_sequences=4,
+            sae=sae,
         )
         n_read.clear()
         train_sae(settings, tiny_model)
@@ -198,6 +201,7 @@ def test_a_corpus_of_special_tokens_alone_is_refused(
     for architecture in ("mtsae", "topk"):
         with pytest.raises(DataError, match="more than special tokens"):
             train_sae(tiny_settings(tmp_path / architecture, architecture=architecture, dataset=str(text)), tiny_model)
+        assert [path for path in tmp_path.rglob("*") if path.is_file()] == [text]
 
 
 def test_an_sae_of_half_the_run_starts_as_it_was() -> None:

@@ -29,10 +29,13 @@ class Recorder:
     rows: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     artifacts: list[tuple[str, list[str], list[str] | None]] = field(default_factory=list)
     exits: list[int | None] = field(default_factory=list)
+    sent: list[str] = field(default_factory=list)
+    """Settings of runs and artifacts, and the content of JSON files."""
     last_step: int = 0
 
     def init(self, **settings: Any) -> SimpleNamespace:
         self.inits.append(settings)
+        self.sent.append(json.dumps(settings, default=str))
         self.last_step = 0
         return SimpleNamespace(id=settings["id"] or f"run{len(self.inits)}")
 
@@ -42,6 +45,8 @@ class Recorder:
         self.rows.append((step, row))
 
     def log_artifact(self, artifact: Any, aliases: list[str] | None = None) -> None:
+        self.sent.append(json.dumps(artifact.metadata, default=str))
+        self.sent += [Path(e.local_path).read_text() for name, e in artifact.manifest.entries.items() if name.endswith(".json")]
         self.artifacts.append((artifact.type, sorted(artifact.manifest.entries), aliases))
 
     def finish(self, exit_code: int | None = None) -> None:
@@ -78,6 +83,9 @@ def test_rows_histograms_and_the_final_sae(
     kinds = {kind: (files, aliases) for kind, files, aliases in recorder.artifacts}
     assert kinds["model"] == (["cfg.json", "sae_weights.safetensors"], ["final_model"])
     assert kinds["log_feature_sparsity"][0] == ["sparsity.safetensors"]
+    assert len(recorder.sent) == 4
+    assert not any(str(tmp_path.parent) in text for text in recorder.sent)  # no path of the machine leaves it
+    assert "elsewhere:land.txt" in recorder.sent[2]
 
 
 def test_without_it_nothing_is_called(recorder: Recorder, tiny_settings: Make, tmp_path: Path) -> None:

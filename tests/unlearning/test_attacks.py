@@ -124,6 +124,8 @@ def test_dilution_puts_filler_before_text_and_counts_the_text(
         assert not counted[:, :n].any()
         assert torch.equal(counted[:, n:], before[:, : counted.shape[1] - n])
         assert counted.any(dim=1).all()
+    packed = TokenTable("packed", learned.tokens[:1], ("a",), spans=((("a", 0), ("b", 10), ("c", 25)),))
+    assert dilute(packed, filler, cutter, 12, seed=0).spans == ((("a", 0), ("b", 22)),)  # the third no longer fits
     last = int(questions.answers.nonzero()[:, 1].max())
     assert dilute(questions, filler, cutter, 31 - last).counted(cutter).sum() == questions.counted(cutter).sum()
     for n in (32 - last, 30):

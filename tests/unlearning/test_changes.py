@@ -18,7 +18,7 @@ from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, fur
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss
-from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, as_logits
+from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, as_logits, measure_edits
 from mtsae_lens.unlearning.task import Corpus, Task
 
 
@@ -178,3 +178,15 @@ def test_texts_are_continued_from_so_many_contexts_of_test(lm: Any, task: Task) 
     texts = [lm.cutter.tokenizer.decode(row[1:].tolist()) for row in table.tokens]
     for sample in shown[task.forget]:
         assert any(text.startswith(sample["prompt"]) for text in texts)
+
+
+def test_prompts_of_packed_notes_end_before_their_separators(lm: Any, text_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Note {i}: the mast."}) + "\n" for i in range(400)))
+    task = Task((Corpus(str(path), "forget"), Corpus(str(text_file), "far")), 6)
+    found = further_measures(lm, task, Change(gated(lm)), None, seed=0)
+    assert found["generation"][str(path)]["clean"]["n_texts"] >= 3
+    (effect,) = measure_edits(lm, task.table(str(path), "test", lm.cutter), [gated(lm)])
+    row = effect_row(effect, seed=0)
+    assert row["n_documents"] > row["n_tokens"] / 12  # notes of at most 12 tokens, each a document of its own
+    assert len(document_rows(effect)) == row["n_documents"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtsae_lens.checksums import check_checksums
 from mtsae_lens.errors import DataError
+from mtsae_lens.sealed import read_json
 
 FORMAT = "mtsae-exploration-1"
 SETTINGS_FILE = "explore.json"
@@ -46,18 +47,19 @@ class FactsFolder:
         Raises:
             DataError: not such a folder, another format, or a table or column is missing.
         """
-        try:
-            settings = json.loads((path / SETTINGS_FILE).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: no facts here ({error}); write them with `mtsae explore SAE_DIR --out {path}`") from error
-        came = settings.get("format") if isinstance(settings, dict) else None
+        if not (path / SETTINGS_FILE).is_file():
+            raise DataError(f"{path}: no {SETTINGS_FILE}; write the facts with `mtsae explore SAE_DIR --out {path}`")
+        remedy = f"delete {path / SETTINGS_FILE} and run `mtsae explore` again"
+        settings = read_json(path / SETTINGS_FILE, dict[str, Any], remedy)
+        came = settings.get("format")
         if came != FORMAT:
-            raise DataError(f"{path / SETTINGS_FILE}: format {came!r}, but {FORMAT!r} is needed; run `mtsae explore` again")
+            raise DataError(f"{path / SETTINGS_FILE}: format {came!r}, but {FORMAT!r} is needed; {remedy}")
+        check_checksums(path, remedy)
         folder = cls(path, settings)
         for name, needed in _COLUMNS.items():
             missing = sorted(set(needed) - set(folder._table(name).schema_arrow.names))
             if missing:
-                raise DataError(f"{path / name}: no column {', '.join(missing)}; run `mtsae explore` again")
+                raise DataError(f"{path / name}: no column {', '.join(missing)}; {remedy}")
         return folder
 
     @property
@@ -84,5 +86,6 @@ class FactsFolder:
     def _table(self, name: str) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(self.path / name)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{self.path / name}: cannot be read ({error}); run `mtsae explore` again") from error
+        except (OSError, pa.ArrowException) as error:
+            remedy = f"delete {self.path / SETTINGS_FILE} and run `mtsae explore` again"
+            raise DataError(f"{self.path / name}: cannot be read ({error}); {remedy}") from error

@@ -59,7 +59,7 @@ def table(cutter: Any, text_file: Path, sea_file: Path) -> TokenTable:
 def naive(lm: HookedLM, table: TokenTable, edit: FeatureEdit) -> dict[str, list[float]]:
     """Per document `[n, clean, edited, kl]`, context by context, token by token, hooks on a whole forward pass."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0] * 4)
-    for name, row in zip(table.documents, table.tokens, strict=True):
+    for pieces, row in zip(table.pieces.of_token, table.tokens, strict=True):
         masked = row == 0
         masked[0] = True
 
@@ -83,7 +83,7 @@ def naive(lm: HookedLM, table: TokenTable, edit: FeatureEdit) -> dict[str, list[
             if target != 0:
                 kl = (clean[t].exp() * (clean[t] - edited[t])).sum().item()
                 for place, value in enumerate((1.0, -clean[t, target].item(), -edited[t, target].item(), kl)):
-                    sums[name][place] += value
+                    sums[table.pieces.documents[pieces[t + 1]]][place] += value
     return dict(sums)
 
 
@@ -101,6 +101,31 @@ def test_effects_are_those_of_a_whole_forward_pass_with_hooks(
         torch.testing.assert_close(got.float(), torch.tensor([expected[d] for d in "abcd"]), atol=5e-3, rtol=1e-4)
         assert effect.mean(effect.kl) > 1e-4  # the edit did something, so equality says something
     assert effect.n_tokens.sum().item() == 8 * 31 - 1
+
+
+def test_packed_contexts_are_summed_document_by_document(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
+    lm = random_lm(tiny_model, cutter, HOOKS[0])
+    spans = [(("a", 0), ("b", 9), ("c", 18)), (("c", 0), ("d", 31)), (("d", 0), ("a", 18))]
+    packed = TokenTable("packed", table.tokens[:3], ("a", "c", "d"), spans=tuple(spans))
+    never = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 1e9)
+    first = dataclasses.replace(EDITS[2], gate=RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 40.0))
+    for edit in (*EDITS, first, dataclasses.replace(EDITS[2], gate=never)):
+        (effect,) = measure_edits(lm, packed, [edit])
+        expected = naive(lm, packed, edit)
+        columns = (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl)
+        got = torch.stack([effect.by_document(column) for column in columns], dim=1)
+        torch.testing.assert_close(got.float(), torch.tensor([expected[d] for d in "abcd"]), atol=5e-3, rtol=1e-4)
+        assert effect.documents == ("a", "b", "c", "c", "d", "d", "a")
+    other = measure_model(as_logits(tiny_model), tiny_model, cutter, packed)
+    torch.testing.assert_close(other.n_tokens, effect.n_tokens)
+    torch.testing.assert_close(other.nll_clean, effect.nll_clean, atol=1e-3, rtol=1e-4)
+
+
+def test_the_suffix_of_each_piece() -> None:
+    hits = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]], dtype=torch.bool)
+    counted = torch.tensor([[1, 1, 1, 1, 0, 1], [1, 1, 1, 0, 1, 1]], dtype=torch.bool)
+    piece = torch.tensor([[0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3]])
+    assert measures.longest_suffix(hits, counted, piece).tolist() == [2, 2, 2, 0]
 
 
 def test_heads_may_be_reshaped_by_the_sae(tiny_model: Any, cutter: Any, table: TokenTable) -> None:

@@ -130,3 +130,11 @@ def test_a_corpus_of_special_tokens_is_refused(lm: HookedLM, tables: list[TokenT
     empty = TokenTable("empty", torch.zeros(2, 8, dtype=torch.long), ("a", "b"))
     with pytest.raises(DataError, match="empty: nothing but special tokens"):
         measure_gate(lm, gates["running"], tables[0], {"empty": empty})
+
+
+def test_intervals_resample_the_documents_of_packed_contexts(lm: HookedLM, tables: list[TokenTable]) -> None:
+    gate = AlwaysOpen()
+    packed = dataclasses.replace(tables[0], spans=tuple(((f"a{row}", 0), ("b", 20)) for row in range(len(tables[0]))))
+    shares = measure_gate(lm, gate, packed, {"other": tables[1]}).true_positives
+    assert shares.n_documents == len(tables[0]) + 1
+    assert shares.n_contexts == len(tables[0])

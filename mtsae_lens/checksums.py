@@ -1,0 +1,49 @@
+"""A list of the SHA-256 of the files in a folder, in the form that `sha256sum --check` reads. Folders without one are not checked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mtsae_lens.digests import digest_file
+from mtsae_lens.errors import DataError
+from mtsae_lens.files import write_text
+
+CHECKSUMS_FILE = "SHA256SUMS"
+
+
+def write_checksums(folder: Path, patterns: Sequence[str] = ("**/*",)) -> None:
+    """Write the list into a folder.
+
+    Args:
+        folder: whose files are complete.
+        patterns: of the files to list, as `Path.glob` takes them.
+    """
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    listed = sorted({path.relative_to(folder).as_posix() for path in files} - {CHECKSUMS_FILE})
+    write_text(folder / CHECKSUMS_FILE, "".join(f"{digest_file(folder / name)}  {name}\n" for name in listed))
+
+
+def check_checksums(folder: Path, remedy: str) -> None:
+    """Compare the files of a folder with the list in it, if it has one.
+
+    Args:
+        folder: to check.
+        remedy: what the user should do if a file is damaged.
+
+    Raises:
+        DataError: a listed file is missing, or has another content than when the list was written.
+    """
+    path = folder / CHECKSUMS_FILE
+    if not path.is_file():
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        for name, digest in listed.items():
+            if digest_file(folder / name) != digest:
+                raise DataError(f"{folder / name} is damaged (its content does not match {CHECKSUMS_FILE}); {remedy}")
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{folder} is damaged ({type(error).__name__}: {error}); {remedy}") from error

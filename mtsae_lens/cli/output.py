@@ -1,0 +1,114 @@
+"""Write to the terminal: no control character of a prompt or a file name gets through, and a full or closed output is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import StringIO
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from mtsae_lens.errors import MTSAEWarning
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Characters that move the cursor, change colors or turn the direction of a line, and halves of characters, which no output takes; line
+breaks and tabs stay."""
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that a closed pipe ended
+
+
+class OutputLost(Exception):
+    """Standard output takes no more; the results in files are whole."""
+
+    def __init__(self, error: OSError) -> None:
+        self.is_pipe = error.errno == errno.EPIPE
+        super().__init__(f"standard output cannot be written ({error.strerror}); results in files are not affected")
+
+
+def printable(text: str) -> str:
+    r"""Replace every control character by its escape, such as `\x1b`."""
+    return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
+
+
+def say(text: str) -> None:
+    """Write lines to standard output.
+
+    Raises:
+        OutputLost: it is full or closed.
+    """
+    try:
+        encoding = sys.stdout.encoding or "utf-8"
+        typer.echo(printable(text).encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputLost(error) from error
+
+
+def say_aside(text: str) -> None:
+    """Write a line to standard error; nothing can be said where that is full or closed."""
+    with suppress(OSError):
+        typer.echo(printable(" ".join(text.splitlines())), err=True)
+
+
+class _Lines(StringIO):
+    """A text in memory that has the encoding of standard output, by which rich chooses how to draw lines."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Return the name of the encoding."""
+        return sys.stdout.encoding or "utf-8"
+
+
+def print_tables(*tables: Any) -> None:
+    """Print tables of results as lines of text."""
+    for table in tables:
+        drawn = RichTable(show_edge=False, pad_edge=False)
+        for name in table.header:
+            justify: Any = "left" if name in (table.header[0], "meaning") else "right"
+            drawn.add_column(Text(printable(name)), justify=justify)
+        for row in table.rows:
+            drawn.add_row(*(Text(_cell(cell)) for cell in row))
+        with _Lines() as lines:
+            is_terminal = sys.stdout.isatty()
+            width = Console().width if is_terminal else 220
+            Console(file=lines, width=width, force_terminal=False).print(drawn)
+            say(lines.getvalue().rstrip("\n"))
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Show every warning of this package as one line while the block runs, and others as before."""
+    before = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, MTSAEWarning):
+            say_aside(f"warning: {message}")
+        else:
+            before(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+def drop_standard_output() -> None:
+    """Send what is still buffered nowhere, or Python itself would complain about it at its exit."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else printable(str(value).replace("\n", " "))

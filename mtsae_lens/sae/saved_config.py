@@ -1,0 +1,83 @@
+"""Check the `cfg.json` of a saved SAE before anything is built from it: the file may come from anywhere."""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
+from pydantic_core import from_json
+from sae_lens.registry import SAE_CLASS_REGISTRY
+
+from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.sae.field_types import check_fields
+
+_MAX_BYTES = 16_000_000  # a configuration has a few thousand
+
+
+class _Metadata(BaseModel):
+    """What is read of an SAE's metadata; None is what it does not say. Fields of others are left alone."""
+
+    model_config = ConfigDict(extra="allow", protected_namespaces=())
+
+    model_name: StrictStr | None = None
+    hook_name: StrictStr | None = None
+    dataset_path: StrictStr | None = None
+    context_size: StrictInt | None = Field(None, ge=1, le=2**31 - 1)
+    hook_head_index: StrictInt | None = Field(None, ge=0, le=2**31 - 1)
+    prepend_bos: StrictBool | None = None
+    model_from_pretrained_kwargs: dict[str, Any] | None = None
+    local_contents: dict[str, StrictStr] | None = None
+
+
+def check_saved_config(path: Path) -> None:
+    """Check the `cfg.json` of an SAE's folder.
+
+    Raises:
+        ModelError: it cannot be read, is no JSON object, or holds values that no SAE of its architecture has.
+    """
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
+            raise ModelError(f"{path}: expected a file of at most {_MAX_BYTES:,} bytes, got {about.st_size:,} bytes or no file")
+        content = from_json(path.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: the SAE cannot be loaded (not JSON: {str(error)[:200]})") from error
+    if not isinstance(content, dict):
+        raise ModelError(f"{path}: the SAE cannot be loaded (expected an object of settings, got a {type(content).__name__})")
+    check_metadata(content.get("metadata", {}), str(path))
+    architecture = content.get("architecture")
+    if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
+        return  # SAELens's own loader names it
+    k, d_sae = content.get("k"), content.get("d_sae")
+    try:
+        check_fields(SAE_CLASS_REGISTRY[architecture][1], content)
+    except ConfigError as error:
+        raise ModelError(f"{path}: the SAE cannot be loaded ({error})") from error
+    if isinstance(k, int) and isinstance(d_sae, int) and k > d_sae and content.get("activation", "topk") == "topk":
+        raise ModelError(f"{path}: the SAE cannot be loaded (k must lie between 1 and d_sae ({d_sae}); got {k})")
+
+
+def check_metadata(metadata: Any, place: str) -> None:
+    """Check the types of what is read of an SAE's metadata.
+
+    Args:
+        metadata: a mapping, if it is right.
+        place: the SAE, for an error.
+
+    Raises:
+        ModelError: it is no mapping, or a field has another type.
+    """
+    if not isinstance(metadata, Mapping):
+        raise ModelError(f"{place}: the SAE cannot be loaded (metadata must be a mapping; got a {type(metadata).__name__})")
+    try:
+        _Metadata.model_validate(dict(metadata))
+    except (ValidationError, TypeError) as error:
+        where = "metadata" + (f".{error.errors()[0]['loc'][0]}" if isinstance(error, ValidationError) else "")
+        what = error.errors()[0]["msg"].replace("Input should be", "expected") if isinstance(error, ValidationError) else error
+        came = f"; got {str(error.errors()[0]['input'])[:80]!r}" if isinstance(error, ValidationError) else ""
+        raise ModelError(f"{place}: the SAE cannot be loaded ({where}: {what}{came})") from error

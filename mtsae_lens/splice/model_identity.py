@@ -1,0 +1,61 @@
+"""Recognize a language model by what it predicts: alike in every form of it (bridge or not, any device), unlike for other weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+N_TOKENS = 16
+_TOLERANCE = {"float32": 0.05, "float64": 0.05}  # nats; forms of one model differ by about 1e-4
+_HALF_TOLERANCE = 1.0
+
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class ModelIdentity(BaseModel):
+    """The name of a language model, and the log-probabilities that it gives to the tokens of a fixed row."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
+
+    name: str
+    dtype: str
+    tokens: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=2, max_length=1024)
+    log_probs: tuple[Finite, ...]
+
+    def difference(self, model: Any) -> float | None:
+        """Compare a model with this one.
+
+        Args:
+            model: a language model with hooks.
+
+        Returns:
+            The largest difference in log-probability, in nats, where it is more than two forms of one model differ by; None for the same.
+        """
+        if max(self.tokens) >= model.cfg.d_vocab or len(self.tokens) > model.cfg.n_ctx:
+            return float("inf")
+        given = _log_probs(model, list(self.tokens))
+        if len(given) != len(self.log_probs):
+            return float("inf")
+        largest = max(abs(ours - theirs) for ours, theirs in zip(given, self.log_probs, strict=True))
+        dtypes = (self.dtype, str(model.cfg.dtype).removeprefix("torch."))
+        tolerance = max(_TOLERANCE.get(dtype, _HALF_TOLERANCE) for dtype in dtypes)
+        return None if largest <= tolerance else largest
+
+
+def identify(model: Any) -> ModelIdentity:
+    """Record a language model with hooks: one forward pass over a few tokens."""
+    tokens = [(7919 * place + 13) % model.cfg.d_vocab for place in range(min(N_TOKENS, model.cfg.n_ctx))]
+    dtype = str(model.cfg.dtype).removeprefix("torch.")
+    return ModelIdentity(
+        name=model.cfg.model_name, dtype=dtype, tokens=tuple(tokens), log_probs=tuple(_log_probs(model, tokens))
+    )
+
+
+@torch.no_grad()
+def _log_probs(model: Any, tokens: list[int]) -> list[float]:
+    row = torch.tensor([tokens], device=model.cfg.device)
+    log_probs = model(row)[0].float().log_softmax(dim=-1)
+    found = log_probs[:-1].gather(-1, row[0, 1:, None].to(log_probs.device)).flatten()
+    return [round(value, 5) for value in found.clamp(min=-1e4).tolist()]

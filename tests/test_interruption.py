@@ -1,0 +1,66 @@
+"""A signal ends a command at once, with the sentence that was given for it."""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+import pytest
+
+from mtsae_lens.errors import TrainingInterrupted
+from mtsae_lens.interruption import stop_on_signal, stopped_with
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_becomes_one_sentence(number: signal.Signals) -> None:
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    reached: list[int] = []
+
+    @stopped_with("type it again")
+    def work() -> None:
+        try:
+            signal.raise_signal(number)
+            reached.append(1)
+        except Exception:  # a library that swallows what it does not know
+            reached.append(2)
+
+    with pytest.raises(TrainingInterrupted, match=r"^type it again$") as stop:
+        work()
+    assert (stop.value.signal_number, reached) == (number, [])
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_work_inside_that_listens_for_itself_goes_first() -> None:
+    """It saves; what the command says about the whole goes before what it says."""
+    saved = []
+
+    @stopped_with("the whole")
+    def work() -> None:
+        with stop_on_signal() as request:
+            signal.raise_signal(signal.SIGTERM)
+            assert request.signal_number is not None
+            saved.append(request.signal_number)
+            raise TrainingInterrupted(request.signal_number, "a part")
+
+    with pytest.raises(TrainingInterrupted, match=r"^the whole$") as stop:
+        work()
+    assert (saved, stop.value.signal_number) == ([signal.SIGTERM], signal.SIGTERM)
+
+
+def test_a_sentence_that_says_more_stands() -> None:
+    def grid() -> None:
+        raise TrainingInterrupted(signal.SIGINT, "3 of 5 trials are done")
+
+    with pytest.raises(TrainingInterrupted, match=r"^3 of 5 trials are done$"):
+        stopped_with("what is done is kept", unless_told=True)(grid)()
+    with pytest.raises(TrainingInterrupted, match=r"^what is done is kept$"):
+        stopped_with("what is done is kept", unless_told=True)(lambda: signal.raise_signal(signal.SIGINT))()
+
+
+def test_nothing_happens_without_a_signal() -> None:
+    def work(value: Any) -> Any:
+        return value
+
+    assert stopped_with("never said")(work)(3) == 3
+    with pytest.raises(ValueError, match="its own"), stopped_with("never said"):
+        raise ValueError("its own")
