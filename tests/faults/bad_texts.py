@@ -183,7 +183,7 @@ def _cutter(workplace: Workplace) -> ContextCutter:
 def source(workplace: Workplace, rng: random.Random, folder: Path) -> Finding:
     """An odd text, checked and read."""
     path, what = make_source(folder, rng)
-    split = rng.choice(("select", "tune", "test"))
+    split = rng.choice(("train", "train", "select", "tune", "test"))
 
     def use() -> str:
         check_source(str(path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import resource
 import signal
@@ -16,7 +17,7 @@ from faults.runner import Family
 from faults.workplace import Workplace, contents, differences
 
 _MOST_KILLS = 3
-_LIMITS = [2**power for power in range(8, 21)]  # bytes of a file, from less than any to more than most
+_LIMITS = [2**power for power in range(11, 22)]  # bytes of a file; what is printed goes to files too, and must have room
 
 
 def kill(workplace: Workplace, rng: random.Random, folder: Path, *, job: Job) -> Finding:
@@ -61,6 +62,7 @@ def fill_disk(workplace: Workplace, rng: random.Random, folder: Path, *, job: Jo
 
 
 def _limited(limit: int, job: Job, workplace: Workplace) -> None:
+    os.environ["TQDM_DISABLE"] = "1"
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     job.call(workplace)()
 
