@@ -14,7 +14,6 @@ import typer
 
 from mtsae_lens import __version__
 from mtsae_lens.cli import experiments, saes, unlearning
-from mtsae_lens.cli.once import OnceCommand
 from mtsae_lens.cli.output import BROKEN_PIPE, OutputLost, drop_standard_output, say_aside, warnings_as_lines
 from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 
@@ -33,7 +32,7 @@ for verb in (
     experiments.planted,
     experiments.paper,
 ):
-    app.command(cls=OnceCommand)(verb)
+    app.command()(verb)
 
 
 def _print_version(wanted: bool) -> None:

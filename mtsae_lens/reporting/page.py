@@ -60,6 +60,11 @@ def _figure(figure: go.Figure) -> Markup:
     )
 
 
+def _short(text: str) -> str:
+    """Shorten the paths in a text; markup stays markup."""
+    return type(text)(shorten(text))
+
+
 def write_report(
     out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any], summary: Sequence[str] = ()
 ) -> Path:
@@ -81,7 +86,7 @@ def write_report(
     )
     environment.filters["cell"] = _cell
     environment.filters["figure"] = _figure
-    environment.filters["short"] = shorten
+    environment.filters["short"] = _short
     page = environment.get_template("report.html").render(
         title=title, lead=lead, summary=summary, sections=sections, provenance=provenance, plotlyjs=Markup(get_plotlyjs())
     )

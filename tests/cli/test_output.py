@@ -77,19 +77,6 @@ def test_warnings_of_ours_are_one_line(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("train", "--lr", 1, "--lr", 2), "--lr is given 2 times; give it once"),
-        (("train", "--out", "a", "--d-sae", 3, "--out=b"), "--out is given 2 times; give it once"),
-    ],
-)
-def test_an_option_is_given_once(mtsae: Callable[..., Any], arguments: tuple[Any, ...], message: str) -> None:
-    outcome = mtsae(*arguments)
-    assert outcome.code == 2
-    assert message in outcome.error
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
         (("train", "--out", ""), "setting out: expected a value, got an empty text"),
         (("train", "--model", ""), "setting model: expected a value, got an empty text"),
         (("train", "--device", ""), "setting device: expected a value, got an empty text"),

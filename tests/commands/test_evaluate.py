@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file, save_file
+import torch
 
 from mtsae_lens.commands import evaluate as module
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
+from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.errors import TrainingInterrupted
 
 
@@ -47,12 +48,10 @@ def test_scales_are_fitted_on_select_and_scored_on_test(
 
 @pytest.mark.parametrize("collapsed", [False, True])
 def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "sae"
-    folder.mkdir()
-    (folder / "cfg.json").write_text((tiny_sae_dir / "cfg.json").read_text())
-    weights = load_file(tiny_sae_dir / "sae_weights.safetensors")
-    weights["b_enc"][:4] += 1e6 * collapsed  # k of 32
-    save_file(weights, folder / "sae_weights.safetensors")
+    sae, folder = load_sae(tiny_sae_dir), tmp_path / "sae"
+    with torch.no_grad():
+        sae.b_enc[:4] += 1e6 * collapsed  # k of 32
+    sae.save_model(folder)
     measured = run_evaluate(EvaluateSettings(sae=folder, out=tmp_path / "out", n_contexts=8, n_scale_contexts=0))
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     report = (tmp_path / "out" / "report.html").read_text()

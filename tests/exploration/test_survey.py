@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from torch.testing import assert_close
 
 from mtsae_lens.data.contexts import ContextCutter
@@ -23,8 +22,8 @@ from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.windows import WindowGatherer
-from mtsae_lens.files import write_tensors
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
+from mtsae_lens.sealed import read_tensors, write_tensors
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 
@@ -105,7 +104,7 @@ def test_the_law_can_fail(look: Any, lm: Any, corpora: Corpora, part: str, monke
 
 def test_contributions_are_those_of_each_scale_and_offset(look: Any, lm: Any, corpora: Corpora) -> None:
     survey = look(lm, corpora)
-    tokens = torch.tensor([ids for corpus in range(2) for _, ids in corpora.contexts(corpus)])
+    tokens = torch.tensor([context.tokens for corpus in range(2) for context in corpora.contexts(corpus)])
     features = torch.arange(32)
     examples = survey.lists["top"]
     for found, expected in (
@@ -173,7 +172,7 @@ def test_every_architecture(look: Any, random_lm: Any, corpora: Corpora, archite
     """Counts, examples and effects, without time scales."""
     lm = random_lm(architecture, n_heads=2, bottleneck_factor=4)
     survey = look(lm, corpora)
-    tokens = torch.tensor([ids for corpus in range(2) for _, ids in corpora.contexts(corpus)])
+    tokens = torch.tensor([context.tokens for corpus in range(2) for context in corpora.contexts(corpus)])
     acts = torch.cat([lm.feature_acts(part) for part in tokens.split(4)])
     assert_close(survey.counts.n_active_in_all, (acts > 0).sum(dim=(0, 1)))
     assert (acts > 0).sum() > 100
@@ -213,9 +212,7 @@ def test_a_state_kept_by_an_earlier_version_is_carried_on(look: Any, lm: Any, co
     """It had a place for what is shown of an example in every slot, filled or not, and no numbers of rows."""
     survey = look(lm, corpora)
     survey.save(tmp_path / "new.safetensors")
-    with safe_open(tmp_path / "new.safetensors", "pt") as file:
-        names = list(file.keys())
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in names}
+    tensors, metadata = read_tensors(tmp_path / "new.safetensors", "delete it")
     for kind in survey.lists:
         row = tensors.pop(f"{kind}.row").long()
         for name in SHOWN:

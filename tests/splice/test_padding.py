@@ -184,8 +184,8 @@ def test_other_measures(lm_of: Callable[..., HookedLM], kind: str) -> None:
         feature, rank = torch.tensor([5]), torch.tensor([0])
         return Peaks(feature, rank, torch.tensor([position]), torch.tensor([context]), tokens)
 
-    found = model_attributions(lm, peak(tokens, row, start + 2), 2, 0, lambda batches: batches)
-    assert_close(found, model_attributions(lm, peak(alone[row], 0, 2), 2, 0, lambda batches: batches), atol=1e-4, rtol=1e-3)
+    found = model_attributions(lm, peak(tokens, row, start + 2), 2, 0)
+    assert_close(found, model_attributions(lm, peak(alone[row], 0, 2), 2, 0), atol=1e-4, rtol=1e-3)
 
 
 def test_finetuning(lm_of: Callable[..., HookedLM]) -> None:
