@@ -204,7 +204,7 @@ def test_the_ends_that_are_left_out_of_a_large_corpus_are_told(
     read_tokens(str(text_file), "train", cutter, 5)
     assert not caplog.records  # documents of many contexts: their ends are little
     path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i} " + "the river ran over the bridge. " * 9}) + "\n" for i in range(200)))
+    path.write_text("".join(json.dumps({"text": f"{i} " + "the river ran over the bridge. " * 5}) + "\n" for i in range(200)))
     for _ in range(2):
         read_tokens(str(path), "train", cutter, 50)
     (told,) = [record.getMessage() for record in caplog.records]
