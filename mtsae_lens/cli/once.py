@@ -1,4 +1,4 @@
-"""A command that takes each option once: of two values the last would win, and nobody would know."""
+"""A command that says so when an option is given twice: the last value wins, as in every shell, but not without a word."""
 
 from __future__ import annotations
 
@@ -7,22 +7,18 @@ from typing import Any
 
 from typer.core import TyperCommand, TyperOption
 
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.cli.output import say_aside
 
 
 class OnceCommand(TyperCommand):
-    """A command of typer that refuses an option given twice, unless it takes several values."""
+    """A command of typer that warns of an option given twice, unless it takes several values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Count the options before they are parsed for good.
-
-        Raises:
-            ConfigError: an option is given twice.
-        """
+        """Count the options before they are parsed for good."""
         _, _, order = self.make_parser(ctx).parse_args(args=list(args))
         for parameter, n in Counter(order).items():
             if n > 1 and isinstance(parameter, TyperOption) and not _may_repeat(parameter):
-                raise ConfigError(f"{max(parameter.opts, key=len)} is given {n} times; give it once")
+                say_aside(f"warning: {max(parameter.opts, key=len)} is given {n} times; the last value is used")
         return super().parse_args(ctx, args)
 
 
