@@ -14,6 +14,7 @@ import typer
 
 from mtsae_lens import __version__
 from mtsae_lens.cli import experiments, saes, unlearning
+from mtsae_lens.cli.once import OnceCommand
 from mtsae_lens.cli.output import BROKEN_PIPE, OutputLost, drop_standard_output, say_aside, warnings_as_lines
 from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 
@@ -32,7 +33,7 @@ for verb in (
     experiments.planted,
     experiments.paper,
 ):
-    app.command()(verb)
+    app.command(cls=OnceCommand)(verb)
 
 
 def _print_version(wanted: bool) -> None:

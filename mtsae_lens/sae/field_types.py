@@ -16,9 +16,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mtsae_lens.errors import ConfigError
 
-_COUNTS = frozenset(
-    "d_in d_sae d_out k kval_topk n_heads n_attn_layers bottleneck_factor context_size kernel_size max_iterations".split()
-)
+_COUNTS = frozenset("d_in d_sae d_out kval_topk n_heads n_attn_layers bottleneck_factor context_size max_iterations".split())
 _LARGEST = 2**31 - 1  # of a whole number: sizes, steps and positions are all far below
 _OWN_CHECK = "normalize_activations"  # SAELens takes a value that its annotation leaves out, and refuses the others itself
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)

@@ -42,11 +42,12 @@ def check_saved_config(path: Path) -> None:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
             raise ModelError(f"{path}: expected a file of at most {_MAX_BYTES:,} bytes, got {about.st_size:,} bytes or no file")
-        content = from_json(path.read_bytes())
+        content = from_json(path.read_bytes().decode("utf-8"))
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise ModelError(f"{path}: the SAE cannot be loaded (not JSON: {str(error)[:200]})") from error
+        kind = "UnicodeDecodeError" if isinstance(error, UnicodeDecodeError) else "JSONDecodeError"
+        raise ModelError(f"{path}: the SAE cannot be loaded ({kind}: {str(error)[:200]})") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: the SAE cannot be loaded (expected an object of settings, got a {type(content).__name__})")
     check_metadata(content.get("metadata", {}), str(path))
@@ -58,7 +59,7 @@ def check_saved_config(path: Path) -> None:
         check_fields(SAE_CLASS_REGISTRY[architecture][1], content)
     except ConfigError as error:
         raise ModelError(f"{path}: the SAE cannot be loaded ({error})") from error
-    if isinstance(k, int) and isinstance(d_sae, int) and k > d_sae and content.get("activation", "topk") == "topk":
+    if isinstance(k, int) and isinstance(d_sae, int) and not 1 <= k <= d_sae and content.get("activation", "topk") == "topk":
         raise ModelError(f"{path}: the SAE cannot be loaded (k must lie between 1 and d_sae ({d_sae}); got {k})")
 
 

@@ -77,6 +77,20 @@ def test_warnings_of_ours_are_one_line(capsys: pytest.CaptureFixture[str]) -> No
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("train", "--lr", 1, "--lr", -2), "warning: --lr is given 2 times; the last value is used"),
+        (("train", "--d-sae", -3, "--prepend-bos", "--no-prepend-bos"), "warning: --prepend-bos is given 2 times"),
+    ],
+)
+def test_an_option_given_twice_is_told(mtsae: Callable[..., Any], arguments: tuple[Any, ...], message: str) -> None:
+    outcome = mtsae(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "given" not in mtsae("train", "--resume", "--resume", "--set", "k=1", "--set", "dilations=1", "--lr", -1).err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
         (("train", "--out", ""), "setting out: expected a value, got an empty text"),
         (("train", "--model", ""), "setting model: expected a value, got an empty text"),
         (("train", "--device", ""), "setting device: expected a value, got an empty text"),

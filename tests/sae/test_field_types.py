@@ -43,11 +43,9 @@ def test_no_field_of_any_architecture_takes_what_it_cannot_be(architecture: str)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_the_defaults_of_every_architecture_are_taken(architecture: str) -> None:
     config_class = CLASSES[architecture]
-    names = {field.name for field in fields(config_class)}
-    needed = {"matryoshka_widths": [16, 128]} if "matryoshka_widths" in names else {}
-    if "transcoder" in architecture:
-        needed = {"apply_b_dec_to_input": False}
-    config = config_class(d_in=8, d_sae=128, **needed)
+    needs = {"matryoshka_widths": [16, 128], "apply_b_dec_to_input": False}
+    own = {field.name for field in fields(config_class)}
+    config = config_class(d_in=8, d_sae=128, **{name: value for name, value in needs.items() if name in own})
     check_fields(config_class, config.to_dict())
 
 
@@ -56,8 +54,9 @@ def test_the_defaults_of_every_architecture_are_taken(architecture: str) -> None
     [
         ({"k": "abc"}, "^k must be a whole number; got 'abc'$"),
         ({"k": 4.5}, r"^k must be a whole number; got 4\.5$"),
+        ({"context_size": 0}, "^context_size must be at least 1; got 0$"),
         ({"k": True}, "^k must be a whole number; got True$"),
-        ({"k": 0}, "^k must be at least 1; got 0$"),
+        ({"k": 0}, "^k must lie between 1 and d_sae"),
         ({"d_in": 0}, "^d_in must be at least 1; got 0$"),
         ({"d_sae": -3}, "^d_sae must be at least 1; got -3$"),
         ({"k": 2**40}, "^k must be at most 2,147,483,647; got"),
