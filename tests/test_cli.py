@@ -94,7 +94,9 @@ def test_train_evaluate_unlearn(
     assert "trained 30 steps: on training batches explained variance" in outcome.out
     assert f"saved in {sae}" in outcome.out
     metrics = json.loads((sae / "metrics.json").read_text())
-    assert set(metrics) == {"final", "resumed", "n_training_steps", "n_training_tokens", "dilations", "provenance"}
+    counted = {"n_features", "never_fired", "always_on", "warning"}
+    described = {"final", "resumed", "n_training_steps", "n_training_tokens", "dilations", "provenance"}
+    assert set(metrics) == counted | described
     assert metrics["dilations"] == [0, 1, 2, 4, 8]
     assert (metrics["n_training_steps"], metrics["n_training_tokens"]) == (30, 1920)
     assert metrics["final"]["step"] == 30

@@ -110,7 +110,7 @@ def test_an_edit_is_the_same_change_with_other_weights_that_are_the_same(lm: Any
         assert on_a_copy[source].gate_open == 1.0
         for name in ("n_tokens", "nll_clean", "nll_edited", "kl", "agreements", "hits", "suffix"):
             torch.testing.assert_close(getattr(on_a_copy[source], name), getattr(effect, name), atol=1e-3, rtol=1e-4)
-        assert abs(effect.nll_delta) > 1e-2
+        assert abs(effect.nll_delta) > 5e-3
 
 
 def test_weights_change_and_nothing_changes_nothing(lm: Any, task: Task) -> None:
