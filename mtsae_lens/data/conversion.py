@@ -44,7 +44,7 @@ def weights_in_float32(model: torch.nn.Module) -> Iterator[None]:
     anyway, such as rotary frequencies, are left alone.
     """
     cast = [(tensor, tensor.dtype) for tensor in (*model.parameters(), *model.buffers()) if tensor.dtype in HALF_PRECISION]
-    cfg = getattr(model, "cfg", None)
+    cfg: Any = getattr(model, "cfg", None)
     dtype = getattr(cfg, "dtype", None)
     for tensor, _ in cast:
         tensor.data = tensor.data.float()

@@ -12,7 +12,7 @@ from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from mtsae_lens import MTTrainingSAEConfig
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 
 
@@ -38,6 +38,13 @@ def test_rows_without_text_are_refused(tiny_model: Any) -> None:
         )
         with pytest.raises(DataError, match=f"string under 'text'; its columns: {next(iter(rows))}"):
             runner.run()
+
+
+@pytest.mark.parametrize("device", ["", "inf", "meta", "gpu"])
+def test_a_device_that_is_not_there_is_refused(tiny_model: Any, device: str) -> None:
+    for changes in ({"device": device}, {"sae": MTTrainingSAEConfig(d_in=32, d_sae=32, k=4, context_size=16, device=device)}):
+        with pytest.raises(ModelError, match="cannot be used here"):
+            SequenceSAETrainingRunner(config(tiny_model, **changes), override_model=tiny_model, override_dataset=TEXTS)
 
 
 TEXTS = Dataset.from_dict({"text": ["the sea and the land " * 40] * 8})
