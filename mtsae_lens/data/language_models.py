@@ -65,7 +65,7 @@ def load_language_model(name: str, *, device: str = "cpu", n_ctx: int | None = N
 
 def _is_folder(name: str) -> bool:
     try:
-        return Path(name).is_dir()
+        return bool(name.strip()) and Path(name).is_dir()
     except (OSError, ValueError):  # too long for a path, or with a zero byte
         return False
 

@@ -22,7 +22,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
-from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.origins import record_origins, share_metadata
 from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
@@ -99,6 +99,8 @@ class SequenceSAETrainingRunner:
         if cfg.n_checkpoints:
             every = -(-cfg.total_training_steps // (cfg.n_checkpoints + 1))
             self.options = replace(self.options, checkpoint_every_n_steps=every)
+        for device in (cfg.device, cfg.sae.device):
+            check_device(device)
         dtype = recorded_dtype(cfg.model_from_pretrained_kwargs)
         self.model = override_model or load_language_model(
             cfg.model_name, device=cfg.llm_device or cfg.device, dtype=dtype or FLOAT32

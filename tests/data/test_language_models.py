@@ -215,10 +215,38 @@ def test_a_family_without_max_position_embeddings_is_loaded(tmp_path: Path, tiny
     assert load_language_model(str(tmp_path)).cfg.n_layers == 2
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
-def test_an_unusable_device_is_refused(tiny_model_dir: Path, device: str) -> None:
-    with pytest.raises(ModelError):
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "meta", "", "inf", 3.5])
+def test_an_unusable_device_is_refused(tiny_model_dir: Path, device: Any) -> None:
+    with pytest.raises(ModelError, match=r"cannot be used here .*; try --device cpu"):
         load_language_model(str(tiny_model_dir), device=device)
+
+
+@pytest.mark.parametrize("prefix", ["", "bridge:"])
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 2500, "owner/" + "x" * 5000, "a\0b", "", " ", "~", "pythia-70m\n"])
+def test_odd_names_are_refused_in_one_short_line(prefix: str, name: str) -> None:
+    with pytest.raises(ModelError, match="no language model") as raised:
+        load_language_model(prefix + name)
+    assert len(str(raised.value)) < 1000
+
+
+@pytest.mark.parametrize("name", [None, 3, ["embedded"], {"model": "embedded"}])
+def test_what_is_no_name_is_refused(name: Any) -> None:
+    with pytest.raises(ModelError, match="a language model is named, such as embedded"):
+        load_language_model(name)
+
+
+def test_names_that_would_run_code_or_read_a_pickle_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(language_models.HookedSAETransformer, "from_pretrained_no_processing", None)
+    with pytest.raises(ModelError, match=r"with code from the hub, which is not run here; .*: bridge:Qwen/Qwen-1_8B"):
+        load_language_model("qwen-1.8b")
+    with pytest.raises(ModelError, match="its weights are a pickle"):
+        load_language_model("gelu-1l")
+
+
+def test_what_is_no_hook_name_is_refused(tiny_model: Any) -> None:
+    for name in (None, 3, ["blocks.0.hook_resid_post"]):
+        with pytest.raises(ModelError, match="a hook is named, such as"):
+            resolve_hook(tiny_model, name)  # type: ignore[arg-type]
 
 
 def test_unknown_names_get_suggestions() -> None:

@@ -13,7 +13,7 @@ from datasets import Dataset
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 
 from mtsae_lens import MTTrainingSAEConfig
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.training import runner as runner_module
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 
@@ -40,6 +40,13 @@ def test_rows_without_text_are_refused(tiny_model: Any) -> None:
         )
         with pytest.raises(DataError, match="override_dataset, row 0: needed an object with a string under 'text'; got"):
             runner.run()
+
+
+@pytest.mark.parametrize("device", ["", "inf", "meta", "gpu"])
+def test_a_device_that_is_not_there_is_refused(tiny_model: Any, device: str) -> None:
+    for changes in ({"device": device}, {"sae": MTTrainingSAEConfig(d_in=32, d_sae=32, k=4, context_size=16, device=device)}):
+        with pytest.raises(ModelError, match="cannot be used here"):
+            SequenceSAETrainingRunner(config(tiny_model, **changes), override_model=tiny_model, override_dataset=TEXTS)
 
 
 TEXTS = Dataset.from_dict({"text": ["the sea and the land " * 40] * 8})
