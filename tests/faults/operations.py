@@ -67,6 +67,8 @@ class Operations:
             setattr(writer, name, self._before("parquet", getattr(writer, name)))
 
     def _is_below(self, path: Any, dir_fd: int = -1) -> bool:
+        if isinstance(path, int):  # a file that is open already
+            path = os.readlink(f"/proc/self/fd/{path}")
         if not isinstance(path, str | bytes | os.PathLike):
             return False
         name = os.fsdecode(path)
@@ -77,7 +79,7 @@ class Operations:
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event == "open":
             path, _, flags = arguments
-            if flags & _WRITING and self._is_below(path):
+            if flags & _WRITING and not isinstance(path, int) and self._is_below(path):
                 self.reach("open", path)
         elif event == "os.rename":
             if self._is_below(arguments[0]):
@@ -95,7 +97,7 @@ class Operations:
             OSError: the disk is full.
         """
         number = len(self.names)
-        self.names.append(f"{name} {os.fsdecode(path)}".strip())
+        self.names.append(f"{name} {path if isinstance(path, int) else os.fsdecode(path)}".strip())
         if self.point is None or number < self.point.number:
             return False
         if self.point.action == FULL:

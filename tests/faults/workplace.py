@@ -19,6 +19,7 @@ import yaml
 import mtsae_lens.cli
 from faults.forks import Child
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.sealed import DIGEST
 
 MODEL = "embedded"
 HOOK = "blocks.1.hook_resid_post"
@@ -200,7 +201,10 @@ def _content(path: Path) -> Any:
         return "a page"
     if path.suffix == ".json":
         try:
-            return without_times(json.loads(path.read_text()))
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and "provenance" in content:
+                content.pop(DIGEST, None)  # which covers the times
+            return without_times(content)
         except (ValueError, RecursionError):
             return "no JSON"
     return sha256(path)
