@@ -14,8 +14,8 @@ from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.blocks import StoredBlocks
-from mtsae_lens.replication.measures import row_metrics
-from mtsae_lens.replication.subject import Subject
+from mtsae_lens.experiments.paper.measures import row_metrics
+from mtsae_lens.experiments.paper.setup import Subject
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import run_trials

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from mtsae_lens.commands.paper import PaperSettings, run_paper
+from mtsae_lens.experiments.paper.run import PaperSettings, run_paper
 
 if __name__ == "__main__":
     settings = PaperSettings(out=Path("runs/paper"), quick="--quick" in sys.argv[1:])

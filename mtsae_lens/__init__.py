@@ -5,13 +5,12 @@ What a notebook needs stands here by its own name; the modules hold the rest.
 
 from importlib.metadata import version
 
-from mtsae_lens.commands.loading import load_sae, open_sae
-from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.live import explain
+from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.sae.config import MTSAEConfig, MTTrainingSAEConfig
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 from mtsae_lens.sae.mtsae import MTSAE
@@ -23,6 +22,7 @@ from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.unlearning.gating import fit_gate
 from mtsae_lens.unlearning.measures.effects import measure_edits

@@ -22,10 +22,11 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 
 import mtsae_lens.cli
 from mtsae_lens.assets import embedded_model_dir
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.train import TrainSettings, run_train
+from mtsae_lens.commands.train import run_train
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.opening import open_sae
+from mtsae_lens.training.recipe import TrainSettings
 
 torch.set_num_threads(1)
 

@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 import mtsae_lens
 from mtsae_lens.cli import saes
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
-from mtsae_lens.commands.paper import PaperSettings
-from mtsae_lens.commands.train import TrainSettings
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.experiments.paper.run import PaperSettings
+from mtsae_lens.training.recipe import TrainSettings
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -19,22 +19,22 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.export import ExportSettings, run_export
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.facts import read_facts, read_wrong_answers
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits
+from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.switches import Laboratory, SwitchSettings, arms
+from mtsae_lens.experiments.planted.trials import score
 from mtsae_lens.exploration.live import explain
 from mtsae_lens.interop.dictionary_learning import SAELensDictionary
 from mtsae_lens.interop.saebench import SAEBenchAdapter
-from mtsae_lens.replication.planted import score
-from mtsae_lens.replication.subject import Subject
-from mtsae_lens.replication.switches import Laboratory, SwitchSettings, arms
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning import changes
 from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid

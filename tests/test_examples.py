@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mtsae_lens import MTTrainingSAEConfig
-from mtsae_lens.commands.benchmark import BenchmarkSettings
-from mtsae_lens.commands.train import TrainSettings, runner_config
 from mtsae_lens.commands.unlearn import UnlearnSettings
+from mtsae_lens.experiments.benchmark.run import BenchmarkSettings
+from mtsae_lens.training.recipe import TrainSettings, runner_config
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))

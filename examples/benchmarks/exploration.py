@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 
-from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.exploration.ablation import ablation_effects
 from mtsae_lens.exploration.cofiring import sampling_interval
 from mtsae_lens.exploration.columns import TokenTexts
@@ -31,6 +30,7 @@ from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.attribution import attribution
 
 

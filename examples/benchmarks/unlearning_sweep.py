@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 
-from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM

@@ -22,13 +22,13 @@ from sae_bench.evals.core.eval_config import CoreEvalConfig
 from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 
-from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import HeldOutTokens
 from mtsae_lens.files import write_json
 from mtsae_lens.interop.saebench import SAEBenchAdapter
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 DOMAINS = ("kjv", "milton", "shakespeare", "sotu")

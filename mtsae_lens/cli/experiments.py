@@ -8,9 +8,9 @@ import typer
 
 from mtsae_lens.cli.options import Config, Device, HookName, Model, Out, Seed, one_text, typed
 from mtsae_lens.cli.output import print_tables, say
-from mtsae_lens.commands.demo import DemoSettings, run_demo
-from mtsae_lens.commands.paper import PaperSettings, run_paper
-from mtsae_lens.commands.planted import PlantedCommandSettings, run_planted
+from mtsae_lens.experiments.demo import DemoSettings, run_demo
+from mtsae_lens.experiments.paper.run import PaperSettings, run_paper
+from mtsae_lens.experiments.planted.run import PlantedCommandSettings, run_planted
 
 
 def demo(

@@ -22,9 +22,10 @@ from mtsae_lens.cli.output import print_tables, say, say_aside
 from mtsae_lens.commands.evaluate import EvaluateSettings, metrics_table, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.neuronpedia import NeuronpediaSettings, run_export_neuronpedia
-from mtsae_lens.commands.settings import parse_assignments
-from mtsae_lens.commands.train import TrainSettings, run_train
+from mtsae_lens.commands.train import run_train
 from mtsae_lens.commands.upload import UploadSettings, run_upload
+from mtsae_lens.settings import parse_assignments
+from mtsae_lens.training.recipe import TrainSettings
 
 
 def train(

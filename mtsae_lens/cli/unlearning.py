@@ -22,11 +22,11 @@ from mtsae_lens.cli.options import (
     typed,
 )
 from mtsae_lens.cli.output import print_tables, say
-from mtsae_lens.commands.benchmark import BenchmarkSettings, run_benchmark
 from mtsae_lens.commands.export import MODEL_FOLDER, ExportSettings, comparison_table, run_export
 from mtsae_lens.commands.generate import GenerateSettings, run_generate
 from mtsae_lens.commands.unlearn import UnlearnSettings, run_unlearn
-from mtsae_lens.commands.unlearn_page import effects_table
+from mtsae_lens.commands.unlearn_report import effects_table
+from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, run_benchmark
 
 
 def unlearn(

@@ -11,8 +11,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.documents import Split
 from mtsae_lens.data.origins import find_source
@@ -23,12 +21,14 @@ from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten
+from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.progress import track
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.collapse import FiringCounts
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.settings import Settings
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 METRIC_MEANINGS: dict[str, str] = {

@@ -7,8 +7,6 @@ from typing import Any
 
 from pydantic import Field
 
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.documents import Split, check_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.origins import find_model, find_source
@@ -18,9 +16,11 @@ from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.machine_paths import shorten, shorten_settings
+from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
+from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import weights_digest
 
 

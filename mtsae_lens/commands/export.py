@@ -13,8 +13,6 @@ from torch import Tensor
 
 from mtsae_lens.checksums import write_checksums
 from mtsae_lens.commands.export_comparison import at_hook, compare
-from mtsae_lens.commands.loading import load_sae, open_sae
-from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
 from mtsae_lens.data.facts import is_fact_source, read_facts
@@ -32,9 +30,11 @@ from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import whole_folder, write_text
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten, shorten_settings
+from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
+from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch

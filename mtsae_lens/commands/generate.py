@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from pydantic import Field
 
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.precision import Dtype
 from mtsae_lens.data.prompts import check_text, encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
+from mtsae_lens.opening import open_sae
+from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.generation import check_length
 

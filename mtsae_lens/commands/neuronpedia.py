@@ -6,11 +6,11 @@ from pathlib import Path
 
 from pydantic import Field
 
-from mtsae_lens.commands.settings import Settings
 from mtsae_lens.errors import OutputError
 from mtsae_lens.files import whole_folder
 from mtsae_lens.interop.neuronpedia import Facts, export_neuronpedia
 from mtsae_lens.output_folders import check_output_folder
+from mtsae_lens.settings import Settings
 
 
 class NeuronpediaSettings(Settings):

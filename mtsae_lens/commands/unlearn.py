@@ -8,18 +8,18 @@ from typing import Any
 from pydantic import Field, field_validator
 from sae_lens import HookedSAETransformer
 
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.settings import Settings
-from mtsae_lens.commands.unlearn_page import unlearning_sections, unlearning_summary
+from mtsae_lens.commands.unlearn_report import unlearning_sections, unlearning_summary
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import Dtype, dtype_name
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten
+from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
+from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.candidates import Grid

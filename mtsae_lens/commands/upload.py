@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
-from mtsae_lens.commands.loading import load_sae
-from mtsae_lens.commands.settings import Settings
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import ConfigError, OutputError
 from mtsae_lens.files import whole_folder
 from mtsae_lens.interop.hub import check_names, upload_sae, write_upload
+from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import check_output_folder
+from mtsae_lens.settings import Settings
 
 
 class UploadSettings(Settings):

@@ -50,8 +50,11 @@ class Corpora:
         """Contexts of each corpus, at most."""
         return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
 
-    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[Context]:
-        """Return the first contexts of a corpus; None for all that are looked through."""
+    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[tuple[str, list[int]]]:
+        """Return the document and the tokens of the first contexts of a corpus; None for all that are looked through."""
+        return ((context.document, context.tokens) for context in self._contexts(corpus, n_contexts))
+
+    def _contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[Context]:
         documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
         return islice(self.cutter.contexts(documents), self.n_contexts_each if n_contexts is None else n_contexts)
 
@@ -70,7 +73,7 @@ class Corpora:
         """
         number = n_contexts = 0
         for corpus, source in enumerate(self.sources):
-            contexts, before = self.contexts(corpus), n_contexts
+            contexts, before = self._contexts(corpus), n_contexts
             while rows := list(islice(contexts, batch_size)):
                 if number >= start:
                     table = make_table(source, rows)
@@ -87,5 +90,5 @@ class Corpora:
         each = -(-n_contexts // len(self.sources))
         tables = []
         for corpus, source in enumerate(self.sources):
-            tables.append(make_table(source, list(self.contexts(corpus, min(each, self.n_contexts_each)))))
+            tables.append(make_table(source, list(self._contexts(corpus, min(each, self.n_contexts_each)))))
         return tables

@@ -12,8 +12,8 @@ import torch
 
 from mtsae_lens.commands import evaluate as module
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
-from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.errors import TrainingInterrupted
+from mtsae_lens.opening import load_sae
 
 
 def test_scales_are_fitted_on_select_and_scored_on_test(

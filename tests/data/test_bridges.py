@@ -14,8 +14,6 @@ from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
 from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.bridges import HookedBridge
 from mtsae_lens.data.contexts import read_tokens
@@ -24,9 +22,11 @@ from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import rounding_disagreement
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 
 HOOK = "blocks.0.hook_resid_post"
 CLOSE = {"atol": 2e-4, "rtol": 1e-4}

@@ -11,12 +11,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from mtsae_lens.benchmark.arms import BenchmarkTask
-from mtsae_lens.benchmark.subject import Subject
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reads, check_reference, token_texts
 from mtsae_lens.errors import ModelError
+from mtsae_lens.experiments.benchmark.arms import BenchmarkTask
+from mtsae_lens.experiments.benchmark.setup import Subject
 from mtsae_lens.unlearning.task import Corpus
 
 TEXT = "In the beginning, 1776: def f(x): return x. And the earth was without form, and void. "

@@ -14,8 +14,8 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from faults.findings import Finding, attempt
 from faults.runner import Family
 from faults.workplace import CONTEXT, Workplace
-from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.opening import load_sae
 from mtsae_lens.training.fit import fit
 
 _SECONDS = 20.0

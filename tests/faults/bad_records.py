@@ -18,7 +18,7 @@ from faults.findings import Finding, attempt, shorten
 from faults.junk import value
 from faults.runner import Family
 from faults.workplace import D_SAE, Workplace
-from mtsae_lens.commands.loading import open_sae
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate

@@ -17,11 +17,11 @@ from faults.junk import value, yaml_text
 from faults.runner import Family
 from faults.workplace import Workplace
 from mtsae_lens.commands.explore import ExploreSettings
-from mtsae_lens.commands.planted import PlantedCommandSettings
-from mtsae_lens.commands.settings import Settings, parse_assignments
-from mtsae_lens.commands.train import TrainSettings, runner_config
 from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.data.planted import PlantedFeatures
+from mtsae_lens.experiments.planted.run import PlantedCommandSettings
+from mtsae_lens.settings import Settings, parse_assignments
+from mtsae_lens.training.recipe import TrainSettings, runner_config
 
 _SECONDS = 5.0
 _D_IN = 128

@@ -20,9 +20,9 @@ from faults.forks import Child
 from faults.junk import value
 from faults.runner import Family
 from faults.workplace import CONTEXT, Workplace, run_command
-from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.documents import check_source
+from mtsae_lens.opening import open_sae
 
 _SECONDS = 10.0
 _SENTENCE = "The king sat under the old tree and the river ran on.\n"

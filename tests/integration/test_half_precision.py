@@ -21,10 +21,11 @@ from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.export import ExportSettings, run_export
 from mtsae_lens.commands.generate import GenerateSettings, run_generate
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.train import TrainSettings, run_train
+from mtsae_lens.commands.train import run_train
 from mtsae_lens.commands.unlearn import UnlearnSettings, run_unlearn
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.opening import open_sae
+from mtsae_lens.training.recipe import TrainSettings
 
 
 def numbers(content: Any) -> Iterator[float]:

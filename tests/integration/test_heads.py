@@ -14,15 +14,15 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.commands.loading import open_sae
-from mtsae_lens.commands.train import TrainSettings, runner_config
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits, evaluate_fidelity
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
+from mtsae_lens.training.recipe import TrainSettings, runner_config
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 
 HEADS = {"hook_q": 4, "hook_k": 2, "hook_v": 2, "hook_z": 4}

@@ -14,9 +14,9 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.commands.loading import open_sae
 from mtsae_lens.errors import ConfigError, ModelError, OutputError
 from mtsae_lens.interop.hub import check_names, load_from_hub, upload_sae, write_upload
+from mtsae_lens.opening import open_sae
 
 HOOK = "blocks.0.hook_resid_post"
 

@@ -10,9 +10,10 @@ import yaml
 from safetensors.torch import load_file
 
 from mtsae_lens import Exploration, open_sae
-from mtsae_lens.commands.train import TrainSettings, run_train
+from mtsae_lens.commands.train import run_train
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.training.log import read_log
+from mtsae_lens.training.recipe import TrainSettings
 
 SAVED = Path(__file__).parent / "saved"
 EXPECTED = json.loads((SAVED / "expected.json").read_text())

@@ -13,8 +13,8 @@ from sae_lens import SAE, TopKSAE, TopKSAEConfig
 from safetensors.torch import load_file, save_file
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.commands.loading import load_sae
 from mtsae_lens.errors import ModelError
+from mtsae_lens.opening import load_sae
 from mtsae_lens.sae.saved import check_sae, seal_sae
 
 WEIGHTS, CFG = "sae_weights.safetensors", "cfg.json"

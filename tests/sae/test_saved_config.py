@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.commands.loading import load_sae, open_sae
 from mtsae_lens.errors import ModelError
+from mtsae_lens.opening import load_sae, open_sae
 
 
 @pytest.fixture

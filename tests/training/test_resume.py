@@ -19,11 +19,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, DataError, OutputError, TrainingInterrupted
 from mtsae_lens.training.log import TrainingLog, read_log
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.trainer import SequenceSAETrainer
 
 WEIGHTS = "sae_weights.safetensors"

@@ -14,11 +14,11 @@ import torch
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from torch.testing import assert_close
 
-from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.training.fit import fit
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.start import RowStatistics, look_ahead, start_b_dec_
 from mtsae_lens.training.trainer import TrainerOptions
 

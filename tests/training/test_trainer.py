@@ -14,9 +14,10 @@ from sae_lens.config import SAETrainerConfig
 from safetensors.torch import load_file
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.commands.train import run_train, train_sae
+from mtsae_lens.commands.train import run_train
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.training.log import TrainingLog, read_log
+from mtsae_lens.training.recipe import train_sae
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 
 POS, D_IN, D_SAE, STEPS = 8, 6, 12, 20

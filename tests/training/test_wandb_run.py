@@ -15,9 +15,9 @@ import wandb
 from sae_lens import LoggingConfig
 
 from mtsae_lens import commands
-from mtsae_lens.commands.train import TrainSettings, train_sae
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
 from mtsae_lens.training.log import read_log
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.trainer import SequenceSAETrainer
 
 

@@ -1,0 +1,1 @@
+"""Whole experiments: the settings, the run, the record and the report of each stand together."""

@@ -1,0 +1,140 @@
+"""What every method reaches at matched cost: tables and curves of the benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS
+from mtsae_lens.experiments.benchmark.reading import most, nearest
+from mtsae_lens.experiments.benchmark.results import TaskResults
+from mtsae_lens.experiments.benchmark.summary import AtCost, Estimate
+from mtsae_lens.reporting.benchmark_figures import cost_curves
+from mtsae_lens.reporting.page import Section, Table
+
+Reading = Callable[[float], str]
+"""From a budget to the key of what was read there: `nearest` or `most`."""
+
+_UNITS = (
+    "Measured on TEST, nats per counted token, 95% intervals over seeds and documents; near and far are the corpora that lost most. "
+    "Random: the same edit of features matched in firing rate and strength, and how many times as much the chosen ones do; beyond "
+    "random: how much more, paired."
+)
+_READING_NAMES = {
+    key(budget): f"{text} {budget:g}"
+    for key, text in ((nearest, "nearest to the reference at"), (most, "the most at"))
+    for budget in CONTROL_BUDGETS
+}
+
+
+def cost_sections(results: TaskResults) -> list[Section]:
+    """As near to the reference as the price allows, where the price is paid, the most that a method can break, and ours beside others."""
+    name, forget, gap = results.name, results.task.forget, results.reference_gap
+    reference = "" if gap is None else f" The reference, which never saw the text, loses {gap:+.3f}: more is damage."
+    sections = []
+    if gap is not None:
+        text = (
+            f"Forget {forget}. The setting whose forgetting on TUNE was nearest to the reference's while no near- or far-retain text "
+            f"lost more than the price.{reference} Gap: what the edited model loses more than the reference, 0 is best. {_UNITS} "
+            f"{_numbers(results)}"
+        )
+        figure = _curves(results, nearest, "near") if results.task.sources("near") else _curves(results, nearest, "far")
+        title = f"{name}: as near to the reference as the price allows"
+        sections.append(Section(title, text, cost_table(results, nearest), figure))
+        where = f"Changes of every other text at {MAIN_BUDGET:g}; neutral text was never looked at before. {_numbers(results)}"
+        sections.append(Section(f"{name}: where the price is paid", where, _corpora_table(results)))
+    text = (
+        f"Forget {forget}. The setting that added most to the loss on TUNE at that price, up to that of guessing every token alike: "
+        f"how much a method can break, not how well it forgets.{reference} {_UNITS} {_numbers(results)}"
+    )
+    near = _curves(results, most, "near") if results.task.sources("near") else None
+    sections.append(Section(f"{name}: the most at the price", text, cost_table(results, most), near))
+    sections.append(
+        Section(f"{name}: the most, against far-retain text", _numbers(results), figure=_curves(results, most, "far"))
+    )
+    return [*sections, _difference_section(results)]
+
+
+def _curves(results: TaskResults, reading: Reading, cost: str) -> Any:
+    keys = [reading(budget) for budget in BUDGETS]
+    points = {method: [found[key] for key in keys if key in found] for method, found in results.at_cost.items()}
+    return cost_curves({method: row for method, row in points.items() if row}, results.reference_gap, cost)
+
+
+def _numbers(results: TaskResults) -> str:
+    """How much text and how many seeds the numbers stand on."""
+    tokens = results.test_tokens
+    rows = [at for found in results.at_cost.values() for at in found.values()]
+    if not rows:
+        return "No method has a setting at any price."
+    n_documents = {results.task.forget: rows[0].forget.n_documents} | {s: e.n_documents for s, e in rows[0].corpora.items()}
+    of_text = [
+        f"{source} {tokens[source]:,} tokens ({n_documents[source]} {'people' if is_fact_source(source) else 'documents'})"
+        for source in tokens
+    ]
+    return f"n: up to {max(at.forget.n_seeds for at in rows)} seeds; {', '.join(of_text)}."
+
+
+def cost_table(results: TaskResults, reading: Reading) -> Table:
+    """Every method at every budget, by one of the two readings; what is beside it at the budgets with controls."""
+    asked, goal = is_fact_source(results.task.forget), reading is nearest
+    some_missing = any(_n_missing(results, method, reading) for method in results.methods)
+    main = f"at {MAIN_BUDGET:g}"
+    header = ["method", *(f"forget at {budget:g}" for budget in BUDGETS)]
+    header += [f"gap {main}"] * goal + [f"recall {main}"] * asked + [f"random at {budget:g}" for budget in CONTROL_BUDGETS]
+    header += [f"beyond random {main}", f"near {main}", f"far {main}", *(["seeds with no setting"] * some_missing)]
+    rows = []
+    for method, found in results.at_cost.items():
+        at = found.get(reading(MAIN_BUDGET))
+        row: list[Any] = [method, *(_interval(_forget(found.get(reading(budget)))) for budget in BUDGETS)]
+        row += [_interval(at.gap if at else None)] * goal + [_share(at.exact_recall if at else None)] * asked
+        row += [_random(found.get(reading(budget))) for budget in CONTROL_BUDGETS]
+        row += [_interval(estimate) for estimate in ((at.more_than_random, at.near, at.far) if at else (None, None, None))]
+        rows.append(row + [_n_missing(results, method, reading)] * some_missing)
+    return Table(header, rows)
+
+
+def _forget(at: AtCost | None) -> Estimate | None:
+    return at.forget if at else None
+
+
+def _n_missing(results: TaskResults, method: str, reading: Reading) -> int:
+    at = results.at_cost[method].get(reading(MAIN_BUDGET))
+    return len(results.methods[method]) if at is None else at.n_missing
+
+
+def _corpora_table(results: TaskResults) -> Table:
+    """What the setting nearest to the reference did to every other text."""
+    key = nearest(MAIN_BUDGET)
+    shown: Mapping[str, AtCost] = {method: found[key] for method, found in results.at_cost.items() if key in found}
+    sources = results.task.sources("near", "far", "neutral")
+    header = ["method", *(f"{source} ({results.task.role(source)})" for source in sources)]
+    return Table(header, [[m, *(_interval(at.corpora[source]) for source in sources)] for m, at in shown.items()])
+
+
+def _difference_section(results: TaskResults) -> Section:
+    readings = {key: text for key, text in _READING_NAMES.items() if any(key in row for row in results.differences.values())}
+    rows = [
+        [other, *(_interval(found.get(key)) for key in readings), max(found[key].n_seeds for key in readings if key in found)]
+        for other, found in results.differences.items()
+        if found
+    ]
+    text = "Nats on the forget text, paired by seed and document; above 0, ours forgets more. The other budgets are in metrics.json."
+    table = Table(["SAE", *readings.values(), "seeds"], rows)
+    return Section(f"{results.name}: {OURS} less every other SAE", text, table)
+
+
+def _interval(estimate: Estimate | None) -> str | None:
+    return None if estimate is None else f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+
+
+def _share(estimate: Estimate | None) -> str | None:
+    return None if estimate is None else f"{estimate.mean:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
+
+
+def _random(found: AtCost | None) -> str | None:
+    if found is None or found.random is None:
+        return None
+    ratio = found.forget.mean / found.random.mean if found.random.mean > 0 else float("inf")
+    return f"{found.random.mean:+.3f} ({ratio:.1f}x)"

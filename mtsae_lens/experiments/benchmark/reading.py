@@ -1,0 +1,49 @@
+"""From a sweep on TUNE to what is measured on TEST: the same reading for every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtsae_lens.experiments.benchmark.arms import BUDGETS, MAIN_BUDGET
+from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, outcome_row, within_budgets
+
+
+def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float | None) -> dict[str, int]:
+    """Places of the settings to measure on TEST, two for each budget; one that no setting meets is left out.
+
+    `0.05` is the most forgetting within 0.05 nats, `0.05 goal` the forgetting nearest to the reference's: more than that is damage. The
+    first says how much a method can break at that price, the second how well it forgets. Without a reference there is only the first.
+
+    Args:
+        outcomes: of one method, on TUNE.
+        max_nll: forget loss beyond which there is only damage, nats per token.
+        goal: what the reference loses more than the clean model, nats per token; None without one.
+    """
+    places: dict[str, int | None] = {}
+    for budget in BUDGETS:
+        within = within_budgets(outcomes, budget, budget)
+        places[most(budget)] = most_forgetting(outcomes, within, max_nll)
+        if goal is not None:
+            places[nearest(budget)] = nearest_to(outcomes, within, goal)
+    return {name: place for name, place in places.items() if place is not None}
+
+
+def most(budget: float) -> str:
+    """Key of the most forgetting within a budget."""
+    return f"{budget:g}"
+
+
+def nearest(budget: float) -> str:
+    """Key of the forgetting nearest to the reference's within a budget."""
+    return f"{budget:g} goal"
+
+
+def main_place(places: Mapping[str, int]) -> int | None:
+    """The one setting that is measured in full and attacked."""
+    return places.get(nearest(MAIN_BUDGET), places.get(most(MAIN_BUDGET)))
+
+
+def tune_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """The sweep as it goes into a file."""
+    return [outcome_row(outcome) for outcome in outcomes]

@@ -1,0 +1,66 @@
+"""One edit of every method in full, beside the untouched model and the one that never saw the text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.experiments.benchmark.arms import MAIN_BUDGET
+from mtsae_lens.experiments.benchmark.results import TaskResults
+from mtsae_lens.reporting.page import Section, Table
+
+_TEXT = (
+    "Of seed 0, the setting within {budget:g} nats whose forgetting on TUNE is nearest to the reference's; the first two rows are the model "
+    "before any change and the reference itself. A loss can be reached without being like a model that never saw the text; these say how "
+    "like it is. Gap: loss less the reference's (0 is best; above is damage). KS: between the two models' losses per document (0: "
+    "indistinguishable). KL: of the reference's predictions from the model's, nats per token (0: the same). Calibrated: nats added after an "
+    "output bias was refitted, so that shifted logits do not count (the reference's is the goal).{truth} Gate: share of forget positions at "
+    "which it is open, and the lowest AUROC of its score against a near text (chance 0.5). Distinct-2 and repeated 4-grams of greedy text on "
+    "the forget prompts, and perplexity, to the clean model, of greedy text after near prompts, before -> after (as before is best). n: {n}."
+)
+_TRUTH = (
+    " Truth ratio: KS of the odds of wrong answers, against the reference's (0: indistinguishable), and their median log (above 0: wrong "
+    "answers are likelier)."
+)
+
+
+def reference_section(results: TaskResults, mains: Mapping[str, Mapping[str, Any]]) -> Section:
+    """The setting nearest to the reference, in full; `mains` by method."""
+    asked = is_fact_source(results.task.forget)
+    reference = results.reference or {}
+    known = {"untouched": reference.get("untouched"), "reference": reference.get("main")}
+    rows = {name: found for name, found in (known | dict(mains)).items() if found}
+    n_tokens = results.test_tokens[results.task.forget]
+    text = _TEXT.format(budget=MAIN_BUDGET, truth=_TRUTH if asked else "", n=f"seed 0, {n_tokens:,} forget tokens")
+    header = ["method", "gap", "KS", "KL", "calibrated", *(["truth ratio KS", "median"] * asked)]
+    header += ["gate open", "gate AUROC", "distinct-2", "repeated", "perplexity, near"]
+    table = Table(header, [_row(name, main, results, asked=asked) for name, main in rows.items()])
+    return Section(f"{results.name}: beside the reference", text, table)
+
+
+def _row(method: str, main: Mapping[str, Any], results: TaskResults, *, asked: bool) -> list[Any]:
+    distance, gate, truth = main.get("reference"), main.get("gate"), main.get("truth_ratio")
+    near = results.task.sources("near")
+    cells: list[Any] = [method]
+    cells += (
+        [f"{distance['nll_gap']:+.3f}", f"{distance['documents']['ks']:.2f}", f"{distance['kl']:.3f}"]
+        if distance
+        else [None] * 3
+    )
+    cells += [f"{main['calibrated_nll_delta']:+.3f}"]
+    if asked:
+        cells += [f"{truth['questions']['ks']:.2f}", f"{truth['median_log_ratio_edited']:+.2f}"] if truth else [None, None]
+    cells += [f"{gate['true_positives']['positions']:.0%}", _lowest_auroc(gate, near)] if gate else [None, None]
+    cells += [_before_after(main, results.task.forget, key) for key in ("distinct_2", "repeated")]
+    return [*cells, _before_after(main, near[0], "perplexity") if near else None]
+
+
+def _lowest_auroc(gate: Mapping[str, Any], near: list[str]) -> str | None:
+    found = [gate["others"][source]["by_position"][0]["auroc"] for source in near if source in gate["others"]]
+    return f"{min(found):.3f}" if found else None
+
+
+def _before_after(main: Mapping[str, Any], source: str, key: str) -> str | None:
+    health = main["generation"].get(source)
+    return f"{health['clean'][key]:.2f} -> {health['edited'][key]:.2f}" if health else None

@@ -1,0 +1,81 @@
+"""The benchmark as sections: SAEs, cost tables and curves, differences, the edit in full, attacks, stability, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.attacks_report import attack_sections
+from mtsae_lens.experiments.benchmark.cost_report import cost_sections, cost_table
+from mtsae_lens.experiments.benchmark.reading import most, nearest
+from mtsae_lens.experiments.benchmark.reference_report import reference_section
+from mtsae_lens.experiments.benchmark.results import Cells, TaskResults
+from mtsae_lens.experiments.parts import Part
+from mtsae_lens.reporting.page import Section, Table
+from mtsae_lens.reporting.samples import sample_table
+
+
+def benchmark_part(
+    trained: Cells, cells: Cells, tasks: Mapping[str, BenchmarkTask], scale: Scale, architectures: Sequence[str]
+) -> Part:
+    """All of it."""
+    metrics: dict[str, Any] = {
+        "saes": dict(trained),
+        "seconds_of_cells": sum(cell.get("seconds", 0.0) for cell in cells.values()),
+    }
+    sections, tables = [_saes(trained, architectures)], []
+    for name, benchmark_task in tasks.items():
+        results = TaskResults(name, benchmark_task.task(scale.contexts_per_split), cells, architectures)
+        metrics[name] = results.metrics()
+        sections += _task_sections(results)
+        tables.append(cost_table(results, most if results.reference is None else nearest))
+    return Part("unlearning", metrics, sections, tables)
+
+
+def _saes(trained: Cells, architectures: Sequence[str]) -> Section:
+    keys = ("l0", "explained_variance", "ce_loss_score", "dead_features")
+    rows = []
+    for architecture in architectures:
+        seeds = [row for name, row in trained.items() if name.split("/")[0] == architecture]
+        means = [sum(seed[key] for seed in seeds) / len(seeds) if key in seeds[0] else None for key in keys]
+        rows.append([architecture, *means, len(seeds)])
+    text = "Trained on the same text with the same width, schedule and number of tokens; measured on held-out text with SAELens's run_evals."
+    return Section("The SAEs", text, table=Table(["architecture", *keys, "seeds"], rows))
+
+
+def _task_sections(results: TaskResults) -> list[Section]:
+    sections = cost_sections(results)
+    mains, attacked = results.of_first_seed("main"), results.of_first_seed("attacks")
+    if mains:
+        sections.append(reference_section(results, mains))
+    if attacked:
+        sections += attack_sections(results, attacked)
+    if results.stability:
+        sections.append(_stability_section(results))
+    if OURS in mains and mains[OURS]["samples"]:
+        lead = f"Greedy continuations of held-out text, before and after the edit with {OURS} (seed 0)."
+        sections.append(Section(f"{results.name}: samples", lead, html=sample_table(mains[OURS]["samples"])))
+    return sections
+
+
+def _stability_section(results: TaskResults) -> Section:
+    text = (
+        "The first features of a score. Halves: Jaccard overlap of the choices from two random halves of the documents (seed 0, one split), "
+        "and what chance gives. Seeds: mean over pairs of seeds of the best cosine between decoder rows of chosen features, and of random ones."
+    )
+    rows = [
+        [
+            architecture,
+            score,
+            found["n_features"],
+            f"{found['halves']:.2f}" if found["halves"] is not None else None,
+            f"{found['chance']:.3f}",
+            f"{found['seeds']['cosine']:.2f}" if found["seeds"] else None,
+            f"{found['seeds']['chance']:.2f}" if found["seeds"] else None,
+        ]
+        for architecture, scores in results.stability.items()
+        for score, found in scores.items()
+    ]
+    header = ["SAE", "score", "features", "halves", "chance", "seeds", "random features"]
+    return Section(f"{results.name}: stability of the choice", text, Table(header, rows))

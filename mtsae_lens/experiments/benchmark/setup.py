@@ -1,0 +1,78 @@
+"""The models and tables of a task, opened in whichever process needs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from sae_lens import SAE, HookedSAETransformer
+
+from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
+from mtsae_lens.data.facts import is_fact_source, read_facts
+from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.vocabularies import check_reference
+from mtsae_lens.experiments.benchmark.arms import BenchmarkTask
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.splicing import Splice
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
+from mtsae_lens.unlearning.task import Task
+
+TRAINING_CONTEXTS = 512  # of each corpus, for methods that change weights
+BATCH_SIZE = 32
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A task with a language model, a retrained reference, and an SAE at its hook (methods that change weights use its hook for nothing)."""
+
+    task_of: BenchmarkTask
+    contexts_per_split: int
+    model_name: str
+    reference_name: str | None
+    sae_folder: Path
+    device: str = "cpu"
+
+    def opened(self) -> Subject:
+        """A copy to open models in: what it loads goes when it goes, while the subject of a cell lives as long as the list of cells."""
+        return replace(self)
+
+    @cached_property
+    def task(self) -> Task:
+        """Corpora and splits."""
+        return self.task_of.task(self.contexts_per_split)
+
+    @cached_property
+    def lm(self) -> HookedLM:
+        """The language model with the SAE."""
+        model = load_language_model(self.model_name, device=self.device)
+        sae = SAE.load_from_disk(self.sae_folder, device=self.device)
+        assert model.tokenizer is not None
+        metadata = sae.cfg.metadata
+        cutter = ContextCutter(model.tokenizer, metadata.context_size or 128, prepend_bos=metadata.prepend_bos is not False)
+        return HookedLM(model, Splice(sae), cutter, BATCH_SIZE)
+
+    @cached_property
+    def reference(self) -> HookedSAETransformer | None:
+        """The model that never saw what is to be forgotten."""
+        if self.reference_name is None:
+            return None
+        reference = load_language_model(self.reference_name, device=self.device)
+        check_reference(reference, self.lm.model, self.lm.cutter)
+        return reference
+
+    @cached_property
+    def goal(self) -> float | None:
+        """How much more the reference loses than the clean model on the forget text of TUNE; None without a reference."""
+        if self.reference is None:
+            return None
+        table = self.task.table(self.task.forget, "tune", self.lm.cutter)
+        return measure_model(
+            as_logits(self.reference, self.lm.cutter), self.lm.model, self.lm.cutter, table, BATCH_SIZE
+        ).nll_delta
+
+    def training_table(self, source: str) -> TokenTable:
+        """Text that methods which change weights may train on: of questions those of SELECT."""
+        if is_fact_source(source):
+            return read_facts(source, "select", self.lm.cutter, 10 * TRAINING_CONTEXTS)
+        return read_tokens(source, "train", self.lm.cutter, TRAINING_CONTEXTS)

@@ -1,0 +1,1 @@
+"""Recovery of planted features of known time scales: `mtsae planted`."""

@@ -1,0 +1,129 @@
+"""Settings of every command: defaults, then a YAML file, then what is typed; unknown keys are refused with the nearest valid ones."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic_core import ErrorDetails
+
+from mtsae_lens.errors import ConfigError, MTSAEError, nearest
+from mtsae_lens.machine_paths import check_path, expand_home
+from mtsae_lens.yaml_values import parse_yaml, read_yaml
+
+_MAY_BE_EMPTY = ("prompt",)
+_NAMES_OF_PLACES = ("model", "reference", "dataset", "forget", "retain", "near", "neutral")
+"""Settings that hold a language model or a text, which may be a file or folder."""
+_LARGEST = 2**53  # what every library here takes, and JSON keeps exactly
+
+
+class Settings(BaseModel):
+    """Base of the settings of a command.
+
+    `~` is the home folder in every path and every name of a model or text.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of the wrong kind.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    def __init__(self, **values: Any) -> None:
+        self._check_names(values)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise _as_config_error(error.errors(include_url=False)[0]) from error
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse an empty text and a number that no library takes; replace `~` in what names a file or folder."""
+        name = str(info.field_name)
+        is_place = name in _NAMES_OF_PLACES or Path in (
+            cls.model_fields[name].annotation,
+            *get_args(cls.model_fields[name].annotation),
+        )
+        if isinstance(value, list | tuple):
+            return [cls._check_one(name, inner, is_place) for inner in value]
+        return cls._check_one(name, value, is_place)
+
+    @classmethod
+    def _check_one(cls, name: str, value: Any, is_place: bool) -> Any:
+        if isinstance(value, int) and abs(value) > _LARGEST:
+            raise ConfigError(
+                f"setting {name}: expected a number up to {_LARGEST:,}, got one of {_count_digits(value):,} digits"
+            )
+        if isinstance(value, str) and not value.strip() and name not in _MAY_BE_EMPTY:
+            raise ConfigError(f"setting {name}: expected a value, got an empty text; leave the setting out for its default")
+        if not is_place or not isinstance(value, str | Path):
+            return value
+        check_path(str(value))
+        return type(value)(expand_home(str(value)))
+
+    @classmethod
+    def _check_names(cls, values: Iterable[str]) -> None:
+        for key in values:
+            if key not in cls.model_fields:
+                raise ConfigError(f"unknown setting {key!r}.{nearest(key, cls.model_fields)}")
+
+    @classmethod
+    def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:
+        """Merge a YAML file with what was typed (None means not typed).
+
+        Raises:
+            ConfigError: unreadable file, unknown key, or a value of the wrong kind.
+        """
+        if config is not None and not str(config):
+            raise ConfigError("--config: expected a YAML file, got an empty text")
+        values = read_yaml(Path(expand_home(str(config)))) if config else {}
+        for key, value in typed.items():
+            if isinstance(value, dict) and isinstance(values.get(key), dict):
+                values[key] = values[key] | value
+            elif value is not None:
+                values[key] = value
+        return cls(**values)
+
+
+def _count_digits(number: int) -> int:
+    """Count decimal digits of any number; Python prints no more than 4,300 of them."""
+    return int(number.bit_length() * math.log10(2)) + 1
+
+
+def _as_config_error(detail: ErrorDetails) -> MTSAEError:
+    """Say in our own words what pydantic found."""
+    own = detail.get("ctx", {}).get("error")
+    if isinstance(own, MTSAEError):
+        return own
+    place = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "missing":
+        return ConfigError(f"--{place.replace('_', '-')} is needed")
+    expected = re.sub(r"^Input should be ", "expected ", detail["msg"])
+    expected = re.sub(r"expected a valid integer.*", "expected a whole number", expected)
+    expected = re.sub(r"expected a valid number.*", "expected a number", expected)
+    expected = re.sub(r"expected a valid boolean.*", "expected true or false", expected)
+    came = repr(detail["input"])
+    return ConfigError(f"setting {place}: {expected}; got {came if len(came) <= 200 else came[:200] + '...'}")
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Parse `["k=16", "dilations=[1,4]"]` into a dictionary; values are YAML.
+
+    Raises:
+        ConfigError: an assignment without `=`, a name given twice, or a value that is not YAML.
+    """
+    parsed: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, value = assignment.partition("=")
+        name = name.strip()
+        shown = assignment if len(assignment) <= 80 else assignment[:80] + "..."
+        if not separator or not name:
+            raise ConfigError(f"--set {shown}: needed NAME=VALUE, such as --set k=16")
+        if name in parsed:
+            raise ConfigError(f"--set {name} is given twice; give it once")
+        parsed[name] = parse_yaml(value, f"--set {shown}: the value is")
+    return parsed

@@ -1,0 +1,223 @@
+"""A training run from its settings: the configuration of SAELens that they stand for, checked before any work, and the run itself."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+from sae_lens.saes.sae import TrainingSAE
+from torch import Tensor
+
+from mtsae_lens.data.documents import check_source
+from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
+from mtsae_lens.data.precision import FLOAT32, Dtype
+from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
+from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
+from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
+from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.settings import Settings
+from mtsae_lens.training.dilations import select_dilations
+from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
+from mtsae_lens.training.start import BDecInit
+from mtsae_lens.training.trainer import TrainerOptions
+
+AUTO = "auto"
+_RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
+"""Fields of every architecture that no setting of the SAE may fill."""
+_ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
+
+
+class TrainSettings(Settings):
+    """Settings of `mtsae train`."""
+
+    model: str = "embedded"
+    dtype: Dtype = FLOAT32
+    """Of the language model; the SAE has its own (`sae`), float32 unless given."""
+    hook_name: str = "blocks.3.hook_resid_post"
+    dataset: str = "embedded"
+    architecture: str = ARCHITECTURE
+    d_sae: int = Field(1024, gt=0)
+    training_tokens: int = Field(1_000_000, gt=0)
+    out: Path = Path("runs/train")
+    context_size: int = Field(128, gt=1)
+    batch_size_tokens: int = Field(512, gt=0)
+    lr: float = Field(3e-3, gt=0)
+    lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
+    lr_warm_up_steps: int | None = Field(None, ge=0)
+    """Goes before `lr_warm_up_fraction`; may be more than there are steps."""
+    lr_end_fraction: float = Field(0.05, ge=0, le=1)
+    weight_decay: float = Field(0.0, ge=0)
+    normalize_activations: str = "expected_average_only_in"
+    b_dec_init: BDecInit = "mean"
+    """Where `b_dec` starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. In models with outlier dimensions, such as
+    Gemma, training from zero collapses."""
+    dead_feature_window: int = Field(300, gt=0)
+    """Steps without firing after which a feature counts as dead; at most a third of the run."""
+    prepend_bos: bool = True
+    packed: bool = True
+    lm_batch_size_sequences: int = Field(32, gt=0)
+    """Contexts in a forward pass of the language model."""
+    buffer_size_sequences: int = Field(640, gt=0)
+    """Contexts whose activations are in memory at once, and over which rows are mixed; rounded down to whole batches."""
+    checkpoint_every_n_steps: int = Field(500, gt=0)
+    log_every_n_steps: int = Field(20, gt=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str = "cpu"
+    wandb: bool = False
+    """Log to Weights & Biases too; `WANDB_MODE=offline` in the environment keeps the run on disk."""
+    wandb_project: str = "mtsae-lens"
+    wandb_entity: str | None = None
+    wandb_run_name: str | None = None
+    sae: dict[str, Any] = Field(default_factory=dict)
+    """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`; `dilations: auto` selects them from
+    the first training activations (`mtsae_lens.training.dilations`)."""
+
+
+def sae_config(settings: TrainSettings, d_in: int) -> Any:
+    """The architecture's training config, unknown names refused."""
+    if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ConfigError(
+            f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
+        )
+    config_class = SAE_TRAINING_CLASS_REGISTRY[settings.architecture][1]
+    valid = [field.name for field in fields(config_class) if field.init]
+    for name in settings.sae:
+        if name in _RECORDED:
+            raise ConfigError(f"--set {name}: {_RECORDED[name]}")
+        if name not in valid:
+            raise ConfigError(f"architecture {settings.architecture!r} has no setting {name!r}.{nearest(name, valid)}")
+    values: dict[str, Any] = {
+        "d_in": d_in,
+        "d_sae": settings.d_sae,
+        "device": settings.device,
+        "normalize_activations": settings.normalize_activations,
+    }
+    if settings.hook_name.endswith("hook_z"):
+        values["reshape_activations"] = "hook_z"
+    if issubclass(config_class, MTTrainingSAEConfig):
+        values["context_size"] = settings.context_size
+    given = as_whole_numbers(config_class, settings.sae)
+    check_fields(config_class, given)
+    values |= given
+    k = values.get("k")
+    if k is not None and not 0 < k <= settings.d_sae:
+        raise ConfigError(f"k must lie between 1 and the {settings.d_sae} features that --d-sae gives; got {k}")
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"architecture {settings.architecture!r} refuses its settings: {' '.join(str(error).split())}"
+        ) from error
+
+
+def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:
+    """SAELens's configuration of the run."""
+    steps = settings.training_tokens // settings.batch_size_tokens
+    return LanguageModelSAERunnerConfig(
+        sae=sae_config(settings, d_in),
+        model_name=settings.model,
+        model_from_pretrained_kwargs=None if settings.dtype == FLOAT32 else {"dtype": settings.dtype},
+        hook_name=settings.hook_name,
+        dataset_path=settings.dataset,
+        context_size=settings.context_size,
+        training_tokens=settings.training_tokens,
+        train_batch_size_tokens=settings.batch_size_tokens,
+        lr=settings.lr,
+        lr_scheduler_name="cosineannealing",
+        lr_warm_up_steps=int(settings.lr_warm_up_fraction * steps)
+        if settings.lr_warm_up_steps is None
+        else settings.lr_warm_up_steps,
+        store_batch_size_prompts=settings.lm_batch_size_sequences,
+        n_batches_in_buffer=max(1, settings.buffer_size_sequences // settings.lm_batch_size_sequences),
+        lr_end=settings.lr_end_fraction * settings.lr,
+        dead_feature_window=settings.dead_feature_window,
+        n_batches_for_norm_estimate=20,
+        disable_concat_sequences=not settings.packed,
+        prepend_bos=settings.prepend_bos,
+        seed=settings.seed,
+        device=settings.device,
+        logger=LoggingConfig(
+            log_to_wandb=settings.wandb,
+            wandb_project=settings.wandb_project,
+            wandb_entity=settings.wandb_entity,
+            run_name=settings.wandb_run_name,
+        ),
+        checkpoint_path=None,
+        output_path=str(settings.out),
+        verbose=False,
+    )
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raise `ConfigError` for settings that no run can follow, before the language model is loaded."""
+    check_device(settings.device)
+    plain = settings.model_copy(update={"sae": {k: v for k, v in settings.sae.items() if (k, v) != ("dilations", AUTO)}})
+    try:
+        cfg = runner_config(plain, settings.sae.get("d_in", _ANY_WIDTH))
+    except (TypeError, ValueError, ArithmeticError) as error:
+        if isinstance(error, MTSAEError):
+            raise
+        raise ConfigError(f"SAELens refuses these settings ({' '.join(str(error).split())[:300]})") from error
+    check_config(cfg)
+
+
+def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[TrainSettings, Tensor]:
+    """Select `dilations` from the first block of training activations.
+
+    Args:
+        settings: with `dilations: auto`.
+        model: the language model.
+        d_in: width at the hook.
+
+    Returns:
+        The settings with the dilations in them, the same ones for the same settings, and the block, so that it is not read again.
+
+    Raises:
+        ConfigError: another architecture than the MTSAE.
+    """
+    given = {name: value for name, value in settings.sae.items() if name != "dilations"}
+    plain = settings.model_copy(update={"sae": given})
+    runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model)
+    if not isinstance(runner.sae, MTTrainingSAE):
+        raise ConfigError(f"dilations={AUTO!r} is for architecture {ARCHITECTURE!r}; got {settings.architecture!r}")
+    _, h = next(runner.stream.blocks(0))
+    n_dilations = len(runner.sae.cfg.dilations) - 1
+    dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag"))
+    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}}), h
+
+
+@in_output_folder
+def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> TrainingSAE[Any]:
+    """Train and save; no report.
+
+    Raises:
+        OutputError: the folder holds another run, and `resume` is False.
+    """
+    check_settings(settings)
+    check_source(settings.dataset)
+    if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
+        raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
+    if model is None:
+        model = load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
+    d_in = resolve_hook(model, settings.hook_name)
+    first_block: list[Tensor] = []
+    if settings.sae.get("dilations") == AUTO:
+        settings, h = select_from_data(settings, model, d_in)
+        first_block = [h]
+        del h  # it is let go when it has been trained on
+    cfg = runner_config(settings, d_in)
+    options = TrainerOptions(
+        weight_decay=settings.weight_decay,
+        b_dec_init=settings.b_dec_init,
+        log_every_n_steps=settings.log_every_n_steps,
+        checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
+    )
+    runner = SequenceSAETrainingRunner(cfg, override_model=model, options=options)
+    if first_block:
+        runner.stream.read_already.append(first_block.pop())
+    return runner.run(resume=resume)

@@ -1,0 +1,94 @@
+"""The tables of one experiment, from numbers made by hand: no two of them are alike, so none can stand in another's place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mtsae_lens.commands.unlearn_report import effects_table, measures_table, quality_table
+
+
+def row(role: str, start: float) -> dict[str, Any]:
+    values = (
+        "nll_clean nll_edited nll_delta nll_delta_low nll_delta_high kl gate_open perplexity_clean perplexity_edited top1_agreement "
+        "exact_memorisation extraction_strength exact_recall"
+    ).split()
+    numbers = {name: start + place / 10 for place, name in enumerate(values)}
+    return numbers | {"role": role, "n_tokens": 100, "n_documents": 7, "nll_reference": start + 5}
+
+
+@pytest.fixture
+def measured() -> dict[str, Any]:
+    corpora = {"kjv": row("forget", 1.0), "sotu": row("far", 2.0)}
+    return {
+        "corpora": corpora,
+        "random_control": {name: {"nll_delta": 0.31 + place} for place, name in enumerate(corpora)},
+        "ladder": {
+            "zero": {name: {"nll_delta": 0.41 + place} for place, name in enumerate(corpora)},
+            "clamp": {name: {"nll_delta": 0.51 + place} for place, name in enumerate(corpora)},
+        },
+        "calibrated_nll_delta": 0.61,
+        "gate": {
+            "true_positives": {"positions": 0.71},
+            "others": {"sotu": {"false_positives": {"positions": 0.01}, "by_position": [{"auroc": 0.81}]}},
+        },
+        "generation": {
+            "kjv": {
+                "clean": {"distinct_2": 0.91, "repeated": 0.11, "perplexity": 9.0},
+                "edited": {"distinct_2": 0.92, "repeated": 0.12, "perplexity": 8.0},
+            }
+        },
+        "reference": {"nll_gap": -0.21, "documents": {"ks": 0.22}},
+        "truth_ratio": {"questions": {"ks": 0.23}},
+    }
+
+
+def test_effects(measured: dict[str, Any]) -> None:
+    table = effects_table(measured)
+    forget, far = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
+    assert forget == {
+        "corpus": "kjv",
+        "role": "forget",
+        "NLL clean": "1.000",
+        "NLL edited": "1.100",
+        "change": "+1.200",
+        "95% interval": "[+1.300, +1.400]",
+        "KL": "1.500",
+        "gate open": "160.0%",
+        "random features": "+0.310",
+        "zero": "+0.410",
+        "clamp, no gate": "+0.510",
+        "reference": "+5.000",  # less the clean model's loss
+        "tokens": 100,
+        "documents": 7,
+    }
+    assert (far["random features"], far["zero"], far["clamp, no gate"], far["reference"]) == (
+        "+1.310",
+        "+1.410",
+        "+1.510",
+        "+5.000",
+    )
+    for corpus in measured["corpora"].values():
+        del corpus["nll_reference"]
+    assert "reference" not in effects_table(measured).header
+
+
+def test_measures(measured: dict[str, Any]) -> None:
+    assert list(measures_table(measured).rows[0])[:7] == ["kjv", "forget", "1.7 -> 1.8", "1.900", "2.000", "2.100", "2.200"]
+
+
+def test_quality(measured: dict[str, Any]) -> None:
+    table = quality_table(measured)
+    assert {str(cells[0]): (cells[2], cells[3]) for cells in table.rows} == {
+        "nats added to the forget text, output bias refitted": ("0", "+0.610"),
+        "gate open, forget positions": ("", "0.710"),
+        "gate open, sotu positions": ("", "0.0100"),
+        "AUROC of the gate's score, against sotu": ("0.5", "0.810"),
+        "loss less the reference's, nats per token": ("", "-0.210"),
+        "KS of losses per document, against the reference": ("", "0.220"),
+        "KS of truth ratios, against the reference": ("", "0.230"),
+        "distinct 2-grams of text after kjv": ("", "0.91 -> 0.92"),
+        "repeated 4-grams of text after kjv": ("", "0.11 -> 0.12"),
+        "perplexity, clean model of text after kjv": ("", "9.00 -> 8.00"),
+    }

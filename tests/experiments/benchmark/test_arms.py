@@ -1,0 +1,58 @@
+"""What is compared: every name is one that exists, and no task shows its methods what it is measured on."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, QUICK, SAES, TASKS, Scale
+from mtsae_lens.training.recipe import TrainSettings
+from mtsae_lens.unlearning.selection.scores import SCORES
+from mtsae_lens.unlearning.task import Task, check_corpus
+
+
+@pytest.mark.parametrize("architecture", SAES)
+def test_architectures_are_registered_and_take_their_settings(architecture: str) -> None:
+    assert OURS in SAES
+    assert architecture in SAE_TRAINING_CLASS_REGISTRY
+    _, config = SAE_TRAINING_CLASS_REGISTRY[architecture]
+    assert set(SAES[architecture]) <= {field.name for field in fields(config)}
+    TrainSettings(architecture=architecture, sae=SAES[architecture])  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_tasks_are_tasks_of_sources_that_exist(name: str) -> None:
+    benchmark_task = TASKS[name]
+    assert benchmark_task.name == name
+    task = benchmark_task.task(7)
+    assert isinstance(task, Task)
+    assert (task.contexts_per_split, task.far_share) == (7, 0.5)
+    trained = (benchmark_task.forget_training, *benchmark_task.retain_training)
+    for source in (*task.sources("forget", "near", "far", "neutral"), *trained, benchmark_task.unseen):
+        if source is not None:
+            check_corpus(source)
+    assert benchmark_task.forget_training == task.forget
+    assert set(benchmark_task.retain_training) == set(task.sources("near", "far"))
+    assert task.sources("near")
+
+
+def test_strangers_and_unseen_words_are_neutral() -> None:
+    task = TASKS["people"].task(1)
+    for role in ("forget", "near", "far"):
+        assert not any("strangers" in source or "unseen" in source for source in task.sources(role))  # type: ignore[arg-type]
+    assert TASKS["people"].unseen not in task.sources("forget", "near", "far", "neutral")
+
+
+@pytest.mark.parametrize("scale", [Scale(), QUICK])
+def test_grids_are_with_and_without_a_gate(scale: Scale) -> None:
+    assert None not in scale.gated.false_positive_rates
+    assert scale.ungated.false_positive_rates == (None,)
+    assert {*scale.gated.scores, *scale.ungated.scores} <= set(SCORES)
+
+
+def test_budgets_are_those_that_are_looked_up() -> None:
+    assert set(BUDGETS) >= set(CONTROL_BUDGETS)
+    assert list(BUDGETS) == sorted(BUDGETS)
+    assert MAIN_BUDGET in BUDGETS

@@ -1,0 +1,109 @@
+"""Attacks on a change: what each is measured on, and that none has seen TEST text."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mtsae_lens.experiments.benchmark import attack_cell
+from mtsae_lens.experiments.benchmark.attack_cell import attacks
+from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.unlearning.attacks import quantised
+from mtsae_lens.unlearning.changes import Change
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
+
+SIZES = (2, 4)
+EDIT = FeatureEdit(tuple(range(16)), 2.0)
+
+
+@pytest.fixture
+def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """What every attacker learnt and what was measured."""
+    found: list[tuple[Any, Any, dict[str, Any]]] = []
+    original = attack_cell.relearn
+
+    def relearn(lm: Any, table: Any, measured: Any, settings: Any, **how: Any) -> Any:
+        found.append((table, measured[0], how))
+        return original(lm, table, measured, settings, **how)
+
+    monkeypatch.setattr(attack_cell, "relearn", relearn)
+    return found
+
+
+def test_attacks_on_an_edit(make_subject: Any, text_task: Any, learned: list[Any]) -> None:
+    subject = make_subject(text_task)
+    found = attacks(subject, Change(EDIT), SIZES, 0)
+    json.dumps(found, allow_nan=False)
+    assert set(found) == {"relearning", "dilution", "quantisation"}
+    assert {name: list(sizes) for name, sizes in found["relearning"].items()} == {
+        "hook in place": ["2", "4"],
+        "without the hook": ["2", "4"],
+    }
+    assert [how["hook_while_learning"] for _, _, how in learned] == [True, True, False, False]
+    assert all(how["edit"] is EDIT for _, _, how in learned)
+    lm, task = subject.lm, subject.task
+    test = task.table(task.forget, "test", lm.cutter)
+    for table, measured, _ in learned:
+        assert measured.tokens.equal(test.tokens)
+        assert not set(table.documents) & set(test.documents)
+    (effect,) = Change(EDIT).effects(lm, {"": test}).values()
+    for sizes in found["relearning"].values():
+        for curve in sizes.values():
+            assert [point["step"] for point in curve] == [0, 1, 2]
+            assert curve[0]["nll"] == pytest.approx(effect.mean(effect.nll_edited), abs=1e-4)
+            assert curve[0]["nll"] != curve[-1]["nll"]
+    assert found["relearning"]["hook in place"]["4"][-1] != found["relearning"]["without the hook"]["4"][-1]
+
+
+def test_both_models_are_attacked_alike(make_subject: Any, text_task: Any) -> None:
+    subject = make_subject(text_task)
+    found = attacks(subject, Change(weights=subject.reference), SIZES, 0)
+    assert list(found["relearning"]) == ["weights"]
+    lm, task = subject.lm, subject.task
+    test = task.table(task.forget, "test", lm.cutter)
+    for n_bits, row in found["quantisation"].items():
+        models = [quantised(model, int(n_bits)) for model in (subject.reference, lm.model)]
+        effect = measure_model(as_logits(models[0]), models[1], lm.cutter, test)
+        assert (row["nll"], row["nll_clean"]) == pytest.approx(
+            (effect.mean(effect.nll_edited), effect.mean(effect.nll_clean)), abs=1e-4
+        )
+    assert found["quantisation"]["4"]["nll_clean"] != found["quantisation"]["8"]["nll_clean"]
+    assert found["dilution"]["n_tokens"] < int(test.counted(lm.cutter).sum())  # filler has taken half of each context
+    assert found["dilution"]["n_tokens"] == len(test) * 15
+
+
+def test_an_attacker_has_no_more_than_there_is(make_subject: Any, text_task: Any) -> None:
+    subject = make_subject(text_task)
+    found = attacks(subject, Change(weights=subject.reference), (2, 400, 900), 0)
+    assert list(found["relearning"]["weights"]) == [
+        "2",
+        str(len(set(subject.training_table(text_task.forget_training).documents))),
+    ]
+
+
+def test_of_people_half_are_taught_and_the_others_asked(
+    make_subject: Any, people_task: Any, learned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attack_cell, "FILLER_SHARE", 0.1)  # or a question does not fit into the tiny context
+    subject = make_subject(people_task)
+    found = attacks(subject, Change(EDIT), SIZES, 1)
+    json.dumps(found, allow_nan=False)
+    assert set(found) == {"relearning", "dilution", "quantisation", "unseen"}
+    assert list(found["relearning"]) == ["hook in place", "without the hook", "half of the people"]
+    table, measured, how = learned[-1]
+    people = set(subject.training_table("facts:forget:known").documents)
+    assert set(table.documents) < people
+    assert len(set(table.documents)) == round(len(people) / 2)
+    assert not set(table.documents) & set(measured.documents)
+    assert set(measured.documents)
+    assert how["hook_while_learning"]
+    unseen = subject.task.table("facts:forget:unseen", "test", subject.lm.cutter)
+    (effect,) = Change(EDIT).effects(subject.lm, {"": unseen}).values()
+    assert found["unseen"]["nll"] == pytest.approx(effect.mean(effect.nll_edited), abs=1e-4)
+    assert found["unseen"]["nll_clean"] == pytest.approx(effect.mean(effect.nll_clean), abs=1e-4)
+    known = subject.task.table(subject.task.forget, "test", subject.lm.cutter)
+    for learnt, _, _ in learned:
+        rows = {tuple(row) for row in learnt.tokens.tolist()}
+        assert not rows & {tuple(row) for row in known.tokens.tolist()}

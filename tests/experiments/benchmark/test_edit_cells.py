@@ -1,0 +1,167 @@
+"""Cells of edits: TEST decides nothing, every corpus is measured, and controls are other features."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from mtsae_lens.experiments.benchmark import edit_cells
+from mtsae_lens.experiments.benchmark.arms import OURS, Scale
+from mtsae_lens.experiments.benchmark.edit_cells import DIRECTION, edit_cell
+from mtsae_lens.unlearning import protocol
+from mtsae_lens.unlearning import task as task_module
+from mtsae_lens.unlearning.measures.effects import measure_edits
+
+PLACES = {"0.02": 0, "0.05 goal": 1, "0.1": 1}
+
+
+@pytest.fixture(autouse=True)
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tiny model guesses worse than all tokens alike, so that nothing would be chosen."""
+    monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: dict(PLACES) if outcomes else {})
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """Sources and splits in the order in which they are read."""
+    found: list[tuple[str, str]] = []
+    original = task_module.read_tokens
+
+    def reading(source: str, split: Any, *args: Any, **settings: Any) -> Any:
+        found.append((source, split))
+        return original(source, split, *args, **settings)
+
+    monkeypatch.setattr(task_module, "read_tokens", reading)
+    return found
+
+
+def test_a_cell_of_ours(
+    make_subject: Any, text_task: Any, scale: Scale, read: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject = make_subject(text_task)
+    swept, twins = {}, []
+    original, original_twins = edit_cells.sweep, edit_cells.random_twins
+
+    def sweep(lm: Any, task: Any, candidates: Any) -> Any:
+        swept[len(swept)] = candidates
+        return original(lm, task, candidates)
+
+    def random_twins(lm: Any, task: Any, candidate: Any, *args: Any) -> Any:
+        twins.append((candidate.edit, original_twins(lm, task, candidate, *args)))
+        return twins[-1][1]
+
+    monkeypatch.setattr(edit_cells, "sweep", sweep)
+    monkeypatch.setattr(edit_cells, "random_twins", random_twins)
+    cell = edit_cell(subject, scale, OURS, 0, attacked=False)
+    json.dumps(cell, allow_nan=False)
+    assert list(cell["methods"]) == [OURS, f"{OURS}, no gate", DIRECTION, f"{DIRECTION}, no gate"]
+    assert 0 <= cell["identity_error"] <= 1e-4
+    tables = subject.task.tables("test", subject.lm.cutter)
+    for candidates, (name, method) in zip(swept.values(), cell["methods"].items(), strict=True):
+        assert [row["setting"] for row in method["tune"]] == [candidate.setting for candidate in candidates]
+        assert set(method["test"]) == set(PLACES)
+        assert "attacks" not in method
+        gated = {candidate.setting["false_positive_rate"] is not None for candidate in candidates}
+        assert gated == {"no gate" not in name}
+        for budget, place in PLACES.items():
+            row = method["test"][budget]
+            assert row["setting"] == candidates[place].setting
+            assert list(row["corpora"]) == list(tables)
+            for source, table in tables.items():
+                (effect,) = measure_edits(subject.lm, table, [candidates[place].edit])
+                of_corpus = row["corpora"][source]
+                assert of_corpus["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
+                assert sum(d["n_tokens"] for d in of_corpus["documents"]) == of_corpus["n_tokens"]
+            assert ("random" in row) == (name == OURS and budget == "0.05 goal")
+    assert [edit for edit, _ in twins] == [swept[0][PLACES["0.05 goal"]].edit]
+    for edit, drawn in twins:
+        assert len(drawn) == 2
+        assert all(not set(edit.features) & set(twin.features) and twin.gate == edit.gate for twin in drawn)
+    sources = text_task.task(1).sources
+    first_test = next(place for place, (_, split) in enumerate(read) if split == "test")
+    assert {split for _, split in read[:first_test]} == {"select", "tune"}
+    assert not {(source, split) for source, split in read if source in sources("neutral") and split != "test"}
+    random = cell["methods"][OURS]["test"]["0.05 goal"]["random"]
+    assert set(random) == set(sources("forget", "near"))
+    for pooled in random.values():
+        total = sum(d["n_tokens"] * d["nll_delta"] for d in pooled["documents"])
+        assert total / sum(d["n_tokens"] for d in pooled["documents"]) == pytest.approx(pooled["nll_delta"], abs=1e-6)
+        assert pooled["n_draws"] == 2
+
+
+def test_test_text_decides_nothing(make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    assert list(cell["methods"]) == ["topk", "topk, no gate"]
+    original = task_module.read_tokens
+
+    def others(source: str, split: Any, cutter: Any, n: int, *, seed: int) -> Any:
+        return original("milton" if split == "test" else source, split, cutter, n, seed=seed)
+
+    monkeypatch.setattr(task_module, "read_tokens", others)
+    other = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    for name, method in cell["methods"].items():
+        assert other["methods"][name]["tune"] == method["tune"]
+        for budget, row in method["test"].items():
+            assert other["methods"][name]["test"][budget]["setting"] == row["setting"]
+            assert other["methods"][name]["test"][budget]["corpora"] != row["corpora"]
+
+
+def test_the_most_at_the_main_budget_has_its_random_features_too(
+    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = {"0.02": 0, "0.05": 1, "0.05 goal": 0}
+    monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: places)
+    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    assert {name: "random" in row for name, row in cell["methods"]["topk"]["test"].items()} == {
+        "0.02": False,
+        "0.05": True,
+        "0.05 goal": True,
+    }
+
+
+def test_the_settings_are_read_with_the_goal_of_the_reference(
+    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+    monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: given.append(args) or {})
+    for reference in (True, False):
+        subject = make_subject(text_task) if reference else make_subject(text_task, None)
+        cell = edit_cell(subject, scale, "topk", 0, attacked=True)
+        assert all(method["test"] == {} and "attacks" not in method for method in cell["methods"].values())
+    assert given[0] == given[1]
+    assert given[0] == (pytest.approx(8.3178, abs=1e-3), make_subject(text_task).goal)
+    assert given[2][1] is None
+
+
+def test_a_method_without_a_candidate_keeps_its_place(
+    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        edit_cells, "rankings", lambda evidence, *args, **kwargs: {} if evidence.near else {"a": (1, 2, 3, 4, 5)}
+    )
+    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    assert cell["methods"]["topk, no gate"] == {"tune": [], "test": {}}
+    assert cell["methods"]["topk"]["test"]
+
+
+def test_a_splice_that_is_not_the_identity_stops_the_cell(
+    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "max_identity_error", lambda *args: 0.1)
+    with pytest.raises(RuntimeError, match=r"without an edit changes the logits by 0\.1"):
+        edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+
+
+def test_an_attacked_cell_has_the_main_edit_in_full_and_its_attacks(make_subject: Any, text_task: Any, scale: Scale) -> None:
+    cell = edit_cell(make_subject(text_task), scale, OURS, 0, attacked=True)
+    json.dumps(cell, allow_nan=False)
+    for name, method in cell["methods"].items():
+        assert ("attacks" in method) == ("main" in method) == (name in (OURS, DIRECTION))
+    ours = cell["methods"][OURS]
+    assert {"gate", "reference", "calibrated_nll_delta", "generation", "samples"} <= set(ours["main"])
+    forget = text_task.task(1).forget
+    after_the_edit = ours["test"]["0.05 goal"]["corpora"][forget]["nll_edited"]
+    for curve in ours["attacks"]["relearning"]["hook in place"].values():
+        assert curve[0]["nll"] == pytest.approx(after_the_edit, abs=1e-4)

@@ -1,0 +1,316 @@
+"""The benchmark's command: what it refuses, in which order it works, and the page of cells made by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.experiments.benchmark import run as module
+from mtsae_lens.experiments.benchmark.arms import OURS, QUICK, TASKS, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.report import benchmark_part
+from mtsae_lens.experiments.benchmark.run import LOSS_NAMES, BenchmarkSettings, _cells, run_benchmark
+from mtsae_lens.reporting.page import write_report
+from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
+from mtsae_lens.unlearning.task import Corpus
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tasks": ("domain", "peple")}, r"no task 'peple'. Did you mean 'people'"),
+        ({"losses": ("npo", "simnp")}, r"no method 'simnp' that changes weights. Did you mean 'simnpo'"),
+        ({"near": ("milton",)}, "give --forget too"),
+        ({"retain": ("milton",)}, "give --forget too"),
+        ({"neutral": ("milton",)}, "give --forget too"),
+    ],
+)
+def test_what_does_not_exist_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        BenchmarkSettings(**settings)
+
+
+@pytest.mark.parametrize("settings", [{"tasks": ()}, {"saes": {}}, {"n_seeds": 0}, {"no_such_setting": 1}])
+def test_settings_are_checked(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        BenchmarkSettings(**settings)
+
+
+def test_a_model_of_another_context_or_without_bos() -> None:
+    training = BenchmarkSettings(context_size=48, prepend_bos=False).training(OURS, 0)
+    assert (training.context_size, training.batch_size_tokens, training.prepend_bos) == (48, 480, False)
+    usual = BenchmarkSettings().training(OURS, 0)
+    assert (usual.context_size, usual.batch_size_tokens, usual.prepend_bos) == (128, 512, True)
+
+
+def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
+    tmp_path: Path, tiny_model_dir: Path, save_neox: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "run_trials", lambda *_, **__: pytest.fail("it went to work"))
+    wide = save_neox(tmp_path / "wide", vocab_size=4224)
+    given = {"model": str(tiny_model_dir), "forget": "kjv", "retain": ("sotu",), "context_size": 32, "out": tmp_path / "out"}
+    with pytest.raises(ModelError, match=r"wide has logits for 4,224 tokens.*'reference: null' into a --config file"):
+        run_benchmark(BenchmarkSettings(**given, reference=str(wide)))
+
+
+def test_a_task_of_ones_own_replaces_the_named_ones() -> None:
+    assert BenchmarkSettings().benchmark_tasks() == dict(TASKS)
+    assert list(BenchmarkSettings(tasks=("people",)).benchmark_tasks()) == ["people"]
+    (own,) = (
+        BenchmarkSettings(forget="kjv", near=("milton",), retain=("sotu", "austen"), neutral=("jargon",))
+        .benchmark_tasks()
+        .values()
+    )
+    task = own.task(3)
+    assert [task.sources(role) for role in ("forget", "near", "far", "neutral")] == [  # type: ignore[arg-type]
+        ["kjv"],
+        ["milton"],
+        ["sotu", "austen"],
+        ["jargon"],
+    ]
+    assert (own.forget_training, own.retain_training) == ("kjv", ("milton", "sotu", "austen"))
+
+
+def test_the_scale_is_what_is_given_on_top_of_the_preset() -> None:
+    assert BenchmarkSettings().scale() == Scale()
+    quick = BenchmarkSettings(quick=True, d_sae=64, n_seeds=4)
+    assert quick.scale().d_sae == 64
+    assert quick.scale().contexts_per_split == QUICK.contexts_per_split
+    assert list(quick.seeds()) == [0]
+    assert list(BenchmarkSettings(n_seeds=2).seeds()) == [0, 1]
+
+
+def test_sources_are_checked_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "run_trials", lambda *args, **kwargs: pytest.fail("work began"))
+    for sources in ({"retain": ("no-such-text",)}, {"retain": ("facts:retain:knwn",)}, {"retain": ()}):
+        with pytest.raises(DataError):
+            module.run_benchmark(BenchmarkSettings(out=tmp_path / "out", forget="kjv", **sources))
+
+
+def test_cells_are_made_seed_by_seed(tmp_path: Path) -> None:
+    settings = BenchmarkSettings(out=tmp_path, n_seeds=2, saes={OURS: {"k": 4}, "topk": {"k": 4}}, losses=("npo", "rmu"))
+    cells = _cells(settings, settings.benchmark_tasks(), settings.scale())
+    names = list(cells)
+    assert names == [
+        name
+        for seed in (0, 1)
+        for task in ("domain", "people")
+        for name in (
+            *(f"{task}/{method}/{seed}" for method in (OURS, "topk", "npo", "rmu")),
+            *([f"{task}/reference"] if seed == 0 else []),
+        )
+    ] + [f"{task}/stability/{sae}-2" for task in ("domain", "people") for sae in settings.saes]
+    for name, cell in cells.items():
+        if "stability" in name:
+            (subjects,) = cell.args  # type: ignore[attr-defined]
+            sae = name.split("/")[2].removesuffix("-2")
+            assert [subject.sae_folder for subject in subjects] == [settings.training(sae, seed).out for seed in (0, 1)]
+            continue
+        task, method, seed = (*name.split("/"), "0")[:3]
+        subject = cell.args[0]  # type: ignore[attr-defined]
+        assert subject.task_of is TASKS[task]
+        sae = method if method in settings.saes else OURS
+        assert subject.sae_folder == settings.training(sae, int(seed)).out == tmp_path / "saes" / f"{sae}-{seed}"
+        assert cell.keywords["attacked"] == (seed == "0")  # type: ignore[attr-defined]
+        if method in LOSS_NAMES:
+            kind = "questions" if task == "people" else "text"
+            assert cell.args[1:] == (settings.scale(), method, SWEEPS[kind][method], int(seed))  # type: ignore[attr-defined,index]
+    alone = BenchmarkSettings(out=tmp_path, reference=None, n_seeds=1, losses=(), n_attacked_seeds=0)
+    cells = _cells(alone, alone.benchmark_tasks(), alone.scale())
+    assert not any("reference" in name for name in cells)
+    assert not any(cell.keywords.get("attacked") for cell in cells.values())  # type: ignore[attr-defined]
+    assert len([name for name in _cells(BenchmarkSettings(quick=True), {"own": OWN}, QUICK) if "npo" in name]) == 1
+
+
+def test_all_saes_are_trained_alike(tmp_path: Path) -> None:
+    settings = BenchmarkSettings(out=tmp_path, training_tokens=7_000, d_sae=99)
+    trained = [settings.training(name, 3).model_dump(exclude={"architecture", "sae", "out"}) for name in settings.saes]
+    assert all(one == trained[0] for one in trained)
+    assert (trained[0]["d_sae"], trained[0]["training_tokens"], trained[0]["seed"]) == (99, 7_000, 3)
+
+
+OWN = BenchmarkTask("own", (Corpus("f", "forget"), Corpus("n", "near"), Corpus("x", "far")), "f", ("n", "x"))
+
+
+def corpus(delta: float) -> dict[str, Any]:
+    asked = {"n_contexts": 4, "exact_recall": 0.25}
+    documents = [{"document": str(i), "n_tokens": 2, "nll_clean": 3.0, "nll_edited": 3.0 + delta} | asked for i in range(3)]
+    return {"documents": documents, "nll_delta": delta, "nll_clean": 3.0}
+
+
+def method(forget: float, budgets: tuple[str, ...] = ("0.05", "0.05 goal")) -> dict[str, Any]:
+    row = {"setting": {}, "corpora": {"f": corpus(forget), "n": corpus(0.04), "x": corpus(0.01)}}
+    random = {"f": {"documents": [{"document": str(i), "n_tokens": 2, "nll_delta": 0.1} for i in range(3)]}}
+    return {"tune": [], "test": {budget: row | {"random": random} for budget in budgets}}
+
+
+def attacked(nll: float) -> dict[str, Any]:
+    row = {"nll": nll, "nll_clean": 3.0, "exact_recall": 0.5}
+    steps = ((0, 0.2), (5, 0.8), (20, 0.5))  # the attack goes past its best
+    points = [{"step": step} | row | {"nll": nll - recall, "exact_recall": recall} for step, recall in steps]
+    return {
+        "relearning": {"hook in place": {"4": points[:1], "16": points}, "half of the people": {"others": points}},
+        "dilution": row | {"nll": 3.456},
+        "quantisation": {"8": row, "4": row | {"nll": 4.567}},
+    }
+
+
+def full(method: dict[str, Any], nll: float) -> dict[str, Any]:
+    separation = {"by_position": [{"auroc": 0.987}]}
+    main = {
+        "calibrated_nll_delta": 0.777,
+        "gate": {"true_positives": {"positions": 0.66}, "others": {"n": separation, "x": {"by_position": [{"auroc": 0.1}]}}},
+        "reference": {"nll_gap": -0.123, "documents": {"ks": 0.31}, "kl": 1.234},
+        "generation": {"f": {"clean": {"distinct_2": 0.9, "repeated": 0.1}, "edited": {"distinct_2": 0.8, "repeated": 0.2}}},
+        "samples": {"f": [{"prompt": "In the beginning", "clean": "was", "edited": "<b>sea</b>"}]},
+    }
+    return method | {"main": main, "attacks": attacked(nll)}
+
+
+def cells() -> dict[str, Any]:
+    return {
+        f"own/{OURS}/0": {"methods": {OURS: full(method(1.0), 4.0), f"{OURS}, no gate": method(0.2)}},
+        "own/topk/0": {"methods": {"topk": method(0.6)}},
+        "own/npo/0": {"methods": {"npo": method(5.0)}},
+        "own/reference": {
+            "corpora": {"f": corpus(2.5)},
+            "attacks": attacked(5.5),
+            "main": {"calibrated_nll_delta": 2.222, "generation": {}},
+            "untouched": {"calibrated_nll_delta": 0.0, "generation": {}},
+        },
+        f"own/{OURS}/1": {"methods": {OURS: method(3.0), f"{OURS}, no gate": method(0.0, ())}},
+        "own/topk/1": {"methods": {"topk": method(1.0, ("0.05", "0.05 goal", "0.1"))}},
+        "own/npo/1": {"methods": {"npo": method(7.0)}},
+        f"own/stability/{OURS}-2": {
+            "stability": {"frequency_difference": {"n_features": 8, "halves": 0.5, "chance": 0.004, "seeds": None}}
+        },
+        "owner/topk/0": {"methods": {"topk": method(99.0)}},  # another task
+    }
+
+
+TRAINED = {
+    f"{OURS}/0": {"l0": 30.0, "explained_variance": 0.5},
+    f"{OURS}/1": {"l0": 34.0, "explained_variance": 0.7},
+    "topk/0": {"l0": 31.0, "explained_variance": 0.8},
+}
+
+
+def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
+    part = benchmark_part(TRAINED, cells(), {"own": OWN}, Scale(), [OURS, "topk"])
+    json.dumps(part.metrics, allow_nan=False)
+    assert part.metrics["saes"] == TRAINED
+    found = part.metrics["own"]
+    at_cost = found["at_cost"]
+    means = {name: {b: round(row["forget"]["mean"], 6) for b, row in rows.items()} for name, rows in at_cost.items()}
+    assert means == {
+        OURS: {"0.05 goal": 2.0, "0.05": 2.0},
+        "topk": {"0.05 goal": 0.8, "0.05": 0.8, "0.1": 1.0},
+        f"{OURS}, no gate": {"0.05 goal": 0.2, "0.05": 0.2},
+        "npo": {"0.05 goal": 6.0, "0.05": 6.0},
+    }
+    assert at_cost[f"{OURS}, no gate"]["0.05"]["n_missing"] == at_cost["topk"]["0.1"]["n_missing"] == 1
+    assert at_cost[OURS]["0.05"]["near"]["mean"] == pytest.approx(0.04)
+    assert at_cost[OURS]["0.05"]["random"]["mean"] == pytest.approx(0.1)
+    assert {other: {b: round(d["mean"], 6) for b, d in rows.items()} for other, rows in found["differences"].items()} == {
+        "topk": {"0.05 goal": 1.2, "0.05": 1.2}
+    }
+    assert list(found["main"]) == list(found["attacks"]) == [OURS]
+    assert found["reference"]["corpora"]["f"]["nll_delta"] == 2.5
+
+    (table,) = part.tables
+    rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
+    assert list(rows) == [OURS, "topk", f"{OURS}, no gate", "npo"]
+    assert not any("recall" in name for name in table.header)  # a text, not questions
+    assert rows[OURS]["forget at 0.05"].startswith("+2.000 [")
+    assert rows[OURS]["forget at 0.02"] is None
+    assert rows[OURS]["random at 0.05"] == "+0.100 (20.0x)"
+    assert rows[OURS]["beyond random at 0.05"].startswith("+1.900 [")
+    assert rows[OURS]["gap at 0.05"].startswith("-0.500 [")
+    assert rows["topk"]["forget at 0.1"] is None  # read as the most, not as the nearest
+    assert {name: row["seeds with no setting"] for name, row in rows.items()} == {
+        name: int(name == f"{OURS}, no gate") for name in rows
+    }
+
+    sections = {section.title: section for section in part.sections}
+    assert "never saw the text, loses +2.500" in sections["own: as near to the reference as the price allows"].text
+    saes = sections["The SAEs"].table
+    assert saes is not None
+    assert saes.rows[0] == [OURS, 32.0, pytest.approx(0.6), None, None, 2]
+    main = sections["own: beside the reference"].table
+    assert main is not None
+    assert [row[:5] for row in main.rows[:2]] == [
+        ["untouched", None, None, None, "+0.000"],
+        ["reference", None, None, None, "+2.222"],
+    ]
+    generated = ["0.90 -> 0.80", "0.10 -> 0.20", None]
+    assert list(main.rows[2]) == [OURS, "-0.123", "0.31", "1.234", "+0.777", "66%", "0.987", *generated]
+    attacks = sections["own: attacks"].table
+    assert attacks is not None
+    assert [row[:6] for row in attacks.rows] == [
+        [OURS, "3.800", "4.567", "4.000", "3.456", "3.000"],
+        ["reference", "5.300", "4.567", "5.500", "3.456", "3.000"],
+    ]
+    relearning = sections["own: relearning"].table
+    assert relearning is not None
+    assert relearning.header[2:6] == ["before", "4 documents", "16 documents", "half, asked the others"]
+    assert list(relearning.rows[0]) == [OURS, "hook in place", "3.800", "3.800", "3.200", None, "80%"]
+    assert list(relearning.rows[1]) == [OURS, "half of the people", "3.800", None, None, "3.200", "80%"]
+    assert "fills 50% of the context" in sections["own: attacks"].text
+
+    difference = sections[f"own: {OURS} less every other SAE"].table
+    assert difference is not None
+    assert difference.header == ["SAE", "nearest to the reference at 0.05", "the most at 0.05", "seeds"]
+    assert [str(cell)[:6] for cell in difference.rows[0]] == ["topk", "+1.200", "+1.200", "2"]
+
+    where = sections["own: where the price is paid"].table
+    assert where is not None
+    assert where.header == ["method", "n (near)", "x (far)"]
+    assert [str(cell)[:6] for cell in where.rows[0]] == [OURS, "+0.040", "+0.010"]
+    stability = sections["own: stability of the choice"].table
+    assert stability is not None
+    assert list(stability.rows[0]) == [OURS, "frequency_difference", 8, "0.50", "0.004", None, None]
+
+    write_report(tmp_path, "Unlearning, compared", "lead", part.sections, {})
+    page = (tmp_path / "report.html").read_text()
+    for text in ("own: the most at the price", "own: attacks", "0.987", "In the beginning", "&lt;b&gt;sea"):
+        assert text in page
+
+
+def test_questions_show_recall_and_a_task_without_near_text_shows_none() -> None:
+    asked = BenchmarkTask("own", (Corpus("facts:forget:known", "forget"), Corpus("x", "far")), "facts:forget:known", ("x",))
+    result = method(1.0, ("0.05",))
+    corpora = result["test"]["0.05"]["corpora"]
+    del result["test"]["0.05"]["random"], corpora["n"]
+    corpora["facts:forget:known"] = corpora.pop("f")
+    part = benchmark_part(TRAINED, {f"own/{OURS}/0": {"methods": {OURS: result}}}, {"own": asked}, Scale(), [OURS, "topk"])
+    (table,) = part.tables
+    (row,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
+    assert (row["recall at 0.05"], row["near at 0.05"], row["random at 0.05"]) == ("25% [25%, 25%]", None, None)
+    assert part.metrics["own"]["differences"] == {}
+    assert part.metrics["own"]["reference"] is None
+    assert "seeds with no setting" not in table.header
+    titles = [section.title for section in part.sections]
+    assert "own: attacks" not in titles
+    assert "own: beside the reference" not in titles
+
+
+@pytest.mark.parametrize("changed", [{"neutral": ("jargon",)}, {"retain": ("austen",)}, {"reference": None}])
+def test_cells_of_other_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    given: list[Any] = []
+
+    def run_trials(folder: Path, settings: Any, *args: Any, **kwargs: Any) -> Any:
+        given.append(settings)
+        return {}
+
+    monkeypatch.setattr(module, "run_trials", run_trials)
+    monkeypatch.setattr(module, "benchmark_part", lambda *args: benchmark_part({}, {}, {}, Scale(), []))
+    own = {"forget": "kjv", "retain": ("sotu",)}
+    for settings in (own, own | changed):
+        module.run_benchmark(BenchmarkSettings(out=tmp_path, **settings))  # type: ignore[arg-type]
+    before, after = given[1], given[3]
+    assert before != after
+    assert given[0] == given[2] or "reference" in changed  # the SAEs stay

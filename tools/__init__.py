@@ -1,0 +1,1 @@
+"""What is needed to develop the package and is not part of it."""
