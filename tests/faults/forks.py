@@ -54,6 +54,9 @@ class Child:
                 opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(opened, stream)
                 os.close(opened)
+            sys.stdout, sys.stderr = (
+                open(stream, "w", closefd=False) for stream in (1, 2)
+            )  # another may have taken their place
             os.chdir(folder)
             call()
             code = 0
