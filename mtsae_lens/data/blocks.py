@@ -91,6 +91,8 @@ class StoredBlocks(SequenceBlocks):
     def __post_init__(self) -> None:
         if self.h.ndim != 3:
             raise DataError(f"contexts are (n, pos, d_in); got shape {tuple(self.h.shape)}")
+        if not self.h.numel():
+            raise DataError(f"expected at least one context of one position; got shape {tuple(self.h.shape)}")
         if not self.h.is_floating_point():
             raise DataError(
                 f"expected real activations; got {self.h.dtype}: give them as float32 (h.float(), of complex ones h.real)"

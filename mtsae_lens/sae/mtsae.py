@@ -124,7 +124,7 @@ class TemporalEncoder(SAE[Any]):
 
     def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:
         size = self.cfg.context_size
-        if h.shape[-1] != self.cfg.d_in:
+        if not h.ndim or h.shape[-1] != self.cfg.d_in:
             raise DataError(f"expected activations of width d_in={self.cfg.d_in}; got shape {tuple(h.shape)}")
         if h.ndim == 2:
             if h.shape[0] % size:

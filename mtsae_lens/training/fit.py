@@ -12,7 +12,7 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
-from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -21,10 +21,16 @@ from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOpti
 
 def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks) -> Batches:
     """Mixed rows of the same blocks for every architecture; for a temporal one each row brings along what it reads."""
-    return partial(stream.mixed, gather=partial(_gather_reads, sae)) if isinstance(sae, MTTrainingSAE) else stream.mixed
+    return partial(stream.mixed, gather=partial(_gather_reads if isinstance(sae, MTTrainingSAE) else _gather_tokens, sae))
 
 
-def _gather_reads(sae: MTTrainingSAE, h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
+def _gather_tokens(sae: TrainingSAE[Any], h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
+    if h.shape[-1] != sae.cfg.d_in:  # rows of one number would be broadcast
+        raise DataError(f"the SAE reads activations of width d_in = {sae.cfg.d_in}; got {h.shape[-1]}: make them equal")
+    return gather_tokens(h)
+
+
+def _gather_reads(sae: Any, h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
     expected = (sae.cfg.context_size, sae.cfg.d_in)
     if tuple(h.shape[1:]) != expected:
         raise DataError(

@@ -163,3 +163,22 @@ def test_activations_that_are_no_numbers_are_named() -> None:
 def test_single_positions_are_no_contexts() -> None:
     with pytest.raises(DataError, match=r"contexts are \(n, pos, d_in\); got shape \(6, 4\)"):
         StoredBlocks(torch.randn(6, 4), batch_size_sequences=2)
+
+
+@pytest.mark.parametrize("width", [1, D_IN - 1, D_IN + 1])
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_activations_of_another_width_are_refused(architecture: str, width: int) -> None:
+    stream = StoredBlocks(torch.randn(4, POS, width), batch_size_sequences=2)
+    with pytest.raises(DataError, match="make them equal"):
+        fit(make_sae(architecture), stream, n_steps=2, batch_size_tokens=2 * POS, lr=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(0, POS, D_IN), (4, 0, D_IN), (4, POS, 0)])
+def test_a_stream_without_activations_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(DataError, match="at least one context"):
+        StoredBlocks(torch.zeros(shape), batch_size_sequences=2)
+
+
+def test_a_number_is_no_context() -> None:
+    with pytest.raises(DataError, match="expected activations of width"):
+        make_sae().encode(torch.tensor(1.0))
