@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from sae_lens.constants import SAE_WEIGHTS_FILENAME
+from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 import mtsae_lens
@@ -204,10 +204,10 @@ def test_a_number_that_was_not_finite_is_called_unknown(
 def test_an_sae_that_is_dead_is_measured_too(mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path) -> None:
     dead = ("--set", "activation=relu", "--set", "l1_coefficient=1.0")
     assert train(*dead, out=tmp_path / "sae").code == 0
-    weights = load_file(tmp_path / "sae" / SAE_WEIGHTS_FILENAME)
-    weights["b_enc"] -= 1e6
-    weights["b_dec"] *= 0  # an output of zero: the bias is 0 / 0
-    save_file(weights, tmp_path / "sae" / SAE_WEIGHTS_FILENAME)
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    sae.b_enc.data -= 1e6
+    sae.b_dec.data *= 0  # an output of zero: the bias is 0 / 0
+    sae.save_model(tmp_path / "sae")
     outcome = mtsae("evaluate", tmp_path / "sae", "--out", tmp_path / "evaluated", "--n-contexts", 8)
     assert outcome.code == 0, outcome.err
     metrics = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
