@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
@@ -78,6 +79,12 @@ class TrainSettings(Settings):
     """Account or team of Weights & Biases. By default it is your own account."""
     wandb_run_name: str | None = None
     """Name of the run on Weights & Biases. By default Weights & Biases chooses one."""
-    sae: dict[str, Any] = Field(default_factory=dict)
+    sae: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"option": "--set"})
     """Setting of the SAE architecture, such as `k=16`, `dilations=[0,1,4]` or `l1_coefficient=0.01`. `dilations=auto` selects the dilations
     from the first training activations."""
+
+    @classmethod
+    def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:
+        """Merge a YAML file with what was given on the command line, where naming a project of Weights & Biases turns on logging to it."""
+        named = typed.get("wandb_project") is not None and "wandb" not in typed
+        return super().build(config, {**typed, "wandb": True} if named else typed)

@@ -30,7 +30,7 @@ class BenchmarkSettings(Settings):
 
     out: Path = Path("runs/unlearn-benchmark")
     """Folder for everything that the benchmark trains and measures, and its report."""
-    tasks: tuple[str, ...] = Field(("domain", "people"), min_length=1)
+    tasks: tuple[str, ...] = Field(("domain", "people"), min_length=1, json_schema_extra={"option": "--task"})
     """Task on the embedded model: `domain` or `people`. A task of your own, with `forget`, replaces them."""
     forget: str | None = None
     """Text to forget, for a task of your own."""
