@@ -112,6 +112,8 @@ def describe_problem(detail: ErrorDetails) -> str:
     expected = re.sub(r"^Input should be ", "expected ", detail["msg"])
     expected = re.sub(r"expected a valid integer.*", "expected a whole number", expected)
     expected = re.sub(r"expected a valid number.*", "expected a number", expected)
+    expected = re.sub(r"expected greater than or equal to", "expected a number of at least", expected)
+    expected = re.sub(r"expected (greater|less) than", r"expected a number \1 than", expected)
     expected = re.sub(r"expected a valid boolean.*", "expected true or false", expected)
     came = repr(detail["input"])
     return f"{expected}; got {came if len(came) <= 200 else came[:200] + '...'}"

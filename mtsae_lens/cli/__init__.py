@@ -13,7 +13,7 @@ import warnings
 from collections import Counter
 from typing import Any
 
-from cyclopts import App, CycloptsError, RepeatArgumentError, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError, UnusedCliTokensError
 from pydantic import ValidationError
 
 from mtsae_lens import __version__
@@ -27,6 +27,7 @@ app = App(
     name="mtsae",
     help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn, explore.",
     help_format="plaintext",
+    default_parameter=Parameter(allow_repeating=True),
     version=f"mtsae-lens {__version__}",
 )
 for number, run in enumerate(VERBS):
@@ -78,8 +79,10 @@ def _warn_of_repeats(words: list[str], given: dict[str, Any]) -> None:
     counts = Counter(word.partition("=")[0] for word in words if word.startswith("--"))
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
-        if counts[option] > 1 and not isinstance(value, bool | list):
-            say_aside(f"warning: {option} is given {counts[option]} times; the last value is used")
+        on, off = counts[option], counts[option.replace("--", "--no-", 1)]
+        contradicts = on and off if isinstance(value, bool) else on > 1
+        if contradicts and not isinstance(value, list):
+            say_aside(f"warning: {option} is given {on + off} times; the last value is used")
 
 
 def _explain(error: CycloptsError) -> str:
