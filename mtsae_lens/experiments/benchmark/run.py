@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
-from pathlib import Path
-from typing import Any, Self
-
-from pydantic import Field, field_validator, model_validator
+from typing import Any
 
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
-from mtsae_lens.errors import ConfigError, ModelError, nearest
+from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.experiments.benchmark.arms import QUICK, QUICK_LOSSES, SAES, TASKS, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.arms import QUICK_LOSSES, BenchmarkTask, Scale
 from mtsae_lens.experiments.benchmark.attack_cell import RELEARNING
 from mtsae_lens.experiments.benchmark.edit_cells import edit_cell
 from mtsae_lens.experiments.benchmark.report import benchmark_part
+from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
 from mtsae_lens.experiments.benchmark.setup import Subject
 from mtsae_lens.experiments.benchmark.stability_cell import stability_cell
 from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weights_cell
@@ -30,116 +27,13 @@ from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edits import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import Trial, run_trials
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS, Sweep
-from mtsae_lens.unlearning.task import Corpus, check_corpus
+from mtsae_lens.unlearning.task import check_corpus
 
-BATCH_SIZE_TOKENS: int = TrainSettings.model_fields["batch_size_tokens"].default  # rounded down to whole contexts
 LOSS_NAMES = tuple(SWEEPS["text"])
-
-
-class BenchmarkSettings(Settings):
-    """Settings of `mtsae unlearn-benchmark`."""
-
-    out: Path = Path("runs/unlearn-benchmark")
-    tasks: tuple[str, ...] = Field(tuple(TASKS), min_length=1)
-    """Named tasks on the embedded model; `forget` replaces them by one task of its own."""
-    forget: str | None = None
-    near: tuple[str, ...] = ()
-    retain: tuple[str, ...] = ()
-    neutral: tuple[str, ...] = ()
-    model: str = "embedded"
-    """Loaded in float32, as are the references: most methods train its weights."""
-    reference: str | None = "embedded-retrained"
-    """A model that never saw what is to be forgotten; null where there is none."""
-    dataset: str = "embedded+biographies"
-    """Text that the SAEs are trained on."""
-    hook_name: str = "blocks.3.hook_resid_post"
-    saes: dict[str, dict[str, Any]] = Field(default_factory=lambda: dict(SAES), min_length=1)
-    """Architectures and their own settings."""
-    losses: tuple[str, ...] | None = None
-    """Methods that change weights; all of them, or with `quick` three, if not given."""
-    n_seeds: int = Field(5, gt=0)
-    n_attacked_seeds: int = Field(1, ge=0)
-    """Seeds of which one edit is measured in full and attacked."""
-    quick: bool = False
-    """One seed, short trainings, few settings: to see that it runs."""
-    training_tokens: int | None = Field(None, gt=0)
-    d_sae: int | None = Field(None, gt=0)
-    contexts_per_split: int | None = Field(None, gt=0)
-    context_size: int = Field(TrainSettings.model_fields["context_size"].default, gt=1)
-    """Positions in a context; at most the model's own."""
-    prepend_bos: bool = True
-    n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
-    """Processes; each trains or measures one thing at a time."""
-    device: str = "cpu"
-
-    @field_validator("tasks")
-    @classmethod
-    def _tasks_exist(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
-        for task in tasks:
-            if task not in TASKS:
-                raise ConfigError(f"no task {task!r}.{nearest(task, TASKS)}")
-        return tasks
-
-    @field_validator("losses")
-    @classmethod
-    def _losses_exist(cls, losses: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        for loss in losses or ():
-            if loss not in LOSS_NAMES:
-                raise ConfigError(f"no method {loss!r} that changes weights.{nearest(loss, LOSS_NAMES)}")
-        return losses
-
-    @model_validator(mode="after")
-    def _own_task_is_whole(self) -> Self:
-        if self.forget is None and (self.near or self.retain or self.neutral):
-            raise ConfigError("near, retain and neutral belong to a task of your own; give --forget too")
-        return self
-
-    def scale(self) -> Scale:
-        """How much work."""
-        given = {
-            name: value
-            for name in ("training_tokens", "d_sae", "contexts_per_split")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(QUICK if self.quick else Scale(), **given)
-
-    def seeds(self) -> range:
-        """Seeds of SAEs and of the order in which methods that change weights see text."""
-        return range(1 if self.quick else self.n_seeds)
-
-    def benchmark_tasks(self) -> dict[str, BenchmarkTask]:
-        """The tasks by name."""
-        if self.forget is None:
-            return {name: TASKS[name] for name in self.tasks}
-        corpora = [Corpus(self.forget, "forget")]
-        corpora += [Corpus(source, "near") for source in self.near]
-        corpora += [Corpus(source, "far") for source in self.retain]
-        corpora += [Corpus(source, "neutral") for source in self.neutral]
-        return {"own": BenchmarkTask("own", tuple(corpora), self.forget, (*self.near, *self.retain))}
-
-    def training(self, architecture: str, seed: int) -> TrainSettings:
-        """One SAE; all share text, width, schedule and number of tokens."""
-        scale = self.scale()
-        return TrainSettings(
-            model=self.model,
-            hook_name=self.hook_name,
-            dataset=self.dataset,
-            architecture=architecture,
-            d_sae=scale.d_sae,
-            training_tokens=scale.training_tokens,
-            context_size=self.context_size,
-            batch_size_tokens=max(1, BATCH_SIZE_TOKENS // self.context_size) * self.context_size,
-            prepend_bos=self.prepend_bos,
-            out=self.out / "saes" / f"{architecture}-{seed}",
-            seed=seed,
-            sae=self.saes[architecture],
-            device=self.device,
-        )
 
 
 @stopped_with(GOES_ON, unless_told=True)
