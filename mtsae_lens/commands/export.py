@@ -25,7 +25,7 @@ from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
 from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
-from mtsae_lens.export.persistent import as_projection, project_weights
+from mtsae_lens.export.persistent import project_weights
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import whole_folder, write_text
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
@@ -177,7 +177,7 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
-    twin = as_projection(edit, lm.splice)
+    twin = edit.as_projection(lm.sae)
     project_weights(base, twin, lm.splice.hook_name)
     models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": at_hook(lm, twin)}
     return Exported(models, {"n_directions": len(twin.basis)})

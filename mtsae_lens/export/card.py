@@ -8,28 +8,13 @@ from typing import Any
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.machine_paths import shorten_settings
 from mtsae_lens.markdown import code_span, escape_markdown
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
-from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate
+from mtsae_lens.splice.edits import Edit
 
 
 def describe_edit(edit: Edit) -> str:
-    """What an edit does, in a sentence or two."""
-    if isinstance(edit, FeatureEdit):
-        what = f"{len(edit.features)} features e_i become {-edit.multiplier:g} e_i where they fire"
-    elif isinstance(edit, FeatureClamp):
-        what = f"{len(edit.features)} features are set to fixed values ({edit.where.replace('_', ' ')})"
-    elif isinstance(edit, DirectionEdit):
-        what = f"{len(edit.basis)} directions are taken out of the activations, {1 + edit.multiplier:g} times"
-    else:
-        what = f"a {type(edit).__name__} is applied"
-    gate = edit.gate
-    if isinstance(gate, RunningEvidenceGate):
-        where = f"where the running evidence of {len(gate.features)} features (decay {gate.decay:g}) exceeds {gate.threshold:.4g} nats"
-    elif isinstance(gate, FeatureActiveGate):
-        where = f"where one of {len(gate.features)} features fires"
-    else:
-        where = "everywhere but at special tokens and at the first token"
-    return f"{what[0].upper()}{what[1:]}, {where}."
+    """Describe an edit and its gate in a sentence."""
+    what = edit.describe()
+    return f"{what[0].upper()}{what[1:]}, {edit.gate.describe()}."
 
 
 def model_card(

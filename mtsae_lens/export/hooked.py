@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,8 @@ from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.files import whole_folder, write_json, write_text
 from mtsae_lens.splice.edit_files import save_edit, weights_digest
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.serialization import Serializable
 
 LOADER_FILE = "edited_model.py"
 CHECKED_FILES = ("**/*.safetensors", "**/*.json")
@@ -66,10 +66,8 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         ModelError: hook, SAE, gate or family cannot be exported, or the model that was written is another one.
     """
     layer, side = hooked_layer(lm.splice.hook_name)
-    if not isinstance(edit.gate, AlwaysOpen | FeatureActiveGate | RunningEvidenceGate):
-        raise ModelError(
-            f"an edit with a {type(edit.gate).__name__} cannot be exported; needed AlwaysOpen, FeatureActiveGate or RunningEvidenceGate"
-        )
+    _check_loader_knows("edit", edit, standalone.EDITS)
+    _check_loader_knows("gate", edit.gate, standalone.GATES)
     tensors, settings = reduce_encoder(lm.sae)
     config = {
         "hook_name": lm.splice.hook_name,
@@ -93,6 +91,13 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         write_checksums(partial, CHECKED_FILES)
         difference = _check(partial, lm, edit)
     return difference
+
+
+def _check_loader_knows(part: str, value: Serializable, known: Mapping[str, Any]) -> None:
+    if value.kind not in known:
+        raise ModelError(
+            f"a {type(value).__name__} cannot be exported; expected one of the {part}s that the stand-alone loader knows: {', '.join(known)}"
+        )
 
 
 def _save_sae(lm: HookedLM, folder: Path) -> None:

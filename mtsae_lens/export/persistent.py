@@ -21,30 +21,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mtsae_lens.errors import ModelError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, check_features, orthonormal_rows
-from mtsae_lens.splice.splicing import Splice
-
-
-def as_projection(edit: Edit, splice: Splice) -> DirectionEdit:
-    """The always-open edit that a projection of weights imitates.
-
-    A `DirectionEdit` loses its gate. Of an edit of features what their decoder rows span is taken out whole: more than zeroing the
-    features takes, because what others write there goes too.
-
-    Raises:
-        ModelError: an edit of another kind, or one of no feature.
-    """
-    if isinstance(edit, DirectionEdit):
-        return DirectionEdit(edit.basis, edit.center, edit.multiplier)
-    if not isinstance(edit, FeatureEdit | FeatureClamp) or not edit.features:
-        raise ModelError(
-            f"a {type(edit).__name__} has no directions to project out; needed an edit of features or of directions"
-        )
-    check_features(edit.features, splice.sae.cfg.d_sae)
-    rows = splice.sae.W_dec[list(edit.features)].detach()
-    return DirectionEdit(orthonormal_rows(rows), torch.zeros(rows.shape[-1]))
+from mtsae_lens.splice.edits import DirectionEdit
 
 
 @torch.no_grad()

@@ -152,9 +152,10 @@ class EditedLayer:
 
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.edit, self.gate, self.weights = config, content["edit"], content["gate"], weights
-        for owner, name in ((self.edit, "basis"), (self.edit, "center"), (self.edit, "values"), (self.gate, "weights")):
-            if name in owner:
-                self.weights[f"{'gate_' if owner is self.gate else 'edit_'}{name}"] = torch.tensor(owner[name])
+        for part, known, names in (("edit", EDITS, self.edit), ("gate", GATES, self.gate)):
+            if names["kind"] not in known:
+                raise ValueError(f"unknown {part} {names['kind']!r}; this loader knows {', '.join(known)}")
+            self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in names.items() if isinstance(value, list)}
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
         self.masked: Tensor | None = None
         self.state: dict[str, Tensor] = {}
@@ -244,39 +245,74 @@ class EditedLayer:
         return e.masked_fill(masked.unsqueeze(-1), 0.0)
 
     def opens(self, e: Tensor) -> Tensor:
-        """Where the gate is open."""
-        gate = self.gate
-        if gate["kind"] == "always":
-            return torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
-        fires = e[..., gate["features"]] > 0
-        if gate["kind"] == "feature_active":
-            return fires.any(dim=-1)
-        if gate["kind"] != "running_evidence":
-            raise ValueError(f"no gate {gate['kind']!r} here")
-        step = fires.float() @ self.weights["gate_weights"]
-        running, evidence = self.state.get("evidence", torch.zeros_like(step[:, 0])), []
-        for position in range(step.shape[1]):
-            running = gate["decay"] * running + step[:, position]
-            evidence.append(running)
-        self.state["evidence"] = running
-        return torch.stack(evidence, dim=1) > gate["threshold"]
+        """Where the gate is open, `(batch, pos)`."""
+        return GATES[self.gate["kind"]](self, e)
 
     def delta(self, h: Tensor, e: Tensor) -> Tensor:
-        """What the edit adds at every position, were the gate open there."""
-        edit, w = self.edit, self.weights
-        if edit["kind"] == "directions":
-            return -(1 + edit["multiplier"]) * ((h - w["edit_center"]) @ w["edit_basis"].T) @ w["edit_basis"]
-        chosen = e[..., edit["features"]]
-        if edit["kind"] == "features":
-            change = -(1 + edit["multiplier"]) * chosen
-        elif edit["kind"] == "clamp":
-            where = chosen > 0
-            if edit["where"] != "fires":
-                where = (where.any(-1, keepdim=True) | (edit["where"] == "everywhere")).expand_as(chosen)
-            change = torch.where(where, w["edit_values"] - chosen, 0.0)
-        else:
-            raise ValueError(f"no edit {edit['kind']!r} here")
-        return change @ w["W_dec"][edit["features"]]
+        """What the edit adds at every position where the gate is open, `(batch, pos, d_model)`."""
+        return EDITS[self.edit["kind"]](self, h, e)
+
+
+def always_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Open everywhere."""
+    return torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
+
+
+def feature_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Open where one of the gate's features fires."""
+    return (e[..., layer.gate["features"]] > 0).any(dim=-1)
+
+
+def evidence_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Open where a decaying sum of the weights of the features that fired exceeds the threshold."""
+    gate = layer.gate
+    step = (e[..., gate["features"]] > 0).float() @ layer.weights["gate_weights"]
+    running, evidence = layer.state.get("evidence", torch.zeros_like(step[:, 0])), []
+    for position in range(step.shape[1]):
+        running = gate["decay"] * running + step[:, position]
+        evidence.append(running)
+    layer.state["evidence"] = running
+    return torch.stack(evidence, dim=1) > gate["threshold"]
+
+
+def rescale_features(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """`e_i -> -multiplier * e_i`."""
+    return decode_change(layer, -(1 + layer.edit["multiplier"]) * e[..., layer.edit["features"]])
+
+
+def clamp_features(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """`e_i -> values_i`: where the feature fires, where any of the features fires, or everywhere."""
+    chosen, where = e[..., layer.edit["features"]], layer.edit["where"]
+    acts = chosen > 0
+    if where != "fires":
+        acts = (acts.any(-1, keepdim=True) | (where == "everywhere")).expand_as(chosen)
+    return decode_change(layer, torch.where(acts, layer.weights["edit_values"] - chosen, 0.0))
+
+
+def remove_directions(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """`h -> h - (1 + multiplier) * B^T B (h - center)`."""
+    basis, center = layer.weights["edit_basis"], layer.weights["edit_center"]
+    return -(1 + layer.edit["multiplier"]) * ((h - center) @ basis.T) @ basis
+
+
+def decode_change(layer: EditedLayer, change: Tensor) -> Tensor:
+    """Turn a change of the edit's features into a change of the residual stream."""
+    return change @ layer.weights["W_dec"][layer.edit["features"]]
+
+
+GATES: dict[str, Callable[[EditedLayer, Tensor], Tensor]] = {
+    "always": always_opens,
+    "feature_active": feature_opens,
+    "running_evidence": evidence_opens,
+}
+"""By `kind`: from the features of the new positions to where the gate is open; what it carries on is put into `layer.state`."""
+
+EDITS: dict[str, Callable[[EditedLayer, Tensor, Tensor], Tensor]] = {
+    "features": rescale_features,
+    "clamp": clamp_features,
+    "directions": remove_directions,
+}
+"""By `kind`: from the residual stream and its features to what is added where the gate is open."""
 
 
 def scale_vectors(x: Tensor, filters: Tensor, offsets: list[int]) -> Tensor:
