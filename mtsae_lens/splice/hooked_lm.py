@@ -26,7 +26,7 @@ from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
-from mtsae_lens.splice.splicing import Splice
+from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -48,6 +48,7 @@ class HookedLM:
             raise ModelError(
                 f"the SAE belongs to {name!r}, which {self.model.cfg.model_name} does not have.{nearest(name, self.model.hook_dict)}"
             )
+        check_takes_hook(self.model, self.splice.hook_name)
 
     def __repr__(self) -> str:
         architecture, name = self.sae.cfg.architecture(), self.model.cfg.model_name
@@ -155,6 +156,8 @@ class HookedLM:
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.splice.hook_name),
             **options,
         )
+        if self.splice.hook_name not in cache:
+            raise never_ran(self.splice.hook_name, self.model)
         return cache[self.splice.hook_name]
 
     @torch.no_grad()
@@ -197,8 +200,17 @@ class HookedLM:
         options = self.attention_options(tokens)
         if self._layer_after is not None:
             return self.model(h, start_at_layer=self._layer_after, **options)
-        hooks = [(self.splice.hook_name, lambda _, hook: h)]
-        return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False, **options)
+        n_calls = 0
+
+        def put(_: Tensor, hook: Any) -> Tensor:
+            nonlocal n_calls
+            n_calls += 1
+            return h
+
+        logits = self.model.run_with_hooks(tokens, fwd_hooks=[(self.splice.hook_name, put)], prepend_bos=False, **options)
+        if not n_calls:
+            raise never_ran(self.splice.hook_name, self.model)
+        return logits
 
     @torch.no_grad()
     def log_probs_from(

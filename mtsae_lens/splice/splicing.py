@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,8 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.edits import Edit, SAEState
 
 
@@ -166,3 +168,48 @@ class Splice:
     ) -> tuple[str, Any]:
         """Make a hook `(name, function)` for `fwd_hooks` of TransformerLens. The arguments are those of `edited`."""
         return self.hook_name, lambda h, hook: self.edited(h, edit, masked, where)
+
+    @contextmanager
+    def attached(self, model: AnyHookedModel, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> Iterator[None]:
+        """Keep an edit in a model while a `with` block runs the model.
+
+        Args:
+            model: a `HookedTransformer` or a bridge.
+            edit: what to do, and where.
+            masked: positions that are neither read nor edited; None for no such position.
+
+        Raises:
+            ModelError: the block ended without an error and the model never ran the hook, so the edit changed nothing.
+        """
+        n_calls = 0
+
+        def apply(h: Tensor, hook: Any) -> Tensor:
+            nonlocal n_calls
+            n_calls += 1
+            return self.edited(h, edit, masked)
+
+        check_takes_hook(model, self.hook_name)
+        with model.hooks(fwd_hooks=[(self.hook_name, apply)]):
+            yield
+        if not n_calls:
+            raise never_ran(self.hook_name, model)
+
+
+def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:
+    """Raise `ModelError` where a model says by itself that it does not run a hook. The model is not run.
+
+    A bridge says so; a `HookedTransformer` does not, so whoever runs a model with a hook checks afterwards that the hook was called.
+    """
+    try:
+        with model.hooks(fwd_hooks=[(hook_name, lambda h, hook: h)]):
+            pass
+    except (ValueError, AssertionError) as error:
+        raise never_ran(hook_name, model) from error
+
+
+def never_ran(hook_name: str, model: AnyHookedModel) -> ModelError:
+    """Make the error for a hook that a model has and does not run."""
+    return ModelError(
+        f"{model.cfg.model_name} has {hook_name} but does not run it, so an edit there would change nothing; train an SAE at another hook, "
+        "such as blocks.0.hook_resid_post, or turn on the setting of the model that this hook needs"
+    )

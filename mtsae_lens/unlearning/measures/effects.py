@@ -295,8 +295,18 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
     return logits
 
 
-def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
-    """A model with an edit in place, as what `measure_model` takes; masked positions are left alone."""
+def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
+    """Make a function from tokens to the logits of a model with an edit at its hook.
+
+    Args:
+        lm: the model with its SAE; for a model with other weights, `dataclasses.replace(lm, model=other)`.
+        edit: the edit, which leaves masked positions alone; None for the model as it is.
+
+    Returns:
+        What `measure_model` takes.
+    """
+    if edit is None:
+        return as_logits(lm.model, lm.cutter)
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         tokens = tokens.to(lm.model.cfg.device)
