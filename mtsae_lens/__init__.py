@@ -18,8 +18,8 @@ from mtsae_lens.sae.registration import register
 from mtsae_lens.sae.separation import register_separation
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.edits import Edit, FeatureClamp, FeatureEdit, register_edit
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate, register_gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.recipe import TrainSettings, train_sae
@@ -38,10 +38,12 @@ __all__ = [
     "AlwaysOpen",
     "ContextCutter",
     "Corpus",
+    "Edit",
     "Exploration",
     "FeatureActiveGate",
     "FeatureClamp",
     "FeatureEdit",
+    "Gate",
     "HookedLM",
     "MTSAEConfig",
     "MTTrainingSAE",
@@ -63,6 +65,8 @@ __all__ = [
     "offset_contributions",
     "open_sae",
     "read_tokens",
+    "register_edit",
+    "register_gate",
     "register_score",
     "register_separation",
     "save_edit",

@@ -96,7 +96,7 @@ class Serializable:
             record = _schema(cls).model_validate(content)  # type: ignore[arg-type]
         except ValidationError as error:
             raise ConfigError(describe_first(error)) from error
-        hints = get_type_hints(cls, include_extras=True)
+        hints = _annotations(cls)
         values = {name: _from_plain(name, hints[name], getattr(record, f"{name}_")) for name in _saved_fields(cls)}
         return cls(**values, **others)
 
@@ -164,10 +164,21 @@ def _saved_fields(cls: type[Any]) -> list[str]:
     return [field.name for field in fields(cls) if field.init and field.name not in cls.stored_elsewhere]
 
 
+def _annotations(cls: type[Serializable]) -> dict[str, Any]:
+    """Return the annotations of a class's fields as types."""
+    try:
+        return get_type_hints(cls, include_extras=True)
+    except NameError as error:
+        raise DataError(
+            f"a {cls.__name__} cannot be saved: the annotations of its fields use a name that its module does not define ({error}); "
+            "define the class and import its types at the top of a module"
+        ) from error
+
+
 @cache
 def _schema(cls: type[Serializable]) -> type[BaseModel]:
     """Derive the strict schema of a class from the annotations of its fields."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = _annotations(cls)
     try:
         # pydantic reserves some names, such as those that begin with "model_", hence the underscore
         columns: dict[str, Any] = {

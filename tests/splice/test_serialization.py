@@ -200,9 +200,17 @@ def test_what_could_not_be_read_back_is_not_written(splice: Splice, tmp_path: Pa
     class HoldsASet(_CountingGate):
         names: set[str]
 
+    local = tuple[int, ...]
+
+    @register_gate("local")
+    @dataclass(frozen=True)
+    class Local(_CountingGate):
+        numbers: local
+
     never = SequenceRateGate(INDICES, float("inf"))
     for gate, message in (
         (HoldsASet({"a"}), "set.* has no form in a file.*define to_json"),
+        (Local((1,)), "name 'local' is not defined"),
         (never, r"read back \(threshold: "),
     ):
         with pytest.raises(DataError, match=message):
