@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how it is loaded, what the edit does, where it came from."""
+"""The README of an exported model: what it is, how to load it, what the edit does, and where it came from."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ def describe_edit(edit: Edit) -> str:
 def model_card(
     title: str, base: str, hook_name: str, edit: Edit, sections: dict[str, str], provenance: dict[str, Any] | None = None
 ) -> str:
-    """A README in Markdown.
+    """Write a README in Markdown.
 
     Args:
-        title: of the page.
+        title: title of the page.
         base: name of the model that was edited; only the last part of a path is shown.
-        hook_name: where the edit was made.
-        edit: what was asked for.
-        sections: heading and text of what differs between the forms.
-        provenance: what made the edit, put down as JSON.
+        hook_name: hook of the edit.
+        edit: the edit that was exported.
+        sections: text by heading, which differs between the forms of export.
+        provenance: where the edit came from, shown as JSON.
+
+    Returns:
+        The text of the README.
     """
     name = display_name(base).rstrip("/").split("/")[-1]
     parts = [

@@ -82,7 +82,7 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
     """
     path = Path(path)
     if not isinstance(splice, Splice):
-        raise ConfigError(f"needed load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
+        raise ConfigError(f"expected load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
     content = read_edit_file(path)
     architecture = splice.sae.cfg.architecture()
     if content.hook_name != splice.hook_name:
@@ -99,7 +99,7 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
     if content.model is not None and difference is not None:
         warnings.warn(
             f"{path}: the edit was made on {content.model.name}, and this {model.cfg.model_name} predicts other tokens (log-probabilities "
-            f"differ by up to {difference:.2g} nats); what was measured of the edit may not hold here",
+            f"differ by up to {difference:.2g} nats); measurements of the edit may not hold here",
             MTSAEWarning,
             stacklevel=2,
         )

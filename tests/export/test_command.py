@@ -143,7 +143,10 @@ def test_a_family_that_cannot_be_exported_is_refused_before_its_weights_are_read
     (folder / "model.safetensors").write_bytes(b"broken")
     for prefix in ("", "bridge:"):
         outcome = export("hooked", "--model", f"{prefix}{folder}")
-        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; needed gpt_neox" in outcome.error) == (2, True)
+        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; expected gpt_neox" in outcome.error) == (
+            2,
+            True,
+        )
 
 
 def test_what_cannot_be_written_is_one_line(
