@@ -18,12 +18,16 @@ from .sae.separation import register_separation as register_separation
 from .sae.training import MTTrainingSAE as MTTrainingSAE
 from .splice.edit_files import load_edit as load_edit
 from .splice.edit_files import save_edit as save_edit
+from .splice.edits import Edit as Edit
 from .splice.edits import FeatureClamp as FeatureClamp
 from .splice.edits import FeatureEdit as FeatureEdit
+from .splice.edits import register_edit as register_edit
 from .splice.gates import AlwaysOpen as AlwaysOpen
 from .splice.gates import FeatureActiveGate as FeatureActiveGate
+from .splice.gates import Gate as Gate
 from .splice.gates import RunningEvidenceGate as RunningEvidenceGate
 from .splice.gates import SequenceRateGate as SequenceRateGate
+from .splice.gates import register_gate as register_gate
 from .splice.hooked_lm import HookedLM as HookedLM
 from .splice.splicing import Splice as Splice
 from .training.recipe import train_sae as train_sae

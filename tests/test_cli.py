@@ -489,7 +489,7 @@ def test_a_reference_of_a_shorter_context(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cfg.json", None, r"no cfg\.json; needed the --out folder of a finished 'mtsae train'"),
+        ("cfg.json", None, r"no cfg\.json; expected the --out folder of a finished 'mtsae train'"),
         ("sae_weights.safetensors", None, r"no sae_weights\.safetensors; needed"),
         ("sae_weights.safetensors", b"garbage" * 99, r"the SAE cannot be loaded \(SafetensorError"),
         ("sae_weights.safetensors", b"", r"the SAE cannot be loaded \(SafetensorError"),

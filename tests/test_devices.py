@@ -36,7 +36,7 @@ from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, Running
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning import changes
-from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
+from mtsae_lens.unlearning.attacks import dilute, quantised, relearn
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -309,7 +309,7 @@ def test_attacks(both: tuple[HookedLM, HookedLM], table: TokenTable, forget: Tok
         dense = DirectionEdit((direction / direction.norm())[None], center, 1.0, GATES["running"])
         points = relearn(lm, forget, [table], settings, edit=dense, hook_while_learning=True)
         diluted = dilute(forget, table, lm.cutter, 8)
-        rounded = hooked_logits(lm, quantised(lm.model, 4), dense)
+        rounded = edited_logits(replace(lm, model=quantised(lm.model, 4)), dense)
         losses.append([points[1].effects[0].nll_delta, measure_model(rounded, lm.model, lm.cutter, diluted, 4).nll_delta])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 

@@ -18,6 +18,8 @@ from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.separation import SEPARATIONS
+from mtsae_lens.splice.edits import EDITS
+from mtsae_lens.splice.gates import GATES
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.scores import SCORES
 
@@ -59,9 +61,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after it."""
-    before = {id(registry): set(registry) for registry in (SEPARATIONS, SCORES)}
+    every = (SEPARATIONS, SCORES, EDITS, GATES)
+    before = {id(registry): set(registry) for registry in every}
     yield
-    for registry in (SEPARATIONS, SCORES):
+    for registry in every:
         for name in set(registry) - before[id(registry)]:
             del registry[name]  # type: ignore[attr-defined]
 
@@ -71,7 +74,7 @@ def test_python_examples_run(path: Path, workplace: Path, registries: None) -> N
     """The blocks of a page one after another, as a reader would type them."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     for number, example in enumerate(PYTHON.findall(path.read_text()), 1):
-        exec(compile(example, f"{page_name(path)}, example {number}", "exec"), namespace)
+        exec(compile(example, f"{page_name(path)}, example {number}", "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=page_name)

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.checksums import write_checksums
-from mtsae_lens.commands.export_comparison import at_hook, compare
+from mtsae_lens.commands.export_comparison import compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
@@ -24,7 +24,7 @@ from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
 from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
-from mtsae_lens.export.persistent import as_projection, project_weights
+from mtsae_lens.export.persistent import project_weights
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import whole_folder, write_text
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
@@ -36,7 +36,7 @@ from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
-from mtsae_lens.unlearning.measures.effects import Logits, as_logits
+from mtsae_lens.unlearning.measures.effects import Logits, as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus
 
 MODEL_FOLDER = "model"
@@ -136,9 +136,9 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
-    twin = as_projection(edit, lm.splice)
+    twin = edit.as_projection(lm.sae)
     project_weights(base, twin, lm.splice.hook_name)
-    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": at_hook(lm, twin)}
+    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": edited_logits(lm, twin)}
     return Exported(models, {"n_directions": len(twin.basis)})
 
 

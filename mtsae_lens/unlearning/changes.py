@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from sae_lens import HookedSAETransformer
@@ -14,7 +14,6 @@ from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.attacks import hooked_logits
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss, max_tokens
 from mtsae_lens.unlearning.measures.distance import distance_to_reference, truth_ratio_distance
@@ -23,6 +22,7 @@ from mtsae_lens.unlearning.measures.effects import (
     EditLoss,
     Logits,
     as_logits,
+    edited_logits,
     measure_edits,
     measure_model,
 )
@@ -43,7 +43,7 @@ class Change:
 
     def logits(self, lm: HookedLM) -> Logits:
         """The changed model."""
-        return hooked_logits(lm, self.weights or lm.model, self.edit)
+        return edited_logits(replace(lm, model=self.weights or lm.model), self.edit)
 
     def effects(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditEffect]:
         """Its effect on every corpus."""

@@ -249,7 +249,7 @@ def test_a_hook_of_another_sae_is_refused(exported: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "edit", "message"),
     [
-        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "needed an SAE at blocks"),
+        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "expected an SAE at blocks"),
         ({"padding": "circular"}, EDITS["features"], "reads later positions"),
         ({}, FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)), "SequenceRateGate cannot be exported"),
         ({"kind": "standard", "normalize_activations": "layer_norm"}, EDITS["features"], "normalize_activations='layer_norm'"),

@@ -9,11 +9,11 @@ from typing import Any
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.experiments.benchmark.setup import BATCH_SIZE, Subject
-from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
+from mtsae_lens.unlearning.attacks import dilute, quantised, relearn
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.finetuning.batches import sample_documents, split_by_document
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
-from mtsae_lens.unlearning.measures.effects import EditEffect, measure_model
+from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, measure_model
 
 RELEARNING = FinetuneSettings(lr=3e-4, n_steps=60, batch_size=8, snapshots=(0, 5, 20, 60))
 """Of the full benchmark; a shorter one ends earlier."""
@@ -100,4 +100,4 @@ def _quantised(subject: Subject, change: Change, n_bits: int) -> EditEffect:
     rounded = quantised(change.weights or lm.model, n_bits)
     table = subject.task.table(subject.task.forget, "test", lm.cutter)
     clean = quantised(lm.model, n_bits)
-    return measure_model(hooked_logits(lm, rounded, change.edit), clean, lm.cutter, table, BATCH_SIZE)
+    return measure_model(edited_logits(replace(lm, model=rounded), change.edit), clean, lm.cutter, table, BATCH_SIZE)

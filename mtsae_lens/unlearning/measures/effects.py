@@ -250,14 +250,14 @@ def _run_edits(
         feature_acts = lm.feature_acts(tokens, h)
         clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted), piece.to(tokens.device))
         unchanged = compare(clean, clean.log_probs)
-        reading = lm.splice.reading(h, feature_acts)
+        sae_state = lm.splice.sae_state(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
             open_at = opened & _before(counted) if answers_only else opened
             n_open[index] += int(open_at.sum())
             compared = unchanged.clone()
             touched = open_at.any(dim=1)
             if bool(touched.any()):
-                delta = edit.delta(reading.rows(touched))
+                delta = edit.delta(sae_state.rows(touched))
                 edited_h = lm.splice.add_delta(h[touched], delta, open_at[touched])
                 changed = (edited_h != h[touched]).flatten(1).any(dim=1)
                 if bool(changed.any()):
@@ -295,8 +295,18 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
     return logits
 
 
-def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
-    """A model with an edit in place, as what `measure_model` takes; masked positions are left alone."""
+def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
+    """Make a function from tokens to the logits of a model with an edit at its hook.
+
+    Args:
+        lm: the model with its SAE; for a model with other weights, `dataclasses.replace(lm, model=other)`.
+        edit: the edit, which leaves masked positions alone; None for the model as it is.
+
+    Returns:
+        What `measure_model` takes.
+    """
+    if edit is None:
+        return as_logits(lm.model, lm.cutter)
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         tokens = tokens.to(lm.model.cfg.device)
