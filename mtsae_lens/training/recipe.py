@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.data.documents import check_source
@@ -25,6 +23,7 @@ from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
 from mtsae_lens.training.start import BDecInit
 from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 AUTO = "auto"
 _RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
