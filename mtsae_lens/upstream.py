@@ -89,7 +89,6 @@ __all__ = [
     "count_firing",
     "extract_layer_from_tlens_hook_name",
     "extract_stop_at_layer_from_tlens_hook_name",
-    "firing_counts",
     "flatten_heads",
     "get_lr_scheduler",
     "get_official_model_name",
@@ -100,6 +99,7 @@ __all__ = [
     "mean_correlation_coefficient",
     "normalize_input",
     "orthogonal_initializer",
+    "read_firing_counts",
     "reads_heads",
     "restore_firing_counts",
     "restore_output",
@@ -181,7 +181,7 @@ def count_firing(trainer: SAETrainer[Any, Any], counts: Float[Tensor, " d_sae"],
     trainer.n_frac_active_samples += n_samples
 
 
-def firing_counts(trainer: SAETrainer[Any, Any]) -> tuple[dict[str, Float[Tensor, " d_sae"]], int]:
+def read_firing_counts(trainer: SAETrainer[Any, Any]) -> tuple[dict[str, Float[Tensor, " d_sae"]], int]:
     """Return a trainer's firing statistics for a checkpoint: tensors by name, and the number of samples they were counted in."""
     names = ("act_freq_scores", "n_forward_passes_since_fired")
     return {name: getattr(trainer, name) for name in names}, trainer.n_frac_active_samples
@@ -192,7 +192,7 @@ def restore_firing_counts(trainer: SAETrainer[Any, Any], tensors: dict[str, Tens
 
     Args:
         trainer: the trainer.
-        tensors: the tensors that `firing_counts` returned, among others; they are taken out.
+        tensors: the tensors that `read_firing_counts` returned, among others; they are taken out.
         n_samples: the number that it returned.
 
     Raises:

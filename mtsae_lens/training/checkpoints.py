@@ -19,7 +19,7 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.files import whole_folder, write_json
 from mtsae_lens.sealed import read_json, read_tensors
 from mtsae_lens.training.log import LOG_FILE
-from mtsae_lens.upstream import firing_counts, restore_firing_counts
+from mtsae_lens.upstream import read_firing_counts, restore_firing_counts
 
 Trainer: TypeAlias = SAETrainer[TrainingSAE[Any], Any]
 
@@ -66,7 +66,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
         for index, state in optimizer["state"].items()
         for name, value in state.items()
     }
-    counts, n_samples = firing_counts(trainer)
+    counts, n_samples = read_firing_counts(trainer)
     tensors |= counts
     numbers = {
         "n_training_steps": trainer.n_training_steps,
