@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens.saes.sae import SAE
-from sae_lens.synthetic import mean_correlation_coefficient
+from sae_lens import SAE
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mtsae_lens.data.planted import PlantedFeatures, PlantedSample, rows
 from mtsae_lens.sae.temporal import gather_reads
+from mtsae_lens.upstream import mean_correlation_coefficient
 
 _SELECT, _TEST = 1, 2  # generator seeds; training blocks seed theirs from random 32-bit numbers
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import SAE
-from sae_lens.saes.temporal_sae import TemporalSAE
+from sae_lens import SAE, TemporalSAE
 from torch import Tensor
 
 from mtsae_lens.sae.contributions import TapPart, tap_parts

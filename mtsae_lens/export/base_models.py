@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformer_lens.loading_from_pretrained as loading
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -17,6 +16,7 @@ from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.standalone import decoder_layers
+from mtsae_lens.upstream import get_official_model_name
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -105,7 +105,7 @@ def _place(name: str) -> tuple[str, dict[str, Any]]:
     local = name in EMBEDDED_MODELS or Path(name).is_dir()
     place = str(embedded_model_dir(name)) if name in EMBEDDED_MODELS else name
     if not local:
-        place = loading.get_official_model_name(name)
+        place = get_official_model_name(name)
     return place, {"local_files_only": local, "trust_remote_code": False}
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens.constants import SAE_CFG_FILENAME
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from mtsae_lens.splice.edit_files import save_edit, weights_digest
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.serialization import Serializable
+from mtsae_lens.upstream import SAE_CFG_FILENAME
 
 LOADER_FILE = "edited_model.py"
 CHECKED_FILES = ("**/*.safetensors", "**/*.json")

@@ -9,10 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sae_lens import SAE
-from sae_lens.saes.jumprelu_sae import JumpReLUSAE
-from sae_lens.saes.standard_sae import StandardSAE
-from sae_lens.saes.topk_sae import TopKSAE
+from sae_lens import SAE, JumpReLUSAE, StandardSAE, TopKSAE
 from torch import Tensor
 
 from mtsae_lens.errors import ModelError

@@ -29,7 +29,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from sae_lens.util import extract_layer_from_tlens_hook_name
 
 from mtsae_lens.checksums import check_checksums
 from mtsae_lens.data.origins import display_name
@@ -37,6 +36,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.files import write_json
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.sealed import read_json
+from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 _REMEDY = "delete its folder and run 'mtsae explore' again"
 FACTS_FORMAT = "mtsae-exploration-1"

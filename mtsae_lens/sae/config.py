@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+from sae_lens import SAEConfig, TrainingSAEConfig
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.field_types import check_fields

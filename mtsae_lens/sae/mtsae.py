@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from sae_lens.saes.sae import SAE
-from sae_lens.saes.topk_sae import TopK
+from sae_lens import SAE
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -36,6 +35,7 @@ from mtsae_lens.sae.temporal import (
     tap_offsets,
     temporal_convolution,
 )
+from mtsae_lens.upstream import TopK, flatten_heads, normalize_input, reads_heads, restore_output
 
 
 class TemporalEncoder(SAE[Any]):
@@ -114,12 +114,12 @@ class TemporalEncoder(SAE[Any]):
         """Overrides the base class because walls must be read between the hook and the normalisation, and put back after it."""
         if sae_in.is_complex():
             raise DataError(f"expected real activations; got {sae_in.dtype}: give their real part (h.real)")
-        h = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        h = self.hook_sae_input(flatten_heads(self, sae_in.to(self.dtype)))
         h = self._as_contexts(h)
         walls = find_walls(h)
         if self.cfg.skip_first_position:
             walls[:, :1] = True
-        x = self.run_time_activation_norm_fn_in(h) - self.b_dec * self.cfg.apply_b_dec_to_input
+        x = normalize_input(self, h) - self.b_dec * self.cfg.apply_b_dec_to_input
         return x.masked_fill(walls.unsqueeze(-1), 0.0)
 
     def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:
@@ -161,7 +161,7 @@ class TemporalEncoder(SAE[Any]):
 
     def _as_given(self, feature_acts: Tensor, h: Tensor) -> Tensor:
         """Rows for rows, contexts for contexts."""
-        n_dims = h.ndim - 1 if self.hook_z_reshaping_mode else h.ndim
+        n_dims = h.ndim - 1 if reads_heads(self) else h.ndim
         return rearrange(feature_acts, "batch pos d_sae -> (batch pos) d_sae") if n_dims == 2 else feature_acts
 
     @override
@@ -241,5 +241,4 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
-        sae_out = self.run_time_activation_norm_fn_out(sae_out)
-        return self.reshape_fn_out(sae_out, self.d_head)
+        return restore_output(self, sae_out)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from sae_lens import register_sae_class, register_sae_training_class
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from mtsae_lens.sae.config import ARCHITECTURE, MTSAEConfig, MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import MTSAE
 from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.upstream import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY, unregister
 
 
 def register() -> None:
@@ -21,7 +21,6 @@ def register() -> None:
         old = registry.get(ARCHITECTURE)
         if old is not None and (old[0].__module__, old[0].__qualname__) != (new.__module__, new.__qualname__):
             raise ValueError(f"{old[0].__module__}.{old[0].__qualname__} is already registered as {ARCHITECTURE!r}")
-    for registry, _ in ours:
-        registry.pop(ARCHITECTURE, None)
+    unregister(ARCHITECTURE)
     register_sae_class(ARCHITECTURE, MTSAE, MTSAEConfig)
     register_sae_training_class(ARCHITECTURE, MTTrainingSAE, MTTrainingSAEConfig)

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from torch import Tensor
 
 from mtsae_lens.digests import digest_json, digest_tensors
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.files import write_text
 from mtsae_lens.sealed import read_json, read_tensors, write_tensors
+from mtsae_lens.upstream import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 WEIGHTS_DIGEST = "weights_sha256"
 """Key in the metadata of `cfg.json`."""

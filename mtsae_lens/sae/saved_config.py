@@ -9,10 +9,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from pydantic_core import from_json
-from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.sae.field_types import check_fields
+from mtsae_lens.upstream import SAE_CLASS_REGISTRY
 
 _MAX_BYTES = 16_000_000  # a configuration has a few thousand
 

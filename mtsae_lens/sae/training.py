@@ -13,8 +13,7 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import calculate_topk_aux_acts
+from sae_lens import TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -25,6 +24,7 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
+from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput, calculate_topk_aux_acts
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):

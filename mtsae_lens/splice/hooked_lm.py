@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
@@ -27,6 +26,7 @@ from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
 from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
+from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name, logits_from_last_layer
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -241,9 +241,7 @@ class HookedLM:
         resid = h
         if first < n_layers:
             resid = self.model(h, start_at_layer=first, stop_at_layer=n_layers, **self.attention_options(tokens))
-        logits = self.model.unembed(self.model.ln_final(resid[:, :-1][counted].unsqueeze(0)))[0]
-        cap = self.model.cfg.output_logits_soft_cap
-        return log_probs_of(cap * torch.tanh(logits / cap) if cap > 0 else logits)
+        return log_probs_of(logits_from_last_layer(self.model, resid[:, :-1][counted].unsqueeze(0))[0])
 
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Any:
         """Continue prompts with an edit in place; with the KV cache or without (`use_past_kv_cache`), the same tokens.

@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
-from sae_lens.saes.sae import TrainingSAE
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens import SAETrainer, TrainingSAE
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -20,6 +19,7 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.files import whole_folder, write_json
 from mtsae_lens.sealed import read_json, read_tensors
 from mtsae_lens.training.log import LOG_FILE
+from mtsae_lens.upstream import read_firing_counts, restore_firing_counts
 
 Trainer: TypeAlias = SAETrainer[TrainingSAE[Any], Any]
 
@@ -66,12 +66,12 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
         for index, state in optimizer["state"].items()
         for name, value in state.items()
     }
-    tensors["act_freq_scores"] = trainer.act_freq_scores
-    tensors["n_forward_passes_since_fired"] = trainer.n_forward_passes_since_fired
+    counts, n_samples = read_firing_counts(trainer)
+    tensors |= counts
     numbers = {
         "n_training_steps": trainer.n_training_steps,
         "n_training_samples": trainer.n_training_samples,
-        "n_frac_active_samples": trainer.n_frac_active_samples,
+        "n_frac_active_samples": n_samples,
         "param_groups": optimizer["param_groups"],
         "lr_scheduler": _plain(trainer.lr_scheduler.state_dict()),
         "coefficient_schedulers": {name: s.state_dict() for name, s in trainer.coefficient_schedulers.items()},
@@ -186,8 +186,7 @@ def _check_fingerprint(path: Path, then: Mapping[str, Any], now: Mapping[str, An
 
 
 def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tensor]) -> None:
-    trainer.act_freq_scores = tensors.pop("act_freq_scores")
-    trainer.n_forward_passes_since_fired = tensors.pop("n_forward_passes_since_fired")
+    restore_firing_counts(trainer, tensors, numbers.n_frac_active_samples)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         _, index, name = key.split(".")
@@ -198,4 +197,3 @@ def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tenso
         trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
     trainer.n_training_steps = numbers.n_training_steps
     trainer.n_training_samples = numbers.n_training_samples
-    trainer.n_frac_active_samples = numbers.n_frac_active_samples

@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 from jaxtyping import Float
-from sae_lens import LoggingConfig
-from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import LoggingConfig, TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
@@ -17,6 +15,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
+from mtsae_lens.upstream import SAETrainerConfig
 
 
 def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks) -> Batches:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
@@ -22,6 +22,7 @@ from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 AUTO = "auto"
 _RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}

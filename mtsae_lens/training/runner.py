@@ -12,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
-from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
-from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE, TrainingSAEConfig
 from safetensors.torch import save_file
 
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
@@ -37,6 +35,7 @@ from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
+from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, HfDataset
 
 _FOLLOWED = frozenset(
     "sae model_name hook_name hook_head_index dataset_path context_size from_pretrained_path n_batches_in_buffer training_tokens "

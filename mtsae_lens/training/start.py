@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.errors import DataError

@@ -16,10 +16,7 @@ from typing import Any, get_args
 
 import torch
 import wandb
-from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
-from sae_lens.training.optim import get_lr_scheduler
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens import SAETrainer, TrainingSAE
 from tqdm.auto import tqdm
 from typing_extensions import override
 
@@ -32,6 +29,7 @@ from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.settings import BDecInit
 from mtsae_lens.training.start import look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
+from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing, get_lr_scheduler
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
 
@@ -112,8 +110,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         if isinstance(sae, MTTrainingSAE) and sae.cfg.normalize_decoder:
             self.optimizer.register_step_post_hook(lambda *_: sae.normalize_decoder_())
 
-    @override
-    def _is_logging_step(self) -> bool:
+    def _is_logged(self) -> bool:
         step = self.n_training_steps + 1
         return step % self.options.log_every_n_steps == 0 or step == self.cfg.total_training_steps
 
@@ -178,7 +175,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         sparsity_log = self.maybe_reset_sparsity()
         if sparsity_log and self.cfg.logger.log_to_wandb:
             wandb.log(sparsity_log, step=self.n_training_steps)
-        logged = self._is_logging_step()
+        logged = self._is_logged()
         output = self.step(batch)
         self.n_training_steps += 1
         progress.update()
@@ -233,11 +230,10 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
         """One step; counts positions, masked or not, so that every architecture takes the same number of steps."""
         self.n_training_samples += self.cfg.train_batch_size_samples
-        return self._train_step(self.sae, self.activation_scaler(batch.to(self.sae.device)))
+        return self._update(self.sae, self.activation_scaler(batch.to(self.sae.device)))
 
-    @override
-    def _train_step(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
-        """Overrides the base class for the gradient norm, and because its statistics count masked rows as samples."""
+    def _update(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
+        """Take an optimizer step as SAELens does, but keep the gradient norm, and count no masked row as a sample."""
         sae.train()
         with self.autocast_if_enabled:
             output = sae.training_forward_pass(
@@ -246,7 +242,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
                     dead_neuron_mask=self.dead_neurons,
                     coefficients=self.get_coefficients(),
                     n_training_steps=self.n_training_steps,
-                    is_logging_step=self._is_logging_step(),
+                    is_logging_step=self._is_logged(),
                 )
             )
         self._count_firing(output)
@@ -263,10 +259,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _count_firing(self, output: TrainStepOutput) -> None:
         feature_acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
         counts = (feature_acts != 0).sum(dim=0)
-        self.n_forward_passes_since_fired += 1
-        self.n_forward_passes_since_fired[counts > 0] = 0
-        self.act_freq_scores += counts
-        self.n_frac_active_samples += int((output.sae_in != 0).any(dim=-1).sum())
+        count_firing(self, counts, int((output.sae_in != 0).any(dim=-1).sum()))
 
     @torch.no_grad()
     def _log(self, output: TrainStepOutput, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]

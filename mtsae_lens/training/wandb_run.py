@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import wandb
-from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens import LanguageModelSAERunnerConfig
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.files import write_text

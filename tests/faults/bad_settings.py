@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from faults.findings import Finding, attempt, shorten
 from faults.junk import value, yaml_text
@@ -22,6 +21,7 @@ from mtsae_lens.data.planted import PlantedFeatures
 from mtsae_lens.experiments.planted.run import PlantedCommandSettings, trial_settings
 from mtsae_lens.settings import Settings, parse_assignments
 from mtsae_lens.training.recipe import TrainSettings, runner_config
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 _SECONDS = 5.0
 _D_IN = 128

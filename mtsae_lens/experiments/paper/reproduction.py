@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity

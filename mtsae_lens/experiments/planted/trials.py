@@ -15,9 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import SAE, TrainingSAE
 
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits, linear_oracle, recover
@@ -32,6 +30,7 @@ from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import Trial
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 TUNE_SEED = 1_000  # no dictionary that is reported on
 N_CONTEXTS_TO_SELECT_ON = 512

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, QUICK, SAES, TASKS, Scale
 from mtsae_lens.training.recipe import TrainSettings
 from mtsae_lens.unlearning.selection.scores import SCORES
 from mtsae_lens.unlearning.task import Task, check_corpus
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 
 @pytest.mark.parametrize("architecture", SAES)
