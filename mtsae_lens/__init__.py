@@ -8,8 +8,8 @@ from importlib.metadata import version
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.live import explain
+from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.sae.config import MTSAEConfig, MTTrainingSAEConfig
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtsae_lens.data.vocabularies import token_texts
+from mtsae_lens.facts.records import Record, parquet_schema
 
 
 def numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
@@ -61,6 +62,12 @@ class TokenTexts:
         return lists(self(tokens[kept]), kept)
 
 
-def table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """The columns in the order of the schema, as its types."""
+def make_table(columns: dict[str, Any], record: Record) -> pa.Table:
+    """Make a table of facts.
+
+    Args:
+        columns: every column of the table, by name.
+        record: the table's record class, which gives the order and the types.
+    """
+    schema = parquet_schema(record)
     return pa.table([columns[name] for name in schema.names], schema=schema)

@@ -14,10 +14,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.data.packing import Spans
-from mtsae_lens.exploration.columns import TokenTexts, lists, numbers, table
+from mtsae_lens.exploration.columns import TokenTexts, lists, make_table, numbers
 from mtsae_lens.exploration.example_lists import ExampleList
-from mtsae_lens.exploration.schema import EXAMPLES
 from mtsae_lens.exploration.survey import KINDS, Survey
+from mtsae_lens.facts.records import Example, parquet_schema
 from mtsae_lens.files import whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.progress import track
@@ -88,7 +88,7 @@ def write_examples(
 ) -> None:
     """Write the table, some features at a time."""
     held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
-    with whole_file(path) as partial, pq.ParquetWriter(partial, EXAMPLES, compression="zstd") as writer:
+    with whole_file(path) as partial, pq.ParquetWriter(partial, parquet_schema(Example), compression="zstd") as writer:
         for features in track(torch.arange(d_sae).split(FEATURES_PER_GROUP), "writing examples", "group"):
             rows = example_rows(survey, features)
             writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)
@@ -131,7 +131,7 @@ def _table(
         ),
         "model_attribution": lists(attribution, shown & attributed.unsqueeze(1), pa.float32()),
     }
-    return table(columns, EXAMPLES)
+    return make_table(columns, Example)
 
 
 def encoder_biases(sae: SAE[Any]) -> Float[Tensor, " d_sae"]:

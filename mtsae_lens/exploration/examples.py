@@ -11,9 +11,10 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import TextBatch
 from mtsae_lens.exploration.example_table import encoder_biases, examples_of
-from mtsae_lens.exploration.facts import Example, example_records
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.exploration import example_records
+from mtsae_lens.facts.records import Example
 from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.edits import check_features

@@ -25,10 +25,10 @@ from mtsae_lens.exploration.example_table import encoder_biases, write_examples
 from mtsae_lens.exploration.feature_table import Effects, write_features
 from mtsae_lens.exploration.model_attribution import model_attributions
 from mtsae_lens.exploration.peaks import Peaks, strongest_peaks
-from mtsae_lens.exploration.plan import N_STRONGEST, PERSISTENCE_LAGS, Plan
-from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
+from mtsae_lens.exploration.plan import PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
+from mtsae_lens.facts.folder import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, N_STRONGEST, TEXTS_FILE
 from mtsae_lens.files import create_folder
 from mtsae_lens.interruption import stop_on_signal, stopped_with
 from mtsae_lens.machine_paths import shorten

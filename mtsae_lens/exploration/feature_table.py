@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.exploration.columns import TokenTexts, all_or_none, lists, nullable, numbers, table
+from mtsae_lens.exploration.columns import TokenTexts, all_or_none, lists, make_table, nullable, numbers
 from mtsae_lens.exploration.decoder import extreme_tokens, neighbours
 from mtsae_lens.exploration.peaks import strongest_peaks
 from mtsae_lens.exploration.plan import N_NEIGHBOURS, N_TOKENS_LISTED
-from mtsae_lens.exploration.schema import FEATURES
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.records import FeatureFacts
 from mtsae_lens.files import whole_file
 from mtsae_lens.sae.lift import Lift, share_of_context
 
@@ -46,7 +46,7 @@ def write_features(path: Path, survey: Survey, texts: TokenTexts, effects: Effec
         "top_token": pc.if_else(pa.array(counts.dead.numpy()), None, texts(top_tokens(survey))),
     }
     with whole_file(path) as partial:
-        pq.write_table(table(columns, FEATURES), partial, compression="zstd")
+        pq.write_table(make_table(columns, FeatureFacts), partial, compression="zstd")
 
 
 def _firing_columns(survey: Survey) -> dict[str, pa.Array]:

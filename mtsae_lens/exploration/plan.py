@@ -11,7 +11,6 @@ N_HISTOGRAM_BINS = 48
 N_TOKENS_LISTED = 10  # promoted, and as many suppressed
 N_NEIGHBOURS = 8
 N_COFIRING_TOKENS = 100_000  # pairs need less text than single features; their firings are kept, so memory grows with it
-N_STRONGEST = 8  # features shown per token of a text
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ except ImportError as error:
     raise ImportError("FeatureProbe needs anywidget; install it with: pip install 'mtsae-lens[notebook]'") from error
 
 from mtsae_lens.errors import ConfigError, MTSAEError
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.live import TextFeatures, explain
+from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 _FOLDER = Path(__file__).parent

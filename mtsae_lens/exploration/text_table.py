@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import torch
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.exploration.columns import TokenTexts, lists, nested, nullable, table
-from mtsae_lens.exploration.schema import TEXTS
+from mtsae_lens.exploration.columns import TokenTexts, lists, make_table, nested, nullable
 from mtsae_lens.exploration.texts import read_texts
+from mtsae_lens.facts.records import TextFacts
 from mtsae_lens.files import whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -32,5 +32,5 @@ def write_texts(path: Path, lm: HookedLM, tables: Sequence[TokenTable], texts: T
         "nll": nullable(lists(read.nll, everything, pa.float32())),  # the first token has none
     }
     with whole_file(path) as partial:
-        pq.write_table(table(columns, TEXTS), partial, compression="zstd")
+        pq.write_table(make_table(columns, TextFacts), partial, compression="zstd")
     return len(read.tokens)

@@ -11,7 +11,7 @@ from torch import Tensor
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.exploration.firings import read_batch
-from mtsae_lens.exploration.plan import N_STRONGEST
+from mtsae_lens.facts.folder import N_STRONGEST
 from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM

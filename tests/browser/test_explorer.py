@@ -15,7 +15,7 @@ from eventually import eventually
 from facts_folder import HOSTILE, WORDS, write_facts
 from playwright.sync_api import Locator, Page, expect
 
-from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.facts.folder import FactsFolder
 from mtsae_lens.reporting.explorer.page import write_explorer
 from mtsae_lens.reporting.explorer.scripts import shard_script
 from mtsae_lens.reporting.explorer.shards import list_shard

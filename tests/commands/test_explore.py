@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from sae_lens import SAE
 
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.exploration import Exploration
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.exploration import explore as module
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.feature_table import _firing_columns
 from mtsae_lens.exploration.plan import Plan
-from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.exploration import Exploration
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts, parquet_schema
 from mtsae_lens.splice.attribution import attribution
 
 PLAN = Plan(
@@ -51,8 +51,8 @@ def test_the_folder(made: dict[str, Exploration]) -> None:
             "settings.json",
             *(f"{t}.parquet" for t in TABLES),
         }
-        for name, schema in zip(TABLES, (FEATURES, EXAMPLES, TEXTS), strict=True):
-            assert pq.read_schema(facts.folder / f"{name}.parquet").equals(schema)
+        for name, record in zip(TABLES, (FeatureFacts, Example, TextFacts), strict=True):
+            assert pq.read_schema(facts.folder / f"{name}.parquet").equals(parquet_schema(record))
         about = facts.about
         assert about["format"] == "mtsae-exploration-1"
         assert about["n_tokens"] == sum(corpus["n_tokens"] for corpus in about["corpora"])

@@ -100,11 +100,12 @@ def test_the_box(lm: Any) -> None:
 
 def test_the_box_refuses_facts_of_another_sae(lm: Any) -> None:
     pytest.importorskip("anywidget")
-    from mtsae_lens.exploration.facts import Exploration
     from mtsae_lens.exploration.probe import FeatureProbe
+    from mtsae_lens.facts.exploration import Exploration
+    from mtsae_lens.facts.folder import FactsFolder
 
     with pytest.raises(ConfigError, match="of 7 features, the SAE has 32"):
-        FeatureProbe(lm, Exploration(None, {"d_sae": 7}))  # type: ignore[arg-type]
+        FeatureProbe(lm, Exploration(FactsFolder(None, {"d_sae": 7})))  # type: ignore[arg-type]
 
 
 def test_a_text_without_bos(lm: Any) -> None:

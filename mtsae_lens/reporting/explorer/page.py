@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.facts.folder import N_STRONGEST, FactsFolder
 from mtsae_lens.files import whole_folder, write_text
 from mtsae_lens.progress import track
-from mtsae_lens.reporting.explorer.folder import FactsFolder
 from mtsae_lens.reporting.explorer.scripts import rounded, shard_script
 from mtsae_lens.reporting.explorer.shards import (
     FEATURES_PER_SHARD,
     TEXTS_PER_SHARD,
+    column_shard,
     example_shard,
     feature_shard,
     list_shard,
@@ -26,7 +27,6 @@ from mtsae_lens.reporting.explorer.shards import (
 
 INDEX_FILE = "index.html"
 PAGE_FOLDER = "page"
-_N_STRONGEST = 8  # features kept per token of a text, in facts that do not say it
 
 
 def write_explorer(facts_dir: Path) -> Path:
@@ -53,15 +53,16 @@ def write_explorer(facts_dir: Path) -> Path:
 
 def _write_data(facts: FactsFolder, data: Path) -> None:
     data.mkdir()
+    _write_shard(data, "columns", 0, column_shard())
     _write_shard(data, "list", 0, list_shard(facts.features()))
     _write_features(facts, data)
     index = _write_texts(facts, data)
-    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD, "n_strongest": _N_STRONGEST}
-    _write_shard(data, "explore", 0, sizes | rounded(facts.settings, 6) | {"texts": index})
+    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD, "n_strongest": N_STRONGEST}
+    _write_shard(data, "explore", 0, sizes | rounded(facts.about, 6) | {"texts": index})
 
 
 def _write_features(facts: FactsFolder, data: Path) -> None:
-    edges = facts.settings.get("histogram_edges") or []
+    edges = facts.about.get("histogram_edges") or []
     n_shards = -(-facts.n_features // FEATURES_PER_SHARD)
     shards = zip(_pieces(facts.features(), FEATURES_PER_SHARD), _by_shard(facts, n_shards), strict=True)
     for number, (shard, examples) in enumerate(track(shards, "writing the page", "part", n_shards)):

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
+from mtsae_lens.facts.records import Example, FeatureFacts, columns
 from mtsae_lens.reporting.explorer.quantiles import quantile
 from mtsae_lens.reporting.explorer.scripts import rounded
 
@@ -18,31 +19,37 @@ TEXTS_PER_SHARD = 8
 
 Record = Mapping[str, Any]
 
-_LIST_COLUMNS = (
-    "top_token",
-    "n_active",
-    "density",
-    "max_activation",
-    "main_dilation",
-    "context_share",
-    "mean_run_length",
-    "selectivity",
-    "ablation_next_nll",
-    "promoted_tokens",
-)
 _EXACT = 7  # significant digits of what must add up: as many as float32 has
 _SNIPPET_TOKENS = 14
 _SPECIAL = re.compile(r"<\|[^<>|]+\|>|</?\w{1,8}>|\[[A-Z]+\]")
 
 
+def column_shard() -> dict[str, dict[str, dict[str, Any]]]:
+    """Describe the columns of features and of examples: their meanings, titles and formats."""
+    return {
+        table: {
+            name: {"title": column.title, "meaning": column.meaning, "format": column.shown_as, "digits": column.digits}
+            for name, column in columns(record).items()
+        }
+        for table, record in {"features": FeatureFacts, "examples": Example}.items()
+    }
+
+
 def list_shard(features: Iterable[Record]) -> dict[str, list[Any]]:
-    """The list's columns over all features; shares of scales to 1 %, for they are drawn a few pixels high."""
-    columns: dict[str, list[Any]] = {name: [] for name in (*_LIST_COLUMNS, "scale_shares")}
-    for f in features:
-        for name in _LIST_COLUMNS:
-            columns[name].append(rounded(f[name]))
-        columns["scale_shares"].append([round(share, 2) for share in f["scale_shares"] or ()])
-    return columns
+    """Collect the columns of the list over all features.
+
+    Args:
+        features: rows with the columns of `FeatureFacts`.
+
+    Returns:
+        The values of all features by column. Shares of scales are rounded to 1 %, because they are drawn a few pixels high.
+    """
+    listed: dict[str, list[Any]] = {name: [] for name, column in columns(FeatureFacts).items() if column.in_list}
+    for row in features:
+        for name, values in listed.items():
+            is_drawn = name == "scale_shares"
+            values.append([round(share, 2) for share in row[name] or ()] if is_drawn else rounded(row[name]))
+    return listed
 
 
 def feature_shard(features: Sequence[Record]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from facts_folder import write_facts
 
-from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.facts.folder import FactsFolder
 from mtsae_lens.reporting.explorer.shards import example_shard, feature_shard, list_shard, text_index, text_shard
 
 
@@ -43,7 +43,7 @@ def test_features_keep_their_facts(facts: FactsFolder) -> None:
 
 
 def test_examples_are_sparse_and_whole(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
-    edges = facts.settings["histogram_edges"]
+    edges = facts.about["histogram_edges"]
     shard = example_shard(list(facts.features()), rows, edges)
     assert shard[16] == []
     for example, row in zip(shard[3], rows[3], strict=True):
@@ -84,6 +84,6 @@ def test_a_text_is_listed_by_its_first_word(first: str, features: list[int], sta
 
 def test_only_the_strongest_example_is_above_all(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
     features = [{**list(facts.features())[3], "max_activation": rows[3][0]["activations"][rows[3][0]["peak"]]}]
-    found = [example["quantile"] for example in example_shard(features, rows, facts.settings["histogram_edges"])[0]]
+    found = [example["quantile"] for example in example_shard(features, rows, facts.about["histogram_edges"])[0]]
     assert found[0] == 1
     assert max(found[1:]) < 1

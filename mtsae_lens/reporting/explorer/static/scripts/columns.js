@@ -2,7 +2,7 @@
 (function () {
   "use strict";
   const { html, render } = htmPreact;
-  const { format, meanings, route, data, tokens } = MT;
+  const { format, meanings, titles, route, data, tokens } = MT;
   const N_PROMOTED = 5;
 
   // What htm draws, as an element for Tabulator: text never passes through markup.

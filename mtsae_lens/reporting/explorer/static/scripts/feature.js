@@ -2,25 +2,12 @@
 (function () {
   "use strict";
   const { html, useState } = htmPreact;
-  const { format, meanings, charts, tokens, route, data } = MT;
+  const { format, meanings, titles, summary, charts, tokens, route, data } = MT;
 
-  const FACTS = [
-    ["Density", "density", format.percent],
-    ["Fired on", "n_active", format.count],
-    ["Max", "max_activation", format.number],
-    ["Mean", "mean_activation", format.number],
-    ["Time scale", "main_dilation", format.dilation],
-    ["Context", "context_share", format.share],
-    ["Run length", "mean_run_length", (value) => format.fixed(value, 2)],
-    ["Selectivity", "selectivity", (value) => format.signed(value, 1)],
-    ["Ablation, next", "ablation_next_nll", (value) => format.signed(value, 3)],
-    ["Ablation, rest", "ablation_rest_nll", (value) => format.signed(value, 3)],
-    ["Attribution", "attribution", (value) => (format.missing(value) ? "-" : (value > 0 ? "+" : "") + format.number(value, 2))],
-  ];
-
+  // Columns that this SAE or these corpora do not have are left out.
   function Facts({ facts, explore }) {
     const lacks = { selectivity: explore.corpora.length < 2, main_dilation: !explore.dilations.length, context_share: !explore.dilations.length };
-    const shown = FACTS.filter(([, field]) => !lacks[field]);
+    const shown = summary.filter(([, field]) => !lacks[field]);
     return html`<div class="facts"><dl>
         ${shown.map(([name, field, show]) => html`<div title=${meanings[field]}><dt>${name}</dt><dd data-fact=${field}>${show(facts[field])}</dd></div>`)}
       </dl><button class="small" onClick=${() => MT.help("help-meanings")}>What these mean</button></div>`;
@@ -44,7 +31,7 @@
     const total = counts.reduce((sum, value) => sum + value, 0);
     if (!total) return null;
     const label = "Histogram of " + format.count(total) + " activations, up to " + format.number(facts.max_activation) + ", counts on a logarithmic axis";
-    return html`<${Card} title="Activations" meaning="How often it fires how strongly; both axes are logarithmic.">
+    return html`<${Card} title=${titles.histogram} meaning=${meanings.histogram}>
       <${charts.Histogram} counts=${counts} edges=${explore.histogram_edges} max=${facts.max_activation} label=${label} />
       <p class="meaning">Fires on ${format.percent(facts.density)} of ${format.count(explore.n_tokens)} tokens. Counts on a logarithmic axis.</p></${Card}>`;
   }
@@ -55,7 +42,7 @@
     const most = charts.largest(densities);
     const decimals = most >= 0.1 ? 1 : most >= 0.01 ? 2 : 3;
     const rows = densities.map((value, at) => ({ name: format.ending(explore.corpora[at].name), value, shown: format.share(value, decimals) }));
-    return html`<${Card} title="Density by corpus" meaning=${meanings.density}><${charts.BarTable} caption="Density by corpus" rows=${rows} most=${most} />
+    return html`<${Card} title=${titles.corpus_density} meaning=${meanings.corpus_density}><${charts.BarTable} caption="Density by corpus" rows=${rows} most=${most} />
       <p class="meaning">A full bar is the highest of these, ${format.share(most, decimals)}.</p></${Card}>`;
   }
 
@@ -138,8 +125,8 @@
           <${Activations} facts=${known} explore=${explore} />
           <${Corpora} facts=${known} explore=${explore} />
           <${Ablation} facts=${known} />
-          <${Related} title="Nearest decoder directions" id="related" meaning=${meanings.cosine} features=${known.neighbours} scores=${known.neighbour_cosines} />
-          <${Related} title="Fires together with" meaning=${meanings.phi} features=${known.cofiring} scores=${known.cofiring_scores} />
+          <${Related} title=${titles.neighbours} id="related" meaning=${meanings.neighbours} features=${known.neighbours} scores=${known.neighbour_cosines} />
+          <${Related} title=${titles.cofiring} meaning=${meanings.cofiring} features=${known.cofiring} scores=${known.cofiring_scores} />
         </aside>
       </div>
     </article>`;

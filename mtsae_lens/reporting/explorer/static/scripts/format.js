@@ -24,6 +24,9 @@
     return !missing(value) && Number(value.toFixed(decimals)) > 0 ? "+" + text : text;
   }
 
+  // A number with its sign, by significant digits.
+  const signedNumber = (value, digits = 3) => (value > 0 ? "+" : "") + number(value, digits);
+
   function percent(value) {
     if (missing(value)) return MISSING;
     const share = Math.abs(value * 100);
@@ -81,5 +84,5 @@
 
   const breaks = (text) => /[\n\r\u2028\u2029\u0085]$/.test(text);
 
-  MT.format = { number, fixed, signed, percent, share, count, plain, dilation, offset, quantile, token, chip, ending, breaks, missing };
+  MT.format = { number, fixed, signed, signedNumber, percent, share, count, plain, dilation, offset, quantile, token, chip, ending, breaks, missing };
 })();

@@ -2,7 +2,7 @@
 (function () {
   "use strict";
   const { html } = htmPreact;
-  const { format, meanings, charts } = MT;
+  const { format, meanings, titles, charts } = MT;
 
   function Panel({ title, meaning, children }) {
     return html`<section class="panel"><h3 title=${meaning}>${title}</h3><p class="meaning">${meaning}</p>${children}</section>`;
@@ -16,13 +16,13 @@
 
   function Scales({ facts, explore }) {
     const rows = shareRows(facts.scale_shares, explore.dilations.map(format.dilation));
-    return html`<${Panel} title="Time scales" meaning=${meanings.scale_shares}>
+    return html`<${Panel} title=${titles.scale_shares} meaning=${meanings.scale_shares}>
       <${charts.BarTable} caption="Share of the lift by time scale" rows=${rows} most=${full(facts.scale_shares)} diverging=${below(facts.scale_shares)} /></${Panel}>`;
   }
 
   function Kernel({ facts, explore }) {
     const names = explore.offsets.map((offset) => (offset === 0 ? "this token" : format.offset(offset)));
-    return html`<${Panel} title="Tokens back" meaning=${meanings.kernel}>
+    return html`<${Panel} title=${titles.kernel} meaning=${meanings.kernel}>
       <${charts.BarTable} caption="Share of the lift by token read" rows=${shareRows(facts.kernel, names)} most=${full(facts.kernel)} diverging=${below(facts.kernel)} />
     </${Panel}>`;
   }
@@ -30,7 +30,7 @@
   function Persistence({ facts, explore }) {
     const lags = explore.persistence_lags;
     const said = lags.map((lag, at) => "after " + lag + ": " + format.percent(facts.persistence[at])).join(", ");
-    return html`<${Panel} title="Staying on" meaning=${meanings.persistence}>
+    return html`<${Panel} title=${titles.persistence} meaning=${meanings.persistence}>
       <${charts.Curve} x=${lags} y=${facts.persistence} xLabel="tokens later" label=${"Persistence. " + said} />
       <p class="meaning" title=${meanings.mean_run_length}>Mean run: <b>${format.number(facts.mean_run_length)}</b> tokens</p></${Panel}>`;
   }
