@@ -91,7 +91,7 @@ class Exploration:
         self._check(feature)
         if kind not in (None, "top", "sampled"):
             raise ConfigError(f"expected kind 'top', 'sampled' or None, got {kind!r}; give None for both kinds")
-        return [row for row in example_records(self._files.example_table(feature, feature)) if kind in (None, row.kind)]
+        return [row for row in make_examples(self._files.example_table(feature, feature)) if kind in (None, row.kind)]
 
     def search(self, text: str) -> pd.DataFrame:
         """Find features whose top token or promoted tokens contain a text.
@@ -115,7 +115,7 @@ class Exploration:
             )
 
 
-def example_records(rows: pa.Table) -> list[Example]:
+def make_examples(rows: pa.Table) -> list[Example]:
     """Turn rows of `examples.parquet` into records.
 
     Args:

@@ -9,7 +9,6 @@ A field with a default may be absent from a folder that was written before the c
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -131,8 +130,9 @@ class FeatureFacts:
     context_share: Annotated[
         float | None,
         Column(
-            "Share of the lift that comes from tokens other than the current one.",
+            "Share of the lift that comes from earlier tokens, not from the current token.",
             "Context",
+            detail="With an encoder that reads ahead, later tokens count too.",
             neutral="0: token alone; 1: context alone",
             shown_as="share",
             in_list=True,
@@ -294,7 +294,6 @@ class TextFacts:
 Record = type[FeatureFacts] | type[Example] | type[TextFacts]
 
 
-@cache
 def columns(record: Record) -> dict[str, Column]:
     """Return the columns of a table by name.
 
@@ -304,7 +303,6 @@ def columns(record: Record) -> dict[str, Column]:
     return {name: get_args(hint)[1] for name, hint in get_type_hints(record, include_extras=True).items()}
 
 
-@cache
 def parquet_schema(record: Record) -> pa.Schema:
     """Return the Parquet schema of a table.
 

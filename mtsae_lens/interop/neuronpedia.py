@@ -72,10 +72,10 @@ def export_neuronpedia(
     n_batches = 0
     for number, rows in enumerate(_batches(facts.features(), batch_size)):
         examples = _examples_by_feature(facts, rows)
-        features = [dashboard_feature(row, examples[row["feature"]], about) for row in rows]
+        features = [make_dashboard_feature(row, examples[row["feature"]], about) for row in rows]
         write_json(out / f"batch-{number}.json", head | {"features": features})
         if about["dilations"]:
-            temporal = [temporal_feature(row, examples[row["feature"]]) for row in rows]
+            temporal = [make_temporal_feature(row, examples[row["feature"]]) for row in rows]
             axes = {name: about[name] for name in ("dilations", "offsets", "persistence_lags")}
             write_json(out / f"temporal-{number}.json", head | axes | {"features": temporal})
         n_batches += 1
@@ -95,7 +95,7 @@ def _examples_by_feature(facts: FactsFolder, features: Sequence[Row]) -> dict[in
     return grouped
 
 
-def dashboard_feature(row: Row, examples: list[Row], about: dict[str, Any]) -> dict[str, Any]:
+def make_dashboard_feature(row: Row, examples: list[Row], about: dict[str, Any]) -> dict[str, Any]:
     """Describe a feature in the fields of SAEDashboard's `NeuronpediaDashboardFeature`.
 
     Args:
@@ -160,7 +160,7 @@ def interval(activation: float, highest: float, histogram: Sequence[int], edges:
     return low, high, float(end - below[0]) / total
 
 
-def temporal_feature(row: Row, examples: list[Row]) -> dict[str, Any]:
+def make_temporal_feature(row: Row, examples: list[Row]) -> dict[str, Any]:
     """Describe what only a temporal SAE has: a feature's time scales, and each example's pre-activation by scale and offset.
 
     Args:

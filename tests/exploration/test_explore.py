@@ -198,7 +198,7 @@ def test_killed_while_writing(
         with pytest.raises(TrainingInterrupted, match="same command goes on"):
             run(lm, corpora, tmp_path)
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(DataError, match=r"no explore\.json; needed the --out folder of a finished 'mtsae explore'"):
+    with pytest.raises(DataError, match=r"no explore\.json; give the --out folder of a finished `mtsae explore`"):
         Exploration.open(tmp_path)
     monkeypatch.setattr(Survey, "add", fail)
     run(lm, corpora, tmp_path)
@@ -242,9 +242,9 @@ def test_sizes_that_make_no_sense() -> None:
 
 
 def test_how_much_text_there_is(corpora: Corpora) -> None:
-    assert corpora.n_tokens_there == corpora.n_tokens == 640
+    assert corpora.n_tokens_available == corpora.n_tokens == 640
     n_contexts = sum(len(list(corpora.contexts(corpus, 10**9))) for corpus in range(2))
-    assert dataclasses.replace(corpora, n_tokens=10**9).n_tokens_there == 32 * n_contexts
+    assert dataclasses.replace(corpora, n_tokens=10**9).n_tokens_available == 32 * n_contexts
 
 
 def test_no_context_is_none_and_not_all(corpora: Corpora) -> None:
