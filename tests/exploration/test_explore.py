@@ -225,19 +225,21 @@ def test_text_that_ends_early_and_text_that_is_none(random_lm: Any, corpora: Cor
     assert about["n_cofiring_tokens"] == about["n_tokens"], "all of so little text, whatever was asked for"
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
-    with pytest.raises(DataError, match=r"short\.txt: split 'train' gives no context of 32 tokens.*give more text$"):
+    with pytest.raises(
+        DataError, match=r"short\.txt: expected at least one context of 32 tokens in split 'train', got none.*give more text$"
+    ):
         run(random_lm("topk"), dataclasses.replace(corpora, sources=(str(short),)), tmp_path / "b")
     run(random_lm("topk"), corpora, tmp_path / "b", k=2)  # nothing was found out, so other settings may use the folder
 
 
 def test_sizes_that_make_no_sense() -> None:
-    with pytest.raises(ConfigError, match="n_ablated=3 is more than the 2 examples kept"):
+    with pytest.raises(ConfigError, match="expected n_ablated of at most n_examples=2, got 3"):
         Plan(n_examples=2)
-    with pytest.raises(ConfigError, match="before must be at least 0; got -1"):
+    with pytest.raises(ConfigError, match="expected before of at least 0, got -1"):
         Plan(before=-1)
-    with pytest.raises(ConfigError, match="n_text_contexts must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="expected n_text_contexts of at least 1, got 0"):
         Plan(n_text_contexts=0)
-    with pytest.raises(ConfigError, match="n_attribution_contexts must be at least 0; got -1"):
+    with pytest.raises(ConfigError, match="expected n_attribution_contexts of at least 0, got -1"):
         Plan(n_attribution_contexts=-1)
 
 
@@ -272,8 +274,8 @@ def test_a_pass_carried_on_shows_how_far_it_is(
     with monkeypatch.context() as patch:
         patch.setattr(Survey, "add", lambda self, batch: (original_add(self, batch), signal.raise_signal(signal.SIGTERM)))
         with pytest.raises(TrainingInterrupted):
-            module._look_through(lm, corpora, PLAN, tmp_path)
-    module._look_through(lm, corpora, PLAN, tmp_path)
+            module._pass_over_text(lm, corpora, PLAN, tmp_path)
+    module._pass_over_text(lm, corpora, PLAN, tmp_path)
     first, second = bars
     assert 0 < first.n == second.initial < second.n == second.total == 20 * 32
 
@@ -300,7 +302,7 @@ def test_a_damaged_result_of_a_stopped_run_is_one_line(content: bytes | None, tm
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged if content is None else content)
-    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it, and the same command makes it again$"
+    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it; the same command makes it again$"
     with pytest.raises(DataError, match=again):
         module._kept(tmp_path, "ablation", lambda: torch.ones(3))
 
@@ -317,9 +319,7 @@ def test_damaged_facts_say_what_to_delete(random_lm: Any, corpora: Corpora, tmp_
         content = bytearray((tmp_path / name).read_bytes())
         content[len(content) // 2] ^= 0x10
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json, and the same command"
-        ):
+        with pytest.raises(DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json; the same command"):
             run()
         (tmp_path / "explore.json").unlink()
         assert run() == whole

@@ -39,12 +39,12 @@ def test_the_activation_is_named(activation: str) -> None:
 def test_what_the_card_says_of_positions_is_so() -> None:
     sae = an_sae()
     card = write_sae_card(sae, "me/mine", "x")
-    assert "rows laid end to end, `4` a context" in card
-    assert "single position is refused, and so are rows that are no multiple of that" in card
+    assert "concatenated rows, `4` per context" in card
+    assert "Single positions, and numbers of rows that are not a multiple of the context size, are refused" in card
     for rows in (torch.randn(1, 1, 8), torch.randn(6, 8)):
         with pytest.raises(DataError):
             sae.encode(rows)
-    assert "Mixed positions are not noticed: they give other features" in card
+    assert "Shuffled rows are not detected and give wrong features" in card
     rows, order = torch.randn(8, 8), torch.tensor([1, 6, 3, 0, 2, 7, 4, 5])
     assert not torch.allclose(sae.encode(rows)[order], sae.encode(rows[order]))
 
