@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.files import write_text
 
 CHECKSUMS_FILE = "SHA256SUMS"
+_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")  # other lines, such as those of another tool, are left alone
 
 
 def write_checksums(folder: Path, patterns: Sequence[str] = ("**/*",)) -> None:
@@ -39,7 +41,7 @@ def check_checksums(folder: Path, remedy: str) -> None:
         return
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-        listed = {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+        listed = {match[2]: match[1] for match in map(_LINE.fullmatch, lines) if match}
         for name, digest in listed.items():
             if digest_file(folder / name) != digest:
                 raise DataError(f"{folder / name} is damaged (its content does not match {CHECKSUMS_FILE}); {remedy}")

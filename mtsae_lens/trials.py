@@ -15,13 +15,16 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from mtsae_lens.errors import ConfigError, TrainingInterrupted
+from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.files import write_json
 from mtsae_lens.interruption import stop_on_signal
 from mtsae_lens.output_folders import SETTINGS_FILE, hold_output_folder
 from mtsae_lens.sealed import read_json, write_sealed_json
 
 Trial = Callable[[], Mapping[str, Any]]
+_NAME = "trial_name"
+"""Key of the trial's name in its file."""
+
 _POLL_SECONDS = 0.5  # how long a signal may wait while workers compute
 
 
@@ -53,14 +56,14 @@ def _run_missing(
 ) -> dict[str, dict[str, Any]]:
     check_settings(folder, settings, has_results=_has_results(folder))
     paths = {name: folder / f"{name.replace('/', '__')}.json" for name in trials}
-    done = {name: _read_result(path) for name, path in paths.items() if path.exists()}
+    done = {name: _read_result(path, name) for name, path in paths.items() if path.exists()}
     missing = {name: trial for name, trial in trials.items() if name not in done}
     compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
     with tqdm(total=len(trials), initial=len(trials) - len(missing), desc=description, unit="trial") as progress:
         try:
             for name, result in compute:
-                write_sealed_json(paths[name], result)
-                done[name] = _read_result(paths[name])
+                write_sealed_json(paths[name], dict(result) | {_NAME: name})
+                done[name] = _read_result(paths[name], name)
                 progress.update()
         except TrainingInterrupted as stop:
             kept = f"{len(done)} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
@@ -68,8 +71,15 @@ def _run_missing(
     return {name: done[name] for name in trials}
 
 
-def _read_result(path: Path) -> dict[str, Any]:
-    return read_json(path, dict[str, Any], "delete this file, and the same command runs its trial again")
+def _read_result(path: Path, name: str) -> dict[str, Any]:
+    remedy = "delete this file, and the same command runs its trial again"
+    result = read_json(path, dict[str, Any], remedy)
+    if not result:
+        raise DataError(f"{path} is damaged (it is empty); {remedy}")
+    written_for = result.pop(_NAME, name)  # earlier versions did not write it
+    if written_for != name:
+        raise DataError(f"{path} is damaged (it holds the result of {written_for!r}); {remedy}")
+    return result
 
 
 def _has_results(folder: Path) -> bool:

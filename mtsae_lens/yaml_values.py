@@ -16,6 +16,7 @@ import yaml
 from mtsae_lens.errors import ConfigError
 
 MAX_BYTES = 1_000_000  # a settings file has a few hundred; what is larger is another file
+_MAX_DEPTH = 100
 _MAX_NODES = 20_000  # aliases are counted each time: a few lines of them can stand for billions of values
 _PLAIN = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
@@ -64,6 +65,15 @@ _Loader.add_constructor(_INT, _construct_int)
 _Loader.add_constructor(_FLOAT, _construct_float)
 
 
+def _nesting(text: str) -> int:
+    """Count how deep brackets are nested, those in strings too: PyYAML takes quadratic time over open ones."""
+    depth = deepest = 0
+    for character in text:
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    return deepest
+
+
 def parse_yaml(text: str, place: str) -> Any:
     """Parse a text of YAML into plain values.
 
@@ -74,6 +84,8 @@ def parse_yaml(text: str, place: str) -> Any:
     Raises:
         ConfigError: it is not YAML, or holds what no setting needs: tags of a language, recursion, endless digits.
     """
+    if _nesting(text) > _MAX_DEPTH:
+        raise ConfigError(f"{place} not YAML (nested too deep)")
     loader = None
     try:
         loader = _Loader(text)

@@ -219,7 +219,7 @@ def test_settings_of_training_are_checked_before_the_model_is_loaded(
     def load(*_: Any, **__: Any) -> None:
         raise AssertionError("the model was loaded")
 
-    monkeypatch.setattr("mtsae_lens.commands.train.load_language_model", load)
+    monkeypatch.setattr("mtsae_lens.training.recipe.load_language_model", load)
     with pytest.raises(MTSAEError, match=message) as caught:
         train_sae(TrainSettings(**({"out": tmp_path / "out"} | settings)))
     assert "\n" not in str(caught.value)

@@ -89,6 +89,23 @@ def test_a_flipped_digit_of_a_result_is_told_and_results_from_before_are_read(tm
     assert run_trials(tmp_path, {}, {"x": counting([], "x")}, "test") == {"x": {"value": 3}}
 
 
+@pytest.mark.parametrize("damage", ["another trial", "nothing"])
+def test_a_result_of_another_trial_is_refused(tmp_path: Path, damage: str) -> None:
+    trials = {name: counting([], name) for name in ("x/0", "x/1")}
+    run_trials(tmp_path, {}, trials, "test")
+    other = (tmp_path / "x__1.json").read_text() if damage == "another trial" else "{}"
+    (tmp_path / "x__0.json").write_text(other)
+    with pytest.raises(DataError, match=r"x__0\.json is damaged.*delete this file"):
+        run_trials(tmp_path, {}, trials, "test")
+
+
+def test_a_result_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    trials = {"x/0": counting([], "x/0")}
+    run_trials(tmp_path, {}, trials, "test")
+    (tmp_path / "x__0.json").write_text('{"value": 7}')
+    assert run_trials(tmp_path, {}, trials, "test") == {"x/0": {"value": 7}}
+
+
 # several processes: trials are functions of this module, so that they can be sent to them --------------------------------
 
 

@@ -107,5 +107,5 @@ class StoredBlocks(SequenceBlocks):
             epochs = places // len(self.h)
             orders = {int(e): torch.randperm(len(self.h), generator=self.generator(-1 - int(e))) for e in epochs.unique()}
             rows = torch.stack([orders[int(e)][place] for e, place in zip(epochs, places % len(self.h), strict=True)])
-            yield number, self.h[rows]
+            yield number, self.h[rows].detach()
             number += 1

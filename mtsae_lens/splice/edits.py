@@ -212,7 +212,8 @@ def feature_indices(features: Any) -> tuple[int, ...]:
 
 
 def _check_finite(name: str, value: Any) -> None:
-    if not bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all()):
+    numbers = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    if not bool(numbers.isfinite().all()):
         raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")
 
 

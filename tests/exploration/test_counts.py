@@ -16,7 +16,7 @@ def acts(lm: Any, corpora: Corpora) -> list[torch.Tensor]:
     """Activations by corpus; NaN at positions that do not count."""
     found = []
     for corpus in range(2):
-        tokens = torch.tensor([context.tokens for context in corpora.contexts(corpus)])
+        tokens = torch.tensor([ids for _, ids in corpora.contexts(corpus)])
         found.append(lm.feature_acts(tokens).masked_fill(lm.masked(tokens).unsqueeze(-1), torch.nan))
     return found
 

@@ -16,7 +16,7 @@ from mtsae_lens.exploration.plan import Plan
 @pytest.mark.parametrize("batch_size", [1, 4, 7])
 def test_the_strongest_firing_of_the_strongest_contexts(look: Any, lm: Any, corpora: Corpora, batch_size: int) -> None:
     survey = look(lm, corpora, batch_size=batch_size)
-    tokens = torch.tensor([context.tokens for corpus in range(2) for context in corpora.contexts(corpus)])
+    tokens = torch.tensor([ids for corpus in range(2) for _, ids in corpora.contexts(corpus)])
     acts = lm.feature_acts(tokens)
     examples, order = survey.lists["top"], survey.lists["top"].order(survey.plan.before)
     compared = 0

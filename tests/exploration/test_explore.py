@@ -85,7 +85,7 @@ def test_an_mtsae_has_time_scales_and_a_topk_sae_has_none(made: dict[str, Explor
 
 
 def test_examples(made: dict[str, Exploration], corpora: Corpora, tokenizer: Any) -> None:
-    texts = [[tokenizer.decode([i]) for i in context.tokens] for corpus in range(2) for context in corpora.contexts(corpus)]
+    texts = [[tokenizer.decode([i]) for i in ids] for corpus in range(2) for _, ids in corpora.contexts(corpus)]
     for facts in made.values():
         rows = pq.read_table(facts.folder / "examples.parquet")
         order = [(r["feature"], ("top", "sampled").index(r["kind"]), r["rank"]) for r in rows.to_pylist()]
@@ -126,7 +126,7 @@ def test_texts(made: dict[str, Exploration], random_lm: Any, corpora: Corpora) -
     lm = random_lm("mtsae")
     rows = pq.read_table(made["mtsae"].folder / "texts.parquet").to_pylist()
     assert [row["corpus"] for row in rows] == [0, 0, 1, 1]  # as many of each corpus
-    tokens = torch.tensor([next(corpora.contexts(1)).tokens])
+    tokens = torch.tensor([next(corpora.contexts(1))[1]])
     acts, row = lm.feature_acts(tokens)[0], rows[2]
     for position in range(32):
         values, features = acts[position].topk(5)

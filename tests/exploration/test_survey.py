@@ -104,7 +104,7 @@ def test_the_law_can_fail(look: Any, lm: Any, corpora: Corpora, part: str, monke
 
 def test_contributions_are_those_of_each_scale_and_offset(look: Any, lm: Any, corpora: Corpora) -> None:
     survey = look(lm, corpora)
-    tokens = torch.tensor([context.tokens for corpus in range(2) for context in corpora.contexts(corpus)])
+    tokens = torch.tensor([ids for corpus in range(2) for _, ids in corpora.contexts(corpus)])
     features = torch.arange(32)
     examples = survey.lists["top"]
     for found, expected in (
@@ -172,7 +172,7 @@ def test_every_architecture(look: Any, random_lm: Any, corpora: Corpora, archite
     """Counts, examples and effects, without time scales."""
     lm = random_lm(architecture, n_heads=2, bottleneck_factor=4)
     survey = look(lm, corpora)
-    tokens = torch.tensor([context.tokens for corpus in range(2) for context in corpora.contexts(corpus)])
+    tokens = torch.tensor([ids for corpus in range(2) for _, ids in corpora.contexts(corpus)])
     acts = torch.cat([lm.feature_acts(part) for part in tokens.split(4)])
     assert_close(survey.counts.n_active_in_all, (acts > 0).sum(dim=(0, 1)))
     assert (acts > 0).sum() > 100

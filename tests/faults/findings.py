@@ -14,6 +14,8 @@ from types import FrameType
 from faults.forks import UNCAUGHT, Ended
 from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")  # with which progress bars move about
+
 GOOD = {
     "equal": "ended in the same bytes as an undisturbed run",
     "same": "gave the same result as the undamaged file",
@@ -105,8 +107,8 @@ def attempt(call: Callable[[], str], seconds: float) -> tuple[str, str]:
 
 def of_command(ended: Ended) -> tuple[str, str]:
     """Outcome and detail of a process that ran the command line."""
-    lines = [line for line in re.split(r"[\r\n]+", ended.err) if line.strip()]
-    last = lines[-1].strip()[:300] if lines else ""
+    lines = [line.strip() for line in re.split(r"[\r\n]+", _CONTROL.sub("", ended.err)) if line.strip()]
+    last = lines[-1][:300] if lines else ""
     if ended.timed_out:
         return "hang", last
     if ended.signal_number is not None:
@@ -126,9 +128,9 @@ def _of_refusal(ended: Ended, lines: list[str]) -> tuple[str, str]:
     if errors:
         in_one_line = len(errors) == 1 and lines[-1] == errors[0]
         return ("refused", errors[0][:300]) if in_one_line else ("not one line", " / ".join(lines)[-400:])
-    if "Usage:" in ended.err:
-        return "usage", lines[-1].strip()[:300]
-    return "not one line", " / ".join(line.strip() for line in lines)[-400:]
+    if "Usage:" in ended.err or "─ Error ─" in ended.err:
+        return "usage", lines[-1][:300]
+    return "not one line", " / ".join(lines)[-400:]
 
 
 def shorten(value: object, length: int = 160) -> str:

@@ -54,6 +54,8 @@ class Child:
                 opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
                 os.dup2(opened, stream)
                 os.close(opened)
+            # another may have taken the place of these two
+            sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
             os.chdir(folder)
             call()
             code = 0

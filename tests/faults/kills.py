@@ -17,7 +17,7 @@ from faults.runner import Family
 from faults.workplace import Workplace, contents, differences
 
 _MOST_KILLS = 3
-_LIMITS = [2**power for power in range(11, 22)]  # bytes of a file; what is printed goes to files too, and must have room
+_LIMITS = [2**power for power in range(16, 22)]  # bytes of a file; what is printed goes to files too, and must have room
 
 
 def kill(workplace: Workplace, rng: random.Random, folder: Path, *, job: Job) -> Finding:

@@ -182,3 +182,12 @@ def test_a_stream_without_activations_is_refused(shape: tuple[int, ...]) -> None
 def test_a_number_is_no_context() -> None:
     with pytest.raises(DataError, match="expected activations of width"):
         make_sae().encode(torch.tensor(1.0))
+
+
+def test_activations_that_come_with_their_gradients_are_trained_on() -> None:
+    stream = make_stream()
+    with_gradients = StoredBlocks((2 * stream.h.requires_grad_()) / 2, batch_size_sequences=2, block_size_batches=4)
+    plain, other = (
+        fit(make_sae(), blocks, n_steps=STEPS, batch_size_tokens=2 * POS, lr=1e-3) for blocks in (make_stream(), with_gradients)
+    )
+    assert same(plain, other)

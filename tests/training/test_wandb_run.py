@@ -14,8 +14,8 @@ import pytest
 import wandb
 from sae_lens import LoggingConfig
 
-from mtsae_lens import commands
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
+from mtsae_lens.training import recipe
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.trainer import SequenceSAETrainer
@@ -67,7 +67,7 @@ Make = Callable[..., TrainSettings]
 def test_rows_histograms_and_the_final_sae(
     recorder: Recorder, tiny_settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(commands.train, "LoggingConfig", partial(LoggingConfig, eval_every_n_wandb_logs=2))
+    monkeypatch.setattr(recipe, "LoggingConfig", partial(LoggingConfig, eval_every_n_wandb_logs=2))
     train_sae(tiny_settings(tmp_path, wandb=True, wandb_project="p", wandb_run_name="n", log_every_n_steps=4))
     (init,) = recorder.inits
     assert (init["project"], init["name"], init["id"], init["resume"]) == ("p", "n", None, "allow")

@@ -13,6 +13,7 @@ from mtsae_lens.experiments.benchmark import attack_cell
 from mtsae_lens.experiments.benchmark import setup as subject_module
 from mtsae_lens.experiments.benchmark.arms import BenchmarkTask, Scale
 from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.task import Corpus
@@ -29,6 +30,14 @@ SCALE = Scale(
 def reference_dir(tmp_path_factory: pytest.TempPathFactory, save_neox: Callable[..., Path]) -> Path:
     """Another model."""
     return save_neox(tmp_path_factory.mktemp("models") / "reference", initializer_range=0.1)
+
+
+@pytest.fixture(scope="session")
+def tiny_sae_dir(tmp_path_factory: pytest.TempPathFactory, tiny_settings: Callable[..., TrainSettings]) -> Path:
+    """A tiny SAE of which several features prefer the text about the sea: one that starts at zero."""
+    out = tmp_path_factory.mktemp("benchmark") / "sae"
+    train_sae(tiny_settings(out, training_tokens=60 * 4 * 32, b_dec_init="zeros"))
+    return out
 
 
 @pytest.fixture

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pickle
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.facts import read_facts
+from mtsae_lens.opening import open_sae
 
 
 def mean_nll(model: Any, table: Any) -> float:
@@ -33,8 +35,8 @@ def test_without_a_reference_there_is_no_goal(make_subject: Any, text_task: Any)
     assert subject.goal is None
 
 
-def test_the_text_is_cut_as_the_sae_was_trained(make_subject: Any, text_task: Any, lm: Any) -> None:
-    subject = make_subject(text_task)
+def test_the_text_is_cut_as_the_sae_was_trained(make_subject: Any, text_task: Any, tiny_sae_dir: Path) -> None:
+    subject, (lm, _) = make_subject(text_task), open_sae(tiny_sae_dir)
     assert (subject.lm.cutter.context_size, subject.lm.cutter.prepend_bos) == (lm.cutter.context_size, lm.cutter.prepend_bos)
     assert subject.lm.splice.hook_name == lm.splice.hook_name
     assert subject.lm.sae.W_dec.equal(lm.sae.W_dec)

@@ -55,10 +55,10 @@ def test_the_interval_of_a_share() -> None:
 def test_with_a_learning_rate_of_zero_the_same_batches_give_the_same_gradients(subject: Subject) -> None:
     settings = PublishedSettings(context_size=32, batch_size_tokens=128, training_tokens=520, buffer_size_sequences=32)
     found = gradients_without_learning(subject, settings, seed=0, n_batches=6)
-    again = gradients_without_learning(subject, settings, seed=0, n_batches=4)
+    again = gradients_without_learning(subject, settings, seed=0, n_batches=6)
     norms = found["grad_norms"]
     assert isinstance(norms, list)
     assert len(norms) == 6
-    assert norms[:4] == again["grad_norms"]
+    assert norms == again["grad_norms"]
     assert len(set(norms)) == 6
     assert found["min"] <= found["mean"] <= found["max"]  # type: ignore[operator]

@@ -12,7 +12,7 @@ from mtsae_lens.experiments.paper.reproduction import reproduction_trials
 from mtsae_lens.experiments.paper.setup import Subject
 from mtsae_lens.training.recipe import TrainSettings, runner_config
 
-CONFIG = Path(__file__).parents[2] / "examples" / "configs" / "paper.yaml"
+CONFIG = Path(__file__).parents[3] / "examples" / "configs" / "paper.yaml"
 
 
 @pytest.fixture(scope="module")

@@ -106,9 +106,11 @@ def test_a_loop_and_noise_are_told_apart(lm: HookedLM, table: TokenTable) -> Non
 
 def test_texts_end_at_the_first_special_token(lm: HookedLM, table: TokenTable) -> None:
     class Ending:
-        cfg = lm.model.cfg
+        cfg, tokenizer = lm.model.cfg, lm.model.tokenizer
 
-        def generate(self, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
+        def generate(
+            self, tokens: torch.Tensor, max_new_tokens=10, do_sample=False, temperature=1.0, stop_at_eos=False, **rest: Any
+        ) -> torch.Tensor:
             new = torch.tensor([[5, 6, 0, 7, 8, 9, 1, 1, 1, 1]]).expand(len(tokens), -1).clone()
             new[0, 0] = 0
             return torch.cat([tokens, new], dim=1)
