@@ -5,8 +5,8 @@ from .data.contexts import TokenTable as TokenTable
 from .data.contexts import read_tokens as read_tokens
 from .data.language_models import load_language_model as load_language_model
 from .evaluation.fidelity import evaluate_fidelity as evaluate_fidelity
-from .exploration.facts import Exploration as Exploration
 from .exploration.live import explain as explain
+from .facts.exploration import Exploration as Exploration
 from .opening import load_sae as load_sae
 from .opening import open_sae as open_sae
 from .sae.config import MTSAEConfig as MTSAEConfig

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mtsae_lens.facts.records import Example, FeatureFacts, Record, TextFacts, parquet_schema
+
 WORDS = [" king", " queen", " tree", " sword", " moon", " river", ",", " the", "\n", " bread", "ing", " 12"]
 HOSTILE = [
     "</script><script>window.hacked=1</script>",
@@ -60,7 +62,7 @@ def write_facts(
     }
     (folder / "explore.json").write_text(json.dumps(settings))
     features = [_feature(f, d_sae, len(dilations), len(offsets), dilations, words, rng) for f in range(d_sae)]
-    _write(folder / "features.parquet", features, _FEATURES)
+    _write(folder / "features.parquet", features, FeatureFacts)
     n_with_examples = d_sae if n_with_examples is None else n_with_examples
     examples = [
         _example(f, kind, rank, len(dilations), len(offsets), words, rng)
@@ -69,13 +71,13 @@ def write_facts(
         for kind, n in (("top", 4), ("sampled", 2))
         for rank in range(n)
     ]
-    _write(folder / "examples.parquet", examples, _EXAMPLES)
-    _write(folder / "texts.parquet", [_text(n, d_sae, words, rng) for n in range(10)], _TEXTS)
+    _write(folder / "examples.parquet", examples, Example)
+    _write(folder / "texts.parquet", [_text(n, d_sae, words, rng) for n in range(10)], TextFacts)
     return folder
 
 
-def _write(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> None:
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, compression="zstd", row_group_size=500)
+def _write(path: Path, rows: list[dict[str, Any]], record: Record) -> None:
+    pq.write_table(pa.Table.from_pylist(rows, schema=parquet_schema(record)), path, compression="zstd", row_group_size=500)
 
 
 def _shares(n: int, rng: np.random.Generator) -> list[float]:
@@ -171,45 +173,3 @@ def _text(number: int, d_sae: int, words: list[str], rng: np.random.Generator) -
         "activations": [[3.0 - 0.25 * place for place in range(len(row))] for row in fires],
         "nll": [None, *(rng.random(n - 1) * 9).tolist()],
     }
-
-
-_F32, _I32, _I64, _STR = pa.float32(), pa.int32(), pa.int64(), pa.string()
-_STRS, _F32S, _I32S = pa.list_(_STR), pa.list_(_F32), pa.list_(_I32)
-
-
-def _schema(columns: dict[pa.DataType, str]) -> pa.Schema:
-    return pa.schema([(name, kind) for kind, names in columns.items() for name in names.split()])
-
-
-_FEATURES = _schema(
-    {
-        _I32: "feature n_ablated",
-        _I64: "n_active",
-        _F32: "density mean_activation max_activation selectivity mean_run_length main_dilation context_share "
-        "ablation_next_nll ablation_rest_nll attribution",
-        _STR: "top_token",
-        pa.list_(_I64): "histogram",
-        _STRS: "promoted_tokens suppressed_tokens",
-        _I32S: "neighbours cofiring",
-        _F32S: "corpus_density promoted_logits suppressed_logits neighbour_cosines cofiring_scores persistence scale_shares kernel",
-    }
-)
-_EXAMPLES = _schema(
-    {
-        _I32: "feature rank corpus position peak",
-        _STR: "kind document",
-        _STRS: "tokens",
-        _F32: "bias hidden_pre",
-        _F32S: "activations scale_contributions offset_contributions token_scale_contributions model_attribution",
-    }
-)
-_TEXTS = _schema(
-    {
-        _I32: "corpus",
-        _STR: "document",
-        _STRS: "tokens",
-        _F32S: "nll",
-        pa.list_(_I32S): "features",
-        pa.list_(_F32S): "activations",
-    }
-)

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from mtsae_lens.exploration.ablation import ablation_effects
-from mtsae_lens.exploration.cofiring import sampling_interval
+from mtsae_lens.exploration.ablation import measure_ablation
+from mtsae_lens.exploration.cofiring import choose_sampling_interval
 from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import Corpora
-from mtsae_lens.exploration.example_table import encoder_biases, write_examples
+from mtsae_lens.exploration.example_table import get_encoder_biases, write_examples
 from mtsae_lens.exploration.feature_table import Effects, write_features
-from mtsae_lens.exploration.model_attribution import model_attributions
-from mtsae_lens.exploration.peaks import strongest_peaks
+from mtsae_lens.exploration.model_attribution import attribute_to_tokens
+from mtsae_lens.exploration.peaks import find_strongest_peaks
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
@@ -58,7 +58,7 @@ def main() -> None:
     plan, d_sae = Plan(), lm.sae.cfg.d_sae
     measured_tokens = min(options.measured_tokens or options.n_tokens, options.n_tokens)
     corpora = Corpora((options.dataset,), options.split, lm.cutter, measured_tokens)
-    survey = Survey(lm, plan, 1, sampling_interval(options.n_tokens))
+    survey = Survey(lm, plan, 1, choose_sampling_interval(options.n_tokens))
 
     def look() -> list[float]:
         seconds = []
@@ -83,17 +83,17 @@ def main() -> None:
     n_features = options.measured_features or d_sae
     measured: dict[str, torch.Tensor] = {}
     for name, n, measure in (
-        ("ablation", plan.n_ablated, lambda peaks: ablation_effects(lm, peaks, iter)),
-        ("model attribution", plan.n_attributed, lambda peaks: model_attributions(lm, peaks, plan.before, plan.after, iter)),
+        ("ablation", plan.n_ablated, lambda peaks: measure_ablation(lm, peaks, iter)),
+        ("model attribution", plan.n_attributed, lambda peaks: attribute_to_tokens(lm, peaks, plan.before, plan.after, iter)),
     ):
-        peaks = strongest_peaks(survey, n)
+        peaks = find_strongest_peaks(survey, n)
         chosen = peaks.rows((peaks.feature < n_features).nonzero().squeeze(1))
         values = record(name, d_sae / n_features, lambda measure=measure, chosen=chosen: measure(chosen))
         measured[name] = torch.full((d_sae, n, values.shape[1]), torch.nan)
         measured[name][chosen.feature, chosen.rank] = values
     (table,) = corpora.tables(plan.n_attribution_contexts)
     effects = Effects(measured["ablation"], record("attribution", 1.0, lambda: attribution(lm, table)).float().cpu())
-    texts, bias = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab), encoder_biases(lm.sae)
+    texts, bias = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab), get_encoder_biases(lm.sae)
     with TemporaryDirectory() as out:
         # co-firing features, decoder and neighbours are found here
         record("features.parquet", 1.0, lambda: write_features(Path(out, "f"), survey, texts, effects))

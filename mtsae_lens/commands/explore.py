@@ -24,7 +24,7 @@ from mtsae_lens.splice.edit_files import weights_digest
 @stopped_with(GOES_ON)
 @in_output_folder
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
-    """Look through the text and write the folder of facts (`mtsae_lens.exploration.schema`) and its page; a run that was stopped goes on.
+    """Look through the text and write the folder of facts (`mtsae_lens.facts`) and its page; a run that was stopped goes on.
 
     Returns:
         The content of `explore.json`, and the page.

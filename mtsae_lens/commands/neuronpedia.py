@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mtsae_lens.commands.neuronpedia_settings import NeuronpediaSettings
 from mtsae_lens.errors import OutputError
+from mtsae_lens.facts.folder import FactsFolder
 from mtsae_lens.files import whole_folder
-from mtsae_lens.interop.neuronpedia import Facts, export_neuronpedia
+from mtsae_lens.interop.neuronpedia import export_neuronpedia
 from mtsae_lens.output_folders import check_output_folder
 
 
@@ -16,7 +17,7 @@ def run_export_neuronpedia(settings: NeuronpediaSettings) -> int:
         DataError: no facts in the folder.
         OutputError: the output folder holds files.
     """
-    facts = Facts.open(settings.facts)
+    facts = FactsFolder.open(settings.facts)
     check_output_folder(settings.out)
     out = settings.out.resolve()
     if out.exists() and any(out.iterdir()):

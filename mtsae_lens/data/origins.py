@@ -15,16 +15,17 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from mtsae_lens.assets import EMBEDDED_MODELS
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
-from mtsae_lens.data.documents import EMBEDDED, source_parts
+from mtsae_lens.data.documents import EMBEDDED
+from mtsae_lens.data.sources import source_parts, split_part
 from mtsae_lens.data.text_files import files_in
 from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
-from mtsae_lens.machine_paths import is_here, last_part
+from mtsae_lens.machine_paths import is_here, last_part, shorten
 from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAEMetadata
 
 ELSEWHERE = "elsewhere:"
@@ -90,14 +91,17 @@ def share_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     is_recorded_here = DIGESTS in metadata
     for name in _OPTION:
         if isinstance(value := shared.get(name), str):
-            shared[name] = _map_parts(name, value, lambda path: _share(path, is_recorded_here))
+            shared[name] = _map_parts(name, value, lambda path: _share(path, is_recorded_here), _share_suffix)
     return shared
 
 
 def display_name(name: str) -> str:
     """Return the name of a model or text for readers: of a path or of what lies elsewhere, the last part."""
     prefix, bare = _split_bridge(name)
-    return prefix + "+".join(last_part(part.removeprefix(ELSEWHERE).rstrip("/")) for part in bare.split("+"))
+    parts = [split_part(part) for part in source_parts(bare)]
+    return prefix + "+".join(
+        last_part(path.removeprefix(ELSEWHERE).rstrip("/")) + shorten(rest, anywhere=True) for path, rest in parts
+    )
 
 
 def _share(path: str, is_recorded_here: bool) -> str:
@@ -105,6 +109,11 @@ def _share(path: str, is_recorded_here: bool) -> str:
         return path
     is_path = last_part(path) != path or path.startswith((".", "~")) or (not is_recorded_here and _is_file_name(path))
     return ELSEWHERE + Path(last_part(path)).name if is_path else path
+
+
+def _share_suffix(path: str, suffix: str) -> str:
+    """Shorten paths in the options and the filter of a local text; those of a dataset on the hub are the dataset's own."""
+    return shorten(suffix, anywhere=True) if path.startswith(ELSEWHERE) else suffix
 
 
 def _is_file_name(path: str) -> bool:
@@ -116,26 +125,29 @@ def _split_bridge(name: str) -> tuple[str, str]:
     return (BRIDGE_PREFIX, name.removeprefix(BRIDGE_PREFIX)) if name.startswith(BRIDGE_PREFIX) else ("", name)
 
 
-def _map_parts(name: Field, value: str, change: Any) -> str:
-    """Change every path in a name of a model or text; what follows a path in a source, such as `@field=value`, stays."""
+def _map_parts(
+    name: Field,
+    value: str,
+    change: Callable[[str], str],
+    change_suffix: Callable[[str, str], str] = lambda path, suffix: suffix,
+) -> str:
+    """Change every path in a name of a model or text.
+
+    Args:
+        name: the field of the metadata.
+        value: its value.
+        change: returns the new form of a path.
+        change_suffix: returns the new form of what follows a path in a source, such as `@field=value`, given the path's new form.
+    """
     if name == "model_name":
         prefix, bare = _split_bridge(value)
         return prefix + change(bare)
     changed = []
     for part in source_parts(value):
-        path, rest = _split_source(part)
-        changed.append(change(path) + rest)
+        path, suffix = split_part(part)
+        new_path = change(path)
+        changed.append(new_path + change_suffix(new_path, suffix))
     return "+".join(changed)
-
-
-def _split_source(part: str) -> tuple[str, str]:
-    """Split a source of text into a path and what follows it: the longest beginning that is a file or folder here."""
-    ends = [len(part), *(place for place in range(len(part) - 1, 0, -1) if part[place] in "@#?:[")]
-    for end in ends:
-        if is_here(part[:end]):
-            return part[:end], part[end:]
-    end = next((place for place, letter in enumerate(part) if letter in "@?"), len(part))
-    return part[:end], part[end:]
 
 
 def _absolute(name: Field, value: str) -> str:
@@ -225,7 +237,7 @@ def _files_of(name: Field, value: str | None) -> list[Path]:
         if value in EMBEDDED_MODELS or not folder.is_absolute() or not folder.is_dir():
             return []
         return sorted(file for file in folder.iterdir() if file.suffix in _MODEL_SUFFIXES and file.is_file())
-    paths = [Path(_split_source(part)[0]) for part in source_parts(value)]
+    paths = [Path(split_part(part)[0]) for part in source_parts(value)]
     return [file for path in paths if path.is_absolute() and path.exists() for file in files_in(path)]
 
 

@@ -78,17 +78,29 @@ def _local_name(part: str) -> str | None:
     return next((name for name in names if local_path(name) is not None), None)
 
 
+def split_part(part: str) -> tuple[str, str]:
+    """Split one part into its name and the options and filter that follow it.
+
+    Args:
+        part: one of `source_parts`.
+
+    Returns:
+        The longest beginning that is a file or folder here, or else everything before the first `?` or `@`; and the rest.
+    """
+    name = _local_name(part)
+    if name is None:
+        name = re.split(r"[?@]", part, maxsplit=1)[0]
+    return name, part[len(name) :]
+
+
 def parse_part(part: str) -> SourcePart:
     """Take one part apart.
 
     Raises:
         DataError: a key that does not exist, or a filter without a value.
     """
-    name = _local_name(part)
-    path = None if name is None else local_path(name)
-    if name is None:
-        name = re.split(r"[?@]", part, maxsplit=1)[0]
-    rest = part[len(name) :]
+    name, rest = split_part(part)
+    path = local_path(name)
     match = _SUFFIX.fullmatch(rest)
     if match is None:
         raise DataError(f"{part}: expected NAME?key=value&key=value@field=value, got {rest!r} after {name!r}")

@@ -1,1 +1,1 @@
-"""What features do: facts about all of them from one pass over text, and about typed text in a notebook; knows no page."""
+"""Find out what every feature of an SAE does: one pass over text, ablations, attributions, and typed text in a notebook."""

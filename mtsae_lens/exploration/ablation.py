@@ -1,8 +1,8 @@
-"""What a feature does where it fires most: its activation set to zero at the peak alone, error term kept, the later layers rerun.
+"""Measure what a feature does where it fires most: set its activation to zero at the peak, keep the error term, rerun the later layers.
 
     h'[t] = h[t] + decode(e'[t]) - decode(e[t])        e' = e but e'_i = 0;        h' = h at all other positions
 
-and the change of the loss of the next token, and of the tokens after it, is exact.
+The change of the loss, of the next token and of the tokens after it, is exact.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mtsae_lens.exploration.firings import features_at
+from mtsae_lens.exploration.firings import compute_features_at
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
@@ -21,19 +21,21 @@ _ROWS_AT_ONCE = 32  # contexts rerun together: their log-probabilities take rows
 
 
 @torch.no_grad()
-def ablation_effects(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
-    """Change of the loss in nats, of the next token and in the mean of those after it; NaN where there is none, or a special one.
-
-    Positive: without the feature the model predicts worse.
+def measure_ablation(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
+    """Measure the change of the loss when each feature is set to zero at its peak.
 
     Args:
         lm: model and SAE.
         peaks: where each feature is ablated.
+
+    Returns:
+        Change in nats of the loss of the next token, and of the mean loss of the tokens after that one. Positive: without the feature the
+        model predicts worse. NaN where there is no such token, or where it is a special token.
     """
     effects = torch.full((len(peaks), 2), torch.nan)
-    order = peaks.context.argsort(stable=True)  # one context's peaks side by side: its clean run is made once
+    order = peaks.context.argsort(stable=True)  # peaks of one context together, so that its clean run is made once
     for rows in track(order.split(_ROWS_AT_ONCE) if len(peaks) else (), "ablating features", "batch"):
-        effects[rows] = _effects(lm, peaks.rows(rows))
+        effects[rows] = _effects(lm, peaks.select(rows))
     return effects
 
 
@@ -56,13 +58,13 @@ def _effects(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
 
 
 def _mean(change: Float[Tensor, "row pred"], counted: Bool[Tensor, "row pred"]) -> Float[Tensor, " row"]:
-    """Over the counted predictions; NaN without one."""
+    """Average over the counted predictions; NaN if there is none."""
     return change.masked_fill(~counted, 0.0).sum(dim=1) / counted.sum(dim=1)
 
 
 def _ablated(lm: HookedLM, tokens: Tensor, h: Tensor, context: Tensor, position: Tensor, feature: Tensor) -> Tensor:
-    """`decode(e') - decode(e)` at the peak, the same at all positions of each row: the caller masks the others."""
-    feature_acts, _ = features_at(lm, tokens, h, context, position)
+    """Return `decode(e') - decode(e)` of the peak, repeated at all positions of each row; the caller masks the other positions."""
+    feature_acts, _ = compute_features_at(lm, tokens, h, context, position)
     edited = feature_acts.clone()
     edited[torch.arange(len(edited)), feature] = 0
     delta = lm.sae.decode(edited.unsqueeze(1)) - lm.sae.decode(feature_acts.unsqueeze(1))
@@ -70,7 +72,7 @@ def _ablated(lm: HookedLM, tokens: Tensor, h: Tensor, context: Tensor, position:
 
 
 def _nll(lm: HookedLM, tokens: Tensor, h: Tensor, counted: Tensor) -> Float[Tensor, "row pred"]:
-    """Loss of the counted predictions; zero elsewhere."""
+    """Return the loss of the counted predictions, and zero elsewhere."""
     nll = torch.zeros(counted.shape, device=tokens.device)
     nll[counted] = token_nll(lm.log_probs_from(tokens, h, counted), tokens[:, 1:][counted]).float()
     return nll

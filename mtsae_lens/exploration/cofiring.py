@@ -1,4 +1,4 @@
-"""Which features fire together: the phi coefficient of two features over tokens."""
+"""Find features that fire together, by the phi coefficient of two features over tokens."""
 
 from __future__ import annotations
 
@@ -20,14 +20,21 @@ _PAIRS_AT_ONCE = 2_000_000  # 24 bytes each, several times over
 
 @dataclass
 class CofiringSample:
-    """Firings of whole contexts spread evenly over the text, about `N_COFIRING_TOKENS` tokens of it, as (token, feature)."""
+    """Firings, as pairs (token, feature), of a sample of contexts that is spread evenly over the text: about `N_COFIRING_TOKENS` tokens."""
 
     n_tokens: int = 0
     tokens: list[Int[Tensor, " firing"]] = field(default_factory=list)
     features: list[Int[Tensor, " firing"]] = field(default_factory=list)
 
     def add(self, first_context: int, every: int, reading: BatchReading, firings: Firings) -> None:
-        """Add each `every`-th context, counted over all corpora."""
+        """Add the sampled contexts of a batch.
+
+        Args:
+            first_context: number of the batch's first context, over all corpora.
+            every: interval of the sample: contexts whose number is a multiple of it are taken.
+            reading: the batch as the SAE reads it.
+            firings: its firings.
+        """
         n_contexts = reading.kept.shape[0]
         taken = (torch.arange(first_context, first_context + n_contexts, device=reading.kept.device) % every) == 0
         rows_of_taken = (reading.kept & taken.unsqueeze(1)).flatten()
@@ -38,17 +45,20 @@ class CofiringSample:
         self.n_tokens += int(rows_of_taken.sum())
 
     def strongest(self, d_sae: int, n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
-        """Find for each feature the `n` others with the highest positive phi, `(N n_11 - n_1 n_2) / sqrt(n_1 n_2 (N - n_1) (N - n_2))`.
+        """Find for each feature the `n` other features with the highest positive phi coefficient.
 
-        Only pairs that fire together at some token are looked at: phi of all others is negative or unknown. Time is of the order of the
-        pairs of firings at one token, memory of the order of `d_sae`.
+            phi = (N n_12 - n_1 n_2) / sqrt(n_1 n_2 (N - n_1) (N - n_2))
+
+        Here `N` is the number of tokens, `n_1` and `n_2` count the firings of either feature, and `n_12` counts the tokens on which both
+        fire. Only pairs that fire together on some token are compared, because phi of all others is negative or undefined. Time grows with
+        the number of such pairs at each token, memory with `d_sae`.
 
         Args:
             d_sae: number of features.
             n: features listed for each.
 
         Returns:
-            The values, highest first and NaN where there are fewer, and the features; of equal values the first feature comes first.
+            The coefficients, highest first, NaN where a feature has fewer than `n`; and the features. Ties are ordered by number.
         """
         tokens, features = (
             torch.cat([torch.empty(0, dtype=torch.int32), *parts]).numpy() for parts in (self.tokens, self.features)
@@ -77,7 +87,7 @@ class CofiringSample:
 
 
 def _groups(by_feature: scipy.sparse.csr_matrix, n_firing: np.ndarray) -> list[slice]:
-    """Features in groups that meet about `_PAIRS_AT_ONCE` others, with repetition; a feature that meets more is a group of its own."""
+    """Split the features into groups with about `_PAIRS_AT_ONCE` pairs each; a feature with more pairs is a group of its own."""
     at_tokens = np.concatenate([[0], np.cumsum(n_firing[by_feature.indices], dtype=np.int64)])
     met = at_tokens[by_feature.indptr]
     d_sae, edges = len(met) - 1, [0]
@@ -87,6 +97,10 @@ def _groups(by_feature: scipy.sparse.csr_matrix, n_firing: np.ndarray) -> list[s
     return [slice(start, end) for start, end in itertools.pairwise(edges)]
 
 
-def sampling_interval(n_tokens: int) -> int:
-    """Every how many-th context is sampled, given the text's tokens."""
+def choose_sampling_interval(n_tokens: int) -> int:
+    """Return the interval at which contexts are sampled, so that about `N_COFIRING_TOKENS` tokens are.
+
+    Args:
+        n_tokens: tokens of the whole text.
+    """
     return max(1, round(n_tokens / N_COFIRING_TOKENS))

@@ -1,4 +1,4 @@
-"""Tensors as columns of a table: NaN as null, masked entries left out of lists, token numbers as their text."""
+"""Turn tensors into columns of a table: NaN becomes null, masked entries are left out of lists, token ids become their text."""
 
 from __future__ import annotations
 
@@ -12,16 +12,23 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtsae_lens.data.vocabularies import token_texts
+from mtsae_lens.facts.records import Record, parquet_schema
 
 
-def numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
-    """A column of numbers; NaN is null."""
+def make_numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
+    """Make a column of numbers; NaN becomes null."""
     array = values.detach().cpu().numpy()
     return pa.array(array, kind, mask=np.isnan(array) if values.is_floating_point() else None)
 
 
-def lists(values: Tensor | pa.Array, kept: Bool[Tensor, "row ..."], kind: pa.DataType | None = None) -> pa.ListArray:
-    """A column of lists: of each row the entries that are kept, flattened; `values` are all entries, or the kept ones as an array."""
+def make_lists(values: Tensor | pa.Array, kept: Bool[Tensor, "row ..."], kind: pa.DataType | None = None) -> pa.ListArray:
+    """Make a column of lists.
+
+    Args:
+        values: all entries, `(row, ...)`, or the kept entries as a flat array.
+        kept: which entries of each row are in its list; further axes are flattened.
+        kind: Arrow type of the entries; needed if `values` is a tensor.
+    """
     flat = kept.flatten(1)
     ends = torch.nn.functional.pad(flat.sum(dim=1).cumsum(dim=0), (1, 0)).int().cpu().numpy()
     if isinstance(values, Tensor):
@@ -29,38 +36,49 @@ def lists(values: Tensor | pa.Array, kept: Bool[Tensor, "row ..."], kind: pa.Dat
     return pa.ListArray.from_arrays(pa.array(ends, pa.int32()), values)
 
 
-def all_or_none(values: Float[Tensor, "row entry"], kind: pa.DataType, given: Bool[Tensor, " row"]) -> pa.ListArray:
-    """A column of lists, whole where `given` and empty elsewhere."""
-    return lists(values, given.unsqueeze(1).expand(values.shape), kind)
+def make_whole_lists(values: Float[Tensor, "row entry"], kind: pa.DataType, given: Bool[Tensor, " row"]) -> pa.ListArray:
+    """Make a column of lists that are complete where `given`, and empty elsewhere."""
+    return make_lists(values, given.unsqueeze(1).expand(values.shape), kind)
 
 
-def nullable(column: pa.ListArray) -> pa.ListArray:
-    """A column of lists of floats with null in place of NaN."""
+def replace_nan(column: pa.ListArray) -> pa.ListArray:
+    """Replace NaN by null in a column of lists of floats."""
     values = pa.array(column.values.to_numpy(zero_copy_only=False), column.type.value_type, from_pandas=True)
     return pa.ListArray.from_arrays(column.offsets, values)
 
 
-def nested(values: Tensor, kept: Bool[Tensor, "row entry part"], kind: pa.DataType) -> pa.ListArray:
-    """A column of lists of lists."""
-    inner = lists(values.flatten(0, 1), kept.flatten(0, 1), kind)
-    return lists(inner, torch.ones(kept.shape[:2], dtype=torch.bool))
+def make_nested_lists(values: Tensor, kept: Bool[Tensor, "row entry part"], kind: pa.DataType) -> pa.ListArray:
+    """Make a column of lists of lists; `kept` says which entries of the inner lists are in them."""
+    inner = make_lists(values.flatten(0, 1), kept.flatten(0, 1), kind)
+    return make_lists(inner, torch.ones(kept.shape[:2], dtype=torch.bool))
 
 
 class TokenTexts:
-    """The text of every token."""
+    """The text of every token of a vocabulary.
+
+    Args:
+        tokenizer: the tokenizer of the vocabulary.
+        d_vocab: number of tokens.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, d_vocab: int) -> None:
         self.texts = pa.array(token_texts(tokenizer, range(d_vocab)), pa.string())
 
     def __call__(self, tokens: Int[Tensor, " token"]) -> pa.Array:
-        """The texts of some tokens."""
+        """Return the texts of some tokens as an Arrow array."""
         return self.texts.take(pa.array(tokens.detach().cpu().numpy()))
 
-    def lists(self, tokens: Int[Tensor, "row entry"], kept: Bool[Tensor, "row entry"]) -> pa.ListArray:
-        """A column of lists of texts."""
-        return lists(self(tokens[kept]), kept)
+    def make_lists(self, tokens: Int[Tensor, "row entry"], kept: Bool[Tensor, "row entry"]) -> pa.ListArray:
+        """Make a column of lists of texts; `kept` says which tokens are in them."""
+        return make_lists(self(tokens[kept]), kept)
 
 
-def table(columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
-    """The columns in the order of the schema, as its types."""
+def make_table(columns: dict[str, Any], record: Record) -> pa.Table:
+    """Make a table of facts.
+
+    Args:
+        columns: every column of the table, by name.
+        record: the table's record class, which gives the order and the types.
+    """
+    schema = parquet_schema(record)
     return pa.table([columns[name] for name in schema.names], schema=schema)

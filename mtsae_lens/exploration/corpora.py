@@ -1,10 +1,11 @@
-"""The text that is looked through: batches of contexts, corpus by corpus, the same ones whenever they are asked for."""
+"""Read the text to explore: batches of contexts, corpus by corpus, the same ones every time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import NamedTuple
 
 from jaxtyping import Int
 from torch import Tensor
@@ -15,9 +16,16 @@ from mtsae_lens.data.packing import Context, Spans
 from mtsae_lens.errors import DataError
 
 
+class ContextTokens(NamedTuple):
+    """The tokens of one context, and the document in which it begins."""
+
+    document: str
+    tokens: list[int]
+
+
 @dataclass(frozen=True)
 class TextBatch:
-    """Contexts of one corpus."""
+    """Some contexts of one corpus."""
 
     number: int  # over all corpora
     corpus: int
@@ -26,50 +34,71 @@ class TextBatch:
     spans: tuple[Spans, ...]  # the documents of each context, and where they begin
 
     def part(self, start: int, size: int) -> TextBatch:
-        """Some of its contexts, under the same number."""
+        """Return some contexts of the batch, as a batch with the same number.
+
+        Args:
+            start: the first context to return.
+            size: how many contexts to return, at most.
+        """
         rows = slice(start, start + size)
         return replace(self, first_context=self.first_context + start, tokens=self.tokens[rows], spans=self.spans[rows])
 
 
 @dataclass(frozen=True)
 class Corpora:
-    """Named texts, of each the same number of tokens where it has that many.
+    """Texts to explore, each with an equal share of the tokens.
 
-    Nothing is held but the documents of the shuffling buffer, so the text may be larger than memory. Documents come in an order drawn with
-    the seed; a corpus that ends early gives less: it is not read twice.
+    Only the documents of the shuffling buffer are in memory, so the text may be larger than memory. The seed determines the order of the
+    documents. A corpus that has fewer tokens than its share gives what it has, and is not read twice.
+
+    Args:
+        sources: names of texts, as `read_documents` takes them.
+        split: the split to read.
+        cutter: cuts documents into contexts.
+        n_tokens: tokens of all corpora together, with special tokens.
+        seed: seed of the order of documents.
     """
 
     sources: tuple[str, ...]
     split: Split
     cutter: ContextCutter
-    n_tokens: int  # of all corpora together, special ones included
+    n_tokens: int
     seed: int = 0
 
     @property
     def n_contexts_each(self) -> int:
-        """Contexts of each corpus, at most."""
+        """The largest number of contexts of each corpus."""
         return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
 
-    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[tuple[str, list[int]]]:
-        """Return the document and the tokens of the first contexts of a corpus; None for all that are looked through."""
-        return ((context.document, context.tokens) for context in self._contexts(corpus, n_contexts))
+    def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[ContextTokens]:
+        """Return the document and the tokens of the first contexts of a corpus.
+
+        Args:
+            corpus: number of the corpus in `sources`.
+            n_contexts: how many contexts; None for all that are explored.
+        """
+        return (ContextTokens(context.document, context.tokens) for context in self._contexts(corpus, n_contexts))
 
     def _contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[Context]:
         documents = shuffle_stream(read_documents(self.sources[corpus], self.split), self.seed)
         return islice(self.cutter.contexts(documents), self.n_contexts_each if n_contexts is None else n_contexts)
 
     @property
-    def n_tokens_there(self) -> int:
-        """Of the tokens asked for, how many there are; reads the text once."""
+    def n_tokens_available(self) -> int:
+        """The number of tokens that the corpora really have, at most `n_tokens`; reads the text once."""
         n_contexts = [sum(1 for _ in self.contexts(corpus)) for corpus in range(len(self.sources))]
         whole = all(n == self.n_contexts_each for n in n_contexts)
         return self.n_tokens if whole else sum(n_contexts) * self.cutter.context_size
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[TextBatch]:
-        """Batches from number `start` on; a batch never mixes corpora.
+        """Yield batches; a batch never mixes corpora.
+
+        Args:
+            batch_size: contexts per batch.
+            start: number of the first batch to yield.
 
         Raises:
-            DataError: a corpus without a single context in this split.
+            DataError: a corpus has no context in this split.
         """
         number = n_contexts = 0
         for corpus, source in enumerate(self.sources):
@@ -81,12 +110,16 @@ class Corpora:
                 number, n_contexts = number + 1, n_contexts + len(rows)
             if n_contexts == before:
                 raise DataError(
-                    f"{source}: split {self.split!r} gives no context of {self.cutter.context_size} tokens (of every ten documents one is "
-                    f"for each of select, tune and test); give more text{'' if self.split == 'train' else ', or --split train'}"
+                    f"{source}: expected at least one context of {self.cutter.context_size} tokens in split {self.split!r}, got none (select, "
+                    f"tune and test have one document in ten each); give more text{'' if self.split == 'train' else ', or --split train'}"
                 )
 
     def tables(self, n_contexts: int) -> list[TokenTable]:
-        """The first contexts of every corpus, about `n_contexts` in all."""
+        """Return the first contexts of every corpus.
+
+        Args:
+            n_contexts: about how many contexts, over all corpora.
+        """
         each = -(-n_contexts // len(self.sources))
         tables = []
         for corpus, source in enumerate(self.sources):

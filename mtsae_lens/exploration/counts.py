@@ -1,4 +1,4 @@
-"""How often, how strongly and for how long every feature fires: running sums over batches."""
+"""Count how often, how strongly and for how long every feature fires, as running sums over batches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 from mtsae_lens.exploration.firings import BatchReading, Firings
 from mtsae_lens.exploration.plan import N_HISTOGRAM_BINS, PERSISTENCE_LAGS
 
-# ends of the histogram, in units of the first batch's largest activation; beyond them the end bins count
+# Ends of the histogram, in units of the first batch's largest activation. The outermost bins also count what lies beyond them.
 _LOWEST, _HIGHEST = 1e-3, 4.0
 
 
 @dataclass
 class FeatureCounts:
-    """All on the CPU; nothing grows with the text.
+    """Running sums over batches, on the CPU. Their size does not grow with the text.
 
     Persistence at lag L is `P(fires at t + L | fires at t) = persisted / could_persist`, over the firings whose `t + L` lies in the same
-    context with no special token between; without one it is unknown.
+    context with no special token in between. It is unknown if there is no such firing.
     """
 
     n_tokens: Int[Tensor, " corpus"]
@@ -36,7 +36,7 @@ class FeatureCounts:
 
     @classmethod
     def empty(cls, n_corpora: int, d_sae: int) -> FeatureCounts:
-        """Before the first batch."""
+        """Return the counts before the first batch."""
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.long)
@@ -55,7 +55,13 @@ class FeatureCounts:
         )
 
     def add(self, corpus: int, reading: BatchReading, firings: Firings) -> None:
-        """Add a batch of one corpus."""
+        """Add a batch of one corpus.
+
+        Args:
+            corpus: number of the corpus.
+            reading: the batch as the SAE reads it.
+            firings: its firings.
+        """
         d_sae = len(self.total)
         feature, value = firings.feature, firings.value.float()
         if not self.edges.any():
@@ -76,7 +82,7 @@ class FeatureCounts:
         n_positions, d_sae = reading.kept.shape[1], len(self.total)
         fires = (reading.feature_acts > 0).flatten()
         place = firings.row * d_sae + firings.feature
-        # masked positions have no active feature, and position 0 is masked: the one before is always of the same text
+        # No feature is active at a masked position, and position 0 is masked, so the previous row is of the same text.
         starts = ~fires[place - d_sae]
         self.n_runs += torch.bincount(firings.feature[starts], minlength=d_sae).cpu()
         segments = (~reading.kept).long().cumsum(dim=1).flatten()
@@ -89,22 +95,25 @@ class FeatureCounts:
 
     @property
     def n_active_in_all(self) -> Int[Tensor, " d_sae"]:
-        """Firings of each feature over all corpora."""
+        """Number of firings of each feature over all corpora."""
         return self.n_active.sum(dim=0)
 
     @property
-    def dead(self) -> Bool[Tensor, " d_sae"]:
-        """Features that never fired."""
+    def never_fired(self) -> Bool[Tensor, " d_sae"]:
+        """Whether each feature never fired on this text."""
         return self.n_active_in_all == 0
 
     @property
     def density(self) -> Float[Tensor, "corpus d_sae"]:
-        """Share of each corpus's counted tokens at which a feature fires."""
+        """Share of the counted tokens of each corpus on which a feature fires."""
         return self.n_active / self.n_tokens.clamp(min=1).unsqueeze(1)
 
     @property
     def selectivity(self) -> Float[Tensor, " d_sae"] | None:
-        """`log2` of the density in the first corpus over the highest in any other, half a count added to each; None for one corpus."""
+        """`log2` of the density in the first corpus over the highest density in any other; None if there is one corpus.
+
+        Half a count is added to each number of firings.
+        """
         if len(self.n_tokens) < 2:
             return None
         density = (self.n_active + 0.5) / self.n_tokens.clamp(min=1).unsqueeze(1)

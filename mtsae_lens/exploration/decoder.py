@@ -1,4 +1,4 @@
-"""What a feature writes: the tokens that its decoder direction promotes and suppresses, and the features whose direction is nearest."""
+"""Describe what a feature writes: the tokens that its decoder direction promotes and suppresses, and the nearest other directions."""
 
 from __future__ import annotations
 
@@ -19,8 +19,15 @@ _FEATURES_AT_ONCE = 256
 _HOOK_Z = re.compile(r"blocks\.(\d+)\.attn\.hook_z$")
 
 
-def directions_in_residual(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | None:
-    """Decoder rows as the residual stream gets them: through `W_O` at `hook_z`; None at a hook that is not added to the residual stream."""
+def get_residual_directions(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | None:
+    """Return the decoder directions as they are added to the residual stream.
+
+    Args:
+        lm: model and SAE.
+
+    Returns:
+        The rows of `W_dec`, mapped by `W_O` at `hook_z`; None at a hook whose activations are not added to the residual stream.
+    """
     model, W_dec = lm.model, lm.sae.W_dec.detach().float()
     if match := _HOOK_Z.match(lm.splice.hook_name):
         head, W_O = lm.sae.cfg.metadata.hook_head_index, model.blocks[int(match[1])].attn.W_O.detach().float()
@@ -30,11 +37,12 @@ def directions_in_residual(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | Non
 
 
 @torch.no_grad()
-def last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
-    """What the last norm multiplies each dimension with, as it does it: some families (Gemma) add one to the weight that they store.
+def measure_last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
+    """Measure the factors with which the last norm multiplies each dimension.
 
-    A vector of numbers that differ in their signs alone has mean 0 and one size, so a norm makes ones of it: what it changes beyond that
-    is its gain and its bias.
+    They are measured because some model families (Gemma) add one to the weight that they store. A vector of entries +c and -c has mean 0,
+    and normalization turns it into +1 and -1; everything else that the norm does to it is its gain and its bias. The bias cancels in the
+    difference of two such vectors.
     """
     parameter = model.W_U
     signs = torch.ones(model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
@@ -44,19 +52,19 @@ def last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
 
 
 @torch.no_grad()
-def token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
-    """`(directions * last_gain) @ W_U`, the mean over the vocabulary taken off, some features at a time.
+def compute_token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
+    """`(directions * measure_last_gain) @ W_U`, the mean over the vocabulary taken off, some features at a time.
 
     The gain of the last norm counts (models are loaded unfolded); its division by the deviation does not, so logits are up to a factor.
     """
-    gain = last_gain(lm.model)
+    gain = measure_last_gain(lm.model)
     W_U = lm.model.W_U.detach().float()
     for chunk in directions.split(_FEATURES_AT_ONCE):
         logits = (chunk * gain) @ W_U
         yield logits - logits.mean(dim=-1, keepdim=True)
 
 
-def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
+def find_extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
     """Find the `n` most promoted and most suppressed tokens of every feature.
 
     Args:
@@ -67,15 +75,17 @@ def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
         `promoted`, `promoted_logits`, `suppressed`, `suppressed_logits`, each `(d_sae, n)`; empty at a hook that is not added to the
         residual stream.
     """
-    directions = directions_in_residual(lm)
+    directions = get_residual_directions(lm)
     if directions is None:
         return {}
     size = (len(directions), min(n, lm.model.W_U.shape[1]))
-    # filled in place: small results kept between large temporaries would keep the memory of those from being used again
+    # The results are filled in place. Small tensors allocated between large temporary ones would keep that memory from being reused.
     found = {name: torch.empty(size, dtype=torch.long) for name in ("promoted", "suppressed")}
     values = {f"{name}_logits": torch.empty(size) for name in found}
     n_chunks = -(-len(directions) // _FEATURES_AT_ONCE)
-    for number, logits in enumerate(track(token_logits(lm, directions), "reading what features write", "chunk", n_chunks)):
+    for number, logits in enumerate(
+        track(compute_token_logits(lm, directions), "reading what features write", "chunk", n_chunks)
+    ):
         rows = slice(number * _FEATURES_AT_ONCE, (number + 1) * _FEATURES_AT_ONCE)
         for name, largest in (("promoted", True), ("suppressed", False)):
             values[f"{name}_logits"][rows], found[name][rows] = logits.topk(size[1], dim=1, largest=largest)
@@ -83,15 +93,15 @@ def extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def neighbours(sae: SAE[Any], n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
-    """Find the `n` nearest other decoder directions of every feature; all pairs are compared, some features at a time.
+def find_neighbors(sae: SAE[Any], n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
+    """Find the `n` nearest other decoder directions of every feature. All pairs are compared, a chunk of features at a time.
 
     Args:
-        sae: whose decoder.
+        sae: the SAE whose decoder directions are compared.
         n: neighbors listed for each feature.
 
     Returns:
-        Their cosines, highest first, and which features they are.
+        The cosines, highest first, and the numbers of these features.
     """
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
     size = (len(unit), min(n, len(unit) - 1))

@@ -1,7 +1,7 @@
-"""The strongest firings of every feature, and a uniform sample of all of them, kept while text streams by.
+"""Keep the strongest firings of every feature, and a uniform sample of its firings, during the pass over the text.
 
-Both are the same list under different keys: a firing's activation, or a random number drawn for it. A list keeps one firing per context.
-Only a firing that enters a list has its window gathered.
+Both are lists of the firings with the highest keys. The key is the activation, or a random number drawn for the firing. A list keeps at most
+one firing per context. The window of a firing is gathered only when it enters a list.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mtsae_lens.exploration.plan import Plan
 
 @dataclass(frozen=True)
 class Entries:
-    """Firings that enter a list, and where in it they are put."""
+    """Firings that enter a list, and the slots they are put in."""
 
     feature: Int[Tensor, " entry"]
     slot: Int[Tensor, " entry"]
@@ -27,15 +27,15 @@ class Entries:
 
 
 SHOWN = ("hidden_pre", "activations", "scales", "offsets", "token_scales")
-"""Fields of `ExampleList` with a row for each slot that was ever filled."""
+"""Fields of `ExampleList` that have a row for each slot that was ever filled."""
 
 
 @dataclass
 class ExampleList:
-    """`n` slots per feature, in no order; an empty one has the key -inf.
+    """Slots for the examples of every feature, `n` per feature, in no order. An empty slot has the key -inf.
 
-    What is shown of an example takes some kilobytes, and most features of a wide SAE fire seldom: rows are laid out when slots are first
-    filled.
+    The shown fields of an example take some kilobytes, and most features of a wide SAE fire rarely. Rows of these fields are therefore
+    allocated when a slot is first filled.
     """
 
     key: Float[Tensor, "d_sae n"]
@@ -51,7 +51,15 @@ class ExampleList:
 
     @classmethod
     def empty(cls, d_sae: int, n: int, plan: Plan, n_scales: int, n_reads: int) -> ExampleList:
-        """Return a list before the first batch."""
+        """Return the list before the first batch.
+
+        Args:
+            d_sae: number of features.
+            n: slots per feature.
+            plan: gives the size of a window.
+            n_scales: scales of the encoder; 0 for a pointwise SAE.
+            n_reads: offsets that the encoder reads; 0 for a pointwise SAE.
+        """
 
         def places() -> Tensor:
             return torch.full((d_sae, n), -1, dtype=torch.int32)
@@ -70,11 +78,11 @@ class ExampleList:
         )
 
     def rows_of(self, feature: Int[Tensor, " entry"], slot: Int[Tensor, " entry"]) -> Int[Tensor, " entry"]:
-        """Return the rows of slots that are filled now, laid out (NaN) where a slot had none.
+        """Return the rows of slots that are about to be filled, and allocate rows (of NaN) for slots without one.
 
         Args:
-            feature: of each entry.
-            slot: of each entry; no two entries have the same feature and slot.
+            feature: the feature of each entry.
+            slot: the slot of each entry; no two entries have the same feature and slot.
         """
         rows = self.row[feature, slot].long()
         new, n_rows = rows < 0, int(self.row.max()) + 1 if self.row.numel() else 0
@@ -89,32 +97,46 @@ class ExampleList:
                 setattr(self, name, torch.cat([shown, more]))
         return rows
 
-    def lay_out_rows(self) -> None:
-        """Turn fields with a place for every slot, as states had them that were kept by earlier versions, into rows of filled slots."""
+    def allocate_rows(self) -> None:
+        """Convert a state of an earlier version, which has shown fields for every slot, into rows of the filled slots."""
         filled = self.context >= 0
         self.row = torch.where(filled, filled.flatten().cumsum(dim=0).view(filled.shape) - 1, -1).int()
         for name in SHOWN:
             setattr(self, name, getattr(self, name)[filled])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the state, without rows that are laid out but not used."""
+        """Return the state, without rows that are allocated but not used."""
         n_rows = int(self.row.max()) + 1 if self.row.numel() else 0
         return {name: tensor[:n_rows] if name in SHOWN else tensor for name, tensor in vars(self).items()}
 
     def at(self, feature: Int[Tensor, " entry"], slot: Int[Tensor, " entry"]) -> dict[str, Tensor]:
-        """Return all that is known of examples, by the names of the fields."""
+        """Return the fields of examples, by name.
+
+        Args:
+            feature: the feature of each example.
+            slot: the slot of each example.
+        """
         rows = self.row[feature, slot].long()
         return {name: tensor[rows] if name in SHOWN else tensor[feature, slot] for name, tensor in vars(self).items()}
 
     def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:
-        """Let the firings with the highest keys in, the best of each context standing for it, and drop as many of the lowest."""
+        """Put firings with high keys into the list, at most one per context, in place of entries with lower keys.
+
+        Args:
+            firings: all firings of a batch.
+            keys: the key of each firing.
+            batch_size: contexts of the batch.
+
+        Returns:
+            The firings that entered, and their slots.
+        """
         d_sae, n = self.key.shape
         best, position = _best_by_context(firings, keys, batch_size, d_sae)
         touched = (best > self.key.amin(dim=1, keepdim=True)).any(dim=1).nonzero().squeeze(1) if n else torch.empty(0).long()
         both = torch.cat([self.key[touched], best[touched]], dim=1)
         chosen = torch.zeros_like(both, dtype=torch.bool).scatter_(1, both.topk(n, dim=1).indices, value=True) & both.isfinite()
         free, enters = ~chosen[:, :n], chosen[:, n:]
-        # the first free slots of a feature, as many as enter, are paired with what enters, in order
+        # The first free slots of a feature are paired with the entering firings, in order.
         rows, slot = (free & (free.cumsum(dim=1) <= enters.sum(dim=1, keepdim=True))).nonzero().unbind(dim=1)
         feature, context = touched[rows], enters.nonzero()[:, 1]
         self.key[feature, slot] = best[feature, context]
@@ -125,8 +147,8 @@ class ExampleList:
         """Sort the slots from the highest activation down, empty ones last.
 
         Args:
-            peak: the peak's place in the windows.
-            features: whose slots; None for all.
+            peak: index of the peak in a window.
+            features: the features whose slots are sorted; None for all.
         """
         row = (self.row if features is None else self.row[features]).long()
         at_peak = torch.full(row.shape, -torch.inf)
@@ -137,7 +159,7 @@ class ExampleList:
 def _best_by_context(
     firings: Firings, keys: Float[Tensor, " firing"], batch_size: int, d_sae: int
 ) -> tuple[Float[Tensor, "d_sae batch"], Int[Tensor, "d_sae batch"]]:
-    """Highest key of each feature in each context, -inf where it does not fire, and its position: the first one of several."""
+    """Find the highest key of each feature in each context (-inf where it does not fire), and its first position."""
     place = firings.feature * batch_size + firings.context
     best = torch.full((d_sae * batch_size,), -torch.inf, device=keys.device).scatter_reduce_(0, place, keys, "amax")
     leads = keys == best[place]

@@ -1,4 +1,4 @@
-"""`examples.parquet`: one row per example, the strongest of each feature before the sampled ones, row groups of whole features."""
+"""Write `examples.parquet`: one row per example, the strongest of each feature before the sampled ones, in row groups of whole features."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.data.packing import Spans
-from mtsae_lens.exploration.columns import TokenTexts, lists, numbers, table
+from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_numbers, make_table
 from mtsae_lens.exploration.example_lists import ExampleList
-from mtsae_lens.exploration.schema import EXAMPLES
 from mtsae_lens.exploration.survey import KINDS, Survey
+from mtsae_lens.facts.records import Example, parquet_schema
 from mtsae_lens.files import whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.progress import track
@@ -27,15 +27,15 @@ FEATURES_PER_GROUP = 64
 
 @dataclass(frozen=True)
 class HeldContexts:
-    """The contexts in which examples stand, by number."""
+    """The contexts that hold examples, by number."""
 
-    numbers: Int[Tensor, " context"]  # rising
+    numbers: Int[Tensor, " context"]  # increasing
     tokens: Int[Tensor, "context pos"]
     spans: tuple[Spans, ...]
 
     @classmethod
-    def of(cls, survey: Survey) -> HeldContexts:
-        """Of a pass."""
+    def from_survey(cls, survey: Survey) -> HeldContexts:
+        """Return the contexts that a pass has kept."""
         held = sorted(survey.held.items())
         size = survey.lm.cutter.context_size
         tokens = torch.stack([tokens for _, (_, tokens) in held]) if held else torch.empty(0, size, dtype=torch.int32)
@@ -43,18 +43,23 @@ class HeldContexts:
         return cls(torch.tensor([number for number, _ in held], dtype=torch.long), tokens.long(), spans)
 
     def find(self, contexts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Rows of contexts, by their numbers."""
+        """Return the rows of contexts in `tokens`, given their numbers."""
         return torch.searchsorted(self.numbers, contexts)
 
     def documents_at(self, rows: Int[Tensor, " row"], positions: Int[Tensor, " row"]) -> list[str]:
-        """Return the document of the token at each place."""
+        """Return the document of the token at each position.
+
+        Args:
+            rows: the row of each token's context.
+            positions: the token's position in it.
+        """
         places = zip(rows.tolist(), positions.tolist(), strict=True)
         return [shorten_name([name for name, begin in self.spans[row] if begin <= position][-1]) for row, position in places]
 
 
 @dataclass(frozen=True)
 class ExampleRows:
-    """Examples of some features, in the order of the table."""
+    """Examples of some features, in the order of the table. `fields` are those of `ExampleList`."""
 
     feature: Int[Tensor, " row"]
     kind: Int[Tensor, " row"]
@@ -62,8 +67,13 @@ class ExampleRows:
     fields: dict[str, Tensor]
 
 
-def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRows:
-    """Feature by feature, kind by kind, from the highest activation down; empty slots left out."""
+def collect_example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRows:
+    """Collect examples, ordered by feature, then kind, then falling activation; empty slots are left out.
+
+    Args:
+        survey: the finished pass.
+        features: the features whose examples are collected.
+    """
     parts = [_listed(examples, kind, features, survey.plan.before) for kind, examples in enumerate(survey.lists.values())]
     fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     order = fields["place"].argsort(stable=True)
@@ -72,7 +82,7 @@ def example_rows(survey: Survey, features: Int[Tensor, " feature"]) -> ExampleRo
 
 
 def _listed(examples: ExampleList, kind: int, features: Int[Tensor, " feature"], before: int) -> dict[str, Tensor]:
-    """The examples of a list, feature by feature; `place` is that of the feature among those given."""
+    """Collect the examples of one list, feature by feature; `place` is the index of the feature in `features`."""
     order = examples.order(before, features)
     place, rank = (examples.key[features].gather(1, order) > -torch.inf).nonzero().unbind(dim=1)
     found = examples.at(features[place], order[place, rank])
@@ -86,20 +96,35 @@ def write_examples(
     attributions: Float[Tensor, "d_sae n_attributed window"],
     bias: Float[Tensor, " d_sae"],
 ) -> None:
-    """Write the table, some features at a time."""
-    held, d_sae = HeldContexts.of(survey), survey.lm.sae.cfg.d_sae
-    with whole_file(path) as partial, pq.ParquetWriter(partial, EXAMPLES, compression="zstd") as writer:
+    """Write the table, some features at a time.
+
+    Args:
+        path: the file to write.
+        survey: the finished pass.
+        texts: text of every token.
+        attributions: attribution of the tokens of the strongest examples through the language model.
+        bias: encoder biases; NaN if there are none.
+    """
+    held, d_sae = HeldContexts.from_survey(survey), survey.lm.sae.cfg.d_sae
+    with whole_file(path) as partial, pq.ParquetWriter(partial, parquet_schema(Example), compression="zstd") as writer:
         for features in track(torch.arange(d_sae).split(FEATURES_PER_GROUP), "writing examples", "group"):
-            rows = example_rows(survey, features)
+            rows = collect_example_rows(survey, features)
             writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)
 
 
-def examples_of(
+def make_example_table(
     survey: Survey, features: Int[Tensor, " feature"], texts: TokenTexts, bias: Float[Tensor, " d_sae"]
 ) -> pa.Table:
-    """The rows of some features, nothing attributed through the model."""
+    """Make the table of some features, without attribution through the language model.
+
+    Args:
+        survey: the finished pass.
+        features: the features whose examples are in the table.
+        texts: text of every token.
+        bias: encoder biases; NaN if there are none.
+    """
     nothing = torch.empty(len(bias), 0, survey.plan.window)
-    return _table(example_rows(survey, features), survey, HeldContexts.of(survey), texts, nothing, bias)
+    return _table(collect_example_rows(survey, features), survey, HeldContexts.from_survey(survey), texts, nothing, bias)
 
 
 def _table(
@@ -113,29 +138,29 @@ def _table(
     attribution, attributed = _attribution_of(rows, attributions)
     everything = {name: torch.ones_like(fields[name], dtype=torch.bool) for name in ("scales", "offsets")}
     columns = {
-        "feature": numbers(rows.feature, pa.int32()),
+        "feature": make_numbers(rows.feature, pa.int32()),
         "kind": pa.array(KINDS, pa.string()).take(pa.array(rows.kind.numpy())),
-        "rank": numbers(rows.rank, pa.int32()),
-        "corpus": numbers(fields["corpus"], pa.int32()),
+        "rank": make_numbers(rows.rank, pa.int32()),
+        "corpus": make_numbers(fields["corpus"], pa.int32()),
         "document": pa.array(held.documents_at(context, fields["position"]), pa.string()),
-        "position": numbers(fields["position"], pa.int32()),
-        "tokens": texts.lists(tokens, shown),
-        "activations": lists(fields["activations"], shown, pa.float32()),
-        "peak": numbers(shown[:, :before].sum(dim=1), pa.int32()),
-        "bias": numbers(bias[rows.feature], pa.float32()),
-        "hidden_pre": numbers(fields["hidden_pre"], pa.float32()),
-        "scale_contributions": lists(fields["scales"], everything["scales"], pa.float32()),
-        "offset_contributions": lists(fields["offsets"], everything["offsets"], pa.float32()),
-        "token_scale_contributions": lists(
+        "position": make_numbers(fields["position"], pa.int32()),
+        "tokens": texts.make_lists(tokens, shown),
+        "activations": make_lists(fields["activations"], shown, pa.float32()),
+        "peak": make_numbers(shown[:, :before].sum(dim=1), pa.int32()),
+        "bias": make_numbers(bias[rows.feature], pa.float32()),
+        "hidden_pre": make_numbers(fields["hidden_pre"], pa.float32()),
+        "scale_contributions": make_lists(fields["scales"], everything["scales"], pa.float32()),
+        "offset_contributions": make_lists(fields["offsets"], everything["offsets"], pa.float32()),
+        "token_scale_contributions": make_lists(
             fields["token_scales"], shown.unsqueeze(-1).expand(fields["token_scales"].shape), pa.float32()
         ),
-        "model_attribution": lists(attribution, shown & attributed.unsqueeze(1), pa.float32()),
+        "model_attribution": make_lists(attribution, shown & attributed.unsqueeze(1), pa.float32()),
     }
-    return table(columns, EXAMPLES)
+    return make_table(columns, Example)
 
 
-def encoder_biases(sae: SAE[Any]) -> Float[Tensor, " d_sae"]:
-    """`b_enc`; NaN where an architecture has none."""
+def get_encoder_biases(sae: SAE[Any]) -> Float[Tensor, " d_sae"]:
+    """Return `b_enc`, or NaN if the architecture has none."""
     b_enc = getattr(sae, "b_enc", None)
     return torch.full((sae.cfg.d_sae,), torch.nan) if b_enc is None else b_enc.detach().float().cpu()
 

@@ -1,4 +1,4 @@
-"""From model, SAE and text to a folder of facts; a pass that was stopped goes on where it was."""
+"""Make a folder of facts from model, SAE and text; a run that was stopped continues where it was."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, TrainingInterrupted
-from mtsae_lens.exploration.ablation import ablation_effects
-from mtsae_lens.exploration.cofiring import sampling_interval
+from mtsae_lens.exploration.ablation import measure_ablation
+from mtsae_lens.exploration.cofiring import choose_sampling_interval
 from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import Corpora
-from mtsae_lens.exploration.example_table import encoder_biases, write_examples
+from mtsae_lens.exploration.example_table import get_encoder_biases, write_examples
 from mtsae_lens.exploration.feature_table import Effects, write_features
-from mtsae_lens.exploration.model_attribution import model_attributions
-from mtsae_lens.exploration.peaks import Peaks, strongest_peaks
-from mtsae_lens.exploration.plan import N_STRONGEST, PERSISTENCE_LAGS, Plan
-from mtsae_lens.exploration.schema import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, TEXTS_FILE
+from mtsae_lens.exploration.model_attribution import attribute_to_tokens
+from mtsae_lens.exploration.peaks import Peaks, find_strongest_peaks
+from mtsae_lens.exploration.plan import PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
+from mtsae_lens.facts.folder import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, N_STRONGEST, TEXTS_FILE
 from mtsae_lens.files import create_folder
 from mtsae_lens.interruption import stop_on_signal, stopped_with
 from mtsae_lens.machine_paths import shorten
@@ -41,13 +41,13 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.trials import check_settings
 
 _SAVE_EVERY_SECONDS = 60.0
-_MAX_BYTES = 2**27  # of a tensor with gradients, of which about eight are held at once
+_MAX_BYTES = 2**27  # size of a tensor with gradients; about eight are in memory at once
 STATE_FOLDER = "state"
-_REMEDY = "delete it, and the same command makes it again"
+_REMEDY = "delete it; the same command makes it again"
 
 
 def _kept(state: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """Return a result, computed once."""
+    """Return a result that is computed once and kept in the folder of the state."""
     path = state / f"{name}.safetensors"
     if not path.exists():
         write_tensors(path, {name: compute()})
@@ -70,20 +70,20 @@ def explore(
 
     Args:
         lm: model and SAE, of any architecture.
-        corpora: text to look through; the first is the one that `selectivity` speaks of.
-        out: folder for the facts; one that is complete is left as it is.
-        plan: sizes.
-        settings: what the facts depend on, as JSON; a folder with other settings is refused.
-        about: given the seconds it took, what else `explore.json` says (`sae`, `provenance`).
+        corpora: text to explore; `selectivity` compares the first corpus with the others.
+        out: folder for the facts; complete facts in it are left as they are.
+        plan: how much is measured, and how examples are shown.
+        settings: everything that the facts depend on, as JSON; a folder with other settings is refused.
+        about: returns further content of `explore.json` (`sae`, `provenance`), given the seconds that the run took.
 
     Returns:
         The content of `explore.json`.
 
     Raises:
-        ConfigError: the folder holds facts of other settings.
-        DataError: a corpus without text, or a damaged file in the folder.
+        ConfigError: the folder holds facts that were made with other settings.
+        DataError: a corpus has no text, or a file in the folder is damaged.
         OutputError: the folder cannot be written, or another process writes to it.
-        TrainingInterrupted: a signal came; the same call goes on.
+        TrainingInterrupted: a signal came; the same call continues.
     """
     with hold_output_folder(out):
         return _explore(lm, corpora, out, plan, settings, about)
@@ -100,18 +100,18 @@ def _explore(
     watch, state = Stopwatch(), out / STATE_FOLDER
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
-        shutil.rmtree(state, ignore_errors=True)  # of a run that ended between its last file and this
-        remedy = f"delete {out / ABOUT_FILE}, and the same command makes the facts again"
+        shutil.rmtree(state, ignore_errors=True)  # left by a run that was killed after it had written its last file
+        remedy = f"delete {out / ABOUT_FILE}; the same command makes the facts again"
         content = read_json(out / ABOUT_FILE, dict[str, Any], remedy)
         check_checksums(out, remedy)
         return content
     create_folder(state)
-    with stopped_with(f"what is done is kept in {state}; the same command goes on from there"):
-        survey = _look_through(lm, corpora, plan, state)
+    with stopped_with(f"finished work is kept in {state}; the same command goes on from there"):
+        survey = _pass_over_text(lm, corpora, plan, state)
         effects, attributions = _measure(lm, corpora, survey, state)
         texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
         write_features(out / FEATURES_FILE, survey, texts, effects)
-        write_examples(out / EXAMPLES_FILE, survey, texts, attributions, encoder_biases(lm.sae))
+        write_examples(out / EXAMPLES_FILE, survey, texts, attributions, get_encoder_biases(lm.sae))
         n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
     write_checksums(out, ("*.parquet",))
     content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
@@ -120,8 +120,8 @@ def _explore(
     return content
 
 
-def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> Survey:
-    """The pass, carried on from the state that is kept, if any."""
+def _pass_over_text(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> Survey:
+    """Pass over the text, continuing from a saved state if there is one."""
     survey = Survey(lm, plan, len(corpora.sources), _cofiring_interval(corpora))
     path, saved_at = state / "survey.safetensors", Stopwatch()
     if path.exists():
@@ -129,8 +129,8 @@ def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> Su
     n_expected = len(corpora.sources) * corpora.n_contexts_each * corpora.cutter.context_size
     done = min(
         n_expected, survey.n_batches * lm.batch_size * corpora.cutter.context_size
-    )  # as `update` counts, special ones too
-    bar = tqdm(total=n_expected, initial=done, desc="looking through text", unit="tok", unit_scale=True)
+    )  # with special tokens, as `update` counts them
+    bar = tqdm(total=n_expected, initial=done, desc="exploring text", unit="tok", unit_scale=True)
     with bar as progress, stop_on_signal() as stop:
         for batch in corpora.batches(lm.batch_size, survey.n_batches):
             survey.add(batch)
@@ -145,28 +145,28 @@ def _look_through(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> Su
 
 
 def _cofiring_interval(corpora: Corpora) -> int:
-    """As if no more had been asked for than there is: text that ends early would give a sample of next to nothing."""
-    interval = sampling_interval(corpora.n_tokens)
-    return interval if interval == 1 else sampling_interval(corpora.n_tokens_there)
+    """Return the interval of the co-firing sample. It follows the tokens that exist: else a text that ends early would give a tiny sample."""
+    interval = choose_sampling_interval(corpora.n_tokens)
+    return interval if interval == 1 else choose_sampling_interval(corpora.n_tokens_available)
 
 
 def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tuple[Effects, Tensor]:
-    """What needs the model again: ablations, attribution to the loss, attribution to earlier tokens."""
+    """Measure what needs the model again: ablations, attribution to the loss, attribution to earlier tokens."""
     plan, d_sae = survey.plan, lm.sae.cfg.d_sae
 
     def spread(peaks: Peaks, values: Tensor, n: int) -> Tensor:
-        """One row per feature and rank, NaN where there is no example."""
+        """Lay out values by feature and rank, with NaN where there is no example."""
         out = torch.full((d_sae, n, values.shape[1]), torch.nan)
         out[peaks.feature, peaks.rank] = values
         return out
 
     def ablation() -> Tensor:
-        peaks = strongest_peaks(survey, plan.n_ablated)
-        return spread(peaks, ablation_effects(lm, peaks), plan.n_ablated)
+        peaks = find_strongest_peaks(survey, plan.n_ablated)
+        return spread(peaks, measure_ablation(lm, peaks), plan.n_ablated)
 
     def model_attribution() -> Tensor:
-        peaks = strongest_peaks(survey, plan.n_attributed)
-        values = model_attributions(lm, peaks, plan.before, plan.after)
+        peaks = find_strongest_peaks(survey, plan.n_attributed)
+        values = attribute_to_tokens(lm, peaks, plan.before, plan.after)
         return spread(peaks, values, plan.n_attributed)
 
     def loss_attribution() -> Tensor:

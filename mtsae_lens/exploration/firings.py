@@ -1,4 +1,4 @@
-"""What an SAE makes of a batch: activations, pre-activations and the scales' vectors, and the firings as a list."""
+"""Read a batch through an SAE: activations, pre-activations, the vectors of the scales, and the list of firings."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 
 @dataclass(frozen=True)
 class BatchReading:
-    """A batch as the SAE sees it."""
+    """A batch as the SAE reads it."""
 
-    kept: Bool[Tensor, "batch pos"]  # positions that count: no special token, not position 0
+    kept: Bool[Tensor, "batch pos"]  # positions that count: neither special tokens nor position 0
     feature_acts: Float[Tensor, "batch pos d_sae"]
     hidden_pre: Float[Tensor, "batch pos d_sae"]
     temporal: TemporalEncoder | None
-    x: Float[Tensor, "batch pos d_in"] | None  # of a temporal encoder: what its taps read
-    z: Float[Tensor, "batch pos n_scales d_in"] | None  # and its scales' vectors
+    x: Float[Tensor, "batch pos d_in"] | None  # input that the taps of a temporal encoder read
+    z: Float[Tensor, "batch pos n_scales d_in"] | None  # vectors of its scales
 
     @cached_property
     def parts(self) -> tuple[TapPart, ...]:
-        """What each scale takes from each offset; none of a pointwise SAE. Several need them, and each is as large as `x`."""
+        """What each scale takes from each offset; empty for a pointwise SAE. It is cached because each part is as large as `x`."""
         return tuple(tap_parts(self.temporal, self.x)) if self.temporal is not None and self.x is not None else ()
 
 
 @dataclass(frozen=True)
 class Firings:
-    """Where features fire, context by context, position by position; one entry a firing."""
+    """All firings of a batch, one entry each, ordered by context and position."""
 
     row: Int[Tensor, " firing"]  # context * n_positions + position
-    context: Int[Tensor, " firing"]  # in the batch
+    context: Int[Tensor, " firing"]  # row of the batch
     position: Int[Tensor, " firing"]
     feature: Int[Tensor, " firing"]
     value: Float[Tensor, " firing"]
@@ -46,7 +46,13 @@ class Firings:
 
 @torch.no_grad()
 def read_batch(lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> BatchReading:
-    """Features of a batch; `h` are its activations at the hook, where they are at hand."""
+    """Read a batch through model and SAE.
+
+    Args:
+        lm: model and SAE.
+        tokens: the batch.
+        h: activations at the hook, `(batch, pos, *d_in)`, if they are already computed.
+    """
     kept, sae_in = ~lm.masked(tokens), lm.sae_input(tokens, h)
     if not isinstance(lm.sae, TemporalEncoder):
         feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
@@ -58,17 +64,36 @@ def read_batch(lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor | None 
 
 
 def encode_with_pre(sae: SAE[Any], sae_in: Tensor) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
-    """Feature activations and pre-activations of a pointwise SAE; the activations themselves where it shows no pre-activation."""
+    """Encode with a pointwise SAE.
+
+    Args:
+        sae: a pointwise SAE.
+        sae_in: its input.
+
+    Returns:
+        Feature activations and pre-activations; the activations twice if the SAE has no hook at its pre-activations.
+    """
     seen: list[Tensor] = []
     with sae.hooks(fwd_hooks=[("hook_sae_acts_pre", lambda hidden_pre, hook: seen.append(hidden_pre))]):
         feature_acts = sae.encode(sae_in)
     return feature_acts, seen[-1] if seen and seen[-1].shape == feature_acts.shape else feature_acts
 
 
-def features_at(
+def compute_features_at(
     lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor, contexts: Int[Tensor, " row"], positions: Int[Tensor, " row"]
 ) -> tuple[Float[Tensor, "row d_sae"], Float[Tensor, "row d_sae"]]:
-    """Feature activations and pre-activations at chosen positions alone, for the price of those; gradients flow back to `h`."""
+    """Compute features at chosen positions only, at the cost of these positions; gradients flow back to `h`.
+
+    Args:
+        lm: model and SAE.
+        tokens: whole contexts.
+        h: their activations at the hook.
+        contexts: the context of each chosen position, as a row of `tokens`.
+        positions: the positions.
+
+    Returns:
+        Feature activations and pre-activations.
+    """
     masked = lm.masked(tokens)
     sae_in = lm.splice.as_sae_input(h)
     sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
@@ -83,7 +108,7 @@ def features_at(
 
 
 def find_firings(feature_acts: Float[Tensor, "batch pos d_sae"]) -> Firings:
-    """The activations that are above zero."""
+    """List the activations that are above zero."""
     _, n_positions, d_sae = feature_acts.shape
     flat = feature_acts.flatten()
     place = (flat > 0).nonzero().squeeze(1)

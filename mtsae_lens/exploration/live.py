@@ -1,4 +1,4 @@
-"""A typed text as the features see it, at once."""
+"""Read a typed text through model and SAE, and explain which features fire and why."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 
 @dataclass(frozen=True)
 class Contributions:
-    """Whose doing a pre-activation is: the scales and the bias sum to it, and so do the offsets and the bias."""
+    """Exact decomposition of a pre-activation: the scales and the bias sum to it, and so do the offsets and the bias."""
 
     hidden_pre: float
     bias: float | None
@@ -31,11 +31,11 @@ class Contributions:
 
 @dataclass(frozen=True)
 class TextFeatures:
-    """Tokens of a text, the features that fire at each, and how well the model predicted it."""
+    """The tokens of a text, the features that fire on each token, and the loss of each token."""
 
     tokens: tuple[str, ...]
     feature_acts: Float[Tensor, "pos d_sae"]
-    nll: Float[Tensor, " pos"]  # of each token given those before, in nats; NaN for the first
+    nll: Float[Tensor, " pos"]  # loss of each token given the tokens before it, in nats; NaN for the first
     reading: BatchReading
     lm: HookedLM
 
@@ -44,17 +44,29 @@ class TextFeatures:
         return f"TextFeatures({len(self.tokens)} tokens, {n_firing} of {self.feature_acts.shape[1]} features fire: {''.join(self.tokens)!r})"
 
     def strongest(self, position: int, n: int = 8) -> list[tuple[int, float]]:
-        """The features that fire most at a token, with their activations."""
+        """Return the features that fire most on a token, with their activations.
+
+        Args:
+            position: index of the token.
+            n: how many features, at most.
+        """
         values, features = self.feature_acts[position].topk(min(n, self.feature_acts.shape[1]))
         return [(f, v) for f, v in zip(features.tolist(), values.tolist(), strict=True) if v > 0]
 
     def strongest_anywhere(self, n: int = 8) -> list[tuple[int, float]]:
-        """The features that fire most anywhere in the text, with their highest activations."""
+        """Return the features that fire most anywhere in the text, with their highest activations.
+
+        Args:
+            n: how many features, at most.
+        """
         values, features = self.feature_acts.amax(dim=0).topk(min(n, self.feature_acts.shape[1]))
         return [(f, v) for f, v in zip(features.tolist(), values.tolist(), strict=True) if v > 0]
 
     def activations(self, feature: int) -> list[float]:
-        """Activation of a feature at every token.
+        """Return the activation of a feature on every token.
+
+        Args:
+            feature: number of the feature.
 
         Raises:
             ConfigError: the SAE has no such feature.
@@ -63,14 +75,20 @@ class TextFeatures:
         return self.feature_acts[:, feature].tolist()
 
     def contributions(self, feature: int, position: int) -> Contributions:
-        """What each scale and each offset adds to a feature's pre-activation at a token, whether it fires there or not.
+        """Compute what each scale and each offset adds to a feature's pre-activation on a token, whether or not it fires there.
+
+        Args:
+            feature: number of the feature.
+            position: index of the token.
 
         Raises:
-            ConfigError: no such feature, or no such token.
+            ConfigError: the SAE has no such feature, or the text no such token.
         """
         check_features([feature], self.feature_acts.shape[1])
         if not 0 <= position < len(self.tokens):
-            raise ConfigError(f"the text has {len(self.tokens)} tokens, numbered from 0; got {position}")
+            raise ConfigError(
+                f"expected a position between 0 and {len(self.tokens) - 1}, got {position}; give the index of a token"
+            )
         hidden_pre = self.reading.hidden_pre[0, position, feature].item()
         b_enc = getattr(self.lm.sae, "b_enc", None)
         bias = None if b_enc is None else b_enc[feature].item()
@@ -89,15 +107,22 @@ class TextFeatures:
 def explain(lm: HookedLM, text: str) -> TextFeatures:
     """Run a text through model and SAE.
 
+    Args:
+        lm: model and SAE.
+        text: the text, at most one context long.
+
+    Returns:
+        The tokens, with the features that fire on each and its loss.
+
     Raises:
-        DataError: no text, no token, or more than a context holds.
+        DataError: the text is empty, or longer than a context.
     """
     ids = encode_prompt(lm.cutter, text)
     if len(ids) < 2:
-        raise DataError("the text is too short: needed at least one token after the first position")
+        raise DataError("expected at least one token after the first position, got none; give a longer text")
     if len(ids) > lm.cutter.context_size:
         raise DataError(
-            f"the text has {len(ids)} tokens, but the SAE was trained on contexts of {lm.cutter.context_size}; give a shorter one"
+            f"expected at most {lm.cutter.context_size} tokens, the context size of the SAE, got {len(ids)}; give a shorter one"
         )
     tokens = torch.tensor([ids], device=lm.model.cfg.device)
     h = lm.activations(tokens)

@@ -1,9 +1,9 @@
-"""Which earlier tokens made a feature fire, seen through the language model: gradient times input embedding of its pre-activation.
+"""Attribute a feature's pre-activation to earlier tokens through the language model: gradient times input embedding.
 
     a_s = < d hidden_pre_i[t] / d embed[s], embed[s] >
 
-with the peak t of feature i, the gradient running through SAE encoder and the layers before the hook. It is a first-order answer: what the
-encoder's own taps contribute is exact (`offset_contributions`), what lies below the hook is not additive.
+Here t is the peak of feature i, and the gradient runs through the SAE's encoder and the layers before the hook. This is a first-order
+estimate, because the layers below the hook are not linear. The contributions of the encoder's own taps are exact: see `offset_contributions`.
 """
 
 from __future__ import annotations
@@ -15,31 +15,34 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.precision import in_float32
-from mtsae_lens.exploration.firings import features_at
+from mtsae_lens.exploration.firings import compute_features_at
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 
-_ROWS_AT_ONCE = 16  # whole contexts with their gradients: four times as many take four times the memory and save no time
+_ROWS_AT_ONCE = 16  # whole contexts with gradients; larger batches take more memory and save no time
 
 
-def model_attributions(lm: HookedLM, peaks: Peaks, before: int, after: int) -> Float[Tensor, "peak window"]:
-    """Attribution of each token of the window around the peak; NaN beyond the context's ends.
+def attribute_to_tokens(lm: HookedLM, peaks: Peaks, before: int, after: int) -> Float[Tensor, "peak window"]:
+    """Attribute each peak to the tokens of the window around it.
 
     Args:
         lm: model and SAE.
         peaks: where each feature's pre-activation is attributed.
         before: tokens before the peak.
-        after: tokens after it; a causal encoder gives them 0.
+        after: tokens after the peak; with a causal encoder their attribution is 0.
+
+    Returns:
+        The attribution of each token; NaN beyond the ends of the context.
     """
     n_positions = peaks.tokens.shape[1]
     found = torch.full((len(peaks), before + 1 + after), torch.nan)
-    # A batch ends with its last peak, and the memory of the longest serves the others.
+    # Contexts are cut after the last peak of a batch. The longest come first, so that later batches reuse their memory.
     order = peaks.position.argsort(stable=True, descending=True)
     for rows in track(order.split(_ROWS_AT_ONCE) if len(peaks) else (), "attributing to tokens", "batch"):
-        chosen = peaks.rows(rows)
+        chosen = peaks.select(rows)
         end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
         values = _attribute(lm, chosen.tokens[chosen.context], end, chosen.position, chosen.feature)
         values = torch.nn.functional.pad(values, (0, n_positions - end))
@@ -79,6 +82,6 @@ def _attribute(
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(lm.splice.hook_name),
             **options,
         )
-        _, hidden_pre = features_at(lm, tokens, caught[0], rows, position.to(tokens.device))
+        _, hidden_pre = compute_features_at(lm, tokens, caught[0], rows, position.to(tokens.device))
         (gradient,) = torch.autograd.grad(hidden_pre[rows, feature.to(tokens.device)].sum(), embeddings[0])
     return (in_float32(gradient) * in_float32(embeddings[0].detach())).sum(dim=-1).float().cpu()

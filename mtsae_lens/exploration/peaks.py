@@ -1,4 +1,4 @@
-"""Peaks of examples that are measured one by one, and batches of them."""
+"""Select the peaks of examples that are measured one by one."""
 
 from __future__ import annotations
 
@@ -24,13 +24,22 @@ class Peaks:
     def __len__(self) -> int:
         return len(self.feature)
 
-    def rows(self, rows: Int[Tensor, " chosen"]) -> Peaks:
-        """Some of them."""
+    def select(self, rows: Int[Tensor, " chosen"]) -> Peaks:
+        """Return some of the peaks.
+
+        Args:
+            rows: their indices.
+        """
         return Peaks(self.feature[rows], self.rank[rows], self.position[rows], self.context[rows], self.tokens)
 
 
-def strongest_peaks(survey: Survey, n: int) -> Peaks:
-    """The peaks of the `n` strongest examples of every feature."""
+def find_strongest_peaks(survey: Survey, n: int) -> Peaks:
+    """Find the peaks of the strongest examples of every feature.
+
+    Args:
+        survey: the finished pass.
+        n: examples per feature, at most.
+    """
     examples = survey.lists["top"]
     slots = examples.order(survey.plan.before)[:, :n]
     context = examples.context.gather(1, slots).long()

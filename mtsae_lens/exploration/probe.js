@@ -1,4 +1,4 @@
-// The text box of FeatureProbe: Python computes, this shows. Text goes in by textContent alone.
+// The text box of FeatureProbe: Python computes, and this script shows the results. Text is only ever set as textContent.
 function element(name, className, text) {
   const made = document.createElement(name);
   if (className) made.className = className;
@@ -70,7 +70,7 @@ function render({ model, el }) {
     const bias = found.bias === null ? "" : `, bias ${found.bias.toFixed(2)}`;
     drivers.append(element("div", "", `feature ${found.feature}: pre-activation ${found.hidden_pre.toFixed(2)}${bias}`));
     if (found.scales.length) drivers.append(bars("by scale", found.scales), bars("by offset", found.offsets));
-    else drivers.append(element("div", "", "this SAE reads one position"));
+    else drivers.append(element("div", "", "this SAE reads one position, so it has no scales and offsets"));
   }
   for (const name of ["text", "feature", "position", "tokens", "activations", "strongest", "contributions", "error"]) model.on(`change:${name}`, draw);
   draw();

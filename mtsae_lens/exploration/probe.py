@@ -1,4 +1,4 @@
-"""A text box for notebooks: type a text, see where features fire, and which scale and offset drove them."""
+"""Show a text box in a notebook: type a text, and see where features fire and which scales and offsets drive them."""
 
 from __future__ import annotations
 
@@ -12,19 +12,27 @@ except ImportError as error:
     raise ImportError("FeatureProbe needs anywidget; install it with: pip install 'mtsae-lens[notebook]'") from error
 
 from mtsae_lens.errors import ConfigError, MTSAEError
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.live import TextFeatures, explain
+from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 _FOLDER = Path(__file__).parent
-STRONGEST = -1  # as `feature`: no feature is chosen, every token shows its strongest
+STRONGEST = -1  # value of `feature` when none is chosen: every token shows its strongest feature
 
 
 class FeatureProbe(anywidget.AnyWidget):
-    """`FeatureProbe(lm)` in a cell shows the box; every trait may be set from Python too.
+    """A text box that shows the features of what is typed. Every trait can also be set from Python.
 
-    Setting `text`, `feature` or `position` changes the traits after them. What is wrong is said in `error`: a text that cannot be read
-    shows nothing, a feature that does not exist leaves what was shown.
+    Setting `text`, `feature` or `position` updates the other traits. `error` holds the message of the last error: a text that cannot be
+    read shows nothing, and a feature that does not exist leaves the display as it was.
+
+    Args:
+        lm: model and SAE.
+        facts: facts about the same SAE; features are then named by their top tokens.
+        traits: first values of traits, such as `text`.
+
+    Raises:
+        ConfigError: the facts are about an SAE with another number of features.
     """
 
     _esm = _FOLDER / "probe.js"
@@ -32,18 +40,22 @@ class FeatureProbe(anywidget.AnyWidget):
 
     text = traitlets.Unicode("").tag(sync=True)
     feature = traitlets.Int(STRONGEST).tag(sync=True)
-    position = traitlets.Int(-1).tag(sync=True)  # of the clicked token; -1 for none
+    position = traitlets.Int(-1).tag(sync=True)  # index of the clicked token; -1 for none
     tokens = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    activations = traitlets.List(traitlets.Float()).tag(sync=True)  # of the chosen feature, or of each token's strongest
-    strongest: Any = traitlets.List().tag(sync=True)  # of the clicked token, else of the text: [feature, activation, label]
+    activations = traitlets.List(traitlets.Float()).tag(
+        sync=True
+    )  # of the chosen feature, or of the strongest feature of each token
+    strongest: Any = traitlets.List().tag(
+        sync=True
+    )  # features of the clicked token, or of the text: [feature, activation, label]
     contributions = traitlets.Dict().tag(sync=True)
-    """`hidden_pre`, `bias`, `scales` and `offsets` as [name, value]; empty without a token."""
+    """`hidden_pre`, `bias`, and `scales` and `offsets` as lists of [name, value]; empty if no token is clicked."""
     error = traitlets.Unicode("").tag(sync=True)
 
     def __init__(self, lm: HookedLM, facts: Exploration | None = None, **traits: Any) -> None:
         if facts is not None and facts.about["d_sae"] != lm.sae.cfg.d_sae:
             raise ConfigError(
-                f"the facts are of {facts.about['d_sae']} features, the SAE has {lm.sae.cfg.d_sae}; give the facts of this SAE"
+                f"expected facts about {lm.sae.cfg.d_sae} features, got {facts.about['d_sae']}; give the facts of this SAE"
             )
         self._lm = lm
         self._read: TextFeatures | None = None

@@ -1,4 +1,4 @@
-"""The one pass over text, for all features at once: counts, lift, examples, pairs. Its memory does not grow with the text."""
+"""Pass over the text once, for all features at once: counts, lift, examples, co-firing. Memory does not grow with the text."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from mtsae_lens.sealed import read_tensors, write_tensors
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 KINDS = ("top", "sampled")
-_MAX_BYTES = 2**27  # of a tensor (context, pos, d_sae), of which about five are held at once
-_REMEDY = "delete it, and the same command looks through the text again"
-_FORGET_EVERY = 64  # batches between two clearances of contexts whose examples were all dropped
+_MAX_BYTES = 2**27  # size of a tensor (context, pos, d_sae); about five are in memory at once
+_REMEDY = "delete it; the same command then starts the pass over the text again"
+_FORGET_EVERY = 64  # number of batches after which contexts without an example are dropped
 
 
 class Survey:
-    """What is known after some batches. Saved, loaded and carried on, it ends in what an uninterrupted pass gives, bit for bit.
+    """The state of the pass over the text. A pass that is saved, loaded and continued gives bit-identical results.
 
     Args:
         lm: model and SAE.
-        plan: sizes.
-        n_corpora: whose batches are looked at.
-        cofiring_interval: every how many-th context is sampled for what fires together, the one part that grows with the number of
-            contexts sampled; None samples nothing.
+        plan: how many examples are kept, and how they are shown.
+        n_corpora: number of corpora.
+        cofiring_interval: interval at which contexts are sampled for co-firing; None samples nothing. The memory of the sample grows with
+            the number of sampled contexts.
     """
 
     def __init__(self, lm: HookedLM, plan: Plan, n_corpora: int, cofiring_interval: int | None = None) -> None:
@@ -57,12 +57,16 @@ class Survey:
         }
         self.cofiring = CofiringSample()
         self.held: dict[int, tuple[Spans, Int[Tensor, " pos"]]] = {}
-        """Documents and tokens of each context that an example stands in; at most one per example."""
+        """Documents and tokens of each context that holds an example, by the number of the context."""
         self.n_batches = 0
         self._windows = WindowGatherer(sae, plan)
 
     def add(self, batch: TextBatch) -> None:
-        """Look at the next batch, a part at a time where it would be large: a token has a number for each feature."""
+        """Add the next batch. A batch that would take too much memory is processed in parts.
+
+        Args:
+            batch: the batch after those that were added.
+        """
         size = contexts_at_once(len(batch.tokens), batch.tokens.shape[1], self.lm.sae.cfg.d_sae, _MAX_BYTES)
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + batch.number)
         for start in range(0, len(batch.tokens), size):
@@ -87,7 +91,7 @@ class Survey:
             self._hold(examples, entries, batch)
 
     def _keys(self, kind: str, firings: Firings, generator: torch.Generator) -> Tensor:
-        """Activations, or numbers drawn for this batch alone, so that a pass carried on draws what it would have drawn."""
+        """Return activations, or random numbers seeded by the batch, so that a continued pass draws the same numbers."""
         if kind == "top":
             return firings.value.float()
         return torch.rand(len(firings.value), generator=generator).to(firings.value.device)
@@ -100,12 +104,12 @@ class Survey:
             self.held[batch.first_context + row] = (batch.spans[row], batch.tokens[row].int())
 
     def _forget(self) -> None:
-        """Drop contexts that no example stands in any more."""
+        """Drop contexts that no longer hold an example."""
         used = torch.cat([examples.context.flatten() for examples in self.lists.values()]).unique().tolist()
         self.held = {context: self.held[context] for context in used if context >= 0}
 
     def save(self, path: Path) -> None:
-        """Write all of the state, as one file, whole or not at all."""
+        """Write the whole state to one file, atomically."""
         self._forget()
         named = {f"{prefix}.{name}": tensor for prefix, part in self._parts() for name, tensor in _tensors(part).items()}
         named |= {
@@ -119,10 +123,13 @@ class Survey:
         write_tensors(path, named, {"survey": json.dumps(numbers)})
 
     def load(self, path: Path) -> None:
-        """Take up the state in a file.
+        """Continue from the state in a file.
+
+        Args:
+            path: a file that `save` wrote, in this version or an earlier one.
 
         Raises:
-            DataError: it is damaged.
+            DataError: the file is damaged.
         """
         tensors, metadata = read_tensors(path, _REMEDY)
         try:
@@ -132,7 +139,7 @@ class Survey:
                 for name in names:
                     setattr(part, name, tensors[f"{prefix}.{name}"])
                 if isinstance(part, ExampleList) and "row" not in names:
-                    part.lay_out_rows()
+                    part.allocate_rows()
             self.cofiring = CofiringSample(
                 int(numbers["n_cofiring_tokens"]), [tensors["cofiring.tokens"]], [tensors["cofiring.features"]]
             )
@@ -151,7 +158,7 @@ class Survey:
 
 
 def _tensors(part: Any) -> dict[str, Tensor]:
-    """The state of a part: the tensors among its fields."""
+    """Return the tensors of a part of the state by name."""
     if isinstance(part, Lift):
         return {name: getattr(part, name) for name in ("at_active", "total", "n_active", "n_tokens")}
     if isinstance(part, ExampleList):

@@ -1,4 +1,4 @@
-"""`texts.parquet`: one row per context of the text view."""
+"""Write `texts.parquet`: one row per context of the text view."""
 
 from __future__ import annotations
 
@@ -10,27 +10,37 @@ import pyarrow.parquet as pq
 import torch
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.exploration.columns import TokenTexts, lists, nested, nullable, table
-from mtsae_lens.exploration.schema import TEXTS
+from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_nested_lists, make_table, replace_nan
 from mtsae_lens.exploration.texts import read_texts
+from mtsae_lens.facts.records import TextFacts
 from mtsae_lens.files import whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
 def write_texts(path: Path, lm: HookedLM, tables: Sequence[TokenTable], texts: TokenTexts) -> int:
-    """Read the contexts and write the table; returns their number."""
+    """Read contexts through the SAE and write the table.
+
+    Args:
+        path: the file to write.
+        lm: model and SAE.
+        tables: contexts of each corpus.
+        texts: text of every token.
+
+    Returns:
+        The number of contexts.
+    """
     read = read_texts(lm, torch.cat([part.tokens for part in tables]))
     fires = read.activations > 0
     everything = torch.ones_like(read.tokens, dtype=torch.bool)
     columns = {
         "corpus": pa.array([number for number, part in enumerate(tables) for _ in range(len(part))], pa.int32()),
         "document": pa.array([shorten_name(document) for part in tables for document in part.documents], pa.string()),
-        "tokens": texts.lists(read.tokens, everything),
-        "features": nested(read.features, fires, pa.int32()),
-        "activations": nested(read.activations, fires, pa.float32()),
-        "nll": nullable(lists(read.nll, everything, pa.float32())),  # the first token has none
+        "tokens": texts.make_lists(read.tokens, everything),
+        "features": make_nested_lists(read.features, fires, pa.int32()),
+        "activations": make_nested_lists(read.activations, fires, pa.float32()),
+        "nll": replace_nan(make_lists(read.nll, everything, pa.float32())),  # the first token has no loss
     }
     with whole_file(path) as partial:
-        pq.write_table(table(columns, TEXTS), partial, compression="zstd")
+        pq.write_table(make_table(columns, TextFacts), partial, compression="zstd")
     return len(read.tokens)

@@ -1,4 +1,4 @@
-"""Texts as the features see them: the strongest features at every token, and how well the model predicted it."""
+"""Read contexts through the SAE: the strongest features of every token, and its loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.exploration.firings import read_batch
-from mtsae_lens.exploration.plan import N_STRONGEST
+from mtsae_lens.facts.folder import N_STRONGEST
 from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -19,17 +19,23 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 
 @dataclass(frozen=True)
 class ReadTexts:
-    """Contexts read through the SAE."""
+    """Contexts with their strongest features and their losses."""
 
     tokens: Int[Tensor, "context pos"]
-    activations: Float[Tensor, "context pos n"]  # falling; 0 where fewer features fire
+    activations: Float[Tensor, "context pos n"]  # highest first; 0 where fewer features fire
     features: Int[Tensor, "context pos n"]
-    nll: Float[Tensor, "context pos"]  # of each token given those before, in nats; NaN for the first
+    nll: Float[Tensor, "context pos"]  # loss of each token given the tokens before it, in nats; NaN for the first
 
 
 @torch.no_grad()
 def read_texts(lm: HookedLM, tokens: Int[Tensor, "context pos"], n_strongest: int = N_STRONGEST) -> ReadTexts:
-    """The strongest features of each token, and its loss."""
+    """Find the strongest features of each token, and its loss.
+
+    Args:
+        lm: model and SAE.
+        tokens: contexts.
+        n_strongest: features kept per token.
+    """
     parts = []
     width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
     batches = tokens.split(contexts_at_once(lm.batch_size, tokens.shape[1], width))

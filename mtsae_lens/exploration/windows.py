@@ -1,4 +1,4 @@
-"""What is shown of an example: the activations around its peak, and what each scale and offset contributed."""
+"""Gather what is shown of an example: the activations around its peak, and the contribution of each scale and offset."""
 
 from __future__ import annotations
 
@@ -14,11 +14,16 @@ from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.sae.lift import encoder_by_scale
 from mtsae_lens.sae.mtsae import TemporalEncoder
 
-_ROWS_AT_ONCE = 4_096  # rows of d_in gathered together, for each scale: 10 MB on the embedded model
+_ROWS_AT_ONCE = 4_096  # rows of d_in gathered at once, for each scale: 10 MB on the embedded model
 
 
 class WindowGatherer:
-    """Fills the slots of entries; knows the encoder, so that its rows are laid out once."""
+    """Fills the slots of new examples. It keeps the encoder's weights by scale, so that they are arranged once.
+
+    Args:
+        sae: the SAE, of any architecture.
+        plan: gives the size of a window.
+    """
 
     def __init__(self, sae: object, plan: Plan) -> None:
         self.plan = plan
@@ -26,7 +31,13 @@ class WindowGatherer:
         self.read_offsets = sae.read_offsets if isinstance(sae, TemporalEncoder) else []
 
     def fill(self, examples: ExampleList, entries: Entries, reading: BatchReading) -> None:
-        """Write what is shown of the entries into their slots."""
+        """Fill the slots of entries with what is shown of them.
+
+        Args:
+            examples: the list to fill.
+            entries: firings that have just entered the list.
+            reading: their batch as the SAE reads it.
+        """
         device = reading.feature_acts.device
         feature, context = entries.feature.to(device), entries.context.to(device)
         where, inside = self._window(entries.position.to(device), reading.kept.shape[1])
@@ -48,12 +59,12 @@ class WindowGatherer:
     def _window(
         self, position: Int[Tensor, " entry"], n_positions: int
     ) -> tuple[Int[Tensor, "entry w"], Bool[Tensor, "entry w"]]:
-        """Positions of the windows, and which of them lie in the context."""
+        """Return the positions of the windows, and which of them lie in the context."""
         where = position[:, None] + torch.arange(-self.plan.before, self.plan.after + 1, device=position.device)
         return where.clamp(0, n_positions - 1), (where >= 0) & (where < n_positions)
 
     def _scales(self, z: Tensor, context: Tensor, position: Tensor, feature: Tensor) -> Float[Tensor, "row n_scales"]:
-        """What each scale adds to the pre-activation of a feature at a position, row by row."""
+        """Compute what each scale adds to the pre-activation of a feature at a position, row by row."""
         assert self.W_enc is not None
         parts = [
             torch.einsum("rsd,srd->rs", z[context[rows], position[rows]], self.W_enc[:, feature[rows]]).float()
@@ -64,7 +75,7 @@ class WindowGatherer:
     def _offsets(
         self, reading: BatchReading, context: Tensor, position: Tensor, feature: Tensor
     ) -> Float[Tensor, "row n_reads"]:
-        """The same by offset."""
+        """Compute what each offset adds to the pre-activation of a feature at a position, row by row."""
         assert self.W_enc is not None
         total = self.W_enc.new_zeros(len(feature), len(self.read_offsets))
         for part in reading.parts:

@@ -1,1 +1,1 @@
-"""Other people's tools: one module for each partner, thin, and each says what of an SAE it can and cannot carry."""
+"""Exchange SAEs and facts with other tools: the Hugging Face hub, Neuronpedia, SAEBench and dictionary_learning."""

@@ -1,4 +1,4 @@
-"""The README of a published SAE: what it is, its numbers, how it is loaded, what to beware of."""
+"""Write the README of a published SAE: what it is, its metrics, how to load it, and its limits."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ EQUATIONS = """\
     h'   = e @ W_dec + b_dec"""
 
 TEMPORAL_LIMITS = """\
-- The encoder reads earlier positions: give it whole contexts, `(batch, pos, d_in)`, or rows laid end to end, `{context_size}` a context. A \
-single position is refused, and so are rows that are no multiple of that. Mixed positions are not noticed: they give other features. In \
-training they are refused at the first batch where contexts begin with BOS, and not noticed where they do not.
-- Set special tokens to zero before encoding, as in training (`mtsae_lens.splice.hooked_lm.HookedLM` does).
-- `W_enc` has shape `(n_scales * d_in, d_sae)`: metrics that compare it with `W_dec` do not apply.
+- The encoder reads earlier positions. Give it whole contexts, `(batch, pos, d_in)`, or concatenated rows, `{context_size}` per context. \
+Single positions, and numbers of rows that are not a multiple of the context size, are refused. Shuffled rows are not detected and give wrong \
+features. In training they are refused at the first batch if contexts begin with BOS, and not detected otherwise.
+- Set the rows of special tokens to zero before encoding, as in training. `mtsae_lens.splice.hooked_lm.HookedLM` does this.
+- `W_enc` has shape `(n_scales * d_in, d_sae)`: metrics that compare it with `W_dec` are not defined.
 - Without `import mtsae_lens`, SAELens does not know the architecture."""
 
-POINTWISE_LIMITS = "- The SAE says nothing of texts and models other than those it was trained on."
+POINTWISE_LIMITS = "- The features describe the model and the kind of text that the SAE was trained on."
 
 
-def sae_card(
+def write_sae_card(
     sae: SAE[Any],
     repo_id: str,
     sae_id: str,
@@ -40,15 +40,18 @@ def sae_card(
     meanings: Mapping[str, str] | None = None,
     measured_on: str | None = None,
 ) -> str:
-    """A README in Markdown.
+    """Write the README of an SAE in Markdown.
 
     Args:
         sae: the SAE.
-        repo_id: of the hub, `OWNER/NAME`.
-        sae_id: folder of the SAE in it.
-        metrics: numbers to show, by name; None for none.
-        meanings: what each of them means.
-        measured_on: the text that they were measured on.
+        repo_id: repository on the hub, `OWNER/NAME`.
+        sae_id: folder of the SAE in the repository.
+        metrics: metrics to show, by name; None shows none.
+        meanings: what each metric means, by name.
+        measured_on: the text on which they were measured.
+
+    Returns:
+        The text of the file.
     """
     cfg, metadata = sae.cfg, sae.cfg.metadata
     temporal = isinstance(cfg, MTSAEConfig)
@@ -56,7 +59,7 @@ def sae_card(
     facts = {
         "architecture": cfg.architecture(),
         "language model": _shown(metadata.model_name),
-        "its dtype, where not float32": recorded_dtype(metadata.model_from_pretrained_kwargs),
+        "dtype of the language model, if not float32": recorded_dtype(metadata.model_from_pretrained_kwargs),
         "hook": metadata.hook_name,
         "d_in": cfg.d_in,
         "features (d_sae)": cfg.d_sae,
@@ -67,7 +70,7 @@ def sae_card(
     if isinstance(cfg, MTSAEConfig):
         facts["dilations"] = ", ".join(map(str, cfg.dilations))
         facts["kernel size, padding, norm"] = f"{cfg.kernel_size}, {cfg.padding}, {cfg.scale_norm}"
-        facts["active features a position"] = cfg.k if cfg.activation == "topk" else "those above zero"
+        facts["active features per position"] = cfg.k if cfg.activation == "topk" else "all with a positive pre-activation"
     parts = [
         f"---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability, {cfg.architecture()}]\n---",
         f"# {kind} on {escape_markdown(str(metadata.hook_name))}",
@@ -77,8 +80,8 @@ def sae_card(
         parts += ["## What it computes", _equations(cfg)]
     if metrics:
         rows = [(name, f"{value:.4g}", (meanings or {}).get(name, "")) for name, value in metrics.items()]
-        where = f"Held-out text of {escape_markdown(measured_on)}.\n\n" if measured_on else ""
-        parts += ["## Numbers", where + _table(("metric", "value", "meaning"), rows)]
+        where = f"Measured on held-out text of {escape_markdown(measured_on)}.\n\n" if measured_on else ""
+        parts += ["## Metrics", where + _table(("metric", "value", "meaning"), rows)]
     limits = TEMPORAL_LIMITS.format(context_size=cfg.context_size) if isinstance(cfg, MTSAEConfig) else POINTWISE_LIMITS
     parts += ["## How to load it", _loading(repo_id, sae_id, temporal), "## Limits", limits]
     return "\n\n".join(parts) + "\n"
@@ -99,7 +102,7 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 
 def _loading(repo_id: str, sae_id: str, temporal: bool) -> str:
-    register = "import mtsae_lens  # first: registers the architecture\n" if temporal else ""
+    register = "import mtsae_lens  # registers the architecture\n" if temporal else ""
     code = f"{register}from sae_lens import SAE\n\nsae = SAE.from_pretrained({json.dumps(repo_id)}, {json.dumps(sae_id)})"
     command = f"mtsae evaluate {shlex.quote(f'hub:{repo_id}:{sae_id}')}"
-    return f"```python\n{code}\n```\n\nor, for any command of mtsae-lens, {code_span(command)}."
+    return f"```python\n{code}\n```\n\nor in any command of mtsae-lens: {code_span(command)}."

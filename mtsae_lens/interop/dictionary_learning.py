@@ -1,8 +1,8 @@
-"""Any SAELens SAE as a `Dictionary` of the dictionary_learning library: `encode`, `decode`, `forward`, `dict_size`, `activation_dim`.
+"""Use a SAELens SAE as a `Dictionary` of the dictionary_learning library: `encode`, `decode`, `forward`, `dict_size`, `activation_dim`.
 
-A temporal SAE needs whole contexts: give `(batch, pos, activation_dim)`. The library's buffers hand out shuffled single positions, `(rows,
-activation_dim)`; for a pointwise SAE these are fine, for a temporal one they are refused. Its evaluation functions take any iterator of
-activations, so they run on an iterator of contexts.
+A temporal SAE needs whole contexts, `(batch, pos, activation_dim)`. The library's buffers return shuffled single positions, `(rows,
+activation_dim)`. They work for a pointwise SAE and are refused for a temporal one. The library's evaluation functions take any iterator of
+activations, so they also run on an iterator of contexts.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 
 
 class SAELensDictionary(nn.Module):
-    """The wrapper; the SAE itself is `.sae`.
+    """A SAELens SAE with the interface of dictionary_learning; the SAE itself is `.sae`.
+
+    Args:
+        sae: an SAE of any architecture.
 
     >>> import torch
     >>> from mtsae_lens import MTSAE, MTSAEConfig
@@ -38,17 +41,23 @@ class SAELensDictionary(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
-        """From a folder in SAELens's layout, or from `hub:OWNER/NAME:SAE_ID`.
+        """Load an SAE from disk or from the hub.
+
+        Args:
+            path: a folder in SAELens's layout, or `hub:OWNER/NAME:SAE_ID`.
+            device: where to put the SAE.
 
         Raises:
-            ModelError: no SAE there, or a damaged one.
+            ModelError: there is no SAE, or it is damaged.
         """
         if str(path).startswith(HUB_PREFIX):
             return cls(load_from_hub(str(path), device))
         try:
             return cls(SAE.load_from_disk(path, device=device))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{path}: no SAE that can be loaded ({type(error).__name__}: {error})") from error
+            raise ModelError(
+                f"{path}: expected an SAE in SAELens's layout, got {type(error).__name__}: {error}; give its folder or hub:OWNER/NAME:SAE_ID"
+            ) from error
 
     @property
     def activation_dim(self) -> int:
@@ -62,29 +71,40 @@ class SAELensDictionary(nn.Module):
 
     @override
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
+        """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device."""
         self.sae.to(*args, **kwargs)
         return self
 
     def encode(self, x: Float[Tensor, "*batch activation_dim"]) -> Float[Tensor, "*batch dict_size"]:
-        """Feature activations.
+        """Compute feature activations.
+
+        Args:
+            x: activations of the language model; whole contexts, `(batch, pos, activation_dim)`, for a temporal SAE.
 
         Raises:
-            DataError: rows without a position axis, for a temporal SAE.
+            DataError: a temporal SAE got rows without a position axis.
         """
         if isinstance(self.sae, TemporalEncoder) and x.ndim != 3:
             raise DataError(
-                f"a temporal SAE needs whole contexts (batch, pos, {self.activation_dim}); got shape {tuple(x.shape)}. The library's buffers "
-                "shuffle positions: pass contexts instead"
+                f"expected whole contexts (batch, pos, {self.activation_dim}) for a temporal SAE, got shape {tuple(x.shape)}; pass contexts, "
+                "not rows of the library's buffers, which shuffle positions"
             )
         return self.sae.encode(x)
 
     def decode(self, f: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
-        """The reconstruction from feature activations."""
+        """Compute the reconstruction from feature activations."""
         return self.sae.decode(f)
 
     def forward(self, x: Tensor, output_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:
-        """The reconstruction, and with `output_features` the activations too: two return types, because the library calls it so."""
+        """Compute the reconstruction.
+
+        Args:
+            x: activations of the language model.
+            output_features: whether to return the feature activations too, as the library asks for.
+
+        Returns:
+            The reconstruction, or the reconstruction and the feature activations.
+        """
         f = self.encode(x)
         x_hat = self.decode(f)
         return (x_hat, f) if output_features else x_hat

@@ -1,7 +1,7 @@
-"""SAEs on the Hugging Face hub, by SAELens's own functions: what is uploaded loads with `SAE.from_pretrained`, bit for bit.
+"""Upload SAEs to the Hugging Face hub and load them, with SAELens's own functions.
 
-The layout is SAELens's: a folder for each SAE with `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`. Added to it are a card
-in that folder, and the same card as the repository's README where there is none.
+The layout is SAELens's: a folder for each SAE with `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`. An uploaded SAE loads with
+`SAE.from_pretrained`, bit for bit. A model card is added to the folder, and to the repository if that has no README.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from safetensors import SafetensorError
 from mtsae_lens.data.origins import share_metadata
 from mtsae_lens.errors import ConfigError, ModelError, OutputError
 from mtsae_lens.files import write_json, write_text
-from mtsae_lens.interop.card import sae_card
+from mtsae_lens.interop.card import write_sae_card
 from mtsae_lens.upstream import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, load_sae_config_from_huggingface
 
 HUB_PREFIX = "hub:"
-"""`hub:OWNER/NAME:SAE_ID` stands for an SAE wherever a command takes a folder of one."""
+"""Prefix of the name of an SAE on the hub, `hub:OWNER/NAME:SAE_ID`, which every command takes in place of a folder."""
 
 CARD = "README.md"
 
@@ -40,10 +40,22 @@ def write_upload(
     meanings: Mapping[str, str] | None = None,
     measured_on: str | None = None,
 ) -> Path:
-    """Write the files of an upload as they will lie on the hub: `out/README.md` and `out/SAE_ID/...`; returns the SAE's folder.
+    """Write the files of an upload as they will be on the hub: `out/README.md` and `out/SAE_ID/...`.
 
-    Weights are copied byte for byte. Paths of this machine do not leave it: for a local model or text `cfg.json` says `elsewhere:NAME`, with
-    the last part of its path, and `runner_cfg.json`, which is full of paths, is left out.
+    Weights are copied byte for byte. Paths of this machine are not shared: `cfg.json` names a local model or text `elsewhere:NAME`, where NAME
+    is the last part of its path, and `runner_cfg.json`, which holds many paths, is left out.
+
+    Args:
+        sae_dir: folder of a trained SAE.
+        out: the folder to write; it may not have a folder `sae_id` yet.
+        repo_id: repository on the hub, `OWNER/NAME`, for the card.
+        sae_id: folder of the SAE in the repository.
+        metrics: metrics for the card, by name.
+        meanings: what each metric means, by name.
+        measured_on: the text on which they were measured.
+
+    Returns:
+        The folder of the SAE, `out/SAE_ID`.
 
     Raises:
         ModelError: the folder holds no SAE that SAELens can load.
@@ -59,26 +71,32 @@ def write_upload(
         write_json(folder / SAE_CFG_FILENAME, cfg)
         sae = SAE.load_from_disk(folder)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{sae_dir}: no SAE that can be uploaded ({_one_line(error)})") from error
-    card = sae_card(sae, repo_id, sae_id, metrics, meanings, measured_on)
+        raise ModelError(
+            f"{sae_dir}: expected an SAE that SAELens can load, got {_one_line(error)}; give the folder of an SAE"
+        ) from error
+    card = write_sae_card(sae, repo_id, sae_id, metrics, meanings, measured_on)
     for place in (out, folder):
         write_text(place / CARD, card)
     return folder
 
 
 def upload_sae(sae_dir: Path, repo_id: str, sae_id: str, *, private: bool = False, **card: Any) -> str:
-    """Upload an SAE, creating the repository if there is none; returns what `open_sae` and every command take: `hub:REPO_ID:SAE_ID`.
+    """Upload an SAE, and create the repository if it does not exist.
 
     Args:
         sae_dir: folder of a trained SAE.
         repo_id: `OWNER/NAME`.
-        sae_id: its folder in the repository; what is there under this name is replaced.
-        private: create the repository as a private one.
-        card: `metrics`, `meanings`, `measured_on`, as `write_upload` takes them.
+        sae_id: folder of the SAE in the repository; an SAE of this name is replaced.
+        private: whether to create the repository as a private one.
+        card: `metrics`, `meanings` and `measured_on` of `write_upload`.
+
+    Returns:
+        The name of the SAE for `open_sae` and every command: `hub:REPO_ID:SAE_ID`.
 
     Raises:
-        ConfigError: a malformed name.
-        OutputError: the hub refuses or cannot be reached, or `private` is asked for and the repository is public already.
+        ConfigError: a name is malformed.
+        ModelError: the folder holds no SAE that SAELens can load.
+        OutputError: the hub refuses or cannot be reached, or the repository exists and is public although `private` is set.
     """
     check_names(repo_id, sae_id)
     api = HfApi()
@@ -87,7 +105,9 @@ def upload_sae(sae_dir: Path, repo_id: str, sae_id: str, *, private: bool = Fals
         try:
             api.create_repo(repo_id, private=private, exist_ok=True)
             if private and not api.repo_info(repo_id).private:
-                raise OutputError(f"{repo_id} is public already, and --private would not change that; give another name")
+                raise OutputError(
+                    f"expected a new or private repository for --private, got {repo_id}, which is public; give another"
+                )
             upload_saes_to_huggingface({sae_id: folder}, repo_id, show_progress=False, add_default_readme=False)
             places = [f"{sae_id}/{CARD}"] + ([] if api.file_exists(repo_id, CARD) else [CARD])
             for place in places:
@@ -98,34 +118,50 @@ def upload_sae(sae_dir: Path, repo_id: str, sae_id: str, *, private: bool = Fals
             if isinstance(error, OutputError):
                 raise
             raise OutputError(
-                f"{repo_id}: the upload did not end ({_one_line(error)}); are you logged in (hf auth login)?"
+                f"{repo_id}: the upload failed ({_one_line(error)}); check the network, and log in with: hf auth login"
             ) from error
     return f"{HUB_PREFIX}{repo_id}:{sae_id}"
 
 
 def load_from_hub(reference: str, device: str = "cpu") -> SAE[Any]:
-    """The SAE of `hub:REPO_ID:SAE_ID` in the dtype it was saved in; `REPO_ID` may be a release that SAELens lists.
+    """Load an SAE from the hub, in the dtype in which it was saved.
+
+    Args:
+        reference: `hub:REPO_ID:SAE_ID`; `REPO_ID` may also be a release that SAELens lists.
+        device: where to put the SAE.
 
     Raises:
-        ConfigError: a malformed reference.
-        ModelError: no such SAE, damaged files, or a hub that cannot be reached.
+        ConfigError: the reference is malformed.
+        ModelError: there is no such SAE, its files are damaged, or the hub cannot be reached.
     """
     repo_id, separator, sae_id = reference.removeprefix(HUB_PREFIX).partition(":")
     if not (reference.startswith(HUB_PREFIX) and separator and repo_id and sae_id):
-        raise ConfigError(f"an SAE on the hub is given as hub:OWNER/NAME:SAE_ID; got {reference!r}")
+        raise ConfigError(f"expected hub:OWNER/NAME:SAE_ID, got {reference!r}; give the name of an SAE on the hub in this form")
     try:
         cfg = load_sae_config_from_huggingface(repo_id, sae_id, device=device)
         return SAE.from_pretrained(repo_id, sae_id, device=device, dtype=cfg.get("dtype", "float32"))
     except (HfHubHTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{reference}: the SAE cannot be loaded from the hub ({_one_line(error)})") from error
+        raise ModelError(
+            f"{reference}: the SAE cannot be loaded from the hub ({_one_line(error)}); check its name and the network"
+        ) from error
 
 
 def check_names(repo_id: str, sae_id: str) -> None:
-    """Raise `ConfigError` for names that the hub or SAELens would refuse, or that would lead out of the repository."""
+    """Check the names of an upload.
+
+    Args:
+        repo_id: repository on the hub.
+        sae_id: folder of the SAE in the repository.
+
+    Raises:
+        ConfigError: the hub or SAELens would refuse a name, or it leads out of the repository.
+    """
     if repo_id.count("/") != 1 or not all(repo_id.split("/")):
-        raise ConfigError(f"a repository is given as OWNER/NAME; got {repo_id!r}")
+        raise ConfigError(f"expected a repository OWNER/NAME, got {repo_id!r}; give the name in this form")
     if not sae_id or ":" in sae_id or any(part in ("", ".", "..") for part in sae_id.split("/")):
-        raise ConfigError(f"an SAE's id is the name of a folder, such as blocks.3.hook_resid_post; got {sae_id!r}")
+        raise ConfigError(
+            f"expected the name of a folder as the SAE's id, got {sae_id!r}; give a name such as blocks.3.hook_resid_post"
+        )
 
 
 def _one_line(error: BaseException) -> str:

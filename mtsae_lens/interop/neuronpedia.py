@@ -1,46 +1,39 @@
-"""A folder of facts (`mtsae explore`) as the JSON that Neuronpedia imports: the `batch-N.json` that SAEDashboard writes.
+"""Export a folder of facts (`mtsae explore`) as the JSON that Neuronpedia imports: the `batch-N.json` files that SAEDashboard writes.
 
-Of each feature these fields of SAEDashboard's `NeuronpediaDashboardFeature` are filled:
+These fields of SAEDashboard's `NeuronpediaDashboardFeature` are filled for each feature:
 
 - `feature_index`, `frac_nonzero` (share of tokens), `n_prompts_total`, `n_tokens_in_prompt`, `dataset`;
-- `pos_str`, `pos_values`, `neg_str`, `neg_values`: tokens promoted and suppressed. Ours have the mean over the vocabulary taken off;
-- `freq_hist_data_bar_values`, `freq_hist_data_bar_heights`: middles of the bins, which are log-spaced here, and firings in them;
+- `pos_str`, `pos_values`, `neg_str`, `neg_values`: promoted and suppressed tokens. The mean over the vocabulary is subtracted from our values;
+- `freq_hist_data_bar_values`, `freq_hist_data_bar_heights`: centers of the bins, which are logarithmic here, and the firings in each bin;
 - `activations`: windows of text with `tokens`, `values`, `qualifying_token_index` (the peak), `bin_min`, `bin_max`, `bin_contains`. Top
-  examples have the bin (-1, maximum, -1), as there; sampled ones that fifth of [0, maximum] in which their peak lies, `bin_contains` being the
-  share of firings in it, read off the histogram.
+  examples have the bin (-1, maximum, -1), as in SAEDashboard. Sampled examples have the fifth of [0, maximum] that holds their peak, and
+  `bin_contains` is the share of firings in it, read off the histogram.
 
-Empty, because the facts do not hold them: `logits_hist_*` (all the vocabulary), `decoder_weights_dist`, `vector`, `neuron_alignment_*`,
-`correlated_*` (there, correlations of activations; our co-firing is another thing).
+These fields are empty because the facts do not hold them: `logits_hist_*` (over the whole vocabulary), `decoder_weights_dist`, `vector`,
+`neuron_alignment_*` and `correlated_*` (correlations of activations; the co-firing of the facts is a different statistic).
 
-SAEDashboard refuses keys that it does not know, so what only a temporal SAE has lies beside, under the same number: `temporal-N.json`. Its
-`examples` are in the order of `activations`.
+SAEDashboard refuses keys that it does not know. The facts that only a temporal SAE has are therefore written beside it, as `temporal-N.json`
+with the same number. The `examples` in it are in the order of `activations`.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from mtsae_lens.checksums import check_checksums
 from mtsae_lens.data.origins import display_name
-from mtsae_lens.errors import DataError
+from mtsae_lens.facts.folder import FactsFolder, Row
 from mtsae_lens.files import write_json
 from mtsae_lens.machine_paths import shorten
-from mtsae_lens.sealed import read_json
 from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
-_REMEDY = "delete its folder and run 'mtsae explore' again"
-FACTS_FORMAT = "mtsae-exploration-1"
-N_INTERVALS = 5  # as SAEDashboard
+N_INTERVALS = 5  # as in SAEDashboard
 _EMPTY = (
     "neuron_alignment_indices neuron_alignment_values neuron_alignment_l1 correlated_neurons_indices correlated_neurons_l1 "
     "correlated_neurons_pearson correlated_features_indices correlated_features_l1 correlated_features_pearson "
@@ -50,58 +43,24 @@ _TEMPORAL = "main_dilation scale_shares context_share kernel mean_run_length per
 _CONTRIBUTIONS = "bias hidden_pre scale_contributions offset_contributions".split()
 
 
-@dataclass(frozen=True)
-class Facts:
-    """The part of a folder of facts that is read at once; its examples are read batch by batch."""
-
-    folder: Path
-    about: dict[str, Any]
-    features: list[dict[str, Any]]
-
-    @classmethod
-    def open(cls, folder: Path) -> Facts:
-        """Read `explore.json` and `features.parquet`.
-
-        Raises:
-            DataError: no folder of facts, or one of another format.
-        """
-        if not (folder / "explore.json").is_file():
-            raise DataError(f"{folder}: no explore.json; give the --out folder of 'mtsae explore'")
-        about = read_json(folder / "explore.json", dict[str, Any], _REMEDY)
-        if about.get("format") != FACTS_FORMAT:
-            raise DataError(
-                f"{folder}: facts of format {about.get('format')!r}; needed {FACTS_FORMAT!r}: run 'mtsae explore' again"
-            )
-        check_checksums(folder, _REMEDY)
-        try:
-            features = pq.read_table(folder / "features.parquet").to_pylist()
-            pq.read_metadata(folder / "examples.parquet")
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise DataError(
-                f"{folder}: no facts ({type(error).__name__}: {error}); give the --out folder of 'mtsae explore'"
-            ) from error
-        return cls(folder, about, features)
-
-    def examples(self, first: int, last: int) -> dict[int, list[dict[str, Any]]]:
-        """The examples of features `first` to `last`, both included, in their order."""
-        table = pq.read_table(self.folder / "examples.parquet", filters=[("feature", ">=", first), ("feature", "<=", last)])
-        grouped: dict[int, list[dict[str, Any]]] = defaultdict(list)
-        for row in table.to_pylist():
-            grouped[row["feature"]].append(row)
-        return grouped
-
-
 def export_neuronpedia(
-    facts: Facts, out: Path, *, model_id: str | None = None, sae_set: str | None = None, batch_size: int = 128
+    facts: FactsFolder, out: Path, *, model_id: str | None = None, sae_set: str | None = None, batch_size: int = 128
 ) -> int:
-    """Write `batch-N.json`, and for a temporal SAE `temporal-N.json`, into a folder; returns how many batches there are.
+    """Write `batch-N.json`, and for a temporal SAE `temporal-N.json`, into a folder.
 
     Args:
-        facts: of all features.
-        out: an existing folder.
-        model_id: Neuronpedia's name of the model; None for the SAE's own.
-        sae_set: Neuronpedia's name of the set of SAEs; None for the SAE's folder.
-        batch_size: features in a file.
+        facts: the folder of facts to export.
+        out: an existing folder to write to.
+        model_id: Neuronpedia's name of the model; None for the name that the SAE records.
+        sae_set: Neuronpedia's name of the set of SAEs; None for the name of the SAE's folder.
+        batch_size: features per file.
+
+    Returns:
+        The number of batches.
+
+    Raises:
+        DataError: a table of the facts is damaged.
+        OutputError: a file cannot be written.
     """
     about = facts.about
     head = {
@@ -111,25 +70,39 @@ def export_neuronpedia(
         "sae_id_suffix": None,
     }
     n_batches = 0
-    for number, rows in enumerate(_batches(facts.features, batch_size)):
-        examples = facts.examples(rows[0]["feature"], rows[-1]["feature"])
-        features = [dashboard_feature(row, examples[row["feature"]], about) for row in rows]
+    for number, rows in enumerate(_batches(facts.features(), batch_size)):
+        examples = _examples_by_feature(facts, rows)
+        features = [make_dashboard_feature(row, examples[row["feature"]], about) for row in rows]
         write_json(out / f"batch-{number}.json", head | {"features": features})
         if about["dilations"]:
-            temporal = [temporal_feature(row, examples[row["feature"]]) for row in rows]
+            temporal = [make_temporal_feature(row, examples[row["feature"]]) for row in rows]
             axes = {name: about[name] for name in ("dilations", "offsets", "persistence_lags")}
             write_json(out / f"temporal-{number}.json", head | axes | {"features": temporal})
         n_batches += 1
     return n_batches
 
 
-def _batches(rows: Sequence[dict[str, Any]], size: int) -> Iterator[Sequence[dict[str, Any]]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
+def _batches(rows: Iterable[Row], size: int) -> Iterator[list[Row]]:
+    remaining = iter(rows)
+    while batch := list(islice(remaining, size)):
+        yield batch
 
 
-def dashboard_feature(row: dict[str, Any], examples: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
-    """A feature as SAEDashboard's `NeuronpediaDashboardFeature` names its fields."""
+def _examples_by_feature(facts: FactsFolder, features: Sequence[Row]) -> dict[int, list[Row]]:
+    grouped: dict[int, list[Row]] = defaultdict(list)
+    for row in facts.example_table(features[0]["feature"], features[-1]["feature"]).to_pylist():
+        grouped[row["feature"]].append(row)
+    return grouped
+
+
+def make_dashboard_feature(row: Row, examples: list[Row], about: dict[str, Any]) -> dict[str, Any]:
+    """Describe a feature in the fields of SAEDashboard's `NeuronpediaDashboardFeature`.
+
+    Args:
+        row: the feature's row of `features.parquet`.
+        examples: its rows of `examples.parquet`.
+        about: the content of `explore.json`.
+    """
     edges = about["histogram_edges"]
     heights = row["histogram"] or []
     return {
@@ -149,7 +122,7 @@ def dashboard_feature(row: dict[str, Any], examples: list[dict[str, Any]], about
     }
 
 
-def _activation(example: dict[str, Any], row: dict[str, Any], edges: Sequence[float]) -> dict[str, Any]:
+def _activation(example: Row, row: Row, edges: Sequence[float]) -> dict[str, Any]:
     bin_min, bin_max, share = -1.0, row["max_activation"] or 0.0, -1.0
     if example["kind"] != "top":
         bin_min, bin_max, share = interval(example["activations"][example["peak"]], bin_max, row["histogram"] or [], edges)
@@ -164,21 +137,36 @@ def _activation(example: dict[str, Any], row: dict[str, Any], edges: Sequence[fl
 
 
 def interval(activation: float, highest: float, histogram: Sequence[int], edges: Sequence[float]) -> tuple[float, float, float]:
-    """The fifth of [0, highest] in which an activation lies, and the share of firings in it (even within a bin of the histogram)."""
+    """Find the fifth of [0, highest] in which an activation lies, and the share of the feature's firings in it.
+
+    Args:
+        activation: the activation of one firing.
+        highest: the feature's highest activation.
+        histogram: firings per bin; they count as evenly spread within a bin.
+        edges: edges of the bins, one more than there are bins, increasing.
+
+    Returns:
+        Lower end, upper end, and share.
+    """
     width = highest / N_INTERVALS
     number = min(int(activation / width), N_INTERVALS - 1) if width > 0 else 0
     low, high = number * width, (number + 1) * width
     total = sum(histogram)
     if not total:
         return low, high, 0.0
-    # the outermost bins hold what lies beyond them too
+    # The outermost bins also hold what lies beyond their edges.
     below = np.interp([low, high], [0.0, *edges[1:-1], max(highest, edges[-1])], np.concatenate([[0], np.cumsum(histogram)]))
-    end = total if number == N_INTERVALS - 1 else below[1]  # nothing lies beyond the highest
+    end = total if number == N_INTERVALS - 1 else below[1]  # no firing lies above the highest
     return low, high, float(end - below[0]) / total
 
 
-def temporal_feature(row: dict[str, Any], examples: list[dict[str, Any]]) -> dict[str, Any]:
-    """What only a temporal SAE has: time scales of the feature, and whose doing each example's pre-activation is."""
+def make_temporal_feature(row: Row, examples: list[Row]) -> dict[str, Any]:
+    """Describe what only a temporal SAE has: a feature's time scales, and each example's pre-activation by scale and offset.
+
+    Args:
+        row: the feature's row of `features.parquet`.
+        examples: its rows of `examples.parquet`.
+    """
     return {
         "feature_index": row["feature"],
         **{name: _plain(row[name]) for name in _TEMPORAL},
@@ -197,5 +185,5 @@ def _rounded(values: Sequence[float] | None) -> list[float | None]:
 
 
 def _significant(value: float | None) -> float | None:
-    """Five significant digits; JSON has no NaN."""
+    """Round to five significant digits; None for NaN and infinity, which JSON does not have."""
     return float(f"{value:.5g}") if value is not None and math.isfinite(value) else None

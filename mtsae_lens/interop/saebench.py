@@ -1,21 +1,23 @@
-"""SAEBench's evaluations on an MTSAE, or on any SAELens SAE. This module does not import sae-bench: it pins numpy below 2 (version 0.6.0), so
-it lives in an environment of its own (`examples/saebench/`).
+"""Run SAEBench's evaluations on an MTSAE or any other SAELens SAE.
 
-What of SAEBench 0.6.0 an encoder that reads its past can take, by what each evaluation hands to `sae.encode`:
+This module does not import sae-bench, because sae-bench 0.6.0 requires numpy below 2. It needs an environment of its own: see
+`examples/saebench/`.
 
-| evaluation | shape | here |
+Which evaluations of SAEBench 0.6.0 work with an encoder that reads earlier positions depends on what they pass to `sae.encode`:
+
+| evaluation | shape | result |
 |---|---|---|
 | core: fidelity, sparsity, feature density | (batch, pos, d_in) | works (`special_tokens_as_walls` around it) |
 | core: weight-based metrics (encoder-decoder cosine, ...) | none, reads `W_enc` | refused: `W_enc` is (n_scales * d_in, d_sae) |
 | sparse probing | (batch, pos, d_in), special tokens zero, mean over positions | works |
 | SCR, TPP | (batch, pos, d_in) | runs, but an audit (arXiv 2605.18229) advises against using them |
-| unlearning | (batch, pos, d_in) | runs in principle; needs WMDP and an instruction-tuned model, not tried |
+| unlearning | (batch, pos, d_in) | should run; not tried, because it needs WMDP and an instruction-tuned model |
 | absorption | one position of each prompt, (rows, d_in) | refused |
 | RAVEL | one position of each prompt, (rows, d_in) | refused |
 | autointerp | chosen features by slicing `W_enc`, per architecture | not possible |
 
-SAEBench's `explained_variance` divides by the mean square less the square of a mean of squares, not of the mean: it is not centred, and not
-the number that SAELens or `mtsae evaluate` give under that name.
+SAEBench's `explained_variance` is not the metric that SAELens and `mtsae evaluate` report under that name: it subtracts the square of a mean
+of squares, not of the mean, from the mean square, so it is not centered.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 @dataclass
 class SAEBenchConfig:
-    """The fields that SAEBench reads of a custom SAE's `cfg`, flat as it wants them."""
+    """The fields of a custom SAE's `cfg` that SAEBench reads, without nesting."""
 
     model_name: str
     d_in: int
@@ -56,19 +58,19 @@ class SAEBenchConfig:
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """For the file of results."""
+        """Return the fields as a dictionary, for the file of results."""
         return asdict(self)
 
 
 class SAEBenchAdapter(nn.Module):
-    """An SAE as SAEBench calls custom ones.
+    """An SAE with the interface that SAEBench expects of custom SAEs.
 
     Args:
-        sae: trained; its metadata names the hook.
-        cutter: says which tokens are special; None takes none for special.
+        sae: a trained SAE whose metadata names the hook.
+        cutter: knows which tokens are special; None treats no token as special.
 
     Raises:
-        ModelError: an SAE that does not say its hook.
+        ModelError: the metadata of the SAE do not name a hook at a layer.
     """
 
     def __init__(self, sae: SAE[Any], cutter: ContextCutter | None = None) -> None:
@@ -76,7 +78,9 @@ class SAEBenchAdapter(nn.Module):
         metadata = sae.cfg.metadata
         layer = extract_layer_from_tlens_hook_name(metadata.hook_name or "")
         if layer is None:
-            raise ModelError(f"SAEBench needs an SAE at a layer; this one's metadata.hook_name is {metadata.hook_name!r}")
+            raise ModelError(
+                f"expected an SAE at a layer, got metadata.hook_name {metadata.hook_name!r}; name a hook of a block"
+            )
         self.sae = sae
         self.cutter = cutter
         self.cfg = SAEBenchConfig(
@@ -96,7 +100,7 @@ class SAEBenchAdapter(nn.Module):
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
-        """The decoder."""
+        """The decoder of the SAE."""
         return self.sae.W_dec
 
     @property
@@ -104,58 +108,65 @@ class SAEBenchAdapter(nn.Module):
         """The encoder of a pointwise SAE.
 
         Raises:
-            ModelError: a temporal SAE, whose encoder has no direction in `d_in` to compare.
+            ModelError: the SAE is temporal, so its encoder has no directions in `d_in` to compare.
         """
         if isinstance(self.sae, TemporalEncoder):
             raise ModelError(
-                f"the encoder of an MTSAE is (n_scales * d_in, d_sae) = {tuple(self.sae.W_enc.shape)}: SAEBench's weight-based metrics, "
-                "absorption and autointerp do not apply; set compute_featurewise_weight_based_metrics=False"
+                f"expected an encoder (d_in, d_sae), got (n_scales * d_in, d_sae) = {tuple(self.sae.W_enc.shape)} of an MTSAE, for which "
+                "SAEBench's weight-based metrics, absorption and autointerp are not defined; set compute_featurewise_weight_based_metrics=False"
             )
         return self.sae.W_enc
 
     @property
     def device(self) -> torch.device:
-        """Where the SAE is."""
+        """Device of the SAE."""
         return self.sae.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the SAE."""
+        """Dtype of the SAE."""
         return self.sae.dtype
 
     @override
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
+        """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device."""
         self.sae.to(*args, **kwargs)
         self.cfg.device, self.cfg.dtype = str(self.sae.device), self.sae.cfg.dtype
         return self
 
     def encode(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_sae"]:
-        """Features of whole sequences.
+        """Compute the features of whole sequences.
+
+        Args:
+            x: activations of the language model.
 
         Raises:
-            DataError: positions without their past, for a temporal SAE: absorption and RAVEL ask for that.
+            DataError: a temporal SAE got single positions, as from absorption and RAVEL.
         """
         if x.ndim != 3 and isinstance(self.sae, TemporalEncoder):
             raise DataError(
-                f"this evaluation hands over single positions, shape {tuple(x.shape)}; an MTSAE needs (batch, pos, {self.cfg.d_in}): of "
-                "SAEBench it can take core and sparse probing"
+                f"expected whole sequences (batch, pos, {self.cfg.d_in}) for an MTSAE, got single positions of shape {tuple(x.shape)}; use "
+                "SAEBench's core and sparse probing, which pass whole sequences"
             )
         return self.sae.encode(self._walled(x))
 
     def decode(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_in"]:
-        """The reconstruction."""
+        """Compute the reconstruction from feature activations."""
         return self.sae.decode(feature_acts)
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        """The reconstruction of activations."""
+        """Compute the reconstruction of activations of the language model."""
         return self.decode(self.encode(x))
 
     @contextmanager
     def special_tokens_as_walls(self, model: nn.Module) -> Iterator[None]:
-        """While it is open, features are encoded with special tokens zero, as in training: SAEBench's core leaves them as they are.
+        """Return a context in which the rows of special tokens are set to zero before encoding, as in training.
 
-        The tokens are those that went through `model.embed` last, so what is encoded must come from that forward pass.
+        SAEBench's core does not do this. The tokens are those of the last call of `model.embed`, so the encoded activations must come from
+        that forward pass.
+
+        Args:
+            model: the language model of the evaluation.
         """
 
         def remember(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -173,6 +184,7 @@ class SAEBenchAdapter(nn.Module):
             return x
         if self._tokens.shape != x.shape[:2]:
             raise DataError(
-                f"activations of shape {tuple(x.shape)} are not of the tokens that ran last, {tuple(self._tokens.shape)}"
+                f"expected activations of the last tokens, {tuple(self._tokens.shape)}, got shape {tuple(x.shape)}; encode right after "
+                "the forward pass"
             )
         return x.masked_fill(self.cutter.special_positions(self._tokens).unsqueeze(-1).to(x.device), 0.0)

@@ -6,8 +6,6 @@ from dataclasses import fields
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.data.choices import FLOAT32

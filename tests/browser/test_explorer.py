@@ -15,10 +15,10 @@ from eventually import eventually
 from facts_folder import HOSTILE, WORDS, write_facts
 from playwright.sync_api import Locator, Page, expect
 
-from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.facts.folder import FactsFolder
 from mtsae_lens.reporting.explorer.page import write_explorer
-from mtsae_lens.reporting.explorer.scripts import shard_script
-from mtsae_lens.reporting.explorer.shards import list_shard
+from mtsae_lens.reporting.explorer.scripts import write_shard_script
+from mtsae_lens.reporting.explorer.shards import make_list_shard
 
 Visit = Callable[..., Page]
 N_LIVE = 200 - 11  # every seventeenth is dead
@@ -34,7 +34,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """16,384 features in the list; what a page of so many writes besides is not looked at."""
     index = write_explorer(write_facts(tmp_path_factory.mktemp("wide"), d_sae=64, n_with_examples=0))
     features = list(FactsFolder.open(index.parent).features()) * 256
-    (index.parent / "page" / "data" / "list-0.js").write_text(shard_script("list", 0, list_shard(features)))
+    (index.parent / "page" / "data" / "list-0.js").write_text(write_shard_script("list", 0, make_list_shard(features)))
     return index
 
 
@@ -140,7 +140,9 @@ def test_a_time_scale_that_is_the_same_for_all_is_said_once(visit: Visit, tmp_pa
     alone = pa.array([None if n == 0 else 0.0 for n in features["n_active"].to_pylist()], pa.float32())
     pq.write_table(features.set_column(place, features.schema.field(place), alone), facts / "features.parquet")
     page = visit(write_explorer(facts))
-    expect(page.locator(".list .note")).to_contain_text("The token alone drives every feature most; see Context")
+    expect(page.locator(".list .note")).to_contain_text(
+        "The token alone has the largest share of the lift in every feature; see Context"
+    )
     expect(page.locator(".tabulator-col[tabulator-field=main_dilation]")).to_have_count(0)
     expect(page.locator(".tabulator-col[tabulator-field=context_share]")).to_be_visible()
     expect(page.locator(".filters label:has-text('Time scale')")).to_have_count(0)
@@ -162,7 +164,7 @@ def test_one_corpus_is_compared_with_none(visit: Visit, tmp_path: Path) -> None:
 def test_a_bar_of_a_small_effect_is_short(visit: Visit, index: Path) -> None:
     page = visit(index, "#/feature/7")
     row = pq.read_table(index.parent / "features.parquet").to_pylist()[7]
-    card = page.locator(".card:has-text('When it is set to zero')")
+    card = page.locator(".card:has-text('Effect of setting it to zero')")
     expect(card).to_contain_text("Bars reach from \u22121 to +1 nats")
     widths = "bars => bars.map((bar) => parseFloat(bar.style.width))"
     wanted = pytest.approx([50 * abs(row["ablation_next_nll"]), 50 * abs(row["ablation_rest_nll"])], abs=0.05)
@@ -455,7 +457,7 @@ def test_a_text_opens_with_its_strongest_feature_and_counts_what_fires(visit: Vi
     places = "tokens => tokens.map((token) => Number(token.dataset.place))"
     eventually(page, lambda: page.locator(".tok.on").evaluate_all(places), wanted)
     expect(page.locator(".picker option").first).not_to_contain_text("endoftext")
-    for at, said in enumerate(("no feature fires", "1 feature", "7 features", "8 features or more")):
+    for at, said in enumerate(("no feature fires", "1 feature", "7 features", "8 or more features")):
         page.locator(f".tokens [data-place='{at}']").hover()
         expect(page.locator("#tip .part")).to_have_text(said)
 

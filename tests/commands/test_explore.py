@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from sae_lens import SAE
 
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.exploration import Exploration
 
 
 @pytest.fixture
@@ -112,6 +112,6 @@ def test_an_sae_trained_anew_is_another(explore: Any, tiny_sae_dir: Path, tmp_pa
 def test_mistakes(explore: Any, tmp_path: Path) -> None:
     assert "no file, folder or embedded domain 'kjw'. Did you mean 'kjv'" in explore("--dataset", "kjw").error
     assert "setting split" in explore("--split", "exam").error
-    assert "n_ablated=9 is more than the 2 examples kept" in explore("--n-ablated", 9).error
+    assert "expected n_ablated of at most n_examples=2, got 9" in explore("--n-ablated", 9).error
     assert "setting n_tokens" in explore("--n-tokens", 0).error
     assert not list((tmp_path / "out").glob("*.parquet"))

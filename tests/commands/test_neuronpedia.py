@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.facts.exploration import Exploration
 
 
 @pytest.fixture

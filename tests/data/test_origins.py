@@ -154,3 +154,22 @@ def test_an_sae_that_says_nothing() -> None:
     assert find_model(SAEMetadata(), "x") is None
     assert find_source(SAEMetadata(), "x") is None
     assert find_source(recorded(None, None), "x") is None
+
+
+def test_options_and_joined_texts_are_shared_without_paths(tmp_path: Path) -> None:
+    """Options stay, so that the reader knows what was read; folders do not, even where a name holds `+`, `?` or a path."""
+    folder = tmp_path / "my+texts"
+    folder.mkdir()
+    for name in ("sea.jsonl", "what?.txt", "land.txt"):
+        (folder / name).write_text("{}")
+    source = (
+        f"{folder}/sea.jsonl?column=story@from={tmp_path}/land.txt+kjv+{folder}/what?.txt+owner/data?split=train@path=/a/b.txt"
+    )
+    metadata = SAEMetadata()
+    record_origins(metadata, None, source)
+    shared = share_metadata(vars(metadata))["dataset_path"]
+    wanted = "sea.jsonl?column=story@from=.../land.txt+kjv+{0}what?.txt+owner/data?split=train@path=/a/b.txt"
+    assert shared == "elsewhere:" + wanted.format("elsewhere:")
+    assert str(tmp_path) not in display_name(source)
+    assert "my+texts" not in display_name(source)
+    assert display_name(f"{folder}/sea.jsonl?column=story+kjv") == "sea.jsonl?column=story+kjv"

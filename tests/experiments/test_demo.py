@@ -14,7 +14,7 @@ from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 from mtsae_lens.experiments import demo as module
 from mtsae_lens.experiments.demo import DemoSettings, run_demo
 from mtsae_lens.exploration import explore
-from mtsae_lens.exploration.facts import Exploration
+from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.reporting.page import Table
 from mtsae_lens.training.recipe import TrainSettings
 from mtsae_lens.training.trainer import SequenceSAETrainer

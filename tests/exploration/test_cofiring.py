@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mtsae_lens.exploration import cofiring
-from mtsae_lens.exploration.cofiring import CofiringSample, sampling_interval
+from mtsae_lens.exploration.cofiring import CofiringSample, choose_sampling_interval
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.firings import find_firings, read_batch
 
@@ -68,5 +68,5 @@ def test_only_what_fires_together_is_looked_at_and_nothing_changes(pairs_at_once
 
 
 def test_how_many_tokens_are_taken() -> None:
-    assert sampling_interval(50_000) == 1
-    assert sampling_interval(1_000_000) == 10
+    assert choose_sampling_interval(50_000) == 1
+    assert choose_sampling_interval(1_000_000) == 10

@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 
 from mtsae_lens.data.language_models import load_language_model
-from mtsae_lens.exploration.decoder import directions_in_residual, extreme_tokens, last_gain, neighbours
+from mtsae_lens.exploration.decoder import find_extreme_tokens, find_neighbors, get_residual_directions, measure_last_gain
 
 
 @pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out", "blocks.0.attn.hook_z"])
@@ -24,7 +24,7 @@ def test_promoted_and_suppressed_tokens(random_lm: Any, hook_name: str) -> None:
         written = torch.einsum("fhd,hdm->fm", written.view(24, 2, 16), lm.model.blocks[0].attn.W_O)
     logits = (written * lm.model.ln_final.w) @ lm.model.W_U
     logits = logits - logits.mean(dim=1, keepdim=True)
-    found = extreme_tokens(lm, 5)
+    found = find_extreme_tokens(lm, 5)
     for name, extreme in (("promoted", logits.topk(5, dim=1)), ("suppressed", logits.topk(5, dim=1, largest=False))):
         assert_close(found[f"{name}_logits"], extreme.values)
         assert torch.equal(found[name], extreme.indices)
@@ -36,25 +36,25 @@ def test_the_gain_of_the_last_norm_is_what_it_does(tiny_model: Any, tmp_path: Pa
         changed = copy.deepcopy(tiny_model)
         changed.ln_final.w.copy_(torch.linspace(-2, 3, 32))
         changed.ln_final.b.copy_(torch.linspace(1, 2, 32))
-        assert_close(last_gain(changed), changed.ln_final.w.detach())
+        assert_close(measure_last_gain(changed), changed.ln_final.w.detach())
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
         gemma = Gemma3ForCausalLM(Gemma3TextConfig(vocab_size=4096, num_key_value_heads=1, **sizes))
         gemma.model.norm.weight.copy_(torch.linspace(-0.5, 0.5, 32))
         gemma.save_pretrained(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(tiny_model_dir / name, tmp_path)
-    assert_close(last_gain(load_language_model(f"bridge:{tmp_path}")), torch.linspace(0.5, 1.5, 32))
+    assert_close(measure_last_gain(load_language_model(f"bridge:{tmp_path}")), torch.linspace(0.5, 1.5, 32))
 
 
 def test_a_hook_that_is_not_written_to_the_residual_stream(random_lm: Any) -> None:
     lm = random_lm(hook_name="ln_final.hook_normalized")
-    assert directions_in_residual(lm) is None
-    assert extreme_tokens(lm, 5) == {}
+    assert get_residual_directions(lm) is None
+    assert find_extreme_tokens(lm, 5) == {}
 
 
 def test_neighbours(random_lm: Any) -> None:
     sae = random_lm().sae
-    cosines, features = neighbours(sae, 3)
+    cosines, features = find_neighbors(sae, 3)
     for feature in range(24):
         others = [other for other in range(24) if other != feature]
         expected = torch.cosine_similarity(sae.W_dec[feature], sae.W_dec[others], dim=1)

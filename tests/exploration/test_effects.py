@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from mtsae_lens.exploration.ablation import ablation_effects
+from mtsae_lens.exploration.ablation import measure_ablation
 from mtsae_lens.exploration.corpora import Corpora
-from mtsae_lens.exploration.firings import features_at, read_batch
-from mtsae_lens.exploration.model_attribution import model_attributions
-from mtsae_lens.exploration.peaks import strongest_peaks
+from mtsae_lens.exploration.firings import compute_features_at, read_batch
+from mtsae_lens.exploration.model_attribution import attribute_to_tokens
+from mtsae_lens.exploration.peaks import find_strongest_peaks
 
 HOOKS = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out", "blocks.0.attn.hook_z"]
 
@@ -50,8 +50,8 @@ def test_ablation_is_that_of_a_whole_forward_pass(
     random_lm: Any, look: Any, corpora: Corpora, hook_name: str, architecture: str
 ) -> None:
     lm = random_lm(architecture, hook_name)
-    peaks = strongest_peaks(look(lm, corpora), 2)
-    found = ablation_effects(lm, peaks)
+    peaks = find_strongest_peaks(look(lm, corpora), 2)
+    found = measure_ablation(lm, peaks)
     assert len(peaks) > 20
     expected = [
         naive(lm, peaks.tokens[context], feature, position)
@@ -68,8 +68,8 @@ def test_ablation_is_that_of_a_whole_forward_pass(
 def test_ablation_of_heads(random_lm: Any, look: Any, corpora: Corpora, architecture: str) -> None:
     """An SAE that takes heads as heads is the one that takes them laid end to end."""
     lm, flat = (random_lm(architecture, HOOKS[2], reshape_activations=kind) for kind in ("hook_z", "none"))
-    peaks = strongest_peaks(look(lm, corpora), 1)
-    assert_close(ablation_effects(lm, peaks), ablation_effects(flat, peaks), equal_nan=True)
+    peaks = find_strongest_peaks(look(lm, corpora), 1)
+    assert_close(measure_ablation(lm, peaks), measure_ablation(flat, peaks), equal_nan=True)
 
 
 @pytest.mark.parametrize("architecture", ["mtsae", "topk"])
@@ -78,7 +78,7 @@ def test_features_at_chosen_positions(random_lm: Any, corpora: Corpora, architec
     batch = next(iter(corpora.batches(3)))
     whole = read_batch(lm, batch.tokens)
     contexts, positions = torch.tensor([0, 2, 2, 1]), torch.tensor([1, 31, 7, 12])
-    acts, pre = features_at(lm, batch.tokens, lm.activations(batch.tokens), contexts, positions)
+    acts, pre = compute_features_at(lm, batch.tokens, lm.activations(batch.tokens), contexts, positions)
     kept = whole.kept[contexts, positions]
     assert_close(acts[kept], whole.feature_acts[contexts, positions][kept])
     assert_close(pre[kept], whole.hidden_pre[contexts, positions][kept])
@@ -97,7 +97,7 @@ def derivative(lm: Any, row: torch.Tensor, feature: int, position: int, source: 
         with torch.no_grad():
             with lm.model.hooks(fwd_hooks=[("hook_embed", longer)]):
                 h = lm.activations(row[None])
-            _, pre = features_at(lm, row[None], h, torch.tensor([0]), torch.tensor([position]))
+            _, pre = compute_features_at(lm, row[None], h, torch.tensor([0]), torch.tensor([position]))
         values.append(pre[0, feature].item())
     return (values[0] - values[1]) / (2 * epsilon)
 
@@ -109,9 +109,9 @@ def test_attribution_is_a_derivative(
     random_lm: Any, look: Any, corpora: Corpora, architecture: str, settings: dict[str, Any]
 ) -> None:
     lm = random_lm(architecture, "blocks.1.hook_resid_post", **settings)
-    peaks = strongest_peaks(look(lm, corpora), 1)
+    peaks = find_strongest_peaks(look(lm, corpora), 1)
     before, after = 6, 3
-    found = model_attributions(lm, peaks, before, after)
+    found = attribute_to_tokens(lm, peaks, before, after)
     compared = 0
     for number in range(0, len(peaks), 5):
         position, row = int(peaks.position[number]), peaks.tokens[peaks.context[number]]

@@ -17,11 +17,11 @@ from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.exploration import explore as module
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.feature_table import _firing_columns
 from mtsae_lens.exploration.plan import Plan
-from mtsae_lens.exploration.schema import EXAMPLES, FEATURES, TEXTS
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.exploration import Exploration
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts, parquet_schema
 from mtsae_lens.splice.attribution import attribution
 
 PLAN = Plan(
@@ -51,8 +51,8 @@ def test_the_folder(made: dict[str, Exploration]) -> None:
             "settings.json",
             *(f"{t}.parquet" for t in TABLES),
         }
-        for name, schema in zip(TABLES, (FEATURES, EXAMPLES, TEXTS), strict=True):
-            assert pq.read_schema(facts.folder / f"{name}.parquet").equals(schema)
+        for name, record in zip(TABLES, (FeatureFacts, Example, TextFacts), strict=True):
+            assert pq.read_schema(facts.folder / f"{name}.parquet").equals(parquet_schema(record))
         about = facts.about
         assert about["format"] == "mtsae-exploration-1"
         assert about["n_tokens"] == sum(corpus["n_tokens"] for corpus in about["corpora"])
@@ -198,7 +198,7 @@ def test_killed_while_writing(
         with pytest.raises(TrainingInterrupted, match="same command goes on"):
             run(lm, corpora, tmp_path)
     assert not list(tmp_path.glob(".*"))
-    with pytest.raises(DataError, match=r"no explore\.json; needed the --out folder of a finished 'mtsae explore'"):
+    with pytest.raises(DataError, match=r"no explore\.json; give the --out folder of a finished `mtsae explore`"):
         Exploration.open(tmp_path)
     monkeypatch.setattr(Survey, "add", fail)
     run(lm, corpora, tmp_path)
@@ -225,26 +225,28 @@ def test_text_that_ends_early_and_text_that_is_none(random_lm: Any, corpora: Cor
     assert about["n_cofiring_tokens"] == about["n_tokens"], "all of so little text, whatever was asked for"
     short = tmp_path / "short.txt"
     short.write_text("Too short.")
-    with pytest.raises(DataError, match=r"short\.txt: split 'train' gives no context of 32 tokens.*give more text$"):
+    with pytest.raises(
+        DataError, match=r"short\.txt: expected at least one context of 32 tokens in split 'train', got none.*give more text$"
+    ):
         run(random_lm("topk"), dataclasses.replace(corpora, sources=(str(short),)), tmp_path / "b")
     run(random_lm("topk"), corpora, tmp_path / "b", k=2)  # nothing was found out, so other settings may use the folder
 
 
 def test_sizes_that_make_no_sense() -> None:
-    with pytest.raises(ConfigError, match="n_ablated=3 is more than the 2 examples kept"):
+    with pytest.raises(ConfigError, match="expected n_ablated of at most n_examples=2, got 3"):
         Plan(n_examples=2)
-    with pytest.raises(ConfigError, match="before must be at least 0; got -1"):
+    with pytest.raises(ConfigError, match="expected before of at least 0, got -1"):
         Plan(before=-1)
-    with pytest.raises(ConfigError, match="n_text_contexts must be at least 1; got 0"):
+    with pytest.raises(ConfigError, match="expected n_text_contexts of at least 1, got 0"):
         Plan(n_text_contexts=0)
-    with pytest.raises(ConfigError, match="n_attribution_contexts must be at least 0; got -1"):
+    with pytest.raises(ConfigError, match="expected n_attribution_contexts of at least 0, got -1"):
         Plan(n_attribution_contexts=-1)
 
 
 def test_how_much_text_there_is(corpora: Corpora) -> None:
-    assert corpora.n_tokens_there == corpora.n_tokens == 640
+    assert corpora.n_tokens_available == corpora.n_tokens == 640
     n_contexts = sum(len(list(corpora.contexts(corpus, 10**9))) for corpus in range(2))
-    assert dataclasses.replace(corpora, n_tokens=10**9).n_tokens_there == 32 * n_contexts
+    assert dataclasses.replace(corpora, n_tokens=10**9).n_tokens_available == 32 * n_contexts
 
 
 def test_no_context_is_none_and_not_all(corpora: Corpora) -> None:
@@ -272,8 +274,8 @@ def test_a_pass_carried_on_shows_how_far_it_is(
     with monkeypatch.context() as patch:
         patch.setattr(Survey, "add", lambda self, batch: (original_add(self, batch), signal.raise_signal(signal.SIGTERM)))
         with pytest.raises(TrainingInterrupted):
-            module._look_through(lm, corpora, PLAN, tmp_path)
-    module._look_through(lm, corpora, PLAN, tmp_path)
+            module._pass_over_text(lm, corpora, PLAN, tmp_path)
+    module._pass_over_text(lm, corpora, PLAN, tmp_path)
     first, second = bars
     assert 0 < first.n == second.initial < second.n == second.total == 20 * 32
 
@@ -300,7 +302,7 @@ def test_a_damaged_result_of_a_stopped_run_is_one_line(content: bytes | None, tm
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged if content is None else content)
-    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it, and the same command makes it again$"
+    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it; the same command makes it again$"
     with pytest.raises(DataError, match=again):
         module._kept(tmp_path, "ablation", lambda: torch.ones(3))
 
@@ -317,9 +319,7 @@ def test_damaged_facts_say_what_to_delete(random_lm: Any, corpora: Corpora, tmp_
         content = bytearray((tmp_path / name).read_bytes())
         content[len(content) // 2] ^= 0x10
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(
-            DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json, and the same command"
-        ):
+        with pytest.raises(DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json; the same command"):
             run()
         (tmp_path / "explore.json").unlink()
         assert run() == whole

@@ -13,10 +13,9 @@ import pytest
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.exploration.plan import Plan
-from mtsae_lens.interop.neuronpedia import Facts
-from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.facts.exploration import Exploration
+from mtsae_lens.facts.folder import FactsFolder
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +44,26 @@ def test_search(folder: Path) -> None:
 def test_what_is_not_there(folder: Path) -> None:
     facts = Exploration.open(str(folder))
     for feature in (-1, 24):
-        with pytest.raises(ConfigError, match=f"between 0 and 23; got {feature}"):
+        with pytest.raises(ConfigError, match=f"between 0 and 23, got {feature}"):
             facts.feature(feature)
-        with pytest.raises(ConfigError, match=f"between 0 and 23; got {feature}"):
+        with pytest.raises(ConfigError, match=f"between 0 and 23, got {feature}"):
             facts.examples(feature)
-    with pytest.raises(ConfigError, match=r"kind must be 'top' or 'sampled'.*got 'best'"):
+    with pytest.raises(ConfigError, match=r"expected kind 'top', 'sampled' or None, got 'best'"):
         facts.examples(0, "best")
 
 
 def test_folders_without_facts(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no explore\.json; needed the --out folder of a finished"):
+    with pytest.raises(
+        DataError, match=r"expected a folder of facts, got no explore\.json; give the --out folder of a finished"
+    ):
         Exploration.open(tmp_path)
     for name, content, message in (
         ("explore.json", b"{", "explore.json is damaged"),
-        ("explore.json", json.dumps({"format": "other-9"}).encode(), "facts of format 'other-9'; needed 'mtsae-exploration-1'"),
+        (
+            "explore.json",
+            json.dumps({"format": "other-9"}).encode(),
+            "expected facts of format 'mtsae-exploration-1', got 'other-9'",
+        ),
         ("features.parquet", b"x" * 50, "features.parquet is damaged"),
     ):
         broken = shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
@@ -72,7 +77,7 @@ def test_folders_without_facts(folder: Path, tmp_path: Path) -> None:
 def test_a_damaged_description_is_one_line(content: bytes, folder: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "explore.json").write_bytes(content)
-    for read in (Exploration.open, FactsFolder.open, Facts.open):
+    for read in (Exploration.open, FactsFolder.open):
         with pytest.raises(DataError, match=r"^[^\n]*explore\.json is damaged [^\n]*; delete [^\n]*$"):
             read(broken)
 
@@ -84,7 +89,7 @@ def test_a_flipped_bit_is_told(name: str, folder: Path, tmp_path: Path) -> None:
     place = content.index(b'"n_tokens": ') + 12 if name == "explore.json" else len(content) // 3
     content[place] ^= 1  # of a digit, another digit
     (broken / name).write_bytes(content)
-    for read in (Exploration.open, FactsFolder.open, Facts.open):
+    for read in (Exploration.open, FactsFolder.open):
         with pytest.raises(
             DataError, match=rf"{re.escape(name)} is damaged \(its content does not match [^)]*SHA[^)]*\); delete"
         ):
@@ -97,5 +102,5 @@ def test_facts_from_before_are_read(folder: Path, tmp_path: Path) -> None:
     about = json.loads((old / "explore.json").read_text())
     del about["sha256"]
     (old / "explore.json").write_text(json.dumps(about))
-    for read in (Exploration.open, FactsFolder.open, Facts.open):
+    for read in (Exploration.open, FactsFolder.open):
         read(old)

@@ -13,13 +13,13 @@ from torch.testing import assert_close
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.errors import DataError
 from mtsae_lens.exploration import survey as survey_module
-from mtsae_lens.exploration.ablation import ablation_effects
+from mtsae_lens.exploration.ablation import measure_ablation
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.example_lists import SHOWN
-from mtsae_lens.exploration.example_table import example_rows
-from mtsae_lens.exploration.firings import features_at
-from mtsae_lens.exploration.model_attribution import model_attributions
-from mtsae_lens.exploration.peaks import strongest_peaks
+from mtsae_lens.exploration.example_table import collect_example_rows
+from mtsae_lens.exploration.firings import compute_features_at
+from mtsae_lens.exploration.model_attribution import attribute_to_tokens
+from mtsae_lens.exploration.peaks import find_strongest_peaks
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.windows import WindowGatherer
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
@@ -177,14 +177,14 @@ def test_every_architecture(look: Any, random_lm: Any, corpora: Corpora, archite
     assert_close(survey.counts.n_active_in_all, (acts > 0).sum(dim=(0, 1)))
     assert (acts > 0).sum() > 100
     assert survey.lift is None
-    examples, peaks = survey.lists["top"], strongest_peaks(survey, 2)
+    examples, peaks = survey.lists["top"], find_strongest_peaks(survey, 2)
     shown = examples.at(peaks.feature, examples.order(5)[peaks.feature, peaks.rank])
     assert shown["hidden_pre"].isfinite().all()
     h = lm.activations(peaks.tokens)
-    at_peaks, _ = features_at(lm, peaks.tokens, h, peaks.context, peaks.position)
+    at_peaks, _ = compute_features_at(lm, peaks.tokens, h, peaks.context, peaks.position)
     assert_close(at_peaks[torch.arange(len(peaks)), peaks.feature], shown["activations"][:, 5], atol=1e-4, rtol=1e-4)
-    assert ablation_effects(lm, peaks)[:, 1].nan_to_num().any()
-    assert model_attributions(lm, peaks, 5, 2).nan_to_num().any()
+    assert measure_ablation(lm, peaks)[:, 1].nan_to_num().any()
+    assert attribute_to_tokens(lm, peaks, 5, 2).nan_to_num().any()
 
 
 def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpora, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,9 +203,9 @@ def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpor
         assert_close(getattr(parts.counts, name), getattr(whole.counts, name))
     assert parts.held.keys() == whole.held.keys()
     everything = torch.arange(lm.sae.cfg.d_sae)
-    for name, tensor in example_rows(parts, everything).fields.items():
+    for name, tensor in collect_example_rows(parts, everything).fields.items():
         if name != "row":  # in which order rows were laid out
-            assert_close(tensor, example_rows(whole, everything).fields[name], equal_nan=True)
+            assert_close(tensor, collect_example_rows(whole, everything).fields[name], equal_nan=True)
 
 
 def test_a_state_kept_by_an_earlier_version_is_carried_on(look: Any, lm: Any, corpora: Corpora, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_state_kept_by_an_earlier_version_is_carried_on(look: Any, lm: Any, co
     loaded = Survey(lm, survey.plan, 2, 1)
     loaded.load(tmp_path / "old.safetensors")
     everything = torch.arange(lm.sae.cfg.d_sae)
-    for name, tensor in example_rows(survey, everything).fields.items():
+    for name, tensor in collect_example_rows(survey, everything).fields.items():
         if name != "row":
-            assert torch.equal(example_rows(loaded, everything).fields[name].nan_to_num(), tensor.nan_to_num()), name
-    assert len(example_rows(loaded, everything).feature) > 100
+            assert torch.equal(collect_example_rows(loaded, everything).fields[name].nan_to_num(), tensor.nan_to_num()), name
+    assert len(collect_example_rows(loaded, everything).feature) > 100

@@ -18,8 +18,8 @@ from faults.jobs import JOBS, OUT, Job, interrupted, run, undisturbed
 from faults.mutations import damage
 from faults.runner import Family
 from faults.workplace import CONTEXT, Workplace, contents, copy, differences
-from mtsae_lens.exploration.facts import Exploration
 from mtsae_lens.export.standalone import load_edited
+from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit
 

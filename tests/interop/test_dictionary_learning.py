@@ -70,7 +70,7 @@ def test_from_pretrained(hub: Any, tmp_path: Path) -> None:
     x = torch.randn(3, 16, 8, generator=torch.Generator().manual_seed(1))
     for place in (tmp_path / "sae", str(tmp_path / "sae"), "hub:me/things:a"):
         assert torch.equal(SAELensDictionary.from_pretrained(place)(x), sae(x))
-    with pytest.raises(ModelError, match="no SAE"):
+    with pytest.raises(ModelError, match="expected an SAE in SAELens's layout"):
         SAELensDictionary.from_pretrained(tmp_path)
 
 
@@ -79,5 +79,5 @@ def test_a_damaged_sae_is_no_sae(tmp_path: Path, damage: Callable[[bytes], bytes
     random_sae("topk").save_model(tmp_path)
     weights = tmp_path / "sae_weights.safetensors"
     weights.write_bytes(damage(weights.read_bytes()))
-    with pytest.raises(ModelError, match="no SAE that can be loaded"):
+    with pytest.raises(ModelError, match="expected an SAE in SAELens's layout"):
         SAELensDictionary.from_pretrained(tmp_path)

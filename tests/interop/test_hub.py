@@ -122,7 +122,7 @@ def test_private_is_private(hub: Any, tmp_path: Path) -> None:
     upload_sae(sae, "me/secret", "a", private=True)
     assert hub.private == {"me/secret": True}
     upload_sae(sae, "me/open", "a")
-    with pytest.raises(OutputError, match="is public already"):
+    with pytest.raises(OutputError, match="which is public"):
         upload_sae(sae, "me/open", "b", private=True)
     assert not (hub.root / "me/open/b").exists()
 
@@ -144,7 +144,7 @@ def test_malformed_references_are_refused(reference: str) -> None:
 def test_what_is_not_there_is_said(hub: Any, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="hub:me/things:a"):
         load_from_hub("hub:me/things:a")
-    with pytest.raises(ModelError, match="no SAE that can be uploaded"):
+    with pytest.raises(ModelError, match="expected an SAE that SAELens can load"):
         upload_sae(tmp_path / "nothing", "me/things", "a")
     assert not hub.root.exists()
 

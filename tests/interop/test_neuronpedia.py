@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtsae_lens.errors import DataError
-from mtsae_lens.interop.neuronpedia import Facts, export_neuronpedia, interval
+from mtsae_lens.facts.folder import FactsFolder
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts, parquet_schema
+from mtsae_lens.interop.neuronpedia import export_neuronpedia, interval
 
 EDGES = [0.1, 1.0, 10.0, 100.0]
 FIELDS = set(  # of SAEDashboard's NeuronpediaDashboardFeature, which refuses any other
@@ -77,21 +79,24 @@ def write_facts(folder: Path, n_features: int = 10, pointwise: bool = False) -> 
     }
     (folder / "explore.json").write_text(json.dumps(about))
     features = [feature_row(i, dead=i == 3, pointwise=pointwise) for i in range(n_features)]
-    pq.write_table(pa.Table.from_pylist(features), folder / "features.parquet", compression="zstd")
+    pq.write_table(
+        pa.Table.from_pylist(features, parquet_schema(FeatureFacts)), folder / "features.parquet", compression="zstd"
+    )
     examples = [
         example_row(i, kind, rank, values, pointwise)
         for i in range(n_features)
         if i != 3
         for kind, rank, values in (("top", 0, [0.0, 50.0, float(i)]), ("top", 1, [49.0]), ("sampled", 0, [0.0, 0.0, 5.0]))
     ]
-    pq.write_table(pa.Table.from_pylist(examples), folder / "examples.parquet", row_group_size=6)
+    pq.write_table(pa.Table.from_pylist(examples, parquet_schema(Example)), folder / "examples.parquet", row_group_size=6)
+    pq.write_table(parquet_schema(TextFacts).empty_table(), folder / "texts.parquet")
     return folder
 
 
 def exported(tmp_path: Path, **settings: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     out = tmp_path / "out"
     out.mkdir()
-    n_batches = export_neuronpedia(Facts.open(write_facts(tmp_path / "facts", **settings)), out, batch_size=4)
+    n_batches = export_neuronpedia(FactsFolder.open(write_facts(tmp_path / "facts", **settings)), out, batch_size=4)
     read = {
         kind: [json.loads(path.read_text()) for path in sorted(out.glob(f"{kind}-*.json"))] for kind in ("batch", "temporal")
     }
@@ -171,11 +176,11 @@ def test_interval_shares_are_those_of_the_firings() -> None:
 
 def test_no_facts(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="mtsae explore"):
-        Facts.open(tmp_path)
+        FactsFolder.open(tmp_path)
     folder = write_facts(tmp_path / "old")
     (folder / "explore.json").write_text('{"format": "mtsae-exploration-0"}')
     with pytest.raises(DataError, match="mtsae-exploration-1"):
-        Facts.open(folder)
+        FactsFolder.open(folder)
 
 
 def test_command(mtsae: Callable[..., Any], tmp_path: Path) -> None:

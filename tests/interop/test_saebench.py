@@ -71,7 +71,7 @@ def test_core_replaces_inside_the_forward_pass(adapter: SAEBenchAdapter, lm: Hoo
 def test_tokens_of_another_pass_are_refused(adapter: SAEBenchAdapter, lm: HookedLM, tokens: Tensor) -> None:
     with adapter.special_tokens_as_walls(lm.model):
         lm.model(tokens, prepend_bos=False)
-        with pytest.raises(DataError, match="not of the tokens that ran last"):
+        with pytest.raises(DataError, match="expected activations of the last tokens"):
             adapter.encode(torch.zeros(2, 32, 32))
     assert not lm.model.embed._forward_pre_hooks
     adapter.encode(torch.zeros(2, 32, 32))

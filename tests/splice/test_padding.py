@@ -21,7 +21,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.firings import read_batch
-from mtsae_lens.exploration.model_attribution import model_attributions
+from mtsae_lens.exploration.model_attribution import attribute_to_tokens
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.splice.edits import FeatureEdit
@@ -183,8 +183,8 @@ def test_other_measures(lm_of: Callable[..., HookedLM], kind: str) -> None:
         feature, rank = torch.tensor([5]), torch.tensor([0])
         return Peaks(feature, rank, torch.tensor([position]), torch.tensor([context]), tokens)
 
-    found = model_attributions(lm, peak(tokens, row, start + 2), 2, 0)
-    assert_close(found, model_attributions(lm, peak(alone[row], 0, 2), 2, 0), atol=1e-4, rtol=1e-3)
+    found = attribute_to_tokens(lm, peak(tokens, row, start + 2), 2, 0)
+    assert_close(found, attribute_to_tokens(lm, peak(alone[row], 0, 2), 2, 0), atol=1e-4, rtol=1e-3)
 
 
 def test_finetuning(lm_of: Callable[..., HookedLM]) -> None:

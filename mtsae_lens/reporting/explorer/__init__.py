@@ -1,1 +1,1 @@
-"""The exploration page: a folder of facts in, a page that opens from disk out."""
+"""Write the explorer: a page made from a folder of facts, which opens from disk."""

@@ -1,4 +1,4 @@
-"""From a folder of facts to a page in the same folder: `index.html` and `page/`, which open from disk without a network."""
+"""Write the explorer into a folder of facts: `index.html` and `page/`, which open from disk without a network."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from pathlib import Path
 from typing import Any
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.facts.folder import N_STRONGEST, FactsFolder
 from mtsae_lens.files import whole_folder, write_text
 from mtsae_lens.progress import track
-from mtsae_lens.reporting.explorer.folder import FactsFolder
-from mtsae_lens.reporting.explorer.scripts import rounded, shard_script
+from mtsae_lens.reporting.explorer.scripts import round_floats, write_shard_script
 from mtsae_lens.reporting.explorer.shards import (
     FEATURES_PER_SHARD,
     TEXTS_PER_SHARD,
-    example_shard,
-    feature_shard,
-    list_shard,
-    text_index,
-    text_shard,
+    make_column_shard,
+    make_example_shard,
+    make_feature_shard,
+    make_list_shard,
+    make_text_index,
+    make_text_shard,
 )
 
 INDEX_FILE = "index.html"
 PAGE_FOLDER = "page"
-_N_STRONGEST = 8  # features kept per token of a text, in facts that do not say it
 
 
 def write_explorer(facts_dir: Path) -> Path:
-    """Write the page beside the facts; what was there of an earlier page is replaced, whole or not at all.
+    """Write the page beside the facts. An earlier page is replaced atomically.
 
     Args:
-        facts_dir: a folder that `mtsae explore` wrote.
+        facts_dir: the `--out` folder of a finished `mtsae explore`.
 
     Returns:
         The page's `index.html`.
 
     Raises:
-        DataError: the folder holds no facts, or not all of them.
+        DataError: the folder holds no facts, or incomplete or damaged ones.
         OutputError: the page cannot be written.
     """
     facts = FactsFolder.open(facts_dir)
@@ -53,24 +53,25 @@ def write_explorer(facts_dir: Path) -> Path:
 
 def _write_data(facts: FactsFolder, data: Path) -> None:
     data.mkdir()
-    _write_shard(data, "list", 0, list_shard(facts.features()))
+    _write_shard(data, "columns", 0, make_column_shard())
+    _write_shard(data, "list", 0, make_list_shard(facts.features()))
     _write_features(facts, data)
     index = _write_texts(facts, data)
-    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD, "n_strongest": _N_STRONGEST}
-    _write_shard(data, "explore", 0, sizes | rounded(facts.settings, 6) | {"texts": index})
+    sizes = {"features_per_shard": FEATURES_PER_SHARD, "texts_per_shard": TEXTS_PER_SHARD, "n_strongest": N_STRONGEST}
+    _write_shard(data, "explore", 0, sizes | round_floats(facts.about, 6) | {"texts": index})
 
 
 def _write_features(facts: FactsFolder, data: Path) -> None:
-    edges = facts.settings.get("histogram_edges") or []
+    edges = facts.about.get("histogram_edges") or []
     n_shards = -(-facts.n_features // FEATURES_PER_SHARD)
     shards = zip(_pieces(facts.features(), FEATURES_PER_SHARD), _by_shard(facts, n_shards), strict=True)
     for number, (shard, examples) in enumerate(track(shards, "writing the page", "part", n_shards)):
-        _write_shard(data, "features", number, feature_shard(shard))
-        _write_shard(data, "examples", number, example_shard(shard, examples, edges))
+        _write_shard(data, "features", number, make_feature_shard(shard))
+        _write_shard(data, "examples", number, make_example_shard(shard, examples, edges))
 
 
 def _by_shard(facts: FactsFolder, n_shards: int) -> Iterator[dict[int, list[dict[str, Any]]]]:
-    """The examples of each shard's features; a shard of dead features has none."""
+    """Yield the examples of each shard, by feature; a shard of features that never fired has none."""
     groups = groupby(facts.examples(), key=lambda row: row["feature"] // FEATURES_PER_SHARD)
     number, rows = next(groups, (n_shards, iter(())))
     for wanted in range(n_shards):
@@ -86,8 +87,8 @@ def _by_shard(facts: FactsFolder, n_shards: int) -> Iterator[dict[int, list[dict
 def _write_texts(facts: FactsFolder, data: Path) -> list[dict[str, Any]]:
     index: list[dict[str, Any]] = []
     for number, texts in enumerate(_pieces(facts.texts(), TEXTS_PER_SHARD)):
-        _write_shard(data, "texts", number, text_shard(texts))
-        index += text_index(texts)
+        _write_shard(data, "texts", number, make_text_shard(texts))
+        index += make_text_index(texts)
     return index
 
 
@@ -97,4 +98,4 @@ def _pieces(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _write_shard(data: Path, kind: str, number: int, content: Any) -> None:
-    (data / f"{kind}-{number}.js").write_text(shard_script(kind, number, content), encoding="utf-8")
+    (data / f"{kind}-{number}.js").write_text(write_shard_script(kind, number, content), encoding="utf-8")

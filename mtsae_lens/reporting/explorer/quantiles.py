@@ -1,4 +1,4 @@
-"""Where an activation stands among all of its feature's firings, read off the histogram."""
+"""Estimate the quantile of an activation among all firings of its feature, from the histogram."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ import numpy as np
 
 
 def quantile(activation: float, histogram: Sequence[int], edges: Sequence[float], max_activation: float) -> float | None:
-    """The share of a feature's firings that are no stronger, between 0 and 1; 1 for the strongest alone.
+    """Estimate the share of a feature's firings that are no stronger than an activation.
 
-    Inside a bin firings are taken as even, in the last one up to the strongest. The error is at most the share of firings in one bin.
+    Firings count as evenly spread within a bin, in the last bin up to the strongest firing. The error is at most the share of the firings in
+    one bin.
 
     Args:
-        activation: of one firing.
+        activation: the activation of one firing.
         histogram: firings per bin.
-        edges: of the bins; one more than bins, upwards.
-        max_activation: of the strongest firing; the part of its bin beyond it is empty, and a last bin holds what lies beyond its edge.
+        edges: edges of the bins, one more than there are bins, increasing.
+        max_activation: activation of the strongest firing. Its bin is cut there, and the last bin reaches up to it.
 
     Returns:
-        None where there is no histogram to read it off.
+        A share between 0 and 1; 1 for the strongest firing only; None if there is no histogram.
     """
     total = sum(histogram)
     if not total or len(edges) != len(histogram) + 1:

@@ -10,8 +10,14 @@ import numpy as np
 import pytest
 from facts_folder import write_facts
 
-from mtsae_lens.reporting.explorer.folder import FactsFolder
-from mtsae_lens.reporting.explorer.shards import example_shard, feature_shard, list_shard, text_index, text_shard
+from mtsae_lens.facts.folder import FactsFolder
+from mtsae_lens.reporting.explorer.shards import (
+    make_example_shard,
+    make_feature_shard,
+    make_list_shard,
+    make_text_index,
+    make_text_shard,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,7 @@ def rows(facts: FactsFolder) -> dict[int, list[dict[str, Any]]]:
 
 
 def test_the_list_has_a_value_per_feature(facts: FactsFolder) -> None:
-    columns = list_shard(list(facts.features()))
+    columns = make_list_shard(list(facts.features()))
     assert {len(column) for column in columns.values()} == {20}
     assert columns["n_active"][3] == 1003
     assert columns["n_active"][16] == 0
@@ -37,14 +43,14 @@ def test_the_list_has_a_value_per_feature(facts: FactsFolder) -> None:
 
 
 def test_features_keep_their_facts(facts: FactsFolder) -> None:
-    record = feature_shard(list(facts.features()))[3]
+    record = make_feature_shard(list(facts.features()))[3]
     assert record["histogram"] == list(facts.features())[3]["histogram"]
     assert record["density"] == pytest.approx(list(facts.features())[3]["density"], rel=1e-3)
 
 
 def test_examples_are_sparse_and_whole(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
-    edges = facts.settings["histogram_edges"]
-    shard = example_shard(list(facts.features()), rows, edges)
+    edges = facts.about["histogram_edges"]
+    shard = make_example_shard(list(facts.features()), rows, edges)
     assert shard[16] == []
     for example, row in zip(shard[3], rows[3], strict=True):
         dense = np.zeros(len(row["tokens"]))
@@ -61,16 +67,16 @@ def test_examples_are_sparse_and_whole(facts: FactsFolder, rows: dict[int, list[
 def test_a_pointwise_sae_has_no_parts(tmp_path: Path) -> None:
     facts = FactsFolder.open(write_facts(tmp_path, d_sae=2, dilations=()))
     row = next(facts.examples())
-    example = example_shard(list(facts.features())[:1], {0: [row]}, [])[0][0]
+    example = make_example_shard(list(facts.features())[:1], {0: [row]}, [])[0][0]
     assert example["token_scales"] == example["scale_contributions"] == []
     assert example["quantile"] is None
 
 
 def test_texts(facts: FactsFolder) -> None:
     texts = list(facts.texts())
-    assert text_shard(texts)[0]["tokens"] == texts[0]["tokens"]
-    assert text_shard(texts)[0]["nll"][0] is None
-    assert "".join(texts[0]["tokens"]).strip().startswith(text_index(texts)[0]["start"])
+    assert make_text_shard(texts)[0]["tokens"] == texts[0]["tokens"]
+    assert make_text_shard(texts)[0]["nll"][0] is None
+    assert "".join(texts[0]["tokens"]).strip().startswith(make_text_index(texts)[0]["start"])
 
 
 @pytest.mark.parametrize(
@@ -79,11 +85,11 @@ def test_texts(facts: FactsFolder) -> None:
 )
 def test_a_text_is_listed_by_its_first_word(first: str, features: list[int], start: str) -> None:
     text = {"corpus": 0, "document": "d", "tokens": [first, " sea"], "features": [features, [1]]}
-    assert text_index([text])[0]["start"] == start
+    assert make_text_index([text])[0]["start"] == start
 
 
 def test_only_the_strongest_example_is_above_all(facts: FactsFolder, rows: dict[int, list[dict[str, Any]]]) -> None:
     features = [{**list(facts.features())[3], "max_activation": rows[3][0]["activations"][rows[3][0]["peak"]]}]
-    found = [example["quantile"] for example in example_shard(features, rows, facts.settings["histogram_edges"])[0]]
+    found = [example["quantile"] for example in make_example_shard(features, rows, facts.about["histogram_edges"])[0]]
     assert found[0] == 1
     assert max(found[1:]) < 1

@@ -1,4 +1,4 @@
-// The frame of the page: navigation, theme, help, keyboard.
+// The frame of the page: navigation, theme, help and keyboard.
 (function () {
   "use strict";
   const { html, render, useEffect, useRef } = htmPreact;
@@ -6,11 +6,12 @@
 
   const KEYS = [
     ["/", "search"],
-    ["j, k or \u2193, \u2191", "next and previous row of the list; j, k or \u2192, \u2190: next and previous feature or text"],
-    ["Enter", "open the row, or the first one"],
-    ["Esc", "leave the search, then back to the list"],
-    ["t", "light or dark"],
-    ["?", "this help"],
+    ["j, k or \u2193, \u2191", "next and previous row of the list"],
+    ["j, k or \u2192, \u2190", "next and previous feature or text"],
+    ["Enter", "open the selected row, or the first row"],
+    ["Esc", "leave the search field, then return to the list"],
+    ["t", "switch between light and dark"],
+    ["?", "show this help"],
   ];
 
   function Help() {
@@ -22,14 +23,14 @@
     return html`<dialog ref=${dialog} aria-labelledby="help-title" onClick=${(event) => event.target === dialog.current && dialog.current.close()}>
       <form method="dialog"><h2 id="help-title">Keys</h2>
         <dl>${KEYS.map(([keys, what]) => html`<div><dt><kbd>${keys}</kbd></dt><dd>${what}</dd></div>`)}</dl>
-        <p class="meaning">In a text, arrows go from token to token; pointer, focus or a tap tells what is known of one.</p>
+        <p class="meaning">In a text, the arrow keys move from token to token. Point at a token, focus it or tap it to see its values.</p>
         <h2 id="help-meanings">What the numbers mean</h2>
         <dl class="meanings">${MT.glossary.map(([name, what]) => html`<div><dt>${name}</dt><dd>${what}</dd></div>`)}</dl>
         <button class="button" autofocus>Close</button></form>
     </dialog>`;
   }
 
-  const typing = (target) => target.closest("input, select, textarea, dialog");
+  const isInField = (target) => target.closest("input, select, textarea, dialog");
 
   function step(by) {
     const { view, id, query } = route.now();
@@ -59,7 +60,7 @@
       if (event.key === "Enter") MT.table.open();
       else MT.table.move(event.key === "ArrowDown" ? 1 : -1);
     } else if (event.key === "Escape" && !target.closest("dialog")) escape(target);
-    else if (typing(target)) return;
+    else if (isInField(target)) return;
     else if (event.key === "/") search();
     else if (event.key === "?") MT.help();
     else if (event.key === "t") theme.toggle();
@@ -70,19 +71,19 @@
     event.preventDefault();
   }
 
-  let listAddress = "#/list";
+  let listAddress = "#/list"; // the list as it was last shown
 
   function Frame({ explore, view }) {
-    const here = (name) => (view === name ? "page" : null);
+    const current = (name) => (view === name ? "page" : null);
     return html`<header class="frame"><a class="name" href="#/list">${explore.sae}</a>
-      <nav aria-label="Views"><a href=${listAddress} aria-current=${here("list") || here("feature")}>Features</a>
-        <a href="#/text/0" aria-current=${here("text")}>Text</a></nav>
+      <nav aria-label="Views"><a href=${listAddress} aria-current=${current("list") || current("feature")}>Features</a>
+        <a href="#/text/0" aria-current=${current("text")}>Text</a></nav>
       <span class="hook">${explore.architecture}, ${explore.model}, ${explore.hook_name}</span>
       <span class="tools"><button class="button" onClick=${theme.toggle} aria-label="Light or dark" title="Light or dark (t)">\u25d0</button>
         <button class="button" onClick=${() => MT.help()} aria-label="Help: keys and meanings" title="Keys, and what the numbers mean (?)">?</button></span></header>`;
   }
 
-  function Made({ explore }) {
+  function Provenance({ explore }) {
     const corpora = explore.corpora.map((corpus) => corpus.name + " (" + format.count(corpus.n_tokens) + ")").join(", ");
     const { command, seed, versions = {} } = explore.provenance || {};
     return html`<footer><details><summary>How this was made</summary>
@@ -109,7 +110,7 @@
         ${view === "feature" && html`<${MT.Feature} id=${id} query=${query} />`}
         ${view === "text" && html`<${MT.Text} id=${id} query=${query} />`}
       </main>
-      ${view !== "list" && html`<${Made} explore=${explore} />`}<${Help} />`;
+      ${view !== "list" && html`<${Provenance} explore=${explore} />`}<${Help} />`;
   }
 
   render(html`<${App} />`, document.getElementById("app"));

@@ -1,4 +1,4 @@
-// Charts: uPlot for curves over an axis, tables with bars for what has names.
+// Charts: uPlot for histograms and curves, tables with bars for named values.
 (function () {
   "use strict";
   const { html, useEffect, useRef, useState } = htmPreact;
@@ -10,49 +10,49 @@
     return name;
   }
 
-  // A uPlot chart as wide as its place; `options(colours)` is asked again when the theme changes.
+  // A uPlot chart as wide as its container. `options(color)` is called again when the theme changes; `color(name)` reads a CSS variable.
   function Chart({ options, data, label, height = 140 }) {
     const place = useRef(null);
-    const colours = useTheme();
+    const themeName = useTheme();
     useEffect(() => {
       const shared = { width: place.current.clientWidth || 280, height, legend: { show: false }, cursor: { show: false } };
-      const chart = new uPlot({ ...shared, ...options(theme.colour) }, data, place.current);
+      const chart = new uPlot({ ...shared, ...options(theme.color) }, data, place.current);
       const watch = new ResizeObserver(([entry]) => {
         const width = Math.floor(entry.contentRect.width);
         if (width > 0 && width !== chart.width) chart.setSize({ width, height });
       });
       watch.observe(place.current);
       return () => (watch.disconnect(), chart.destroy());
-    }, [data, colours, height]);
+    }, [data, themeName, height]);
     return html`<div class="chart" role="img" aria-label=${label} ref=${place}></div>`;
   }
 
-  function axis(colour, changes) {
-    const line = { stroke: colour("--line"), width: 1 };
-    return { stroke: colour("--muted"), grid: { ...line, show: false }, ticks: { ...line, size: 4 }, font: "11px system-ui", ...changes };
+  function axis(color, changes) {
+    const line = { stroke: color("--line"), width: 1 };
+    return { stroke: color("--muted"), grid: { ...line, show: false }, ticks: { ...line, size: 4 }, font: "11px system-ui", ...changes };
   }
 
-  const bars = (colour) => ({
-    fill: colour("--accent"),
-    stroke: colour("--accent"),
+  const bars = (color) => ({
+    fill: color("--accent"),
+    stroke: color("--accent"),
     width: 0,
     paths: uPlot.paths.bars({ size: [0.86, 40] }),
     points: { show: false },
   });
 
-  // Counts on a logarithmic axis over bins whose edges are logarithmic themselves: bin numbers are the positions.
+  // Counts on a logarithmic axis. The edges of the bins are logarithmic too, so the bins are drawn side by side with equal widths.
   function Histogram({ counts, edges, max, label }) {
     const first = Math.max(0, counts.findIndex((value) => value > 0));
     const last = counts.length - [...counts].reverse().findIndex((value) => value > 0);
     const shown = counts.slice(first, last);
     const data = [shown.map((_, place) => place + 0.5), shown.map((value) => value || null)];
     const edge = (place) => format.number(place === shown.length ? max : edges[first + place], place === shown.length ? 3 : 2);
-    const options = (colour) => ({
+    const options = (color) => ({
       scales: { x: { time: false, range: [0, shown.length] }, y: { distr: 3, range: (chart, low, high) => [0.5, Math.max(10, high * 1.4)] } },
-      series: [{}, bars(colour)],
+      series: [{}, bars(color)],
       axes: [
-        axis(colour, { size: 26, splits: () => ends(shown.length), values: (chart, splits) => splits.map(edge) }),
-        axis(colour, { size: 44, values: (chart, splits) => splits.map((v) => (Math.log10(v) % 1 === 0 ? format.count(v) : "")) }),
+        axis(color, { size: 26, splits: () => ends(shown.length), values: (chart, splits) => splits.map(edge) }),
+        axis(color, { size: 44, values: (chart, splits) => splits.map((v) => (Math.log10(v) % 1 === 0 ? format.count(v) : "")) }),
       ],
     });
     return html`<${Chart} options=${options} data=${data} label=${label} />`;
@@ -62,18 +62,19 @@
 
   function Curve({ x, y, xLabel, label }) {
     const places = x.map((_, place) => place);
-    const options = (colour) => ({
+    const options = (color) => ({
       scales: { x: { time: false, range: [-0.3, x.length - 0.7] }, y: { range: [0, Math.max(0.05, ...y) * 1.15] } },
-      series: [{}, { stroke: colour("--accent"), width: 2, points: { show: true, size: 7, fill: colour("--accent") } }],
+      series: [{}, { stroke: color("--accent"), width: 2, points: { show: true, size: 7, fill: color("--accent") } }],
       axes: [
-        axis(colour, { size: 24, label: xLabel, labelSize: 16, labelFont: "11px system-ui", labelGap: 2, splits: () => places, values: () => x.map(String) }),
-        axis(colour, { size: 42, space: 34, values: (chart, splits) => splits.map((value) => Math.round(value * 100) + " %") }),
+        axis(color, { size: 24, label: xLabel, labelSize: 16, labelFont: "11px system-ui", labelGap: 2, splits: () => places, values: () => x.map(String) }),
+        axis(color, { size: 42, space: 34, values: (chart, splits) => splits.map((value) => Math.round(value * 100) + " %") }),
       ],
     });
     return html`<${Chart} options=${options} data=${[places, y]} label=${label} height=${132} />`;
   }
 
-  // Names, values and bars, of which one of the value `most` is full. With `diverging`, bars start in the middle: right is up, left is down.
+  // A table of names, values and bars. The value `most` fills its bar. With `diverging`, bars start in the middle: positive values go right,
+  // negative ones left.
   function BarTable({ caption, rows, most, diverging = false, foot = null }) {
     return html`<table class="bars">
       <caption class="sr">${caption}</caption>

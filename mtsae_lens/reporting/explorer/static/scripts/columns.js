@@ -1,18 +1,18 @@
-// The columns of the list, and their cells.
+// The columns of the list and their cells. A column that Python marks as `in_list` is shown by an entry in `build`.
 (function () {
   "use strict";
   const { html, render } = htmPreact;
-  const { format, meanings, route, data, tokens } = MT;
+  const { format, meanings, titles, route, data, tokens } = MT;
   const N_PROMOTED = 5;
 
-  // What htm draws, as an element for Tabulator: text never passes through markup.
+  // Renders htm content into an element for Tabulator, so that no text is parsed as HTML.
   function element(content) {
     const place = document.createElement("div");
     render(content, place);
     return place;
   }
 
-  // Cells that mark what is searched for are drawn again when that changes, for Tabulator keeps the cells that it has.
+  // Tabulator keeps its cells, so cells that mark the searched text are rendered again when the search changes.
   const marked = new Map();
   let wanted = "";
 
@@ -31,72 +31,71 @@
     marked.forEach((draw) => draw());
   }
 
-  const finds = (text) => wanted !== "" && (text || "").toLowerCase().includes(wanted);
-  const is = (text) => wanted !== "" && (text || "").toLowerCase().trim() === wanted;
-  const Found = ({ text, kind = "" }) => html`<${tokens.Chip} text=${text} kind=${kind + (finds(text) ? " found" : "")} />`;
+  const contains = (text) => wanted !== "" && (text || "").toLowerCase().includes(wanted);
+  const equals = (text) => wanted !== "" && (text || "").toLowerCase().trim() === wanted;
+  const Found = ({ text, kind = "" }) => html`<${tokens.Chip} text=${text} kind=${kind + (contains(text) ? " found" : "")} />`;
 
-  // For a window too narrow for the promoted tokens: the one of them that answers the search.
-  const Answer = ({ row }) =>
-    finds(row.top_token) || !promoted(row).some(finds) ? null : html` <span class="answer"><${Found} text=${promoted(row).find(is) || promoted(row).find(finds)} /></span>`;
+  // The promoted token that matches the search, for windows too narrow for the column of promoted tokens.
+  const Match = ({ row }) =>
+    contains(row.top_token) || !promoted(row).some(contains) ? null : html` <span class="answer"><${Found} text=${promoted(row).find(equals) || promoted(row).find(contains)} /></span>`;
 
-  // The first few promoted tokens; the one that answers the search stands in place of the last where it is none of them.
+  // The first promoted tokens. If only a later one matches the search, it replaces the last of them.
   function promoted({ top_token: top, promoted_tokens: all }) {
     const shown = (all || []).slice(0, N_PROMOTED);
-    const answer = [top, ...shown].some(is) ? undefined : (all || []).find(is) || ([top, ...shown].some(finds) ? undefined : (all || []).find(finds));
-    return answer === undefined || shown.includes(answer) ? shown : [...shown.slice(0, -1), answer];
+    const match = [top, ...shown].some(equals) ? undefined : (all || []).find(equals) || ([top, ...shown].some(contains) ? undefined : (all || []).find(contains));
+    return match === undefined || shown.includes(match) ? shown : [...shown.slice(0, -1), match];
   }
 
-  function shares(row, dilations) {
+  function shareBars(row, dilations) {
     const label = (row.scale_shares || []).map((share, at) => format.dilation(dilations[at]) + " " + format.percent(share)).join(", ");
     return html`<span class="spark" role="img" aria-label=${label} title=${label}>
       ${(row.scale_shares || []).map((share) => html`<span style=${{ height: Math.max(4, Math.min(1, share) * 100) + "%" }}></span>`)}
     </span>`;
   }
 
-  const live = () => data.features().filter((row) => row.n_active > 0);
-  const measured = (field) => data.features().some((row) => row[field] !== null);
+  const isMeasured = (field) => data.features().some((row) => row[field] !== null);
 
-  // The one time scale that does most for every feature; null where they differ.
+  // The time scale with the largest share of the lift, if it is the same for all features that fired; null otherwise.
   function onlyScale() {
-    const found = new Set(live().map((row) => row.main_dilation));
+    const found = new Set(data.features().filter((row) => row.n_active > 0).map((row) => row.main_dilation));
     return found.size === 1 ? [...found][0] : null;
   }
 
-  // Of how many peaks the mean is, where the settings say it.
-  function ablated(explore) {
+  // How many peaks the mean is over, if the settings are recorded.
+  function peaksOfMean(explore) {
     const { n_ablated: n } = (explore.provenance || {}).settings || {};
-    return n ? " Here over at most " + n + (n === 1 ? " peak." : " peaks.") : "";
+    return n ? " Here: at most " + n + (n === 1 ? " peak." : " peaks.") : "";
   }
 
   function build(explore) {
     const temporal = explore.dilations.length > 0;
-    const numeric = (title, field, show, responsive) => ({
+    const numeric = (field, show, responsive, title = titles[field]) => ({
       title, field, responsive, hozAlign: "right", headerHozAlign: "right", sorter: "number", width: 96, headerTooltip: meanings[field],
       sorterParams: { alignEmptyValues: "bottom" }, headerSortStartingDir: "desc", formatter: (cell) => show(cell.getValue()),
     });
     const all = [
-      { ...numeric("#", "feature", String, 0), width: 56, headerSortStartingDir: "asc",
+      { ...numeric("feature", String, 0, "#"), width: 56, headerSortStartingDir: "asc",
         formatter: (cell) => element(html`<a href=${route.address("feature", cell.getValue())} tabindex="-1">${cell.getValue()}</a>`) },
-      { title: "Top token", field: "top_token", responsive: 0, minWidth: 88, widthGrow: 1, sorter: "string", headerTooltip: meanings.top_token,
+      { title: titles.top_token, field: "top_token", responsive: 0, minWidth: 88, widthGrow: 1, sorter: "string", headerTooltip: meanings.top_token,
         headerSortStartingDir: "asc", sorterParams: { alignEmptyValues: "bottom" },
-        formatter: (cell) => markedCell(cell, (row) => html`<${Found} text=${row.top_token} /><${Answer} row=${row} />`) },
-      { title: "Promotes", field: "promoted_tokens", responsive: 2, minWidth: 170, widthGrow: 2, headerSort: false, headerTooltip: meanings.promoted_tokens,
+        formatter: (cell) => markedCell(cell, (row) => html`<${Found} text=${row.top_token} /><${Match} row=${row} />`) },
+      { title: titles.promoted_tokens, field: "promoted_tokens", responsive: 2, minWidth: 170, widthGrow: 2, headerSort: false, headerTooltip: meanings.promoted_tokens,
         formatter: (cell) => markedCell(cell, (row) => html`<span class="chips">${promoted(row).map((text) => html`<${Found} text=${text} kind="quiet" />`)}</span>`) },
-      { ...numeric("Density", "density", (value) => format.share(value, 3), 1), width: 90 },
-      numeric("Max", "max_activation", format.number, 4),
-      temporal && onlyScale() === null && { ...numeric("Time scale", "main_dilation", format.dilation, 3), width: 116, headerSortStartingDir: "asc" },
+      { ...numeric("density", (value) => format.share(value, 3), 1), width: 90 },
+      numeric("max_activation", format.number, 4),
+      temporal && onlyScale() === null && { ...numeric("main_dilation", format.dilation, 3), width: 116, headerSortStartingDir: "asc" },
       temporal && { title: "Scales", field: "scale_shares", responsive: 1, width: 76, headerSort: false, headerTooltip: meanings.scale_shares,
-        formatter: (cell) => element(shares(cell.getData(), explore.dilations)) },
-      temporal && numeric("Context", "context_share", format.share, 3),
-      numeric("Run", "mean_run_length", (value) => format.fixed(value, 2), 5),
-      measured("selectivity") && { ...numeric("Selectivity", "selectivity", (value) => format.signed(value, 1), 5), width: 108 },
-      measured("ablation_next_nll") && { ...numeric("Ablation", "ablation_next_nll", (value) => format.signed(value, 3), 4), width: 100, headerTooltip: meanings.ablation_next_nll + ablated(explore) },
+        formatter: (cell) => element(shareBars(cell.getData(), explore.dilations)) },
+      temporal && numeric("context_share", format.share, 3),
+      numeric("mean_run_length", (value) => format.fixed(value, 2), 5, "Run"),
+      isMeasured("selectivity") && { ...numeric("selectivity", (value) => format.signed(value, 1), 5), width: 108 },
+      isMeasured("ablation_next_nll") && { ...numeric("ablation_next_nll", (value) => format.signed(value, 3), 4, "Ablation"), width: 100, headerTooltip: meanings.ablation_next_nll + peaksOfMean(explore) },
       { title: "", field: "match", visible: false, headerSort: false, sorter: (a, b, one, other) => a - b || one.getData().feature - other.getData().feature },
     ];
     return all.filter(Boolean);
   }
 
-  let made = null; // they are the same as long as the page is
+  let made = null; // the columns never change, so they are made once
   const columns = (explore) => (made = made || build(explore));
 
   MT.columns = { columns, mark, onlyScale };

@@ -1,4 +1,4 @@
-// Data come by script tags, for a page from disk may not fetch: each file calls mtsaeShard(kind, number, content).
+// Data files are loaded by script tags, because a page opened from disk may not fetch: each calls mtsaeShard(kind, number, content).
 (function () {
   "use strict";
   const { useEffect, useState } = htmPreact;
@@ -27,22 +27,22 @@
     document.head.append(script);
   }
 
-  // {content, error} of a shard; both null while it loads, and for `number` null, which loads nothing.
+  // Returns {content, error} of a shard. Both are null while it loads, and if `number` is null, which loads nothing.
   function useShard(kind, number) {
     const [state, setState] = useState({});
     useEffect(() => {
-      let here = true;
-      const show = (result) => here && setState({ name: key(kind, number), ...result });
+      let isMounted = true;
+      const show = (result) => isMounted && setState({ name: key(kind, number), ...result });
       if (number !== null && !arrived.has(key(kind, number))) {
         load(kind, number).then((content) => show({ content }), (error) => show({ error: error.message }));
       }
-      return () => (here = false);
+      return () => (isMounted = false);
     }, [kind, number]);
     const content = at(kind, number) || null;
     return { content, error: content || state.name !== key(kind, number) ? null : state.error };
   }
 
-  // The list's columns as rows, made once.
+  // The columns of the list as rows, made once. `words` are the searchable tokens.
   let rows = null;
   function features() {
     if (rows) return rows;

@@ -1,10 +1,10 @@
-// Examples of a feature: where it fires, how strongly, and which tokens the encoder read for it at the peak.
+// The examples of a feature: where it fires, how strongly, and what the encoder read at the peak.
 (function () {
   "use strict";
   const { html, useEffect, useRef } = htmPreact;
   const { format, meanings, charts, tokens, route } = MT;
 
-  // What each token of the window did to the pre-activation at the peak: {place: part}.
+  // Returns what each token of the window added to the pre-activation at the peak, as a map from its place.
   function parts(example, explore, mode) {
     const found = new Map();
     if (mode === "model") example.model_attribution.forEach((value, at) => value && found.set(at, value));
@@ -54,8 +54,8 @@
     return [["bias", format.signed(example.bias)], ["sum", format.fixed(sum)], ["pre-activation", format.fixed(example.hidden_pre)]];
   }
 
-  // The exact account of the peak: parts and bias add up to the pre-activation.
-  function Account({ example, explore }) {
+  // The exact decomposition of the peak: the parts and the bias sum to the pre-activation.
+  function Decomposition({ example, explore }) {
     if (!explore.dilations.length) return html`<p class="note">This SAE reads one position: the whole pre-activation (${format.fixed(example.hidden_pre)}) comes from the token itself.</p>`;
     const scales = example.scale_contributions || [];
     const offsets = example.offset_contributions || [];
@@ -70,12 +70,13 @@
     const most = charts.largest([example.hidden_pre, ...scales, ...offsets]);
     return html`<div class="account">
       <div><h4>By time scale</h4><${charts.BarTable} caption="Pre-activation by time scale" rows=${scaleRows} most=${most} diverging=${true} foot=${foot(scales)} /></div>
-      <div><h4>By token read</h4><${charts.BarTable} caption="Pre-activation by token read" rows=${offsetRows} most=${most} diverging=${true} foot=${foot(offsets)} /></div>
-      <p class="meaning">In units of the activation; bars reach from ${format.fixed(-most, 2)} to ${format.signed(most, 2)}.</p>
+      <div><h4>By token</h4><${charts.BarTable} caption="Pre-activation by token" rows=${offsetRows} most=${most} diverging=${true} foot=${foot(offsets)} /></div>
+      <p class="meaning">Bars reach from ${format.fixed(-most, 2)} to ${format.signed(most, 2)}.</p>
     </div>`;
   }
 
-  // A document, said to be of its corpus where its name does not say so and there are several; a path only by its end.
+  // The document of an example. With several corpora, a document that does not begin with its corpus's name gets it in front. A path is
+  // shortened to its last part.
   function Source({ example, corpora }) {
     const { name = "" } = corpora[example.corpus] || {};
     const inside = example.document.startsWith(name) ? format.ending(name) + example.document.slice(name.length) : example.document;
@@ -92,13 +93,13 @@
     const label = "Example " + name + ", activation " + format.number(value);
     return html`<li class="example ${open ? "open" : ""}" ref=${place} id=${"example-" + name}>
       <div class="head">
-        <button class="toggle" aria-expanded=${open} aria-label=${(open ? "Hide" : "Show") + " why example " + name + " fires"}
+        <button class="toggle" aria-expanded=${open} aria-label=${(open ? "Hide" : "Show") + " the decomposition of example " + name}
           onClick=${() => route.amend({ example: open ? "none" : name })}><span aria-hidden="true">${open ? "\u25be" : "\u25b8"}</span> ${format.fixed(value, 2)}</button>
         <span class="where" title=${meanings.quantile}>${format.quantile(example.quantile)}</span>
         <${Source} example=${example} corpora=${shared.explore.corpora} />
       </div>
       <${Text} example=${example} label=${label} ...${shared} />
-      ${open && html`<${Account} example=${example} explore=${shared.explore} />`}
+      ${open && html`<${Decomposition} example=${example} explore=${shared.explore} />`}
     </li>`;
   }
 
@@ -121,11 +122,11 @@
     const mode = (query.why === "model" || pointwise) && traced ? "model" : "taps";
     const shared = { explore, mode, newlines: query.lines === "1", most: facts.max_activation || 1 };
     const group = (kind, prefix) => examples.filter((example) => example.kind === kind).map((example, at) => ({ example, name: prefix + (at + 1) }));
-    const groups = [["Top activations", group("top", "")], ["Sampled evenly from all its firings", group("sampled", "s")]];
+    const groups = [["Top activations", group("top", "")], ["Sampled uniformly from all firings", group("sampled", "s")]];
     const opened = query.example || "1";
     return html`<section class="examples" id="examples" aria-labelledby="examples-title">
       <header><h2 id="examples-title">Examples</h2><${Toolbar} mode=${mode} newlines=${shared.newlines} pointwise=${pointwise} traced=${traced} /></header>
-      ${mode === "model" && html`<p class="meaning">${meanings.model}${examples.some((e) => !e.model_attribution.length) ? " Computed for the first examples only." : ""}</p>`}
+      ${mode === "model" && html`<p class="meaning">${meanings.model}${examples.some((e) => !e.model_attribution.length) ? " It is computed for the first examples only." : ""}</p>`}
       ${examples.length === 0 && html`<p class="note">It never fired on these texts.</p>`}
       ${groups.map(([title, members]) => members.length > 0 && html`<h3>${title}</h3><ol>
         ${members.map(({ example, name }) => html`<${Example} key=${name} example=${example} name=${name} open=${opened === name} linked=${query.example === name} ...${shared} />`)}

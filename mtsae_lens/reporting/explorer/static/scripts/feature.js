@@ -1,29 +1,16 @@
-// One feature: its facts, its time, its examples, and what stands near it.
+// The view of one feature: its facts, its time scales, its examples, and related features.
 (function () {
   "use strict";
   const { html, useState } = htmPreact;
-  const { format, meanings, charts, tokens, route, data } = MT;
+  const { format, meanings, titles, summary, charts, tokens, route, data } = MT;
 
-  const FACTS = [
-    ["Density", "density", format.percent],
-    ["Fired on", "n_active", format.count],
-    ["Max", "max_activation", format.number],
-    ["Mean", "mean_activation", format.number],
-    ["Time scale", "main_dilation", format.dilation],
-    ["Context", "context_share", format.share],
-    ["Run length", "mean_run_length", (value) => format.fixed(value, 2)],
-    ["Selectivity", "selectivity", (value) => format.signed(value, 1)],
-    ["Ablation, next", "ablation_next_nll", (value) => format.signed(value, 3)],
-    ["Ablation, rest", "ablation_rest_nll", (value) => format.signed(value, 3)],
-    ["Attribution", "attribution", (value) => (format.missing(value) ? "-" : (value > 0 ? "+" : "") + format.number(value, 2))],
-  ];
-
+  // Columns that this SAE or these corpora do not have are left out.
   function Facts({ facts, explore }) {
     const lacks = { selectivity: explore.corpora.length < 2, main_dilation: !explore.dilations.length, context_share: !explore.dilations.length };
-    const shown = FACTS.filter(([, field]) => !lacks[field]);
+    const shown = summary.filter(([, field]) => !lacks[field]);
     return html`<div class="facts"><dl>
         ${shown.map(([name, field, show]) => html`<div title=${meanings[field]}><dt>${name}</dt><dd data-fact=${field}>${show(facts[field])}</dd></div>`)}
-      </dl><button class="small" onClick=${() => MT.help("help-meanings")}>What these mean</button></div>`;
+      </dl><button class="small" onClick=${() => MT.help("help-meanings")}>What do these mean?</button></div>`;
   }
 
   function Card({ title, meaning, id = null, children }) {
@@ -44,7 +31,7 @@
     const total = counts.reduce((sum, value) => sum + value, 0);
     if (!total) return null;
     const label = "Histogram of " + format.count(total) + " activations, up to " + format.number(facts.max_activation) + ", counts on a logarithmic axis";
-    return html`<${Card} title="Activations" meaning="How often it fires how strongly; both axes are logarithmic.">
+    return html`<${Card} title=${titles.histogram} meaning=${meanings.histogram}>
       <${charts.Histogram} counts=${counts} edges=${explore.histogram_edges} max=${facts.max_activation} label=${label} />
       <p class="meaning">Fires on ${format.percent(facts.density)} of ${format.count(explore.n_tokens)} tokens. Counts on a logarithmic axis.</p></${Card}>`;
   }
@@ -55,8 +42,8 @@
     const most = charts.largest(densities);
     const decimals = most >= 0.1 ? 1 : most >= 0.01 ? 2 : 3;
     const rows = densities.map((value, at) => ({ name: format.ending(explore.corpora[at].name), value, shown: format.share(value, decimals) }));
-    return html`<${Card} title="Density by corpus" meaning=${meanings.density}><${charts.BarTable} caption="Density by corpus" rows=${rows} most=${most} />
-      <p class="meaning">A full bar is the highest of these, ${format.share(most, decimals)}.</p></${Card}>`;
+    return html`<${Card} title=${titles.corpus_density} meaning=${meanings.corpus_density}><${charts.BarTable} caption="Density by corpus" rows=${rows} most=${most} />
+      <p class="meaning">A full bar is the highest density, ${format.share(most, decimals)}.</p></${Card}>`;
   }
 
   function Related({ title, id = null, meaning, features, scores }) {
@@ -70,18 +57,18 @@
 
   function Ablation({ facts }) {
     if (!facts.n_ablated) return null;
-    const most = Math.ceil(Math.max(1, charts.largest([facts.ablation_next_nll, facts.ablation_rest_nll]))); // the same for most features
-    const mean = facts.n_ablated === 1 ? "at its strongest example" : "mean over its " + facts.n_ablated + " strongest examples, which may differ widely";
+    const most = Math.ceil(Math.max(1, charts.largest([facts.ablation_next_nll, facts.ablation_rest_nll]))); // so that the axis is the same for most features
+    const mean = facts.n_ablated === 1 ? "at its strongest example" : "the mean over its " + facts.n_ablated + " strongest examples, which may differ widely";
     const rows = [
       { name: "Next token", value: facts.ablation_next_nll, shown: format.signed(facts.ablation_next_nll) },
       { name: "Rest", value: facts.ablation_rest_nll, shown: format.signed(facts.ablation_rest_nll) },
     ];
-    return html`<${Card} title="When it is set to zero" meaning=${meanings.ablation_next_nll}>
+    return html`<${Card} title="Effect of setting it to zero" meaning=${meanings.ablation_next_nll}>
       <${charts.BarTable} caption="Change of loss when ablated, in nats" rows=${rows} most=${most} diverging=${true} />
-      <p class="meaning">Change of the loss in nats, ${mean}. Positive: it helped. Bars reach from ${format.plain(-most)} to +${most} nats.</p></${Card}>`;
+      <p class="meaning">Change of the loss in nats, ${mean}. Positive: the feature helped. Bars reach from ${format.plain(-most)} to +${most} nats.</p></${Card}>`;
   }
 
-  function copied(done) {
+  function copyLink(done) {
     const text = location.href;
     if (navigator.clipboard) navigator.clipboard.writeText(text).then(done, () => window.prompt("The link", text));
     else window.prompt("The link", text);
@@ -90,7 +77,7 @@
   function Header({ id, n, facts, query }) {
     const kept = { why: query.why, lines: query.lines };
     const [said, setSaid] = useState("");
-    const copy = () => copied(() => (setSaid("Copied"), setTimeout(() => setSaid(""), 1500)));
+    const copy = () => copyLink(() => (setSaid("Copied"), setTimeout(() => setSaid(""), 1500)));
     const step = (to, text, label, rel) =>
       to >= 0 && to < n
         ? html`<a class="button" rel=${rel} href=${route.address("feature", to, kept)} aria-label=${label}>${text}</a>`
@@ -102,7 +89,7 @@
     </header>`;
   }
 
-  // Where everything stands in one column, the examples come first and are long.
+  // In a single column, the long examples come first, so these buttons lead to what follows them.
   function Jumps({ facts }) {
     const jump = (id) => () => document.getElementById(id).scrollIntoView({ block: "start" });
     const places = [
@@ -121,7 +108,7 @@
     const place = id % explore.features_per_shard;
     const facts = data.useShard("features", shard);
     const examples = data.useShard("examples", shard);
-    if (id >= n) return html`<p class="note">There is no feature ${id}: this SAE has ${n}, from 0 to ${n - 1}.</p>`;
+    if (id >= n) return html`<p class="note">There is no feature ${id}: this SAE has the features 0 to ${n - 1}.</p>`;
     const error = facts.error || examples.error;
     if (error) return html`<p class="note" role="alert">${error}</p>`;
     const known = facts.content && facts.content[place];
@@ -138,8 +125,8 @@
           <${Activations} facts=${known} explore=${explore} />
           <${Corpora} facts=${known} explore=${explore} />
           <${Ablation} facts=${known} />
-          <${Related} title="Nearest decoder directions" id="related" meaning=${meanings.cosine} features=${known.neighbours} scores=${known.neighbour_cosines} />
-          <${Related} title="Fires together with" meaning=${meanings.phi} features=${known.cofiring} scores=${known.cofiring_scores} />
+          <${Related} title=${titles.neighbours} id="related" meaning=${meanings.neighbours} features=${known.neighbours} scores=${known.neighbour_cosines} />
+          <${Related} title=${titles.cofiring} meaning=${meanings.cofiring} features=${known.cofiring} scores=${known.cofiring_scores} />
         </aside>
       </div>
     </article>`;

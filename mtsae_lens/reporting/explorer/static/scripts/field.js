@@ -1,4 +1,4 @@
-// A field whose value is part of the address, which is behind while someone types: then the field is right, and is left alone.
+// An input whose value is part of the address. The address lags behind while someone types, so a focused field is not overwritten.
 (function () {
   "use strict";
   const { html, useLayoutEffect, useRef } = htmPreact;

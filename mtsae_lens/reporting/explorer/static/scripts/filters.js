@@ -1,12 +1,13 @@
-// Which features the list shows, and in which order: plain functions of rows and of the address.
+// Which features the list shows, and in which order: pure functions of rows and of the address's query.
 (function () {
   "use strict";
 
   const asNumber = (text) => (text === undefined || text === "" || Number.isNaN(Number(text)) ? null : Number(text));
 
-  const asked = (query) => (query.q || "").toLowerCase().trim();
+  const searchText = (query) => (query.q || "").toLowerCase().trim();
 
-  // A number finds the feature of that number, and tokens with it; words are found in the top and the promoted tokens.
+  // Returns a test of rows. A number matches features whose number begins with it, and tokens that contain it; `#885` matches feature 885
+  // alone; other text matches top tokens and promoted tokens.
   function matcher(wanted) {
     const exact = wanted.match(/^#(\d+)$/);
     if (exact) return (row) => row.feature === Number(exact[1]);
@@ -14,7 +15,7 @@
     return (row) => row.text.includes(wanted);
   }
 
-  // How well a row answers, the best first: by its number or top token, by a promoted token (the likelier first), by a word's beginning, by a part.
+  // Ranks a match, best first: number or top token, then promoted tokens in their order, then the beginning of a token, then any part of one.
   function rank(row, wanted) {
     if (String(row.feature) === wanted.replace("#", "")) return 0;
     const place = row.words.indexOf(wanted);
@@ -22,14 +23,14 @@
     return row.words.some((word) => word.startsWith(wanted)) ? 1 + row.words.length : 2 + row.words.length;
   }
 
-  // One predicate for all that the address asks.
+  // Returns one test of rows for the search and all filters.
   function predicate(query) {
     const checks = [];
-    if (asked(query)) checks.push(matcher(asked(query)));
+    if (searchText(query)) checks.push(matcher(searchText(query)));
     if (query.dead === "only") checks.push((row) => row.n_active === 0);
     else if (query.dead !== "show") checks.push((row) => row.n_active !== 0);
     const dilation = asNumber(query.dilation);
-    if (dilation !== null) checks.push((row) => row.main_dilation !== null && Math.abs(row.main_dilation - dilation) < 1e-3 * Math.max(5, dilation)); // rounded to 4 digits
+    if (dilation !== null) checks.push((row) => row.main_dilation !== null && Math.abs(row.main_dilation - dilation) < 1e-3 * Math.max(5, dilation)); // values are rounded to 4 digits
     const from = asNumber(query.dmin);
     if (from !== null) checks.push((row) => row.density !== null && row.density * 100 >= from);
     const to = asNumber(query.dmax);
@@ -41,15 +42,15 @@
 
   const BY_NUMBER = { field: "feature", dir: "asc" };
   const BY_MATCH = { field: "match", dir: "asc" };
-  const unasked = (query) => (asked(query) ? BY_MATCH : BY_NUMBER);
+  const defaultSorting = (query) => (searchText(query) ? BY_MATCH : BY_NUMBER);
 
   function sorting(query) {
     const [field, dir] = (query.sort || "").split(":");
-    return field ? { field, dir: dir === "asc" ? "asc" : "desc" } : unasked(query);
+    return field ? { field, dir: dir === "asc" ? "asc" : "desc" } : defaultSorting(query);
   }
 
   const same = (one, other) => one.field === other.field && one.dir === other.dir;
-  const sortText = (order, query) => (same(order, unasked(query)) ? null : order.field + ":" + order.dir);
+  const sortText = (order, query) => (same(order, defaultSorting(query)) ? null : order.field + ":" + order.dir);
 
-  MT.filters = { asked, predicate, rank, sorting, unasked, same, sortText };
+  MT.filters = { searchText, predicate, rank, sorting, defaultSorting, same, sortText };
 })();

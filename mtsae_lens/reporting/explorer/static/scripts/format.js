@@ -1,4 +1,4 @@
-// Numbers and tokens as people read them. What is missing is "-".
+// Numbers and tokens as text. A missing value is "-".
 (function () {
   "use strict";
   const MISSING = "-";
@@ -24,6 +24,9 @@
     return !missing(value) && Number(value.toFixed(decimals)) > 0 ? "+" + text : text;
   }
 
+  // A number with its sign, by significant digits.
+  const signedNumber = (value, digits = 3) => (value > 0 ? "+" : "") + number(value, digits);
+
   function percent(value) {
     if (missing(value)) return MISSING;
     const share = Math.abs(value * 100);
@@ -33,7 +36,7 @@
     return sign + (share >= 10 ? share.toFixed(0) : String(Number(share.toPrecision(2)))) + " %";
   }
 
-  // With the same decimals all the way down a column.
+  // A percentage with a fixed number of decimals, for columns.
   function share(value, decimals = 1) {
     if (missing(value)) return MISSING;
     const least = 10 ** -decimals;
@@ -50,7 +53,7 @@
 
   const offset = (value) => (value === 0 ? "0" : minus(String(value)));
 
-  // Where a firing stands among all of its feature's, said so that it is never more than is so.
+  // The rank of a firing among all firings of its feature. It is rounded down, so that the text never overstates it.
   function quantile(value) {
     if (missing(value)) return MISSING;
     if (value === 1) return "its strongest";
@@ -61,25 +64,25 @@
   }
 
   const BREAKS = /\r\n|[\n\r\u2028\u2029\u0085]/g;
-  const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
-  const name = (character) => "\u27e8U+" + character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
+  const INVISIBLE = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]/g;
+  const codePoint = (character) => "\u27e8U+" + character.charCodeAt(0).toString(16).toUpperCase().padStart(4, "0") + "\u27e9";
 
-  // A token in running text: its spaces stay, breaks and unseen characters are shown.
+  // A token in running text: spaces stay, line breaks and invisible characters are made visible.
   function token(text) {
-    return text.replace(BREAKS, "\u21b5").replace(/\t/g, "\u21e5").replace(UNSEEN, name);
+    return text.replace(BREAKS, "\u21b5").replace(/\t/g, "\u21e5").replace(INVISIBLE, codePoint);
   }
 
-  // A token by itself: the spaces around it are shown too.
+  // A single token: the spaces around it are made visible too.
   function chip(text) {
     if (missing(text)) return MISSING;
     if (text === "") return "\u2205";
     return token(text).replace(/^ +| +$/g, (spaces) => "\u00b7".repeat(spaces.length));
   }
 
-  // A path by its last part; any other name as it is.
+  // The last part of a path; any other name as it is.
   const ending = (text) => (/^(\.|~|\/|[A-Za-z]:)/.test(text) ? text.split(/[\\/]/).pop() || text : text);
 
   const breaks = (text) => /[\n\r\u2028\u2029\u0085]$/.test(text);
 
-  MT.format = { number, fixed, signed, percent, share, count, plain, dilation, offset, quantile, token, chip, ending, breaks, missing };
+  MT.format = { number, fixed, signed, signedNumber, percent, share, count, plain, dilation, offset, quantile, token, chip, ending, breaks, missing };
 })();

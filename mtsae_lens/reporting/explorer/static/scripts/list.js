@@ -1,4 +1,4 @@
-// The list of features: search, filters, and a table that draws only the rows in sight (Tabulator).
+// The list of features: search, filters, and a Tabulator table that draws only the visible rows.
 (function () {
   "use strict";
   const { html, useEffect, useRef, useState } = htmPreact;
@@ -6,21 +6,21 @@
   const { columns, mark, onlyScale } = MT.columns;
   const ROW_HEIGHT = 36;
 
-  // The table and what is selected in it; it lives as long as the page, so that coming back finds it as it was.
+  // The table and its selection. It lives as long as the page, so it is unchanged when the reader returns to the list.
   class Table {
     constructor(place, explore, listen) {
       this.order = this.sort(route.now().query);
       this.ready = new Promise((resolve) => {
         this.grid = new Tabulator(place, {
           data: data.features(), index: "feature", columns: columns(explore), height: "100%", rowHeight: ROW_HEIGHT, layout: "fitColumns",
-          responsiveLayout: "hide", selectableRows: "highlight", renderVertical: "virtual", placeholder: "No feature answers to all of this.",
+          responsiveLayout: "hide", selectableRows: "highlight", renderVertical: "virtual", placeholder: "No feature matches the search and all filters.",
           columnHeaderSortMulti: false, initialSort: [{ column: this.order.field, dir: this.order.dir }],
         });
         this.grid.on("tableBuilt", resolve);
       });
       this.grid.on("rowClick", (event, row) => event.target.closest("a") || route.go("feature", row.getData().feature));
       this.grid.on("dataSorted", ([by]) => {
-        if (!by || filters.same(by, this.order)) return; // only what a reader asked for
+        if (!by || filters.same(by, this.order)) return; // not a click of the reader
         this.order = { field: by.field, dir: by.dir };
         listen.sorted(this.order);
       });
@@ -31,10 +31,10 @@
     sort(query) {
       const wanted = filters.sorting(query);
       const known = columns(data.explore()).some((column) => column.field === wanted.field && column.headerSort !== false);
-      return known ? wanted : filters.unasked(query);
+      return known ? wanted : filters.defaultSorting(query);
     }
 
-    // As the address is now: a key may come before the page has followed it, and a drawing may be late.
+    // Updates the table to the current address: a key may be pressed before the page has reacted to the address, and a rendering may be late.
     follow() {
       const { view, query } = route.now();
       if (view === "list") this.show(query);
@@ -44,7 +44,7 @@
       const asked = JSON.stringify(query);
       if (asked === this.shown) return;
       this.shown = asked;
-      const text = filters.asked(query);
+      const text = filters.searchText(query);
       mark(text);
       const before = this.order;
       this.order = this.sort(query);
@@ -71,7 +71,7 @@
       this.follow();
       const row = this.grid.getRows("active")[Math.max(0, this.at)];
       if (!row) return;
-      document.activeElement.blur(); // a search that is no longer seen would swallow the next key
+      document.activeElement.blur(); // or the hidden search field would receive the next key
       route.go("feature", row.getData().feature);
     }
   }
@@ -88,7 +88,7 @@
       </select></label>`;
   }
 
-  // For a window too narrow for all columns: those that are hidden have no header to click.
+  // For narrow windows, where hidden columns have no header to click.
   function SortBy({ explore, query }) {
     const text = (field, dir) => field + ":" + dir;
     const said = { desc: ", highest first", asc: ", lowest first" };
@@ -98,25 +98,25 @@
     const { field, dir } = filters.sorting(query);
     const now = names.find((column) => column.field === field);
     if (now && dir !== now.headerSortStartingDir) options.push(option(now, dir));
-    const number = filters.asked(query) ? [["", "best match"], ["feature:asc", "number"]] : [["", "number"]];
+    const number = filters.searchText(query) ? [["", "best match"], ["feature:asc", "number"]] : [["", "number"]];
     return html`<div class="sortby"><${Choice} name="sort" label="Sort by" query=${query} options=${[...number, ...options]} /></div>`;
   }
 
-  // Where one time scale does most for all features, a column and a filter would say the same of each.
+  // If one time scale has the largest share for all features, a sentence replaces the column and the filter.
   function OnlyScale() {
     const scale = onlyScale();
     if (scale === null) return null;
-    const what = scale === 0 ? "The token alone drives every feature most" : "A " + format.dilation(scale) + " drives every feature most";
-    return html`<p class="note">${what}; see Context for how much earlier tokens add.</p>`;
+    const what = scale === 0 ? "The token alone has the largest share of the lift in every feature" : "A " + format.dilation(scale) + " has the largest share of the lift in every feature";
+    return html`<p class="note">${what}; see Context for the share of earlier tokens.</p>`;
   }
 
   function Filters({ explore, query, shown }) {
     const scales = explore.dilations.length > 0 && (onlyScale() === null || query.dilation);
     const dilations = explore.dilations.map((value) => [String(value), format.dilation(value)]);
-    const dead = [["", "hidden"], ["show", "shown"], ["only", "only these"]];
+    const dead = [["", "hidden"], ["show", "shown"], ["only", "only"]];
     const total = data.features().length;
     return html`<form class="filters" role="search" onSubmit=${(event) => event.preventDefault()}>
-      <label class="search"><span class="sr">Search tokens, promoted tokens or a feature's number</span>
+      <label class="search"><span class="sr">Search top tokens, promoted tokens or a feature number</span>
         <${MT.Field} id="search" type="search" placeholder="Search tokens or a feature number" spellcheck="false"
           value=${query.q || ""} onValue=${({ value }) => route.amend({ q: value })} /><kbd aria-hidden="true">/</kbd></label>
       ${scales && html`<${Choice} name="dilation" label="Time scale" query=${query} options=${[["", "any"], ...dilations]} />`}

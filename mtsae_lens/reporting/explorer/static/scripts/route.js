@@ -20,13 +20,13 @@
     return "#/" + view + (view === "list" ? "" : "/" + id) + (search ? "?" + search : "");
   }
 
-  // A number of the query as a place among `n`; null for anything else, for people edit addresses.
+  // Reads a number of the query as an index below `n`; null for anything else, because readers may edit addresses.
   const place = (text, n) => (/^\d+$/.test(text || "") && Number(text) < n ? Number(text) : null);
 
   const now = () => parse(location.hash);
   const go = (view, id, query) => (location.hash = address(view, id, query));
 
-  // Changes part of the query without a step in the history.
+  // Changes part of the query without adding to the browser's history.
   function amend(changes) {
     const { view, id, query } = now();
     location.replace(address(view, id, { ...query, ...changes }));

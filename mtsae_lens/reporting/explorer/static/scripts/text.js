@@ -1,4 +1,4 @@
-// Whole contexts: which features fire on a token, where a feature fires, and how surprised the model was.
+// The view of a whole context: which features fire on a token, where a feature fires, and the loss of each token.
 (function () {
   "use strict";
   const { html } = htmPreact;
@@ -22,7 +22,7 @@
     return place < 0 ? 0 : text.activations[at][place];
   };
 
-  // The feature with the highest activation of all; null for a text in which none fires.
+  // The feature with the highest activation in a text; null if no feature fires.
   function strongest(text) {
     const best = { feature: null, value: 0 };
     text.features.forEach((features, at) => {
@@ -32,26 +32,26 @@
     return best.feature;
   }
 
-  // The one that the address asks for; the strongest where it asks for none ("none" asks for no colour).
-  const colouring = (text, query) => (query.feature === undefined ? strongest(text) : route.place(query.feature, data.features().length));
+  // The feature that the address names, or else the strongest; null for "none".
+  const featureToMark = (text, query) => (query.feature === undefined ? strongest(text) : route.place(query.feature, data.features().length));
 
-  // Of every token the strongest features are kept: fewer than that are all that fire.
-  const allOf = (features) => features.length < data.explore().n_strongest;
+  // The facts keep the strongest features of each token. If there are fewer than that, they are all that fire.
+  const isComplete = (features) => features.length < data.explore().n_strongest;
 
   function howMany(features) {
     const n = features.length;
     if (!n) return "no feature fires";
-    return n + (n === 1 ? " feature" : " features") + (allOf(features) ? "" : " or more");
+    return n + (isComplete(features) ? "" : " or more") + (n === 1 ? " feature" : " features");
   }
 
   function howStrongly(text, at, feature) {
     if (feature === null) return "";
     const value = activation(text, at, feature);
-    return value ? format.number(value) : allOf(text.features[at]) ? "does not fire here" : "none of its strongest";
+    return value ? format.number(value) : isComplete(text.features[at]) ? "does not fire here" : "not among the strongest here";
   }
 
   function Strongest({ text, at, chosen }) {
-    if (at === null) return html`<p class="meaning">Choose a token: its strongest features are listed here.</p>`;
+    if (at === null) return html`<p class="meaning">Choose a token to list its strongest features here.</p>`;
     const rows = data.features();
     return html`<h2>At <${tokens.Chip} text=${text.tokens[at]} /></h2>
       <p class="meaning">Loss of this token: ${format.number(text.nll[at])}${format.missing(text.nll[at]) ? "" : " nats"}</p>
@@ -74,7 +74,7 @@
     const loss = query.color === "loss";
     const modes = [["a feature", false, null], ["loss per token", true, "loss"]];
     return html`<div class="toolbar">
-      <div role="radiogroup" aria-label="What the colour shows" class="switch">
+      <div role="radiogroup" aria-label="What the color shows" class="switch">
         ${modes.map(([text, on, color]) => html`<button role="radio" aria-checked=${loss === on} onClick=${() => route.amend({ color })}>${text}</button>`)}
       </div>
       ${!loss && html`<label class="inline">Feature <${MT.Field} type="text" inputmode="numeric" size="6" value=${feature === null ? "" : feature} onValue=${highlight} /></label>`}
@@ -82,12 +82,12 @@
     </div>`;
   }
 
-  function Shown({ feature, given }) {
+  function Marked({ feature, given }) {
     const row = feature === null ? null : data.features()[feature];
-    if (!row) return html`<p class="meaning">No feature is marked: give a number, or choose a token and highlight one of its features.</p>`;
+    if (!row) return html`<p class="meaning">No feature is marked. Enter a number, or choose a token and highlight one of its features.</p>`;
     const n = data.explore().n_strongest;
-    const where = (given ? "" : ", the strongest in this text") + ", where it is among the " + n + " strongest of a token.";
-    return html`<p class="meaning">Marked is feature <a href=${route.address("feature", feature)}>${feature}</a> <${tokens.Chip} text=${row.top_token} />${where}</p>`;
+    const where = (given ? " is marked" : ", the strongest in this text, is marked") + " wherever it is among the " + n + " strongest features of a token.";
+    return html`<p class="meaning">Feature <a href=${route.address("feature", feature)}>${feature}</a> <${tokens.Chip} text=${row.top_token} />${where}</p>`;
   }
 
   function Body({ text, query, feature }) {
@@ -104,7 +104,7 @@
     const about = (at) => html`<div class="about"><p><${tokens.Chip} text=${text.tokens[at]} />
         <b>${loss ? format.number(text.nll[at]) + " nats" : howStrongly(text, at, feature)}</b></p>
       <p class="part"><span>${howMany(text.features[at])}</span></p></div>`;
-    return html`${!loss && html`<${Shown} feature=${feature} given=${query.feature !== undefined} />`}<${tokens.Tokens} tokens=${text.tokens} mark=${mark} about=${about} start=${chosen || 0} newlines=${true}
+    return html`${!loss && html`<${Marked} feature=${feature} given=${query.feature !== undefined} />`}<${tokens.Tokens} tokens=${text.tokens} mark=${mark} about=${about} start=${chosen || 0} newlines=${true}
       label="The text" onPick=${(at) => route.amend({ token: at })} />`;
   }
 
@@ -112,11 +112,11 @@
     const explore = data.explore();
     const shard = id < explore.texts.length ? Math.floor(id / explore.texts_per_shard) : null;
     const { content, error } = data.useShard("texts", shard);
-    if (!explore.texts.length) return html`<p class="note">No texts were kept.</p>`;
-    if (id >= explore.texts.length) return html`<p class="note">There is no text ${id}: there are ${explore.texts.length}.</p>`;
+    if (!explore.texts.length) return html`<p class="note">These facts hold no texts.</p>`;
+    if (id >= explore.texts.length) return html`<p class="note">There is no text ${id}: there are the texts 0 to ${explore.texts.length - 1}.</p>`;
     if (error) return html`<p class="note" role="alert">${error}</p>`;
     const text = content && content[id % explore.texts_per_shard];
-    const feature = text ? colouring(text, query) : null;
+    const feature = text ? featureToMark(text, query) : null;
     return html`<article class="text"><header class="title"><h1>Text</h1><${Picker} id=${id} index=${explore.texts} corpora=${explore.corpora} query=${query} /></header>
       <${Controls} query=${query} feature=${feature} />
       ${!text && html`<p class="note" role="status">Loading</p>`}

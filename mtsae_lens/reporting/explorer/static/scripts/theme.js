@@ -1,4 +1,4 @@
-// Light or dark: the system's choice, until the reader makes one. Runs before anything is drawn.
+// Light or dark: the system's choice until the reader makes one. This runs before anything is drawn.
 (function () {
   "use strict";
   const KEY = "mtsae-theme";
@@ -9,7 +9,7 @@
     try {
       return localStorage.getItem(KEY);
     } catch (error) {
-      return null; // a browser that keeps nothing for pages from disk
+      return null; // some browsers store nothing for pages from disk
     }
   }
 
@@ -25,14 +25,14 @@
       try {
         localStorage.setItem(KEY, theme.current);
       } catch (error) {
-        // the choice holds until the page is closed
+        // the choice is kept until the page is closed
       }
     },
     listen(listener) {
       listeners.add(listener);
       return () => listeners.delete(listener);
     },
-    colour(name) {
+    color(name) {
       return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
     },
   };

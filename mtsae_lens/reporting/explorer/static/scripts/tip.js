@@ -1,4 +1,4 @@
-// One box that says what is under the pointer, or has the focus, or was tapped.
+// The tooltip of the token that is under the pointer, has the focus, or was tapped.
 (function () {
   "use strict";
   const { render } = htmPreact;
@@ -36,7 +36,7 @@
     tip.style.transform = "translate(" + Math.round(left) + "px," + Math.round(top) + "px)";
   }
 
-  // What has the focus, or is still under the pointer, keeps its box while the page scrolls.
+  // A token that has the focus, or is still under the pointer, keeps its tooltip while the page scrolls.
   function follow() {
     if (owner && owner.matches(":hover, :focus")) place(box, owner);
     else hide();

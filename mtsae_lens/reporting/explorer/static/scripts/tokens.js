@@ -1,10 +1,10 @@
-// Tokens of a text, one tab stop for all: arrows move between them; pointer, focus or a tap says what is known of one.
+// The tokens of a text. They share one tab stop, and arrow keys move between them. Pointer, focus or a tap shows a token's tooltip.
 (function () {
   "use strict";
   const { html, useRef, useState } = htmPreact;
   const { format, tip } = MT;
 
-  // `mark(place)` gives {kind, style, label}; `about(place)` what the tip shows, or null.
+  // `mark(place)` returns {kind, style, label}; `about(place)` returns the content of the tooltip, or null.
   function Tokens({ tokens, mark, about, label, start = 0, onPick = null, newlines = false }) {
     const group = useRef(null);
     const [stop, setStop] = useState(start);
@@ -12,7 +12,7 @@
       const token = event.target.closest("[data-place]");
       return token ? Number(token.dataset.place) : null;
     };
-    const tell = (event) => {
+    const showTip = (event) => {
       const at = place(event);
       if (at === null) return;
       const content = about(at);
@@ -37,10 +37,10 @@
       const at = place(event);
       if (at === null) return;
       focus(at);
-      tell(event);
+      showTip(event);
       if (onPick) onPick(at);
     };
-    const events = { onMouseOver: tell, onMouseLeave: tip.hide, onfocusin: tell, onfocusout: tip.hide, onKeyDown: press, onClick: click };
+    const events = { onMouseOver: showTip, onMouseLeave: tip.hide, onfocusin: showTip, onfocusout: tip.hide, onKeyDown: press, onClick: click };
     return html`<p class="tokens" role="group" aria-label=${label} ref=${group} ...${events}>
       ${tokens.map((text, at) => {
         const { kind = "", style = null, label: said = "" } = mark(at);
@@ -51,10 +51,10 @@
     </p>`;
   }
 
-  // A token by itself, in a list.
+  // A single token, in a list or a sentence.
   const Chip = ({ text, kind = "" }) => html`<span class="chip ${kind}">${format.chip(text)}</span>`;
 
-  // The strength of a colour between its faintest and its strongest, for a share between 0 and 1.
+  // The CSS variable for the strength of a color, from a share between 0 and 1.
   const strength = (share) => ({ "--strength": Math.round(Math.max(0, Math.min(1, share)) * 100) / 100 });
 
   MT.tokens = { Tokens, Chip, strength };

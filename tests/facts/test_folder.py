@@ -10,7 +10,7 @@ import pytest
 from facts_folder import write_facts
 
 from mtsae_lens.errors import DataError
-from mtsae_lens.reporting.explorer.folder import FactsFolder
+from mtsae_lens.facts.folder import FactsFolder
 
 
 def test_reads_every_row_in_order(tmp_path: Path) -> None:
@@ -36,7 +36,7 @@ def test_refuses_another_format(tmp_path: Path) -> None:
 def test_names_a_missing_column(tmp_path: Path, table: str, column: str) -> None:
     path = write_facts(tmp_path, d_sae=4) / f"{table}.parquet"
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
-    with pytest.raises(DataError, match=f"no column {column}"):
+    with pytest.raises(DataError, match=f"expected the columns {column}, got none"):
         FactsFolder.open(tmp_path)
 
 
