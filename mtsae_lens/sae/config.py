@@ -7,14 +7,15 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.activations import ACTIVATIONS, ActivationFields, ActivationTrainingFields
 from mtsae_lens.sae.field_types import check_fields
 from mtsae_lens.sae.separation import SEPARATIONS
 from mtsae_lens.sae.temporal import PADDINGS, SCALE_NORMS, Padding, ScaleNorm
 
 ARCHITECTURE = "mtsae"
-Activation = Literal["topk", "relu"]
 TapInit = Literal["near", "far", "alike", "conv"]
 ReconstructionLoss = Literal["mse", "l2"]
 Hierarchy = Literal["none", "nested"]
@@ -26,7 +27,7 @@ def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
 
 
 @dataclass(kw_only=True)
-class _TemporalFields:
+class _TemporalFields(ActivationFields):
     """The fields that training and inference share."""
 
     dilations: tuple[int, ...] = (0, 1, 2, 4, 8)
@@ -55,12 +56,6 @@ class _TemporalFields:
     """Factor on every scale but the first. Adam moves each encoder weight alike, useful or not, and there are four times as many
     for the context as for the token itself; a gain below 1 keeps their noise down. 1 is the paper."""
 
-    activation: Activation = "topk"
-    """`topk` keeps the `k` largest pre-activations of a position; `relu` keeps the positive ones and needs an L1 penalty."""
-
-    k: int = 32
-    """Features active at a position, for `topk`."""
-
     context_size: int = 128
     """Positions of a context. A 2-D input is read as contexts of this length laid end to end."""
 
@@ -80,7 +75,7 @@ class _TemporalFields:
         _one_of("scale_norm", self.scale_norm, SCALE_NORMS)
         if self.context_gain <= 0:
             raise ConfigError(f"context_gain must be positive; got {self.context_gain}")
-        _one_of("activation", self.activation, get_args(Activation))
+        self.check_activation()
         if self.kernel_size == 1 and len(self.dilations) > 1:
             raise ConfigError(
                 f"kernel_size=1 reads no other position, so the scales {self.dilations} would be one; give one dilation"
@@ -92,8 +87,6 @@ class _TemporalFields:
                 f"hierarchy='nested' needs at least two dilations, and a feature for each; got {self.dilations} and d_sae={d_sae}"
             )
         self._validate_learnt_dilations()
-        if self.activation == "topk" and not 1 <= self.k <= d_sae:
-            raise ConfigError(f"k must lie between 1 and d_sae ({d_sae}); got {self.k}")
         if self.context_size < 2:
             raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
         if normalize_activations not in ("none", "expected_average_only_in"):
@@ -135,10 +128,16 @@ class MTSAEConfig(_TemporalFields, SAEConfig):
         check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
         self._validate_temporal_fields(self.d_sae, self.normalize_activations)
+        inference = ACTIVATIONS[self.activation].inference
+        if inference != self.activation:
+            raise ConfigError(
+                f"expected an activation for inference, got {self.activation!r}, which is for training; give {inference!r}, which an SAE "
+                "trained with it has"
+            )
 
 
 @dataclass(kw_only=True)
-class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
+class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAEConfig):
     """A Multi-Scale Temporal SAE in training; see `MTTrainingSAE` for the loss."""
 
     decoder_init_norm: float | None = 1.0
@@ -150,21 +149,12 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
     reconstruction_loss: ReconstructionLoss = "mse"
     """`mse`: squared error summed over `d_in`, as everywhere in SAELens. `l2`: its square root, as in eq. 4 of the paper."""
 
-    l1_coefficient: float = 1.0
-    """Weight of the L1 penalty, for `relu`."""
-
-    l1_warm_up_steps: int = 0
-    """Steps over which the L1 weight rises from zero."""
-
     separation: str = "cosine"
     """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or one that was registered
     (`mtsae_lens.sae.separation`)."""
 
     separation_coefficient: float = 0.0
     """Weight of the separation loss."""
-
-    aux_loss_coefficient: float = 1 / 32
-    """Weight of the auxiliary loss by which dead features learn the residual, for `topk` (Gao et al. 2024, arXiv 2406.04093)."""
 
     tap_init: TapInit = "near"
     """How the filters start. `near`, `far`: the first scale as the token itself, every other as the nearest or farthest token it
@@ -192,6 +182,10 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
         }
         return cls(d_in=d_in, d_sae=d_sae, **(settings | overrides))
 
+    @override
+    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        return super().get_inference_sae_cfg_dict() | {"activation": ACTIVATIONS[self.activation].inference}
+
     def __post_init__(self) -> None:
         check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
@@ -199,6 +193,5 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
         _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
         _one_of("separation", self.separation, SEPARATIONS)
         _one_of("tap_init", self.tap_init, get_args(TapInit))
-        for name in ("l1_coefficient", "l1_warm_up_steps", "separation_coefficient", "aux_loss_coefficient"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")
+        if self.separation_coefficient < 0:
+            raise ConfigError(f"separation_coefficient must not be negative; got {self.separation_coefficient}")

@@ -12,17 +12,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
-from sae_lens.saes.sae import SAE
-from sae_lens.saes.topk_sae import TopK
+from jaxtyping import Bool, Float
+from sae_lens.saes.sae import SAE, TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.sae.activation_interface import Activation
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
@@ -95,7 +96,16 @@ class TemporalEncoder(SAE[Any]):
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return TopK(self.cfg.k) if self.cfg.activation == "topk" else nn.ReLU()
+        return self.activation.function(self.cfg)
+
+    @property
+    def activation(self) -> Activation:
+        """The activation that the configuration names."""
+        return ACTIVATIONS[self.cfg.activation]
+
+    def _activate(self, hidden_pre: Float[Tensor, "*row d_sae"], kept: Bool[Tensor, "*row"]) -> Float[Tensor, "*row d_sae"]:
+        """Compute feature activations; those at positions that are not kept are not used."""
+        return self.activation.apply(self, hidden_pre)
 
     def _create_parameters(self) -> None:
         """Parameters of the right shapes; the base class would leave a stray `W_enc` of the wrong one."""
@@ -108,6 +118,26 @@ class TemporalEncoder(SAE[Any]):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
+        self._create_activation_state()
+
+    def _create_activation_state(self) -> None:
+        for name, spec in self.activation.state(self.cfg, training=isinstance(self, TrainingSAE)).items():
+            shape = (self.cfg.d_sae,) if spec.per_feature else ()
+            tensor = torch.full(shape, spec.start, dtype=spec.dtype or self.dtype, device=self.device)
+            if spec.learned:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the weights as torch does, but let tensors of the activation keep a dtype that they must have."""
+        super()._apply(*args, **kwargs)
+        for name, spec in self.activation.state(self.cfg, training=isinstance(self, TrainingSAE)).items():
+            tensor = getattr(self, name)
+            if spec.dtype is not None and tensor.dtype != spec.dtype:
+                tensor.data = tensor.data.to(spec.dtype)
+        return self
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "batch pos d_in"]:
@@ -153,7 +183,8 @@ class TemporalEncoder(SAE[Any]):
         """Feature activations and pre-activations; a wall has no active feature."""
         hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self._encoder_weights() + self.b_enc
         hidden_pre = self.hook_sae_acts_pre(hidden_pre)
-        feature_acts = self.activation_fn(hidden_pre).masked_fill(find_walls(x).unsqueeze(-1), 0.0)
+        walls = find_walls(x)
+        feature_acts = self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
         return self.hook_sae_acts_post(feature_acts), hidden_pre
 
     def _encoder_weights(self) -> Float[Tensor, "encoder_d_in d_sae"]:
@@ -186,13 +217,12 @@ class TemporalEncoder(SAE[Any]):
     @override
     @torch.no_grad()
     def fold_W_dec_norm(self) -> None:
-        """Exact for `relu`. With `topk` the norms decide which features win, so it is exact only if all norms are equal."""
-        norms = self.get_W_dec_norm()
-        if self.cfg.activation == "topk" and not torch.allclose(norms, norms.mean().expand_as(norms), rtol=1e-4):
-            raise NotImplementedError(
-                f"decoder norms range from {norms.min():.4g} to {norms.max():.4g}: folding them would change which features the "
-                "top-k keeps. Train with normalize_decoder=True, or load with fold_W_dec_norm=False."
-            )
+        """Fold the norms of the decoder rows into the encoder, as SAELens does, and let the activation follow.
+
+        Raises:
+            NotImplementedError: the norms differ, and the activation compares features with each other.
+        """
+        self.activation.scale_features(self, self.get_W_dec_norm())
         super().fold_W_dec_norm()
 
     @override

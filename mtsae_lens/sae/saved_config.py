@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.field_types import check_fields
 
 _MAX_BYTES = 16_000_000  # a configuration has a few thousand
@@ -55,11 +56,17 @@ def check_saved_config(path: Path) -> None:
     if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
         return  # SAELens's own loader names it
     k, d_sae = content.get("k"), content.get("d_sae")
+    activation = content.get("activation", "topk")
     try:
         check_fields(SAE_CLASS_REGISTRY[architecture][1], content)
     except ConfigError as error:
         raise ModelError(f"{path}: the SAE cannot be loaded ({error})") from error
-    if isinstance(k, int) and isinstance(d_sae, int) and not 1 <= k <= d_sae and content.get("activation", "topk") == "topk":
+    if activation not in ACTIVATIONS:
+        raise ModelError(
+            f"{path}: the SAE cannot be loaded (activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r})"
+        )
+    reads_k = "k" in ACTIVATIONS[activation].fields
+    if reads_k and isinstance(k, int) and isinstance(d_sae, int) and not 1 <= k <= d_sae:
         raise ModelError(f"{path}: the SAE cannot be loaded (k must lie between 1 and d_sae ({d_sae}); got {k})")
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import calculate_topk_aux_acts
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -69,10 +69,11 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        coefficients: dict[str, float | TrainCoefficientConfig] = {"separation": self.cfg.separation_coefficient}
-        if self.cfg.activation == "relu":
-            coefficients["l1"] = TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)
-        return coefficients
+        return {"separation": self.cfg.separation_coefficient} | self.activation.coefficients(self.cfg)
+
+    @override
+    def _activate(self, hidden_pre: Tensor, kept: Tensor) -> Tensor:
+        return self.activation.apply_in_training(self, hidden_pre, kept)
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +84,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
+        self.activation.before_training_step(self)
         sae_in, reads = self._split_reads(step_input.sae_in, step_input.n_training_steps)
         x = reads[0]
         keep = ~find_walls(x)
@@ -102,7 +104,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
         kept_input = replace(step_input, sae_in=sae_in[kept_rows])
         losses |= self.calculate_aux_loss(kept_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows])
-        metrics: dict[str, Tensor | float] = {}
+        metrics = self.activation.after_training_step(self, feature_acts)
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
             separation = separation_loss(self.cfg.separation, z, self.filters, keep)
@@ -142,19 +144,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        """L1 for `relu`; for `topk` the residual as the best dead features would explain it. All rows are kept ones."""
-        if self.cfg.activation == "relu":
-            l1 = (feature_acts.abs() * self.W_dec.norm(dim=-1)).sum(dim=-1).mean()
-            return {"l1_loss": step_input.coefficients["l1"] * l1}
-        dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
-            return {}
-        k_aux = max(1, self.cfg.d_in // 2)  # appendix B.1 of Gao et al. 2024
-        aux_acts = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_pre, dead)
-        residual = (step_input.sae_in - sae_out).detach()
-        error = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
-        return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error}
+        """Compute the losses of the activation; the base class knows none. All rows are of positions that are not walls."""
+        return self.activation.losses(self, step_input, feature_acts, hidden_pre, sae_out)
 
     @torch.no_grad()
     def encode_constant(self, h: Float[Tensor, " d_in"]) -> Float[Tensor, " d_sae"]:
@@ -166,6 +157,11 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     def normalize_decoder_(self) -> None:
         """Unit-norm decoder rows, in place."""
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        self.activation.to_inference(self, state_dict)
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:

@@ -29,6 +29,7 @@ from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
+from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.training.checkpoints import list_checkpoints, resume_from
@@ -180,7 +181,12 @@ class SequenceSAETrainingRunner:
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         values["model_contents"] = list(model_stamps(cfg.model_name).values())
         values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
-        sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
+        without_effect = {"metadata", "device"}
+        if isinstance(
+            cfg.sae, MTTrainingSAEConfig
+        ):  # so that a checkpoint may be older than the settings of another activation
+            without_effect |= cfg.sae.unused_activation_fields
+        sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in without_effect}
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
 
     def run(self, *, resume: bool = False) -> TrainingSAE[Any]:
