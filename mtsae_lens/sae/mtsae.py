@@ -141,7 +141,23 @@ class TemporalEncoder(SAE[Any]):
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "batch pos d_in"]:
-        """Overrides the base class because walls must be read between the hook and the normalisation, and put back after it."""
+        """Turn activations at the hook into the encoder's input, centered, zero at walls.
+
+        Overrides the base class because walls must be read between the hook and the normalization, and put back after it.
+
+        Args:
+            sae_in: contexts `(batch, pos, d_in)`, with heads for `hook_z`, or rows `(batch * context_size, d_in)`.
+
+        Returns:
+            Contexts.
+
+        Raises:
+            DataError: complex numbers, another shape or width, or a single position of an encoder that reads earlier ones.
+        """
+        return self.read_contexts(sae_in)[0]
+
+    def read_contexts(self, sae_in: Tensor) -> tuple[Float[Tensor, "batch pos d_in"], Bool[Tensor, "batch pos"]]:
+        """Return what `process_sae_in` returns, and where the walls are; arguments and errors as there."""
         if sae_in.is_complex():
             raise DataError(f"expected real activations; got {sae_in.dtype}: give their real part (h.real)")
         h = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
@@ -150,7 +166,7 @@ class TemporalEncoder(SAE[Any]):
         if self.cfg.skip_first_position:
             walls[:, :1] = True
         x = self.run_time_activation_norm_fn_in(h) - self.b_dec * self.cfg.apply_b_dec_to_input
-        return x.masked_fill(walls.unsqueeze(-1), 0.0)
+        return x.masked_fill(walls.unsqueeze(-1), 0.0), walls
 
     def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:
         size = self.cfg.context_size
@@ -178,12 +194,19 @@ class TemporalEncoder(SAE[Any]):
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
     def features_from_scales(
-        self, z: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"]
+        self, z: Float[Tensor, "*row n_scales d_in"], walls: Bool[Tensor, "*row"]
     ) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
-        """Feature activations and pre-activations; a wall has no active feature."""
+        """Compute features from the vectors of the scales.
+
+        Args:
+            z: the vector of every scale, `(..., n_scales, d_in)`.
+            walls: the positions that are walls, `(...)`; no feature is active there.
+
+        Returns:
+            Feature activations and pre-activations, both `(..., d_sae)`.
+        """
         hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self._encoder_weights() + self.b_enc
         hidden_pre = self.hook_sae_acts_pre(hidden_pre)
-        walls = find_walls(x)
         feature_acts = self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
         return self.hook_sae_acts_post(feature_acts), hidden_pre
 
@@ -264,8 +287,8 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        sae_in = self.process_sae_in(x)
-        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), sae_in)
+        sae_in, walls = self.read_contexts(x)
+        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), walls)
         return self._as_given(feature_acts, x)
 
     @override

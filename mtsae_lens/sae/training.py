@@ -77,20 +77,19 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        sae_in = self.process_sae_in(x)
-        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in), sae_in)
+        sae_in, walls = self.read_contexts(x)
+        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in), walls)
         return self._as_given(feature_acts, x), self._as_given(hidden_pre, x)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
         self.activation.before_training_step(self)
-        sae_in, reads = self._split_reads(step_input.sae_in, step_input.n_training_steps)
-        x = reads[0]
-        keep = ~find_walls(x)
+        sae_in, reads, walls = self._split_reads(step_input.sae_in, step_input.n_training_steps)
+        x, keep = reads[0], ~walls
         convolved = self.convolve(reads)
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
-        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, x))
+        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, walls))
         sae_out = self.decode(feature_acts)
 
         kept_rows = keep.flatten()
@@ -123,18 +122,22 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics=metrics,
         )
 
-    def _split_reads(self, batch: Tensor, step: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """The rows to reconstruct, and what each reads at every offset, centred, zero where nothing can be read."""
+    def _split_reads(self, batch: Tensor, step: int) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+        """Return the rows to reconstruct, what each reads at every offset, and which are walls.
+
+        What is read is centered, and zero where nothing can be read.
+        """
         offsets = self.read_offsets
         # an encoder that reads no other position has rows of d_in either way, and no use for contexts
         if batch.ndim == 2 and batch.shape[-1] == len(offsets) * self.cfg.d_in:
             h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=self.cfg.d_in)
-            x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(find_walls(h).unsqueeze(-1), 0.0)
-            return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True))
+            walls = find_walls(h)
+            x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(walls.unsqueeze(-1), 0.0)
+            return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True)), walls[:, 0]
         if step == 0:
             check_whole_contexts(batch, self.cfg)
-        x = self.process_sae_in(batch)
-        return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding)
+        x, walls = self.read_contexts(batch)
+        return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding), walls
 
     @override
     def calculate_aux_loss(
