@@ -60,7 +60,9 @@ class _TemporalFields(ActivationFields):
     """Positions of a context. A 2-D input is read as contexts of this length laid end to end."""
 
     skip_first_position: bool = True
-    """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not."""
+    """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not. `SequenceSAETrainingRunner`,
+    `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on contexts of your own
+    (`mtsae_lens.training.fit`) and used on its own."""
 
     def _validate_temporal_fields(self, d_sae: int, normalize_activations: str) -> None:
         if not isinstance(self.dilations, tuple | list) or not all(type(d) is int and d >= 0 for d in self.dilations or (-1,)):
@@ -167,7 +169,19 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
 
     @classmethod
     def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> Self:
-        """The paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1."""
+        """Return the paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1.
+
+        The paper does not mask position 0. `skip_first_position` stays True all the same, because the runner, `HookedLM` and the
+        export mask that position for every SAE.
+
+        Args:
+            d_in: width of the activations.
+            d_sae: number of features.
+            **overrides: other settings, by name.
+
+        Returns:
+            The configuration of an SAE in training.
+        """
         settings: dict[str, Any] = {
             "dilations": (1, 2, 4, 8),
             "padding": "circular",
@@ -178,7 +192,6 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
             "separation_coefficient": 0.1,
             "tap_init": "conv",
             "context_gain": 1.0,
-            "skip_first_position": False,
         }
         return cls(d_in=d_in, d_sae=d_sae, **(settings | overrides))
 

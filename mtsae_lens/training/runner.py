@@ -110,6 +110,8 @@ class SequenceSAETrainingRunner:
         self.stream = self._build_stream(override_dataset)
         self.sae = override_sae or self._build_sae()
         self.sae.to(cfg.device)
+        if isinstance(self.sae, TemporalEncoder):  # an SAE made before this was checked may say otherwise
+            self.sae.cfg.skip_first_position = True
 
     @property
     def _half_precision(self) -> str | None:
@@ -181,7 +183,7 @@ class SequenceSAETrainingRunner:
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         values["model_contents"] = list(model_stamps(cfg.model_name).values())
         values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
-        without_effect = {"metadata", "device"}
+        without_effect = {"metadata", "device", "skip_first_position"}  # the stream masks position 0 in any case
         if isinstance(
             cfg.sae, MTTrainingSAEConfig
         ):  # so that a checkpoint may be older than the settings of another activation
@@ -277,6 +279,11 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
+        )
+    if not getattr(cfg.sae, "skip_first_position", True):
+        raise ConfigError(
+            "skip_first_position=False is not carried out by this runner, which masks position 0 of every context, as HookedLM and the "
+            "export do; leave it at True, or train on contexts of your own with mtsae_lens.training.fit.fit"
         )
     for field in fields(cfg):
         value, default = getattr(cfg, field.name), _default(field)

@@ -121,7 +121,7 @@ def test_paper() -> None:
         "tap_init": "conv",
         "context_gain": 1.0,
         "normalize_decoder": True,
-        "skip_first_position": False,
+        "skip_first_position": True,  # position 0 is masked in training too
     }
     assert {name: getattr(cfg, name) for name in expected} == expected
     assert MTTrainingSAEConfig.paper(8, 64, padding="causal", dtype="float64").padding == "causal"
