@@ -1,4 +1,4 @@
-"""What an MTSAE is (`MTSAEConfig`) and how it is trained (`MTTrainingSAEConfig`)."""
+"""The settings of an MTSAE (`MTSAEConfig`) and of its training (`MTTrainingSAEConfig`)."""
 
 from __future__ import annotations
 
@@ -28,36 +28,38 @@ def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
 
 @dataclass(kw_only=True)
 class _TemporalFields(ActivationFields):
-    """The fields that training and inference share."""
+    """The settings that training and inference share."""
 
     dilations: tuple[int, ...] = (0, 1, 2, 4, 8)
-    """Dilation of each scale, in positions: the paper's 1, 2, 4, 8, and 0, a scale of its own for the token alone."""
+    """Dilation of each scale, in positions: the paper's 1, 2, 4 and 8, and 0 for a scale that reads the current token alone."""
 
     kernel_size: int = 3
-    """Taps of each scale."""
+    """Number of taps of each scale."""
 
     learn_dilations: bool = False
-    """Let the dilations move in training, from those given (`mtsae_lens.sae.spacing`); causal only."""
+    """Learn the dilations in training, starting from those given (`mtsae_lens.sae.spacing`). Needs causal padding."""
 
     max_lag: int | None = None
-    """With `learn_dilations`, the farthest position that a tap may come to read; None for the whole context."""
+    """The farthest position back that a tap may read with `learn_dilations`; None for the whole context."""
 
     hierarchy: Hierarchy = "none"
-    """`nested`: features in one group a scale, the first reading the first scale alone, the last all (`mtsae_lens.sae.hierarchy`)."""
+    """`nested`: one group of features for each scale. The first group reads the first scale alone, the last reads all scales
+    (`mtsae_lens.sae.hierarchy`). `none`: every feature reads every scale."""
 
     padding: Padding = "causal"
-    """`causal`: taps read the past only, the one choice that leaks nothing inside an autoregressive model. `circular`: centred,
-    wrapping around the context, as in the paper. `zero`: centred, nothing beyond the ends."""
+    """`causal`: taps read the current and earlier tokens, so nothing leaks from later tokens. `circular`: taps are centered and wrap around
+    the context, as in the paper. `zero`: taps are centered and read nothing beyond the ends of the context."""
 
     scale_norm: ScaleNorm = "rescaled_layer_norm"
-    """`rescaled_layer_norm`: layer norm with the token's own mean and deviation put back. `layer_norm`: as in the paper. `none`."""
+    """`rescaled_layer_norm`: layer norm, then scaled and shifted to the mean and standard deviation of the token's own activations.
+    `layer_norm`: as in the paper. `none`: no norm."""
 
     context_gain: float = 0.1
-    """Factor on every scale but the first. Adam moves each encoder weight alike, useful or not, and there are four times as many
-    for the context as for the token itself; a gain below 1 keeps their noise down. 1 is the paper."""
+    """Factor on every scale but the first. Adam moves every encoder weight by about the same amount, and with the default dilations four
+    times as many weights read the context as read the token itself; a gain below 1 reduces the noise they add. The paper has 1."""
 
     context_size: int = 128
-    """Positions of a context. A 2-D input is read as contexts of this length laid end to end."""
+    """Number of positions in a context. A 2-D input is read as contexts of this length, laid end to end."""
 
     skip_first_position: bool = True
     """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not. `SequenceSAETrainingRunner`,
@@ -80,7 +82,7 @@ class _TemporalFields(ActivationFields):
         self.check_activation()
         if self.kernel_size == 1 and len(self.dilations) > 1:
             raise ConfigError(
-                f"kernel_size=1 reads no other position, so the scales {self.dilations} would be one; give one dilation"
+                f"kernel_size=1 reads no other position, so the scales {self.dilations} would all be the same; give one dilation"
             )
         if self.kernel_size < 1 or (self.padding != "causal" and self.kernel_size % 2 == 0):
             raise ConfigError(f"kernel_size must be positive, and odd unless padding is 'causal'; got {self.kernel_size}")
@@ -88,7 +90,7 @@ class _TemporalFields(ActivationFields):
             raise ConfigError(
                 f"hierarchy='nested' needs at least two dilations, and a feature for each; got {self.dilations} and d_sae={d_sae}"
             )
-        self._validate_learnt_dilations()
+        self._validate_learned_dilations()
         if self.context_size < 2:
             raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
         if normalize_activations not in ("none", "expected_average_only_in"):
@@ -97,10 +99,12 @@ class _TemporalFields(ActivationFields):
                 "taps, and norms of single tokens are undefined at a wall; use 'expected_average_only_in' or 'none'"
             )
 
-    def _validate_learnt_dilations(self) -> None:
+    def _validate_learned_dilations(self) -> None:
         if not self.learn_dilations:
             if self.max_lag is not None:
-                raise ConfigError(f"max_lag={self.max_lag} says how far learnt dilations may reach; add learn_dilations=True")
+                raise ConfigError(
+                    f"max_lag={self.max_lag} limits how far learned dilations reach; add learn_dilations=True, or leave max_lag out"
+                )
             return
         if self.padding != "causal" or self.kernel_size == 1:
             raise ConfigError(
@@ -119,11 +123,15 @@ class _TemporalFields(ActivationFields):
 
 @dataclass
 class MTSAEConfig(_TemporalFields, SAEConfig):
-    """A Multi-Scale Temporal SAE for inference; see `MTSAE` for the equations."""
+    """Configure a Multi-Scale Temporal SAE for inference; `MTSAE` has the equations.
+
+    Raises:
+        ConfigError: a setting has a value that it cannot have, or that does not go with another setting.
+    """
 
     @classmethod
     def architecture(cls) -> str:
-        """The name under which SAELens knows it."""
+        """Return the name under which SAELens knows the architecture."""
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
@@ -140,31 +148,36 @@ class MTSAEConfig(_TemporalFields, SAEConfig):
 
 @dataclass(kw_only=True)
 class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAEConfig):
-    """A Multi-Scale Temporal SAE in training; see `MTTrainingSAE` for the loss."""
+    """Configure a Multi-Scale Temporal SAE in training; `MTTrainingSAE` has the loss.
+
+    Raises:
+        ConfigError: a setting has a value that it cannot have, or that does not go with another setting.
+    """
 
     decoder_init_norm: float | None = 1.0
-    """Norm of the decoder rows at the start; 1 agrees with `normalize_decoder`."""
+    """Norm of the decoder rows at the start; use 1 with `normalize_decoder`. None leaves them as drawn."""
 
     normalize_decoder: bool = True
-    """Bring the decoder rows back to unit norm after each update (`MTTrainingSAE.normalize_decoder_`), as in the paper."""
+    """Scale the decoder rows to unit norm after each update (`MTTrainingSAE.normalize_decoder_`), as in the paper."""
 
     reconstruction_loss: ReconstructionLoss = "mse"
     """`mse`: squared error summed over `d_in`, as everywhere in SAELens. `l2`: its square root, as in eq. 4 of the paper."""
 
     separation: str = "cosine"
-    """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or one that was registered
-    (`mtsae_lens.sae.separation`)."""
+    """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or a loss of your own
+    (`mtsae_lens.sae.separation.register_separation`)."""
 
     separation_coefficient: float = 0.0
     """Weight of the separation loss."""
 
     tap_init: TapInit = "near"
-    """How the filters start. `near`, `far`: the first scale as the token itself, every other as the nearest or farthest token it
-    reads, so no two scales start alike. `alike`: all as the token itself. `conv`: uniform, as `torch.nn.Conv1d`."""
+    """How the filters start. `near` and `far`: the first scale reads the token itself, and every other scale reads the nearest or farthest
+    token that it can reach, so that no two scales start the same. `alike`: all scales read the token itself. `conv`: uniformly random, as
+    in `torch.nn.Conv1d`."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The name under which SAELens knows it."""
+        """Return the name under which SAELens knows the architecture."""
         return ARCHITECTURE
 
     @classmethod

@@ -1,11 +1,11 @@
-"""The Multi-Scale Temporal SAE, as SAELens knows SAEs.
+"""The Multi-Scale Temporal SAE, a SAELens architecture.
 
     x    = h - b_dec, zero at walls
     z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; g = 1 for the first, `context_gain` for the others
     e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
     h'   = e @ W_dec + b_dec
 
-`encode` reads time, `decode` does not: an edit of a feature at position t changes the output at t alone.
+`encode` reads earlier positions, `decode` does not: an edit of a feature at position t changes the output at t alone.
 """
 
 from __future__ import annotations
@@ -40,37 +40,37 @@ from mtsae_lens.sae.temporal import (
 
 
 class TemporalEncoder(SAE[Any]):
-    """The half that training and inference share: parameters, encoder, folding.
+    """What training and inference share: parameters, encoder and folding.
 
-    An input means one thing by its number of dimensions:
+    The number of dimensions says what an input is:
 
     - 3-D `(batch, pos, d_in)`: whole contexts, each from its position 0 (4-D with heads for `hook_z`);
     - 2-D `(rows, d_in)`: contexts of `cfg.context_size` positions laid end to end, `rows = batch * context_size`.
 
-    A single position means nothing to an encoder that reads its past, so it is refused rather than encoded as something else.
+    A single position is refused, because the encoder needs the positions before it.
     """
 
     taps: nn.Parameter  # (n_scales, kernel_size, d_in)
     b_enc: nn.Parameter
-    log2_dilations: nn.Parameter  # (n_scales,), only where dilations are learned
+    log2_dilations: nn.Parameter  # (n_scales,); only with learn_dilations
 
     @property
     def receptive_field(self) -> tuple[int, int]:
-        """Positions read before and after a position's own."""
+        """How many positions before and after the current one the encoder reads."""
         if self.cfg.learn_dilations:
             return self.cfg.max_lag, 0
         return receptive_field(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
 
     @property
     def read_offsets(self) -> list[int]:
-        """The distinct offsets that the scales read, 0 first."""
+        """The distinct offsets that the scales read, with 0 first."""
         if self.cfg.learn_dilations:
             return [0, *(-lag for lag in lag_grid(self.cfg.max_lag))]
         return read_offsets(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
 
     @property
     def dilations(self) -> list[float]:
-        """The dilation of every scale: as configured, or as learned."""
+        """The dilation of every scale, as configured or as learned."""
         if not self.cfg.learn_dilations:
             return [float(dilation) for dilation in self.cfg.dilations]
         learned = (2**self.log2_dilations).clamp(max=self.cfg.max_lag).tolist()  # beyond the grid a tap reads its end
@@ -78,7 +78,7 @@ class TemporalEncoder(SAE[Any]):
 
     @property
     def filters(self) -> Float[Tensor, "n_scales n_reads d_in"]:
-        """Each scale's filter over `read_offsets`."""
+        """The filter of each scale over `read_offsets`."""
         cfg, offsets = self.cfg, self.read_offsets
         if cfg.learn_dilations:
             moves = torch.tensor(cfg.dilations, device=self.taps.device) > 0
@@ -86,7 +86,14 @@ class TemporalEncoder(SAE[Any]):
         return lay_out(self.taps, cfg.dilations, cfg.padding, offsets)
 
     def convolve(self, reads: Mapping[int, Float[Tensor, "*row d_in"]]) -> Float[Tensor, "*row n_scales d_in"]:
-        """The convolution of every scale, before its norm, from what is read at each of `read_offsets`."""
+        """Compute the convolution of every scale, before its norm.
+
+        Args:
+            reads: by offset, in the order of `read_offsets`, what is read there, `(..., d_in)`.
+
+        Returns:
+            Vectors `(..., n_scales, d_in)`.
+        """
         cfg = self.cfg
         if cfg.learn_dilations:
             used = [self.read_offsets] * len(cfg.dilations)
@@ -108,7 +115,7 @@ class TemporalEncoder(SAE[Any]):
         return self.activation.apply(self, hidden_pre)
 
     def _create_parameters(self) -> None:
-        """Parameters of the right shapes; the base class would leave a stray `W_enc` of the wrong one."""
+        """Create all parameters; the base class would create a `W_enc` of another shape."""
         cfg, like = self.cfg, {"dtype": self.dtype, "device": self.device}
         n_scales = len(cfg.dilations)
         self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
@@ -189,7 +196,14 @@ class TemporalEncoder(SAE[Any]):
         return h
 
     def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
-        """The normalised vector of every scale, from the output of `process_sae_in`."""
+        """Compute the normalized vector of every scale.
+
+        Args:
+            x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+
+        Returns:
+            Vectors `(batch, pos, n_scales, d_in)`.
+        """
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
@@ -214,17 +228,21 @@ class TemporalEncoder(SAE[Any]):
         return self.W_enc
 
     def _as_given(self, feature_acts: Tensor, h: Tensor) -> Tensor:
-        """Rows for rows, contexts for contexts."""
+        """Give features the form of the input: rows for rows, contexts for contexts."""
         n_dims = h.ndim - 1 if self.hook_z_reshaping_mode else h.ndim
         return rearrange(feature_acts, "batch pos d_sae -> (batch pos) d_sae") if n_dims == 2 else feature_acts
 
     @override
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Absorb `h -> s * h` into the weights; exact for every norm.
+        """Fold a scaling of the activations, `h -> s * h`, into the weights; exact for every norm.
 
-        The taps take the factor. `rescaled_layer_norm` reads the magnitude of the token beside the taps, so there `W_enc` takes
-        it too. `b_dec` is subtracted from the input before the taps and divided by the factor, as in the base class.
+        The taps take the factor. `rescaled_layer_norm` also reads the magnitude of the token directly, so `W_enc` takes the factor too.
+        `b_dec` is subtracted from the input before the taps, so it is divided by the factor, as in the base class. Pre-activations stay
+        as they are, and so do thresholds of the activation.
+
+        Args:
+            scaling_factor: the factor s.
         """
         self.taps.data *= scaling_factor
         if self.cfg.scale_norm == "rescaled_layer_norm":
@@ -259,8 +277,11 @@ class TemporalEncoder(SAE[Any]):
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         """Check the weights that SAELens has read from a file.
 
+        Args:
+            state_dict: the weights by name.
+
         Raises:
-            ModelError: they are not those that were saved.
+            ModelError: the weights are not those that were saved.
         """
         recorded = self.cfg.metadata.__dict__.pop(WEIGHTS_DIGEST, None)  # it would be wrong after the next change of a weight
         if isinstance(recorded, str):
@@ -269,10 +290,11 @@ class TemporalEncoder(SAE[Any]):
 
 
 class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
-    """A trained Multi-Scale Temporal SAE: encodes, decodes, and is spliced into `HookedSAETransformer`.
+    """A trained Multi-Scale Temporal SAE, for use like any SAE of SAELens, also in `HookedSAETransformer`.
 
     Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_dec
-    (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned.
+    (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned. JumpReLU adds
+    `threshold (d_sae,)`.
 
     >>> import torch
     >>> from mtsae_lens import MTSAE, MTSAEConfig

@@ -19,7 +19,7 @@ _MAX_BYTES = 16_000_000  # a configuration has a few thousand
 
 
 class _Metadata(BaseModel):
-    """What is read of an SAE's metadata; None is what it does not say. Fields of others are left alone."""
+    """The metadata of an SAE that this package reads. None stands for a missing entry; other entries are ignored."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -36,8 +36,11 @@ class _Metadata(BaseModel):
 def check_saved_config(path: Path) -> None:
     """Check the `cfg.json` of an SAE's folder.
 
+    Args:
+        path: the file.
+
     Raises:
-        ModelError: it cannot be read, is no JSON object, or holds values that no SAE of its architecture has.
+        ModelError: the file cannot be read, is not a JSON object, or holds values that no SAE of its architecture has.
     """
     try:
         about = path.stat()
@@ -71,14 +74,14 @@ def check_saved_config(path: Path) -> None:
 
 
 def check_metadata(metadata: Any, place: str) -> None:
-    """Check the types of what is read of an SAE's metadata.
+    """Check the types of the metadata that this package reads.
 
     Args:
-        metadata: a mapping, if it is right.
-        place: the SAE, for an error.
+        metadata: the metadata of an SAE, a mapping if it is valid.
+        place: the name of the SAE in an error.
 
     Raises:
-        ModelError: it is no mapping, or a field has another type.
+        ModelError: the metadata is not a mapping, or an entry has another type than it must have.
     """
     if not isinstance(metadata, Mapping):
         raise ModelError(f"{place}: the SAE cannot be loaded (metadata must be a mapping; got a {type(metadata).__name__})")

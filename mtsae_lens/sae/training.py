@@ -1,8 +1,9 @@
-"""The MTSAE in training: how it starts and what it minimises.
+"""The MTSAE in training: how it starts and what it minimizes.
 
-    loss = reconstruction + l1 * sum|e| + separation * sep(z) + aux                       (eq. 4 of the paper, and AuxK)
+    loss = reconstruction + sparsity(e) + separation * sep(z)                             (eq. 4 of the paper)
 
-averaged over the positions that are no walls.
+averaged over the positions that are not walls. The sparsity loss is that of the activation (`mtsae_lens.sae.activations`): L1 for `relu`,
+AuxK for `topk` and `batchtopk`, L0 for `jumprelu`.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     """A Multi-Scale Temporal SAE in training.
 
-    A batch is either rows `(batch * context_size, d_in)`, contexts laid end to end, or rows `(row, n_reads * d_in)` from `gather_reads`,
-    which hold all that a position reads and can therefore be mixed across contexts (`SequenceSAETrainingRunner` makes those).
+    A batch is one of two things: rows `(batch * context_size, d_in)`, which are contexts laid end to end, or rows `(row, n_reads * d_in)` from
+    `gather_reads`, which hold all that a position reads and can be mixed across contexts. `SequenceSAETrainingRunner` makes the latter.
 
     SAELens's own `LanguageModelSAETrainingRunner` mixes single positions unless `activations_mixing_fraction=0`. Where contexts begin with
-    BOS (`metadata.prepend_bos`) such a batch is recognised and refused; where they do not, it cannot be told from whole contexts.
+    BOS (`metadata.prepend_bos`) such a batch is recognized and refused; where they do not, it looks like whole contexts.
 
     Raises:
-        DataError: a batch of mixed positions, or of contexts of another length.
+        DataError: a batch has mixed positions, or contexts of another length.
     """
 
     @override
@@ -56,12 +57,12 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             start = {"alike": own, "near": past[min(1, len(past) - 1)], "far": past[-1]}[cfg.tap_init]
             self.taps.data[0, own] = 1.0
             self.taps.data[1:, start] = 1.0
-        # training starts at the standard SAE: the first scale as the transpose of the decoder, the context unused
+        # training starts as a standard SAE: the first scale has the transpose of the decoder, the other scales have zeros
         self.W_enc.data[: cfg.d_in] = self.W_dec.data.T
 
     @override
     def _encoder_weights(self) -> Tensor:
-        """Barred weights are zero from the start; behind a mask they have no gradient, and what has none Adam does not move."""
+        """Mask the weights that `hierarchy` bars: they start at zero, and without a gradient Adam leaves them there."""
         if self.cfg.hierarchy == "none":
             return self.W_enc
         mask = readable(self.cfg.d_sae, len(self.cfg.dilations)).to(self.W_enc)
@@ -83,7 +84,19 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
+        """Compute features, reconstruction and losses.
+
+        Overrides the base class because walls do not count in the loss, and because the separation loss needs the scales.
+
+        Args:
+            step_input: the batch, and the coefficients, dead features and step number from the trainer.
+
+        Returns:
+            Output, weighted losses by name, and metrics to log.
+
+        Raises:
+            DataError: the batch is not made of whole contexts.
+        """
         self.activation.before_training_step(self)
         sae_in, reads, walls = self._split_reads(step_input.sae_in, step_input.n_training_steps)
         x, keep = reads[0], ~walls
@@ -152,13 +165,20 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @torch.no_grad()
     def encode_constant(self, h: Float[Tensor, " d_in"]) -> Float[Tensor, " d_sae"]:
-        """Compute what the encoder makes of a context whose positions are all `h`, without its bias."""
+        """Compute the pre-activations, without `b_enc`, in a context whose positions are all `h`.
+
+        Args:
+            h: activations of one position, `(d_in,)`.
+
+        Returns:
+            Pre-activations `(d_sae,)`.
+        """
         z = normalize_scales(self.convolve(dict.fromkeys(self.read_offsets, h)), h, self.cfg.scale_norm, self.cfg.context_gain)
         return z.flatten() @ self._encoder_weights()
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
-        """Unit-norm decoder rows, in place."""
+        """Scale the decoder rows to unit norm, in place."""
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
 
     @override
@@ -174,7 +194,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         return written
 
     def _scale_statistics(self, convolved: Tensor) -> dict[str, Tensor | float]:
-        """Mean and standard deviation of each scale's convolution (table 1 of the paper) and the weight the encoder gives it."""
+        """Compute mean and standard deviation of each scale's convolution (table 1 of the paper), and the norm of its encoder weights."""
         W_enc = rearrange(self.W_enc.detach(), "(scale d_in) d_sae -> scale (d_in d_sae)", d_in=self.cfg.d_in)
         statistics: dict[str, Tensor | float] = {}
         for scale, dilation in enumerate(self.cfg.dilations):
@@ -187,14 +207,21 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
 
 def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
-    """Raise `DataError` for rows that cannot be contexts laid end to end, by what the metadata say of them.
+    """Check that rows can be contexts laid end to end.
 
-    In a context that begins with BOS, position 0 has read nothing else: its activations are the same in every context.
+    In a context that begins with BOS, position 0 has read nothing else, so its activations are the same in every context.
+
+    Args:
+        batch: the batch of a training step.
+        cfg: the configuration, whose metadata says how the contexts were made.
+
+    Raises:
+        DataError: the contexts have another length, or the rows do not repeat BOS where they must.
     """
     metadata = cfg.metadata
     if metadata.context_size not in (None, cfg.context_size):
         raise DataError(
-            f"the SAE has context_size={cfg.context_size}, the activations come in contexts of {metadata.context_size}; make them equal"
+            f"the SAE has context_size={cfg.context_size}, but the activations come in contexts of {metadata.context_size}; make them equal"
         )
     if batch.ndim != 2 or not metadata.prepend_bos:
         return
@@ -203,5 +230,5 @@ def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
         raise DataError(
             f"this batch is not made of whole contexts: with prepend_bos=True every {cfg.context_size}th row is BOS, and these rows "
             "differ. SAELens's runner mixes positions: set activations_mixing_fraction=0.0 and leave exclude_special_tokens off, "
-            "or train with mtsae_lens.training.runner.SequenceSAETrainingRunner. If the contexts do not begin with BOS, say prepend_bos=False"
+            "or train with mtsae_lens.training.runner.SequenceSAETrainingRunner. If the contexts do not begin with BOS, set prepend_bos=False"
         )

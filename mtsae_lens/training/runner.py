@@ -58,25 +58,26 @@ _ALSO_CARRIED_OUT: dict[str, Any] = {"exclude_special_tokens": True}
 
 
 class SequenceSAETrainingRunner:
-    """Builds model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and runs them.
+    """Build model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and run them.
 
-    What differs from SAELens: `model_name` may be `embedded` or a local folder and `dataset_path` a local file, folder or embedded
-    domain (`mtsae_lens.data`); of `model_from_pretrained_kwargs` only `dtype` is followed; contexts stay whole, special tokens are
-    masked; AdamW; the log is JSONL (and wandb if asked); `resume=True` continues a run to the very weights it would have reached. Any
-    architecture in SAELens's registry can be trained, on the same rows.
+    Differences from SAELens: `model_name` may be `embedded` or a local folder, and `dataset_path` a local file, folder or embedded domain
+    (`mtsae_lens.data`). Of `model_from_pretrained_kwargs` only `dtype` is used. Contexts stay whole; special tokens and position 0 are
+    masked. The optimizer is AdamW. The log is JSONL, and wandb if asked for. `resume=True` continues a run to the same weights as without
+    an interruption. Any architecture in SAELens's registry can be trained, on the same rows.
 
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
         override_model: a hooked model to use instead of loading `cfg.model_name`.
         override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`. They are read once in every epoch, so a
-            generator is refused; so are token ids (`input_ids`), because they may be of another tokenizer than the model's.
+            generator is refused. Token ids (`input_ids`) are refused too, because they may be of another tokenizer than the model's.
         override_sae: an SAE to train further.
-        options: optimizer and logging settings that SAELens has no field for; without them a row is logged every
+        options: settings of optimizer and log for which SAELens has no field; without them a row is logged every
             `cfg.logger.wandb_log_frequency` steps.
 
     Raises:
-        ConfigError: settings that contradict each other or that this runner does not carry out.
-        ModelError, DataError: see `load_language_model` and `read_documents`.
+        ConfigError: settings contradict each other, or this runner does not carry them out.
+        DataError: the text cannot be read (`read_documents`).
+        ModelError: the model cannot be loaded (`load_language_model`), or its width is not that of the SAE.
     """
 
     def __init__(
@@ -192,15 +193,18 @@ class SequenceSAETrainingRunner:
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
 
     def run(self, *, resume: bool = False) -> TrainingSAE[Any]:
-        """Train, save, and return the SAE.
+        """Train the SAE and save it.
 
         Args:
-            resume: continue from the newest checkpoint under `output_path` (or from `cfg.resume_from_checkpoint`).
+            resume: whether to continue from the newest checkpoint under `output_path`, or from `cfg.resume_from_checkpoint`.
+
+        Returns:
+            The trained SAE.
 
         Raises:
             DataError: every checkpoint is damaged.
             OutputError: `output_path` cannot be written, or another process writes to it.
-            TrainingInterrupted: a signal came; the state is saved.
+            TrainingInterrupted: Ctrl-C or SIGTERM came; the state is saved.
         """
         out = self.options.run_dir
         with hold_output_folder(out) if out is not None else nullcontext():
@@ -275,7 +279,14 @@ def _default(field: Field[Any]) -> Any:
 
 
 def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `ConfigError` for settings that contradict each other or that the runner does not carry out."""
+    """Check SAELens's configuration.
+
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        ConfigError: settings contradict each other, or the runner does not carry them out.
+    """
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"

@@ -117,6 +117,17 @@ def test_position_0_is_masked_in_training_and_in_use(tiny_model: Any) -> None:
     assert torch.equal(sae.encode(h), sae.encode(changed))
 
 
+def test_a_checkpoint_does_not_depend_on_the_settings_of_other_activations(tiny_model: Any) -> None:
+    """So a checkpoint made before such a setting existed can be resumed."""
+    found = {}
+    for activation in ("topk", "jumprelu"):
+        sae = MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, context_size=16, activation=activation)
+        runner = SequenceSAETrainingRunner(config(tiny_model, sae=sae), override_model=tiny_model, override_dataset=TEXTS)
+        found[activation] = set(runner._fingerprint())
+    assert {"sae.k", "sae.aux_loss_coefficient"} == found["topk"] - found["jumprelu"]
+    assert {"sae.l0_coefficient", "sae.jumprelu_bandwidth"} < found["jumprelu"] - found["topk"]
+
+
 @pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
 def test_an_activation_with_thresholds_resumes_to_the_same_weights(activation: str, tiny_model: Any, tmp_path: Path) -> None:
     def run(out: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:
