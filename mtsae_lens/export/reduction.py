@@ -13,6 +13,7 @@ from sae_lens import SAE, JumpReLUSAE, StandardSAE, TopKSAE
 from torch import Tensor
 
 from mtsae_lens.errors import ModelError
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.mtsae import MTSAE
 
 _PLAIN: dict[type[SAE[Any]], str] = {StandardSAE: "relu", TopKSAE: "topk", JumpReLUSAE: "jumprelu"}
@@ -62,10 +63,9 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "offsets": sae.read_offsets,
         "scale_norm": cfg.scale_norm,
         "context_gain": cfg.context_gain,
-        "activation": cfg.activation,
-        "k": cfg.k,
     }
-    return tensors, settings
+    more_tensors, more_settings = sae.activation.export(sae)
+    return tensors | more_tensors, settings | more_settings
 
 
 def _plain(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -79,8 +79,6 @@ def _plain(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "b_enc": sae.b_enc * norms,  # type: ignore[operator]
         "W_dec": sae.W_dec / norms.unsqueeze(-1),
     }
-    if isinstance(sae, JumpReLUSAE):
-        tensors["threshold"] = sae.threshold
-    activation = _PLAIN[type(sae)]
-    settings: dict[str, Any] = {"offsets": [0], "scale_norm": "none", "context_gain": 1.0, "activation": activation}
-    return tensors, settings | ({"k": sae.cfg.k} if activation == "topk" else {})
+    more_tensors, more_settings = ACTIVATIONS[_PLAIN[type(sae)]].export(sae)
+    settings: dict[str, Any] = {"offsets": [0], "scale_norm": "none", "context_gain": 1.0}
+    return tensors | more_tensors, settings | more_settings

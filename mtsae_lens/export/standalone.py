@@ -236,12 +236,7 @@ class EditedLayer:
             z = z * std.unsqueeze(-2) + mean.unsqueeze(-2)
         z = torch.cat([z[..., :1, :], config["context_gain"] * z[..., 1:, :]], dim=-2)
         hidden_pre = z.flatten(2) @ w["W_enc"] + w["b_enc"]
-        e = hidden_pre.relu()
-        if config["activation"] == "topk":
-            kept = hidden_pre.topk(config["k"], dim=-1, sorted=False).indices
-            e = torch.zeros_like(e).scatter(-1, kept, e.gather(-1, kept))
-        elif config["activation"] == "jumprelu":
-            e = e * (hidden_pre > w["threshold"])
+        e = ACTIVATIONS[config["activation"]](hidden_pre, config, w)
         return e.masked_fill(masked.unsqueeze(-1), 0.0)
 
     def opens(self, e: Tensor) -> Tensor:
@@ -313,6 +308,25 @@ EDITS: dict[str, Callable[[EditedLayer, Tensor, Tensor], Tensor]] = {
     "directions": remove_directions,
 }
 """Edits by `kind`: functions of the residual stream and its features that say what is added where the gate is open."""
+
+
+def keep_positive(hidden_pre: Tensor, config: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
+    """Compute the features of a `relu` encoder from its pre-activations, `(batch, pos, feature)`."""
+    return hidden_pre.relu()
+
+
+def keep_largest(hidden_pre: Tensor, config: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
+    """Compute the features of a `topk` encoder from its pre-activations, `(batch, pos, feature)`."""
+    e, kept = hidden_pre.relu(), hidden_pre.topk(config["k"], dim=-1, sorted=False).indices
+    return torch.zeros_like(e).scatter(-1, kept, e.gather(-1, kept))
+
+
+def keep_above_threshold(hidden_pre: Tensor, config: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
+    """Compute the features of a `jumprelu` encoder from its pre-activations, `(batch, pos, feature)`."""
+    return hidden_pre.relu() * (hidden_pre > weights["threshold"])
+
+
+ACTIVATIONS = {"relu": keep_positive, "topk": keep_largest, "jumprelu": keep_above_threshold}
 
 
 def scale_vectors(x: Tensor, filters: Tensor, offsets: list[int]) -> Tensor:

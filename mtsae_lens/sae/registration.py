@@ -1,4 +1,4 @@
-"""Make `"mtsae"` known to SAELens."""
+"""Register the architecture `"mtsae"` with SAELens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from mtsae_lens.upstream import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY,
 
 
 def register() -> None:
-    """Register both classes, the inference class first, as SAELens needs it; again after a reload, the new ones replace the old.
+    """Register the class for inference and the class for training.
+
+    SAELens needs the class for inference first. After a reload of the modules the new classes replace the old ones.
 
     Raises:
         ValueError: another package has registered an architecture of this name.

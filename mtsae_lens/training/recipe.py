@@ -1,4 +1,4 @@
-"""A training run from its settings: the configuration of SAELens that they stand for, checked before any work, and the run itself."""
+"""Train an SAE from `TrainSettings`: make SAELens's configuration from them, check it before any work, and run it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,18 @@ _ANY_WIDTH = 64  # stands for the model's own width where settings are checked b
 
 
 def sae_config(settings: TrainSettings, d_in: int) -> Any:
-    """The architecture's training config, unknown names refused."""
+    """Make the training configuration of the architecture.
+
+    Args:
+        settings: the settings of the run.
+        d_in: width at the hook.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: the architecture or one of its settings is unknown, or a value is refused.
+    """
     if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
         raise ConfigError(
             f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
@@ -66,7 +77,18 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
 
 
 def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:
-    """SAELens's configuration of the run."""
+    """Make SAELens's configuration of the run.
+
+    Args:
+        settings: the settings of the run.
+        d_in: width at the hook.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: settings that SAELens or the architecture refuses.
+    """
     steps = settings.training_tokens // settings.batch_size_tokens
     return LanguageModelSAERunnerConfig(
         sae=sae_config(settings, d_in),
@@ -104,7 +126,14 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise `ConfigError` for settings that no run can follow, before the language model is loaded."""
+    """Check settings before the language model is loaded.
+
+    Args:
+        settings: the settings of the run.
+
+    Raises:
+        ConfigError: no run can follow the settings.
+    """
     check_device(settings.device)
     plain = settings.model_copy(update={"sae": {k: v for k, v in settings.sae.items() if (k, v) != ("dilations", AUTO)}})
     try:
@@ -120,15 +149,16 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
     """Select `dilations` from the first block of training activations.
 
     Args:
-        settings: with `dilations: auto`.
+        settings: settings with `dilations: auto`.
         model: the language model.
         d_in: width at the hook.
 
     Returns:
-        The settings with the dilations in them, the same ones for the same settings, and the block, so that it is not read again.
+        The settings with the selected dilations, and the block of activations, so that it is not read again. The selection depends on the
+        settings alone.
 
     Raises:
-        ConfigError: another architecture than the MTSAE.
+        ConfigError: the architecture is not the MTSAE.
     """
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
@@ -143,9 +173,18 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
 
 @in_output_folder
 def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> TrainingSAE[Any]:
-    """Train and save; no report.
+    """Train an SAE and save it, without a report.
+
+    Args:
+        settings: the settings of the run.
+        model: a hooked language model; None to load the one that the settings name.
+        resume: whether to continue the run in the output folder from its newest checkpoint.
+
+    Returns:
+        The trained SAE.
 
     Raises:
+        ConfigError: no run can follow the settings.
         OutputError: the folder holds another run, and `resume` is False.
     """
     check_settings(settings)
