@@ -36,7 +36,7 @@ from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, Running
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning import changes
-from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
+from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantize, relearn
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -276,7 +276,7 @@ def test_unlearning(both: tuple[HookedLM, HookedLM], text_file: Path, sea_file: 
         edit = FeatureEdit(tuple(range(12)), 2.0, chosen.edit.gate)
         twelve = FeatureCandidate({}, edit, edit.features, partial(FeatureEdit, multiplier=2.0, gate=edit.gate))
         measured = measure_on_test(lm, task, settings, replace(chosen, candidate=twelve), lm.model)
-        found.append({"sweep": [asdict(outcome) for outcome in chosen.sweep]} | measured)
+        found.append({"sweep": [asdict(outcome) for outcome in chosen.sweep]} | measured.to_json())
     assert numbers(found[1]) == close_to(found[0])
     assert found[0]["corpora"][str(sea_file)]["kl"] > 0.001
 
@@ -309,7 +309,7 @@ def test_attacks(both: tuple[HookedLM, HookedLM], table: TokenTable, forget: Tok
         dense = DirectionEdit((direction / direction.norm())[None], center, 1.0, GATES["running"])
         points = relearn(lm, forget, [table], settings, edit=dense, hook_while_learning=True)
         diluted = dilute(forget, table, lm.cutter, 8)
-        rounded = hooked_logits(lm, quantised(lm.model, 4), dense)
+        rounded = hooked_logits(lm, quantize(lm.model, 4), dense)
         losses.append([points[1].effects[0].nll_delta, measure_model(rounded, lm.model, lm.cutter, diluted, 4).nll_delta])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 

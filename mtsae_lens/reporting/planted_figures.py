@@ -7,7 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from mtsae_lens.reporting.figures import PALETTE, estimate_bars
+from mtsae_lens.reporting.figures import PALETTE, error_bars
 
 _ORACLE = "#808898"
 
@@ -30,7 +30,7 @@ def recovery_bars(
             x=list(by_class),
             y=[e.mean for e in estimates],
             marker_color=PALETTE[number % len(PALETTE)],
-            error_y=estimate_bars(estimates, thickness=1, width=2),
+            error_y=error_bars(estimates, thickness=1, width=2),
         )
     for number, (name, values) in enumerate(references.items()):
         marker = {"symbol": "line-ew", "size": 44, "line": {"color": _ORACLE, "width": 3 - number}}
@@ -74,7 +74,7 @@ def strength_curves(curves: Mapping[str, Mapping[float, Any]], axis_title: str) 
             y=[e.mean for e in estimates],
             mode="lines+markers",
             line={"color": PALETTE[number % len(PALETTE)], "width": 1.8},
-            error_y=estimate_bars(estimates),
+            error_y=error_bars(estimates),
         )
     figure.update_layout(
         height=360, xaxis_title="magnitude of the echo", yaxis_title=axis_title, legend={"orientation": "h", "y": -0.25}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -18,11 +18,12 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ConfigError, ModelError, nearest
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.experiments.benchmark.arms import QUICK, QUICK_LOSSES, SAES, TASKS, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.arms import QUICK, QUICK_LOSSES, SAES, TASKS, BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.attack_cell import RELEARNING
+from mtsae_lens.experiments.benchmark.cells import Cell, read_cell
 from mtsae_lens.experiments.benchmark.edit_cells import edit_cell
 from mtsae_lens.experiments.benchmark.report import benchmark_part
-from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.experiments.benchmark.stability_cell import stability_cell
 from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.interruption import GOES_ON, stopped_with
@@ -33,7 +34,7 @@ from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edits import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
-from mtsae_lens.trials import Trial, run_trials
+from mtsae_lens.trials import run_trials
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS, Sweep
 from mtsae_lens.unlearning.task import Corpus, check_corpus
 
@@ -99,14 +100,14 @@ class BenchmarkSettings(Settings):
             raise ConfigError("near, retain and neutral belong to a task of your own; give --forget too")
         return self
 
-    def scale(self) -> Scale:
+    def scale(self) -> BenchmarkSize:
         """How much work."""
         given = {
             name: value
             for name in ("training_tokens", "d_sae", "contexts_per_split")
             if (value := getattr(self, name)) is not None
         }
-        return replace(QUICK if self.quick else Scale(), **given)
+        return replace(QUICK if self.quick else BenchmarkSize(), **given)
 
     def seeds(self) -> range:
         """Seeds of SAEs and of the order in which methods that change weights see text."""
@@ -168,7 +169,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         "training SAEs",
         n_workers=settings.n_workers,
     )
-    cells = run_trials(
+    kept = run_trials(
         settings.out / "cells",
         {"scale": asdict(scale), "attacked": settings.n_attacked_seeds}
         | settings.model_dump(
@@ -179,10 +180,11 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         | trained_on
         | model_stamps(settings.reference)
         | text_stamps(*(corpus.source for task in tasks.values() for corpus in task.corpora)),
-        {name: partial(_timed, cell) for name, cell in _cells(settings, tasks, scale).items()},
+        {name: partial(_run_timed, cell) for name, cell in _cells(settings, tasks, scale).items()},
         "unlearning",
         n_workers=settings.n_workers,
     )
+    cells = {name: read_cell(name, content) for name, content in kept.items()}
     part = benchmark_part(trained, cells, tasks, scale, list(settings.saes))
     metrics = part.metrics | {"provenance": provenance(0, watch.seconds, settings.model_dump(mode="json"))}
     write_metrics(settings.out, metrics)
@@ -234,42 +236,42 @@ def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) ->
     }
 
 
-def _timed(cell: Trial) -> dict[str, Any]:
+def _run_timed(make_cell: Callable[[], Cell]) -> dict[str, Any]:
     watch = Stopwatch()
-    return {**cell(), "seconds": watch.seconds}
+    return replace(make_cell(), seconds=watch.seconds).to_json()
 
 
-def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: Scale) -> dict[str, Trial]:
-    """Seed by seed, so that whatever is done at any time is balanced."""
-    cells: dict[str, Trial] = {}
+def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: BenchmarkSize) -> dict[str, Callable[[], Cell]]:
+    """Return what makes each cell, seed by seed, so that whatever is done at any time is balanced."""
+    cells: dict[str, Callable[[], Cell]] = {}
     for seed in settings.seeds():
         attacked = seed < settings.n_attacked_seeds
         for name, benchmark_task in tasks.items():
             for architecture in settings.saes:
-                subject = _subject(settings, benchmark_task, scale, architecture, seed)
-                cells[f"{name}/{architecture}/{seed}"] = partial(
-                    edit_cell, subject, scale, architecture, seed, attacked=attacked
-                )
-            subject = _subject(settings, benchmark_task, scale, next(iter(settings.saes)), seed)
+                setup = _setup(settings, benchmark_task, scale, architecture, seed)
+                cells[f"{name}/{architecture}/{seed}"] = partial(edit_cell, setup, scale, architecture, seed, attacked=attacked)
+            setup = _setup(settings, benchmark_task, scale, next(iter(settings.saes)), seed)
             for loss in _losses(settings):
                 runs = _sweeps(benchmark_task, loss)
-                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, subject, scale, loss, runs, seed, attacked=attacked)
+                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, setup, scale, loss, runs, seed, attacked=attacked)
             if seed == 0 and settings.reference is not None:
-                cells[f"{name}/reference"] = partial(reference_cell, subject, scale, attacked=settings.n_attacked_seeds > 0)
+                cells[f"{name}/reference"] = partial(reference_cell, setup, scale, attacked=settings.n_attacked_seeds > 0)
     for name, benchmark_task in tasks.items():
         for architecture in settings.saes:
-            subjects = [_subject(settings, benchmark_task, scale, architecture, seed) for seed in settings.seeds()]
-            cells[f"{name}/stability/{architecture}-{len(subjects)}"] = partial(stability_cell, subjects)
+            setups = [_setup(settings, benchmark_task, scale, architecture, seed) for seed in settings.seeds()]
+            cells[f"{name}/stability/{architecture}-{len(setups)}"] = partial(stability_cell, setups)
     return cells
 
 
-def _subject(settings: BenchmarkSettings, task: BenchmarkTask, scale: Scale, architecture: str, seed: int) -> Subject:
+def _setup(
+    settings: BenchmarkSettings, task: BenchmarkTask, scale: BenchmarkSize, architecture: str, seed: int
+) -> BenchmarkSetup:
     folder = settings.training(architecture, seed).out
-    return Subject(task, scale.contexts_per_split, settings.model, settings.reference, folder, settings.device)
+    return BenchmarkSetup(task, scale.contexts_per_split, settings.model, settings.reference, folder, settings.device)
 
 
-def _train(settings: TrainSettings) -> dict[str, Any]:
-    """Train and measure on held-out text."""
+def _train(settings: TrainSettings) -> dict[str, float]:
+    """Train an SAE and measure it on held-out text."""
     model = load_language_model(settings.model, device=settings.device)
     train_sae(settings, model, resume=True)
     assert model.tokenizer is not None

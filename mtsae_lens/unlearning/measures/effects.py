@@ -29,7 +29,7 @@ Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]
 """A model, whatever was done to it."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class EditLoss:
     """Losses before and after one change on one corpus, by piece: sums over counted predictions, `n_tokens` of each piece.
 
@@ -72,7 +72,7 @@ class EditLoss:
         return torch.zeros(len(names), dtype=sums.dtype).index_add_(0, index, sums)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class EditEffect(EditLoss):
     """The losses, and what else changed."""
 
@@ -147,7 +147,7 @@ def longest_suffix(
     return torch.zeros(len(after), device=hits.device).index_add_(0, piece.flatten(), right.flatten().float())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Clean:
     """The clean model's predictions of a batch, counted ones alone."""
 
