@@ -10,10 +10,11 @@ from sae_lens import SAE
 from safetensors import SafetensorError
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import check_device, load_language_model
 from mtsae_lens.data.origins import find_model
-from mtsae_lens.data.precision import FLOAT32, recorded_dtype
+from mtsae_lens.data.precision import recorded_dtype
 from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits

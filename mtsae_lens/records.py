@@ -62,7 +62,7 @@ class Record:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
             raise DataError(
-                f"expected the JSON of a {cls.__name__}, got at {place or 'its top'}: {first['msg']}; delete the file that it was read from "
+                f"expected the JSON of {cls.__name__}, got at {place or 'its top'}: {first['msg']}; delete the file that it was read from "
                 "and run the command again"
             ) from error
 

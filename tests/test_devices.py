@@ -23,8 +23,8 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.facts import read_facts, read_wrong_answers
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits
-from mtsae_lens.experiments.paper.setup import Subject
-from mtsae_lens.experiments.paper.switches import Laboratory, SwitchSettings, arms
+from mtsae_lens.experiments.paper.setup import PaperSetup
+from mtsae_lens.experiments.paper.switches import CachedActivations, SwitchSettings, arms
 from mtsae_lens.experiments.planted.trials import score
 from mtsae_lens.exploration.live import explain
 from mtsae_lens.interop.dictionary_learning import SAELensDictionary
@@ -200,9 +200,9 @@ def test_planted_features(device: str) -> None:
 
 
 def test_the_paper_s_switches(both: tuple[HookedLM, HookedLM], device: str, tiny_model_dir: Path, text_file: Path) -> None:
-    subject = Subject(both[1].model, str(tiny_model_dir), HOOK, str(text_file), 32, device)
+    setup = PaperSetup(both[1].model, str(tiny_model_dir), HOOK, str(text_file), 32, device)
     settings = SwitchSettings(n_steps=2, context_size=32, n_train_contexts=8, n_test_contexts=2, n_model_contexts=2)
-    assert "ce_loss_score_withhold" in Laboratory.read(subject, settings).run_arm(arms(settings)["zero"], seed=0)
+    assert "ce_loss_score_withhold" in CachedActivations.read(setup, settings).run_arm(arms(settings)["zero"], seed=0)
 
 
 # ---------------------------------------------------------------------------------------------- splice

@@ -15,9 +15,10 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.conversion import Reference, weights_in_float32
 from mtsae_lens.data.model_folders import FolderModel, one_line, read_folder
-from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, torch_dtype
+from mtsae_lens.data.precision import HALF_PRECISION, torch_dtype
 from mtsae_lens.data.vocabularies import special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
 from mtsae_lens.progress import announced

@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from pydantic import Field
 from sae_lens import SAE
 
 from mtsae_lens import __version__
 from mtsae_lens.commands.evaluate import fidelity_summary, finite_or_none, metrics_table
-from mtsae_lens.commands.explore import ExploreSettings, run_explore
-from mtsae_lens.commands.unlearn import UnlearnSettings, unlearn
+from mtsae_lens.commands.explore import run_explore
+from mtsae_lens.commands.unlearn import unlearn
 from mtsae_lens.commands.unlearn_report import BEFORE_AND_AFTER, effects_table, unlearning_sections, unlearning_summary
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.experiments.demo_settings import DemoSettings
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.opening import load_sae
@@ -31,73 +31,17 @@ from mtsae_lens.reporting.features import feature_cards
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.config import ARCHITECTURE
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import weights_digest
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.log import read_log
-from mtsae_lens.training.recipe import TrainSettings, train_sae
+from mtsae_lens.training.recipe import train_sae
 from mtsae_lens.trials import Trial, run_trials
 from mtsae_lens.unlearning.results import UnlearningResult
 
 BASELINE = "topk"
 ARCHITECTURES = (ARCHITECTURE, BASELINE)
 _EDITED = "Features that were edited"
-
-
-class DemoSettings(Settings):
-    """Settings of `mtsae demo`."""
-
-    out: Path = Path("runs/demo")
-    training_tokens: int = Field(600_000, gt=0)
-    d_sae: int = Field(1024, gt=0)
-    k: int = Field(32, gt=0)
-    n_eval_contexts: int = Field(256, gt=0)
-    n_shown_features: int = Field(8, gt=0)
-    forget: str = "kjv"
-    near: tuple[str, ...] = ("milton", "shakespeare")
-    retain: tuple[str, ...] = ("sotu", "austen", "factbook", "pydocs")
-    contexts_per_split: int = Field(64, gt=0)
-    n_explored_tokens: int = Field(100_000, ge=0)
-    """Text through which all features are explored; 0 leaves that out."""
-    seed: int = Field(0, ge=0, lt=2**32)
-
-    def training(self, architecture: str) -> TrainSettings:
-        """The two architectures share rows, tokens, width, L0 and schedule."""
-        return TrainSettings(
-            architecture=architecture,
-            d_sae=self.d_sae,
-            training_tokens=self.training_tokens,
-            out=self.out / architecture,
-            seed=self.seed,
-            sae={"k": self.k},
-        )
-
-    def unlearning(self) -> UnlearnSettings:
-        """The experiment on the MTSAE."""
-        return UnlearnSettings(
-            sae=self.out / ARCHITECTURE,
-            out=self.out,
-            forget=self.forget,
-            near=self.near,
-            retain=self.retain,
-            reference="embedded-retrained",
-            contexts_per_split=self.contexts_per_split,
-            seed=self.seed,
-        )
-
-    def exploration(self) -> ExploreSettings:
-        """All features of the MTSAE, the forget text beside the others; of training text, because TEST was read once, to measure."""
-        return ExploreSettings(
-            sae=self.out / ARCHITECTURE,
-            out=self.out / "explore",
-            dataset=(self.forget, *self.near, *self.retain),
-            split="train",
-            n_tokens=self.n_explored_tokens,
-            n_ablated=1,
-            n_attributed=1,
-            seed=self.seed,
-        )
 
 
 @stopped_with(GOES_ON)

@@ -3,79 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
-from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
 from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
 from mtsae_lens.sae.training import MTTrainingSAE
-from mtsae_lens.settings import Settings
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
-from mtsae_lens.training.start import BDecInit
+from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.trainer import TrainerOptions
 
 AUTO = "auto"
 _RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
 """Fields of every architecture that no setting of the SAE may fill."""
 _ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
-
-
-class TrainSettings(Settings):
-    """Settings of `mtsae train`."""
-
-    model: str = "embedded"
-    dtype: Dtype = FLOAT32
-    """Of the language model; the SAE has its own (`sae`), float32 unless given."""
-    hook_name: str = "blocks.3.hook_resid_post"
-    dataset: str = "embedded"
-    architecture: str = ARCHITECTURE
-    d_sae: int = Field(1024, gt=0)
-    training_tokens: int = Field(1_000_000, gt=0)
-    out: Path = Path("runs/train")
-    context_size: int = Field(128, gt=1)
-    batch_size_tokens: int = Field(512, gt=0)
-    lr: float = Field(3e-3, gt=0)
-    lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
-    lr_warm_up_steps: int | None = Field(None, ge=0)
-    """Goes before `lr_warm_up_fraction`; may be more than there are steps."""
-    lr_end_fraction: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    normalize_activations: str = "expected_average_only_in"
-    b_dec_init: BDecInit = "mean"
-    """Where `b_dec` starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. In models with outlier dimensions, such as
-    Gemma, training from zero collapses."""
-    dead_feature_window: int = Field(300, gt=0)
-    """Steps without firing after which a feature counts as dead; at most a third of the run."""
-    prepend_bos: bool = True
-    packed: bool = True
-    lm_batch_size_sequences: int = Field(32, gt=0)
-    """Contexts in a forward pass of the language model."""
-    buffer_size_sequences: int = Field(640, gt=0)
-    """Contexts whose activations are in memory at once, and over which rows are mixed; rounded down to whole batches."""
-    checkpoint_every_n_steps: int = Field(500, gt=0)
-    log_every_n_steps: int = Field(20, gt=0)
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "cpu"
-    wandb: bool = False
-    """Log to Weights & Biases too; `WANDB_MODE=offline` in the environment keeps the run on disk."""
-    wandb_project: str = "mtsae-lens"
-    wandb_entity: str | None = None
-    wandb_run_name: str | None = None
-    sae: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`; `dilations: auto` selects them from
-    the first training activations (`mtsae_lens.training.dilations`)."""
 
 
 def sae_config(settings: TrainSettings, d_in: int) -> Any:

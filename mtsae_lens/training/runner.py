@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.origins import record_origins, share_metadata
-from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
+from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -24,8 +24,6 @@ from torch import Tensor
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.training import MTTrainingSAE
-
-BDecInit = Literal["mean", "zeros"]
 
 _LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
 _LEAST_VARIATION = 1e-6  # of the mean's norm: below it float32 resolves no difference between two rows

@@ -29,7 +29,8 @@ from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
-from mtsae_lens.training.start import BDecInit, look_ahead, start_b_dec_
+from mtsae_lens.training.settings import BDecInit
+from mtsae_lens.training.start import look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
 
 Batches = Callable[[int], Iterator[torch.Tensor]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +31,7 @@ class AtCost(Record):
     near: SeedInterval | None
     """Of the near-retain corpus that lost most; None without one."""
     far: SeedInterval
-    corpora: Mapping[str, SeedInterval]
+    corpora: dict[str, SeedInterval]
     """Of every other corpus, by source."""
     gap: SeedInterval | None
     """What the changed model loses more on the forget text than the reference, paired by document; None without a reference."""

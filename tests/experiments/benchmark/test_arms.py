@@ -45,7 +45,7 @@ def test_strangers_and_unseen_words_are_neutral() -> None:
     assert TASKS["people"].unseen not in task.sources("forget", "near", "far", "neutral")
 
 
-@pytest.mark.parametrize("scale", [BenchmarkSize(), QUICK])
+@pytest.mark.parametrize("size", [BenchmarkSize(), QUICK])
 def test_grids_are_with_and_without_a_gate(size: BenchmarkSize) -> None:
     assert None not in size.gated.false_positive_rates
     assert size.ungated.false_positive_rates == (None,)

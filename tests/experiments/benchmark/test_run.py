@@ -15,8 +15,9 @@ from mtsae_lens.experiments.benchmark import run as module
 from mtsae_lens.experiments.benchmark.arms import OURS, QUICK, TASKS, BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.cells import Cell, MethodsCell, ReferenceCell, StabilityCell
 from mtsae_lens.experiments.benchmark.report import benchmark_part
-from mtsae_lens.experiments.benchmark.run import LOSS_NAMES, BenchmarkSettings, _cells, run_benchmark
+from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, _cells, run_benchmark
 from mtsae_lens.reporting.page import write_report
+from mtsae_lens.unlearning.finetuning.losses import LOSSES
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
 from mtsae_lens.unlearning.task import Corpus
 
@@ -78,10 +79,10 @@ def test_a_task_of_ones_own_replaces_the_named_ones() -> None:
 
 
 def test_the_scale_is_what_is_given_on_top_of_the_preset() -> None:
-    assert BenchmarkSettings().scale() == BenchmarkSize()
+    assert BenchmarkSettings().size() == BenchmarkSize()
     quick = BenchmarkSettings(quick=True, d_sae=64, n_seeds=4)
-    assert quick.scale().d_sae == 64
-    assert quick.scale().contexts_per_split == QUICK.contexts_per_split
+    assert quick.size().d_sae == 64
+    assert quick.size().contexts_per_split == QUICK.contexts_per_split
     assert list(quick.seeds()) == [0]
     assert list(BenchmarkSettings(n_seeds=2).seeds()) == [0, 1]
 
@@ -95,7 +96,7 @@ def test_sources_are_checked_before_anything_is_trained(tmp_path: Path, monkeypa
 
 def test_cells_are_made_seed_by_seed(tmp_path: Path) -> None:
     settings = BenchmarkSettings(out=tmp_path, n_seeds=2, saes={OURS: {"k": 4}, "topk": {"k": 4}}, losses=("npo", "rmu"))
-    cells = _cells(settings, settings.benchmark_tasks(), settings.scale())
+    cells = _cells(settings, settings.benchmark_tasks(), settings.size())
     names = list(cells)
     assert names == [
         name
@@ -118,11 +119,11 @@ def test_cells_are_made_seed_by_seed(tmp_path: Path) -> None:
         sae = method if method in settings.saes else OURS
         assert setup.sae_folder == settings.training(sae, int(seed)).out == tmp_path / "saes" / f"{sae}-{seed}"
         assert cell.keywords["attacked"] == (seed == "0")  # type: ignore[attr-defined]
-        if method in LOSS_NAMES:
+        if method in LOSSES:
             kind = "questions" if task == "people" else "text"
-            assert cell.args[1:] == (settings.scale(), method, SWEEPS[kind][method], int(seed))  # type: ignore[attr-defined,index]
+            assert cell.args[1:] == (settings.size(), method, SWEEPS[kind][method], int(seed))  # type: ignore[attr-defined,index]
     alone = BenchmarkSettings(out=tmp_path, reference=None, n_seeds=1, losses=(), n_attacked_seeds=0)
-    cells = _cells(alone, alone.benchmark_tasks(), alone.scale())
+    cells = _cells(alone, alone.benchmark_tasks(), alone.size())
     assert not any("reference" in name for name in cells)
     assert not any(cell.keywords.get("attacked") for cell in cells.values())  # type: ignore[attr-defined]
     assert len([name for name in _cells(BenchmarkSettings(quick=True), {"own": OWN}, QUICK) if "npo" in name]) == 1
