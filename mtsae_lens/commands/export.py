@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.checksums import write_checksums
-from mtsae_lens.commands.export_comparison import at_hook, compare
+from mtsae_lens.commands.export_comparison import compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
@@ -36,7 +36,7 @@ from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
-from mtsae_lens.unlearning.measures.effects import Logits, as_logits
+from mtsae_lens.unlearning.measures.effects import Logits, as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus
 
 MODEL_FOLDER = "model"
@@ -138,7 +138,7 @@ def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
     twin = as_projection(edit, lm.splice)
     project_weights(base, twin, lm.splice.hook_name)
-    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": at_hook(lm, twin)}
+    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": edited_logits(lm, twin)}
     return Exported(models, {"n_directions": len(twin.basis)})
 
 

@@ -33,7 +33,7 @@ from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, measure_m
 # relearning -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelearningPoint:
     """What a model knows after so many steps of relearning; step 0 is before the attack."""
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mtsae_lens.commands.export_comparison import at_hook, mean_kl
+from mtsae_lens.commands.export_comparison import mean_kl
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.unlearning.measures.effects import edited_logits
 
 GATE = RunningEvidenceGate(torch.arange(16), torch.ones(16), decay=0.9, threshold=2.0)
 EDIT = FeatureEdit((0, 1, 2, 3, 4, 5), 1.0, GATE)
@@ -106,7 +107,7 @@ def test_the_kl_of_a_model_from_itself_is_zero_and_counts_what_is_counted(lm: An
     tokens = torch.randint(1, 4096, (5, 16), generator=torch.Generator().manual_seed(0))
     counted = torch.zeros_like(tokens, dtype=torch.bool)
     counted[:, 9] = True
-    edited, clean = at_hook(lm, EDIT), at_hook(lm, FeatureEdit(()))
+    edited, clean = edited_logits(lm, EDIT), edited_logits(lm, FeatureEdit(()))
     everywhere = TokenTable("t", tokens, tuple("abcde"))
     assert mean_kl(lm, everywhere, edited, edited) == 0
     with torch.no_grad():

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from sae_lens.saes.sae import TrainingSAE
 from torch import Tensor
 
+from mtsae_lens.evaluation.recovery import explained_variance
 from mtsae_lens.experiments.paper.results import Metrics
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
@@ -31,11 +32,6 @@ METRIC_TITLES = {
 """Names of the metrics in tables and figures."""
 
 _CONTEXTS_AT_ONCE = 32
-
-
-def explained_variance(h: Float[Tensor, "row d_in"], reconstruction: Float[Tensor, "row d_in"]) -> float:
-    """Compute `1 - sum ||h - h'||^2 / sum ||h - mean(h)||^2`: 1 is perfect, 0 as good as the mean."""
-    return float(1 - (h - reconstruction).pow(2).sum() / (h - h.mean(dim=0)).pow(2).sum())
 
 
 def mean_scale_cosine(z: Float[Tensor, "row n_scales d_in"]) -> float:

@@ -26,7 +26,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
-"""A model, whatever was done to it."""
+"""A model as a function from tokens to logits."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -52,7 +52,7 @@ class EditLoss:
         )
 
     def mean(self, sums: Float[Tensor, " piece"]) -> float:
-        """Per token, over all pieces."""
+        """Divide sums over pieces by the number of tokens."""
         return (sums.sum() / self.n_tokens.sum()).item()
 
     @property
@@ -208,7 +208,7 @@ def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, answers_only: bool = False) -> list[EditEffect]:
-    """The effect of each edit, all from one run to the hook; contexts that an edit leaves alone are not run again.
+    """Measure the effect of each edit, all from one run to the hook; contexts that an edit leaves alone are not run again.
 
     Args:
         lm: the model with its SAE.
@@ -224,7 +224,7 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
 
 
 def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[EditLoss]:
-    """The losses alone, for sweeps: about half the work of `measure_edits`."""
+    """Measure the losses of each edit alone, for sweeps: about half the work of `measure_edits`."""
     rows, gate_open = _run_edits(lm, table, edits, _losses)
     return [
         EditLoss(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
@@ -296,7 +296,7 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
 
 
 def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
-    """A model with an edit in place, as what `measure_model` takes; masked positions are left alone."""
+    """Return the model with an edit at its hook, as `measure_model` takes; masked positions are left alone."""
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         tokens = tokens.to(lm.model.cfg.device)
@@ -308,7 +308,7 @@ def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
 def measure_model(
     model: Logits, clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> EditEffect:
-    """The same measures for another model, such as one with other weights or one that never saw the text."""
+    """Measure another model in the same way, such as one with other weights or one that never saw the text."""
     (rows,) = _run_models([model], clean_model, cutter, table, batch_size, _measures)
     return EditEffect(table.corpus, table.pieces.documents, 1.0, *_columns(rows))
 
@@ -316,7 +316,7 @@ def measure_model(
 def model_losses(
     models: Sequence[Logits], clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> list[EditLoss]:
-    """The losses alone of several models, for sweeps; the clean model runs once."""
+    """Measure the losses alone of several models, for sweeps; the clean model runs once."""
     of_models = _run_models(models, clean_model, cutter, table, batch_size, _losses)
     return [EditLoss(table.corpus, table.pieces.documents, 1.0, *_columns(rows)) for rows in of_models]
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from mtsae_lens.evaluation.recovery import explained_variance
 from mtsae_lens.experiments.paper.consistency import activation_norm_from_std, implied, is_bfloat16, largest_move, warm_up_lr
-from mtsae_lens.experiments.paper.measures import explained_variance
 from mtsae_lens.experiments.paper.published import METRICS, SETTINGS
 
 
