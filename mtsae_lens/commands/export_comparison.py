@@ -33,7 +33,7 @@ def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Lo
 
 @torch.no_grad()
 def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
-    """`KL(target || model)` of the predictions of counted tokens, in nats per token."""
+    """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token."""
     total, n_tokens = 0.0, 0
     batches = track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch", lm.n_batches(table))
     for tokens, counted in batches:

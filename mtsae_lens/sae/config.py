@@ -7,7 +7,6 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
 from sae_lens import SAEConfig, TrainingSAEConfig
-from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError

@@ -16,7 +16,6 @@ import torch
 from einops import rearrange
 from jaxtyping import Float
 from sae_lens import TrainingSAE
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 from typing_extensions import override
 

@@ -1,4 +1,4 @@
-"""Ways to bring back what a model was made to forget: relearning, dilution, quantisation.
+"""Ways to bring back what a model was made to forget: relearning, dilution, quantization.
 
 Each works for a model with other weights and for an edit at a hook. Two attacks need no code. Hook removal: an edit at a hook is
 suppression, and without the hook the model is the clean one, exactly. An unseen template: questions from `facts:forget:unseen`.
@@ -32,7 +32,7 @@ from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, me
 # relearning -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelearningPoint:
     """What a model knows after so many steps of relearning; step 0 is before the attack."""
 
@@ -149,15 +149,15 @@ def _shifted(spans: Spans, by: int, lost: int) -> Spans:
     return (spans[0], *((name, begin + by) for name, begin in spans[1:] if begin < lost))
 
 
-# quantisation ---------------------------------------------------------------------------------------------------------
+# quantization ---------------------------------------------------------------------------------------------------------
 
 _INPUT_AXES = {"W_Q": (1,), "W_K": (1,), "W_V": (1,), "W_O": (0, 1), "W_in": (0,), "W_gate": (0,), "W_out": (0,)}
 """Axes of TransformerLens's matrices over which an output channel sums; heads first, where there are any."""
 
 
 @torch.no_grad()
-def quantised(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
-    """A clone whose attention and MLP matrices are rounded to the nearest of `2 ** n_bits - 1` values for each output channel.
+def quantize(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
+    """Clone a model and round its attention and MLP matrices to the nearest of `2 ** n_bits - 1` values for each output channel.
 
         scale = max |w| / (2 ** (n_bits - 1) - 1),    w' = scale * round(w / scale)
 

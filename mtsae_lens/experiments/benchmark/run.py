@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -14,12 +14,13 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.experiments.benchmark.arms import QUICK_LOSSES, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.arms import QUICK_LOSSES, BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.attack_cell import RELEARNING
+from mtsae_lens.experiments.benchmark.cells import Cell, read_cell
 from mtsae_lens.experiments.benchmark.edit_cells import edit_cell
 from mtsae_lens.experiments.benchmark.report import benchmark_part
 from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
-from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.experiments.benchmark.stability_cell import stability_cell
 from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.interruption import GOES_ON, stopped_with
@@ -29,11 +30,10 @@ from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.splice.edits import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
-from mtsae_lens.trials import Trial, run_trials
-from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS, Sweep
+from mtsae_lens.trials import run_trials
+from mtsae_lens.unlearning.finetuning.losses import LOSSES
+from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
-
-LOSS_NAMES = tuple(SWEEPS["text"])
 
 
 @stopped_with(GOES_ON, unless_told=True)
@@ -51,20 +51,20 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         for corpus in benchmark_task.task(1).corpora:
             check_corpus(corpus.source)
     _check_reference(settings)
-    scale = settings.scale()
+    size = settings.size()
     shared = {"model", "hook_name", "dataset", "saes"}
     shared |= {name for name in ("context_size", "prepend_bos") if getattr(settings, name) != _default(name)}
     trained_on = model_stamps(settings.model) | text_stamps(settings.dataset)
     trained = run_trials(
         settings.out / "training",
-        {"scale": asdict(scale)} | settings.model_dump(mode="json", include=shared) | trained_on,
+        {"scale": asdict(size)} | settings.model_dump(mode="json", include=shared) | trained_on,
         {f"{a}/{seed}": partial(_train, settings.training(a, seed)) for seed in settings.seeds() for a in settings.saes},
         "training SAEs",
         n_workers=settings.n_workers,
     )
-    cells = run_trials(
+    kept = run_trials(
         settings.out / "cells",
-        {"scale": asdict(scale), "attacked": settings.n_attacked_seeds}
+        {"scale": asdict(size), "attacked": settings.n_attacked_seeds}
         | settings.model_dump(
             mode="json",
             include={"reference", "forget", "near", "retain", *shared} | ({"neutral"} if settings.neutral else set()),
@@ -73,11 +73,12 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         | trained_on
         | model_stamps(settings.reference)
         | text_stamps(*(corpus.source for task in tasks.values() for corpus in task.corpora)),
-        {name: partial(_timed, cell) for name, cell in _cells(settings, tasks, scale).items()},
+        {name: partial(_run_timed, cell) for name, cell in _cells(settings, tasks, size).items()},
         "unlearning",
         n_workers=settings.n_workers,
     )
-    part = benchmark_part(trained, cells, tasks, scale, list(settings.saes))
+    cells = {name: read_cell(name, content) for name, content in kept.items()}
+    part = benchmark_part(trained, cells, tasks, size, list(settings.saes))
     metrics = part.metrics | {"provenance": provenance(0, watch.seconds, settings.model_dump(mode="json"))}
     write_metrics(settings.out, metrics)
     lead = (
@@ -108,11 +109,11 @@ def _check_reference(settings: BenchmarkSettings) -> None:
 
 
 def _losses(settings: BenchmarkSettings) -> Sequence[str]:
-    return (QUICK_LOSSES if settings.quick else LOSS_NAMES) if settings.losses is None else settings.losses
+    return (QUICK_LOSSES if settings.quick else tuple(LOSSES)) if settings.losses is None else settings.losses
 
 
 def _sweeps(task: BenchmarkTask, loss: str) -> tuple[Sweep, ...]:
-    return SWEEPS["questions" if is_fact_source(task.forget_training) else "text"][loss]  # type: ignore[index]
+    return sweeps_of(loss, "questions" if is_fact_source(task.forget_training) else "text")
 
 
 def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) -> dict[str, Any]:
@@ -128,42 +129,42 @@ def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) ->
     }
 
 
-def _timed(cell: Trial) -> dict[str, Any]:
+def _run_timed(make_cell: Callable[[], Cell]) -> dict[str, Any]:
     watch = Stopwatch()
-    return {**cell(), "seconds": watch.seconds}
+    return replace(make_cell(), seconds=watch.seconds).to_json()
 
 
-def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], scale: Scale) -> dict[str, Trial]:
-    """Seed by seed, so that whatever is done at any time is balanced."""
-    cells: dict[str, Trial] = {}
+def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], size: BenchmarkSize) -> dict[str, Callable[[], Cell]]:
+    """Return what makes each cell, seed by seed, so that whatever is done at any time is balanced."""
+    cells: dict[str, Callable[[], Cell]] = {}
     for seed in settings.seeds():
         attacked = seed < settings.n_attacked_seeds
         for name, benchmark_task in tasks.items():
             for architecture in settings.saes:
-                subject = _subject(settings, benchmark_task, scale, architecture, seed)
-                cells[f"{name}/{architecture}/{seed}"] = partial(
-                    edit_cell, subject, scale, architecture, seed, attacked=attacked
-                )
-            subject = _subject(settings, benchmark_task, scale, next(iter(settings.saes)), seed)
+                setup = _setup(settings, benchmark_task, size, architecture, seed)
+                cells[f"{name}/{architecture}/{seed}"] = partial(edit_cell, setup, size, architecture, seed, attacked=attacked)
+            setup = _setup(settings, benchmark_task, size, next(iter(settings.saes)), seed)
             for loss in _losses(settings):
                 runs = _sweeps(benchmark_task, loss)
-                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, subject, scale, loss, runs, seed, attacked=attacked)
+                cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, setup, size, loss, runs, seed, attacked=attacked)
             if seed == 0 and settings.reference is not None:
-                cells[f"{name}/reference"] = partial(reference_cell, subject, scale, attacked=settings.n_attacked_seeds > 0)
+                cells[f"{name}/reference"] = partial(reference_cell, setup, size, attacked=settings.n_attacked_seeds > 0)
     for name, benchmark_task in tasks.items():
         for architecture in settings.saes:
-            subjects = [_subject(settings, benchmark_task, scale, architecture, seed) for seed in settings.seeds()]
-            cells[f"{name}/stability/{architecture}-{len(subjects)}"] = partial(stability_cell, subjects)
+            setups = [_setup(settings, benchmark_task, size, architecture, seed) for seed in settings.seeds()]
+            cells[f"{name}/stability/{architecture}-{len(setups)}"] = partial(stability_cell, setups)
     return cells
 
 
-def _subject(settings: BenchmarkSettings, task: BenchmarkTask, scale: Scale, architecture: str, seed: int) -> Subject:
+def _setup(
+    settings: BenchmarkSettings, task: BenchmarkTask, size: BenchmarkSize, architecture: str, seed: int
+) -> BenchmarkSetup:
     folder = settings.training(architecture, seed).out
-    return Subject(task, scale.contexts_per_split, settings.model, settings.reference, folder, settings.device)
+    return BenchmarkSetup(task, size.contexts_per_split, settings.model, settings.reference, folder, settings.device)
 
 
-def _train(settings: TrainSettings) -> dict[str, Any]:
-    """Train and measure on held-out text."""
+def _train(settings: TrainSettings) -> dict[str, float]:
+    """Train an SAE and measure it on held-out text."""
     model = load_language_model(settings.model, device=settings.device)
     train_sae(settings, model, resume=True)
     assert model.tokenizer is not None

@@ -14,7 +14,7 @@ from mtsae_lens.settings import Settings
 from mtsae_lens.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from mtsae_lens.experiments.benchmark.arms import BenchmarkTask, Scale
+    from mtsae_lens.experiments.benchmark.arms import BenchmarkSize, BenchmarkTask
 
 BATCH_SIZE_TOKENS: int = TrainSettings.model_fields["batch_size_tokens"].default  # rounded down to whole contexts
 
@@ -87,12 +87,10 @@ class BenchmarkSettings(Settings):
     @field_validator("losses")
     @classmethod
     def _check_losses(cls, losses: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
+        from mtsae_lens.unlearning.finetuning.sweeps import check_loss
 
-        names = tuple(SWEEPS["text"])
         for loss in losses or ():
-            if loss not in names:
-                raise ConfigError(f"no method {loss!r} that changes weights.{nearest(loss, names)}")
+            check_loss(loss)
         return losses
 
     @model_validator(mode="after")
@@ -101,16 +99,16 @@ class BenchmarkSettings(Settings):
             raise ConfigError("near, retain and neutral belong to a task of your own; give --forget too")
         return self
 
-    def scale(self) -> Scale:
+    def size(self) -> BenchmarkSize:
         """Return how much work to do."""
-        from mtsae_lens.experiments.benchmark.arms import QUICK, Scale
+        from mtsae_lens.experiments.benchmark.arms import QUICK, BenchmarkSize
 
         given = {
             name: value
             for name in ("training_tokens", "d_sae", "contexts_per_split")
             if (value := getattr(self, name)) is not None
         }
-        return replace(QUICK if self.quick else Scale(), **given)
+        return replace(QUICK if self.quick else BenchmarkSize(), **given)
 
     def seeds(self) -> range:
         """Return the seeds of the SAEs and of the order in which methods that change weights read text."""
@@ -131,14 +129,14 @@ class BenchmarkSettings(Settings):
 
     def training(self, architecture: str, seed: int) -> TrainSettings:
         """Return the settings of one SAE. All SAEs share text, width, schedule and number of tokens."""
-        scale = self.scale()
+        size = self.size()
         return TrainSettings(
             model=self.model,
             hook_name=self.hook_name,
             dataset=self.dataset,
             architecture=architecture,
-            d_sae=scale.d_sae,
-            training_tokens=scale.training_tokens,
+            d_sae=size.d_sae,
+            training_tokens=size.training_tokens,
             context_size=self.context_size,
             batch_size_tokens=max(1, BATCH_SIZE_TOKENS // self.context_size) * self.context_size,
             prepend_bos=self.prepend_bos,

@@ -7,11 +7,11 @@ from typing import Any
 
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.experiments.paper.initialization_report import initialisation_part
+from mtsae_lens.experiments.paper.initialization_report import initialization_part
 from mtsae_lens.experiments.paper.published import SETTINGS, PublishedSettings
 from mtsae_lens.experiments.paper.reproduction_report import reproduction_part
 from mtsae_lens.experiments.paper.settings import PaperSettings
-from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.switches import SwitchSettings
 from mtsae_lens.experiments.paper.switches_report import switches_part
 from mtsae_lens.experiments.parts import Part
@@ -61,21 +61,23 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     size, published = settings.at_size(), published_settings(settings)
     parts: list[Part] = []
     if {"paper", "switches"} & set(settings.parts):
-        subject = Subject.load(settings.model, settings.hook_name, settings.text, settings.context_size, settings.device)
+        setup = PaperSetup.load(settings.model, settings.hook_name, settings.text, settings.context_size, settings.device)
     if "paper" in settings.parts:
-        reproduction = reproduction_part(subject, published, size.n_seeds, size.n_test_contexts, settings.out / "reproduction")
-        initialisation = initialisation_part(
-            subject,
+        reproduction, runs = reproduction_part(
+            setup, published, size.n_seeds, size.n_test_contexts, settings.out / "reproduction"
+        )
+        initialization = initialization_part(
+            setup,
             published,
-            reproduction,
+            runs,
             n_draws=size.n_draws,
             n_contexts=size.n_test_contexts,
             n_still_batches=size.n_still_batches,
             out=settings.out / "initialisation",
         )
-        parts += [reproduction, initialisation]
+        parts += [reproduction, initialization]
     if "switches" in settings.parts:
-        parts.append(switches_part(subject, switch_settings(size), size.n_seeds, settings.out / "switches", settings.n_workers))
+        parts.append(switches_part(setup, switch_settings(size), size.n_seeds, settings.out / "switches", settings.n_workers))
     if "planted" in settings.parts:
         planted, _ = planted_part(planted_settings(size), size.n_seeds, settings.out / "planted", settings.n_workers)
         parts.append(planted)
