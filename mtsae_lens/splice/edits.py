@@ -222,7 +222,7 @@ class FeatureClamp(_EditOfFeatures):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
-        values = torch.as_tensor(self.values, dtype=torch.float64)
+        values = _on_cpu(self.values)
         if values.shape != (len(self.features),):
             came = f"{len(values)} for" if values.ndim == 1 else f"{self.values!r} for"
             raise ConfigError(
@@ -350,5 +350,10 @@ def check_features(features: Sequence[int], d_sae: int) -> None:
 
 
 def _check_finite(name: str, value: Any) -> None:
-    if not bool(torch.as_tensor(value, dtype=torch.float64).isfinite().all()):
+    if not bool(_on_cpu(value).isfinite().all()):
         raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")
+
+
+def _on_cpu(value: Any) -> Tensor:
+    """Return numbers as float64 on the CPU, as not every device has float64."""
+    return torch.as_tensor(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=torch.float64)
