@@ -222,7 +222,8 @@ class FeatureClamp(_EditOfFeatures):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
-        values = _on_cpu(self.values)
+        given = self.values.detach().cpu() if isinstance(self.values, Tensor) else self.values  # not every device has float64
+        values = torch.as_tensor(given, dtype=torch.float64)
         if values.shape != (len(self.features),):
             came = f"{len(values)} for" if values.ndim == 1 else f"{self.values!r} for"
             raise ConfigError(
@@ -350,10 +351,6 @@ def check_features(features: Sequence[int], d_sae: int) -> None:
 
 
 def _check_finite(name: str, value: Any) -> None:
-    if not bool(_on_cpu(value).isfinite().all()):
+    numbers = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    if not bool(numbers.isfinite().all()):
         raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")
-
-
-def _on_cpu(value: Any) -> Tensor:
-    """Return numbers as float64 on the CPU, as not every device has float64."""
-    return torch.as_tensor(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=torch.float64)
