@@ -222,7 +222,8 @@ class FeatureClamp(_EditOfFeatures):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
-        values = torch.as_tensor(self.values, dtype=torch.float64)
+        given = self.values.detach().cpu() if isinstance(self.values, Tensor) else self.values  # not every device has float64
+        values = torch.as_tensor(given, dtype=torch.float64)
         if values.shape != (len(self.features),):
             came = f"{len(values)} for" if values.ndim == 1 else f"{self.values!r} for"
             raise ConfigError(
