@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
 
-.PHONY: demo test faults check docs setup chromium clean
+.PHONY: demo test faults versions check docs setup chromium clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,9 @@ test: $(READY) chromium
 
 faults: $(READY)  # an hour or two; FAULTS="--only kill --seed 2" for a part
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)
+
+versions: $(READY)  # the lowest and the newest versions that pyproject.toml allows; VERSIONS=lowest for one
+	$(BIN)/python -m tools.versions $(VERSIONS)
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from sae_lens import TopKTrainingSAE, TopKTrainingSAEConfig
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.experiments.paper.measures import row_metrics
-from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import run_trials
@@ -36,8 +36,8 @@ SEEDS = range(3)
 
 @lru_cache(maxsize=1)
 def activations() -> tuple[torch.Tensor, torch.Tensor]:
-    subject = Subject.load("embedded", "blocks.3.hook_resid_post", "embedded", CONTEXT_SIZE)
-    return subject.activations(subject.train_tokens(4_800)), subject.activations(subject.test_table(256).tokens)
+    setup = PaperSetup.load("embedded", "blocks.3.hook_resid_post", "embedded", CONTEXT_SIZE)
+    return setup.activations(setup.train_tokens(4_800)), setup.activations(setup.test_table(256).tokens)
 
 
 def trial(name: str, seed: int) -> dict[str, Any]:

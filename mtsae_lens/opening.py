@@ -10,10 +10,11 @@ from sae_lens import SAE
 from safetensors import SafetensorError
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import check_device, load_language_model
 from mtsae_lens.data.origins import find_model
-from mtsae_lens.data.precision import FLOAT32, recorded_dtype
+from mtsae_lens.data.precision import recorded_dtype
 from mtsae_lens.data.vocabularies import check_reads
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits
@@ -25,11 +26,18 @@ from mtsae_lens.splice.splicing import Splice
 
 
 def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
-    """An inference SAE from a folder in SAELens's layout, or from the hub where the "folder" is `hub:OWNER/NAME:SAE_ID`.
+    """Load an SAE for inference, from a folder in SAELens's layout or from the hub.
+
+    Args:
+        folder: the folder, or `hub:OWNER/NAME:SAE_ID`.
+        device: where to put it.
+
+    Returns:
+        The SAE.
 
     Raises:
-        ModelError: no such folder, damaged files, an architecture that SAELens does not know, a device that is not there, or a hub that
-            cannot be reached.
+        ModelError: the folder is missing, files are damaged, SAELens does not know the architecture, or the device or the hub cannot be
+            reached.
     """
     check_device(device)
     if str(folder).startswith(HUB_PREFIX):
@@ -39,7 +47,7 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
     folder = Path(folder)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: no {name}; needed the --out folder of a finished 'mtsae train'")
+            raise ModelError(f"{folder}: no {name}; expected the --out folder of a finished 'mtsae train'")
     check_saved_config(folder / "cfg.json")
     try:
         sae = SAE.load_from_disk(folder, device=device)
@@ -56,17 +64,20 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
 def open_sae(
     folder: Path | str, *, model: str | None = None, device: str = "cpu", batch_size: int = 16, dtype: str | None = None
 ) -> tuple[HookedLM, AnyHookedModel]:
-    """SAE, model and tokenisation as in training, checked against each other.
+    """Open an SAE in its language model, with the tokenization of training, and check that they fit each other.
 
     Args:
         folder: folder of the SAE, or `hub:OWNER/NAME:SAE_ID`.
-        model: another language model than the one it was trained on; None for that one.
+        model: name of another language model; None for the one that the SAE was trained on.
         device: where to put both.
         batch_size: contexts in a forward pass.
-        dtype: of the language model; None for that on which the SAE was trained, as `metadata.model_from_pretrained_kwargs` says.
+        dtype: dtype of the language model; None for the dtype in which the SAE was trained, as `metadata.model_from_pretrained_kwargs` says.
+
+    Returns:
+        The model with the SAE at its hook, and the model alone (`lm.model`), to run it without the SAE.
 
     Raises:
-        ModelError: see `load_sae` and `load_language_model`; or the model does not fit the SAE (hook, width, context, tokenizer).
+        ModelError: the SAE or the model cannot be loaded, or they do not fit each other (hook, width, context, tokenizer).
     """
     with warnings.catch_warnings(record=True) as caught:
         sae = load_sae(folder, device)

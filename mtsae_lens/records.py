@@ -1,15 +1,22 @@
-"""What a command found out, with all that is needed to find it again."""
+"""Results as typed records: an interval, records that are written to JSON and read back, and where a result came from."""
 
 from __future__ import annotations
 
+import math
 import platform
 import shlex
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import BeforeValidator, PlainSerializer, TypeAdapter, ValidationError
+
+from mtsae_lens.errors import DataError
 from mtsae_lens.files import write_json
 from mtsae_lens.machine_paths import shorten, shorten_names, shorten_settings
 
@@ -17,8 +24,86 @@ METRICS_FILE = "metrics.json"
 _PACKAGES = ("mtsae-lens", "torch", "sae-lens", "transformer-lens", "transformers")
 
 
+MaybeNaN = Annotated[
+    float,
+    BeforeValidator(lambda value: math.nan if value is None else value),
+    PlainSerializer(lambda value: value if math.isfinite(value) else None),
+]
+"""A number of a record that may be NaN, which JSON does not have: it is written as null and read back as NaN."""
+
+
+class Record:
+    """Base class of frozen dataclasses that measuring hands to reporting and to `metrics.json`.
+
+    The JSON has the names of the fields as keys (or their pydantic aliases). A field that has a default is left out where it has that value:
+    give a field a default if its key may be absent, and none if null should be written. `from_json(record.to_json()) == record`.
+    """
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as strict JSON."""
+        content: dict[str, Any] = _adapter(type(self)).dump_python(  # type: ignore[arg-type]  # a class is hashable
+            self, mode="json", by_alias=True, exclude_defaults=True
+        )
+        return content
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        """Read a record from its JSON; keys of other names are ignored.
+
+        Args:
+            content: what `to_json` returned.
+
+        Raises:
+            DataError: a key is missing, or a value has another type.
+        """
+        try:
+            return _adapter(cls).validate_python(content)  # type: ignore[arg-type,no-any-return]  # a class is hashable
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise DataError(
+                f"expected the JSON of {cls.__name__}, got at {place or 'its top'}: {first['msg']}; delete the file that it was read from "
+                "and run the command again"
+            ) from error
+
+
+@cache
+def _adapter(record: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(record)
+
+
+def fields_of(record: Record) -> dict[str, Any]:
+    """Return the fields of a record by name, as arguments for a record of a class derived from its own."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]  # records are dataclasses
+
+
+@dataclass(frozen=True)
+class Interval(Record):
+    """A mean with the ends of its interval, 95% unless the field that holds it says otherwise.
+
+    >>> f"{Interval(1.145, 0.994, 1.296)}"
+    '+1.145 [+0.994, +1.296]'
+    >>> f"{Interval(0.5, 0.25, 0.75):.0%}"
+    '50% [25%, 75%]'
+    """
+
+    mean: float
+    low: float
+    high: float
+
+    def __format__(self, spec: str) -> str:
+        """Format all three numbers alike; without a format they have a sign and three decimals."""
+        mean, ends = f"{self.mean:{spec or '+.3f'}}", f"[{self.low:{spec or '+.3f'}}, {self.high:{spec or '+.3f'}}]"
+        return f"{mean} {ends}"
+
+    @property
+    def ends(self) -> str:
+        """The two ends in brackets, with a sign and three decimals."""
+        return f"[{self.low:+.3f}, {self.high:+.3f}]"
+
+
 class Stopwatch:
-    """Seconds since it was made."""
+    """Measures the seconds since it was made."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()

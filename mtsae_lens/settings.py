@@ -30,7 +30,7 @@ class Settings(BaseModel):
         ConfigError: an unknown setting, or a value of the wrong kind.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True)
 
     def __init__(self, **values: Any) -> None:
         self._check_names(values)
@@ -73,7 +73,11 @@ class Settings(BaseModel):
 
     @classmethod
     def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:
-        """Merge a YAML file with what was typed (None means not typed).
+        """Merge a YAML file with what was given on the command line, which overrides the file.
+
+        Args:
+            config: path of the file, or None.
+            typed: values by the name of the setting. A mapping changes single entries of the file's mapping.
 
         Raises:
             ConfigError: unreadable file, unknown key, or a value of the wrong kind.
@@ -82,10 +86,8 @@ class Settings(BaseModel):
             raise ConfigError("--config: expected a YAML file, got an empty text")
         values = read_yaml(Path(expand_home(str(config)))) if config else {}
         for key, value in typed.items():
-            if isinstance(value, dict) and isinstance(values.get(key), dict):
-                values[key] = values[key] | value
-            elif value is not None:
-                values[key] = value
+            merges = isinstance(value, dict) and isinstance(values.get(key), dict)
+            values[key] = values[key] | value if merges else value
         return cls(**values)
 
 
@@ -102,16 +104,27 @@ def _as_config_error(detail: ErrorDetails) -> MTSAEError:
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "missing":
         return ConfigError(f"--{place.replace('_', '-')} is needed")
+    return ConfigError(f"setting {place}: {describe_problem(detail)}")
+
+
+def describe_problem(detail: ErrorDetails) -> str:
+    """Say what pydantic expected and what it got, such as `expected a whole number; got 'abc'`."""
     expected = re.sub(r"^Input should be ", "expected ", detail["msg"])
     expected = re.sub(r"expected a valid integer.*", "expected a whole number", expected)
     expected = re.sub(r"expected a valid number.*", "expected a number", expected)
+    expected = re.sub(r"expected greater than or equal to", "expected a number of at least", expected)
+    expected = re.sub(r"expected (greater|less) than", r"expected a number \1 than", expected)
     expected = re.sub(r"expected a valid boolean.*", "expected true or false", expected)
     came = repr(detail["input"])
-    return ConfigError(f"setting {place}: {expected}; got {came if len(came) <= 200 else came[:200] + '...'}")
+    return f"{expected}; got {came if len(came) <= 200 else came[:200] + '...'}"
 
 
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Parse `["k=16", "dilations=[1,4]"]` into a dictionary; values are YAML.
+def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str, Any]:
+    """Parse `["k=16", "dilations=[1,4]"]` into a dictionary. Values are YAML.
+
+    Args:
+        assignments: texts of the form `NAME=VALUE`.
+        option: name of the option in errors.
 
     Raises:
         ConfigError: an assignment without `=`, a name given twice, or a value that is not YAML.
@@ -122,8 +135,8 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
         name = name.strip()
         shown = assignment if len(assignment) <= 80 else assignment[:80] + "..."
         if not separator or not name:
-            raise ConfigError(f"--set {shown}: needed NAME=VALUE, such as --set k=16")
+            raise ConfigError(f"{option} {shown}: needed NAME=VALUE, such as {option} k=16")
         if name in parsed:
-            raise ConfigError(f"--set {name} is given twice; give it once")
-        parsed[name] = parse_yaml(value, f"--set {shown}: the value is")
+            raise ConfigError(f"{option} {name} is given twice; give it once")
+        parsed[name] = parse_yaml(value, f"{option} {shown}: the value is")
     return parsed

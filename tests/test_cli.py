@@ -22,7 +22,6 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 import mtsae_lens
-from mtsae_lens.cli import saes
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.errors import ConfigError
@@ -195,7 +194,7 @@ def test_a_number_that_was_not_finite_is_called_unknown(
     mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = {"final": {"metrics/explained_variance": None, "metrics/l0": 4.0}, "n_training_steps": 12, "n_features": 32}
-    monkeypatch.setattr(saes, "run_train", lambda *_, **__: metrics | {"never_fired": 3, "always_on": None})
+    monkeypatch.setattr("mtsae_lens.commands.train.run_train", lambda *_, **__: metrics | {"never_fired": 3, "always_on": None})
     outcome = train(out=tmp_path / "sae")
     assert outcome.code == 0, outcome.err
     assert "explained variance unknown, L0 4.0; of 32 features 3 never fired and unknown fired on over half" in outcome.out
@@ -490,7 +489,7 @@ def test_a_reference_of_a_shorter_context(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cfg.json", None, r"no cfg\.json; needed the --out folder of a finished 'mtsae train'"),
+        ("cfg.json", None, r"no cfg\.json; expected the --out folder of a finished 'mtsae train'"),
         ("sae_weights.safetensors", None, r"no sae_weights\.safetensors; needed"),
         ("sae_weights.safetensors", b"garbage" * 99, r"the SAE cannot be loaded \(SafetensorError"),
         ("sae_weights.safetensors", b"", r"the SAE cannot be loaded \(SafetensorError"),
@@ -527,7 +526,7 @@ def test_a_text_that_is_given_twice_is_not_left_out(
     mtsae: Callable[..., Any], train: Callable[..., Any], tiny_sae_dir: Path, text_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    joined = rf"was given 2 times; join them: --{{}} '?{text_file}\+kjv"
+    joined = r"--{0} takes one text and is given several times; join the texts with '\+', such as --{0} FIRST\+SECOND"
     twice = ("--forget", text_file, "--forget", "kjv", "--retain", "sotu", "--out", out)
     assert_refused(mtsae("unlearn", tiny_sae_dir, *twice), joined.format("forget"), out)
     assert_refused(mtsae("unlearn-benchmark", *twice), joined.format("forget"), out)
@@ -624,10 +623,12 @@ def test_disk_full_while_training(train: Callable[..., Any], tmp_path: Path, siz
 
 def test_an_error_of_ours_is_not_swallowed(mtsae: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """What is no mistake of the user's stays a traceback."""
-    monkeypatch.setattr("mtsae_lens.cli.saes.run_evaluate", lambda settings: 1 / 0)
+    monkeypatch.setattr("mtsae_lens.commands.evaluate.run_evaluate", lambda settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mtsae("evaluate", "x")
-    monkeypatch.setattr("mtsae_lens.cli.saes.run_evaluate", lambda settings: (_ for _ in ()).throw(ConfigError("mine")))
+    monkeypatch.setattr(
+        "mtsae_lens.commands.evaluate.run_evaluate", lambda settings: (_ for _ in ()).throw(ConfigError("mine"))
+    )
     assert mtsae("evaluate", "x").error == "error: mine"
 
 

@@ -23,8 +23,8 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.facts import read_facts, read_wrong_answers
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits
-from mtsae_lens.experiments.paper.setup import Subject
-from mtsae_lens.experiments.paper.switches import Laboratory, SwitchSettings, arms
+from mtsae_lens.experiments.paper.setup import PaperSetup
+from mtsae_lens.experiments.paper.switches import CachedActivations, SwitchSettings, arms
 from mtsae_lens.experiments.planted.trials import score
 from mtsae_lens.exploration.live import explain
 from mtsae_lens.interop.dictionary_learning import SAELensDictionary
@@ -36,7 +36,7 @@ from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, Running
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning import changes
-from mtsae_lens.unlearning.attacks import dilute, hooked_logits, quantised, relearn
+from mtsae_lens.unlearning.attacks import dilute, quantize, relearn
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -200,9 +200,9 @@ def test_planted_features(device: str) -> None:
 
 
 def test_the_paper_s_switches(both: tuple[HookedLM, HookedLM], device: str, tiny_model_dir: Path, text_file: Path) -> None:
-    subject = Subject(both[1].model, str(tiny_model_dir), HOOK, str(text_file), 32, device)
+    setup = PaperSetup(both[1].model, str(tiny_model_dir), HOOK, str(text_file), 32, device)
     settings = SwitchSettings(n_steps=2, context_size=32, n_train_contexts=8, n_test_contexts=2, n_model_contexts=2)
-    assert "ce_loss_score_withhold" in Laboratory.read(subject, settings).run_arm(arms(settings)["zero"], seed=0)
+    assert "ce_loss_score_withhold" in CachedActivations.read(setup, settings).run_arm(arms(settings)["zero"], seed=0)
 
 
 # ---------------------------------------------------------------------------------------------- splice
@@ -276,7 +276,7 @@ def test_unlearning(both: tuple[HookedLM, HookedLM], text_file: Path, sea_file: 
         edit = FeatureEdit(tuple(range(12)), 2.0, chosen.edit.gate)
         twelve = FeatureCandidate({}, edit, edit.features, partial(FeatureEdit, multiplier=2.0, gate=edit.gate))
         measured = measure_on_test(lm, task, settings, replace(chosen, candidate=twelve), lm.model)
-        found.append({"sweep": [asdict(outcome) for outcome in chosen.sweep]} | measured)
+        found.append({"sweep": [asdict(outcome) for outcome in chosen.sweep]} | measured.to_json())
     assert numbers(found[1]) == close_to(found[0])
     assert found[0]["corpora"][str(sea_file)]["kl"] > 0.001
 
@@ -309,7 +309,7 @@ def test_attacks(both: tuple[HookedLM, HookedLM], table: TokenTable, forget: Tok
         dense = DirectionEdit((direction / direction.norm())[None], center, 1.0, GATES["running"])
         points = relearn(lm, forget, [table], settings, edit=dense, hook_while_learning=True)
         diluted = dilute(forget, table, lm.cutter, 8)
-        rounded = hooked_logits(lm, quantised(lm.model, 4), dense)
+        rounded = edited_logits(replace(lm, model=quantize(lm.model, 4)), dense)
         losses.append([points[1].effects[0].nll_delta, measure_model(rounded, lm.model, lm.cutter, diluted, 4).nll_delta])
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 import mtsae_lens
@@ -18,6 +17,8 @@ from mtsae_lens.commands.explore import ExploreSettings
 from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.separation import SEPARATIONS
+from mtsae_lens.splice.edits import EDITS
+from mtsae_lens.splice.gates import GATES
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.scores import SCORES
 
@@ -59,9 +60,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 @pytest.fixture
 def registries() -> Iterator[None]:
     """What a page registers is gone after it."""
-    before = {id(registry): set(registry) for registry in (SEPARATIONS, SCORES)}
+    every = (SEPARATIONS, SCORES, EDITS, GATES)
+    before = {id(registry): set(registry) for registry in every}
     yield
-    for registry in (SEPARATIONS, SCORES):
+    for registry in every:
         for name in set(registry) - before[id(registry)]:
             del registry[name]  # type: ignore[attr-defined]
 
@@ -71,20 +73,14 @@ def test_python_examples_run(path: Path, workplace: Path, registries: None) -> N
     """The blocks of a page one after another, as a reader would type them."""
     namespace: dict[str, object] = {"__name__": "__main__"}
     for number, example in enumerate(PYTHON.findall(path.read_text()), 1):
-        exec(compile(example, f"{page_name(path)}, example {number}", "exec"), namespace)
+        exec(compile(example, f"{page_name(path)}, example {number}", "exec", dont_inherit=True), namespace)
 
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=page_name)
 def test_commands_are_taken(path: Path) -> None:
     """Verbs, options and the kinds of their values; nothing is run."""
-    group = typer.main.get_command(app)
-    for verb, *arguments in commands(path.read_text()):
-        if verb in ("--help", "--version"):
-            continue
-        command = group.commands[verb]  # type: ignore[attr-defined]
-        given = [re.sub(r"\$\w+", "0", argument) for argument in arguments if argument != "--help"]
-        with command.make_context(verb, given, resilient_parsing="--help" in arguments):
-            pass
+    for words in commands(path.read_text()):
+        app.parse_args([re.sub(r"\$\w+", "0", word) for word in words], exit_on_error=False, print_error=False)
 
 
 def test_every_setting_of_exploring_is_told() -> None:

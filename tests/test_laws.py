@@ -53,6 +53,17 @@ VARIANTS: dict[str, tuple[type, dict[str, Any]]] = {
     for name, settings in OPTIONS.items()
     for activation in ACTIVATIONS
 }
+# thresholds: in training as learned by either activation, in inference as JumpReLU
+VARIANTS |= {
+    f"{kind.__name__}-{name}-{activation}": (kind, settings | {"activation": activation})
+    for kind, activation in ((MTSAE, "jumprelu"), (MTTrainingSAE, "jumprelu"), (MTTrainingSAE, "batchtopk"))
+    for name, settings in (
+        {padding: {"padding": padding} for padding in PADDINGS}
+        | {name: OPTIONS[name] for name in ("token-alone", "nested-circular", "learned")}
+    ).items()
+}
+BATCHTOPK = {name for name, (_, settings) in VARIANTS.items() if settings["activation"] == "batchtopk"}
+"""In training, the features of a context depend on the other contexts of the batch."""
 
 
 def with_padding(padding: str) -> dict[str, tuple[type, dict[str, Any]]]:
@@ -78,11 +89,22 @@ def random_sae(kind: type[Any] = MTSAE, mixin: type | None = None, **settings: A
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
     if sae.cfg.hierarchy == "nested":
         sae.W_enc.data *= laws.allowed(sae)
+    if sae.cfg.activation == "jumprelu":
+        sae.threshold.data.abs_()
+    if sae.cfg.activation == "batchtopk":
+        sae.topk_threshold.fill_(0.4)
     return sae
 
 
 @pytest.fixture(params=VARIANTS)
 def sae(request: pytest.FixtureRequest) -> Any:
+    kind, settings = VARIANTS[request.param]
+    return random_sae(kind, **settings)
+
+
+@pytest.fixture(params=[name for name in VARIANTS if name not in BATCHTOPK])
+def context_sae(request: pytest.FixtureRequest) -> Any:
+    """An SAE whose features depend on their own context alone."""
     kind, settings = VARIANTS[request.param]
     return random_sae(kind, **settings)
 
@@ -111,7 +133,7 @@ def centred_taps(kernel_size: int, dilation: int, padding: str) -> list[int]:
     return [(kernel_size // 2 - tap) * dilation for tap in range(kernel_size)]
 
 
-@pytest.mark.parametrize("variant", with_padding("causal"))
+@pytest.mark.parametrize("variant", sorted(set(with_padding("causal")) - BATCHTOPK))
 def test_causality(variant: str, h: Tensor) -> None:
     kind, settings = VARIANTS[variant]
     laws.check_causality(random_sae(kind, **settings).encode, h)
@@ -121,6 +143,11 @@ def test_causality(variant: str, h: Tensor) -> None:
 def test_causality_catches_paddings_that_look_ahead(padding: str, h: Tensor) -> None:
     with pytest.raises(AssertionError):
         laws.check_causality(random_sae(padding=padding).encode, h)
+
+
+def test_causality_catches_a_choice_among_the_batch(h: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_causality(random_sae(MTTrainingSAE, activation="batchtopk").encode, h)
 
 
 def test_causality_catches_centred_taps(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,8 +175,8 @@ def test_causality_catches_learned_taps_in_the_future(h: Tensor) -> None:
 # receptive field ------------------------------------------------------------------------------------------------------
 
 
-def test_receptive_field(sae: Any, h: Tensor) -> None:
-    laws.check_receptive_field(sae, h)
+def test_receptive_field(context_sae: Any, h: Tensor) -> None:
+    laws.check_receptive_field(context_sae, h)
 
 
 @pytest.mark.parametrize("claim", [(7, 0), (9, 0), (8, 1)])
@@ -234,6 +261,11 @@ class DropsAWeight:
         del state_dict["b_enc"]
 
 
+class ForgetsTheThreshold:
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        state_dict["threshold"] = torch.zeros_like(state_dict["threshold"])
+
+
 class SavesZeros:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         state_dict["taps"] = torch.zeros_like(state_dict["taps"])
@@ -253,6 +285,12 @@ def test_save_load(sae: Any, h: Tensor, tmp_path: Any) -> None:
 def test_save_load_catches(kind: type, mixin: type, h: Tensor, tmp_path: Any) -> None:
     with pytest.raises(AssertionError):
         laws.check_save_load(random_sae(kind, mixin), h, tmp_path)
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_save_load_catches_a_forgotten_threshold(kind: type, h: Tensor, tmp_path: Any) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_save_load(random_sae(kind, ForgetsTheThreshold, activation="jumprelu"), h, tmp_path)
 
 
 def test_save_load_catches_a_forgotten_setting(h: Tensor, tmp_path: Any) -> None:
@@ -277,8 +315,13 @@ class ReadsRowsTheOtherWayRound:
         return rearrange(h, "(pos batch) d_in -> batch pos d_in", pos=CONTEXT) if h.ndim == 2 else h
 
 
-def test_batch_splitting(sae: Any, h: Tensor) -> None:
-    laws.check_batch_splitting(sae, h)
+def test_batch_splitting(context_sae: Any, h: Tensor) -> None:
+    laws.check_batch_splitting(context_sae, h)
+
+
+def test_batch_splitting_catches_a_choice_among_the_batch(h: Tensor) -> None:
+    with pytest.raises(AssertionError):
+        laws.check_batch_splitting(random_sae(MTTrainingSAE, activation="batchtopk"), h)
 
 
 @pytest.mark.parametrize("mixin", [CentredOverTheBatch, ReadsRowsTheOtherWayRound])
@@ -428,8 +471,8 @@ def test_gradients_catch_a_detached_scale(h: Tensor) -> None:
 # walls ----------------------------------------------------------------------------------------------------------------
 
 
-def test_walls(sae: Any, h: Tensor) -> None:
-    laws.check_walls(sae, h)
+def test_walls(context_sae: Any, h: Tensor) -> None:
+    laws.check_walls(context_sae, h)
 
 
 @pytest.mark.parametrize("padding", PADDINGS)
@@ -592,6 +635,8 @@ def test_groups_read_no_longer_scale_catches_a_group_too_many(h: Tensor, monkeyp
 NESTED_TRAINING = {
     "nested": {},
     "relu": {"activation": "relu"},
+    "jumprelu": {"activation": "jumprelu", "jumprelu_ste_to_input": True},
+    "batchtopk": {"activation": "batchtopk"},
     "token-alone": {"dilations": (0, 1, 4)},
     "learned": LEARNED,
     "cka": {"separation": "cka"},

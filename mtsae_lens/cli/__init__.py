@@ -1,5 +1,7 @@
-"""The command line `mtsae`: one verb, one settings class, one call. Exit codes: 0 done, 1 the output
-or the memory is full, 2 a mistake to put right, 130 and 143 stopped, 141 nothing reads the output."""
+"""The command line `mtsae`: one verb, one settings class, one call.
+
+Exit codes: 0 done, 1 the output or the memory is full, 2 user error, 130 and 143 stopped by a signal, 141 nothing reads the output.
+"""
 
 from __future__ import annotations
 
@@ -8,66 +10,50 @@ import os
 import re
 import sys
 import warnings
-from typing import Annotated
+from collections import Counter
+from typing import Any
 
-import typer
+from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError, UnusedCliTokensError
+from pydantic import ValidationError
 
 from mtsae_lens import __version__
-from mtsae_lens.cli import experiments, saes, unlearning
-from mtsae_lens.cli.once import OnceCommand
-from mtsae_lens.cli.output import BROKEN_PIPE, OutputLost, drop_standard_output, say_aside, warnings_as_lines
-from mtsae_lens.errors import MTSAEError, TrainingInterrupted
+from mtsae_lens.cli.options import settings_verb
+from mtsae_lens.cli.output import BROKEN_PIPE, OutputLost, StandardOutput, drop_standard_output, say_aside, warnings_as_lines
+from mtsae_lens.cli.verbs import VERBS
+from mtsae_lens.errors import ConfigError, MTSAEError, TrainingInterrupted
+from mtsae_lens.settings import describe_problem
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for verb in (
-    saes.train,
-    saes.evaluate,
-    unlearning.unlearn,
-    unlearning.unlearn_benchmark,
-    unlearning.generate,
-    unlearning.export,
-    saes.explore,
-    saes.upload,
-    saes.export_neuronpedia,
-    experiments.demo,
-    experiments.planted,
-    experiments.paper,
-):
-    app.command(cls=OnceCommand)(verb)
-
-
-def _print_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"mtsae-lens {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def mtsae(
-    _: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn, explore."""
-
+app = App(
+    name="mtsae",
+    help="Multi-Scale Temporal Sparse Autoencoders: train, evaluate, unlearn, explore.",
+    help_format="plaintext",
+    default_parameter=Parameter(allow_repeating=True),
+    version=f"mtsae-lens {__version__}",
+)
+for number, run in enumerate(VERBS):
+    app.command(settings_verb(run), name=run.__name__.replace("_", "-"), sort_key=number)
+app.register_install_completion_command(help="Install completion of verbs and options for this shell.")
 
 _OUT_OF_MEMORY = re.compile(r"not enough memory|out of memory|can't allocate memory", re.IGNORECASE)
 
 
 def main() -> None:
-    """Entry point: turns errors that the user can put right into one line, and signals into their exit codes."""
+    """Run the command line: turn user errors into one line, and signals into their exit codes."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
         with warnings_as_lines():
-            app()
+            _run(sys.argv[1:])
     except MTSAEError as error:
         say_aside(f"error: {error}")
         sys.exit(2)
     except TrainingInterrupted as stop:
         say_aside(f"stopped: {stop}")
         sys.exit(128 + stop.signal_number)
+    except KeyboardInterrupt:
+        say_aside("stopped")
+        sys.exit(130)
     except OutputLost as lost:
         say_aside(f"error: {lost}")
         drop_standard_output()
@@ -77,3 +63,36 @@ def main() -> None:
             raise
         say_aside(f"error: not enough memory ({str(error)[:200]}); give a smaller batch, model or SAE")
         sys.exit(1)
+
+
+def _run(words: list[str]) -> None:
+    try:
+        command, bound, _ = app.parse_args(words, console=StandardOutput(), exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise ConfigError(_explain(error)) from error
+    _warn_of_repeats(words, bound.arguments)
+    command(**bound.arguments)
+
+
+def _warn_of_repeats(words: list[str], given: dict[str, Any]) -> None:
+    """Warn of an option that is given several times but takes one value: the last one wins."""
+    counts = Counter(word.partition("=")[0] for word in words if word.startswith("--"))
+    for name, value in given.items():
+        option = f"--{name.replace('_', '-')}"
+        on, off = counts[option], counts[option.replace("--", "--no-", 1)]
+        contradicts = on and off if isinstance(value, bool) else on > 1
+        if contradicts and not isinstance(value, list):
+            say_aside(f"warning: {option} is given {on + off} times; the last value is used")
+
+
+def _explain(error: CycloptsError) -> str:
+    """Say in one line what is wrong with a command line."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, ValidationError) and error.argument is not None:
+        return f"{error.argument.name}: {describe_problem(cause.errors(include_url=False)[0])}"
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected argument {(error.unused_tokens or [''])[0]!r}; see --help"
+    if isinstance(error, RepeatArgumentError):
+        option = error.token.keyword
+        return f"{option} takes one text and is given several times; join the texts with '+', such as {option} FIRST+SECOND"
+    return str(error)

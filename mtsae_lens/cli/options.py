@@ -1,42 +1,135 @@
-"""What verbs share: options, and what was typed, by the names of the settings."""
+"""The options of a verb, made from the fields of its settings class."""
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import typer
+from cyclopts import Parameter, Token
+from pydantic.fields import FieldInfo
 
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.settings import Settings, parse_assignments
 
-# Paths are passed on as text: an empty one would become the working directory, and the settings know what may be empty
-SAEFolder = Annotated[str, typer.Argument(help="Folder of a trained SAE, of any architecture.", metavar="SAE")]
-Config = Annotated[str | None, typer.Option(metavar="FILE", help="YAML file of settings; what is typed goes before it.")]
-Out = Annotated[str | None, typer.Option(metavar="PATH", help="Folder for results.")]
-Seed = Annotated[int | None, typer.Option(help="Random seed.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-Model = Annotated[str | None, typer.Option(help="embedded, a TransformerLens name, or a local Hugging Face folder.")]
-HookName = Annotated[str | None, typer.Option(help="TransformerLens hook, such as blocks.3.hook_resid_post.")]
-BatchSize = Annotated[
-    int | None, typer.Option(help="Contexts in a forward pass, at most; a large vocabulary or SAE takes fewer.")
-]
-Edit = Annotated[str | None, typer.Option(metavar="FILE", help="An edit that 'mtsae unlearn' wrote (edit.json).")]
-Retain = Annotated[list[str] | None, typer.Option(help="Text to keep, far from the forget text; may be repeated.")]
-Near = Annotated[list[str] | None, typer.Option(help="Text to keep, near to it; may be repeated.")]
+_POSITIONAL = ("sae", "facts", "repo_id")
+"""Settings that are given without the name of an option, where they have no default."""
+_TEXTS = ("dataset", "forget")
+"""Settings of one text, of which a second would leave the first out: several texts are joined with `+`."""
+_CONFIG = inspect.Parameter(
+    "config",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[str | None, Parameter(help="YAML file of settings. Options on the command line override it.")],
+)
 
 
-def typed(arguments: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
-    """What a verb was given, by the settings' names: its `locals()`, before there are others; None is what was not typed.
+def settings_verb(run: Callable[..., None]) -> Callable[..., None]:
+    """Make a verb of the command line from a function that takes settings.
 
-    `changes` are what differs from the argument: None for one that is no setting.
+    Args:
+        run: its first parameter is the settings, and further ones, keyword-only and with a default, are options of their own.
+
+    Returns:
+        A function whose keyword arguments are those options that were given; its signature is what cyclopts reads.
     """
-    return {name: value for name, value in arguments.items() if name != "config"} | changes
+    first, *own = inspect.signature(run).parameters.values()
+    hints = get_type_hints(run, include_extras=True)
+    settings: type[Settings] = hints[first.name]
+
+    def verb(config: str | None = None, **given: Any) -> None:
+        further = {parameter.name: given.pop(parameter.name) for parameter in own if parameter.name in given}
+        run(build_settings(settings, config, given), **further)
+
+    options = [_option(name, field) for name, field in settings.model_fields.items()]
+    options += [parameter.replace(annotation=hints[parameter.name]) for parameter in own] + [_CONFIG]
+    verb.__name__, verb.__doc__, verb.__annotations__ = run.__name__, run.__doc__, {}
+    verb.__signature__ = inspect.Signature(sorted(options, key=lambda option: option.kind))  # type: ignore[attr-defined]
+    return verb
 
 
-def one_text(option: str, sources: list[str] | None) -> str | None:
-    """What was typed; the last of several would leave the others out, and nobody would know."""
-    if sources and len(sources) > 1:
-        joined = shlex.quote("+".join(sources))
-        raise ConfigError(f"{option} takes one text and was given {len(sources)} times; join them: {option} {joined}")
-    return sources[0] if sources else None
+def build_settings(settings: type[Settings], config: str | None, given: dict[str, Any]) -> Settings:
+    """Build settings from a YAML file and what was given on the command line.
+
+    Args:
+        settings: class of the settings.
+        config: path of the file.
+        given: by the name of the setting, its text, or its texts if it takes several.
+
+    Raises:
+        ConfigError: an unreadable file, or a value that the settings do not allow.
+    """
+    fields = settings.model_fields
+    values = {
+        name: parse_assignments(value, option_name(name, fields[name])) if _is_mapping(fields[name]) else value
+        for name, value in given.items()
+    }
+    return settings.build(config, values)
+
+
+def option_name(name: str, field: FieldInfo) -> str:
+    """Return the name of the option of a setting, such as `--d-sae`."""
+    extra = field.json_schema_extra
+    return str(extra["option"]) if isinstance(extra, dict) and "option" in extra else f"--{name.replace('_', '-')}"
+
+
+def _option(name: str, field: FieldInfo) -> inspect.Parameter:
+    is_positional = name in _POSITIONAL and field.is_required()
+    is_flag = field.annotation is bool
+    default = None if field.is_required() or _is_mapping(field) else field.get_default(call_default_factory=True)
+    if isinstance(default, Path):
+        default = str(default)
+    about = Parameter(
+        name=None if is_positional else option_name(name, field),
+        help=" ".join(f"{field.description} {'[required]' if field.is_required() else ''}".split()),
+        converter=None if is_flag else _texts_of(field),
+        negative=None if is_flag else "",
+        accepts_keys=False,
+        allow_repeating=name not in _TEXTS,
+        show_default=_show_default if default not in (None, ()) else False,
+        required=False,  # a file may give it; the settings say what is missing
+    )
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=Annotated[_shown_type(field), about])
+
+
+def _texts_of(field: FieldInfo) -> Callable[[Any, Sequence[Token]], Any]:
+    """Return what keeps the text of an option as it was typed: the settings convert it, as they do that of a file."""
+    several = _takes_several(field)
+    allows_null = type(None) in _types_in(field.annotation)
+
+    def convert(_: Any, tokens: Sequence[Token]) -> Any:
+        texts = [None if allows_null and token.value == "null" else token.value for token in tokens]
+        return texts if several else texts[0]
+
+    return convert
+
+
+def _takes_several(field: FieldInfo) -> bool:
+    return _is_mapping(field) or any(get_origin(kind) is tuple for kind in (field.annotation, *get_args(field.annotation)))
+
+
+def _is_mapping(field: FieldInfo) -> bool:
+    return get_origin(field.annotation) is dict
+
+
+def _types_in(annotation: Any) -> set[Any]:
+    """Return every plain type in an annotation."""
+    inner = [arg for arg in get_args(annotation) if arg is not ...] if get_origin(annotation) is not Literal else []
+    return {annotation}.union(*map(_types_in, inner))
+
+
+def _shown_type(field: FieldInfo) -> Any:
+    """Return a type from which cyclopts reads how many values there are and what the help shows."""
+    if _is_mapping(field):
+        return list[str] | None
+    if _takes_several(field):
+        inner = next(kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is tuple)
+        element = next(kind for kind in get_args(inner) if kind is not ...)
+        return list[element] | None
+    kind = str if Path in _types_in(field.annotation) else field.annotation
+    return kind | None if field.is_required() or field.default is None else kind
+
+
+def _show_default(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from io import StringIO
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -39,24 +38,52 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
+@contextmanager
+def standard_output() -> Iterator[None]:
+    """Write to standard output in the block, and flush it at the end.
+
+    Raises:
+        OutputLost: it is full or closed.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        raise OutputLost(error) from error
+
+
+class StandardOutput(Console):
+    """A console of rich that tells when standard output is lost, where rich would exit."""
+
+    def print(self, *objects: Any, **how: Any) -> None:
+        """Print, and flush at once.
+
+        Raises:
+            OutputLost: standard output is full or closed.
+        """
+        with standard_output():
+            super().print(*objects, **how)
+
+    def on_broken_pipe(self) -> None:
+        """Let the error out."""
+        raise OutputLost(BrokenPipeError(errno.EPIPE, "Broken pipe"))
+
+
 def say(text: str) -> None:
     """Write lines to standard output.
 
     Raises:
         OutputLost: it is full or closed.
     """
-    try:
-        encoding = sys.stdout.encoding or "utf-8"
-        typer.echo(printable(text).encode(encoding, "backslashreplace").decode(encoding))
-        sys.stdout.flush()
-    except OSError as error:
-        raise OutputLost(error) from error
+    encoding = sys.stdout.encoding or "utf-8"
+    with standard_output():
+        print(printable(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def say_aside(text: str) -> None:
     """Write a line to standard error; nothing can be said where that is full or closed."""
     with suppress(OSError):
-        typer.echo(printable(" ".join(text.splitlines())), err=True)
+        print(printable(" ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
 class _Lines(StringIO):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
+from mtsae_lens.commands.evaluate_settings import EvaluateSettings
+from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import read_tokens
-from mtsae_lens.data.documents import Split
 from mtsae_lens.data.origins import find_source
-from mtsae_lens.data.precision import Dtype
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.scales import scale_predictivity
@@ -28,7 +26,6 @@ from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.collapse import FiringCounts
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 METRIC_MEANINGS: dict[str, str] = {
@@ -52,28 +49,6 @@ METRIC_MEANINGS: dict[str, str] = {
     "n_tokens": "tokens measured on",
     "future_leak": "share of activation that depends on later tokens; 0 is causal",
 }
-
-
-class EvaluateSettings(Settings):
-    """Settings of `mtsae evaluate`."""
-
-    sae: Path
-    out: Path = Path("runs/evaluate")
-    dataset: str | None = None
-    """Held-out text; None for the dataset it was trained on. The split `test` is read."""
-    model: str | None = None
-    dtype: Dtype | None = None
-    """Of the language model; None for that on which the SAE was trained."""
-    n_contexts: int = Field(512, gt=0)
-    """Contexts of a split that are read, at most, whatever is measured."""
-    n_scale_contexts: int = Field(256, ge=0)
-    """Contexts of SELECT and of TEST each from which the scales of an MTSAE are measured, `n_contexts` at most; 0 leaves that out."""
-    n_scale_features: int = Field(1024, gt=0)
-    """Features for that, drawn at random: memory grows with their number."""
-    batch_size: int = Field(16, gt=0)
-    """Contexts in a forward pass, at most: a large vocabulary or SAE takes fewer."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "cpu"
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:

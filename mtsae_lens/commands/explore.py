@@ -5,55 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from mtsae_lens.data.documents import Split, check_source
+from mtsae_lens.commands.explore_settings import ExploreSettings
+from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.origins import find_model, find_source
-from mtsae_lens.data.precision import HALF_PRECISION, Dtype, dtype_name
+from mtsae_lens.data.precision import HALF_PRECISION, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
-from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import weights_digest
-
-
-class ExploreSettings(Settings):
-    """Settings of `mtsae explore`."""
-
-    sae: Path
-    out: Path = Path("runs/explore")
-    dataset: tuple[str, ...] | None = None
-    """Texts, each a corpus of its own; the first is the one that `selectivity` speaks of. None for the SAE's training dataset."""
-    split: Split = "select"
-    """Features are chosen by what is seen here, so not `test`, which is read once; `train` where a tenth of the text is too little."""
-    n_tokens: int = Field(200_000, gt=0)
-    """Tokens to look through, divided evenly among the corpora; a corpus that has fewer gives what it has."""
-    n_examples: int = Field(16, gt=0)
-    n_sampled: int = Field(8, ge=0)
-    before: int = Field(20, ge=0)
-    after: int = Field(8, ge=0)
-    n_ablated: int = Field(3, ge=0)
-    n_attributed: int = Field(2, ge=0)
-    n_attribution_contexts: int = Field(128, ge=0)
-    n_text_contexts: int = Field(32, gt=0)
-    batch_size: int = Field(16, gt=0)
-    model: str | None = None
-    dtype: Dtype | None = None
-    """Of the language model; None for that on which the SAE was trained."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "cpu"
-
-    @property
-    def plan(self) -> Plan:
-        """The sizes among the settings."""
-        return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})
 
 
 @stopped_with(GOES_ON)

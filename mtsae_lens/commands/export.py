@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtyping import Float, Int
-from pydantic import Field
 from torch import Tensor
 
 from mtsae_lens.checksums import write_checksums
-from mtsae_lens.commands.export_comparison import at_hook, compare
+from mtsae_lens.commands.export_comparison import compare
+from mtsae_lens.commands.export_settings import ExportSettings, Form
+from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.documents import Split
 from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
-from mtsae_lens.data.precision import Dtype, dtype_name
+from mtsae_lens.data.precision import dtype_name
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
 from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
-from mtsae_lens.export.persistent import as_projection, project_weights
+from mtsae_lens.export.persistent import project_weights
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.files import whole_folder, write_text
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
@@ -34,14 +33,12 @@ from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
-from mtsae_lens.unlearning.measures.effects import Logits, as_logits
+from mtsae_lens.unlearning.measures.effects import Logits, as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus
 
-Form = Literal["hooked", "projected", "low-rank"]
 MODEL_FOLDER = "model"
 
 _PROJECTED = """What the edit's directions span was projected out of all that is written to the residual stream before the hook:
@@ -63,47 +60,9 @@ _COMPARED = (
 )
 
 
-class ExportSettings(Settings):
-    """Settings of `mtsae export`."""
-
-    sae: Path
-    edit: Path
-    """A file that `mtsae unlearn` wrote."""
-    out: Path = Path("runs/export")
-    form: Form = "hooked"
-    """`hooked`: the edit attached by a stand-alone loader. `projected`: its directions taken out of the weights. `low-rank`: weights
-    tuned towards the edited model."""
-    forget: str | None = None
-    """The text that the edit is for: measured; `low-rank` is trained on it too."""
-    retain: tuple[str, ...] = ()
-    """Text to keep, far from it; likewise."""
-    near: tuple[str, ...] = ()
-    """Text to keep, near to it; likewise."""
-    model: str | None = None
-    dtype: Dtype | None = None
-    """Of the models that are compared; None for that of the SAE's model. Changed weights are made and written in float32."""
-    rank: int = Field(LowRankSettings.rank, gt=0)
-    """Of a low-rank change."""
-    n_steps: int = Field(LowRankSettings.n_steps, gt=0)
-    """Updates of its training."""
-    lr: float = Field(LowRankSettings.lr, gt=0)
-    """Their peak learning rate."""
-    train_contexts: int = Field(512, gt=0)
-    """Contexts of each text to train a low-rank change on, at most."""
-    n_contexts: int = Field(64, gt=0)
-    """Contexts of TEST of each text to measure on, at most."""
-    batch_size: int = Field(16, gt=0)
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "cpu"
-
-    def corpora(self) -> dict[str, str]:
-        """Role of every text."""
-        forget = {self.forget: "forget"} if self.forget else {}
-        return forget | dict.fromkeys(self.near, "near") | dict.fromkeys(self.retain, "far")
-
-    def low_rank(self) -> LowRankSettings:
-        """The part that the fine-tune reads."""
-        return LowRankSettings(self.rank, self.n_steps, lr=self.lr, seed=self.seed)
+def low_rank_settings(settings: ExportSettings) -> LowRankSettings:
+    """Return what the training of a low-rank change needs."""
+    return LowRankSettings(settings.rank, settings.n_steps, lr=settings.lr, seed=settings.seed)
 
 
 @dataclass(frozen=True)
@@ -177,14 +136,14 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
-    twin = as_projection(edit, lm.splice)
+    twin = edit.as_projection(lm.sae)
     project_weights(base, twin, lm.splice.hook_name)
-    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": at_hook(lm, twin)}
+    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": edited_logits(lm, twin)}
     return Exported(models, {"n_directions": len(twin.basis)})
 
 
 def _low_rank(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
-    options, watch = settings.low_rank(), Stopwatch()
+    options, watch = low_rank_settings(settings), Stopwatch()
     base = open_base(_base_name(settings, lm), device=settings.device)
     forget, *retain = [_read(settings, lm, source, "train", settings.train_contexts) for source in settings.corpora()]
     losses = train_low_rank(base, lm, edit, forget, retain, options)

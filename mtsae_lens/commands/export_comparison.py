@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures.effects import Logits, kl_divergence, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.effects import Logits, edited_logits, kl_divergence, measure_edits, measure_model
 
 
 def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
@@ -28,23 +26,14 @@ def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Lo
     compared["hook"] = {"nll_delta": hook.nll_delta, "kl": hook.mean(hook.kl)}
     for name, logits in models.items():
         effect = measure_model(logits, lm.model, lm.cutter, table, lm.batch_size)
-        from_hook = mean_kl(lm, table, at_hook(lm, edit), logits)
+        from_hook = mean_kl(lm, table, edited_logits(lm, edit), logits)
         compared[name] = {"nll_delta": effect.nll_delta, "kl": effect.mean(effect.kl), "kl_from_hook": from_hook}
     return compared
 
 
-def at_hook(lm: HookedLM, edit: Edit) -> Logits:
-    """The model with an edit at its hook."""
-
-    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        return lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
-
-    return logits
-
-
 @torch.no_grad()
 def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
-    """`KL(target || model)` of the predictions of counted tokens, in nats per token."""
+    """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token."""
     total, n_tokens = 0.0, 0
     batches = track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch", lm.n_batches(table))
     for tokens, counted in batches:

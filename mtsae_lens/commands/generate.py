@@ -2,36 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from pydantic import Field
 
-from mtsae_lens.data.precision import Dtype
+from mtsae_lens.commands.generate_settings import GenerateSettings
 from mtsae_lens.data.prompts import check_text, encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.opening import open_sae
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.generation import check_length
-
-
-class GenerateSettings(Settings):
-    """Settings of `mtsae generate`."""
-
-    sae: Path
-    edit: Path
-    """A file that `mtsae unlearn` wrote."""
-    prompt: str
-    model: str | None = None
-    dtype: Dtype | None = None
-    """Of the language model; None for that on which the SAE was trained."""
-    max_new_tokens: int = Field(40, gt=0)
-    temperature: float = Field(0.0, ge=0)
-    """0 takes the likeliest token."""
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "cpu"
 
 
 @stopped_with(STARTS_ANEW)

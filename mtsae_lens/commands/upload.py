@@ -7,28 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
+from mtsae_lens.commands.upload_settings import UploadSettings
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import ConfigError, OutputError
 from mtsae_lens.files import whole_folder
 from mtsae_lens.interop.hub import check_names, upload_sae, write_upload
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import check_output_folder
-from mtsae_lens.settings import Settings
-
-
-class UploadSettings(Settings):
-    """Settings of `mtsae upload`."""
-
-    sae: Path
-    repo_id: str
-    """`OWNER/NAME` on the hub."""
-    sae_id: str | None = None
-    """Its folder in the repository; None for the name of its hook."""
-    metrics: Path | None = None
-    """`metrics.json` of `mtsae evaluate`, for the card."""
-    private: bool = False
-    dry_run: Path | None = None
-    """Write the files into this new or empty folder instead of sending them."""
 
 
 def run_upload(settings: UploadSettings) -> str:

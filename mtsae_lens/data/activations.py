@@ -9,7 +9,6 @@ from itertools import islice
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -19,6 +18,7 @@ from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import DataError
 from mtsae_lens.interruption import raise_if_stopped
+from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import Any, TypeAlias
 
 import torch
-from sae_lens import HookedSAETransformer
-from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
-from transformer_lens.hook_points import HookPoint
+from sae_lens import HookedSAETransformer, SAETransformerBridge
 from typing_extensions import override
 
 from mtsae_lens.errors import ModelError
+from mtsae_lens.upstream import HookPoint, add_hook_aliases
 
 BRIDGE_PREFIX = "bridge:"
 """`bridge:NAME` is the model NAME as a bridge, wherever a model is named: in a setting, on the command line, in an SAE's metadata."""
@@ -37,7 +36,7 @@ class HookedBridge(SAETransformerBridge):
         hooks = super().hook_dict
         for name, hook in hooks.items():
             hook.name = name
-        self._add_aliases_to_hooks(hooks)
+        add_hook_aliases(self, hooks)
         return {name: hook for name, hook in hooks.items() if isinstance(hook, HookPoint)}
 
 

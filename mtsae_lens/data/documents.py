@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from functools import cache, partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, TypeVar
 
 import pyarrow.parquet as pq
 
 from mtsae_lens.assets import TEXTS_FILE
+from mtsae_lens.data.choices import SPLITS, Split
 from mtsae_lens.data.folders import text_suffix
 from mtsae_lens.data.hub_rows import read_hub_rows
 from mtsae_lens.data.people import GROUPS, Person, make_biography, make_people, people_of
@@ -29,8 +30,6 @@ from mtsae_lens.data.sources import SourcePart, local_path, parse_part, source_p
 from mtsae_lens.data.text_files import read_texts
 from mtsae_lens.errors import DataError, nearest
 
-Split = Literal["train", "select", "tune", "test"]
-SPLITS: tuple[str, ...] = get_args(Split)
 EMBEDDED = "embedded"
 BIOGRAPHIES = "biographies"
 N_BIOGRAPHIES_EACH = 40  # as many as the embedded models were trained on, told in the same words

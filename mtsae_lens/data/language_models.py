@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformer_lens.loading_from_pretrained as loading
 from sae_lens import HookedSAETransformer
 
 from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, AnyHookedModel, HookedBridge, boot_bridge
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.conversion import Reference, weights_in_float32
 from mtsae_lens.data.model_folders import FolderModel, one_line, read_folder
-from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, torch_dtype
+from mtsae_lens.data.precision import HALF_PRECISION, torch_dtype
 from mtsae_lens.data.vocabularies import special_tokens, undo_invented_tokens
 from mtsae_lens.errors import ModelError, nearest
 from mtsae_lens.progress import announced
+from mtsae_lens.upstream import (
+    MODEL_ALIASES,
+    NEED_REMOTE_CODE_MODELS,
+    get_official_model_name,
+    get_pretrained_model_config,
+    get_pretrained_state_dict,
+)
 
 MAX_LOCAL_CONTEXT = 2048  # TransformerLens keeps a causal mask of n_ctx^2 per layer: 8,192 positions take gigabytes
 
@@ -108,7 +115,7 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dtyp
     hf_model.to("cpu")  # the device never holds both models
     with weights_in_float32(hf_model):  # rounded to `dtype`, but converted and checked in float32
         try:
-            state_dict = loading.get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model, dtype=torch.float32)
+            state_dict = get_pretrained_state_dict(str(folder), cfg, hf_model=hf_model, dtype=torch.float32)
         except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
             raise ModelError(
                 f"{folder}: TransformerLens cannot convert {cfg.original_architecture} ({one_line(error)}); {_try_bridge(folder)}"
@@ -136,7 +143,7 @@ def _hooked_config(folder: Path, loaded: FolderModel, n_ctx: int, device: str) -
     with tempfile.TemporaryDirectory(prefix="lm_") as neutral:
         (Path(neutral) / "config.json").write_text(json.dumps(_with_older_keys(written), default=str))
         try:
-            cfg = loading.get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
+            cfg = get_pretrained_model_config(neutral, hf_cfg=hf_config.to_dict(), device=device, n_ctx=n_ctx)
         except (NotImplementedError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{folder}: TransformerLens does not know the family {loaded.family} ({one_line(error)}); {_try_bridge(folder)}"
@@ -199,14 +206,14 @@ def resolve_hook(model: AnyHookedModel, hook_name: str, head_index: int | None =
 
 
 def _load_named(name: str, device: str, as_bridge: bool, dtype: torch.dtype) -> AnyHookedModel:
-    known = [*EMBEDDED_MODELS, *loading.MODEL_ALIASES, *(a for aliases in loading.MODEL_ALIASES.values() for a in aliases)]
+    known = [*EMBEDDED_MODELS, *MODEL_ALIASES, *(a for aliases in MODEL_ALIASES.values() for a in aliases)]
     if name not in known and not (as_bridge and _HUB_NAME.fullmatch(name)):  # a bridge may know a family without its members
         shown = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
         is_file = not as_bridge and Path(shown).is_file()
         near = "; give the folder that it is in, in Hugging Face layout" if is_file else f".{nearest(shown, known)}"
         raise ModelError(f"no language model {shown!r}: neither a folder nor a name that TransformerLens knows{near}")
     if not as_bridge:
-        _check_runs_no_code(loading.get_official_model_name(name))
+        _check_runs_no_code(get_official_model_name(name))
     try:
         if as_bridge:
             return boot_bridge(name, device, dtype=dtype)
@@ -220,7 +227,7 @@ def _load_named(name: str, device: str, as_bridge: bool, dtype: torch.dtype) -> 
 
 def _check_runs_no_code(official_name: str) -> None:
     """Raise `ModelError` for a name with which TransformerLens would run code from the hub, or read a pickle."""
-    if official_name.startswith(loading.NEED_REMOTE_CODE_MODELS):
+    if official_name.startswith(NEED_REMOTE_CODE_MODELS):
         raise ModelError(
             f"{official_name}: TransformerLens loads it with code from the hub, which is not run here; as a bridge it needs none: "
             f"{BRIDGE_PREFIX}{official_name}"

@@ -19,9 +19,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_lens.constants import RUNNER_CFG_FILENAME
-from sae_lens.saes.sae import SAEMetadata
-
 from mtsae_lens.assets import EMBEDDED_MODELS
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
 from mtsae_lens.data.documents import EMBEDDED
@@ -29,6 +26,7 @@ from mtsae_lens.data.sources import source_parts, split_part
 from mtsae_lens.data.text_files import files_in
 from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
 from mtsae_lens.machine_paths import is_here, last_part, shorten
+from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAEMetadata
 
 ELSEWHERE = "elsewhere:"
 DIGESTS = "local_contents"

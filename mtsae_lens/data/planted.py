@@ -22,11 +22,11 @@ from typing import Literal
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
-from sae_lens.synthetic import FeatureDictionary, orthogonal_initializer
 from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.upstream import FeatureDictionary, orthogonal_initializer
 
 PlantedKind = Literal["persistent", "cue", "pattern"]
 

@@ -7,17 +7,15 @@ Weights and activations of a model may be in half precision, which takes half th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtsae_lens.data.choices import DTYPES
 from mtsae_lens.errors import ModelError
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-FLOAT32: Dtype = "float32"
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
 MAX_LOG_PROB_DIFFERENCE = 1e-3  # between two forms of one model in float32

@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from sae_lens import SAE
-from sae_lens.evals import EvalConfig, run_evals
-from sae_lens.training.activation_scaler import ActivationScaler
+from sae_lens import SAE, run_evals
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
@@ -23,6 +21,7 @@ from mtsae_lens.evaluation.readout import Float32Readout
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.upstream import ActivationScaler, EvalConfig
 
 _MAX_BYTES = 2**27  # of the logits of a batch in float32, of which `run_evals` holds about ten copies at once
 

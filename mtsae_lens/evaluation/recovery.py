@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens.saes.sae import SAE
-from sae_lens.synthetic import mean_correlation_coefficient
+from sae_lens import SAE
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from mtsae_lens.data.planted import PlantedFeatures, PlantedSample, rows
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.temporal import gather_reads
+from mtsae_lens.upstream import mean_correlation_coefficient
 
 _SELECT, _TEST = 1, 2  # generator seeds; training blocks seed theirs from random 32-bit numbers
 
@@ -78,7 +79,7 @@ def match_features(
     return torch.from_numpy(matched), correlations
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recovery:
     """One row a planted feature, and three numbers on the whole."""
 
@@ -95,7 +96,7 @@ class Recovery:
     mcc: float
     """SAELens's mean correlation coefficient: mean |cosine| under the best one-to-one match of directions, whatever fires."""
     explained_variance: float
-    """Centred R^2 on TEST."""
+    """Centered R^2 on TEST."""
     explained_variance_clean: float
     """The same against the activations without their noise."""
 
@@ -108,8 +109,11 @@ def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
     h, planted = rows(splits.test)
     encoded = [sae.encode(sample.h.to(sae.device)) for sample in (splits.select, splits.test)]
     acts_select, acts = (x[:, 1:].flatten(0, 1).cpu() for x in encoded)
-    if len(acts_select[0]) < planted.shape[1]:
-        raise ValueError(f"{acts_select.shape[1]} features cannot be matched one to one to {planted.shape[1]} planted ones")
+    if acts_select.shape[1] < planted.shape[1]:
+        raise ConfigError(
+            f"expected an SAE with at least {planted.shape[1]} features, one for each planted feature, got {acts_select.shape[1]}; train a "
+            "wider SAE"
+        )
     matched, _ = match_features(acts_select, planted_select)
     _, correlations = match_features(acts, planted)
     truth, onsets = planted > 0, splits.test.onsets[:, 1:].flatten(0, 1)
@@ -129,18 +133,19 @@ def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
         onset_recall=torch.tensor(onset_recall),
         cosine=torch.nn.functional.cosine_similarity(directions, W_dec[matched], dim=-1),
         mcc=mean_correlation_coefficient(W_dec, directions),
-        explained_variance=_explained_variance(h, sae_out),
-        explained_variance_clean=_explained_variance(dictionary(planted), sae_out),
+        explained_variance=explained_variance(h, sae_out),
+        explained_variance_clean=explained_variance(dictionary(planted), sae_out),
     )
 
 
-def _explained_variance(target: Tensor, sae_out: Tensor) -> float:
+def explained_variance(target: Float[Tensor, "row d_in"], sae_out: Float[Tensor, "row d_in"]) -> float:
+    """Compute `1 - sum ||h - h'||^2 / sum ||h - mean(h)||^2`: 1 is perfect, 0 as good as the mean."""
     return float(1 - (target - sae_out).pow(2).sum() / (target - target.mean(dim=0)).pow(2).sum())
 
 
 @torch.no_grad()
 def linear_oracle(splits: PlantedSplits, offsets: Sequence[int] = (0,)) -> Float[Tensor, " feature"]:
-    """F1 on TEST of the best linear detector that is told the truth on SELECT: Fisher's discriminant over what is read.
+    """Measure the F1 on TEST of a supervised linear probe (oracle) that is fitted on SELECT: Fisher's discriminant over what is read.
 
     With `offsets=(0,)` this is about the most that a pointwise SAE's features can reach, since each thresholds one projection of one
     position; with an MTSAE's `read_offsets`, the most that a linear read of that context holds.

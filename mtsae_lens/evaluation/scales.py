@@ -19,7 +19,7 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ScalePredictivity:
     """R^2 on held-out contexts: 1 is perfect, 0 as good as the feature's mean. Features that never fire are NaN."""
 

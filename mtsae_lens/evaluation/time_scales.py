@@ -23,7 +23,7 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TemporalProfiles:
     """Where, on the axis of offsets, each feature takes its evidence from."""
 

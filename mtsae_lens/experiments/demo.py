@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
-from pydantic import Field
 from sae_lens import SAE
 
 from mtsae_lens import __version__
 from mtsae_lens.commands.evaluate import fidelity_summary, finite_or_none, metrics_table
-from mtsae_lens.commands.explore import ExploreSettings, run_explore
-from mtsae_lens.commands.unlearn import UnlearnSettings, unlearn
+from mtsae_lens.commands.explore import run_explore
+from mtsae_lens.commands.unlearn import unlearn
 from mtsae_lens.commands.unlearn_report import BEFORE_AND_AFTER, effects_table, unlearning_sections, unlearning_summary
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.experiments.demo_settings import DemoSettings
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.opening import load_sae
@@ -31,72 +31,17 @@ from mtsae_lens.reporting.features import feature_cards
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.config import ARCHITECTURE
-from mtsae_lens.settings import Settings
 from mtsae_lens.splice.edit_files import weights_digest
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.log import read_log
-from mtsae_lens.training.recipe import TrainSettings, train_sae
+from mtsae_lens.training.recipe import train_sae
 from mtsae_lens.trials import Trial, run_trials
+from mtsae_lens.unlearning.results import UnlearningResult
 
 BASELINE = "topk"
 ARCHITECTURES = (ARCHITECTURE, BASELINE)
 _EDITED = "Features that were edited"
-
-
-class DemoSettings(Settings):
-    """Settings of `mtsae demo`."""
-
-    out: Path = Path("runs/demo")
-    training_tokens: int = Field(600_000, gt=0)
-    d_sae: int = Field(1024, gt=0)
-    k: int = Field(32, gt=0)
-    n_eval_contexts: int = Field(256, gt=0)
-    n_shown_features: int = Field(8, gt=0)
-    forget: str = "kjv"
-    near: tuple[str, ...] = ("milton", "shakespeare")
-    retain: tuple[str, ...] = ("sotu", "austen", "factbook", "pydocs")
-    contexts_per_split: int = Field(64, gt=0)
-    n_explored_tokens: int = Field(100_000, ge=0)
-    """Text through which all features are explored; 0 leaves that out."""
-    seed: int = Field(0, ge=0, lt=2**32)
-
-    def training(self, architecture: str) -> TrainSettings:
-        """The two architectures share rows, tokens, width, L0 and schedule."""
-        return TrainSettings(
-            architecture=architecture,
-            d_sae=self.d_sae,
-            training_tokens=self.training_tokens,
-            out=self.out / architecture,
-            seed=self.seed,
-            sae={"k": self.k},
-        )
-
-    def unlearning(self) -> UnlearnSettings:
-        """The experiment on the MTSAE."""
-        return UnlearnSettings(
-            sae=self.out / ARCHITECTURE,
-            out=self.out,
-            forget=self.forget,
-            near=self.near,
-            retain=self.retain,
-            reference="embedded-retrained",
-            contexts_per_split=self.contexts_per_split,
-            seed=self.seed,
-        )
-
-    def exploration(self) -> ExploreSettings:
-        """All features of the MTSAE, the forget text beside the others; of training text, because TEST was read once, to measure."""
-        return ExploreSettings(
-            sae=self.out / ARCHITECTURE,
-            out=self.out / "explore",
-            dataset=(self.forget, *self.near, *self.retain),
-            split="train",
-            n_tokens=self.n_explored_tokens,
-            n_ablated=1,
-            n_attributed=1,
-            seed=self.seed,
-        )
 
 
 @stopped_with(GOES_ON)
@@ -126,16 +71,17 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     trials["unlearning"] = partial(_unlearning, settings, lm)
     digests = {name: weights_digest(sae) for name, sae in saes.items()}
     done = run_trials(settings.out / "trials", _depends_on(settings) | {"sae_sha256": digests}, trials, "Demo")
-    fidelity, unlearning = {name: done[name] for name in ARCHITECTURES}, done["unlearning"]
+    fidelity = {name: done[name] for name in ARCHITECTURES}
+    unlearning = UnlearningResult.from_json(done["unlearning"])
 
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
-    features = top_examples(lm, forget_table, unlearning["chosen"]["features"][: settings.n_shown_features], n_examples=3)
+    features = top_examples(lm, forget_table, unlearning.chosen.features[: settings.n_shown_features], n_examples=3)
     explored = run_explore(settings.exploration())[0] if settings.n_explored_tokens else None
 
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    metrics = {"fidelity": fidelity, "unlearning": unlearning, "provenance": made}
+    metrics = {"fidelity": fidelity, "unlearning": unlearning.to_json(), "provenance": made}
     write_metrics(settings.out, metrics)
-    _write_report(settings, metrics, (features, explored), lm.sae.cfg)
+    _write_report(settings, metrics, unlearning, (features, explored), lm.sae.cfg)
     return metrics, [metrics_table(fidelity), effects_table(unlearning)]
 
 
@@ -147,7 +93,7 @@ def _fidelity(settings: DemoSettings, sae: SAE[Any], model: AnyHookedModel, cutt
 def _unlearning(settings: DemoSettings, lm: HookedLM) -> dict[str, Any]:
     unlearning = settings.unlearning()
     assert unlearning.reference is not None
-    return unlearn(unlearning, lm, load_language_model(unlearning.reference))[1]
+    return unlearn(unlearning, lm, load_language_model(unlearning.reference))[1].to_json()
 
 
 def _depends_on(settings: DemoSettings) -> dict[str, Any]:
@@ -159,6 +105,7 @@ def _depends_on(settings: DemoSettings) -> dict[str, Any]:
 def _write_report(
     settings: DemoSettings,
     metrics: dict[str, Any],
+    measured: UnlearningResult,
     features: tuple[Sequence[FeatureExamples], dict[str, Any] | None],
     config: Any,
 ) -> None:
@@ -172,7 +119,7 @@ def _write_report(
     budgets = {"near": unlearning.near_budget, "far": unlearning.far_budget}
     sections = [
         Section("How good is the SAE?", fidelity_text, table=metrics_table(metrics["fidelity"])),
-        *unlearning_sections(metrics["unlearning"], budgets),
+        *unlearning_sections(measured, budgets),
         Section(
             _EDITED,
             f"Where they fire most in held-out text of {settings.forget}; darker is stronger, the frame marks the peak.",
@@ -191,15 +138,19 @@ def _write_report(
         f"embedded language model, and what the model forgets when features of {settings.forget!r} are edited."
     )
     places = {section.title: f"section-{number}" for number, section in enumerate(sections, start=1)}
-    summary = _summary(settings, metrics, places, explored)
+    summary = _summary(settings, metrics["fidelity"], measured, places, explored)
     write_report(settings.out, "mtsae-lens demo", lead, sections, metrics["provenance"], summary)
 
 
 def _summary(
-    settings: DemoSettings, metrics: dict[str, Any], places: Mapping[str, str], explored: dict[str, Any] | None
+    settings: DemoSettings,
+    fidelity: Mapping[str, Mapping[str, Any]],
+    measured: UnlearningResult,
+    places: Mapping[str, str],
+    explored: dict[str, Any] | None,
 ) -> list[str]:
     """Say what was trained and how good it is, what was unlearned and at which price, and where to look next."""
-    own, baseline = (metrics["fidelity"][name] for name in ARCHITECTURES)
+    own, baseline = (fidelity[name] for name in ARCHITECTURES)
     beside = baseline["explained_variance"]
     trained = (
         f"Trained: an MTSAE on {settings.training_tokens:,} tokens; it {fidelity_summary(own)}. A TopK SAE trained alike explains "
@@ -213,7 +164,7 @@ def _summary(
     look = Markup(
         "Look next at {}; then give your own text: <code>mtsae unlearn {} --forget FILE --retain FILE</code>."
     ).format(Markup(", at ").join(links), shlex.quote(str(_shared_path(settings.out) / ARCHITECTURE)))
-    return [trained, unlearning_summary(metrics["unlearning"]), look]
+    return [trained, unlearning_summary(measured), look]
 
 
 def _shared_path(out: Path) -> Path:

@@ -1,18 +1,31 @@
-"""A part of a long page: what it computed, and how it says so."""
+"""Parts of an experiment: their trials as JSON, and what each adds to `metrics.json` and to the page."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from mtsae_lens.records import Record
 from mtsae_lens.reporting.page import Section, Table
+from mtsae_lens.trials import Trial
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
-    """What one part found: numbers for `metrics.json` under `name`, sections for the page, tables for the terminal."""
+    """The results of one part: numbers for `metrics.json` under `name`, sections for the page, tables for the terminal."""
 
     name: str
     metrics: dict[str, Any]
     sections: list[Section]
     tables: list[Table]
+
+
+def as_json(make_record: Callable[[], Record]) -> Trial:
+    """Turn a function that makes a record into a trial, which makes its JSON and can be sent to another process."""
+    return partial(_make_json, make_record)
+
+
+def _make_json(make_record: Callable[[], Record]) -> dict[str, Any]:
+    return make_record().to_json()

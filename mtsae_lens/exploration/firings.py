@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from sae_lens import SAE
-from sae_lens.saes.temporal_sae import TemporalSAE
+from sae_lens import SAE, TemporalSAE
 from torch import Tensor
 
 from mtsae_lens.sae.contributions import TapPart, tap_parts
@@ -58,9 +57,9 @@ def read_batch(lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor | None 
     if not isinstance(lm.sae, TemporalEncoder):
         feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
         return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, None, None, None)
-    x = lm.sae.process_sae_in(sae_in)
+    x, walls = lm.sae.read_contexts(sae_in)
     z = lm.sae.encode_scales(x)
-    feature_acts, hidden_pre = lm.sae.features_from_scales(z, x)
+    feature_acts, hidden_pre = lm.sae.features_from_scales(z, walls)
     return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, lm.sae, x, z)
 
 
@@ -99,8 +98,8 @@ def compute_features_at(
     sae_in = lm.splice.as_sae_input(h)
     sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
     if isinstance(lm.sae, TemporalEncoder):
-        x = lm.sae.process_sae_in(sae_in)
-        return lm.sae.features_from_scales(lm.sae.encode_scales(x)[contexts, positions], x[contexts, positions])
+        x, walls = lm.sae.read_contexts(sae_in)
+        return lm.sae.features_from_scales(lm.sae.encode_scales(x)[contexts, positions], walls[contexts, positions])
     if isinstance(lm.sae, TemporalSAE):  # its attention reads whole contexts
         feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
         return feature_acts[contexts, positions], hidden_pre[contexts, positions]

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.precision import in_float32
@@ -21,6 +20,7 @@ from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 
 _ROWS_AT_ONCE = 16  # whole contexts with gradients; larger batches take more memory and save no time
 

@@ -1,1 +1,1 @@
-"""Edited models to take away: with the edit attached, or with something like it in the weights."""
+"""Export of edited models: with the edit attached by a hook, or with weights that imitate it."""

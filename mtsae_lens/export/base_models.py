@@ -1,4 +1,4 @@
-"""The Hugging Face model under a hooked one: opened, its parts by name, saved."""
+"""The Hugging Face model under a hooked one: open it, find its parts by name, save it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformer_lens.loading_from_pretrained as loading
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
@@ -17,13 +16,14 @@ from mtsae_lens.assets import EMBEDDED_MODELS, embedded_model_dir
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.standalone import decoder_layers
+from mtsae_lens.upstream import get_official_model_name
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Where the modules stand that write to the residual stream: embeddings in the model, the other two in every decoder layer."""
+    """Names of the modules that write to the residual stream: embeddings in the model, the other two in every decoder layer."""
 
     embeddings: tuple[str, ...]
     attention_out: str
@@ -38,7 +38,7 @@ FAMILIES: dict[str, Family] = {
     "qwen2": _LLAMA,
     "gpt2": Family(("transformer.wte", "transformer.wpe"), "attn.c_proj", "mlp.c_proj"),
 }
-"""By `model_type`."""
+"""The families that can be exported, by the `model_type` of their configuration."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class BaseModel:
 
     @property
     def family(self) -> Family:
-        """Its family."""
+        """The names of its modules."""
         return FAMILIES[self.model.config.model_type]
 
     @property
@@ -59,21 +59,21 @@ class BaseModel:
         return decoder_layers(self.model)
 
     def save(self, folder: Path) -> None:
-        """Weights (safetensors), config and tokenizer."""
+        """Write weights (safetensors), configuration and tokenizer into a folder."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 
 def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: str = "cpu") -> BaseModel:
-    """The model that `load_language_model(name)` made hooks for.
+    """Open the Hugging Face model that `load_language_model(name)` adds hooks to.
 
     Args:
-        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name; `bridge:` is left out.
-        dtype: of the weights; `auto` for that of the files.
+        name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name; a prefix `bridge:` is ignored.
+        dtype: dtype of the weights; `auto` for the dtype of the files.
         device: where to put it.
 
     Raises:
-        ModelError: it cannot be read, or its family is none of `FAMILIES`.
+        ModelError: the model cannot be read, or its family is not in `FAMILIES`.
     """
     place, options = _place(name)
     try:
@@ -86,10 +86,10 @@ def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: st
 
 
 def check_family(name: str) -> None:
-    """Raise `ModelError` where a model's config tells that its family cannot be exported; no weights are read.
+    """Raise `ModelError` if a model's configuration says that its family cannot be exported; no weights are read.
 
     Args:
-        name: as `open_base` takes it. One that cannot be found passes: opening it will tell.
+        name: a name as for `open_base`. A model that is not found passes, because opening it raises the error.
     """
     try:
         place, options = _place(name)
@@ -100,29 +100,29 @@ def check_family(name: str) -> None:
 
 
 def _place(name: str) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds a model, and how it is to look there."""
+    """Return where transformers finds a model, and the options for loading it from there."""
     name = name.removeprefix(BRIDGE_PREFIX)
     local = name in EMBEDDED_MODELS or Path(name).is_dir()
     place = str(embedded_model_dir(name)) if name in EMBEDDED_MODELS else name
     if not local:
-        place = loading.get_official_model_name(name)
+        place = get_official_model_name(name)
     return place, {"local_files_only": local, "trust_remote_code": False}
 
 
 def _check_type(name: str, config: Any) -> None:
     if config.model_type not in FAMILIES:
-        raise ModelError(f"{name}: models of type {config.model_type!r} cannot be exported; needed {', '.join(FAMILIES)}")
+        raise ModelError(f"{name}: models of type {config.model_type!r} cannot be exported; expected {', '.join(FAMILIES)}")
 
 
 def hooked_layer(hook_name: str) -> tuple[int, str]:
-    """Decoder layer and side (`pre` or `post`) of a hook of the residual stream.
+    """Return the decoder layer and the side (`pre` or `post`) of a hook of the residual stream.
 
     Raises:
-        ModelError: another hook.
+        ModelError: the hook is not `blocks.<layer>.hook_resid_pre` or `blocks.<layer>.hook_resid_post`.
     """
     match = _RESIDUAL.match(hook_name)
     if match is None:
         raise ModelError(
-            f"an edit at {hook_name} cannot be exported; needed an SAE at blocks.<layer>.hook_resid_pre or blocks.<layer>.hook_resid_post"
+            f"an edit at {hook_name} cannot be exported; expected an SAE at blocks.<layer>.hook_resid_pre or blocks.<layer>.hook_resid_post"
         )
     return int(match[1]), match[2]

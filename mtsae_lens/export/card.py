@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how it is loaded, what the edit does, where it came from."""
+"""The README of an exported model: what it is, how to load it, what the edit does, and where it came from."""
 
 from __future__ import annotations
 
@@ -8,42 +8,30 @@ from typing import Any
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.machine_paths import shorten_settings
 from mtsae_lens.markdown import code_span, escape_markdown
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
-from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate
+from mtsae_lens.splice.edits import Edit
 
 
 def describe_edit(edit: Edit) -> str:
-    """What an edit does, in a sentence or two."""
-    if isinstance(edit, FeatureEdit):
-        what = f"{len(edit.features)} features e_i become {-edit.multiplier:g} e_i where they fire"
-    elif isinstance(edit, FeatureClamp):
-        what = f"{len(edit.features)} features are set to fixed values ({edit.where.replace('_', ' ')})"
-    elif isinstance(edit, DirectionEdit):
-        what = f"{len(edit.basis)} directions are taken out of the activations, {1 + edit.multiplier:g} times"
-    else:
-        what = f"a {type(edit).__name__} is applied"
-    gate = edit.gate
-    if isinstance(gate, RunningEvidenceGate):
-        where = f"where the running evidence of {len(gate.features)} features (decay {gate.decay:g}) exceeds {gate.threshold:.4g} nats"
-    elif isinstance(gate, FeatureActiveGate):
-        where = f"where one of {len(gate.features)} features fires"
-    else:
-        where = "everywhere but at special tokens and at the first token"
-    return f"{what[0].upper()}{what[1:]}, {where}."
+    """Describe an edit and its gate in a sentence."""
+    what = edit.describe()
+    return f"{what[0].upper()}{what[1:]}, {edit.gate.describe()}."
 
 
 def model_card(
     title: str, base: str, hook_name: str, edit: Edit, sections: dict[str, str], provenance: dict[str, Any] | None = None
 ) -> str:
-    """A README in Markdown.
+    """Write a README in Markdown.
 
     Args:
-        title: of the page.
+        title: title of the page.
         base: name of the model that was edited; only the last part of a path is shown.
-        hook_name: where the edit was made.
-        edit: what was asked for.
-        sections: heading and text of what differs between the forms.
-        provenance: what made the edit, put down as JSON.
+        hook_name: hook of the edit.
+        edit: the edit that was exported.
+        sections: text by heading, which differs between the forms of export.
+        provenance: where the edit came from, shown as JSON.
+
+    Returns:
+        The text of the README.
     """
     name = display_name(base).rstrip("/").split("/")[-1]
     parts = [

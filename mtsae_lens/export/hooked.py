@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens.constants import SAE_CFG_FILENAME
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,12 +25,13 @@ from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.files import whole_folder, write_json, write_text
 from mtsae_lens.splice.edit_files import save_edit, weights_digest
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.serialization import Serializable
+from mtsae_lens.upstream import SAE_CFG_FILENAME
 
 LOADER_FILE = "edited_model.py"
 CHECKED_FILES = ("**/*.safetensors", "**/*.json")
-"""Files of an exported model whose SHA-256 is written down: all that its numbers depend on."""
+"""Files of an exported model whose SHA-256 is recorded: all that its numbers depend on."""
 
 _LOADING = """Needs torch, transformers and safetensors. From inside this folder, or with it on the Python path:
 
@@ -52,9 +52,9 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
     """Write a folder that holds the base model, the SAE, the edit and a stand-alone loader; load it and compare.
 
     Args:
-        folder: to create; what is there is replaced.
+        folder: the folder to write; an existing one is replaced.
         lm: the model with its SAE.
-        edit: with a causal gate that has a form in a file.
+        edit: an edit with a gate, both of kinds that the stand-alone loader knows.
         base: the name under which `load_language_model` opened `lm.model`.
         provenance: where the edit came from.
 
@@ -63,13 +63,11 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         dtype of `lm.model`.
 
     Raises:
-        ModelError: hook, SAE, gate or family cannot be exported, or the model that was written is another one.
+        ModelError: the hook, SAE, edit, gate or model family cannot be exported, or the model that was written gives other logits.
     """
     layer, side = hooked_layer(lm.splice.hook_name)
-    if not isinstance(edit.gate, AlwaysOpen | FeatureActiveGate | RunningEvidenceGate):
-        raise ModelError(
-            f"an edit with a {type(edit.gate).__name__} cannot be exported; needed AlwaysOpen, FeatureActiveGate or RunningEvidenceGate"
-        )
+    _check_loader_knows("edit", edit, standalone.EDITS)
+    _check_loader_knows("gate", edit.gate, standalone.GATES)
     tensors, settings = reduce_encoder(lm.sae)
     config = {
         "hook_name": lm.splice.hook_name,
@@ -95,8 +93,15 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
     return difference
 
 
+def _check_loader_knows(part: str, value: Serializable, known: Mapping[str, Any]) -> None:
+    if value.kind not in known:
+        raise ModelError(
+            f"a {type(value).__name__} cannot be exported; expected one of the {part}s that the stand-alone loader knows: {', '.join(known)}"
+        )
+
+
 def _save_sae(lm: HookedLM, folder: Path) -> None:
-    """Save the SAE for other machines: no path of this one, and no digest of its files."""
+    """Save the SAE without the paths of this machine and the digests of its files."""
     lm.sae.save_model(folder)
     cfg = json.loads((folder / SAE_CFG_FILENAME).read_text(encoding="utf-8"))
     write_json(folder / SAE_CFG_FILENAME, cfg | {"metadata": share_metadata(cfg["metadata"])})
@@ -120,9 +125,9 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
 
 @torch.no_grad()
 def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
-    """The same with the activations of `lm` at both hooks, where the edits must agree in every number but for its last bit.
+    """Compute both logits from the activations of `lm` at both hooks, and check that the edits agree in all but the last bit.
 
-    In half precision two forms of a model round apart, and a feature near its threshold fires in one of them alone: no tolerance fits that.
+    In half precision two forms of a model round differently, so a feature near its threshold may fire in one of them only.
     """
     h, eps = lm.activations(tokens), torch.finfo(lm.model.cfg.dtype).eps
     with _given_activations(model, lm.splice.hook_name, h) as met:
@@ -137,7 +142,7 @@ def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Te
 
 @torch.no_grad()
 def _exact_logits(model: Any, lm: HookedLM, tokens: Int[Tensor, "batch pos"]) -> Tensor:
-    """What the exported model makes of the activations of `lm` at its hook, computed in float32 from its half-precision weights."""
+    """Compute the exported model's logits from the activations of `lm` at its hook, in float32, from its half-precision weights."""
     h = lm.activations(tokens).float()
     with weights_in_float32(model), _given_activations(model, lm.splice.hook_name, h):
         return model(tokens).logits
@@ -145,7 +150,7 @@ def _exact_logits(model: Any, lm: HookedLM, tokens: Int[Tensor, "batch pos"]) ->
 
 @contextmanager
 def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d_model"]) -> Iterator[list[Tensor]]:
-    """While it is open, the edit in a Hugging Face model meets `h` at its hook; what it makes of it is put into the list."""
+    """Replace the activations that an exported edit reads by `h` while the block runs; collect in the list what the edit makes of them."""
     number, side = hooked_layer(hook_name)
     layer, met = standalone.decoder_layers(model)[number], list[Tensor]()
 
@@ -177,7 +182,14 @@ def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d
 
 @torch.no_grad()
 def max_log_prob_difference(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> float:
-    """Largest difference between the log-probabilities of a Hugging Face model and of `lm` with the edit."""
+    """Compute the largest difference between the log-probabilities of a Hugging Face model and of `lm` with the edit.
+
+    Args:
+        model: a Hugging Face model.
+        lm: the model with its SAE.
+        edit: the edit in `lm`.
+        tokens: what both read.
+    """
     return _largest_difference(*_both_logits(model, lm, edit, tokens))
 
 

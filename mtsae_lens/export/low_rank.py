@@ -1,6 +1,6 @@
-"""Something like an edit in the weights: a fine-tune of low rank towards the model with the edit at its hook.
+"""Imitation of an edit in the weights: a fine-tune of low rank towards the model with the edit at its hook.
 
-    minimise  mean over tokens of KL(model with the edit || student),    W -> W + A B / rank,   A (out, rank), B (rank, in)
+    minimize  mean over tokens of KL(model with the edit || student),    W -> W + A B / rank,   A (out, rank), B (rank, in)
 
 for every matrix W of the layers from the hook's own on (LoRA, Hu et al. 2021, arXiv 2106.09685). B starts at random and A at zero, so the
 student starts as the clean model; in the end A B is added to W, and what is left is a model like any other.
@@ -35,9 +35,9 @@ class LowRankSettings:
     rank: int = 16
     n_steps: int = 200
     batch_size: int = 8
-    """Contexts of a step, half of them of the text to forget."""
+    """Contexts per step; half of them are forget text."""
     lr: float = 1e-2
-    """Of AdamW; falls to zero along a cosine. On the embedded model a third of it was worse on every text."""
+    """Peak learning rate of AdamW, with cosine decay to zero. On the embedded model a third of it was worse on every text."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,25 +58,28 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(noise.to(weight.device))
 
     def forward(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """The changed matrix."""
+        """Return the changed matrix."""
         return weight + (self.A @ self.B).to(weight.dtype) / self.A.shape[1]
 
 
 def train_low_rank(
     base: BaseModel, lm: HookedLM, edit: Edit, forget: TokenTable, retain: Sequence[TokenTable], settings: LowRankSettings
 ) -> list[float]:
-    """Train a model towards `lm` with the edit, in place, and merge; the loss of every step, in nats per token.
+    """Train a model in place to imitate `lm` with the edit, and merge the change into its weights.
 
     Args:
-        base: the model under `lm.model`, weights in float32.
+        base: the Hugging Face model under `lm.model`, with weights in float32.
         lm: the model with its SAE.
-        edit: what the student imitates.
-        forget: text that the edit is meant for; half of every batch.
-        retain: texts that it should leave alone; a batch draws from all of them alike.
-        settings: rank, steps, seed.
+        edit: the edit to imitate.
+        forget: forget text; half of every batch.
+        retain: near and far texts; each is drawn with the same probability.
+        settings: rank, steps, learning rate and seed.
+
+    Returns:
+        The loss of every step, in nats per token.
 
     Raises:
-        DataError: no text to retain.
+        DataError: there is no text to retain.
     """
     if not retain:
         raise DataError("a low-rank fine-tune needs text to retain beside the text to forget; give --retain")
@@ -102,7 +105,7 @@ def train_low_rank(
 
 
 def _step(base: BaseModel, lm: HookedLM, edit: Edit, batches: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> float:
-    """One update; texts of different lengths are run one after the other."""
+    """Make one update; contexts of different lengths are run one after the other."""
     loss = torch.zeros((), device=lm.model.cfg.device)
     n_tokens = sum(int((~lm.cutter.special_positions(tokens)[:, 1:]).sum()) for tokens in batches)
     for batch in batches:
@@ -124,7 +127,7 @@ def _step(base: BaseModel, lm: HookedLM, edit: Edit, batches: Sequence[Tensor], 
 def _draw(
     forget: TokenTable, retain: Sequence[TokenTable], batch_size: int, generator: torch.Generator
 ) -> list[Int[Tensor, "batch pos"]]:
-    """Contexts drawn at random, those of one length together."""
+    """Draw contexts at random, and group them by length."""
     n_forget = batch_size // 2
     tables = [forget] * n_forget
     tables += [retain[int(torch.randint(len(retain), (1,), generator=generator))] for _ in range(batch_size - n_forget)]

@@ -1,4 +1,4 @@
-"""Something like an edit in the weights: directions projected out of all that is written to the residual stream before the hook.
+"""Imitation of an edit in the weights: directions projected out of all that is written to the residual stream before the hook.
 
 A hook takes directions out of h, the residual stream that it meets: `h' = h - (1 + m) B^T B (h - c)`. In weights, the same map is applied
 to every term whose sum h is:
@@ -21,35 +21,22 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from mtsae_lens.errors import ModelError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, check_features, orthonormal_rows
-from mtsae_lens.splice.splicing import Splice
-
-
-def as_projection(edit: Edit, splice: Splice) -> DirectionEdit:
-    """The always-open edit that a projection of weights imitates.
-
-    A `DirectionEdit` loses its gate. Of an edit of features what their decoder rows span is taken out whole: more than zeroing the
-    features takes, because what others write there goes too.
-
-    Raises:
-        ModelError: an edit of another kind, or one of no feature.
-    """
-    if isinstance(edit, DirectionEdit):
-        return DirectionEdit(edit.basis, edit.center, edit.multiplier)
-    if not isinstance(edit, FeatureEdit | FeatureClamp) or not edit.features:
-        raise ModelError(
-            f"a {type(edit).__name__} has no directions to project out; needed an edit of features or of directions"
-        )
-    check_features(edit.features, splice.sae.cfg.d_sae)
-    rows = splice.sae.W_dec[list(edit.features)].detach()
-    return DirectionEdit(orthonormal_rows(rows), torch.zeros(rows.shape[-1]))
+from mtsae_lens.splice.edits import DirectionEdit
 
 
 @torch.no_grad()
 def project_weights(base: BaseModel, edit: DirectionEdit, hook_name: str) -> None:
-    """Apply the map of an edit to all that is written to the residual stream before a hook, in place."""
+    """Apply the map of an edit, in place, to all that is written to the residual stream before a hook.
+
+    Args:
+        base: the model to change.
+        edit: the directions to remove; its gate is ignored.
+        hook_name: a hook of the residual stream.
+
+    Raises:
+        ModelError: the hook is not one of the residual stream.
+    """
     layer, side = hooked_layer(hook_name)
     device = base.model.device
     basis, center = edit.basis.to(device, torch.float32), edit.center.to(device, torch.float32)
@@ -66,7 +53,7 @@ def project_weights(base: BaseModel, edit: DirectionEdit, hook_name: str) -> Non
 
 
 def _mapped(rows: Float[Tensor, "*row d_model"], change: Float[Tensor, "d_model d_model"]) -> Tensor:
-    """`rows (1 + change)`."""
+    """Compute `rows (1 + change)`."""
     return rows + (rows.float() @ change).to(rows.dtype)
 
 
@@ -77,7 +64,7 @@ def _writers(base: BaseModel, n_layers: int) -> Iterator[Any]:
 
 
 def _untie(base: BaseModel) -> None:
-    """Where the embedding is the unembedding too, that gets weights of its own: it reads the stream, it does not write to it."""
+    """Give the unembedding its own weights where it shares those of the embedding: it reads the stream and does not write to it."""
     if base.model.config.tie_word_embeddings:
         head = base.model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())

@@ -9,32 +9,34 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sae_lens import SAE
-from sae_lens.saes.jumprelu_sae import JumpReLUSAE
-from sae_lens.saes.standard_sae import StandardSAE
-from sae_lens.saes.topk_sae import TopKSAE
+from sae_lens import SAE, JumpReLUSAE, StandardSAE, TopKSAE
 from torch import Tensor
 
 from mtsae_lens.errors import ModelError
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.mtsae import MTSAE
 
 _PLAIN: dict[type[SAE[Any]], str] = {StandardSAE: "relu", TopKSAE: "topk", JumpReLUSAE: "jumprelu"}
-"""BatchTopK and Matryoshka SAEs are saved as JumpReLU ones, their threshold fixed."""
+"""BatchTopK and Matryoshka SAEs are saved as JumpReLU SAEs with a fixed threshold."""
 
 
 @torch.no_grad()
 def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and settings of an SAE whose features depend on its input as `mtsae_lens.export.standalone` says.
+    """Reduce an SAE to the tensors and settings from which `mtsae_lens.export.standalone` computes its features.
 
-    Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in (d_in,)`,
-    and `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`, `activation`, `k`.
+    Args:
+        sae: the SAE.
+
+    Returns:
+        Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in (d_in,)`,
+        and `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`, `activation`, `k`.
 
     Raises:
-        ModelError: another architecture, an encoder that reads later positions, or inputs normalised one by one.
+        ModelError: another architecture, an encoder that reads later positions, or inputs that are normalized one by one.
     """
     if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
         raise ModelError(
-            f"an SAE with normalize_activations={sae.cfg.normalize_activations!r} cannot be exported; needed one whose norm is folded "
+            f"an SAE with normalize_activations={sae.cfg.normalize_activations!r} cannot be exported; expected one whose norm is folded "
             "into its weights ('none')"
         )
     if isinstance(sae, MTSAE):
@@ -43,7 +45,7 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, settings = _plain(sae)
     else:
         raise ModelError(
-            f"an SAE of architecture {sae.cfg.architecture()!r} cannot be exported; needed mtsae, standard, topk, batchtopk or jumprelu"
+            f"an SAE of architecture {sae.cfg.architecture()!r} cannot be exported; expected mtsae, standard, topk, batchtopk or jumprelu"
         )
     tensors["b_in"] = sae.b_dec * float(sae.cfg.apply_b_dec_to_input)
     return {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}, settings
@@ -61,14 +63,13 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "offsets": sae.read_offsets,
         "scale_norm": cfg.scale_norm,
         "context_gain": cfg.context_gain,
-        "activation": cfg.activation,
-        "k": cfg.k,
     }
-    return tensors, settings
+    more_tensors, more_settings = sae.activation.export(sae)
+    return tensors | more_tensors, settings | more_settings
 
 
 def _plain(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Where pre-activations are scaled by the decoder's norms, encoder and decoder take these into their weights."""
+    """Reduce an SAE of SAELens; where it scales pre-activations by the decoder's norms, fold the norms into the weights."""
     norms = torch.ones_like(sae.W_dec[:, 0])
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         norms = sae.W_dec.norm(dim=-1)
@@ -78,8 +79,6 @@ def _plain(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "b_enc": sae.b_enc * norms,  # type: ignore[operator]
         "W_dec": sae.W_dec / norms.unsqueeze(-1),
     }
-    if isinstance(sae, JumpReLUSAE):
-        tensors["threshold"] = sae.threshold
-    activation = _PLAIN[type(sae)]
-    settings: dict[str, Any] = {"offsets": [0], "scale_norm": "none", "context_gain": 1.0, "activation": activation}
-    return tensors, settings | ({"k": sae.cfg.k} if activation == "topk" else {})
+    more_tensors, more_settings = ACTIVATIONS[_PLAIN[type(sae)]].export(sae)
+    settings: dict[str, Any] = {"offsets": [0], "scale_norm": "none", "context_gain": 1.0}
+    return tensors | more_tensors, settings | more_settings

@@ -36,7 +36,7 @@ NORM_EPS = 1e-5
 
 
 def load_edited(folder: str | Path, **options: Any) -> Any:
-    """The model of a folder with its edit attached, in eval mode; `options` go to `from_pretrained` (dtype: float32 if not given)."""
+    """Load the model of a folder, in eval mode, with its edit attached; `options` go to `from_pretrained` (default dtype: float32)."""
     check_files(Path(folder))
     options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "trust_remote_code": False} | options
     model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
@@ -45,7 +45,7 @@ def load_edited(folder: str | Path, **options: Any) -> Any:
 
 
 def attach(model: nn.Module, folder: str | Path) -> Callable[[], None]:
-    """Attach the edit of a folder to a model in place; what is returned removes it."""
+    """Attach the edit of a folder to a model in place; return a function that removes it."""
     folder = Path(folder)
     check_files(folder, (f"{HOOK_FOLDER}/", EDIT_FILE))
     config = json.loads((folder / HOOK_FOLDER / "config.json").read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def check_files(folder: Path, starts: tuple[str, ...] = ("",)) -> None:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """The list of a model's decoder layers."""
+    """Return the list of a model's decoder layers."""
     for name in LAYERS:
         owner: Any = model
         for part in name.split("."):
@@ -110,7 +110,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 class EditState(DynamicLayer):
-    """What an edit carries from call to call: a layer of the KV cache that it belongs to, so that both are reordered and copied together."""
+    """State of an edit between calls, kept as a layer of the KV cache, so that both are reordered and copied together."""
 
     is_compileable = True  # as the layers of a static cache: one that is not would change the masks that the model makes
     supports_early_init = False
@@ -120,7 +120,7 @@ class EditState(DynamicLayer):
         self.owner, self.tensors = owner, dict[str, Tensor]()
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Follow the beams."""
+        """Reorder the rows as beam search does."""
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -135,32 +135,33 @@ class EditState(DynamicLayer):
         self.tensors = {name: value if name == "n_seen" else change(value) for name, value in self.tensors.items()}
 
     def reset(self) -> None:
-        """Begin again."""
+        """Forget everything."""
         self.tensors = {}
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget everything: what was read before the positions that are left is not kept, so the next call refuses this cache."""
+        """Forget everything: what the encoder read before the remaining positions is not kept, so the next call refuses this cache."""
         if tokens_to_remove != 0:
             self.tensors = {}
 
 
 class EditedLayer:
-    """The hooks: the model's tell what is read and where a context begins, the layer's edits.
+    """Hooks of an edit: those of the model find masked positions and the start of a context; the one of the layer edits.
 
-    Nothing outlives a call of the model but what belongs to its KV cache.
+    Between calls of the model, state is kept in its KV cache only.
     """
 
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.edit, self.gate, self.weights = config, content["edit"], content["gate"], weights
-        for owner, name in ((self.edit, "basis"), (self.edit, "center"), (self.edit, "values"), (self.gate, "weights")):
-            if name in owner:
-                self.weights[f"{'gate_' if owner is self.gate else 'edit_'}{name}"] = torch.tensor(owner[name])
+        for part, known, names in (("edit", EDITS, self.edit), ("gate", GATES, self.gate)):
+            if names["kind"] not in known:
+                raise ValueError(f"unknown {part} {names['kind']!r}; this loader knows {', '.join(known)}")
+            self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in names.items() if isinstance(value, list)}
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
         self.masked: Tensor | None = None
         self.state: dict[str, Tensor] = {}
 
     def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """Note which of the new positions are masked, and what was read before them."""
+        """Find which of the new positions are masked, and fetch the state of the positions before them."""
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = given.get("kwargs", {}) | given
         tokens, cache, attention = (given.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
@@ -180,7 +181,7 @@ class EditedLayer:
             self.masked[:, 0] = True
 
     def after_model(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        """Leave what was read with the cache that it belongs to."""
+        """Put the state into the KV cache of this call."""
         parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
         for cache in parts:
             if hasattr(cache, "get_seq_length"):
@@ -210,7 +211,7 @@ class EditedLayer:
         return (self(output[0]), *output[1:]) if isinstance(output, tuple) else self(output)
 
     def __call__(self, h: Tensor) -> Tensor:
-        """The edited residual stream of the new positions."""
+        """Return the edited residual stream of the new positions."""
         if self.masked is None:
             raise ValueError("the edited layer was called on its own; call the whole model")
         self.weights = {name: tensor.to(h.device) for name, tensor in self.weights.items()}
@@ -221,7 +222,7 @@ class EditedLayer:
         return (h + self.delta(h.float(), e).masked_fill(~open_at.unsqueeze(-1), 0.0)).to(h.dtype)
 
     def features(self, h: Tensor, masked: Tensor) -> Tensor:
-        """Feature activations of the new positions, from all that the encoder reads."""
+        """Compute the feature activations of the new positions, from all that the encoder reads."""
         w, config = self.weights, self.config
         x = (h - w["b_in"]).masked_fill(masked.unsqueeze(-1), 0.0)
         window = torch.cat([self.state.get("x", x[:, :0]), x], dim=1)
@@ -235,52 +236,101 @@ class EditedLayer:
             z = z * std.unsqueeze(-2) + mean.unsqueeze(-2)
         z = torch.cat([z[..., :1, :], config["context_gain"] * z[..., 1:, :]], dim=-2)
         hidden_pre = z.flatten(2) @ w["W_enc"] + w["b_enc"]
-        e = hidden_pre.relu()
-        if config["activation"] == "topk":
-            kept = hidden_pre.topk(config["k"], dim=-1, sorted=False).indices
-            e = torch.zeros_like(e).scatter(-1, kept, e.gather(-1, kept))
-        elif config["activation"] == "jumprelu":
-            e = e * (hidden_pre > w["threshold"])
+        e = ACTIVATIONS[config["activation"]](hidden_pre, config, w)
         return e.masked_fill(masked.unsqueeze(-1), 0.0)
 
     def opens(self, e: Tensor) -> Tensor:
-        """Where the gate is open."""
-        gate = self.gate
-        if gate["kind"] == "always":
-            return torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
-        fires = e[..., gate["features"]] > 0
-        if gate["kind"] == "feature_active":
-            return fires.any(dim=-1)
-        if gate["kind"] != "running_evidence":
-            raise ValueError(f"no gate {gate['kind']!r} here")
-        step = fires.float() @ self.weights["gate_weights"]
-        running, evidence = self.state.get("evidence", torch.zeros_like(step[:, 0])), []
-        for position in range(step.shape[1]):
-            running = gate["decay"] * running + step[:, position]
-            evidence.append(running)
-        self.state["evidence"] = running
-        return torch.stack(evidence, dim=1) > gate["threshold"]
+        """Find where the gate is open, `(batch, pos)`."""
+        return GATES[self.gate["kind"]](self, e)
 
     def delta(self, h: Tensor, e: Tensor) -> Tensor:
-        """What the edit adds at every position, were the gate open there."""
-        edit, w = self.edit, self.weights
-        if edit["kind"] == "directions":
-            return -(1 + edit["multiplier"]) * ((h - w["edit_center"]) @ w["edit_basis"].T) @ w["edit_basis"]
-        chosen = e[..., edit["features"]]
-        if edit["kind"] == "features":
-            change = -(1 + edit["multiplier"]) * chosen
-        elif edit["kind"] == "clamp":
-            where = chosen > 0
-            if edit["where"] != "fires":
-                where = (where.any(-1, keepdim=True) | (edit["where"] == "everywhere")).expand_as(chosen)
-            change = torch.where(where, w["edit_values"] - chosen, 0.0)
-        else:
-            raise ValueError(f"no edit {edit['kind']!r} here")
-        return change @ w["W_dec"][edit["features"]]
+        """Compute what the edit adds at every position where the gate is open, `(batch, pos, d_model)`."""
+        return EDITS[self.edit["kind"]](self, h, e)
+
+
+def always_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Open everywhere."""
+    return torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
+
+
+def feature_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Open where one of the gate's features fires."""
+    return (e[..., layer.gate["features"]] > 0).any(dim=-1)
+
+
+def evidence_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Open where a decaying sum of the weights of the features that fired exceeds the threshold."""
+    gate = layer.gate
+    step = (e[..., gate["features"]] > 0).float() @ layer.weights["gate_weights"]
+    running, evidence = layer.state.get("evidence", torch.zeros_like(step[:, 0])), []
+    for position in range(step.shape[1]):
+        running = gate["decay"] * running + step[:, position]
+        evidence.append(running)
+    layer.state["evidence"] = running
+    return torch.stack(evidence, dim=1) > gate["threshold"]
+
+
+def rescale_features(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """`e_i -> -multiplier * e_i`."""
+    return decode_change(layer, -(1 + layer.edit["multiplier"]) * e[..., layer.edit["features"]])
+
+
+def clamp_features(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """`e_i -> values_i`: where the feature fires, where any of the features fires, or everywhere."""
+    chosen, where = e[..., layer.edit["features"]], layer.edit["where"]
+    acts = chosen > 0
+    if where != "fires":
+        acts = (acts.any(-1, keepdim=True) | (where == "everywhere")).expand_as(chosen)
+    return decode_change(layer, torch.where(acts, layer.weights["edit_values"] - chosen, 0.0))
+
+
+def remove_directions(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """`h -> h - (1 + multiplier) * B^T B (h - center)`."""
+    basis, center = layer.weights["edit_basis"], layer.weights["edit_center"]
+    return -(1 + layer.edit["multiplier"]) * ((h - center) @ basis.T) @ basis
+
+
+def decode_change(layer: EditedLayer, change: Tensor) -> Tensor:
+    """Turn a change of the edit's features into a change of the residual stream."""
+    return change @ layer.weights["W_dec"][layer.edit["features"]]
+
+
+GATES: dict[str, Callable[[EditedLayer, Tensor], Tensor]] = {
+    "always": always_opens,
+    "feature_active": feature_opens,
+    "running_evidence": evidence_opens,
+}
+"""Gates by `kind`: functions of the features of the new positions that say where the gate is open. State is kept in `layer.state`."""
+
+EDITS: dict[str, Callable[[EditedLayer, Tensor, Tensor], Tensor]] = {
+    "features": rescale_features,
+    "clamp": clamp_features,
+    "directions": remove_directions,
+}
+"""Edits by `kind`: functions of the residual stream and its features that say what is added where the gate is open."""
+
+
+def keep_positive(hidden_pre: Tensor, config: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
+    """Compute the features of a `relu` encoder from its pre-activations, `(batch, pos, feature)`."""
+    return hidden_pre.relu()
+
+
+def keep_largest(hidden_pre: Tensor, config: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
+    """Compute the features of a `topk` encoder from its pre-activations, `(batch, pos, feature)`."""
+    e, kept = hidden_pre.relu(), hidden_pre.topk(config["k"], dim=-1, sorted=False).indices
+    return torch.zeros_like(e).scatter(-1, kept, e.gather(-1, kept))
+
+
+def keep_above_threshold(hidden_pre: Tensor, config: dict[str, Any], weights: dict[str, Tensor]) -> Tensor:
+    """Compute the features of a `jumprelu` encoder from its pre-activations, `(batch, pos, feature)`."""
+    return hidden_pre.relu() * (hidden_pre > weights["threshold"])
+
+
+ACTIVATIONS = {"relu": keep_positive, "topk": keep_largest, "jumprelu": keep_above_threshold}
 
 
 def scale_vectors(x: Tensor, filters: Tensor, offsets: list[int]) -> Tensor:
-    """`(batch, pos, scale, d_in)`: the convolution of every scale over the past; nothing is read at, across or before a wall."""
+    """Convolve every scale over the past, `(batch, pos, scale, d_in)`; nothing is read at, across or before a wall."""
     segments = (x == 0).all(dim=-1).long().cumsum(dim=-1)
     total = x.unsqueeze(-2) * filters[:, 0]
     for place, offset in enumerate(offsets[1:], start=1):
@@ -292,7 +342,7 @@ def scale_vectors(x: Tensor, filters: Tensor, offsets: list[int]) -> Tensor:
 
 
 def visible_positions(attention: Any, n_past: int, n_new: int) -> Tensor | None:
-    """Find the positions that are no padding, `(batch, n_past + n_new)`, from any mask of transformers; None where all are read."""
+    """Find the positions that are not padding, `(batch, n_past + n_new)`, from any mask of transformers; None where all are read."""
     if isinstance(attention, dict):
         attention = next((mask for mask in attention.values() if mask is not None), None)
     if not isinstance(attention, Tensor):

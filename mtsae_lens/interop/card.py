@@ -12,6 +12,7 @@ from sae_lens import SAE
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.data.precision import recorded_dtype
 from mtsae_lens.markdown import code_span, escape_markdown
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
 
 EQUATIONS = """\
@@ -70,7 +71,7 @@ def write_sae_card(
     if isinstance(cfg, MTSAEConfig):
         facts["dilations"] = ", ".join(map(str, cfg.dilations))
         facts["kernel size, padding, norm"] = f"{cfg.kernel_size}, {cfg.padding}, {cfg.scale_norm}"
-        facts["active features per position"] = cfg.k if cfg.activation == "topk" else "all with a positive pre-activation"
+        facts["active features per position"] = ACTIVATIONS[cfg.activation].describe(cfg)
     parts = [
         f"---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability, {cfg.architecture()}]\n---",
         f"# {kind} on {escape_markdown(str(metadata.hook_name))}",
@@ -92,8 +93,7 @@ def _shown(name: str | None) -> str | None:
 
 
 def _equations(cfg: MTSAEConfig) -> str:
-    activation = "topk" if cfg.activation == "topk" else "relu"
-    return EQUATIONS.replace("ACTIVATION", activation).replace("GAIN", f"{cfg.context_gain:g}")
+    return EQUATIONS.replace("ACTIVATION", cfg.activation).replace("GAIN", f"{cfg.context_gain:g}")
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -16,14 +16,13 @@ from typing import Any
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from sae_lens import SAE, upload_saes_to_huggingface
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
-from sae_lens.loading.pretrained_sae_loaders import load_sae_config_from_huggingface
 from safetensors import SafetensorError
 
 from mtsae_lens.data.origins import share_metadata
 from mtsae_lens.errors import ConfigError, ModelError, OutputError
 from mtsae_lens.files import write_json, write_text
 from mtsae_lens.interop.card import write_sae_card
+from mtsae_lens.upstream import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, load_sae_config_from_huggingface
 
 HUB_PREFIX = "hub:"
 """Prefix of the name of an SAE on the hub, `hub:OWNER/NAME:SAE_ID`, which every command takes in place of a folder."""

@@ -26,12 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sae_lens.util import extract_layer_from_tlens_hook_name
 
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.facts.folder import FactsFolder, Row
 from mtsae_lens.files import write_json
 from mtsae_lens.machine_paths import shorten
+from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 N_INTERVALS = 5  # as in SAEDashboard
 _EMPTY = (

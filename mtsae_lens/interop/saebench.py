@@ -30,7 +30,6 @@ from typing import Any, Self
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
-from sae_lens.util import extract_layer_from_tlens_hook_name
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -38,6 +37,7 @@ from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 
 @dataclass

@@ -1,13 +1,16 @@
-"""Figures from plain numbers."""
+"""Figures of training, of the effects of edits and of sweeps."""
 
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
+
+from mtsae_lens.records import Interval
 
 PALETTE = ("#2563eb", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#06b6d4", "#84cc16", "#ec4899")
 LEAST_COST = 1e-4
@@ -19,19 +22,19 @@ _CURVES = (
 )
 
 
-def error_bars(values: Sequence[float], lows: Sequence[float], highs: Sequence[float], **style: Any) -> dict[str, Any]:
-    """Bars from low to high around each value, as plotly takes them: as distances from it."""
+def error_bars(intervals: Sequence[Interval], **style: Any) -> dict[str, Any]:
+    """Draw error bars around means in plotly's form: distances from the mean.
+
+    Args:
+        intervals: one for each point.
+        style: further properties of plotly's error bars.
+    """
     return {
         "type": "data",
         "symmetric": False,
-        "array": [high - value for value, high in zip(values, highs, strict=True)],
-        "arrayminus": [value - low for value, low in zip(values, lows, strict=True)],
+        "array": [interval.high - interval.mean for interval in intervals],
+        "arrayminus": [interval.mean - interval.low for interval in intervals],
     } | style
-
-
-def estimate_bars(estimates: Sequence[Any], **style: Any) -> dict[str, Any]:
-    """The same of estimates with `mean`, `low`, `high`."""
-    return error_bars([e.mean for e in estimates], [e.low for e in estimates], [e.high for e in estimates], **style)
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
@@ -71,12 +74,12 @@ def scale_curves(rows: Sequence[Mapping[str, Any]], dilations: Sequence[int]) ->
     return figure
 
 
-def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]], forget: Collection[str] = ()) -> go.Figure:
-    """Draw nats added per token, by corpus and method; text to keep has a panel and a scale of its own, for there the price is read.
+def effect_bars(effects: Mapping[str, Mapping[str, Interval]], forget: Collection[str] = ()) -> go.Figure:
+    """Draw nats added per token, by corpus and method; text to keep has a panel and an axis of its own, where the cost is read.
 
     Args:
-        effects: by method and corpus, rows with `nll_delta` and its 95% interval, or the least and the most of several draws.
-        forget: names of the corpora to forget; none: all corpora in one panel.
+        effects: nats added by method and corpus, with a 95% interval or with the least and the most of several draws.
+        forget: names of the corpora to forget; empty puts all corpora into one panel.
     """
     names = list(next(iter(effects.values())))
     forgotten, kept = ([name for name in names if (name in forget) is wanted] for wanted in (True, False))
@@ -88,14 +91,12 @@ def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]], forget: 
     for number, (method, corpora) in enumerate(effects.items()):
         for row, shown in enumerate(panels.values(), start=1):
             values = [corpora[name] for name in shown]
-            deltas = [value["nll_delta"] for value in values]
-            low, high = (f"nll_delta_{end}" for end in (("low", "high") if "nll_delta_low" in values[0] else ("min", "max")))
             figure.add_bar(
                 name=method,
                 x=shown,
-                y=deltas,
+                y=[value.mean for value in values],
                 marker_color=PALETTE[number % len(PALETTE)],
-                error_y=error_bars(deltas, [value[low] for value in values], [value[high] for value in values]),
+                error_y=error_bars(values),
                 legendgroup=method,
                 showlegend=row == 1,
                 row=row,
@@ -106,7 +107,27 @@ def effect_bars(effects: Mapping[str, Mapping[str, Mapping[str, Any]]], forget: 
     return figure
 
 
-def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, float]) -> go.Figure:
+class TriedSetting(Protocol):
+    """One setting of a sweep and what it did, in nats per token."""
+
+    @property
+    def setting(self) -> Mapping[str, object]:
+        """How the edit was made, by name."""
+
+    @property
+    def forget(self) -> float:
+        """Nats added to the forget text."""
+
+    @property
+    def near(self) -> float:
+        """Nats added to the near text that lost most."""
+
+    @property
+    def far(self) -> float:
+        """Nats added to the far text that lost most."""
+
+
+def sweep_scatter(sweep: Sequence[TriedSetting], budgets: Mapping[str, float]) -> go.Figure:
     """Draw forgetting against cost, one point per setting tried on TUNE; dashed lines are the budgets.
 
     The axis of cost is logarithmic: most settings cost next to nothing, and on an even axis they would be one point. What costs less than
@@ -114,12 +135,13 @@ def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, floa
     """
     figure = go.Figure()
     for number, role in enumerate(("near", "far")):
+        costs: list[float] = [getattr(tried, role) for tried in sweep]
         figure.add_scatter(
-            x=[None if row[role] is None else max(row[role], LEAST_COST) for row in sweep],
-            y=[row["forget"] for row in sweep],
+            x=[max(cost, LEAST_COST) if math.isfinite(cost) else None for cost in costs],
+            y=[tried.forget if math.isfinite(tried.forget) else None for tried in sweep],
             mode="markers",
             name=f"worst {role}-retain",
-            text=[_setting(row) + f"<br>{role} {row[role]}" for row in sweep],
+            text=[f"{_setting(tried)}<br>{role} {cost}" for tried, cost in zip(sweep, costs, strict=True)],
             marker={"color": PALETTE[number], "size": 9},
         )
         figure.add_vline(x=budgets[role], line_dash="dash", line_color=PALETTE[number])
@@ -130,5 +152,5 @@ def sweep_scatter(sweep: Sequence[Mapping[str, Any]], budgets: Mapping[str, floa
     return figure
 
 
-def _setting(row: Mapping[str, Any]) -> str:
-    return html.escape(", ".join(f"{name} {value}" for name, value in row["setting"].items()))
+def _setting(tried: TriedSetting) -> str:
+    return html.escape(", ".join(f"{name} {value}" for name, value in tried.setting.items()))

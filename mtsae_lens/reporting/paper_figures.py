@@ -1,9 +1,8 @@
-"""Figures of the paper's reproduction, from plain numbers: every seed is drawn, and its mean."""
+"""Figures of the paper's reproduction: every seed is drawn, and the mean."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -13,17 +12,22 @@ from mtsae_lens.reporting.figures import PALETTE
 _PUBLISHED = "#ef4444"
 
 
-def step_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mapping[str, str]) -> go.Figure:
-    """One panel per quantity over training steps, one line per seed (figure 1a)."""
+def step_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str]) -> go.Figure:
+    """Draw one panel per quantity over training steps, one line per seed (figure 1a).
+
+    Args:
+        curves: by seed and quantity, one value per step; `step` holds the steps.
+        titles: of the panels, by quantity.
+    """
     n_columns = 3
     figure = make_subplots(
         rows=-(-len(titles) // n_columns), cols=n_columns, subplot_titles=list(titles.values()), vertical_spacing=0.17
     )
-    for number, (seed, rows) in enumerate(curves.items()):
+    for number, (seed, values) in enumerate(curves.items()):
         for place, key in enumerate(titles):
             figure.add_scatter(
-                x=[row["step"] for row in rows],
-                y=[row[key] for row in rows],
+                x=list(values["step"]),
+                y=list(values[key]),
                 name=seed,
                 legendgroup=seed,
                 showlegend=place == 0,
@@ -41,7 +45,7 @@ def step_curves(curves: Mapping[str, Sequence[Mapping[str, Any]]], titles: Mappi
 def seed_panels(
     values: Mapping[str, Mapping[str, Sequence[float | None]]], titles: Mapping[str, str], published: Mapping[str, float]
 ) -> go.Figure:
-    """One panel per metric, one column per group, a point per seed and a dash at their mean; dashed lines are the paper's values."""
+    """Draw one panel per metric, one column per group, a point per seed and a dash at their mean; dashed lines are the paper's values."""
     n_columns = min(4, len(titles))
     n_rows = -(-len(titles) // n_columns)
     figure = make_subplots(rows=n_rows, cols=n_columns, subplot_titles=list(titles.values()), vertical_spacing=0.36 / n_rows)
@@ -66,7 +70,7 @@ def seed_panels(
 
 
 def null_histogram(ratios: Mapping[str, Sequence[float]], published: float, ours: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Deviation at the largest dilation over that at the smallest, for untrained taps; lines are the paper's ratio and ours."""
+    """Draw the deviation at the largest dilation over that at the smallest, for untrained taps; lines are the paper's ratio and ours."""
     figure = make_subplots(
         rows=1, cols=len(ratios), subplot_titles=[f"{name} padding, untrained taps" for name in ratios], shared_xaxes="all"
     )
@@ -85,7 +89,7 @@ def null_histogram(ratios: Mapping[str, Sequence[float]], published: float, ours
 
 
 def gradient_norms(norms: Mapping[str, Sequence[float]], published: tuple[float, float]) -> go.Figure:
-    """Gradient norm of each batch, one line per run; the band is the paper's range."""
+    """Draw the gradient norm of each batch, one line per run; the band is the paper's range."""
     figure = go.Figure()
     for number, (name, values) in enumerate(norms.items()):
         figure.add_scatter(

@@ -1,25 +1,25 @@
-"""Figures of planted time, from plain numbers."""
+"""Figures of planted time."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import plotly.graph_objects as go
 
-from mtsae_lens.reporting.figures import PALETTE, estimate_bars
+from mtsae_lens.records import Interval
+from mtsae_lens.reporting.figures import PALETTE, error_bars
 
 _ORACLE = "#808898"
 
 
 def recovery_bars(
-    scores: Mapping[str, Mapping[str, Any]], references: Mapping[str, Mapping[str, float]], axis_title: str
+    scores: Mapping[str, Mapping[str, Interval]], references: Mapping[str, Mapping[str, float]], axis_title: str
 ) -> go.Figure:
-    """A bar per class and architecture with its 95% interval; each reference is a dash over every class.
+    """Draw a bar per class and architecture with its 95% interval; each reference is a dash over every class.
 
     Args:
-        scores: architecture -> class -> estimate with `mean`, `low`, `high`.
-        references: name -> class -> value.
+        scores: interval by architecture and class.
+        references: value by name and class.
         axis_title: what is scored.
     """
     figure = go.Figure()
@@ -30,7 +30,7 @@ def recovery_bars(
             x=list(by_class),
             y=[e.mean for e in estimates],
             marker_color=PALETTE[number % len(PALETTE)],
-            error_y=estimate_bars(estimates, thickness=1, width=2),
+            error_y=error_bars(estimates, thickness=1, width=2),
         )
     for number, (name, values) in enumerate(references.items()):
         marker = {"symbol": "line-ew", "size": 44, "line": {"color": _ORACLE, "width": 3 - number}}
@@ -42,7 +42,7 @@ def recovery_bars(
 
 
 def profile_heatmap(profiles: Mapping[str, Sequence[float]], offsets: Sequence[int]) -> go.Figure:
-    """Share of every offset but a feature's own position, one row per class."""
+    """Draw the share of every offset but a feature's own position, one row per class."""
     others = [place for place, offset in enumerate(offsets) if offset != 0]
     z = [[row[place] for place in others] for row in profiles.values()]
     figure = go.Figure(
@@ -63,8 +63,8 @@ def profile_heatmap(profiles: Mapping[str, Sequence[float]], offsets: Sequence[i
     return figure
 
 
-def strength_curves(curves: Mapping[str, Mapping[float, Any]], axis_title: str) -> go.Figure:
-    """A line per method over the strength of the echo, with its 95% interval where there is one."""
+def strength_curves(curves: Mapping[str, Mapping[float, Interval]], axis_title: str) -> go.Figure:
+    """Draw a line per method over the strength of the echo, with its 95% interval."""
     figure = go.Figure()
     for number, (name, points) in enumerate(curves.items()):
         estimates = list(points.values())
@@ -74,7 +74,7 @@ def strength_curves(curves: Mapping[str, Mapping[float, Any]], axis_title: str) 
             y=[e.mean for e in estimates],
             mode="lines+markers",
             line={"color": PALETTE[number % len(PALETTE)], "width": 1.8},
-            error_y=estimate_bars(estimates),
+            error_y=error_bars(estimates),
         )
     figure.update_layout(
         height=360, xaxis_title="magnitude of the echo", yaxis_title=axis_title, legend={"orientation": "h", "y": -0.25}

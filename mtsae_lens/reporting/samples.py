@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Protocol
 
 import jinja2
 from markupsafe import Markup
 
 
-def sample_table(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> Markup:
-    """One row per prompt; takes records with `prompt, clean, edited`, by source."""
+class ContinuedPrompt(Protocol):
+    """A prompt and its continuations before and after a change."""
+
+    @property
+    def prompt(self) -> str:
+        """The start of a text."""
+
+    @property
+    def clean(self) -> str:
+        """What follows before the change."""
+
+    @property
+    def edited(self) -> str:
+        """What follows after it."""
+
+
+def sample_table(samples: Mapping[str, Sequence[ContinuedPrompt]]) -> Markup:
+    """Make an HTML table with one row per prompt; `samples` by source."""
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True)
     return Markup(environment.get_template("samples.html").render(samples=samples))

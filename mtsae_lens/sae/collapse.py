@@ -1,7 +1,7 @@
-"""Which features are of no use, and when an SAE has collapsed.
+"""Detect a collapsed SAE, from how often its features fire.
 
-A collapsed SAE spends its active features on a constant: the same few fire at nearly every token, and most of the others never do. A
-count of features that were silent for a while does not show it in a short run, and neither does explained variance.
+In a collapsed SAE the same few features fire at nearly every token, and most of the others never do. In a short run neither the number of
+dead features nor the explained variance shows it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ REMEDY = "train it again with b_dec_init: mean (the default of 'mtsae train'), a
 
 @dataclass(frozen=True)
 class FiringCounts:
-    """How many features are silent and how many are always on."""
+    """The numbers of features that are silent and that are always on."""
 
     n_features: int
     n_silent: int
-    """Features that fired on none of the tokens that were counted."""
+    """Features that never fired on the tokens that were counted."""
     n_always_on: int
-    """Features that fired on over half of them."""
+    """Features that fired on more than half of those tokens."""
     l0: float
-    """Features active at a token."""
+    """Average number of features active at a token."""
 
     @property
     def collapsed(self) -> bool:
-        """Features that are always on take up at least half of the active places, and over half of all features are silent."""
+        """Whether features that are always on make up at least half of the L0, while more than half of all features are silent."""
         return self.n_always_on > 0 and self.n_always_on >= 0.5 * self.l0 and self.n_silent > 0.5 * self.n_features
 
     def __str__(self) -> str:
@@ -44,16 +44,30 @@ class FiringCounts:
 
     @property
     def warning(self) -> str | None:
-        """What is wrong and what to do, in one line; None for an SAE that has not collapsed."""
+        """One line that says what is wrong and what to do; None for an SAE that has not collapsed."""
         return f"the SAE looks collapsed: {self}; {REMEDY}" if self.collapsed else None
 
 
 def count_always_on(rates: Float[Tensor, " d_sae"]) -> int:
-    """Count the features that fire on over half of the tokens, from the share of tokens on which each fires."""
+    """Count the features that fire on more than half of the tokens.
+
+    Args:
+        rates: share of tokens on which each feature fires, `(d_sae,)`.
+
+    Returns:
+        Their number.
+    """
     return int((rates > ALWAYS_ON).sum())
 
 
 def firing_counts(rates: Float[Tensor, " d_sae"] | Sequence[float]) -> FiringCounts:
-    """Count silent and always-on features from the share of tokens on which each fires."""
+    """Count silent and always-on features.
+
+    Args:
+        rates: share of tokens on which each feature fires, `(d_sae,)`.
+
+    Returns:
+        The counts.
+    """
     rates = torch.as_tensor(rates)
     return FiringCounts(len(rates), int((rates == 0).sum()), count_always_on(rates), float(rates.sum()))

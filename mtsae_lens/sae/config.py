@@ -1,4 +1,4 @@
-"""What an MTSAE is (`MTSAEConfig`) and how it is trained (`MTTrainingSAEConfig`)."""
+"""The settings of an MTSAE (`MTSAEConfig`) and of its training (`MTTrainingSAEConfig`)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Literal, Self, get_args
 
-from sae_lens.saes.sae import SAEConfig, TrainingSAEConfig
+from sae_lens import SAEConfig, TrainingSAEConfig
+from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.activations import ACTIVATIONS, ActivationFields, ActivationTrainingFields
 from mtsae_lens.sae.field_types import check_fields
 from mtsae_lens.sae.separation import SEPARATIONS
 from mtsae_lens.sae.temporal import PADDINGS, SCALE_NORMS, Padding, ScaleNorm
 
 ARCHITECTURE = "mtsae"
-Activation = Literal["topk", "relu"]
 TapInit = Literal["near", "far", "alike", "conv"]
 ReconstructionLoss = Literal["mse", "l2"]
 Hierarchy = Literal["none", "nested"]
@@ -26,46 +27,44 @@ def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
 
 
 @dataclass(kw_only=True)
-class _TemporalFields:
-    """The fields that training and inference share."""
+class _TemporalFields(ActivationFields):
+    """The settings that training and inference share."""
 
     dilations: tuple[int, ...] = (0, 1, 2, 4, 8)
-    """Dilation of each scale, in positions: the paper's 1, 2, 4, 8, and 0, a scale of its own for the token alone."""
+    """Dilation of each scale, in positions: the paper's 1, 2, 4 and 8, and 0 for a scale that reads the current token alone."""
 
     kernel_size: int = 3
-    """Taps of each scale."""
+    """Number of taps of each scale."""
 
     learn_dilations: bool = False
-    """Let the dilations move in training, from those given (`mtsae_lens.sae.spacing`); causal only."""
+    """Learn the dilations in training, starting from those given (`mtsae_lens.sae.spacing`). Needs causal padding."""
 
     max_lag: int | None = None
-    """With `learn_dilations`, the farthest position that a tap may come to read; None for the whole context."""
+    """The farthest position back that a tap may read with `learn_dilations`; None for the whole context."""
 
     hierarchy: Hierarchy = "none"
-    """`nested`: features in one group a scale, the first reading the first scale alone, the last all (`mtsae_lens.sae.hierarchy`)."""
+    """`nested`: one group of features for each scale. The first group reads the first scale alone, the last reads all scales
+    (`mtsae_lens.sae.hierarchy`). `none`: every feature reads every scale."""
 
     padding: Padding = "causal"
-    """`causal`: taps read the past only, the one choice that leaks nothing inside an autoregressive model. `circular`: centred,
-    wrapping around the context, as in the paper. `zero`: centred, nothing beyond the ends."""
+    """`causal`: taps read the current and earlier tokens, so nothing leaks from later tokens. `circular`: taps are centered and wrap around
+    the context, as in the paper. `zero`: taps are centered and read nothing beyond the ends of the context."""
 
     scale_norm: ScaleNorm = "rescaled_layer_norm"
-    """`rescaled_layer_norm`: layer norm with the token's own mean and deviation put back. `layer_norm`: as in the paper. `none`."""
+    """`rescaled_layer_norm`: layer norm, then scaled and shifted to the mean and standard deviation of the token's own activations.
+    `layer_norm`: as in the paper. `none`: no norm."""
 
     context_gain: float = 0.1
-    """Factor on every scale but the first. Adam moves each encoder weight alike, useful or not, and there are four times as many
-    for the context as for the token itself; a gain below 1 keeps their noise down. 1 is the paper."""
-
-    activation: Activation = "topk"
-    """`topk` keeps the `k` largest pre-activations of a position; `relu` keeps the positive ones and needs an L1 penalty."""
-
-    k: int = 32
-    """Features active at a position, for `topk`."""
+    """Factor on every scale but the first. Adam moves every encoder weight by about the same amount, and with the default dilations four
+    times as many weights read the context as read the token itself; a gain below 1 reduces the noise they add. The paper has 1."""
 
     context_size: int = 128
-    """Positions of a context. A 2-D input is read as contexts of this length laid end to end."""
+    """Number of positions in a context. A 2-D input is read as contexts of this length, laid end to end."""
 
     skip_first_position: bool = True
-    """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not."""
+    """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not. `SequenceSAETrainingRunner`,
+    `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on contexts of your own
+    (`mtsae_lens.training.fit`) and used on its own."""
 
     def _validate_temporal_fields(self, d_sae: int, normalize_activations: str) -> None:
         if not isinstance(self.dilations, tuple | list) or not all(type(d) is int and d >= 0 for d in self.dilations or (-1,)):
@@ -80,10 +79,10 @@ class _TemporalFields:
         _one_of("scale_norm", self.scale_norm, SCALE_NORMS)
         if self.context_gain <= 0:
             raise ConfigError(f"context_gain must be positive; got {self.context_gain}")
-        _one_of("activation", self.activation, get_args(Activation))
+        self.check_activation()
         if self.kernel_size == 1 and len(self.dilations) > 1:
             raise ConfigError(
-                f"kernel_size=1 reads no other position, so the scales {self.dilations} would be one; give one dilation"
+                f"kernel_size=1 reads no other position, so the scales {self.dilations} would all be the same; give one dilation"
             )
         if self.kernel_size < 1 or (self.padding != "causal" and self.kernel_size % 2 == 0):
             raise ConfigError(f"kernel_size must be positive, and odd unless padding is 'causal'; got {self.kernel_size}")
@@ -91,9 +90,7 @@ class _TemporalFields:
             raise ConfigError(
                 f"hierarchy='nested' needs at least two dilations, and a feature for each; got {self.dilations} and d_sae={d_sae}"
             )
-        self._validate_learnt_dilations()
-        if self.activation == "topk" and not 1 <= self.k <= d_sae:
-            raise ConfigError(f"k must lie between 1 and d_sae ({d_sae}); got {self.k}")
+        self._validate_learned_dilations()
         if self.context_size < 2:
             raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
         if normalize_activations not in ("none", "expected_average_only_in"):
@@ -102,10 +99,12 @@ class _TemporalFields:
                 "taps, and norms of single tokens are undefined at a wall; use 'expected_average_only_in' or 'none'"
             )
 
-    def _validate_learnt_dilations(self) -> None:
+    def _validate_learned_dilations(self) -> None:
         if not self.learn_dilations:
             if self.max_lag is not None:
-                raise ConfigError(f"max_lag={self.max_lag} says how far learnt dilations may reach; add learn_dilations=True")
+                raise ConfigError(
+                    f"max_lag={self.max_lag} limits how far learned dilations reach; add learn_dilations=True, or leave max_lag out"
+                )
             return
         if self.padding != "causal" or self.kernel_size == 1:
             raise ConfigError(
@@ -124,60 +123,78 @@ class _TemporalFields:
 
 @dataclass
 class MTSAEConfig(_TemporalFields, SAEConfig):
-    """A Multi-Scale Temporal SAE for inference; see `MTSAE` for the equations."""
+    """Configure a Multi-Scale Temporal SAE for inference; `MTSAE` has the equations.
+
+    Raises:
+        ConfigError: a setting has a value that it cannot have, or that does not go with another setting.
+    """
 
     @classmethod
     def architecture(cls) -> str:
-        """The name under which SAELens knows it."""
+        """Return the name under which SAELens knows the architecture."""
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
         check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
         self._validate_temporal_fields(self.d_sae, self.normalize_activations)
+        inference = ACTIVATIONS[self.activation].inference
+        if inference != self.activation:
+            raise ConfigError(
+                f"expected an activation for inference, got {self.activation!r}, which is for training; give {inference!r}, which an SAE "
+                "trained with it has"
+            )
 
 
 @dataclass(kw_only=True)
-class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
-    """A Multi-Scale Temporal SAE in training; see `MTTrainingSAE` for the loss."""
+class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAEConfig):
+    """Configure a Multi-Scale Temporal SAE in training; `MTTrainingSAE` has the loss.
+
+    Raises:
+        ConfigError: a setting has a value that it cannot have, or that does not go with another setting.
+    """
 
     decoder_init_norm: float | None = 1.0
-    """Norm of the decoder rows at the start; 1 agrees with `normalize_decoder`."""
+    """Norm of the decoder rows at the start; use 1 with `normalize_decoder`. None leaves them as drawn."""
 
     normalize_decoder: bool = True
-    """Bring the decoder rows back to unit norm after each update (`MTTrainingSAE.normalize_decoder_`), as in the paper."""
+    """Scale the decoder rows to unit norm after each update (`MTTrainingSAE.normalize_decoder_`), as in the paper."""
 
     reconstruction_loss: ReconstructionLoss = "mse"
     """`mse`: squared error summed over `d_in`, as everywhere in SAELens. `l2`: its square root, as in eq. 4 of the paper."""
 
-    l1_coefficient: float = 1.0
-    """Weight of the L1 penalty, for `relu`."""
-
-    l1_warm_up_steps: int = 0
-    """Steps over which the L1 weight rises from zero."""
-
     separation: str = "cosine"
-    """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or one that was registered
-    (`mtsae_lens.sae.separation`)."""
+    """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or a loss of your own
+    (`mtsae_lens.sae.separation.register_separation`)."""
 
     separation_coefficient: float = 0.0
     """Weight of the separation loss."""
 
-    aux_loss_coefficient: float = 1 / 32
-    """Weight of the auxiliary loss by which dead features learn the residual, for `topk` (Gao et al. 2024, arXiv 2406.04093)."""
-
     tap_init: TapInit = "near"
-    """How the filters start. `near`, `far`: the first scale as the token itself, every other as the nearest or farthest token it
-    reads, so no two scales start alike. `alike`: all as the token itself. `conv`: uniform, as `torch.nn.Conv1d`."""
+    """How the filters start. `near` and `far`: the first scale reads the token itself, and every other scale reads the nearest or farthest
+    token that it can reach, so that no two scales start the same. `alike`: all scales read the token itself. `conv`: uniformly random, as
+    in `torch.nn.Conv1d`."""
 
     @classmethod
     def architecture(cls) -> str:
-        """The name under which SAELens knows it."""
+        """Return the name under which SAELens knows the architecture."""
         return ARCHITECTURE
 
     @classmethod
     def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> Self:
-        """The paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1."""
+        """Return the paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1.
+
+        The paper does not mask position 0. `skip_first_position` stays True all the same, because the runner, `HookedLM` and the
+        export mask that position for every SAE.
+
+        Args:
+            d_in: width of the activations.
+            d_sae: number of features.
+            **overrides: other settings, by name.
+
+        Returns:
+            The configuration of an SAE in training.
+        """
         settings: dict[str, Any] = {
             "dilations": (1, 2, 4, 8),
             "padding": "circular",
@@ -188,9 +205,12 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
             "separation_coefficient": 0.1,
             "tap_init": "conv",
             "context_gain": 1.0,
-            "skip_first_position": False,
         }
         return cls(d_in=d_in, d_sae=d_sae, **(settings | overrides))
+
+    @override
+    def get_inference_sae_cfg_dict(self) -> dict[str, Any]:
+        return super().get_inference_sae_cfg_dict() | {"activation": ACTIVATIONS[self.activation].inference}
 
     def __post_init__(self) -> None:
         check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
@@ -199,6 +219,5 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
         _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
         _one_of("separation", self.separation, SEPARATIONS)
         _one_of("tap_init", self.tap_init, get_args(TapInit))
-        for name in ("l1_coefficient", "l1_warm_up_steps", "separation_coefficient", "aux_loss_coefficient"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")
+        if self.separation_coefficient < 0:
+            raise ConfigError(f"separation_coefficient must not be negative; got {self.separation_coefficient}")

@@ -1,6 +1,6 @@
-"""Whose doing a pre-activation is: exact parts by scale and by offset, which with `b_enc` sum to it.
+"""Attribute a pre-activation to scales and offsets: exact parts, whose sum with `b_enc` is the pre-activation.
 
-A normalised scale is linear in its taps once its own mean and deviation are given, so the share of each offset is exact:
+Given its own mean and standard deviation, a normalized scale is linear in its taps, so the part of each offset is exact:
 
     z_k = gain_k * ( sum_o (c_ko - mean(c_ko)) / std(c_k) * std(x) + mean(x) ),     c_ko = filters[k, o] * x[t + o]
 
@@ -22,20 +22,23 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import NORM_EPS, sequence_reads
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TapPart:
-    """What one scale takes from one offset."""
+    """The part of a scale's vector that comes from one offset."""
 
     scale: int
-    place: int  # in `read_offsets`
+    """Index of the scale in `cfg.dilations`."""
+    place: int
+    """Index of the offset in `read_offsets`."""
     vector: Float[Tensor, "batch pos d_in"]
+    """The part at every position."""
 
 
 def _encoder_by_scale(sae: TemporalEncoder, features: Tensor) -> Float[Tensor, "n_scales d_in feature"]:
     features = torch.as_tensor(features, device=sae.W_enc.device)
     if features.ndim != 1 or ((features < 0) | (features >= sae.cfg.d_sae)).any():
         raise ConfigError(
-            f"features are indices from 0 to {sae.cfg.d_sae - 1} in a row, such as torch.tensor([3, 14]); got {features.tolist()}"
+            f"expected features as indices from 0 to {sae.cfg.d_sae - 1} in a row, such as torch.tensor([3, 14]); got {features.tolist()}"
         )
     return rearrange(sae.W_enc[:, features], "(scale d_in) feature -> scale d_in feature", scale=len(sae.cfg.dilations))
 
@@ -44,15 +47,18 @@ def _encoder_by_scale(sae: TemporalEncoder, features: Tensor) -> Float[Tensor, "
 def scale_contributions(
     sae: TemporalEncoder, h: Tensor, features: Int[Tensor, " feature"]
 ) -> Float[Tensor, "batch pos n_scales feature"]:
-    """What each scale adds to the pre-activation of the chosen features.
+    """Compute what each scale adds to the pre-activations of chosen features.
 
     Args:
-        sae: the encoder.
-        h: activations, shaped as for `encode`.
-        features: indices of features.
+        sae: the SAE.
+        h: activations, of a shape that `encode` takes.
+        features: indices of the features, `(feature,)`.
+
+    Returns:
+        Contributions `(batch, pos, n_scales, feature)`; their sum over scales plus `b_enc` is the pre-activation.
 
     Raises:
-        ConfigError: features that the SAE does not have.
+        ConfigError: the SAE does not have such features.
     """
     z = sae.encode_scales(sae.process_sae_in(h))
     return torch.einsum("bpsd,sdf->bpsf", z, _encoder_by_scale(sae, features))
@@ -60,13 +66,16 @@ def scale_contributions(
 
 @torch.no_grad()
 def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"]) -> Iterator[TapPart]:
-    """What each (scale, offset) that is read adds to the scale's vector, one after another, so that no more than one need be held.
+    """Compute what each offset adds to the vector of each scale, one pair after another, so that only one is in memory.
 
-    `sum_o part_ko = z_k` exactly, so parts times `W_enc` plus `b_enc` are the pre-activations.
+    `sum_o part_ko = z_k` exactly, so the parts times `W_enc`, summed, plus `b_enc` are the pre-activations.
 
     Args:
-        sae: the encoder.
-        x: the output of `process_sae_in`.
+        sae: the SAE.
+        x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+
+    Returns:
+        An iterator over the parts, in the order of `read_pairs`.
     """
     reads = sequence_reads(x, sae.read_offsets, sae.cfg.padding)
     filters, norm = sae.filters, sae.cfg.scale_norm
@@ -86,7 +95,14 @@ def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"]) -> Itera
 
 
 def read_pairs(sae: TemporalEncoder) -> list[tuple[int, int]]:
-    """The (scale, place in `read_offsets`) of `tap_parts`, in its order: those with a filter, and offset 0 of every scale."""
+    """List the pairs of a scale and an offset that `tap_parts` goes through.
+
+    Args:
+        sae: the SAE.
+
+    Returns:
+        Pairs (index of the scale, index in `read_offsets`): those whose filter is not zero, and offset 0 of every scale.
+    """
     used = (sae.filters != 0).any(dim=-1)
     used[:, 0] = True
     return [(scale, place) for scale, place in used.nonzero().tolist()]
@@ -96,15 +112,18 @@ def read_pairs(sae: TemporalEncoder) -> list[tuple[int, int]]:
 def offset_contributions(
     sae: TemporalEncoder, h: Tensor, features: Int[Tensor, " feature"]
 ) -> Float[Tensor, "batch pos n_reads feature"]:
-    """What each offset that the encoder reads (`sae.read_offsets`) adds to the pre-activation of the chosen features.
+    """Compute what each offset of `sae.read_offsets` adds to the pre-activations of chosen features.
 
     Args:
-        sae: the encoder.
-        h: activations, shaped as for `encode`.
-        features: indices of features.
+        sae: the SAE.
+        h: activations, of a shape that `encode` takes.
+        features: indices of the features, `(feature,)`.
+
+    Returns:
+        Contributions `(batch, pos, n_reads, feature)`; their sum over offsets plus `b_enc` is the pre-activation.
 
     Raises:
-        ConfigError: features that the SAE does not have.
+        ConfigError: the SAE does not have such features.
     """
     x, W_enc = sae.process_sae_in(h), _encoder_by_scale(sae, features)
     total = x.new_zeros(*x.shape[:2], len(sae.read_offsets), len(features))

@@ -1,6 +1,6 @@
-"""Check the fields of an SAE's configuration against the types that its class declares: SAELens's classes check none.
+"""Check the fields of an SAE's configuration against the types that its class declares; SAELens's classes do not check them.
 
-The same check serves settings that a person typed, a `cfg.json` that came from elsewhere, and an `MTSAEConfig` made in Python.
+The check is used for settings from the command line, for a `cfg.json` from elsewhere, and for an `MTSAEConfig` made in Python.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 def check_fields(config_class: type, values: Mapping[str, Any]) -> None:
-    """Check values for the fields of a configuration's class; unknown names and `metadata` are passed over.
+    """Check values for the fields of a configuration's class; unknown names and `metadata` are ignored.
 
     Args:
         config_class: a dataclass with annotations.
-        values: by field; lists stand for tuples, as in JSON.
+        values: values by field; lists stand for tuples, as in JSON.
 
     Raises:
-        ConfigError: a value of another type, a number that is not finite or absurdly large, or a size below 1.
+        ConfigError: a value has another type, a number is not finite or above 2**31 - 1, or a size is below 1.
     """
     hints = _hints(config_class)
     for name, value in values.items():
@@ -48,7 +48,15 @@ def check_fields(config_class: type, values: Mapping[str, Any]) -> None:
 
 
 def as_whole_numbers(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn floats such as `1e3` into whole numbers where the field holds whole numbers only."""
+    """Turn floats such as `1e3` into whole numbers where the field holds whole numbers only.
+
+    Args:
+        config_class: a dataclass with annotations.
+        values: values by field.
+
+    Returns:
+        The values, converted where needed.
+    """
     hints = _hints(config_class)
 
     def convert(name: str, value: Any) -> Any:

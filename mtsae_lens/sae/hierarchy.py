@@ -1,8 +1,8 @@
 """A hierarchy of scales: features in groups, nested as in Matryoshka SAEs (Bussmann et al. 2025, arXiv 2503.17547).
 
-Of K groups, group g reads the scales 0 to g: the first the shortest scale alone, the last all. The reconstruction loss is averaged
-over the prefixes of groups, so what short scales can explain is explained by features that read nothing longer, and a feature's
-group says how long a context it needs.
+There is one group of features for each scale. Group g reads the scales 0 to g: the first group the first scale alone, the last group all
+scales. The reconstruction loss is averaged over the prefixes of groups, so what short scales can explain is explained by features that read
+no longer scale, and the group of a feature says how much context it needs.
 """
 
 from __future__ import annotations
@@ -13,17 +13,33 @@ from torch import Tensor
 
 
 def group_sizes(d_sae: int, n_groups: int) -> list[int]:
-    """As equal as can be, the first ones larger."""
+    """Split features into groups of equal size, the first ones larger by one where the division leaves a rest.
+
+    Args:
+        d_sae: number of features.
+        n_groups: number of groups.
+
+    Returns:
+        The size of every group.
+    """
     return [d_sae // n_groups + (group < d_sae % n_groups) for group in range(n_groups)]
 
 
 def feature_groups(d_sae: int, n_groups: int) -> Tensor:
-    """The group of every feature, `(d_sae,)`."""
+    """Return the group of every feature, `(d_sae,)`; arguments as in `group_sizes`."""
     return torch.arange(n_groups).repeat_interleave(torch.tensor(group_sizes(d_sae, n_groups)))
 
 
 def readable(d_sae: int, n_scales: int) -> Bool[Tensor, "n_scales d_sae"]:
-    """Which scales each feature may read: group g the scales 0 to g."""
+    """Return which scales each feature may read: those of group g the scales 0 to g.
+
+    Args:
+        d_sae: number of features.
+        n_scales: number of scales, and of groups.
+
+    Returns:
+        A mask `(n_scales, d_sae)`.
+    """
     return torch.arange(n_scales)[:, None] <= feature_groups(d_sae, n_scales)[None, :]
 
 
@@ -33,7 +49,17 @@ def nested_reconstructions(
     b_dec: Float[Tensor, " d_in"],
     n_groups: int,
 ) -> Float[Tensor, "n_groups row d_in"]:
-    """What the groups 0 to g reconstruct together, for every g; the last is the full reconstruction."""
+    """Reconstruct from the groups 0 to g together, for every g.
+
+    Args:
+        feature_acts: feature activations, `(row, d_sae)`.
+        W_dec: decoder, `(d_sae, d_in)`.
+        b_dec: bias of the decoder, `(d_in,)`.
+        n_groups: number of groups.
+
+    Returns:
+        Reconstructions `(n_groups, row, d_in)`; the last is the full one.
+    """
     sizes = group_sizes(W_dec.shape[0], n_groups)
     parts = [acts @ rows for acts, rows in zip(feature_acts.split(sizes, dim=-1), W_dec.split(sizes), strict=True)]
     return torch.stack(parts).cumsum(dim=0) + b_dec

@@ -1,10 +1,10 @@
-"""What lifts features when they fire, by scale and offset, for all features in one pass.
+"""Measure the lift: what each scale and offset adds to a pre-activation when the feature fires, beyond its average, for all features.
 
     lift_i(k, o) = E[c_koi | e_i > 0] - E[c_koi],        sum_ko lift_i(k, o) = E[pre_i | e_i > 0] - E[pre_i]
 
-with `c_koi = <part_ko, W_enc_ki>` what scale k takes from offset o for feature i (`tap_parts`). Since that is linear in the part, the parts
-are summed over the positions where a feature fires and multiplied by the encoder once a batch: the cost is that of the firings, not of
-all features at all positions, and memory is `d_sae * d_in`.
+with `c_koi = <part_ko, W_enc_ki>`, what offset o adds to feature i through scale k (`tap_parts`). That is linear in the part, so the parts
+are summed over the positions where a feature fires and multiplied by the encoder once for each batch. The cost is that of the firings, not
+of all features at all positions, and memory is `d_sae * d_in`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 
 
 class Lift:
-    """Running sums; `at_active (d_sae, n_pairs)` and `total (n_pairs, d_in)` are all of its state, with the two counts."""
+    """Keep running sums over batches, and compute the lift from them.
+
+    The whole state is `at_active (d_sae, n_pairs)`, `total (n_pairs, d_in)`, `n_active (d_sae,)` and `n_tokens`.
+
+    Args:
+        sae: the SAE.
+    """
 
     def __init__(self, sae: TemporalEncoder) -> None:
         self.sae = sae
@@ -43,10 +49,10 @@ class Lift:
         """Add a batch.
 
         Args:
-            parts: the batch's `tap_parts`.
-            kept: positions that count.
-            rows: flat position, `context * n_positions + position`, of each firing; all of them kept.
-            features: the feature that fires there.
+            parts: what `tap_parts` returns for the batch.
+            kept: positions that count, `(batch, pos)`.
+            rows: flat position, `context * n_positions + position`, of each firing, `(firing,)`; only positions that count.
+            features: the feature that fires there, `(firing,)`.
         """
         order = features.argsort(stable=True)
         counts = torch.bincount(features, minlength=self.sae.cfg.d_sae)
@@ -61,7 +67,7 @@ class Lift:
 
     @property
     def by_pair(self) -> Float[Tensor, "d_sae n_pairs"]:
-        """Lift by (scale, offset), in the order of `pairs`; zero for a feature that never fired."""
+        """The lift by scale and offset, in the order of `pairs`; zero for a feature that never fired."""
         W_enc = self.W_enc.cpu().double()
         mean = torch.stack([W_enc[scale] @ total for (scale, _), total in zip(self.pairs, self.total, strict=True)], dim=1)
         lift = self.at_active / self.n_active.clamp(min=1).unsqueeze(-1) - mean / self.n_tokens.clamp(min=1)
@@ -69,12 +75,12 @@ class Lift:
 
     @property
     def scale_shares(self) -> Float[Tensor, "d_sae n_scales"]:
-        """Share of each scale; rows sum to 1, or are zero for a feature that never fired or is not lifted."""
+        """The share of each scale; rows sum to 1, or are zero for a feature that never fired or whose lift is not positive."""
         return self._shares([scale for scale, _ in self.pairs], len(self.sae.cfg.dilations))
 
     @property
     def offset_shares(self) -> Float[Tensor, "d_sae n_reads"]:
-        """Share of each of `read_offsets`; the same."""
+        """The share of each of `read_offsets`; rows sum to 1, or are zero as in `scale_shares`."""
         return self._shares([place for _, place in self.pairs], len(self.sae.read_offsets))
 
     def _shares(self, group: list[int], n_groups: int) -> Float[Tensor, "d_sae n_groups"]:
@@ -85,11 +91,26 @@ class Lift:
 
 
 def encoder_by_scale(sae: TemporalEncoder) -> Float[Tensor, "n_scales d_sae d_in"]:
-    """`W_enc` as one matrix a scale, a row a feature."""
+    """Return `W_enc` as one matrix for each scale, with a row for each feature.
+
+    Args:
+        sae: the SAE.
+
+    Returns:
+        A copy without gradient, `(n_scales, d_sae, d_in)`.
+    """
     return rearrange(sae.W_enc.detach(), "(scale d_in) d_sae -> scale d_sae d_in", scale=len(sae.cfg.dilations)).contiguous()
 
 
 def share_of_context(shares: Float[Tensor, "feature n_reads"], offsets: Sequence[int]) -> Float[Tensor, " feature"]:
-    """How much of what drives a feature comes from positions other than its own: 0 pointwise, 1 context alone."""
+    """Compute the part of the lift that comes from offsets other than 0.
+
+    Args:
+        shares: share of each offset, `(feature, n_reads)`.
+        offsets: the offsets, in the order of the columns.
+
+    Returns:
+        The context share of every feature, `(feature,)`: 0 for the token alone, 1 for the context alone.
+    """
     others = [place for place, offset in enumerate(offsets) if offset != 0]
     return shares[:, others].clamp(min=0).sum(dim=-1).clamp(max=1)

@@ -1,28 +1,29 @@
-"""The Multi-Scale Temporal SAE, as SAELens knows SAEs.
+"""The Multi-Scale Temporal SAE, a SAELens architecture.
 
     x    = h - b_dec, zero at walls
     z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; g = 1 for the first, `context_gain` for the others
     e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
     h'   = e @ W_dec + b_dec
 
-`encode` reads time, `decode` does not: an edit of a feature at position t changes the output at t alone.
+`encode` reads earlier positions, `decode` does not: an edit of a feature at position t changes the output at t alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
-from sae_lens.saes.sae import SAE
-from sae_lens.saes.topk_sae import TopK
+from jaxtyping import Bool, Float
+from sae_lens import SAE, TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.sae.activation_interface import Activation
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
@@ -36,40 +37,41 @@ from mtsae_lens.sae.temporal import (
     tap_offsets,
     temporal_convolution,
 )
+from mtsae_lens.upstream import flatten_heads, normalize_input, reads_heads, restore_output
 
 
 class TemporalEncoder(SAE[Any]):
-    """The half that training and inference share: parameters, encoder, folding.
+    """What training and inference share: parameters, encoder and folding.
 
-    An input means one thing by its number of dimensions:
+    The number of dimensions says what an input is:
 
     - 3-D `(batch, pos, d_in)`: whole contexts, each from its position 0 (4-D with heads for `hook_z`);
     - 2-D `(rows, d_in)`: contexts of `cfg.context_size` positions laid end to end, `rows = batch * context_size`.
 
-    A single position means nothing to an encoder that reads its past, so it is refused rather than encoded as something else.
+    A single position is refused, because the encoder needs the positions before it.
     """
 
     taps: nn.Parameter  # (n_scales, kernel_size, d_in)
     b_enc: nn.Parameter
-    log2_dilations: nn.Parameter  # (n_scales,), only where dilations are learned
+    log2_dilations: nn.Parameter  # (n_scales,); only with learn_dilations
 
     @property
     def receptive_field(self) -> tuple[int, int]:
-        """Positions read before and after a position's own."""
+        """How many positions before and after the current one the encoder reads."""
         if self.cfg.learn_dilations:
             return self.cfg.max_lag, 0
         return receptive_field(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
 
     @property
     def read_offsets(self) -> list[int]:
-        """The distinct offsets that the scales read, 0 first."""
+        """The distinct offsets that the scales read, with 0 first."""
         if self.cfg.learn_dilations:
             return [0, *(-lag for lag in lag_grid(self.cfg.max_lag))]
         return read_offsets(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
 
     @property
     def dilations(self) -> list[float]:
-        """The dilation of every scale: as configured, or as learned."""
+        """The dilation of every scale, as configured or as learned."""
         if not self.cfg.learn_dilations:
             return [float(dilation) for dilation in self.cfg.dilations]
         learned = (2**self.log2_dilations).clamp(max=self.cfg.max_lag).tolist()  # beyond the grid a tap reads its end
@@ -77,7 +79,7 @@ class TemporalEncoder(SAE[Any]):
 
     @property
     def filters(self) -> Float[Tensor, "n_scales n_reads d_in"]:
-        """Each scale's filter over `read_offsets`."""
+        """The filter of each scale over `read_offsets`."""
         cfg, offsets = self.cfg, self.read_offsets
         if cfg.learn_dilations:
             moves = torch.tensor(cfg.dilations, device=self.taps.device) > 0
@@ -85,7 +87,14 @@ class TemporalEncoder(SAE[Any]):
         return lay_out(self.taps, cfg.dilations, cfg.padding, offsets)
 
     def convolve(self, reads: Mapping[int, Float[Tensor, "*row d_in"]]) -> Float[Tensor, "*row n_scales d_in"]:
-        """The convolution of every scale, before its norm, from what is read at each of `read_offsets`."""
+        """Compute the convolution of every scale, before its norm.
+
+        Args:
+            reads: by offset, in the order of `read_offsets`, what is read there, `(..., d_in)`.
+
+        Returns:
+            Vectors `(..., n_scales, d_in)`.
+        """
         cfg = self.cfg
         if cfg.learn_dilations:
             used = [self.read_offsets] * len(cfg.dilations)
@@ -95,10 +104,19 @@ class TemporalEncoder(SAE[Any]):
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
-        return TopK(self.cfg.k) if self.cfg.activation == "topk" else nn.ReLU()
+        return self.activation.function(self.cfg)
+
+    @property
+    def activation(self) -> Activation:
+        """The activation that the configuration names."""
+        return ACTIVATIONS[self.cfg.activation]
+
+    def _activate(self, hidden_pre: Float[Tensor, "*row d_sae"], kept: Bool[Tensor, "*row"]) -> Float[Tensor, "*row d_sae"]:
+        """Compute feature activations; those at positions that are not kept are not used."""
+        return self.activation.apply(self, hidden_pre)
 
     def _create_parameters(self) -> None:
-        """Parameters of the right shapes; the base class would leave a stray `W_enc` of the wrong one."""
+        """Create all parameters; the base class would create a `W_enc` of another shape."""
         cfg, like = self.cfg, {"dtype": self.dtype, "device": self.device}
         n_scales = len(cfg.dilations)
         self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
@@ -108,19 +126,55 @@ class TemporalEncoder(SAE[Any]):
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
+        self._create_activation_state()
+
+    def _create_activation_state(self) -> None:
+        for name, spec in self.activation.state(self.cfg, training=isinstance(self, TrainingSAE)).items():
+            shape = (self.cfg.d_sae,) if spec.per_feature else ()
+            tensor = torch.full(shape, spec.start, dtype=spec.dtype or self.dtype, device=self.device)
+            if spec.learned:
+                self.register_parameter(name, nn.Parameter(tensor))
+            else:
+                self.register_buffer(name, tensor)
+
+    @override
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        """Move or cast the weights as torch does, but let tensors of the activation keep a dtype that they must have."""
+        super()._apply(*args, **kwargs)
+        for name, spec in self.activation.state(self.cfg, training=isinstance(self, TrainingSAE)).items():
+            tensor = getattr(self, name)
+            if spec.dtype is not None and tensor.dtype != spec.dtype:
+                tensor.data = tensor.data.to(spec.dtype)
+        return self
 
     @override
     def process_sae_in(self, sae_in: Tensor) -> Float[Tensor, "batch pos d_in"]:
-        """Overrides the base class because walls must be read between the hook and the normalisation, and put back after it."""
+        """Turn activations at the hook into the encoder's input, centered, zero at walls.
+
+        Overrides the base class because walls must be read between the hook and the normalization, and put back after it.
+
+        Args:
+            sae_in: contexts `(batch, pos, d_in)`, with heads for `hook_z`, or rows `(batch * context_size, d_in)`.
+
+        Returns:
+            Contexts.
+
+        Raises:
+            DataError: complex numbers, another shape or width, or a single position of an encoder that reads earlier ones.
+        """
+        return self.read_contexts(sae_in)[0]
+
+    def read_contexts(self, sae_in: Tensor) -> tuple[Float[Tensor, "batch pos d_in"], Bool[Tensor, "batch pos"]]:
+        """Return what `process_sae_in` returns, and where the walls are; arguments and errors as there."""
         if sae_in.is_complex():
             raise DataError(f"expected real activations; got {sae_in.dtype}: give their real part (h.real)")
-        h = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
+        h = self.hook_sae_input(flatten_heads(self, sae_in.to(self.dtype)))
         h = self._as_contexts(h)
         walls = find_walls(h)
         if self.cfg.skip_first_position:
             walls[:, :1] = True
-        x = self.run_time_activation_norm_fn_in(h) - self.b_dec * self.cfg.apply_b_dec_to_input
-        return x.masked_fill(walls.unsqueeze(-1), 0.0)
+        x = normalize_input(self, h) - self.b_dec * self.cfg.apply_b_dec_to_input
+        return x.masked_fill(walls.unsqueeze(-1), 0.0), walls
 
     def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:
         size = self.cfg.context_size
@@ -143,34 +197,53 @@ class TemporalEncoder(SAE[Any]):
         return h
 
     def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
-        """The normalised vector of every scale, from the output of `process_sae_in`."""
+        """Compute the normalized vector of every scale.
+
+        Args:
+            x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+
+        Returns:
+            Vectors `(batch, pos, n_scales, d_in)`.
+        """
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
     def features_from_scales(
-        self, z: Float[Tensor, "*row n_scales d_in"], x: Float[Tensor, "*row d_in"]
+        self, z: Float[Tensor, "*row n_scales d_in"], walls: Bool[Tensor, "*row"]
     ) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
-        """Feature activations and pre-activations; a wall has no active feature."""
+        """Compute features from the vectors of the scales.
+
+        Args:
+            z: the vector of every scale, `(..., n_scales, d_in)`.
+            walls: the positions that are walls, `(...)`; no feature is active there.
+
+        Returns:
+            Feature activations and pre-activations, both `(..., d_sae)`.
+        """
         hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self._encoder_weights() + self.b_enc
         hidden_pre = self.hook_sae_acts_pre(hidden_pre)
-        feature_acts = self.activation_fn(hidden_pre).masked_fill(find_walls(x).unsqueeze(-1), 0.0)
+        feature_acts = self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
         return self.hook_sae_acts_post(feature_acts), hidden_pre
 
     def _encoder_weights(self) -> Float[Tensor, "encoder_d_in d_sae"]:
         return self.W_enc
 
     def _as_given(self, feature_acts: Tensor, h: Tensor) -> Tensor:
-        """Rows for rows, contexts for contexts."""
-        n_dims = h.ndim - 1 if self.hook_z_reshaping_mode else h.ndim
+        """Give features the form of the input: rows for rows, contexts for contexts."""
+        n_dims = h.ndim - 1 if reads_heads(self) else h.ndim
         return rearrange(feature_acts, "batch pos d_sae -> (batch pos) d_sae") if n_dims == 2 else feature_acts
 
     @override
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
-        """Absorb `h -> s * h` into the weights; exact for every norm.
+        """Fold a scaling of the activations, `h -> s * h`, into the weights; exact for every norm.
 
-        The taps take the factor. `rescaled_layer_norm` reads the magnitude of the token beside the taps, so there `W_enc` takes
-        it too. `b_dec` is subtracted from the input before the taps and divided by the factor, as in the base class.
+        The taps take the factor. `rescaled_layer_norm` also reads the magnitude of the token directly, so `W_enc` takes the factor too.
+        `b_dec` is subtracted from the input before the taps, so it is divided by the factor, as in the base class. Pre-activations stay
+        as they are, and so do thresholds of the activation.
+
+        Args:
+            scaling_factor: the factor s.
         """
         self.taps.data *= scaling_factor
         if self.cfg.scale_norm == "rescaled_layer_norm":
@@ -186,13 +259,12 @@ class TemporalEncoder(SAE[Any]):
     @override
     @torch.no_grad()
     def fold_W_dec_norm(self) -> None:
-        """Exact for `relu`. With `topk` the norms decide which features win, so it is exact only if all norms are equal."""
-        norms = self.get_W_dec_norm()
-        if self.cfg.activation == "topk" and not torch.allclose(norms, norms.mean().expand_as(norms), rtol=1e-4):
-            raise NotImplementedError(
-                f"decoder norms range from {norms.min():.4g} to {norms.max():.4g}: folding them would change which features the "
-                "top-k keeps. Train with normalize_decoder=True, or load with fold_W_dec_norm=False."
-            )
+        """Fold the norms of the decoder rows into the encoder, as SAELens does, and let the activation follow.
+
+        Raises:
+            NotImplementedError: the norms differ, and the activation compares features with each other.
+        """
+        self.activation.scale_features(self, self.get_W_dec_norm())
         super().fold_W_dec_norm()
 
     @override
@@ -206,8 +278,11 @@ class TemporalEncoder(SAE[Any]):
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         """Check the weights that SAELens has read from a file.
 
+        Args:
+            state_dict: the weights by name.
+
         Raises:
-            ModelError: they are not those that were saved.
+            ModelError: the weights are not those that were saved.
         """
         recorded = self.cfg.metadata.__dict__.pop(WEIGHTS_DIGEST, None)  # it would be wrong after the next change of a weight
         if isinstance(recorded, str):
@@ -216,10 +291,11 @@ class TemporalEncoder(SAE[Any]):
 
 
 class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
-    """A trained Multi-Scale Temporal SAE: encodes, decodes, and is spliced into `HookedSAETransformer`.
+    """A trained Multi-Scale Temporal SAE, for use like any SAE of SAELens, also in `HookedSAETransformer`.
 
     Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_dec
-    (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned.
+    (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned. JumpReLU adds
+    `threshold (d_sae,)`.
 
     >>> import torch
     >>> from mtsae_lens import MTSAE, MTSAEConfig
@@ -234,12 +310,11 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
 
     @override
     def encode(self, x: Tensor) -> Tensor:
-        sae_in = self.process_sae_in(x)
-        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), sae_in)
+        sae_in, walls = self.read_contexts(x)
+        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), walls)
         return self._as_given(feature_acts, x)
 
     @override
     def decode(self, feature_acts: Tensor) -> Tensor:
         sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
-        sae_out = self.run_time_activation_norm_fn_out(sae_out)
-        return self.reshape_fn_out(sae_out, self.d_head)
+        return restore_output(self, sae_out)

@@ -1,4 +1,4 @@
-"""Digests in the folder of an SAE, beside what SAELens writes: a flipped bit is told when the SAE is loaded.
+"""Digests in the folder of an SAE, beside what SAELens writes: a flipped bit is found when the SAE is loaded.
 
 `sae_weights.safetensors` holds two in its metadata: of the weights, and of the settings in `cfg.json` on which the features depend (all but
 `metadata`, `dtype` and `device`, which may be changed). SAELens's own loader reads no metadata of that file, so the `cfg.json` of an MTSAE
@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 from torch import Tensor
 
 from mtsae_lens.digests import digest_json, digest_tensors
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.files import write_text
 from mtsae_lens.sealed import read_json, read_tensors, write_tensors
+from mtsae_lens.upstream import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME
 
 WEIGHTS_DIGEST = "weights_sha256"
 """Key in the metadata of `cfg.json`."""
@@ -32,7 +32,7 @@ def seal_sae(folder: Path, *, in_config: bool = False) -> None:
 
     Args:
         folder: holds `cfg.json` and `sae_weights.safetensors`.
-        in_config: write the digest of the weights into `cfg.json` too; for a class that checks it.
+        in_config: whether to write the digest of the weights into `cfg.json` as well, for a class that checks it.
     """
     cfg = read_json(folder / SAE_CFG_FILENAME, dict[str, Any], _REMEDY)
     tensors, _ = read_tensors(folder / SAE_WEIGHTS_FILENAME, _REMEDY)
@@ -45,8 +45,11 @@ def seal_sae(folder: Path, *, in_config: bool = False) -> None:
 def check_sae(folder: Path) -> None:
     """Compare weights and settings of an SAE with the digests in its folder, if it has any.
 
+    Args:
+        folder: the folder of the SAE.
+
     Raises:
-        ModelError: they are other ones than those that were saved.
+        ModelError: the weights or settings are not those that were saved.
     """
     try:
         _, metadata = read_tensors(folder / SAE_WEIGHTS_FILENAME, _REMEDY)
@@ -61,16 +64,27 @@ def check_sae(folder: Path) -> None:
 
 
 def describe_weights(tensors: Mapping[str, Tensor]) -> str:
-    """Describe weights by their dtype and digest: those that were cast on loading can be told from those that are damaged."""
+    """Describe weights by their dtype and digest, so that weights cast on loading are not taken for damaged ones.
+
+    Args:
+        tensors: the weights by name.
+
+    Returns:
+        The dtypes and a SHA-256, such as `float32:9f86...`.
+    """
     dtypes = "+".join(sorted({str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values()}))
     return f"{dtypes}:{digest_tensors(tensors)}"
 
 
 def check_weights(tensors: Mapping[str, Tensor], recorded: str) -> None:
-    """Compare loaded weights with what `describe_weights` said of them when they were saved.
+    """Compare loaded weights with what `describe_weights` returned when they were saved.
+
+    Args:
+        tensors: the weights by name.
+        recorded: what `describe_weights` returned.
 
     Raises:
-        ModelError: they have the same dtype and another content.
+        ModelError: the dtype is the same and the content is not.
     """
     found = describe_weights(tensors)
     if found != recorded and found.partition(":")[0] == recorded.partition(":")[0]:

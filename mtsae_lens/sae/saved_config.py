@@ -9,16 +9,17 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 from pydantic_core import from_json
-from sae_lens.registry import SAE_CLASS_REGISTRY
 
 from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.field_types import check_fields
+from mtsae_lens.upstream import SAE_CLASS_REGISTRY
 
 _MAX_BYTES = 16_000_000  # a configuration has a few thousand
 
 
 class _Metadata(BaseModel):
-    """What is read of an SAE's metadata; None is what it does not say. Fields of others are left alone."""
+    """The metadata of an SAE that this package reads. None stands for a missing entry; other entries are ignored."""
 
     model_config = ConfigDict(extra="allow", protected_namespaces=())
 
@@ -35,8 +36,11 @@ class _Metadata(BaseModel):
 def check_saved_config(path: Path) -> None:
     """Check the `cfg.json` of an SAE's folder.
 
+    Args:
+        path: the file.
+
     Raises:
-        ModelError: it cannot be read, is no JSON object, or holds values that no SAE of its architecture has.
+        ModelError: the file cannot be read, is not a JSON object, or holds values that no SAE of its architecture has.
     """
     try:
         about = path.stat()
@@ -55,23 +59,29 @@ def check_saved_config(path: Path) -> None:
     if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
         return  # SAELens's own loader names it
     k, d_sae = content.get("k"), content.get("d_sae")
+    activation = content.get("activation", "topk")
     try:
         check_fields(SAE_CLASS_REGISTRY[architecture][1], content)
     except ConfigError as error:
         raise ModelError(f"{path}: the SAE cannot be loaded ({error})") from error
-    if isinstance(k, int) and isinstance(d_sae, int) and not 1 <= k <= d_sae and content.get("activation", "topk") == "topk":
+    if activation not in ACTIVATIONS:
+        raise ModelError(
+            f"{path}: the SAE cannot be loaded (activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r})"
+        )
+    reads_k = "k" in ACTIVATIONS[activation].fields
+    if reads_k and isinstance(k, int) and isinstance(d_sae, int) and not 1 <= k <= d_sae:
         raise ModelError(f"{path}: the SAE cannot be loaded (k must lie between 1 and d_sae ({d_sae}); got {k})")
 
 
 def check_metadata(metadata: Any, place: str) -> None:
-    """Check the types of what is read of an SAE's metadata.
+    """Check the types of the metadata that this package reads.
 
     Args:
-        metadata: a mapping, if it is right.
-        place: the SAE, for an error.
+        metadata: the metadata of an SAE, a mapping if it is valid.
+        place: the name of the SAE in an error.
 
     Raises:
-        ModelError: it is no mapping, or a field has another type.
+        ModelError: the metadata is not a mapping, or an entry has another type than it must have.
     """
     if not isinstance(metadata, Mapping):
         raise ModelError(f"{place}: the SAE cannot be loaded (metadata must be a mapping; got a {type(metadata).__name__})")

@@ -1,6 +1,6 @@
-"""Losses that keep the scales apart. Each is 0 where they share nothing and 1 where they are one, and 0 for a single scale.
+"""Separation losses, which keep the scales apart: 0 where scales share nothing, 1 where they are the same, and 0 for a single scale.
 
-A loss is a function of `Scales`; `register_separation` adds one under a name that `MTTrainingSAEConfig.separation` then knows.
+A loss is a function of `Scales`. `register_separation` adds one under a name that `MTTrainingSAEConfig.separation` then knows.
 """
 
 from __future__ import annotations
@@ -17,32 +17,40 @@ from mtsae_lens.errors import ConfigError
 _EPS = 1e-8  # a scale that reads nothing has neither direction nor variance
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scales:
-    """What a separation loss may look at."""
+    """The arguments of a separation loss."""
 
     z: Float[Tensor, "row n_scales d_in"]
-    """The normalised vector of every scale, at positions that are no walls."""
+    """The normalized vector of every scale, at positions that are not walls."""
 
     filters: Float[Tensor, "n_scales n_reads d_in"]
-    """Each scale's filter over all offsets that the encoder reads."""
+    """The filter of every scale over the offsets that the encoder reads."""
 
 
-Separation = Callable[[Scales], Tensor]
-SEPARATIONS: dict[str, Separation] = {}
+SeparationLoss = Callable[[Scales], Tensor]
+SEPARATIONS: dict[str, SeparationLoss] = {}
 
 
-def register_separation(name: str) -> Callable[[Separation], Separation]:
-    """Decorator: make a loss known under a name.
+def register_separation(name: str) -> Callable[[SeparationLoss], SeparationLoss]:
+    """Make a loss known under a name; a decorator of a function.
+
+    Args:
+        name: the value of `MTTrainingSAEConfig.separation`.
+
+    Returns:
+        A function that registers a loss and returns it.
 
     Raises:
         ConfigError: the name is taken by another loss.
     """
 
-    def register(loss: Separation) -> Separation:
+    def register(loss: SeparationLoss) -> SeparationLoss:
         known = SEPARATIONS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (loss.__module__, loss.__qualname__):
-            raise ConfigError(f"a separation loss named {name!r} exists already ({known.__module__}.{known.__qualname__})")
+            raise ConfigError(
+                f"a separation loss named {name!r} exists already ({known.__module__}.{known.__qualname__}); give another name"
+            )
         SEPARATIONS[name] = loss
         return loss
 
@@ -50,49 +58,50 @@ def register_separation(name: str) -> Callable[[Separation], Separation]:
 
 
 def _off_diagonal(pairs: Float[Tensor, "*some n_scales n_scales"]) -> Tensor:
-    """The entries of different scales."""
+    """Return the entries of pairs of different scales."""
     different = ~torch.eye(pairs.shape[-1], dtype=torch.bool, device=pairs.device)
     return pairs[..., different]
 
 
 @register_separation("cosine")
 def cosine_separation(scales: Scales) -> Float[Tensor, ""]:
-    """`1 / (K (K - 1)) * sum_{i != j} max(0, cos(z_i, z_j))`, averaged over positions (eq. 4 of the paper)."""
+    """Compute `1 / (K (K - 1)) * sum_{i != j} max(0, cos(z_i, z_j))`, averaged over positions (eq. 4 of the paper)."""
     directions = torch.nn.functional.normalize(scales.z, dim=-1)
     return _off_diagonal(torch.einsum("rid,rjd->rij", directions, directions)).clamp(min=0).mean()
 
 
 @register_separation("decorrelation")
 def decorrelation(scales: Scales) -> Float[Tensor, ""]:
-    """Squared correlation over positions of two scales in the same dimension, averaged over pairs and dimensions.
+    """Compute the squared correlation, over positions, of two scales in the same dimension, averaged over pairs and dimensions.
 
-    The off-diagonal term of DeCov (Cogswell et al. 2016, arXiv 1511.06068) and Barlow Twins (Zbontar et al. 2021, arXiv
-    2103.03230), between scales instead of dimensions: what one scale says of a dimension, another should not repeat.
+    This is the off-diagonal term of DeCov (Cogswell et al. 2016, arXiv 1511.06068) and Barlow Twins (Zbontar et al. 2021, arXiv
+    2103.03230), taken between scales instead of dimensions: no scale should repeat what another says about a dimension.
     """
-    centred = scales.z - scales.z.mean(dim=0)
-    standard = centred / (centred.pow(2).mean(dim=0) + _EPS).sqrt()
+    centered = scales.z - scales.z.mean(dim=0)
+    standard = centered / (centered.pow(2).mean(dim=0) + _EPS).sqrt()
     correlations = torch.einsum("rid,rjd->dij", standard, standard) / len(standard)
     return _off_diagonal(correlations).pow(2).mean()
 
 
 @register_separation("cka")
-def centred_kernel_alignment(scales: Scales) -> Float[Tensor, ""]:
-    """Linear CKA of two scales, `|Z_i' Z_j|_F^2 / (|Z_i' Z_i|_F |Z_j' Z_j|_F)`, averaged over pairs (Kornblith et al. 2019, arXiv 1905.00414).
+def centered_kernel_alignment(scales: Scales) -> Float[Tensor, ""]:
+    """Compute the linear CKA of two scales, `|Z_i' Z_j|_F^2 / (|Z_i' Z_i|_F |Z_j' Z_j|_F)`, averaged over pairs (Kornblith et al.
+    2019, arXiv 1905.00414).
 
-    Sees any linear dependence, also of different dimensions, which the other losses do not. This is the plain estimate: of `n` positions
-    of independent scales it is about `d_in / (n + d_in)`, not 0.
+    CKA sees any linear dependence, also between different dimensions, which the other losses do not. This estimate is biased: for `n`
+    positions of independent scales it is about `d_in / (n + d_in)`, not 0.
     """
-    centred = scales.z - scales.z.mean(dim=0)
-    squared = torch.einsum("rid,rje->ijde", centred, centred).pow(2).sum(dim=(-2, -1))
+    centered = scales.z - scales.z.mean(dim=0)
+    squared = torch.einsum("rid,rje->ijde", centered, centered).pow(2).sum(dim=(-2, -1))
     norms = squared.diagonal().clamp(min=_EPS).sqrt()
     return _off_diagonal(squared / (norms[:, None] * norms[None, :])).mean()
 
 
 @register_separation("taps")
 def tap_orthogonality(scales: Scales) -> Float[Tensor, ""]:
-    """Squared cosine of the filters of two scales over the offsets, averaged over pairs and dimensions.
+    """Compute the squared cosine of the filters of two scales over the offsets, averaged over pairs and dimensions.
 
-    Soft orthogonality as in Bansal et al. 2018 (arXiv 1810.09102), of the temporal filters themselves: it looks at no data.
+    This is the soft orthogonality of Bansal et al. 2018 (arXiv 1810.09102), applied to the temporal filters: it depends on no data.
     """
     directions = torch.nn.functional.normalize(scales.filters, dim=1)
     return _off_diagonal(torch.einsum("ird,jrd->dij", directions, directions)).pow(2).mean()
@@ -104,7 +113,17 @@ def separation_loss(
     filters: Float[Tensor, "n_scales n_reads d_in"],
     keep: Bool[Tensor, "*row"],
 ) -> Float[Tensor, ""]:
-    """The loss of this name over the positions to keep; 0 for a single scale or no position."""
+    """Compute a separation loss over some positions.
+
+    Args:
+        name: the name of the loss.
+        z: the normalized vector of every scale, `(..., n_scales, d_in)`.
+        filters: the filter of every scale, `(n_scales, n_reads, d_in)`.
+        keep: the positions that count, `(...)`.
+
+    Returns:
+        The loss, a scalar; 0 for a single scale or no position.
+    """
     if z.shape[-2] == 1 or not keep.any():
         return z.new_zeros(())
     return SEPARATIONS[name](Scales(z[keep], filters))

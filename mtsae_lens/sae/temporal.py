@@ -1,12 +1,12 @@
-"""The temporal front end: dilated depth-wise convolutions over token positions, and the norm that follows each.
+"""The temporal front end: dilated depth-wise convolutions over token positions, each followed by a norm.
 
-Scale k with dilation r_k reads, from every dimension of the activations on its own,
+Scale k with dilation r_k computes, in every dimension of the activations separately,
 
     c_k[t] = sum_j  taps[k, j] * x[t + offset(j, r_k)]            (eq. 2 of the paper, convolution)
-    z_k[t] = g_k norm(c_k[t])                                     (eq. 2, normalisation; the gain g is ours)
+    z_k[t] = g_k norm(c_k[t])                                     (eq. 2, normalization; the gain g is ours)
 
-A row of exact zeros is a *wall*: a special token, a document join, or a position that the model treats unlike all others. A
-tap that would read a wall, or read across one, reads nothing. So a mask needs no second argument: it travels with the rows.
+A row of exact zeros is a *wall*: a special token, a join of documents, or a position that the model treats unlike all others. A tap that
+would read a wall, or read across one, reads nothing. So the functions here need no mask as a second argument: the zeros are the mask.
 """
 
 from __future__ import annotations
@@ -27,29 +27,35 @@ NORM_EPS = 1e-5  # as in torch.nn.LayerNorm
 
 
 def tap_offsets(kernel_size: int, dilation: int, padding: Padding) -> list[int]:
-    """Positions, relative to its own, that a scale reads, tap by tap: all in the past when causal, centred otherwise.
+    """Return the offset that each tap of a scale reads.
 
-    With dilation 0 all taps read the position itself.
+    Args:
+        kernel_size: number of taps.
+        dilation: distance between taps, in positions; with 0 all taps read the current position.
+        padding: `causal` for offsets of 0 and below, otherwise centered on 0.
+
+    Returns:
+        One offset for each tap.
     """
-    centre = 0 if padding == "causal" else kernel_size // 2
-    return [(centre - tap) * dilation for tap in range(kernel_size)]
+    center = 0 if padding == "causal" else kernel_size // 2
+    return [(center - tap) * dilation for tap in range(kernel_size)]
 
 
 def receptive_field(kernel_size: int, dilations: Sequence[int], padding: Padding) -> tuple[int, int]:
-    """How many positions before and after its own the encoder reads."""
+    """Return how many positions before and after the current one the encoder reads; arguments as in `read_offsets`."""
     offsets = [o for dilation in dilations for o in tap_offsets(kernel_size, dilation, padding)]
     return -min(offsets), max(offsets)
 
 
 def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
-    """The rows that are exactly zero."""
+    """Return which rows are exactly zero."""
     return (x == 0).all(dim=-1)
 
 
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
-    """How many walls stand at or before each position; taps read where the number is their own.
+    """Count the walls at or before each position; a tap reads only where the count is that of its own position.
 
-    On a circle a wall at the context's start (BOS) does not count if it is the only one: the paper's padding wraps around it.
+    With circular padding a wall at the start of the context (BOS) does not count if it is the only one: the paper's padding wraps around it.
     """
     if padding == "circular":
         lone = walls[:, :1] & (walls.sum(dim=-1, keepdim=True) == 1)
@@ -58,7 +64,7 @@ def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor,
 
 
 def _shift(x: Tensor, offset: int, padding: Padding) -> Tensor:
-    """`out[:, t] = x[:, t + offset]`; beyond the ends zero, or the other end when circular."""
+    """Shift positions: `out[:, t] = x[:, t + offset]`, with zeros beyond the ends, or the other end when circular."""
     if offset == 0:
         return x
     if padding == "circular":
@@ -73,7 +79,16 @@ def _shift(x: Tensor, offset: int, padding: Padding) -> Tensor:
 
 
 def read_offsets(kernel_size: int, dilations: Sequence[int], padding: Padding) -> list[int]:
-    """The distinct offsets that the scales read, a position's own (0) first. The default scales have 15 taps and 6 offsets."""
+    """Return the distinct offsets that the scales read.
+
+    Args:
+        kernel_size: number of taps of each scale.
+        dilations: dilation of each scale.
+        padding: as in the configuration.
+
+    Returns:
+        The offsets, 0 first. The default scales have 15 taps and 6 offsets.
+    """
     offsets = {offset for dilation in dilations for offset in tap_offsets(kernel_size, dilation, padding)}
     return [0, *sorted(offsets - {0}, reverse=True)]
 
@@ -81,7 +96,16 @@ def read_offsets(kernel_size: int, dilations: Sequence[int], padding: Padding) -
 def sequence_reads(
     x: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
 ) -> dict[int, Float[Tensor, "batch pos d_in"]]:
-    """For each offset, what every position of whole contexts reads there; zero where a wall or an end is in the way."""
+    """Read whole contexts at each offset.
+
+    Args:
+        x: contexts, `(batch, pos, d_in)`, zero at walls.
+        offsets: from `read_offsets`.
+        padding: as in the configuration.
+
+    Returns:
+        By offset, what every position reads there, `(batch, pos, d_in)`; zero at walls, across them and beyond the ends.
+    """
     segments = _segments(find_walls(x), padding)
     reads = {}
     for offset in offsets:
@@ -97,18 +121,18 @@ def sequence_reads(
 def gather_reads(
     h: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
 ) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row read_d_in"]]:
-    """A function of positions of these contexts: what each reads, as one row: its own activations, then those at every other offset.
+    """Make a function that returns, for positions of these contexts, one row each with all that the position reads.
 
-    Such rows stand for themselves, so they can be mixed across contexts like the rows of a pointwise SAE; whole contexts in a batch
-    make its gradient noisier at the same size.
+    A row holds the activations of the position, then those at every other offset. It needs no other row, so rows can be mixed across
+    contexts like those of a pointwise SAE. A batch of the same size from whole contexts would have a noisier gradient.
 
     Args:
-        h: contexts, masked positions zero.
+        h: contexts, `(batch, pos, d_in)`, zero at masked positions.
         offsets: from `read_offsets`.
         padding: as in the configuration.
 
     Returns:
-        A function of flat positions, `context * n_positions + position`.
+        A function from flat positions, `context * n_positions + position`, to rows `(row, n_reads * d_in)`.
     """
     segments = _segments(find_walls(h), padding)
     n_positions = h.shape[1]
@@ -132,7 +156,17 @@ def gather_reads(
 def lay_out(
     taps: Float[Tensor, "n_scales kernel_size d_in"], dilations: Sequence[int], padding: Padding, offsets: Sequence[int]
 ) -> Float[Tensor, "n_scales n_reads d_in"]:
-    """The taps as filters over the offsets that are read: one value per scale, offset and dimension, zero where a scale has no tap."""
+    """Lay out taps as filters over the offsets that are read.
+
+    Args:
+        taps: the taps, `(n_scales, kernel_size, d_in)`.
+        dilations: dilation of each scale.
+        padding: as in the configuration.
+        offsets: from `read_offsets`.
+
+    Returns:
+        Filters `(n_scales, n_reads, d_in)`, zero where a scale has no tap.
+    """
     n_scales, kernel_size, d_in = taps.shape
     places = [
         (scale, offsets.index(offset))
@@ -148,14 +182,17 @@ def temporal_convolution(
     filters: Float[Tensor, "n_scales n_reads d_in"],
     used: Sequence[Sequence[int]],
 ) -> Float[Tensor, "*row n_scales d_in"]:
-    """`out[..., k, :] = sum_{o in used[k]} filters[k, o] * reads[o]`: every dimension on its own.
+    """Compute `out[..., k, :] = sum_{o in used[k]} filters[k, o] * reads[o]`, every dimension separately.
 
-    Sums of shifted rows, about twice as fast as `Conv1d(groups=d_in)` on a CPU, forward and backward.
+    Sums of shifted rows are about twice as fast as `Conv1d(groups=d_in)` on a CPU, forward and backward.
 
     Args:
-        reads: what a position reads at each offset.
-        filters: over the offsets of `reads`, in their order.
-        used: for every scale the offsets where its filter may differ from zero, each once.
+        reads: by offset, what every position reads there, `(..., d_in)`.
+        filters: the filter of every scale, `(n_scales, n_reads, d_in)`, over the offsets of `reads` in their order.
+        used: for every scale, the offsets where its filter may differ from zero, each once.
+
+    Returns:
+        Vectors `(..., n_scales, d_in)`.
     """
     place = {offset: number for number, offset in enumerate(reads)}
     scales = []
@@ -173,12 +210,21 @@ def normalize_scales(
     scale_norm: ScaleNorm,
     context_gain: float = 1.0,
 ) -> Float[Tensor, "*row n_scales d_in"]:
-    """Normalise each scale's vector at each position, and multiply all scales but the first by `context_gain`.
+    """Normalize the vector of each scale at each position, and multiply all scales but the first by `context_gain`.
 
-    `layer_norm`: zero mean and unit variance over `d_in`, as in the paper; the magnitude is lost, and a linear decoder cannot
-    get it back. `rescaled_layer_norm`: the same times the standard deviation plus the mean, over `d_in`, of the token's own `x[t]`,
-    which puts the magnitude back: a scale that reads the token alone gives `x[t]` again. `none`: the
-    convolution as it is. No learnt gain and bias: `W_enc` and `b_enc` hold them already.
+    `layer_norm` gives zero mean and unit variance over `d_in`, as in the paper. The magnitude is lost, and a linear decoder cannot restore
+    it. `rescaled_layer_norm` restores it: it multiplies by the standard deviation and adds the mean, over `d_in`, of the token's own `x[t]`,
+    so a scale that reads the token alone gives `x[t]` again. `none` leaves the convolution as it is. There is no learned gain or bias,
+    because `W_enc` and `b_enc` serve as such.
+
+    Args:
+        convolved: the convolution of every scale, `(..., n_scales, d_in)`.
+        x: the token's own activations, `(..., d_in)`.
+        scale_norm: as in the configuration.
+        context_gain: as in the configuration.
+
+    Returns:
+        Vectors of the same shape as `convolved`.
     """
     z = convolved
     if scale_norm != "none":

@@ -1,20 +1,21 @@
-"""The MTSAE in training: how it starts and what it minimises.
+"""The MTSAE in training: how it starts and what it minimizes.
 
-    loss = reconstruction + l1 * sum|e| + separation * sep(z) + aux                       (eq. 4 of the paper, and AuxK)
+    loss = reconstruction + sparsity(e) + separation * sep(z)                             (eq. 4 of the paper)
 
-averaged over the positions that are no walls.
+averaged over the positions that are not walls. The sparsity loss is that of the activation (`mtsae_lens.sae.activations`): L1 for `relu`,
+AuxK for `topk` and `batchtopk`, L0 for `jumprelu`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from sae_lens.saes.sae import TrainCoefficientConfig, TrainingSAE, TrainStepInput, TrainStepOutput
-from sae_lens.saes.topk_sae import calculate_topk_aux_acts
+from sae_lens import TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
@@ -25,19 +26,20 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
+from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     """A Multi-Scale Temporal SAE in training.
 
-    A batch is either rows `(batch * context_size, d_in)`, contexts laid end to end, or rows `(row, n_reads * d_in)` from `gather_reads`,
-    which hold all that a position reads and can therefore be mixed across contexts (`SequenceSAETrainingRunner` makes those).
+    A batch is one of two things: rows `(batch * context_size, d_in)`, which are contexts laid end to end, or rows `(row, n_reads * d_in)` from
+    `gather_reads`, which hold all that a position reads and can be mixed across contexts. `SequenceSAETrainingRunner` makes the latter.
 
     SAELens's own `LanguageModelSAETrainingRunner` mixes single positions unless `activations_mixing_fraction=0`. Where contexts begin with
-    BOS (`metadata.prepend_bos`) such a batch is recognised and refused; where they do not, it cannot be told from whole contexts.
+    BOS (`metadata.prepend_bos`) such a batch is recognized and refused; where they do not, it looks like whole contexts.
 
     Raises:
-        DataError: a batch of mixed positions, or of contexts of another length.
+        DataError: a batch has mixed positions, or contexts of another length.
     """
 
     @override
@@ -56,12 +58,12 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             start = {"alike": own, "near": past[min(1, len(past) - 1)], "far": past[-1]}[cfg.tap_init]
             self.taps.data[0, own] = 1.0
             self.taps.data[1:, start] = 1.0
-        # training starts at the standard SAE: the first scale as the transpose of the decoder, the context unused
+        # training starts as a standard SAE: the first scale has the transpose of the decoder, the other scales have zeros
         self.W_enc.data[: cfg.d_in] = self.W_dec.data.T
 
     @override
     def _encoder_weights(self) -> Tensor:
-        """Barred weights are zero from the start; behind a mask they have no gradient, and what has none Adam does not move."""
+        """Mask the weights that `hierarchy` bars: they start at zero, and without a gradient Adam leaves them there."""
         if self.cfg.hierarchy == "none":
             return self.W_enc
         mask = readable(self.cfg.d_sae, len(self.cfg.dilations)).to(self.W_enc)
@@ -69,26 +71,39 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
-        coefficients: dict[str, float | TrainCoefficientConfig] = {"separation": self.cfg.separation_coefficient}
-        if self.cfg.activation == "relu":
-            coefficients["l1"] = TrainCoefficientConfig(self.cfg.l1_coefficient, self.cfg.l1_warm_up_steps)
-        return coefficients
+        return {"separation": self.cfg.separation_coefficient} | self.activation.coefficients(self.cfg)
+
+    @override
+    def _activate(self, hidden_pre: Tensor, kept: Tensor) -> Tensor:
+        return self.activation.apply_in_training(self, hidden_pre, kept)
 
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        sae_in = self.process_sae_in(x)
-        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in), sae_in)
+        sae_in, walls = self.read_contexts(x)
+        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in), walls)
         return self._as_given(feature_acts, x), self._as_given(hidden_pre, x)
 
     @override
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
-        """Overrides the base class because walls leave the loss and the separation loss needs the scales."""
-        sae_in, reads = self._split_reads(step_input.sae_in, step_input.n_training_steps)
-        x = reads[0]
-        keep = ~find_walls(x)
+        """Compute features, reconstruction and losses.
+
+        Overrides the base class because walls do not count in the loss, and because the separation loss needs the scales.
+
+        Args:
+            step_input: the batch, and the coefficients, dead features and step number from the trainer.
+
+        Returns:
+            Output, weighted losses by name, and metrics to log.
+
+        Raises:
+            DataError: the batch is not made of whole contexts.
+        """
+        self.activation.before_training_step(self)
+        sae_in, reads, walls = self._split_reads(step_input.sae_in, step_input.n_training_steps)
+        x, keep = reads[0], ~walls
         convolved = self.convolve(reads)
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
-        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, x))
+        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, walls))
         sae_out = self.decode(feature_acts)
 
         kept_rows = keep.flatten()
@@ -102,7 +117,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
         kept_input = replace(step_input, sae_in=sae_in[kept_rows])
         losses |= self.calculate_aux_loss(kept_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows])
-        metrics: dict[str, Tensor | float] = {}
+        metrics = self.activation.after_training_step(self, feature_acts)
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
             separation = separation_loss(self.cfg.separation, z, self.filters, keep)
@@ -121,18 +136,22 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics=metrics,
         )
 
-    def _split_reads(self, batch: Tensor, step: int) -> tuple[Tensor, dict[int, Tensor]]:
-        """The rows to reconstruct, and what each reads at every offset, centred, zero where nothing can be read."""
+    def _split_reads(self, batch: Tensor, step: int) -> tuple[Tensor, dict[int, Tensor], Tensor]:
+        """Return the rows to reconstruct, what each reads at every offset, and which are walls.
+
+        What is read is centered, and zero where nothing can be read.
+        """
         offsets = self.read_offsets
         # an encoder that reads no other position has rows of d_in either way, and no use for contexts
         if batch.ndim == 2 and batch.shape[-1] == len(offsets) * self.cfg.d_in:
             h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=self.cfg.d_in)
-            x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(find_walls(h).unsqueeze(-1), 0.0)
-            return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True))
+            walls = find_walls(h)
+            x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(walls.unsqueeze(-1), 0.0)
+            return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True)), walls[:, 0]
         if step == 0:
             check_whole_contexts(batch, self.cfg)
-        x = self.process_sae_in(batch)
-        return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding)
+        x, walls = self.read_contexts(batch)
+        return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding), walls
 
     @override
     def calculate_aux_loss(
@@ -142,30 +161,31 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        """L1 for `relu`; for `topk` the residual as the best dead features would explain it. All rows are kept ones."""
-        if self.cfg.activation == "relu":
-            l1 = (feature_acts.abs() * self.W_dec.norm(dim=-1)).sum(dim=-1).mean()
-            return {"l1_loss": step_input.coefficients["l1"] * l1}
-        dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is None or n_dead == 0 or self.cfg.aux_loss_coefficient == 0:
-            return {}
-        k_aux = max(1, self.cfg.d_in // 2)  # appendix B.1 of Gao et al. 2024
-        aux_acts = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_pre, dead)
-        residual = (step_input.sae_in - sae_out).detach()
-        error = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
-        return {"auxiliary_reconstruction_loss": self.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error}
+        """Compute the losses of the activation; the base class knows none. All rows are of positions that are not walls."""
+        return self.activation.losses(self, step_input, feature_acts, hidden_pre, sae_out)
 
     @torch.no_grad()
     def encode_constant(self, h: Float[Tensor, " d_in"]) -> Float[Tensor, " d_sae"]:
-        """Compute what the encoder makes of a context whose positions are all `h`, without its bias."""
+        """Compute the pre-activations, without `b_enc`, in a context whose positions are all `h`.
+
+        Args:
+            h: activations of one position, `(d_in,)`.
+
+        Returns:
+            Pre-activations `(d_sae,)`.
+        """
         z = normalize_scales(self.convolve(dict.fromkeys(self.read_offsets, h)), h, self.cfg.scale_norm, self.cfg.context_gain)
         return z.flatten() @ self._encoder_weights()
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
-        """Unit-norm decoder rows, in place."""
+        """Scale the decoder rows to unit norm, in place."""
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
+
+    @override
+    def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving_inference(state_dict)
+        self.activation.to_inference(self, state_dict)
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:
@@ -175,7 +195,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         return written
 
     def _scale_statistics(self, convolved: Tensor) -> dict[str, Tensor | float]:
-        """Mean and standard deviation of each scale's convolution (table 1 of the paper) and the weight the encoder gives it."""
+        """Compute mean and standard deviation of each scale's convolution (table 1 of the paper), and the norm of its encoder weights."""
         W_enc = rearrange(self.W_enc.detach(), "(scale d_in) d_sae -> scale (d_in d_sae)", d_in=self.cfg.d_in)
         statistics: dict[str, Tensor | float] = {}
         for scale, dilation in enumerate(self.cfg.dilations):
@@ -188,14 +208,21 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
 
 def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
-    """Raise `DataError` for rows that cannot be contexts laid end to end, by what the metadata say of them.
+    """Check that rows can be contexts laid end to end.
 
-    In a context that begins with BOS, position 0 has read nothing else: its activations are the same in every context.
+    In a context that begins with BOS, position 0 has read nothing else, so its activations are the same in every context.
+
+    Args:
+        batch: the batch of a training step.
+        cfg: the configuration, whose metadata says how the contexts were made.
+
+    Raises:
+        DataError: the contexts have another length, or the rows do not repeat BOS where they must.
     """
     metadata = cfg.metadata
     if metadata.context_size not in (None, cfg.context_size):
         raise DataError(
-            f"the SAE has context_size={cfg.context_size}, the activations come in contexts of {metadata.context_size}; make them equal"
+            f"the SAE has context_size={cfg.context_size}, but the activations come in contexts of {metadata.context_size}; make them equal"
         )
     if batch.ndim != 2 or not metadata.prepend_bos:
         return
@@ -204,5 +231,5 @@ def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
         raise DataError(
             f"this batch is not made of whole contexts: with prepend_bos=True every {cfg.context_size}th row is BOS, and these rows "
             "differ. SAELens's runner mixes positions: set activations_mixing_fraction=0.0 and leave exclude_special_tokens off, "
-            "or train with mtsae_lens.training.runner.SequenceSAETrainingRunner. If the contexts do not begin with BOS, say prepend_bos=False"
+            "or train with mtsae_lens.training.runner.SequenceSAETrainingRunner. If the contexts do not begin with BOS, set prepend_bos=False"
         )

@@ -1,4 +1,4 @@
-"""What every feature does to the loss on a corpus, to first order: one backward pass for all of them.
+"""Effect of every feature on the loss on a corpus, to first order: one backward pass for all features.
 
     attribution_i = -(1 / n) sum_t e_ti * dNLL/de_ti,        dNLL/de_ti = <W_dec_i, dNLL/dh_t> for a linear decoder
 
@@ -24,11 +24,11 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 
 
 def token_nll(log_probs: Float[Tensor, "*n d_vocab"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Negative log-likelihood of each token, in nats."""
+    """Compute the negative log-likelihood of each token, in nats."""
     return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LossChange:
     """Expected change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero."""
 
@@ -39,15 +39,22 @@ class LossChange:
 
     @property
     def second_order(self) -> Float[Tensor, " d_sae"]:
-        """Both terms."""
+        """The sum of both terms."""
         return self.first_order + self.fisher
 
 
 def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
-    """What ablating each feature is expected to do to a corpus, from one backward pass per batch.
+    """Estimate what ablating each feature does to the loss on a corpus, from one backward pass per batch.
+
+    Args:
+        lm: the model with its SAE.
+        table: the contexts of the corpus.
+
+    Returns:
+        The expected change for every feature.
 
     Raises:
-        DataError: no prediction counts.
+        DataError: no prediction of the table counts.
     """
     all_counted = table.counted(lm.cutter)
     n_counted = int(all_counted.sum())
@@ -65,13 +72,17 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
 
 
 def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
-    """First-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
+    """Compute the first-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
 
-    Positive: without the feature the model predicts this text worse. For `FeatureEdit((i,), multiplier)` the first-order change is
-    `(1 + multiplier)` times as large.
+    A positive value means that without the feature the model predicts this text worse. For
+    `FeatureEdit((i,), multiplier)` the first-order change is `(1 + multiplier)` times as large.
+
+    Args:
+        lm: the model with its SAE.
+        table: the contexts of the corpus.
 
     Raises:
-        DataError: no prediction counts.
+        DataError: no prediction of the table counts.
     """
     return loss_change(lm, table).first_order
 
@@ -79,7 +90,7 @@ def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
 def _nll_gradient(
     lm: HookedLM, tokens: Int[Tensor, "batch pos"], counted: Bool[Tensor, "batch pred"], h: Tensor, feature_acts: Tensor
 ) -> Float[Tensor, "batch pos d_sae"]:
-    """Gradient of the summed loss of counted tokens with respect to the feature activations."""
+    """Compute the gradient of the summed loss of counted tokens with respect to the feature activations."""
     with torch.enable_grad():
         edited = feature_acts.detach().clone().requires_grad_()
         delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts).detach()

@@ -6,7 +6,7 @@ import hashlib
 import stat
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -14,17 +14,18 @@ from sae_lens import SAE
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError, MTSAEWarning
 from mtsae_lens.files import write_json
-from mtsae_lens.splice.edit_schema import FORMAT, EditFile
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.edit_schema import FORMAT, EditFile, PartRecord
+from mtsae_lens.splice.edits import EDITS, Edit
+from mtsae_lens.splice.gates import GATES
 from mtsae_lens.splice.model_identity import identify
+from mtsae_lens.splice.serialization import Serializable, describe_first
 from mtsae_lens.splice.splicing import Splice
 
 _MAX_BYTES = 512_000_000  # a thousand directions of a large model take a tenth of it
 
 
 def weights_digest(sae: SAE[Any]) -> str:
-    """SHA-256 over name, shape and float32 bytes of every parameter, in the order of their names."""
+    """Compute SHA-256 over name, shape and float32 bytes of every parameter, in the order of their names."""
     digest = hashlib.sha256()
     for name, parameter in sorted(sae.named_parameters()):
         values = parameter.detach().to("cpu", torch.float32).contiguous()
@@ -39,14 +40,14 @@ def save_edit(
     """Write an edit with what it belongs to: hook, architecture and digest of the SAE's weights, and the language model.
 
     Args:
-        path: of the file.
-        edit: of a kind in `mtsae_lens.splice.edits`, with a gate of `mtsae_lens.splice.gates`.
-        splice: of the SAE.
+        path: the file to write.
+        edit: an edit of a registered class (`register_edit`), with a gate of a registered class (`register_gate`).
+        splice: the SAE to which the edit belongs, at its hook.
         provenance: where the edit came from, as JSON.
         model: the language model that the edit was made on; None leaves it out.
 
     Raises:
-        DataError: an edit or gate of a class of your own, which has no form in a file.
+        DataError: the class of the edit or of its gate is not registered, or a field of it has no form in a file.
         OutputError: the file cannot be written.
     """
     write_json(
@@ -56,8 +57,8 @@ def save_edit(
             "hook_name": splice.hook_name,
             "sae": {"architecture": splice.sae.cfg.architecture(), "weights_sha256": weights_digest(splice.sae)},
             "model": None if model is None else identify(model).model_dump(mode="json"),
-            "edit": _edit_to_dict(edit),
-            "gate": _gate_to_dict(edit.gate),
+            "edit": _to_json("edit", edit, gate=edit.gate),
+            "gate": _to_json("gate", edit.gate),
             "provenance": provenance or {},
         },
     )
@@ -67,18 +68,21 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
     """Read an edit for this SAE; warn where it was made on another language model.
 
     Args:
-        path: of a file that `save_edit` wrote.
-        splice: of the SAE.
-        model: the language model that the edit is for; None asks nothing of it.
+        path: a file that `save_edit` wrote.
+        splice: the SAE at its hook.
+        model: the language model that the edit is for; None skips the comparison.
+
+    Returns:
+        The edit, with its gate.
 
     Raises:
-        ConfigError: `splice` is none.
-        DataError: no such file, not an edit, or one with numbers that no edit of this SAE can have.
+        ConfigError: `splice` is not a `Splice`.
+        DataError: the file is missing or is not an edit, its class is not registered, or a number does not fit this SAE.
         ModelError: the edit belongs to another hook, architecture or other weights.
     """
     path = Path(path)
     if not isinstance(splice, Splice):
-        raise ConfigError(f"needed load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
+        raise ConfigError(f"expected load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
     content = read_edit_file(path)
     architecture = splice.sae.cfg.architecture()
     if content.hook_name != splice.hook_name:
@@ -89,18 +93,13 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
         )
     if content.sae.weights_sha256 != weights_digest(splice.sae):
         raise ModelError(f"{path}: the edit belongs to an SAE with other weights; its features would be other features here")
-    try:
-        edit = content.edit.edit(content.gate.gate())
-    except ConfigError as error:
-        raise DataError(f"{path}: damaged edit ({error})") from error
-    problem = content.problem(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
-    if problem is not None:
-        raise DataError(f"{path}: damaged edit ({problem})")
+    gate = _build(path, "gate", content.gate, GATES, splice)
+    edit = _build(path, "edit", content.edit, EDITS, splice, gate=gate)
     difference = None if model is None or content.model is None else content.model.difference(model)
     if content.model is not None and difference is not None:
         warnings.warn(
             f"{path}: the edit was made on {content.model.name}, and this {model.cfg.model_name} predicts other tokens (log-probabilities "
-            f"differ by up to {difference:.2g} nats); what was measured of the edit may not hold here",
+            f"differ by up to {difference:.2g} nats); measurements of the edit may not hold here",
             MTSAEWarning,
             stacklevel=2,
         )
@@ -108,10 +107,10 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
 
 
 def read_edit_file(path: Path) -> EditFile:
-    """Read the content of an edit's file, with every type checked.
+    """Read the content of an edit's file. The types of all but the fields of the edit and of the gate are checked.
 
     Raises:
-        DataError: no such file, or not an edit.
+        DataError: the file is missing or is not an edit.
     """
     try:
         about = path.stat()
@@ -127,51 +126,53 @@ def read_edit_file(path: Path) -> EditFile:
 def _what_is_wrong(error: ValidationError) -> str:
     """Say in one line what pydantic found first."""
     first = error.errors(include_url=False)[0]
-    names = [part for number, part in enumerate(first["loc"]) if not (number == 1 and first["loc"][0] in ("edit", "gate"))]
-    place = ".".join(map(str, names))  # the second name is the kind of the edit or gate
     if first["type"] == "json_invalid":
         return f"not JSON ({first['msg']})"
-    if not place or place == "format":
-        return f"needed an edit in the format {FORMAT!r}, such as 'mtsae unlearn' writes to edit.json"
-    if first["type"] == "union_tag_invalid":
-        return f"damaged edit (unknown {place} {first['ctx']['tag']!r})"
-    came = repr(first["input"])
-    expected = first["msg"].replace("Input should be", "expected")
-    return f"damaged edit ({place}: {expected}; got {came if len(came) <= 60 else came[:60] + '...'})"
+    if first["loc"] in ((), ("format",)):
+        return f"expected an edit in the format {FORMAT!r}, such as 'mtsae unlearn' writes to edit.json"
+    return f"damaged edit ({describe_first(error)})"
 
 
-def _edit_to_dict(edit: Edit) -> dict[str, Any]:
-    if isinstance(edit, FeatureEdit):
-        return {"kind": "features", "features": list(edit.features), "multiplier": edit.multiplier}
-    if isinstance(edit, FeatureClamp):
-        return {"kind": "clamp", "features": list(edit.features), "values": list(edit.values), "where": edit.where}
-    if isinstance(edit, DirectionEdit):
-        return {
-            "kind": "directions",
-            "basis": edit.basis.tolist(),
-            "center": edit.center.tolist(),
-            "multiplier": edit.multiplier,
-        }
-    raise DataError(
-        f"an edit of type {type(edit).__name__} has no form in a file; only FeatureEdit, FeatureClamp and DirectionEdit have one"
-    )
+def _to_json(part: str, value: Serializable, **others: Any) -> dict[str, Any]:
+    """Return an edit or a gate as JSON, after checking that it can be read back.
+
+    Args:
+        part: `edit` or `gate`.
+        value: the edit or gate.
+        others: what `from_json` needs besides.
+    """
+    name = type(value).__name__
+    if not isinstance(value, Serializable):
+        raise DataError(
+            f"the {part} of type {name} cannot be saved; let its class inherit from mtsae_lens.{part.capitalize()} and decorate it with "
+            f'@register_{part}("a_name")'
+        )
+    content = value.to_json()
+    try:
+        type(value).from_json(PartRecord.model_validate(content).fields, **others)
+    except ConfigError as error:
+        raise DataError(f"the {part} of type {name} cannot be saved, because it could not be read back ({error})") from error
+    return content
 
 
-def _gate_to_dict(gate: Gate) -> dict[str, Any]:
-    if isinstance(gate, FeatureActiveGate):
-        return {"kind": "feature_active", "features": gate.features.tolist()}
-    if isinstance(gate, SequenceRateGate):
-        return {"kind": "sequence_rate", "features": gate.features.tolist(), "threshold": gate.threshold}
-    if isinstance(gate, RunningEvidenceGate):
-        return {
-            "kind": "running_evidence",
-            "features": gate.features.tolist(),
-            "weights": gate.weights.tolist(),
-            "decay": gate.decay,
-            "threshold": gate.threshold,
-        }
-    if isinstance(gate, AlwaysOpen):
-        return {"kind": "always"}
-    raise DataError(
-        f"a gate of type {type(gate).__name__} has no form in a file; only those of mtsae_lens.splice.gates have one"
-    )
+Part = TypeVar("Part", bound=Serializable)
+
+
+def _build(path: Path, part: str, record: PartRecord, registry: dict[str, type[Part]], splice: Splice, **others: Any) -> Part:
+    """Build an edit or a gate from its record, and check it against the SAE."""
+    cls = registry.get(record.kind)
+    if cls is None and record.class_name is not None:
+        raise DataError(
+            f"{path}: unknown {part} {record.kind[:60]!r}; it was saved from the class {record.class_name}: import that class, which "
+            "registers it, then load the edit again"
+        )
+    if cls is None:
+        raise DataError(
+            f"{path}: damaged edit (unknown {part} {record.kind[:60]!r}; expected one of {', '.join(sorted(registry))})"
+        )
+    try:
+        built = cls.from_json(record.fields, **others)
+        built.check_fits(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
+    except ConfigError as error:
+        raise DataError(f"{path}: damaged edit ({part}.{error})") from error
+    return built

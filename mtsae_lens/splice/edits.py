@@ -2,69 +2,173 @@
 
     h' = h + decode(e') - decode(e)
 
-What the SAE does not explain stays as it was, so an edit of nothing is the identity.
+What the SAE does not explain stays as it was, so an edit of nothing is the identity. `register_edit` makes an edit known under a name,
+from this package or from outside; `docs/how-to/own-edit.md` shows one.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
+from mtsae_lens.splice.serialization import Serializable, register
 
 SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
 """What every report of an edit says."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What an SAE makes of activations at its hook; its reconstruction is made once, however many edits need it."""
+@dataclass(frozen=True, eq=False)
+class SAEState:
+    """Input and features of an SAE at its hook. The reconstruction is computed once, however many edits need it.
+
+    Args:
+        sae: the SAE.
+        sae_in: its input.
+        feature_acts: the feature activations, before any edit.
+    """
 
     sae: SAE[Any]
     sae_in: Float[Tensor, "batch pos *d_in"]
     feature_acts: Float[Tensor, "batch pos d_sae"]
 
     @cached_property
-    def sae_out(self) -> Tensor:
-        """The reconstruction of the clean features."""
+    def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
+        """The reconstruction from the features before any edit."""
         return self.sae.decode(self.feature_acts)
 
-    def rows(self, kept: Bool[Tensor, " batch"]) -> Reading:
-        """Of some contexts of the batch."""
-        return self if bool(kept.all()) else Reading(self.sae, self.sae_in[kept], self.feature_acts[kept])
+    def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:
+        """Select some contexts of the batch.
+
+        Args:
+            kept: True for the contexts to keep.
+
+        Returns:
+            Their state; this object itself if all are kept.
+        """
+        return self if bool(kept.all()) else SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept])
 
 
-class Edit(Protocol):
-    """What is done to activations wherever the gate is open."""
+class Edit(Serializable, ABC):
+    """Base of all edits: what is done to activations wherever the gate is open.
 
-    @property
-    def gate(self) -> Gate:
-        """Says where."""
-        ...
+    An edit is a frozen dataclass with a field `gate`. Its fields are what is saved in `edit.json`, if the class is registered
+    (`register_edit`).
+    """
 
-    def delta(self, reading: Reading) -> Float[Tensor, "batch pos *d_in"]:
-        """What is added to the SAE's input at every position, were the gate open there."""
-        ...
+    gate: Gate
+    """Where the edit applies."""
+
+    stored_elsewhere: ClassVar[frozenset[str]] = frozenset({"gate"})
+
+    @abstractmethod
+    def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
+        """Compute what is added to the SAE's input at every position where the gate is open.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+
+        Returns:
+            The change, in the shape of `sae_state.sae_in`; the caller drops it where the gate is closed.
+        """
+
+    def describe(self) -> str:
+        """Say what the edit does, as the beginning of a sentence in cards and reports; the gate's words follow."""
+        return f"a {type(self).__name__} is applied"
+
+    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+        """Return the always-open edit that `mtsae export --form projected` writes into a model's weights.
+
+        Args:
+            sae: the SAE to which the edit belongs.
+
+        Raises:
+            ModelError: the edit has no directions, which is the default.
+        """
+        raise ModelError(
+            f"a {type(self).__name__} has no directions to project out; expected an edit of at least one feature, or of directions"
+        )
 
 
+EDITS: dict[str, type[Edit]] = {}
+"""Registered edits by their `kind` in a file."""
+
+EditClass = TypeVar("EditClass", bound=type[Edit])
+
+
+def register_edit(name: str) -> Callable[[EditClass], EditClass]:
+    """Return a decorator that makes an edit known under a name, so that `save_edit` and `load_edit` handle it.
+
+    Args:
+        name: the `kind` of the edit in `edit.json`.
+
+    Raises:
+        ConfigError: the class does not inherit from `Edit`, or another edit has the name.
+    """
+    return register(EDITS, Edit, name)  # type: ignore[return-value, type-abstract]
+
+
+class _EditOfFeatures(Edit):
+    """Base of the edits that change feature activations."""
+
+    features: tuple[int, ...]
+
+    @abstractmethod
+    def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
+        """Return the edited feature activations.
+
+        Raises:
+            ConfigError: a feature that the SAE does not have.
+        """
+
+    def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
+        """Compute `decode(e') - decode(e)`."""
+        return sae_state.sae.decode(self.apply(sae_state.feature_acts)) - sae_state.sae_out
+
+    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+        """Return an edit that takes out what the decoder rows of the features span.
+
+        That is more than zeroing the features takes out, because what other features write along these rows goes too.
+
+        Args:
+            sae: the SAE to which the edit belongs.
+
+        Raises:
+            ConfigError: a feature that the SAE does not have.
+            ModelError: the edit has no feature.
+        """
+        if not self.features:
+            return super().as_projection(sae)
+        check_features(self.features, sae.cfg.d_sae)
+        rows = sae.W_dec[list(self.features)].detach()
+        return DirectionEdit(orthonormal_rows(rows), torch.zeros(rows.shape[-1]))
+
+
+@register_edit("features")
 @dataclass(frozen=True)
-class FeatureEdit:
-    """Where a chosen feature fires and the gate is open, `e_i -> -multiplier * e_i`.
+class FeatureEdit(_EditOfFeatures):
+    """Rescale chosen features where they fire and the gate is open: `e_i -> -multiplier * e_i`.
 
     `multiplier=0` is zero ablation; a positive one clamps the feature below zero in units of its own activation, which means the same
     in every SAE (a fixed negative value would not); -1 changes nothing, and below that the feature is amplified.
 
+    Args:
+        features: indices of features, in a tuple, list or tensor.
+        multiplier: the strength.
+        gate: where the edit applies.
+
     Raises:
-        ConfigError: `features` are no whole numbers in a tuple, list or tensor.
+        ConfigError: `features` are not integers in a tuple, list or tensor, or the multiplier is not finite.
     """
 
     features: tuple[int, ...]
@@ -76,7 +180,7 @@ class FeatureEdit:
         _check_finite("multiplier", self.multiplier)
 
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
-        """The edited activations.
+        """Return the edited feature activations.
 
         Raises:
             ConfigError: a feature that the SAE does not have.
@@ -86,24 +190,29 @@ class FeatureEdit:
         factor[list(self.features)] = -self.multiplier
         return feature_acts * factor
 
-    def delta(self, reading: Reading) -> Tensor:
-        """`decode(e') - decode(e)`."""
-        return reading.sae.decode(self.apply(reading.feature_acts)) - reading.sae_out
+    def describe(self) -> str:
+        """Say what the edit does."""
+        return f"{len(self.features)} features e_i become {-self.multiplier:g} e_i where they fire"
 
 
 Where = Literal["fires", "any_fires", "everywhere"]
 
 
+@register_edit("clamp")
 @dataclass(frozen=True)
-class FeatureClamp:
-    """Chosen features are set to fixed values where the gate is open: `e_i -> values_i`.
+class FeatureClamp(_EditOfFeatures):
+    """Set chosen features to fixed values where the gate is open: `e_i -> values_i`.
 
-    `where="fires"`: only a feature that fires is set (Farrell et al. 2024, arXiv 2410.19278, with one negative value for all). `"any_fires"`:
-    all chosen features are set where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"`: at every position; with the
-    means over a retain corpus as values this is mean ablation.
+    Args:
+        features: indices of features, in a tuple, list or tensor.
+        values: the value of each.
+        where: `"fires"`: only a feature that fires is set (Farrell et al. 2024, arXiv 2410.19278, with one negative value for all).
+            `"any_fires"`: all chosen features are set where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"`: at
+            every position; with the means over a retain corpus as values this is mean ablation.
+        gate: where the edit applies.
 
     Raises:
-        ConfigError: `features` are no whole numbers in a tuple, list or tensor, or `values` are not one for each.
+        ConfigError: `features` are not integers in a tuple, list or tensor, or `values` are not one finite number for each.
     """
 
     features: tuple[int, ...]
@@ -126,7 +235,7 @@ class FeatureClamp:
             raise ConfigError(f"where must be one of {', '.join(get_args(Where))}; got {self.where!r}")
 
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
-        """The edited activations.
+        """Return the edited feature activations.
 
         Raises:
             ConfigError: a feature that the SAE does not have.
@@ -143,20 +252,30 @@ class FeatureClamp:
         edited[..., chosen] = torch.where(fires, values, feature_acts[..., chosen])
         return edited
 
-    def delta(self, reading: Reading) -> Tensor:
-        """`decode(e') - decode(e)`."""
-        return reading.sae.decode(self.apply(reading.feature_acts)) - reading.sae_out
+    def describe(self) -> str:
+        """Say what the edit does."""
+        return f"{len(self.features)} features are set to fixed values ({self.where.replace('_', ' ')})"
 
 
+@register_edit("directions")
 @dataclass(frozen=True)
-class DirectionEdit:
-    """Directions of the activations themselves, past the SAE: `h' = h - (1 + multiplier) * B^T B (h - center)`.
+class DirectionEdit(Edit):
+    """Remove directions from the activations themselves, past the SAE: `h' = h - (1 + multiplier) * B^T B (h - center)`.
 
     `multiplier=0` projects the directions out (up to the center), a positive one pushes beyond, as `FeatureEdit` does. With
     decoder rows as directions this removes what they write; with a difference of means it is the dense baseline.
+
+    Args:
+        basis: B, orthonormal rows (`orthonormal_rows`).
+        center: the point towards which the activations are projected.
+        multiplier: the strength.
+        gate: where the edit applies.
+
+    Raises:
+        ConfigError: rows that are not orthonormal, a center of another width, or numbers that are not finite.
     """
 
-    basis: Float[Tensor, "n d_in"]  # orthonormal rows
+    basis: Float[Tensor, "n d_in"]
     center: Float[Tensor, " d_in"]
     multiplier: float = 0.0
     gate: Gate = field(default_factory=AlwaysOpen)
@@ -172,20 +291,33 @@ class DirectionEdit:
         if not torch.allclose(gram, torch.eye(len(gram), device=gram.device, dtype=gram.dtype), atol=1e-3):
             raise ConfigError("the directions of an edit must be orthonormal; give orthonormal_rows(directions)")
 
-    def delta(self, reading: Reading) -> Tensor:
-        """The change along the directions, in the shape of the activations."""
-        flat = reading.sae_in.flatten(2)
+    def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
+        """Compute the change along the directions, in the shape of the activations."""
+        flat = sae_state.sae_in.flatten(2)
         if flat.shape[-1] != self.basis.shape[-1]:
             raise ConfigError(f"the directions have width {self.basis.shape[-1]}, the activations {flat.shape[-1]}")
         basis, center = self.basis.to(flat), self.center.to(flat)
-        return (-(1 + self.multiplier) * ((flat - center) @ basis.T) @ basis).view_as(reading.sae_in)
+        return (-(1 + self.multiplier) * ((flat - center) @ basis.T) @ basis).view_as(sae_state.sae_in)
+
+    def describe(self) -> str:
+        """Say what the edit does."""
+        return f"{len(self.basis)} directions are taken out of the activations, {1 + self.multiplier:g} times"
+
+    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+        """Return the same edit without its gate."""
+        return DirectionEdit(self.basis, self.center, self.multiplier)
+
+    def check_fits(self, d_sae: int, d_in: int) -> None:
+        """Raise `ConfigError` where the directions have another width than the SAE's input."""
+        if len(self.center) != d_in:
+            raise ConfigError(f"basis and center: expected a width of {d_in}, got {len(self.center)}")
 
 
 def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank d_in"]:
-    """An orthonormal basis of what the rows span; rows that add nothing are dropped.
+    """Compute an orthonormal basis of what the rows span; rows that add nothing are dropped.
 
     Raises:
-        ConfigError: no row.
+        ConfigError: there is no row.
     """
     if not len(directions):
         raise ConfigError("no direction to edit; give at least one feature or row")
@@ -195,7 +327,7 @@ def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank
 
 
 def feature_indices(features: Any) -> tuple[int, ...]:
-    """Indices from a tuple, list, array or tensor of whole numbers.
+    """Read indices from a tuple, list, array or tensor of integers.
 
     Raises:
         ConfigError: something else, such as a single number.
@@ -211,13 +343,13 @@ def feature_indices(features: Any) -> tuple[int, ...]:
         ) from error
 
 
-def _check_finite(name: str, value: Any) -> None:
-    numbers = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    if not bool(numbers.isfinite().all()):
-        raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")
-
-
 def check_features(features: Sequence[int], d_sae: int) -> None:
     """Raise `ConfigError` for a feature that the SAE does not have."""
     if any(not 0 <= feature < d_sae for feature in features):
         raise ConfigError(f"features must lie between 0 and {d_sae - 1}; got {min(features)} to {max(features)}")
+
+
+def _check_finite(name: str, value: Any) -> None:
+    numbers = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    if not bool(numbers.isfinite().all()):
+        raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")

@@ -1,93 +1,124 @@
-"""Gates: at which positions an edit applies. All but `SequenceRateGate` are causal: the answer at t depends on positions <= t alone."""
+"""Gates: at which positions an edit applies. All but `SequenceRateGate` are causal: the answer at t depends on positions <= t alone.
+
+`register_gate` makes a gate known under a name, from this package or from outside; `docs/how-to/own-gate.md` shows one.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.splice.serialization import Serializable, register
 
 
-def _indices(features: Tensor) -> Tensor:
-    indices = torch.as_tensor(features)
-    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-        raise ConfigError(f"the features of a gate must be indices, such as torch.tensor([3, 14]); got {features!r}")
-    if len(indices) and int(indices.min()) < 0:
-        raise ConfigError(f"the features of a gate must be indices from 0 on; got {int(indices.min())}")
-    return indices
+class Gate(Serializable, ABC):
+    """Base of all gates: says where an edit applies, from the feature activations.
 
+    A gate is a frozen dataclass. Its fields are what is saved in `edit.json`, if the class is registered (`register_gate`).
+    """
 
-def _fires(features: Tensor, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos n"]:
-    """Where each of the features fires; refuse a feature that the SAE does not have."""
-    if len(features) and int(features.max()) >= feature_acts.shape[-1]:
-        raise ConfigError(
-            f"the features of a gate must lie between 0 and {feature_acts.shape[-1] - 1}; got up to {int(features.max())}"
-        )
-    return feature_acts[..., features.to(feature_acts.device)] > 0
+    causal: ClassVar[bool] = True
+    """Whether the answer at a position never depends on later ones. Only a causal gate can generate text."""
 
-
-def _check_threshold(threshold: float) -> None:
-    if math.isnan(threshold):  # infinity is a gate that never opens
-        raise ConfigError("the threshold of a gate must be a number; got NaN")
-
-
-def _count(features: Tensor) -> str:
-    return f"{len(features)} feature{'s' * (len(features) != 1)}"
-
-
-class Gate(Protocol):
-    """Says where an edit applies, from the feature activations. A class says `causal: bool`; only a causal gate can generate text."""
-
-    @property
-    def causal(self) -> bool:
-        """Whether the answer at a position never depends on later ones."""
-        ...
-
+    @abstractmethod
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """How much speaks for opening, at every position of whole contexts: higher is more; the gate is its threshold."""
-        ...
+        """Compute how much speaks for opening, at every position of whole contexts.
 
+        Args:
+            feature_acts: feature activations of whole contexts.
+
+        Returns:
+            A number for each position: the higher, the more speaks for opening.
+        """
+
+    @abstractmethod
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """True where the edit applies, and the state after the last position, from which the next positions go on.
+        """Decide at which of some consecutive positions the edit applies.
 
         Args:
-            feature_acts: of consecutive positions.
-            state: what the call before gave back; None at the start of a context.
+            feature_acts: feature activations of the positions.
+            state: what the call for the positions before returned; None at the start of a context.
+
+        Returns:
+            True where the edit applies, and the state after the last position; None if the gate needs no state.
         """
-        ...
+
+    def describe(self) -> str:
+        """Say in a few words where the gate is open, as the end of a sentence in cards and reports."""
+        return f"where a {type(self).__name__} is open"
 
 
+GATES: dict[str, type[Gate]] = {}
+"""Registered gates by their `kind` in a file."""
+
+GateClass = TypeVar("GateClass", bound=type[Gate])
+
+
+def register_gate(name: str) -> Callable[[GateClass], GateClass]:
+    """Return a decorator that makes a gate known under a name, so that `save_edit` and `load_edit` handle it.
+
+    Args:
+        name: the `kind` of the gate in `edit.json`.
+
+    Raises:
+        ConfigError: the class does not inherit from `Gate`, or another gate has the name.
+    """
+    return register(GATES, Gate, name)  # type: ignore[return-value, type-abstract]
+
+
+class ThresholdGate(Gate):
+    """Base of the gates that are open where their score exceeds a field `threshold`."""
+
+    threshold: float
+
+    def with_threshold(self, threshold: float) -> Self:
+        """Return the same gate with another threshold."""
+        return replace(self, threshold=threshold)  # type: ignore[type-var]  # gates are dataclasses
+
+
+@register_gate("always")
 @dataclass(frozen=True)
-class AlwaysOpen:
-    """Every position."""
-
-    causal = True
+class AlwaysOpen(Gate):
+    """Open at every position."""
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """The same everywhere: it tells nothing apart."""
+        """Return 0 everywhere: this gate tells no positions apart."""
         return torch.zeros(feature_acts.shape[:2], device=feature_acts.device)
 
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """True everywhere; there is no state."""
+        """Return True everywhere; there is no state."""
         return torch.ones(feature_acts.shape[:2], dtype=torch.bool, device=feature_acts.device), None
 
+    def describe(self) -> str:
+        """Say where the gate is open."""
+        return "everywhere but at special tokens and at the first token"
 
+
+@register_gate("feature_active")
 @dataclass(frozen=True)
-class FeatureActiveGate:
-    """Open at a position where at least one of these features fires."""
+class FeatureActiveGate(Gate):
+    """Open at a position where at least one of these features fires.
 
-    features: Tensor  # (n,) indices
+    Args:
+        features: indices of features.
 
-    causal = True
+    Raises:
+        ConfigError: `features` are not indices.
+    """
+
+    features: Int[Tensor, " n"]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _indices(self.features))
@@ -96,25 +127,37 @@ class FeatureActiveGate:
         return f"FeatureActiveGate({_count(self.features)})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """How many of them fire."""
+        """Count how many of the features fire."""
         return _fires(self.features, feature_acts).sum(dim=-1).to(feature_acts.dtype)
 
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """True where one fires; there is no state."""
+        """Return True where one of the features fires; there is no state."""
         return self.score(feature_acts) > 0, None
 
+    def describe(self) -> str:
+        """Say where the gate is open."""
+        return f"where one of {len(self.features)} features fires"
 
+
+@register_gate("sequence_rate")
 @dataclass(frozen=True)
-class SequenceRateGate:
+class SequenceRateGate(ThresholdGate):
     """Open in the whole of a context if at least one of these features fires at more than a share `threshold` of its positions.
 
-    The dynamic gate of DSG (Muhamed et al. 2025). It reads the whole context before it answers for the first position: not causal.
-    Positions without any feature (special tokens, padding) do not count.
+    This is the dynamic gate of DSG (Muhamed et al. 2025, arXiv 2504.08192). It reads the whole context before it answers for the first
+    position, so it is not causal. Positions without any feature (special tokens, padding) do not count.
+
+    Args:
+        features: indices of features.
+        threshold: share of positions, from 0 to 1.
+
+    Raises:
+        ConfigError: `features` are not indices, or the threshold is NaN.
     """
 
-    features: Tensor  # (n,) indices
+    features: Int[Tensor, " n"]
     threshold: float
 
     causal = False
@@ -127,7 +170,7 @@ class SequenceRateGate:
         return f"SequenceRateGate({_count(self.features)}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """The share, the same at every position of a context."""
+        """Compute the share of positions where one of the features fires, which is the same at every position of a context."""
         fires = _fires(self.features, feature_acts).any(dim=-1)
         n_positions = (feature_acts > 0).any(dim=-1).sum(dim=-1, keepdim=True).clamp(min=1)
         return (fires.sum(dim=-1, keepdim=True) / n_positions).expand(feature_acts.shape[:2])
@@ -135,26 +178,40 @@ class SequenceRateGate:
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """True everywhere in a context whose share exceeds the threshold; there is no state."""
+        """Return True everywhere in a context whose share exceeds the threshold; there is no state."""
         return self.score(feature_acts) > self.threshold, None
 
+    def describe(self) -> str:
+        """Say where the gate is open."""
+        return (
+            f"in contexts where one of {len(self.features)} features fires at more than {self.threshold:.4g} of the positions"
+        )
 
+
+@register_gate("running_evidence")
 @dataclass(frozen=True)
-class RunningEvidenceGate:
+class RunningEvidenceGate(ThresholdGate):
     """Open where recent evidence that this is the text to forget exceeds a threshold.
 
         evidence_t = decay * evidence_{t-1} + sum_i weight_i * [feature i fires at t],     evidence before the context = 0
 
     With `weight_i` the log ratio of firing rates this is a leaky sequential likelihood-ratio test (Wald 1945): it needs a few
     tokens to open and forgets what is long past.
+
+    Args:
+        features: indices of features.
+        weights: evidence of each feature, in nats.
+        decay: factor per token by which earlier evidence shrinks; at least 0 and less than 1.
+        threshold: evidence above which the gate is open, in nats.
+
+    Raises:
+        ConfigError: `features` are not indices, `weights` are not one finite number for each, or decay or threshold are out of range.
     """
 
-    features: Tensor  # (n,) indices
-    weights: Tensor  # (n,) nats
+    features: Int[Tensor, " n"]
+    weights: Float[Tensor, " n"]
     decay: float
     threshold: float
-
-    causal = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", _indices(self.features))
@@ -173,13 +230,21 @@ class RunningEvidenceGate:
         return f"RunningEvidenceGate({_count(self.features)}, decay={self.decay:.4g}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """The evidence."""
+        """Compute the evidence."""
         return self.evidence(feature_acts)
 
     def evidence(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], before: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch pos"]:
-        """The running sum, in nats, going on from the evidence `before` these positions."""
+        """Compute the running sum.
+
+        Args:
+            feature_acts: feature activations of consecutive positions.
+            before: evidence at the position before them; None at the start of a context.
+
+        Returns:
+            The evidence at each position, in nats.
+        """
         step = _fires(self.features, feature_acts).float() @ self.weights.to(feature_acts.device)
         evidence = torch.zeros_like(step)
         running = torch.zeros_like(step[:, 0]) if before is None else before
@@ -191,6 +256,38 @@ class RunningEvidenceGate:
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """True where the evidence exceeds the threshold; the state is the last evidence."""
+        """Return True where the evidence exceeds the threshold; the state is the last evidence."""
         evidence = self.evidence(feature_acts, state)
         return evidence > self.threshold, evidence[:, -1]
+
+    def describe(self) -> str:
+        """Say where the gate is open."""
+        about = f"{len(self.features)} features (decay {self.decay:g})"
+        return f"where the running evidence of {about} exceeds {self.threshold:.4g} nats"
+
+
+def _indices(features: Tensor) -> Tensor:
+    indices = torch.as_tensor(features)
+    if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
+        raise ConfigError(f"the features of a gate must be indices, such as torch.tensor([3, 14]); got {features!r}")
+    if len(indices) and int(indices.min()) < 0:
+        raise ConfigError(f"the features of a gate must be indices from 0 on; got {int(indices.min())}")
+    return indices
+
+
+def _fires(features: Tensor, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos n"]:
+    """Return where each of the features fires; refuse a feature that the SAE does not have."""
+    if len(features) and int(features.max()) >= feature_acts.shape[-1]:
+        raise ConfigError(
+            f"the features of a gate must lie between 0 and {feature_acts.shape[-1] - 1}; got up to {int(features.max())}"
+        )
+    return feature_acts[..., features.to(feature_acts.device)] > 0
+
+
+def _check_threshold(threshold: float) -> None:
+    if math.isnan(threshold):  # infinity is a gate that never opens
+        raise ConfigError("the threshold of a gate must be a number; got NaN")
+
+
+def _count(features: Tensor) -> str:
+    return f"{len(features)} feature{'s' * (len(features) != 1)}"

@@ -1,7 +1,7 @@
 """Edits while a model generates, with its KV cache or without.
 
-With the cache a hook is given the new positions alone. What an encoder reads of the past and what a gate has gathered are then carried from
-call to call, so the tokens are those of a model that rereads the whole context each time.
+With the cache, a hook gets the new positions only. The past that the encoder reads and the state of the gate are then carried from call to
+call, so the tokens are those of a model that reads the whole context again each time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mtsae_lens.splice.splicing import Splice
 
 
 class StreamingEdit:
-    """An edit of one generation: make one for each call of `generate`.
+    """An edit during one generation. Make a new one for each call of `generate`.
 
     Position 0 and the `masked` positions of the prompt are neither read nor edited, as in `HookedLM`; special tokens that are generated cannot
     be told from activations and are edited like any.
@@ -40,12 +40,12 @@ class StreamingEdit:
 
     Args:
         splice: the SAE at its hook.
-        edit: what is done to each new position.
+        edit: the edit; its gate must be causal.
         masked: special tokens and padding of the prompt (`HookedLM.masked`), so that prompts padded on the left are edited as they are alone;
             None for position 0 only.
 
     Raises:
-        ConfigError: an encoder or a gate that reads later positions, which do not exist yet.
+        ConfigError: the encoder or the gate reads later positions, which do not exist yet.
     """
 
     def __init__(self, splice: Splice, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> None:
@@ -69,7 +69,7 @@ class StreamingEdit:
 
     @property
     def was_called(self) -> bool:
-        """Whether the model has come by the hook."""
+        """Whether the model has run the hook."""
         return self._past is not None
 
     @property
@@ -79,7 +79,7 @@ class StreamingEdit:
 
     @torch.no_grad()
     def __call__(self, h: Tensor) -> Tensor:
-        """The edited activations of the new positions."""
+        """Return the edited activations of the new positions."""
         if h.shape[1] > 1 or self._past is None:
             self._past = self._gate_state = None
         masked = self._masked_of(h)
@@ -88,7 +88,7 @@ class StreamingEdit:
         return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked)
 
     def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
-        """Which of the new positions are neither read nor edited: of a context that starts, the masked ones of its prompt and position 0."""
+        """Find which of the new positions are neither read nor edited: at the start of a context, position 0 and the prompt's masked ones."""
         masked = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
         if self._past is None:
             masked[:, 0] = True
@@ -97,9 +97,9 @@ class StreamingEdit:
         return masked
 
     def _encode(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> Tensor:
-        """Features of the new positions, from a window with all that they read; masked positions have none, as everywhere.
+        """Compute the features of the new positions, from a window with all that they read; masked positions have none.
 
-        The window begins with a row of zeros: a wall in the place of position 0, which the encoder takes for one anyway.
+        The window begins with a row of zeros: a wall in the place of position 0, which the encoder treats as one anyway.
         """
         rows = h.masked_fill(masked.view(*masked.shape, *(1,) * (h.ndim - 2)), 0.0)
         if self._past is None:
@@ -198,7 +198,7 @@ def _check_options(model: AnyHookedModel, n_prompt: int, options: Mapping[str, A
 
 
 def check_length(model: AnyHookedModel, n_prompt: int, n_new: int) -> None:
-    """Raise `ConfigError` where a prompt and what is to follow it are longer than the model's context."""
+    """Raise `ConfigError` if a prompt and the new tokens together are longer than the model's context."""
     left = model.cfg.n_ctx - n_prompt
     if n_new > left:
         cure = f"give a shorter prompt or max_new_tokens={left} at most" if left > 0 else "give a shorter prompt"

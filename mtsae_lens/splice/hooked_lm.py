@@ -1,4 +1,4 @@
-"""A language model with an SAE at its hook, and the shortest way through both.
+"""A language model with an SAE at its hook, and the cheapest way to run both.
 
 The model runs to the hook once and the features are encoded once; each edit then reruns only the layers after the hook. That makes a
 sweep of edits cheap where the hook is a residual stream; at other hooks, and in a bridge, the whole model is rerun with the activations
@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from sae_lens import SAE
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
@@ -26,14 +25,26 @@ from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
-from mtsae_lens.splice.splicing import Splice
+from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
+from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name, logits_from_last_layer
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
 
 @dataclass(frozen=True)
 class HookedLM:
-    """A language model, an SAE at its hook, and how text becomes tokens for it."""
+    """A language model, an SAE at its hook, and the tokenization for both.
+
+    Args:
+        model: a `HookedTransformer` or a bridge.
+        splice: the SAE at its hook.
+        cutter: how text becomes contexts of tokens.
+        batch_size: contexts in a forward pass.
+
+    Raises:
+        ConfigError: `splice` is not a `Splice`.
+        ModelError: the model does not have the hook, or does not run it.
+    """
 
     model: AnyHookedModel
     splice: Splice
@@ -42,12 +53,15 @@ class HookedLM:
 
     def __post_init__(self) -> None:
         if not isinstance(self.splice, Splice):
-            raise ConfigError(f"needed HookedLM(model, Splice(sae), cutter); got a {type(self.splice).__name__} for the splice")
+            raise ConfigError(
+                f"expected HookedLM(model, Splice(sae), cutter); got a {type(self.splice).__name__} for the splice"
+            )
         if self.splice.hook_name not in self.model.hook_dict:
             name = self.splice.hook_name
             raise ModelError(
                 f"the SAE belongs to {name!r}, which {self.model.cfg.model_name} does not have.{nearest(name, self.model.hook_dict)}"
             )
+        check_takes_hook(self.model, self.splice.hook_name)
 
     def __repr__(self) -> str:
         architecture, name = self.sae.cfg.architecture(), self.model.cfg.model_name
@@ -59,10 +73,10 @@ class HookedLM:
         return self.splice.sae
 
     def batches(self, table: TokenTable) -> list[Int[Tensor, "batch pos"]]:
-        """Tokens on the model's device."""
+        """Split a table into batches of tokens on the model's device."""
         if not isinstance(table, TokenTable):
             raise DataError(
-                f"needed a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
+                f"expected a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
             )
         return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
 
@@ -71,18 +85,18 @@ class HookedLM:
         return -(-len(table) // self.batch_size)
 
     def counted_batches(self, table: TokenTable) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pred"]]]:
-        """Tokens, and which of their predictions count."""
+        """Iterate over batches of tokens, each with True for the predictions that count."""
         for tokens, counted in zip(self.batches(table), table.counted(self.cutter).split(self.batch_size), strict=True):
             yield tokens, counted.to(tokens.device)
 
     def _check_tokens(self, tokens: Int[Tensor, "batch pos"]) -> None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             came = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
-            raise DataError(f"needed tokens (batch, pos), such as lm.model.to_tokens(text); got {came}")
+            raise DataError(f"expected tokens (batch, pos), such as lm.model.to_tokens(text); got {came}")
         if tokens.dtype != torch.long:
-            raise DataError(f"needed tokens of dtype torch.int64, such as lm.model.to_tokens(text); got {tokens.dtype}")
+            raise DataError(f"expected tokens of dtype torch.int64, such as lm.model.to_tokens(text); got {tokens.dtype}")
         if not tokens.numel():
-            raise DataError(f"needed at least one prompt of at least one token; got shape {tuple(tokens.shape)}")
+            raise DataError(f"expected at least one prompt of at least one token; got shape {tuple(tokens.shape)}")
         cfg = self.model.cfg
         if tokens.shape[1] > cfg.n_ctx:
             raise DataError(
@@ -99,7 +113,7 @@ class HookedLM:
         if not isinstance(h, Tensor) or h.shape[:2] != tokens.shape:
             came = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"a {type(h).__name__}"
             raise DataError(
-                f"needed the activations of these tokens, {tuple(tokens.shape)} and their width, as lm.activations(tokens) gives them; "
+                f"expected the activations of these tokens, {tuple(tokens.shape)} and their width, as lm.activations(tokens) gives them; "
                 f"got {came}"
             )
 
@@ -123,7 +137,7 @@ class HookedLM:
         `lm.model(tokens, prepend_bos=False, **lm.attention_options(tokens))`.
 
         Args:
-            tokens: prompts, those that are shorter padded on the left. Padding on the right needs no option.
+            tokens: prompts; shorter ones are padded on the left. Padding on the right needs no option.
 
         Returns:
             Keyword arguments for the model's calls; empty where no prompt is padded.
@@ -139,13 +153,14 @@ class HookedLM:
         """Run the model to the hook.
 
         Args:
-            tokens: contexts, or prompts with those that are shorter padded on the left: each is read as it is alone.
+            tokens: contexts, or prompts; shorter prompts are padded on the left, and each is read as if it were alone.
 
         Returns:
-            The activations `(batch, pos, ...)` in the model's dtype; those of padding mean nothing.
+            The activations `(batch, pos, ...)` in the model's dtype; those of padding have no meaning.
 
         Raises:
-            DataError: no tokens `(batch, pos)` of this model, or more positions than it reads.
+            DataError: not tokens `(batch, pos)` of this model, or more positions than it reads.
+            ModelError: the model does not run the hook.
         """
         options = self.attention_options(tokens)
         _, cache = self.model.run_with_cache(
@@ -155,6 +170,8 @@ class HookedLM:
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.splice.hook_name),
             **options,
         )
+        if self.splice.hook_name not in cache:
+            raise never_ran(self.splice.hook_name, self.model)
         return cache[self.splice.hook_name]
 
     @torch.no_grad()
@@ -163,7 +180,7 @@ class HookedLM:
 
         Args:
             tokens: contexts or prompts.
-            h: their activations at the hook; None to run the model for them.
+            h: their activations at the hook, if already computed; None to run the model.
         """
         if h is not None:
             self._check_activations(tokens, h)
@@ -177,7 +194,7 @@ class HookedLM:
 
         Args:
             tokens: contexts or prompts.
-            h: their activations at the hook; None to run the model for them.
+            h: their activations at the hook, if already computed; None to run the model.
         """
         if h is not None:
             self._check_activations(tokens, h)
@@ -197,8 +214,17 @@ class HookedLM:
         options = self.attention_options(tokens)
         if self._layer_after is not None:
             return self.model(h, start_at_layer=self._layer_after, **options)
-        hooks = [(self.splice.hook_name, lambda _, hook: h)]
-        return self.model.run_with_hooks(tokens, fwd_hooks=hooks, prepend_bos=False, **options)
+        n_calls = 0
+
+        def put(_: Tensor, hook: Any) -> Tensor:
+            nonlocal n_calls
+            n_calls += 1
+            return h
+
+        logits = self.model.run_with_hooks(tokens, fwd_hooks=[(self.splice.hook_name, put)], prepend_bos=False, **options)
+        if not n_calls:
+            raise never_ran(self.splice.hook_name, self.model)
+        return logits
 
     @torch.no_grad()
     def log_probs_from(
@@ -206,7 +232,7 @@ class HookedLM:
     ) -> Float[Tensor, "n d_vocab"]:
         """Compute log-probabilities of the next token at the counted positions alone, row by row, with `h` at the hook.
 
-        The unembedding is the dearest step of a small model: where few predictions count, as in questions, it is not made for the others.
+        Unembedding dominates the cost of a small model. Where few predictions count, as in questions, the others are skipped.
         """
         if self._layer_after is None:
             return log_probs_of(self.logits_from(tokens, h)[:, :-1][counted])
@@ -215,25 +241,23 @@ class HookedLM:
         resid = h
         if first < n_layers:
             resid = self.model(h, start_at_layer=first, stop_at_layer=n_layers, **self.attention_options(tokens))
-        logits = self.model.unembed(self.model.ln_final(resid[:, :-1][counted].unsqueeze(0)))[0]
-        cap = self.model.cfg.output_logits_soft_cap
-        return log_probs_of(cap * torch.tanh(logits / cap) if cap > 0 else logits)
+        return log_probs_of(logits_from_last_layer(self.model, resid[:, :-1][counted].unsqueeze(0))[0])
 
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Any:
         """Continue prompts with an edit in place; with the KV cache or without (`use_past_kv_cache`), the same tokens.
 
         Args:
-            tokens: prompts, those that are shorter padded on the left (`left_padding`).
-            edit: None for the model as it is.
+            tokens: prompts; shorter ones are padded on the left (`left_padding`).
+            edit: the edit; None for the model as it is.
             options: the options of `HookedTransformer.generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
 
         Returns:
             The prompts and what follows them, `(batch, pos + new)`.
 
         Raises:
-            DataError: these are no tokens of the model, a prompt is padded on the right, or it is padding alone.
+            DataError: not tokens of the model, or a prompt is padded on the right or consists of padding only.
             ConfigError: an option that `generate` does not have, or more tokens than the model's context holds.
-            ModelError: `generate` does not come by the hook, as it makes embeddings its own way, so an edit would change nothing.
+            ModelError: `generate` does not run the hook, so an edit there would change nothing.
         """
         padding = self.left_padding(tokens)
         self._check_prompts(tokens, padding)
@@ -270,11 +294,11 @@ class HookedLM:
             )
 
     def check_generates(self) -> None:
-        """Raise `ConfigError` or `ModelError`, before any work is done, where no edit of this SAE can generate."""
+        """Raise `ConfigError` or `ModelError`, before any work is done, if no edit of this SAE can generate."""
         self.generate(torch.zeros(1, 1, dtype=torch.long), FeatureEdit(()), max_new_tokens=1, do_sample=False)
 
 
 def fit_batch(lm: HookedLM) -> HookedLM:
-    """Return the same with fewer contexts in a batch, where the vocabulary or the SAE is so large that a batch would fill the memory."""
+    """Return the same model with smaller batches, if the vocabulary or the SAE is so large that a batch would fill the memory."""
     width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
     return replace(lm, batch_size=contexts_at_once(lm.batch_size, lm.cutter.context_size, width))

@@ -1,4 +1,4 @@
-"""Recognize a language model by what it predicts: alike in every form of it (bridge or not, any device), unlike for other weights."""
+"""Recognition of a language model by its predictions: equal for every form of it (bridge or not, any device), other for other weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ModelIdentity(BaseModel):
-    """The name of a language model, and the log-probabilities that it gives to the tokens of a fixed row."""
+    """The name of a language model, and the log-probabilities that it gives to a fixed row of tokens."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -31,7 +31,7 @@ class ModelIdentity(BaseModel):
             model: a language model with hooks.
 
         Returns:
-            The largest difference in log-probability, in nats, where it is more than two forms of one model differ by; None for the same.
+            The largest difference in log-probability, in nats, if it is larger than between two forms of one model; None otherwise.
         """
         if max(self.tokens) >= model.cfg.d_vocab or len(self.tokens) > model.cfg.n_ctx:
             return float("inf")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +12,25 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import Edit, Reading
+from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.splice.edits import Edit, SAEState
 
 
 def open_positions(
     feature_acts: Float[Tensor, "batch pos d_sae"], edits: Sequence[Edit], masked: Bool[Tensor, "batch pos"] | None = None
 ) -> list[Bool[Tensor, "batch pos"]]:
-    """Where each edit applies; never at masked positions.
+    """Find where each of several edits applies.
 
-    Edits often share a gate, and a gate runs through the positions one by one: each is asked once.
+    Edits often share a gate, and a gate runs through the positions one by one, so each gate is asked once.
+
+    Args:
+        feature_acts: feature activations of whole contexts.
+        edits: the edits.
+        masked: positions where none of them applies; None for no such position.
+
+    Returns:
+        For each edit, True where it applies.
     """
     gates = {id(edit.gate): edit.gate for edit in edits}
     opened = {key: gate.open_from(feature_acts, None)[0] for key, gate in gates.items()}
@@ -32,6 +42,12 @@ def open_positions(
 @dataclass(frozen=True)
 class Splice:
     """An SAE at its hook in a model.
+
+    Args:
+        sae: an SAE whose `cfg.metadata.hook_name` is set.
+
+    Raises:
+        ConfigError: the SAE does not say which hook it belongs to.
 
     >>> splice = Splice(sae)                                                                   # doctest: +SKIP
     >>> with model.hooks(fwd_hooks=[splice.hook(FeatureEdit((3, 14), multiplier=2.0))]):       # doctest: +SKIP
@@ -52,7 +68,14 @@ class Splice:
         return self.sae.cfg.metadata.hook_name  # type: ignore[return-value]
 
     def as_sae_input(self, h: Tensor) -> Tensor:
-        """Activations at the hook as the SAE takes them: heads flattened, or the SAE's own head; no less precise than the SAE."""
+        """Turn activations at the hook into the SAE's input.
+
+        Args:
+            h: activations `(batch, pos, d_model)`, or `(batch, pos, head, d_head)`.
+
+        Returns:
+            `(batch, pos, *d_in)`: heads are flattened, or the SAE's own head is taken. The dtype is at least as precise as the SAE's.
+        """
         h = h.to(torch.promote_types(h.dtype, self.sae.dtype))
         head = self.sae.cfg.metadata.hook_head_index
         if head is not None:
@@ -60,7 +83,15 @@ class Splice:
         return h.flatten(2) if h.ndim == 4 and self.sae.cfg.reshape_activations != "hook_z" else h
 
     def feature_acts(self, h: Tensor, masked: Bool[Tensor, "batch pos"] | None = None) -> Float[Tensor, "batch pos d_sae"]:
-        """Features of activations at the hook. Masked positions (special tokens) have none and, as in training, are walls."""
+        """Compute features from activations at the hook.
+
+        Args:
+            h: activations at the hook.
+            masked: positions, such as special tokens, that have no features and, as in training, are walls; None for no such position.
+
+        Returns:
+            The feature activations.
+        """
         sae_in = self.as_sae_input(h)
         if masked is None:
             return self.sae.encode(sae_in)
@@ -75,21 +106,50 @@ class Splice:
         masked: Bool[Tensor, "batch pos"] | None = None,
         where: Bool[Tensor, "batch pos"] | None = None,
     ) -> Tensor:
-        """`h` with the edit applied; masked positions are left alone, and so are those outside `where`, if given."""
+        """Apply an edit to activations at the hook.
+
+        Args:
+            h: activations at the hook, of whole contexts.
+            edit: what to do, and where.
+            masked: positions that are neither read nor edited, such as special tokens; None for no such position.
+            where: the only positions that may be edited; None for all.
+
+        Returns:
+            The edited activations, in the shape and dtype of `h`.
+        """
         feature_acts = self.feature_acts(h, masked)
         (open_at,) = open_positions(feature_acts, [edit], masked)
         return self.apply_edit(h, feature_acts, edit, open_at if where is None else open_at & where.to(h.device))
 
     def apply_edit(self, h: Tensor, feature_acts: Tensor, edit: Edit, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
-        """`edited` where features and open positions are at hand."""
-        return self.add_delta(h, edit.delta(self.reading(h, feature_acts)), open_at)
+        """Apply an edit whose features and open positions are already computed.
 
-    def reading(self, h: Tensor, feature_acts: Tensor) -> Reading:
-        """What edits read."""
-        return Reading(self.sae, self.as_sae_input(h), feature_acts)
+        Args:
+            h: activations at the hook.
+            feature_acts: their features.
+            edit: what to do; its gate is not asked.
+            open_at: True where the edit applies.
+
+        Returns:
+            The edited activations, in the shape and dtype of `h`.
+        """
+        return self.add_delta(h, edit.delta(self.sae_state(h, feature_acts)), open_at)
+
+    def sae_state(self, h: Tensor, feature_acts: Tensor) -> SAEState:
+        """Collect what edits read, from activations at the hook and their features."""
+        return SAEState(self.sae, self.as_sae_input(h), feature_acts)
 
     def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
-        """`h` plus an edit's change, where it applies."""
+        """Add an edit's change to activations at the hook, where the edit applies.
+
+        Args:
+            h: activations at the hook.
+            delta: the change of the SAE's input, as `Edit.delta` computes it.
+            open_at: True where the edit applies.
+
+        Returns:
+            The edited activations, in the shape and dtype of `h`.
+        """
         return self._add(h, delta.masked_fill(~open_at.view(*open_at.shape, *(1,) * (delta.ndim - 2)), 0.0))
 
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
@@ -106,5 +166,50 @@ class Splice:
         masked: Bool[Tensor, "batch pos"] | None = None,
         where: Bool[Tensor, "batch pos"] | None = None,
     ) -> tuple[str, Any]:
-        """`(name, function)` as TransformerLens takes hooks."""
+        """Make a hook `(name, function)` for `fwd_hooks` of TransformerLens. The arguments are those of `edited`."""
         return self.hook_name, lambda h, hook: self.edited(h, edit, masked, where)
+
+    @contextmanager
+    def attached(self, model: AnyHookedModel, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> Iterator[None]:
+        """Keep an edit in a model while a `with` block runs the model.
+
+        Args:
+            model: a `HookedTransformer` or a bridge.
+            edit: what to do, and where.
+            masked: positions that are neither read nor edited; None for no such position.
+
+        Raises:
+            ModelError: the block ended without an error and the model never ran the hook, so the edit changed nothing.
+        """
+        n_calls = 0
+
+        def apply(h: Tensor, hook: Any) -> Tensor:
+            nonlocal n_calls
+            n_calls += 1
+            return self.edited(h, edit, masked)
+
+        check_takes_hook(model, self.hook_name)
+        with model.hooks(fwd_hooks=[(self.hook_name, apply)]):
+            yield
+        if not n_calls:
+            raise never_ran(self.hook_name, model)
+
+
+def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:
+    """Raise `ModelError` where a model says by itself that it does not run a hook. The model is not run.
+
+    A bridge says so; a `HookedTransformer` does not, so whoever runs a model with a hook checks afterwards that the hook was called.
+    """
+    try:
+        with model.hooks(fwd_hooks=[(hook_name, lambda h, hook: h)]):
+            pass
+    except (ValueError, AssertionError) as error:
+        raise never_ran(hook_name, model) from error
+
+
+def never_ran(hook_name: str, model: AnyHookedModel) -> ModelError:
+    """Make the error for a hook that a model has and does not run."""
+    return ModelError(
+        f"{model.cfg.model_name} has {hook_name} but does not run it, so an edit there would change nothing; train an SAE at another hook, "
+        "such as blocks.0.hook_resid_post, or turn on the setting of the model that this hook needs"
+    )

@@ -1,4 +1,4 @@
-"""Training state on disk: safetensors and JSON, a folder per checkpoint, each whole or absent, with the SHA-256 of its files."""
+"""Save and load the state of training: safetensors and JSON in one folder for each checkpoint, with the SHA-256 of its files."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
-from sae_lens.saes.sae import TrainingSAE
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens import SAETrainer, TrainingSAE
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -20,15 +19,17 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.files import whole_folder, write_json
 from mtsae_lens.sealed import read_json, read_tensors
 from mtsae_lens.training.log import LOG_FILE
+from mtsae_lens.upstream import read_firing_counts, restore_firing_counts
 
 Trainer: TypeAlias = SAETrainer[TrainingSAE[Any], Any]
 
 _STATE_TENSORS = "trainer_state.safetensors"
 _STATE_JSON = "trainer_state.json"
 _SCALER_JSON = "activation_scaler.json"
-_KEPT = 2  # the newest ones; an older one is of use only if these are damaged
+_KEPT = 2  # checkpoints that are kept, the newest ones; an older one is needed only if these are damaged
 _CONTENTS = {"model_contents": "model_name", "dataset_contents": "dataset_path"}
-"""Entries of the fingerprint that say what local files hold, with those that name these; checkpoints from before have none."""
+"""Entries of the fingerprint that describe the content of local files, each with the setting that names the files. Older checkpoints do not
+have them."""
 
 
 class _Numbers(BaseModel):
@@ -52,12 +53,15 @@ class _Scaler(BaseModel):
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, Any]) -> Path:
-    """Write everything that the rest of the run depends on; the data stream depends on the step alone and needs nothing.
+    """Write everything that the rest of the run depends on. The data stream depends on the step alone, so nothing of it is saved.
 
     Args:
-        trainer: between two steps.
-        folder: of all checkpoints of the run.
-        fingerprint: settings that must be the same when the run goes on.
+        trainer: the trainer, between two steps.
+        folder: the folder of all checkpoints of the run.
+        fingerprint: the settings that must be the same when the run is resumed.
+
+    Returns:
+        The folder of this checkpoint.
     """
     path = folder / f"step_{trainer.n_training_steps:09d}"
     optimizer = trainer.optimizer.state_dict()
@@ -66,12 +70,12 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
         for index, state in optimizer["state"].items()
         for name, value in state.items()
     }
-    tensors["act_freq_scores"] = trainer.act_freq_scores
-    tensors["n_forward_passes_since_fired"] = trainer.n_forward_passes_since_fired
+    counts, n_samples = read_firing_counts(trainer)
+    tensors |= counts
     numbers = {
         "n_training_steps": trainer.n_training_steps,
         "n_training_samples": trainer.n_training_samples,
-        "n_frac_active_samples": trainer.n_frac_active_samples,
+        "n_frac_active_samples": n_samples,
         "param_groups": optimizer["param_groups"],
         "lr_scheduler": _plain(trainer.lr_scheduler.state_dict()),
         "coefficient_schedulers": {name: s.state_dict() for name, s in trainer.coefficient_schedulers.items()},
@@ -90,7 +94,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
 
 
 def _delete_others(newest: Path) -> None:
-    """Delete old checkpoints, and those of later steps, which this run makes again."""
+    """Delete old checkpoints, and those of later steps, which this run repeats."""
     others = sorted(newest.parent.glob("step_*"))
     earlier = [path for path in others if path.name <= newest.name]
     for path in others:
@@ -99,7 +103,7 @@ def _delete_others(newest: Path) -> None:
 
 
 def _plain(state: Any) -> Any:
-    """A scheduler's state as JSON knows it; the state of a lambda is none."""
+    """Convert a scheduler's state for JSON; a lambda has no state."""
     if isinstance(state, dict):
         return {key: _plain(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
@@ -108,24 +112,31 @@ def _plain(state: Any) -> Any:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints of a run, the newest first."""
+    """List the checkpoints of a run.
+
+    Args:
+        folder: the folder of all checkpoints of the run.
+
+    Returns:
+        The folders of the checkpoints, the newest first.
+    """
     return sorted(folder.glob("step_*"), reverse=True)
 
 
 def resume_from(trainer: Trainer, candidates: Sequence[Path], fingerprint: Mapping[str, Any]) -> Path | None:
-    """Load the first checkpoint that is not damaged, and warn of those that are.
+    """Load the first checkpoint that is not damaged, with a warning for those that are.
 
     Args:
-        trainer: freshly built.
-        candidates: checkpoints, the preferred one first.
-        fingerprint: settings that must be the same.
+        trainer: a new trainer.
+        candidates: the folders of checkpoints, in the order of preference.
+        fingerprint: the settings that must be the same.
 
     Returns:
-        The checkpoint that was loaded; None where there are no candidates.
+        The checkpoint that was loaded; None without candidates.
 
     Raises:
-        ConfigError: see `load_checkpoint`.
-        DataError: all of them are damaged.
+        ConfigError: the settings, the model or the text have changed (`load_checkpoint`).
+        DataError: all checkpoints are damaged.
     """
     damaged: list[Path] = []
     for path in candidates:
@@ -148,12 +159,16 @@ def resume_from(trainer: Trainer, candidates: Sequence[Path], fingerprint: Mappi
 
 
 def load_checkpoint(trainer: Trainer, path: Path, fingerprint: Mapping[str, Any]) -> None:
-    """Bring a freshly built trainer to the state it was saved in.
+    """Load a checkpoint into a new trainer.
+
+    Args:
+        trainer: a new trainer.
+        path: the folder of the checkpoint.
+        fingerprint: the settings that must be the same.
 
     Raises:
-        ConfigError: the checkpoint was made with other settings, or from a model or text that has changed since, so the result would
-            equal neither run.
-        DataError: its files are damaged.
+        ConfigError: the checkpoint was made with other settings, or from a model or text that has changed since.
+        DataError: a file of the checkpoint is damaged.
     """
     remedy = f"delete {path} and resume again"
     check_checksums(path, remedy)
@@ -186,8 +201,7 @@ def _check_fingerprint(path: Path, then: Mapping[str, Any], now: Mapping[str, An
 
 
 def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tensor]) -> None:
-    trainer.act_freq_scores = tensors.pop("act_freq_scores")
-    trainer.n_forward_passes_since_fired = tensors.pop("n_forward_passes_since_fired")
+    restore_firing_counts(trainer, tensors, numbers.n_frac_active_samples)
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         _, index, name = key.split(".")
@@ -198,4 +212,3 @@ def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tenso
         trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
     trainer.n_training_steps = numbers.n_training_steps
     trainer.n_training_samples = numbers.n_training_samples
-    trainer.n_frac_active_samples = numbers.n_frac_active_samples

@@ -1,8 +1,8 @@
-"""Dilations selected from data: those whose taps tell most about the token, one after the other.
+"""Select dilations from data, one after another: those whose taps predict the current activations best.
 
-Forward selection of lags, as for autoregressive models: with `S` the lags read so far, the next dilation r is the one that most
-raises the R^2 of predicting the activations `x[t]` linearly from `x[t - l]`, l in S and {r, 2r, ..., (kernel_size - 1) r}. Activations
-are stationary enough for lag covariances `C(l) = E[x[t] x[t - l]']` to stand for all that is needed.
+This is the forward selection of lags for autoregressive models. With `S` the lags read so far, the next dilation r is the one that most raises
+the R^2 of predicting the activations `x[t]` linearly from `x[t - l]`, for l in S and {r, 2r, ..., (kernel_size - 1) r}. Activations are
+stationary enough that the lag covariances `C(l) = E[x[t] x[t - l]']` suffice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.training.start import RowStatistics
 
 N_COMPONENTS = 64
-"""Principal components that are predicted: enough to tell lags apart, and cheap at any width."""
+"""Number of principal components that are predicted: enough to distinguish lags, and cheap at any width."""
 
 _RIDGE = 1e-3  # of the mean variance
 
@@ -26,12 +26,24 @@ _RIDGE = 1e-3  # of the mean variance
 def lag_covariances(
     h: Float[Tensor, "batch pos d_in"], max_lag: int, n_components: int = N_COMPONENTS
 ) -> Float[Tensor, "n_lags component component"]:
-    """`C(l) = E[x[t] x[t - l]']` for l = 0, ..., max_lag, of the leading principal components; walls are left out."""
+    """Compute `C(l) = E[x[t] x[t - l]']` for l = 0, ..., max_lag, without walls.
+
+    Args:
+        h: contexts, `(batch, pos, d_in)`, zero at masked positions.
+        max_lag: the largest lag.
+        n_components: number of leading principal components that stand for the activations.
+
+    Returns:
+        Covariances `(max_lag + 1, component, component)`.
+
+    Raises:
+        DataError: all positions are masked, or the activations do not vary or are not finite.
+    """
     keep = ~find_walls(h)
     if not keep.any():
         raise DataError("no activations to select dilations from: every position is masked")
     kept = h[keep]
-    RowStatistics.of([kept], h.shape[-1])  # refuses what cannot be told apart
+    RowStatistics.of([kept], h.shape[-1])  # refuses activations that do not vary
     mean = kept.mean(dim=0)
     _, _, components = torch.linalg.svd(kept[:: max(1, len(kept) // 20_000)] - mean, full_matrices=False)
     x = ((h - mean) @ components[:n_components].T).masked_fill(~keep.unsqueeze(-1), 0.0)
@@ -44,7 +56,15 @@ def lag_covariances(
 
 
 def predictability(covariances: Float[Tensor, "n_lags component component"], lags: Sequence[int]) -> float:
-    """R^2 of predicting `x[t]` from `x[t - l]` for these lags; 0 without any."""
+    """Compute the R^2 of predicting `x[t]` linearly from `x[t - l]`.
+
+    Args:
+        covariances: from `lag_covariances`.
+        lags: the lags l.
+
+    Returns:
+        R^2; 0 without lags.
+    """
     if not lags:
         return 0.0
     variance = covariances[0]
@@ -66,18 +86,21 @@ def select_dilations(
     max_lag: int | None = None,
     n_components: int = N_COMPONENTS,
 ) -> tuple[int, ...]:
-    """The token's own scale (dilation 0) and the `n_dilations` dilations whose taps predict the activations best, in ascending order.
+    """Select the dilations whose taps predict the activations best.
 
     Args:
-        h: contexts, masked positions zero.
-        n_dilations: how many to select beside 0.
-        kernel_size: taps of a scale; dilation r reads the lags r, ..., (kernel_size - 1) r.
-        max_lag: farthest lag that a tap may read; None for half the context, so that every lag has pairs enough.
-        n_components: principal components that are predicted.
+        h: contexts, `(batch, pos, d_in)`, zero at masked positions.
+        n_dilations: how many to select in addition to 0.
+        kernel_size: number of taps of a scale; dilation r reads the lags r, ..., (kernel_size - 1) r.
+        max_lag: the farthest lag that a tap may read; None for half the context, so that every lag has enough pairs.
+        n_components: number of principal components that are predicted.
+
+    Returns:
+        0, for the token alone, and the selected dilations in ascending order.
 
     Raises:
-        ConfigError: fewer dilations possible than asked for.
-        DataError: no activations, or activations that do not vary or are not finite.
+        ConfigError: there are fewer possible dilations than asked for.
+        DataError: all positions are masked, or the activations do not vary or are not finite.
     """
     if kernel_size < 2:
         raise ConfigError(

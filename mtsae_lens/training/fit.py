@@ -1,4 +1,4 @@
-"""Train any architecture on any blocks of sequences: what a runner does once model and text are out of the way."""
+"""Train any architecture on any blocks of sequences; the runner calls this once it has a model and text."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from functools import partial
 from typing import Any
 
 from jaxtyping import Float
-from sae_lens import LoggingConfig
-from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import LoggingConfig, TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
@@ -17,10 +15,20 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
+from mtsae_lens.upstream import SAETrainerConfig
 
 
 def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks) -> Batches:
-    """Mixed rows of the same blocks for every architecture; for a temporal one each row brings along what it reads."""
+    """Choose the batches for an SAE: rows of the same blocks in the same order for every architecture.
+
+    Args:
+        sae: the SAE to train.
+        stream: the blocks.
+
+    Returns:
+        A function that iterates over batches from a step on. A row holds the activations of a position, and for an MTSAE also those at
+        every other offset that it reads.
+    """
     return partial(stream.mixed, gather=partial(_gather_reads if isinstance(sae, MTTrainingSAE) else _gather_tokens, sae))
 
 
@@ -51,23 +59,26 @@ def fit(
     dead_feature_window: int = 300,
     options: TrainerOptions | None = None,
 ) -> TrainingSAE[Any]:
-    """Train with AdamW and a cosine schedule; the SAE is changed in place, its activation norm folded in, and returned.
+    """Train with AdamW and a cosine schedule. The SAE is changed in place, with its activation scale folded in.
 
     Args:
-        sae: of any architecture that SAELens registers.
-        stream: blocks of contexts, masked positions zero, position 0 too if the SAE skips it;
-            `batch_size_tokens` must be what a batch of it holds, masked positions included.
-        n_steps: updates, warm-up included.
-        batch_size_tokens: positions in a batch.
+        sae: an SAE of any architecture that SAELens registers.
+        stream: blocks of contexts, zero at masked positions. Position 0 must be zero too, unless the SAE has `skip_first_position=False`:
+            otherwise it would be trained on but not used.
+        n_steps: number of updates, warm-up included.
+        batch_size_tokens: positions in a batch of the stream, masked ones included.
         lr: peak learning rate.
         lr_warm_up_steps: updates over which the rate rises from zero; may be more than `n_steps`.
-        lr_end: rate at the end of the cosine.
+        lr_end: learning rate at the end of the cosine.
         dead_feature_window: updates without firing after which a feature counts as dead; at most a third of `n_steps`.
-        options: weight decay, start of `b_dec`, logging, checkpoints.
+        options: weight decay, start of `b_dec`, logging and checkpoints.
+
+    Returns:
+        The SAE.
 
     Raises:
-        DataError: contexts of another length or width than the SAE reads; activations that cannot be trained on (all masked, all the same,
-            not finite); or a loss that is not finite.
+        DataError: the contexts have another length or width than the SAE reads, the activations cannot be trained on (all masked, all the
+            same, not finite), or the loss is not finite.
     """
     cfg = SAETrainerConfig(
         n_checkpoints=0,

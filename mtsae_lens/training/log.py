@@ -1,4 +1,4 @@
-"""The training log: one JSON object a line, readable while the run goes on, and continued cleanly after a resume."""
+"""The training log: one JSON object on each line, readable during the run, and continued after a resume."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ LOG_FILE = "training_log.jsonl"
 
 
 class TrainingLog:
-    """Appends rows to a JSONL file; rows of steps that will be made again are dropped on opening."""
+    """Append rows to a JSONL file.
+
+    Args:
+        path: the file; None writes nothing.
+        first_step: the step that the run starts or resumes at. Rows of later steps are dropped, because these steps are repeated.
+
+    Raises:
+        DataError: a row of the file is damaged.
+    """
 
     def __init__(self, path: Path | None, first_step: int) -> None:
         self._file = None
@@ -36,7 +44,15 @@ class TrainingLog:
         self._file = path.open("a")
 
     def write(self, step: int, row: Mapping[str, Any]) -> None:
-        """Write one row; what is not a finite number becomes null."""
+        """Write one row.
+
+        Args:
+            step: the training step.
+            row: numbers by name; one that is not finite becomes null.
+
+        Raises:
+            OutputError: the file cannot be written.
+        """
         if self._file is None:
             return
         clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
@@ -60,8 +76,14 @@ class TrainingLog:
 def read_log(path: Path | str) -> list[dict[str, Any]]:
     """Read the rows of a training log.
 
+    Args:
+        path: the file.
+
+    Returns:
+        The rows in order.
+
     Raises:
-        DataError: it cannot be read, or a line is no row.
+        DataError: the file cannot be read, or a line is damaged.
     """
     path = Path(path)
     try:
@@ -72,11 +94,11 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
 
 
 def restore_log(path: Path, kept: Path) -> None:
-    """Put back the rows up to a checkpoint where the log of the run no longer begins with them, and say so.
+    """Restore the rows up to a checkpoint where the log of the run no longer begins with them, with a warning.
 
     Args:
-        path: log of the run.
-        kept: copy of it in the checkpoint; older checkpoints have none.
+        path: the log of the run.
+        kept: the copy of it in the checkpoint; older checkpoints have none.
     """
     if not kept.is_file():
         return

@@ -1,30 +1,26 @@
-"""A training run from its settings: the configuration of SAELens that they stand for, checked before any work, and the run itself."""
+"""Train an SAE from `TrainSettings`: make SAELens's configuration from them, check it before any work, and run it."""
 
 from __future__ import annotations
 
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from torch import Tensor
 
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
-from mtsae_lens.data.precision import FLOAT32, Dtype
 from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
 from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
 from mtsae_lens.sae.training import MTTrainingSAE
-from mtsae_lens.settings import Settings
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
-from mtsae_lens.training.start import BDecInit
+from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 AUTO = "auto"
 _RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
@@ -32,54 +28,19 @@ _RECORDED = {"metadata": "the run records it itself; leave it out", "device": "g
 _ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
 
 
-class TrainSettings(Settings):
-    """Settings of `mtsae train`."""
-
-    model: str = "embedded"
-    dtype: Dtype = FLOAT32
-    """Of the language model; the SAE has its own (`sae`), float32 unless given."""
-    hook_name: str = "blocks.3.hook_resid_post"
-    dataset: str = "embedded"
-    architecture: str = ARCHITECTURE
-    d_sae: int = Field(1024, gt=0)
-    training_tokens: int = Field(1_000_000, gt=0)
-    out: Path = Path("runs/train")
-    context_size: int = Field(128, gt=1)
-    batch_size_tokens: int = Field(512, gt=0)
-    lr: float = Field(3e-3, gt=0)
-    lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
-    lr_warm_up_steps: int | None = Field(None, ge=0)
-    """Goes before `lr_warm_up_fraction`; may be more than there are steps."""
-    lr_end_fraction: float = Field(0.05, ge=0, le=1)
-    weight_decay: float = Field(0.0, ge=0)
-    normalize_activations: str = "expected_average_only_in"
-    b_dec_init: BDecInit = "mean"
-    """Where `b_dec` starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. In models with outlier dimensions, such as
-    Gemma, training from zero collapses."""
-    dead_feature_window: int = Field(300, gt=0)
-    """Steps without firing after which a feature counts as dead; at most a third of the run."""
-    prepend_bos: bool = True
-    packed: bool = True
-    lm_batch_size_sequences: int = Field(32, gt=0)
-    """Contexts in a forward pass of the language model."""
-    buffer_size_sequences: int = Field(640, gt=0)
-    """Contexts whose activations are in memory at once, and over which rows are mixed; rounded down to whole batches."""
-    checkpoint_every_n_steps: int = Field(500, gt=0)
-    log_every_n_steps: int = Field(20, gt=0)
-    seed: int = Field(0, ge=0, lt=2**32)
-    device: str = "cpu"
-    wandb: bool = False
-    """Log to Weights & Biases too; `WANDB_MODE=offline` in the environment keeps the run on disk."""
-    wandb_project: str = "mtsae-lens"
-    wandb_entity: str | None = None
-    wandb_run_name: str | None = None
-    sae: dict[str, Any] = Field(default_factory=dict)
-    """Fields of the architecture's own training config, such as `k`, `dilations`, `l1_coefficient`; `dilations: auto` selects them from
-    the first training activations (`mtsae_lens.training.dilations`)."""
-
-
 def sae_config(settings: TrainSettings, d_in: int) -> Any:
-    """The architecture's training config, unknown names refused."""
+    """Make the training configuration of the architecture.
+
+    Args:
+        settings: the settings of the run.
+        d_in: width at the hook.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: the architecture or one of its settings is unknown, or a value is refused.
+    """
     if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
         raise ConfigError(
             f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
@@ -116,7 +77,18 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
 
 
 def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:
-    """SAELens's configuration of the run."""
+    """Make SAELens's configuration of the run.
+
+    Args:
+        settings: the settings of the run.
+        d_in: width at the hook.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        ConfigError: settings that SAELens or the architecture refuses.
+    """
     steps = settings.training_tokens // settings.batch_size_tokens
     return LanguageModelSAERunnerConfig(
         sae=sae_config(settings, d_in),
@@ -154,7 +126,14 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
 
 
 def check_settings(settings: TrainSettings) -> None:
-    """Raise `ConfigError` for settings that no run can follow, before the language model is loaded."""
+    """Check settings before the language model is loaded.
+
+    Args:
+        settings: the settings of the run.
+
+    Raises:
+        ConfigError: no run can follow the settings.
+    """
     check_device(settings.device)
     plain = settings.model_copy(update={"sae": {k: v for k, v in settings.sae.items() if (k, v) != ("dilations", AUTO)}})
     try:
@@ -170,15 +149,16 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
     """Select `dilations` from the first block of training activations.
 
     Args:
-        settings: with `dilations: auto`.
+        settings: settings with `dilations: auto`.
         model: the language model.
         d_in: width at the hook.
 
     Returns:
-        The settings with the dilations in them, the same ones for the same settings, and the block, so that it is not read again.
+        The settings with the selected dilations, and the block of activations, so that it is not read again. The selection depends on the
+        settings alone.
 
     Raises:
-        ConfigError: another architecture than the MTSAE.
+        ConfigError: the architecture is not the MTSAE.
     """
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
@@ -193,9 +173,18 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
 
 @in_output_folder
 def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> TrainingSAE[Any]:
-    """Train and save; no report.
+    """Train an SAE and save it, without a report.
+
+    Args:
+        settings: the settings of the run.
+        model: a hooked language model; None to load the one that the settings name.
+        resume: whether to continue the run in the output folder from its newest checkpoint.
+
+    Returns:
+        The trained SAE.
 
     Raises:
+        ConfigError: no run can follow the settings.
         OutputError: the folder holds another run, and `resume` is False.
     """
     check_settings(settings)

@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.config import HfDataset, LanguageModelSAERunnerConfig
-from sae_lens.constants import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
-from sae_lens.saes.sae import TrainingSAE, TrainingSAEConfig
+from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE, TrainingSAEConfig
 from safetensors.torch import save_file
 
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.origins import record_origins, share_metadata
-from mtsae_lens.data.precision import FLOAT32, HALF_PRECISION, dtype_name, recorded_dtype
+from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
+from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.training.checkpoints import list_checkpoints, resume_from
@@ -36,6 +36,7 @@ from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
+from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, HfDataset
 
 _FOLLOWED = frozenset(
     "sae model_name hook_name hook_head_index dataset_path context_size from_pretrained_path n_batches_in_buffer training_tokens "
@@ -57,25 +58,26 @@ _ALSO_CARRIED_OUT: dict[str, Any] = {"exclude_special_tokens": True}
 
 
 class SequenceSAETrainingRunner:
-    """Builds model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and runs them.
+    """Build model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and run them.
 
-    What differs from SAELens: `model_name` may be `embedded` or a local folder and `dataset_path` a local file, folder or embedded
-    domain (`mtsae_lens.data`); of `model_from_pretrained_kwargs` only `dtype` is followed; contexts stay whole, special tokens are
-    masked; AdamW; the log is JSONL (and wandb if asked); `resume=True` continues a run to the very weights it would have reached. Any
-    architecture in SAELens's registry can be trained, on the same rows.
+    Differences from SAELens: `model_name` may be `embedded` or a local folder, and `dataset_path` a local file, folder or embedded domain
+    (`mtsae_lens.data`). Of `model_from_pretrained_kwargs` only `dtype` is used. Contexts stay whole; special tokens and position 0 are
+    masked. The optimizer is AdamW. The log is JSONL, and wandb if asked for. `resume=True` continues a run to the same weights as without
+    an interruption. Any architecture in SAELens's registry can be trained, on the same rows.
 
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
         override_model: a hooked model to use instead of loading `cfg.model_name`.
         override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`. They are read once in every epoch, so a
-            generator is refused; so are token ids (`input_ids`), because they may be of another tokenizer than the model's.
+            generator is refused. Token ids (`input_ids`) are refused too, because they may be of another tokenizer than the model's.
         override_sae: an SAE to train further.
-        options: optimizer and logging settings that SAELens has no field for; without them a row is logged every
+        options: settings of optimizer and log for which SAELens has no field; without them a row is logged every
             `cfg.logger.wandb_log_frequency` steps.
 
     Raises:
-        ConfigError: settings that contradict each other or that this runner does not carry out.
-        ModelError, DataError: see `load_language_model` and `read_documents`.
+        ConfigError: settings contradict each other, or this runner does not carry them out.
+        DataError: the text cannot be read (`read_documents`).
+        ModelError: the model cannot be loaded (`load_language_model`), or its width is not that of the SAE.
     """
 
     def __init__(
@@ -109,6 +111,8 @@ class SequenceSAETrainingRunner:
         self.stream = self._build_stream(override_dataset)
         self.sae = override_sae or self._build_sae()
         self.sae.to(cfg.device)
+        if isinstance(self.sae, TemporalEncoder):  # an SAE made before this was checked may say otherwise
+            self.sae.cfg.skip_first_position = True
 
     @property
     def _half_precision(self) -> str | None:
@@ -180,19 +184,27 @@ class SequenceSAETrainingRunner:
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         values["model_contents"] = list(model_stamps(cfg.model_name).values())
         values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
-        sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in ("metadata", "device")}
+        without_effect = {"metadata", "device", "skip_first_position"}  # the stream masks position 0 in any case
+        if isinstance(
+            cfg.sae, MTTrainingSAEConfig
+        ):  # so that a checkpoint may be older than the settings of another activation
+            without_effect |= cfg.sae.unused_activation_fields
+        sae = {k: v for k, v in cfg.sae.to_dict().items() if k not in without_effect}
         return json.loads(json.dumps(values | {f"sae.{key}": value for key, value in sae.items()}))
 
     def run(self, *, resume: bool = False) -> TrainingSAE[Any]:
-        """Train, save, and return the SAE.
+        """Train the SAE and save it.
 
         Args:
-            resume: continue from the newest checkpoint under `output_path` (or from `cfg.resume_from_checkpoint`).
+            resume: whether to continue from the newest checkpoint under `output_path`, or from `cfg.resume_from_checkpoint`.
+
+        Returns:
+            The trained SAE.
 
         Raises:
             DataError: every checkpoint is damaged.
             OutputError: `output_path` cannot be written, or another process writes to it.
-            TrainingInterrupted: a signal came; the state is saved.
+            TrainingInterrupted: Ctrl-C or SIGTERM came; the state is saved.
         """
         out = self.options.run_dir
         with hold_output_folder(out) if out is not None else nullcontext():
@@ -267,10 +279,22 @@ def _default(field: Field[Any]) -> Any:
 
 
 def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Raise `ConfigError` for settings that contradict each other or that the runner does not carry out."""
+    """Check SAELens's configuration.
+
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        ConfigError: settings contradict each other, or the runner does not carry them out.
+    """
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
             "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
+        )
+    if not getattr(cfg.sae, "skip_first_position", True):
+        raise ConfigError(
+            "skip_first_position=False is not carried out by this runner, which masks position 0 of every context, as HookedLM and the "
+            "export do; leave it at True, or train on contexts of your own with mtsae_lens.training.fit.fit"
         )
     for field in fields(cfg):
         value, default = getattr(cfg, field.name), _default(field)

@@ -1,12 +1,12 @@
-"""Where training starts: the scale of the activations, and `b_dec` at their mean.
+"""Set the start of training: the scale of the activations, and `b_dec` at their mean.
 
     s = sqrt(d_in) / E ||h||                          as SAELens's `expected_average_only_in`
     b_dec = s E h                                     in the units that the SAE is trained in
 
 With `b_dec` at zero the encoder reads `h` itself. In a model with outlier dimensions (a few dimensions with a huge constant mean, as in
-Gemma) `E h` is several times as long as what varies about it, so at the start all tokens choose the same top-k features, and no others ever
-receive a gradient: the SAE collapses. With `b_dec` at the mean the encoder reads what varies. The mean, and not the geometric median, because
-it is the constant that minimizes the squared error, needs one pass, and was no worse where single tokens are outliers
+Gemma) `E h` is several times as long as the deviations from it, so at the start all tokens choose the same top-k features, and no others ever
+receive a gradient: the SAE collapses. With `b_dec` at the mean the encoder reads the deviations. The mean is used rather than the geometric
+median, because it is the constant that minimizes the squared error, needs one pass, and was no worse where single tokens are outliers
 (`examples/benchmarks/outlier_dimensions.py`).
 """
 
@@ -15,29 +15,30 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.training import MTTrainingSAE
 
-BDecInit = Literal["mean", "zeros"]
-
 _LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
 _LEAST_VARIATION = 1e-6  # of the mean's norm: below it float32 resolves no difference between two rows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RowStatistics:
     """Moments of the activations of the first batches."""
 
     n_rows: int
+    """Number of rows that are not masked."""
     mean: Float[Tensor, " d_in"]
+    """Their mean."""
     mean_norm: float
+    """The mean of their norms."""
 
     @classmethod
     def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> Self:
@@ -84,15 +85,15 @@ def look_ahead(batches: Iterator[Tensor], n_batches: int, d_in: int) -> tuple[Ro
     """Measure the first batches without using them up.
 
     Args:
-        batches: what training is to read.
-        n_batches: how many to measure, and to hold until training has read them.
+        batches: the batches that training will read.
+        n_batches: how many to measure, and to keep in memory until training has read them.
         d_in: width of the activations.
 
     Returns:
-        Their statistics, and all batches, the first ones too: nothing is read twice.
+        The statistics, and an iterator over all batches, those that were measured included. Nothing is read twice.
 
     Raises:
-        DataError: see `RowStatistics.of`.
+        DataError: the activations cannot be trained on (`RowStatistics.of`).
     """
     first = list(islice(batches, n_batches))
     statistics = RowStatistics.of(first, d_in)
@@ -107,14 +108,14 @@ def look_ahead(batches: Iterator[Tensor], n_batches: int, d_in: int) -> tuple[Ro
 
 @torch.no_grad()
 def start_b_dec_(sae: TrainingSAE[Any], mean: Float[Tensor, " d_in"]) -> None:
-    """Move a fresh SAE's `b_dec` to the mean of its input, in place; an SAE whose `b_dec` is not zero is left as it is.
+    """Set `b_dec` of a new SAE to the mean of its input, in place; an SAE whose `b_dec` is not zero is left unchanged.
 
-    With `apply_b_dec_to_input=False` the encoder reads the mean as well. There its biases take up what the encoder makes of it, so that it
-    starts at the same pre-activations.
+    With `apply_b_dec_to_input=False` the encoder reads the mean as well. Its biases then subtract the response of the encoder to the mean, so
+    that training starts at the same pre-activations.
 
     Args:
-        sae: of any architecture.
-        mean: of the activations as they are given to the SAE in training.
+        sae: an SAE of any architecture.
+        mean: mean of the activations, scaled as in training, `(d_in,)`.
     """
     if sae.b_dec.shape != mean.shape or sae.b_dec.any():
         return

@@ -1,8 +1,8 @@
-"""SAELens's trainer, with what training an MTSAE needs besides.
+"""SAELens's trainer, with what the training of an MTSAE needs in addition.
 
-`SAETrainer` starts `b_dec` at zero, hard-codes Adam, throws the gradient norm away, counts walls as samples, waits for dead features longer
-than a short run lasts, logs nothing offline, and saves in mid-step when interrupted. Its schedules, statistics, activation scaling and
-metrics are used as they are.
+`SAETrainer` starts `b_dec` at zero, hard-codes Adam, drops the gradient norm, counts walls as samples, waits for dead features longer than a
+short run lasts, logs nothing offline, and saves in the middle of a step when interrupted. Its schedules, statistics, activation scaling and
+metrics are used unchanged.
 """
 
 from __future__ import annotations
@@ -16,10 +16,7 @@ from typing import Any, get_args
 
 import torch
 import wandb
-from sae_lens.config import SAETrainerConfig
-from sae_lens.saes.sae import TrainingSAE, TrainStepInput, TrainStepOutput
-from sae_lens.training.optim import get_lr_scheduler
-from sae_lens.training.sae_trainer import SAETrainer
+from sae_lens import SAETrainer, TrainingSAE
 from tqdm.auto import tqdm
 from typing_extensions import override
 
@@ -29,18 +26,20 @@ from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
-from mtsae_lens.training.start import BDecInit, look_ahead, start_b_dec_
+from mtsae_lens.training.settings import BDecInit
+from mtsae_lens.training.start import look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
+from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing, get_lr_scheduler
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """What SAELens's configuration has no field for."""
+    """The settings for which SAELens's configuration has no field."""
 
     weight_decay: float = 0.0
-    """AdamW's; 0 is Adam. The paper has 0.01."""
+    """Weight decay of AdamW; with 0 it is Adam. The paper has 0.01."""
 
     b_dec_init: BDecInit = "mean"
     """Where the `b_dec` of a fresh SAE starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. An SAE whose `b_dec` is
@@ -49,7 +48,7 @@ class TrainerOptions:
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int = 500
     run_dir: Path | None = None
-    """Where `training_log.jsonl` and `checkpoints/` go; None writes neither."""
+    """The folder for `training_log.jsonl` and `checkpoints/`; None writes neither."""
 
     def __post_init__(self) -> None:
         if self.b_dec_init not in get_args(BDecInit):
@@ -59,22 +58,22 @@ class TrainerOptions:
 _REMEDY = "lower the learning rate (--lr), or check the activations for NaN or infinity"
 
 _MAX_START_POSITIONS = 10_240
-"""Positions whose statistics set the scale and the start of `b_dec`, at most, whatever `n_batches_for_norm_estimate` asks for: the batches
-are kept for training, and this many tell both to within a percent."""
+"""The largest number of positions whose statistics set the scale and the start of `b_dec`, whatever `n_batches_for_norm_estimate` says. Their
+batches stay in memory until training has read them, and this many estimate both to within a percent."""
 
 _DEAD_WINDOWS_IN_A_RUN = 3
-"""The window after which a feature counts as dead is at most this part of the run, so that AuxK has two thirds of it to revive features."""
+"""The window after which a feature counts as dead is at most the run divided by this, so that AuxK has two thirds of it to revive features."""
 
 
 class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
-    """Trains any SAELens architecture on batches that can be entered at any step.
+    """Train any SAELens architecture on batches that can be entered at any step.
 
     Args:
         cfg: SAELens's trainer configuration; `train_batch_size_samples` counts positions, masked ones included.
         sae: the SAE to train.
-        batches: `batches(step)` iterates over the batches from that step on, rows of zeros where masked.
-        options: what goes beyond SAELens.
-        fingerprint: settings that a checkpoint must share to be continued.
+        batches: a function that iterates over the batches from a step on; masked rows are zero.
+        options: settings beyond SAELens's.
+        fingerprint: the settings that must be the same when a checkpoint is continued.
     """
 
     def __init__(
@@ -111,14 +110,13 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         if isinstance(sae, MTTrainingSAE) and sae.cfg.normalize_decoder:
             self.optimizer.register_step_post_hook(lambda *_: sae.normalize_decoder_())
 
-    @override
-    def _is_logging_step(self) -> bool:
+    def _is_logged(self) -> bool:
         step = self.n_training_steps + 1
         return step % self.options.log_every_n_steps == 0 or step == self.cfg.total_training_steps
 
     @property
     def dead_feature_window(self) -> int:
-        """Steps without firing after which a feature counts as dead: as configured, but at most a third of the run."""
+        """The number of steps without firing after which a feature counts as dead: as configured, but at most a third of the run."""
         return min(self.cfg.dead_feature_window, max(1, self.cfg.total_training_steps // _DEAD_WINDOWS_IN_A_RUN))
 
     @property
@@ -128,7 +126,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @property
     def never_fired(self) -> torch.Tensor:
-        """The features that have not fired in this run yet."""
+        """The features that have not fired in this run yet, a mask `(d_sae,)`."""
         return self.n_forward_passes_since_fired >= max(1, self.n_training_steps)
 
     @property
@@ -137,12 +135,20 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @property
     def checkpoints_dir(self) -> Path | None:
-        """Where checkpoints go, if anywhere."""
+        """The folder of the checkpoints; None without `run_dir`."""
         return self._run_dir / "checkpoints" if self._run_dir else None
 
     @override
     def fit(self) -> TrainingSAE[Any]:
-        """Train to the end; on Ctrl-C or SIGTERM finish the step, save, and raise `TrainingInterrupted`."""
+        """Train to the end.
+
+        Returns:
+            The SAE, with its activation scale folded in.
+
+        Raises:
+            DataError: activations that cannot be trained on, or a loss or weights that are not finite.
+            TrainingInterrupted: Ctrl-C or SIGTERM came; the step was finished and the state is saved, if there is a `run_dir`.
+        """
         self.sae.to(self.cfg.device)
         with stop_on_signal() as stop:
             try:
@@ -177,7 +183,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         sparsity_log = self.maybe_reset_sparsity()
         if sparsity_log and self.cfg.logger.log_to_wandb:
             wandb.log(sparsity_log, step=self.n_training_steps)
-        logged = self._is_logging_step()
+        logged = self._is_logged()
         output = self.step(batch)
         self.n_training_steps += 1
         progress.update()
@@ -196,7 +202,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         save_checkpoint(self, self.checkpoints_dir, self.fingerprint)
 
     def _interrupted(self, signal_number: int) -> TrainingInterrupted:
-        """Save what is not saved yet, and say how to go on. Called between two steps."""
+        """Save the state if it is not saved yet, and say how to resume. Called between two steps."""
         step = self.n_training_steps
         if step == 0:
             return TrainingInterrupted(signal_number, "before the first step; type the same command again")
@@ -208,13 +214,13 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         return TrainingInterrupted(signal_number, saved)
 
     def _check_finite(self) -> None:
-        """Never save weights that are broken: a checkpoint from before can be resumed."""
+        """Raise `DataError` for weights that are not finite, so that they never replace an earlier checkpoint."""
         for name, parameter in self.sae.named_parameters():
             if not torch.isfinite(parameter).all():
                 raise DataError(f"{name} is not finite at step {self.n_training_steps}; {_REMEDY}")
 
     def _start(self, data: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-        """Set the scale of the activations and the start of `b_dec`; the batches read for that are given back first."""
+        """Set the scale of the activations and the start of `b_dec`, and return all batches, also those read for that."""
         n_batches = min(
             max(1, self.cfg.n_batches_for_norm_estimate),
             self.cfg.total_training_steps,
@@ -230,13 +236,21 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @override
     def step(self, batch: torch.Tensor) -> TrainStepOutput:
-        """One step; counts positions, masked or not, so that every architecture takes the same number of steps."""
-        self.n_training_samples += self.cfg.train_batch_size_samples
-        return self._train_step(self.sae, self.activation_scaler(batch.to(self.sae.device)))
+        """Take one step.
 
-    @override
-    def _train_step(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
-        """Overrides the base class for the gradient norm, and because its statistics count masked rows as samples."""
+        Positions are counted whether they are masked or not, so that every architecture takes the same number of steps.
+
+        Args:
+            batch: rows of activations, as `batches` yields them.
+
+        Returns:
+            The output of the SAE's training step.
+        """
+        self.n_training_samples += self.cfg.train_batch_size_samples
+        return self._update(self.sae, self.activation_scaler(batch.to(self.sae.device)))
+
+    def _update(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
+        """Take an optimizer step on scaled activations as SAELens does, but keep the gradient norm, and count no masked row as a sample."""
         sae.train()
         with self.autocast_if_enabled:
             output = sae.training_forward_pass(
@@ -245,7 +259,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
                     dead_neuron_mask=self.dead_neurons,
                     coefficients=self.get_coefficients(),
                     n_training_steps=self.n_training_steps,
-                    is_logging_step=self._is_logging_step(),
+                    is_logging_step=self._is_logged(),
                 )
             )
         self._count_firing(output)
@@ -262,10 +276,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _count_firing(self, output: TrainStepOutput) -> None:
         feature_acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
         counts = (feature_acts != 0).sum(dim=0)
-        self.n_forward_passes_since_fired += 1
-        self.n_forward_passes_since_fired[counts > 0] = 0
-        self.act_freq_scores += counts
-        self.n_frac_active_samples += int((output.sae_in != 0).any(dim=-1).sum())
+        count_firing(self, counts, int((output.sae_in != 0).any(dim=-1).sum()))
 
     @torch.no_grad()
     def _log(self, output: TrainStepOutput, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
@@ -294,7 +305,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self._warn_if_collapsed(row, progress)
 
     def _warn_if_collapsed(self, row: Mapping[str, Any], progress: tqdm) -> None:  # type: ignore[type-arg]
-        """Say so once, as soon as a dead feature would be known."""
+        """Print the warning once, not before features can count as dead."""
         warning = logged_counts(row, self.sae.cfg.d_sae).warning
         if warning and not self._warned and self.n_training_steps >= self.dead_feature_window:
             self._warned = True
@@ -302,7 +313,15 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
 
 def logged_counts(row: Mapping[str, Any], d_sae: int) -> FiringCounts:
-    """Read how many features are silent and always on from a row of the training log; what an older log does not tell counts as 0."""
+    """Read from a row of the training log how many features are silent and always on.
+
+    Args:
+        row: a row of the log; an entry that an older log does not have counts as 0.
+        d_sae: number of features.
+
+    Returns:
+        The counts.
+    """
     silent, never, always_on, l0 = (
         row.get(name) or 0 for name in ("sparsity/dead_features", "sparsity/never_fired", "sparsity/always_on", "metrics/l0")
     )

@@ -1,7 +1,7 @@
-"""A run on Weights & Biases, as SAELens keeps one: the same keys, histograms and artifacts; `WANDB_MODE=offline` needs no network.
+"""Log a run to Weights & Biases with the keys, histograms and artifacts of SAELens; `WANDB_MODE=offline` needs no network.
 
-What differs: a run that is stopped or fails is closed as such, and `resume=True` goes on in the run that it was begun in. Checkpoints
-stay on disk; the final SAE is uploaded (`log_weights_to_wandb`).
+Unlike in SAELens, a run that is stopped or fails is closed as failed, and `resume=True` continues the same wandb run. Checkpoints stay on
+disk; the final SAE is uploaded (`log_weights_to_wandb`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import wandb
-from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens import LanguageModelSAERunnerConfig
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.files import write_text
@@ -24,15 +24,18 @@ RUN_ID_FILE = "wandb_id.txt"
 
 @contextmanager
 def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, resume: bool = False) -> Iterator[None]:
-    """Open a run if `cfg.logger.log_to_wandb`, and close it: as finished, or as failed if the block raises.
+    """Open a run if `cfg.logger.log_to_wandb` is set, and close it as finished, or as failed if the block raises.
 
     Args:
-        cfg: SAELens's configuration; `cfg.logger` names project, entity, run and id.
-        run_dir: where the run's id is kept for `resume`; None keeps it nowhere.
-        resume: go on in the run whose id is kept there, unless `cfg.logger.wandb_id` names one.
+        cfg: SAELens's configuration; `cfg.logger` has project, entity, name and id of the run.
+        run_dir: the folder in which the id of the run is stored for `resume`; None stores it nowhere.
+        resume: whether to continue the run whose id is stored there, unless `cfg.logger.wandb_id` is set.
+
+    Returns:
+        A context manager.
 
     Raises:
-        ConfigError: wandb refuses, such as without a login.
+        ConfigError: wandb refuses the run, such as without a login.
     """
     logger = cfg.logger
     if not logger.log_to_wandb:
@@ -63,7 +66,16 @@ def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, r
 
 
 def histogram(values: np.ndarray[Any, Any]) -> wandb.Histogram:
-    """64 bins, also of values that are all but equal, such as the norms of a unit-norm decoder: `wandb.Histogram(values)` fails there."""
+    """Make a histogram of 64 bins.
+
+    `wandb.Histogram(values)` fails for values that are almost equal, such as the norms of a unit-norm decoder; this does not.
+
+    Args:
+        values: numbers of any shape.
+
+    Returns:
+        The histogram.
+    """
     margin = 1e-3 * float(np.abs(values).max()) or 1.0
     edges = (float(values.min()) - margin, float(values.max()) + margin)
     return wandb.Histogram(np_histogram=np.histogram(values, bins=64, range=edges))

@@ -1,4 +1,4 @@
-"""Ways to bring back what a model was made to forget: relearning, dilution, quantisation.
+"""Ways to bring back what a model was made to forget: relearning, dilution, quantization.
 
 Each works for a model with other weights and for an edit at a hook. Two attacks need no code. Hook removal: an edit at a hook is
 suppression, and without the hook the model is the clean one, exactly. An unseen template: questions from `facts:forget:unseen`.
@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.packing import Spans
-from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import Edit
@@ -28,12 +27,12 @@ from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend
 from mtsae_lens.unlearning.finetuning.losses import mean_nll
-from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, measure_model
+from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, measure_model
 
 # relearning -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RelearningPoint:
     """What a model knows after so many steps of relearning; step 0 is before the attack."""
 
@@ -89,12 +88,12 @@ def relearn(
 
     def step_loss() -> Float[Tensor, ""]:
         batch = next(batches).to(model.cfg.device)
-        with _hooked(lm, model, edit if hook_while_learning else None, batch.tokens):
+        with _attached(lm, model, edit if hook_while_learning else None, batch.tokens):
             return mean_nll(model, batch)
 
     names = tuple(name for name, _ in model.named_parameters())
     steps = descend(model, names, step_loss, settings.lr, settings.n_steps)
-    logits = hooked_logits(lm, model, edit)
+    logits = edited_logits(replace(lm, model=model), edit)
     return [
         RelearningPoint(step, tuple(measure_model(logits, lm.model, lm.cutter, table, lm.batch_size) for table in measured))
         for step in steps
@@ -102,19 +101,8 @@ def relearn(
     ]
 
 
-def hooked_logits(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None) -> Logits:
-    """A model, such as `lm.model` with other weights, with an edit at the hook of `lm` (None: without), as `measure_model` takes it."""
-
-    def logits(tokens: Tensor) -> Tensor:
-        options = attention_options(model, lm.left_padding(tokens))
-        with _hooked(lm, model, edit, tokens):
-            return model(tokens, prepend_bos=False, **options)
-
-    return logits
-
-
-def _hooked(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None, tokens: Tensor) -> Any:
-    return nullcontext() if edit is None else model.hooks(fwd_hooks=[lm.splice.hook(edit, lm.masked(tokens))])
+def _attached(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None, tokens: Tensor) -> AbstractContextManager[Any]:
+    return nullcontext() if edit is None else lm.splice.attached(model, edit, lm.masked(tokens))
 
 
 # dilution -------------------------------------------------------------------------------------------------------------
@@ -161,15 +149,15 @@ def _shifted(spans: Spans, by: int, lost: int) -> Spans:
     return (spans[0], *((name, begin + by) for name, begin in spans[1:] if begin < lost))
 
 
-# quantisation ---------------------------------------------------------------------------------------------------------
+# quantization ---------------------------------------------------------------------------------------------------------
 
 _INPUT_AXES = {"W_Q": (1,), "W_K": (1,), "W_V": (1,), "W_O": (0, 1), "W_in": (0,), "W_gate": (0,), "W_out": (0,)}
 """Axes of TransformerLens's matrices over which an output channel sums; heads first, where there are any."""
 
 
 @torch.no_grad()
-def quantised(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
-    """A clone whose attention and MLP matrices are rounded to the nearest of `2 ** n_bits - 1` values for each output channel.
+def quantize(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
+    """Clone a model and round its attention and MLP matrices to the nearest of `2 ** n_bits - 1` values for each output channel.
 
         scale = max |w| / (2 ** (n_bits - 1) - 1),    w' = scale * round(w / scale)
 

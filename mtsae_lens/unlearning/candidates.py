@@ -19,7 +19,7 @@ from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.scale_scores import FromScales
 from mtsae_lens.unlearning.selection.scores import make_score
-from mtsae_lens.unlearning.sweep import Candidate
+from mtsae_lens.unlearning.sweep import Candidate, Setting
 from mtsae_lens.unlearning.task import SPARED, Task
 
 Gates = Mapping[float | None, Gate]
@@ -28,7 +28,7 @@ Gates = Mapping[float | None, Gate]
 
 @dataclass(frozen=True)
 class Grid:
-    """What is swept on TUNE."""
+    """The settings that are tried on TUNE: every combination of these."""
 
     scores: tuple[str, ...] = ("frequency_difference", "frequency_ratio")
     """Ways of choosing features, by name in `SCORES`."""
@@ -36,11 +36,11 @@ class Grid:
     multipliers: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     """How strong the edit is: 0 is the weakest that removes a feature; see `EDIT_KINDS`."""
     false_positive_rates: tuple[float | None, ...] = (0.01, 0.05)
-    """Share of retain positions at which the gate may open by mistake; None: no gate."""
+    """Shares of retain positions at which the gate may open by mistake; None for no gate."""
     scales: tuple[int, ...] = ()
-    """Of an MTSAE, edit only features that these dilations drive; none: any feature."""
+    """Dilations of an MTSAE: only features that these drive are edited; empty for any feature."""
     min_scale_share: float = 0.5
-    """How much of what lifts a feature they must give."""
+    """The share of a feature's lift that these dilations must give."""
     edits: tuple[str, ...] = ("scale",)
     """What is done to the features, by name in `EDIT_KINDS`."""
 
@@ -59,7 +59,7 @@ class Grid:
 
 
 def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
-    """One gate fitted on SELECT, its thresholds set on TUNE."""
+    """Fit one gate on SELECT and set its thresholds on TUNE, one for each false-positive rate; None stands for no gate."""
     gated = [rate for rate in rates if rate is not None]
     gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
     if gated:
@@ -71,14 +71,14 @@ def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[f
 
 
 def gather_evidence(lm: HookedLM, task: Task) -> SelectionEvidence:
-    """What features are chosen from: SELECT text of every corpus but the neutral ones."""
+    """Read what features are chosen from: SELECT text of every corpus that is not neutral."""
     tables = task.tables("select", lm.cutter, ("forget", *SPARED))
     near, far = (tuple(tables[source] for source in task.sources(role)) for role in SPARED)
     return SelectionEvidence(lm, tables[task.forget], near, far)
 
 
 def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> dict[str, tuple[int, ...]]:
-    """The features of every score that has any, best first."""
+    """Rank the features by every score of the grid, best first; scores that find no feature are left out."""
     found = {}
     for name in grid.scores:
         score = make_score(name, **({"min_ratio": min_ratio} if name == "frequency_ratio" else {}))
@@ -88,19 +88,23 @@ def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> di
     return {name: ranked for name, ranked in found.items() if ranked}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FeatureCandidate(Candidate):
     """An edit of chosen features."""
 
     features: tuple[int, ...]
     of: Callable[[Sequence[int]], Edit]
-    """The same edit of other features."""
+    """Makes the same edit of other features."""
+    kind: str = "scale"
+    """Name of the kind of edit in `EDIT_KINDS`."""
+    multiplier: float | None = None
+    """Strength of the edit; None for a kind without one."""
 
 
 def feature_candidates(
     rankings: Mapping[str, Sequence[int]], grid: Grid, gates: Gates, evidence: SelectionEvidence
 ) -> list[FeatureCandidate]:
-    """The first n features of every ranking, edited in every way, at every multiplier, behind every gate."""
+    """Make the candidates: the first n features of every ranking, edited in every way, at every multiplier, behind every gate."""
     candidates = []
     for kind, (score, ranked) in product(grid.edits, rankings.items()):
         make, has_strength = EDIT_KINDS[kind].prepare(evidence), EDIT_KINDS[kind].has_strength
@@ -108,14 +112,20 @@ def feature_candidates(
         sizes = sorted({min(n, len(ranked)) for n in grid.n_features} - {0})
         for n, multiplier, (rate, gate) in product(sizes, strengths, gates.items()):
             strength = multiplier if has_strength else None
-            setting = {"score": score, "n_features": n, "edit": kind, "multiplier": strength, "false_positive_rate": rate}
+            setting: Setting = {
+                "score": score,
+                "n_features": n,
+                "edit": kind,
+                "multiplier": strength,
+                "false_positive_rate": rate,
+            }
             of = partial(make, multiplier=multiplier, gate=gate)
-            candidates.append(FeatureCandidate(setting, of(ranked[:n]), tuple(ranked[:n]), of))
+            candidates.append(FeatureCandidate(setting, of(ranked[:n]), tuple(ranked[:n]), of, kind, strength))
     return candidates
 
 
 def direction_candidates(direction: Tensor, center: Tensor, multipliers: Sequence[float], gates: Gates) -> list[Candidate]:
-    """A dense direction at every multiplier, behind every gate."""
+    """Make the candidates that edit a dense direction: at every multiplier, behind every gate."""
     basis = (direction / direction.norm()).unsqueeze(0)
     return [
         Candidate(

@@ -1,10 +1,10 @@
-"""A change of a model, by an edit at a hook or by other weights, and all that is measured of it."""
+"""Measuring a change of a model, whether by an edit at a hook or by other weights."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_lens import HookedSAETransformer
@@ -14,49 +14,71 @@ from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.attacks import hooked_logits
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss, max_tokens
-from mtsae_lens.unlearning.measures.distance import distance_to_reference, truth_ratio_distance
+from mtsae_lens.unlearning.measures.distance import TruthRatioDistance, distance_to_reference, truth_ratio_distance
 from mtsae_lens.unlearning.measures.effects import (
     EditEffect,
     EditLoss,
     Logits,
     as_logits,
+    edited_logits,
     measure_edits,
     measure_model,
 )
 from mtsae_lens.unlearning.measures.gate_quality import measure_gate
-from mtsae_lens.unlearning.measures.generations import Decoding, continue_texts, generation_health, samples
-from mtsae_lens.unlearning.task import SPARED, Task
+from mtsae_lens.unlearning.measures.generations import Decoding, Sample, continue_texts, generation_health, samples
+from mtsae_lens.unlearning.results import (
+    CorpusEffect,
+    DocumentEffect,
+    EditedCorpus,
+    FurtherMeasures,
+    GenerationComparison,
+    RandomControl,
+)
+from mtsae_lens.unlearning.task import SPARED, Role, Task
 
 PROMPT_SHARE = 8  # prompts are an eighth of a context, or of a question's table all that is before the answer
 N_GENERATED = 16  # texts continued of each corpus
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Change:
-    """An edit (on the clean weights), or other weights, or neither."""
+    """A change of a model: an edit (on the clean weights), or other weights, or neither."""
 
     edit: Edit | None = None
     weights: HookedSAETransformer | None = None
 
     def logits(self, lm: HookedLM) -> Logits:
-        """The changed model."""
-        return hooked_logits(lm, self.weights or lm.model, self.edit)
+        """Return the changed model as a function from tokens to logits."""
+        return edited_logits(replace(lm, model=self.weights or lm.model), self.edit)
 
     def effects(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditEffect]:
-        """Its effect on every corpus."""
+        """Measure its effect on every corpus, by source."""
         if self.weights is None and self.edit is not None:
             return {source: measure_edits(lm, table, [self.edit])[0] for source, table in tables.items()}
         return {s: measure_model(self.logits(lm), lm.model, lm.cutter, t, lm.batch_size) for s, t in tables.items()}
 
 
-def effect_row(effect: EditEffect, seed: int) -> dict[str, Any]:
-    """An effect as plain numbers: losses and KL in nats per counted token, a 95% interval over documents, shares between 0 and 1."""
+def summarize_effect(effect: EditEffect, seed: int) -> CorpusEffect:
+    """Summarize an effect on one corpus, with a 95% interval over documents.
+
+    Args:
+        effect: what was measured.
+        seed: seed of the resampling of documents.
+    """
+    return CorpusEffect(**_effect_fields(effect, seed))
+
+
+def summarize_edit(effect: EditEffect, seed: int, role: Role, nll_reference: float | None) -> EditedCorpus:
+    """Summarize the effect of a chosen edit on a corpus of its task, beside the loss of the reference."""
+    return EditedCorpus(**_effect_fields(effect, seed), role=role, nll_reference=nll_reference)
+
+
+def _effect_fields(effect: EditEffect, seed: int) -> Any:
     delta, n_tokens = (effect.by_document(sums) for sums in (effect.nll_edited - effect.nll_clean, effect.n_tokens))
-    heard = n_tokens > 0  # a resample of documents without a token would have no mean
-    low, high = delta_interval(delta[heard], n_tokens[heard], seed)
+    has_tokens = n_tokens > 0  # a resample of documents without a token would have no mean
+    low, high = delta_interval(delta[has_tokens], n_tokens[has_tokens], seed)
     clean, edited = effect.mean(effect.nll_clean), effect.mean(effect.nll_edited)
     return {
         "nll_clean": clean,
@@ -74,37 +96,61 @@ def effect_row(effect: EditEffect, seed: int) -> dict[str, Any]:
         "gate_open": effect.gate_open,
         "n_tokens": int(effect.n_tokens.sum()),
         "n_contexts": len(effect.documents),
-        "n_documents": int(heard.sum()),
+        "n_documents": int(has_tokens.sum()),
     }
 
 
-def document_rows(effect: EditEffect) -> list[dict[str, Any]]:
-    """One row per document (of questions: per person), nats per token."""
+def summarize_documents(effect: EditEffect) -> tuple[DocumentEffect, ...]:
+    """Summarize an effect document by document (of questions: person by person); documents without a counted token are left out."""
     counted = (effect.n_tokens > 0).double()
     whole = counted * (effect.hits == effect.n_tokens)
     sums = (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl, effect.agreements, effect.hits, counted, whole)
     columns = [effect.by_document(column).tolist() for column in sums]
-    return [
-        {
-            "document": name,
-            "n_tokens": int(n),
-            "nll_clean": c / n,
-            "nll_edited": e / n,
-            "kl": k / n,
-            "top1_agreement": a / n,
-            "exact_memorisation": h / n,
-            "n_contexts": int(contexts),
-            "exact_recall": recalled / contexts,
-        }
+    return tuple(
+        DocumentEffect(
+            document=name,
+            n_tokens=int(n),
+            nll_clean=c / n,
+            nll_edited=e / n,
+            kl=k / n,
+            top1_agreement=a / n,
+            exact_memorisation=h / n,
+            n_contexts=int(contexts),
+            exact_recall=recalled / contexts,
+        )
         for name, n, c, e, k, a, h, contexts, recalled in zip(dict.fromkeys(effect.documents), *columns, strict=True)
         if n
-    ]
+    )
 
 
-def further_measures(
+def pool_draws(effects: Sequence[EditLoss]) -> RandomControl:
+    """Pool the effects of several random draws on the same corpus."""
+    deltas = [effect.nll_delta for effect in effects]
+    first = effects[0]
+    clean, mean = first.mean(first.nll_clean), sum(deltas) / len(deltas)
+    return RandomControl(
+        nll_clean=clean,
+        nll_edited=clean + mean,
+        nll_delta=mean,
+        nll_delta_min=min(deltas),
+        nll_delta_max=max(deltas),
+        n_draws=len(effects),
+        n_tokens=int(first.n_tokens.sum()),
+    )
+
+
+def measure_further(
     lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer | None, seed: int
-) -> dict[str, Any]:
-    """What takes more than one pass over the text, on TEST: `calibrated` forget loss, `gate`, `generation` and `samples`, `reference`."""
+) -> FurtherMeasures:
+    """Measure on TEST what takes more than one pass over the text.
+
+    Args:
+        lm: the clean model with its SAE.
+        task: its corpora.
+        change: an edit, other weights, or neither.
+        reference: a model that never saw the forget text; None without one.
+        seed: seed of the resampling of documents.
+    """
     forget = task.table(task.forget, "test", lm.cutter)
     tune = task.table(task.forget, "tune", lm.cutter)
     calibrated = calibrated_loss(
@@ -116,28 +162,39 @@ def further_measures(
         max_tokens=max_tokens(lm.model.cfg.d_vocab),
         batch_size=lm.batch_size,
     )
-    found: dict[str, Any] = {"calibrated_nll_delta": calibrated.nll_delta}
+    gate = distance = truth_ratio = None
     if change.edit is not None:
-        spared = task.tables("test", lm.cutter, SPARED)
-        found["gate"] = asdict(measure_gate(lm, change.edit.gate, forget, spared, seed=seed))
+        gate = measure_gate(lm, change.edit.gate, forget, task.tables("test", lm.cutter, SPARED), seed=seed)
     if reference is not None:
-        found["reference"] = asdict(distance_to_reference(change.logits(lm), reference, lm.cutter, forget, lm.batch_size))
+        distance = distance_to_reference(change.logits(lm), reference, lm.cutter, forget, lm.batch_size)
         if is_fact_source(task.forget):
-            found["truth_ratio"] = asdict(_truth_ratios(lm, task, change, reference, forget))
-    return found | _generations(lm, task, change)
+            truth_ratio = _truth_ratios(lm, task, change, reference, forget)
+    generation, shown = _generations(lm, task, change)
+    return FurtherMeasures(
+        calibrated_nll_delta=calibrated.nll_delta,
+        gate=gate,
+        reference=distance,
+        truth_ratio=truth_ratio,
+        generation=generation,
+        samples=shown,
+    )
 
 
-def _truth_ratios(lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer, forget: TokenTable) -> Any:
+def _truth_ratios(
+    lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer, forget: TokenTable
+) -> TruthRatioDistance:
     wrong = read_wrong_answers(task.forget, "test", lm.cutter, len(forget), seed=task.seed)
     return truth_ratio_distance(change.logits(lm), reference, lm.cutter, forget, wrong, lm.batch_size)
 
 
-def _generations(lm: HookedLM, task: Task, change: Change) -> dict[str, Any]:
-    """Greedy continuations of the starts of held-out texts. Questions are short: their starts are the first words of a sentence."""
-    health: dict[str, Any] = {}
-    shown: dict[str, Any] = {}
+def _generations(
+    lm: HookedLM, task: Task, change: Change
+) -> tuple[dict[str, GenerationComparison], dict[str, tuple[Sample, ...]]]:
+    """Continue the starts of held-out texts greedily. Questions are short: their starts are the first words of a sentence."""
+    health: dict[str, GenerationComparison] = {}
+    shown: dict[str, tuple[Sample, ...]] = {}
     if change.edit is not None and not change.edit.gate.causal:
-        return {"generation": health, "samples": shown}
+        return health, shown
     sources = (task.forget, *task.sources("near")[:1], *task.sources("far")[:1])
     for source in track(sources, "continuing texts", "text"):
         table = task.table(source, "test", lm.cutter)
@@ -145,9 +202,9 @@ def _generations(lm: HookedLM, task: Task, change: Change) -> dict[str, Any]:
         decoding = _decoding(lm, table)
         clean = continue_texts(lm, table, decoding)
         changed = continue_texts(lm, table, decoding, edit=change.edit, model=change.weights)
-        health[source] = {"clean": asdict(generation_health(lm, clean)), "edited": asdict(generation_health(lm, changed))}
-        shown[source] = [asdict(sample) for sample in samples(lm, clean, changed, n_samples=4)]
-    return {"generation": health, "samples": shown}
+        health[source] = GenerationComparison(generation_health(lm, clean), generation_health(lm, changed))
+        shown[source] = samples(lm, clean, changed, n_samples=4)
+    return health, shown
 
 
 def _decoding(lm: HookedLM, table: TokenTable) -> Decoding:
@@ -157,18 +214,3 @@ def _decoding(lm: HookedLM, table: TokenTable) -> Decoding:
         shortest = int((special.cumsum(dim=1) == 0).sum(dim=1).median()) + 1
     n_prompt = max(2, min(lm.cutter.context_size // PROMPT_SHARE, shortest))
     return Decoding(n_prompt_tokens=n_prompt, n_new_tokens=min(40, lm.model.cfg.n_ctx - n_prompt))
-
-
-def pooled(effects: Sequence[EditLoss]) -> dict[str, Any]:
-    """Means over draws on the same corpus, and the extremes of the change."""
-    deltas = [effect.nll_delta for effect in effects]
-    first = effects[0]
-    return {
-        "nll_clean": first.mean(first.nll_clean),
-        "nll_edited": first.mean(first.nll_clean) + sum(deltas) / len(deltas),
-        "nll_delta": sum(deltas) / len(deltas),
-        "nll_delta_min": min(deltas),
-        "nll_delta_max": max(deltas),
-        "n_draws": len(effects),
-        "n_tokens": int(first.n_tokens.sum()),
-    }

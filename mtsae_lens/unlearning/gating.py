@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import advance, phase, track
-from mtsae_lens.splice.gates import Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.gates import Gate, RunningEvidenceGate, ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 DECAY = 0.97  # evidence halves in 23 tokens: long enough for a sentence, short enough to forget the text before
@@ -114,19 +113,19 @@ def _logistic_regression(
     return weights.detach(), bias.detach()
 
 
-ThresholdGate = TypeVar("ThresholdGate", RunningEvidenceGate, SequenceRateGate)
+GateT = TypeVar("GateT", bound=ThresholdGate)
 
 
 def thresholds_at(
-    lm: HookedLM, gate: ThresholdGate, retain: Sequence[TokenTable], false_positive_rates: Sequence[float]
-) -> list[ThresholdGate]:
+    lm: HookedLM, gate: GateT, retain: Sequence[TokenTable], false_positive_rates: Sequence[float]
+) -> list[GateT]:
     """The gate with the thresholds at which it is open on these shares of the retain text's positions, in the corpus where it opens most.
 
     Of questions only the position where the answer begins counts. The text should not be that of the fit, which the gate knows.
     """
     scores = [_scores(lm, gate, table) for table in track(retain, "setting the gate", "text")]
     highest = [max(torch.quantile(s[:MAX_QUANTILE], 1 - rate).item() for s in scores) for rate in false_positive_rates]
-    return [replace(gate, threshold=threshold) for threshold in highest]
+    return [gate.with_threshold(threshold) for threshold in highest]
 
 
 def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:

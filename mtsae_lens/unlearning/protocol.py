@@ -1,4 +1,4 @@
-"""One unlearning experiment from choice to verdict: features and gate from SELECT, size and strength from TUNE, numbers from TEST.
+"""One unlearning experiment: features and gate are chosen on SELECT, size and strength on TUNE, and the numbers come from TEST.
 
 TEST text is read once, by `measure_on_test`, after everything is fixed. An edit at a hook is suppression, not deletion: without the
 hook the model is what it was.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 from sae_lens import HookedSAETransformer
@@ -17,16 +16,25 @@ from sae_lens import HookedSAETransformer
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import phase, track
+from mtsae_lens.records import fields_of
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid, feature_candidates, fit_gates, gather_evidence, rankings
-from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
+from mtsae_lens.unlearning.changes import (
+    Change,
+    measure_further,
+    pool_draws,
+    summarize_documents,
+    summarize_edit,
+    summarize_effect,
+)
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
+from mtsae_lens.unlearning.results import CorpusEffect, EditedCorpus, EditResult
 from mtsae_lens.unlearning.selection.ranking import matched_random
 from mtsae_lens.unlearning.selection.statistics import firing_statistics
-from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, sweep, within_budgets
+from mtsae_lens.unlearning.sweep import Outcome, Setting, most_forgetting, nearest_to, sweep, within_budgets
 from mtsae_lens.unlearning.task import Task
 
 MAX_IDENTITY_ERROR = 1e-4  # in logits; what float32 rounding leaves of h + decode(e) - decode(e)
@@ -34,34 +42,34 @@ MAX_IDENTITY_ERROR = 1e-4  # in logits; what float32 rounding leaves of h + deco
 
 @dataclass(frozen=True)
 class UnlearningSettings:
-    """What is swept on TUNE, and the budgets that decide there."""
+    """The settings of the sweep on TUNE, and the budgets that decide there."""
 
     grid: Grid = field(default_factory=Grid)
     far_budget: float = 0.05
-    """Nats per token that no far-retain corpus may lose on TUNE; half of what is allowed on TEST."""
+    """The most that a far-retain corpus may lose on TUNE, in nats per token."""
     near_budget: float = 0.1
-    """The same for near-retain corpora."""
+    """The most that a near-retain corpus may lose on TUNE, in nats per token."""
     min_ratio: float = 5.0
-    """Of the score `frequency_ratio`: a feature fires so many times as often on the forget text as on each far-retain text."""
+    """How many times as often a feature must fire on the forget text as on each far-retain text, for the score `frequency_ratio`."""
     n_random_draws: int = 20
     seed: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chosen:
-    """The outcome of SELECT and TUNE."""
+    """The edit that SELECT and TUNE decided for, and everything that was tried."""
 
     candidate: FeatureCandidate
     sweep: tuple[Outcome, ...]
 
     @property
     def edit(self) -> Edit:
-        """What was chosen."""
+        """The chosen edit."""
         return self.candidate.edit
 
     @property
-    def setting(self) -> dict[str, Any]:
-        """How it was made."""
+    def setting(self) -> Setting:
+        """How the edit was made."""
         return self.candidate.setting
 
 
@@ -114,16 +122,16 @@ def _decide(
     return min(within, key=lambda p: outcomes[p].forget_nll) if place is None else place
 
 
-def checked_identity(lm: HookedLM, tables: Mapping[str, TokenTable]) -> float:
-    """The largest change of a logit by the splice without an edit.
+def check_identity(lm: HookedLM, tables: Mapping[str, TokenTable]) -> float:
+    """Check that the splice without an edit leaves the model as it is, and return the largest change of a logit.
 
     Raises:
-        RuntimeError: it is not the identity, so no number from it could be trusted.
+        RuntimeError: a logit changes by more than rounding, so no number from this splice could be trusted.
     """
     checked = track(tables.items(), "checking the splice without an edit", "text", len(tables))
     errors = {source: max_identity_error(lm, table) for source, table in checked}
     worst = max(errors, key=lambda source: (math.isnan(errors[source]), errors[source]))
-    if not errors[worst] <= MAX_IDENTITY_ERROR:  # NaN is no identity either
+    if not errors[worst] <= MAX_IDENTITY_ERROR:  # NaN fails too
         raise RuntimeError(f"the splice without an edit changes the logits by {errors[worst]:.3g} on {worst}")
     return errors[worst]
 
@@ -134,38 +142,59 @@ def measure_on_test(
     settings: UnlearningSettings,
     chosen: Chosen,
     reference: HookedSAETransformer | None = None,
-) -> dict[str, Any]:
-    """The whole ladder on TEST text, once: no edit, zero, clamp, gated clamp (the edit), matched random features, the reference."""
+) -> EditResult:
+    """Measure the chosen edit on TEST text, once, beside its baselines.
+
+    The baselines are the same features set to zero everywhere (`zero`), the edit without its gate (`clamp`), matched random features behind
+    the same gate, and the reference.
+    """
     candidate = chosen.candidate
-    ladder: dict[str, Edit] = {
+    baselines: dict[str, Edit] = {
         "zero": FeatureEdit(candidate.features),
         "clamp": replace(candidate.edit, gate=AlwaysOpen()),  # type: ignore[type-var]  # edits are frozen dataclasses
         "gated_clamp": candidate.edit,
     }
-    draws = random_twins(lm, task, candidate, settings.n_random_draws, settings.seed)
+    draws = matched_random_edits(lm, task, candidate, settings.n_random_draws, settings.seed)
     tables = task.tables("test", lm.cutter)
-    result: dict[str, Any] = {"corpora": {}, "random_control": {}, "ladder": {name: {} for name in ladder}, "documents": {}}
-    result["identity_error"] = checked_identity(lm, tables)
-    edits = [*ladder.values(), *draws]
+    identity_error = check_identity(lm, tables)
+    edits = [*baselines.values(), *draws]
     n_runs = len(edits) * sum(lm.n_batches(table) for table in tables.values())
     with phase(f"measuring {len(edits)} edits on TEST", "run", n_runs):
-        effects_by_source = {source: measure_edits(lm, table, edits) for source, table in tables.items()}
+        effects = {source: measure_edits(lm, table, edits) for source, table in tables.items()}
+    place_of_edit = len(baselines) - 1
+    rows: dict[str, dict[str, CorpusEffect]] = {name: {} for name in baselines}
+    corpora: dict[str, EditedCorpus] = {}
     for source, table in track(tables.items(), "resampling documents", "text", len(tables)):
-        effects = effects_by_source[source]
-        rows = [effect_row(effect, settings.seed) for effect in effects[: len(ladder)]]
-        for name, row in zip(ladder, rows, strict=True):
-            result["ladder"][name][source] = row
-        result["corpora"][source] = rows[-1] | {"role": task.role(source)}
-        if reference is not None:
-            of_reference = measure_model(as_logits(reference, lm.cutter), lm.model, lm.cutter, table, lm.batch_size)
-            result["corpora"][source]["nll_reference"] = of_reference.mean(of_reference.nll_edited)
-        result["random_control"][source] = pooled(effects[len(ladder) :])
-        result["documents"][source] = document_rows(effects[len(ladder) - 1])
-    return result | further_measures(lm, task, Change(candidate.edit), reference, settings.seed)
+        for name, effect in zip(baselines, effects[source], strict=False):
+            rows[name][source] = summarize_effect(effect, settings.seed)
+        nll_reference = None if reference is None else _reference_loss(lm, reference, table)
+        corpora[source] = summarize_edit(effects[source][place_of_edit], settings.seed, task.role(source), nll_reference)
+    further = measure_further(lm, task, Change(candidate.edit), reference, settings.seed)
+    return EditResult(
+        corpora=corpora,
+        random_control={source: pool_draws(found[len(baselines) :]) for source, found in effects.items()},
+        baselines=rows,
+        documents={source: summarize_documents(found[place_of_edit]) for source, found in effects.items()},
+        identity_error=identity_error,
+        **fields_of(further),
+    )
 
 
-def random_twins(lm: HookedLM, task: Task, candidate: FeatureCandidate, n_draws: int, seed: int) -> list[Edit]:
-    """The same edit of features that fire as often and as strongly on the forget text but were not chosen."""
+def _reference_loss(lm: HookedLM, reference: HookedSAETransformer, table: TokenTable) -> float:
+    effect = measure_model(as_logits(reference, lm.cutter), lm.model, lm.cutter, table, lm.batch_size)
+    return effect.mean(effect.nll_edited)
+
+
+def matched_random_edits(lm: HookedLM, task: Task, candidate: FeatureCandidate, n_draws: int, seed: int) -> list[Edit]:
+    """Draw features that fire as often and as strongly on the forget text but were not chosen, and edit them in the same way.
+
+    Args:
+        lm: the model with its SAE.
+        task: its forget text is read from SELECT.
+        candidate: the edit to match.
+        n_draws: how many edits to return.
+        seed: seed of the draws.
+    """
     generator = torch.Generator().manual_seed(seed)
     statistics = firing_statistics(lm, task.table(task.forget, "select", lm.cutter))
     return [candidate.of(matched_random(statistics, candidate.features, generator)) for _ in range(n_draws)]

@@ -4,41 +4,45 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
+from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.progress import phase
+from mtsae_lens.records import MaybeNaN, Record
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
 from mtsae_lens.unlearning.task import SPARED, Task
 
+Setting = dict[str, str | int | float | None]
+"""How a candidate was made, by name: score, number of features, multiplier, ..., or loss, learning rate and step."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Candidate:
-    """An edit and, in words that go into a file, how it was made."""
+    """An edit to try, and how it was made."""
 
-    setting: dict[str, Any]
+    setting: Setting
     edit: Edit
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one setting did on TUNE, in nats per counted token; NaN where a loss is no number."""
+class Outcome(Record):
+    """What one setting did on TUNE, in nats per counted token; NaN where a loss is not finite."""
 
-    setting: dict[str, Any]
-    forget: float
-    """Added to the loss on the forget text."""
-    near: float
-    """Added to the loss on the near-retain corpus that lost most; 0 without one."""
-    far: float
-    """The same for far-retain corpora."""
-    forget_nll: float
-    """Loss on the forget text afterwards."""
+    setting: Setting
+    forget: MaybeNaN
+    """Nats added to the loss on the forget text."""
+    near: MaybeNaN
+    """Nats added to the loss on the near-retain corpus that lost most; 0 without one."""
+    far: MaybeNaN
+    """Nats added to the loss on the far-retain corpus that lost most."""
+    forget_nll: MaybeNaN
+    """Loss on the forget text after the edit."""
 
 
 def sweep(lm: HookedLM, task: Task, candidates: Sequence[Candidate]) -> list[Outcome]:
-    """The outcome of every candidate; each corpus runs to the hook once, whatever their number."""
+    """Measure every candidate on TUNE; each corpus runs to the hook once, whatever their number."""
     edits = [candidate.edit for candidate in candidates]
     tables = _tables(lm, task)
     n_runs = len(edits) * sum(lm.n_batches(table) for table in tables.values())
@@ -50,41 +54,41 @@ def sweep(lm: HookedLM, task: Task, candidates: Sequence[Candidate]) -> list[Out
     ]
 
 
-def _tables(lm: HookedLM, task: Task) -> Mapping[str, Any]:
+def _tables(lm: HookedLM, task: Task) -> Mapping[str, TokenTable]:
     return task.tables("tune", lm.cutter, ("forget", *SPARED))
 
 
-def outcome(task: Task, setting: dict[str, Any], effects: Mapping[str, EditLoss]) -> Outcome:
-    """From the effect on every corpus."""
+def outcome(task: Task, setting: Setting, effects: Mapping[str, EditLoss]) -> Outcome:
+    """Summarize the effects of one setting on every corpus, by source."""
     worst = {role: _highest([effects[s].nll_delta for s in task.sources(role)]) for role in SPARED}
     forget = effects[task.forget]
     return Outcome(setting, forget.nll_delta, worst["near"], worst["far"], forget.mean(forget.nll_edited))
 
 
 def _highest(values: Sequence[float]) -> float:
-    """0 of none; NaN if one is: `max` alone drops or keeps it by its place."""
+    """Return the highest value, 0 without one, NaN if any is NaN (`max` alone keeps or drops a NaN by its place)."""
     return math.nan if any(map(math.isnan, values)) else max(values, default=0.0)
 
 
-def outcome_row(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as it goes into a file; None for what is no number, which JSON does not have."""
-    values = asdict(outcome).items()
-    return {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values}
-
-
 def within_budgets(outcomes: Sequence[Outcome], near_budget: float, far_budget: float) -> list[int]:
-    """Places of the settings that cost no more than allowed; one whose losses are no numbers is never among them."""
+    """Return the places of the settings that cost no more than allowed; one with a loss that is not finite is never among them."""
     return [
         place for place, o in enumerate(outcomes) if o.near <= near_budget and o.far <= far_budget and math.isfinite(o.forget)
     ]
 
 
 def most_forgetting(outcomes: Sequence[Outcome], places: Sequence[int], max_nll: float) -> int | None:
-    """The setting that forgets most without a loss above `max_nll` (guessing every token alike; beyond is damage); None without one."""
+    """Return the place of the setting that forgets most without a forget loss above `max_nll`; None without one.
+
+    Args:
+        outcomes: all settings.
+        places: the settings to choose from.
+        max_nll: loss of guessing every token alike, in nats; a higher one is damage.
+    """
     sane = [place for place in places if outcomes[place].forget_nll <= max_nll]
     return max(sane, key=lambda place: outcomes[place].forget, default=None)
 
 
 def nearest_to(outcomes: Sequence[Outcome], places: Sequence[int], goal: float) -> int | None:
-    """The setting whose forgetting is nearest to a goal, such as that of a model that never saw the text."""
+    """Return the place of the setting whose forgetting is nearest to a goal, such as that of a model that never saw the text."""
     return min(places, key=lambda place: abs(outcomes[place].forget - goal), default=None)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from filled import filled
 
 from mtsae_lens.commands.unlearn_report import effects_table, measures_table, quality_table
+from mtsae_lens.unlearning.results import EditResult
 
 
 def row(role: str, start: float) -> dict[str, Any]:
@@ -19,7 +21,7 @@ def row(role: str, start: float) -> dict[str, Any]:
 
 
 @pytest.fixture
-def measured() -> dict[str, Any]:
+def content() -> dict[str, Any]:
     corpora = {"kjv": row("forget", 1.0), "sotu": row("far", 2.0)}
     return {
         "corpora": corpora,
@@ -44,7 +46,12 @@ def measured() -> dict[str, Any]:
     }
 
 
-def test_effects(measured: dict[str, Any]) -> None:
+@pytest.fixture
+def measured(content: dict[str, Any]) -> EditResult:
+    return filled(EditResult, content)
+
+
+def test_effects(content: dict[str, Any], measured: EditResult) -> None:
     table = effects_table(measured)
     forget, far = (dict(zip(table.header, cells, strict=True)) for cells in table.rows)
     assert forget == {
@@ -69,16 +76,16 @@ def test_effects(measured: dict[str, Any]) -> None:
         "+1.510",
         "+5.000",
     )
-    for corpus in measured["corpora"].values():
+    for corpus in content["corpora"].values():
         del corpus["nll_reference"]
-    assert "reference" not in effects_table(measured).header
+    assert "reference" not in effects_table(filled(EditResult, content)).header
 
 
-def test_measures(measured: dict[str, Any]) -> None:
+def test_measures(measured: EditResult) -> None:
     assert list(measures_table(measured).rows[0])[:7] == ["kjv", "forget", "1.7 -> 1.8", "1.900", "2.000", "2.100", "2.200"]
 
 
-def test_quality(measured: dict[str, Any]) -> None:
+def test_quality(measured: EditResult) -> None:
     table = quality_table(measured)
     assert {str(cells[0]): (cells[2], cells[3]) for cells in table.rows} == {
         "nats added to the forget text, output bias refitted": ("0", "+0.610"),

@@ -16,7 +16,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.vocabularies import check_reads, check_reference, token_texts
 from mtsae_lens.errors import ModelError
 from mtsae_lens.experiments.benchmark.arms import BenchmarkTask
-from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.unlearning.task import Corpus
 
 TEXT = "In the beginning, 1776: def f(x): return x. And the earth was without form, and void. "
@@ -123,10 +123,10 @@ def test_a_reference_with_more_logits_is_refused(save: Callable[..., str], tmp_p
 
 def test_the_benchmark_checks_its_reference(lm: Any, save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A reference with another tokenizer has a loss on the same numbers, and it means nothing."""
-    monkeypatch.setattr(Subject, "lm", property(lambda _: replace(lm)))
+    monkeypatch.setattr(BenchmarkSetup, "lm", property(lambda _: replace(lm)))
     corpora = (Corpus("kjv", "forget"), Corpus("sotu", "far"))
     task = BenchmarkTask("own", corpora, "kjv", ("sotu",))
-    subject = Subject(task, 4, "unused", save("stranger", 4096, 280, **ENDS), Path("unused"))
+    subject = BenchmarkSetup(task, 4, "unused", save("stranger", 4096, 280, **ENDS), Path("unused"))
     with pytest.raises(ModelError, match="stranger has another tokenizer"):
         _ = subject.reference
 

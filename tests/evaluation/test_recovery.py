@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sae_lens import TopKSAE, TopKSAEConfig
 
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.evaluation.recovery import PlantedSplits, best_threshold, f1_score, linear_oracle, match_features, recover
 
 EASY = PlantedConfig(
@@ -86,7 +87,7 @@ def test_a_random_sae_is_far_from_the_truth(easy: PlantedSplits) -> None:
 
 
 def test_too_few_features_cannot_be_matched(easy: PlantedSplits) -> None:
-    with pytest.raises(ValueError, match="19 features cannot be matched one to one to 20"):
+    with pytest.raises(ConfigError, match=r"expected an SAE with at least 20 features.*got 19; train a wider SAE"):
         recover(sae_of(easy.features.dictionary.feature_vectors[:19], k=2), easy)
 
 

@@ -77,7 +77,7 @@ def test_typed_again_it_trains_and_explores_nothing_anew(
     def fail(*arguments: Any, **options: Any) -> None:
         raise AssertionError("this was done before")
 
-    monkeypatch.setattr(SequenceSAETrainer, "_train_step", fail)
+    monkeypatch.setattr(SequenceSAETrainer, "step", fail)
     monkeypatch.setattr(explore, "_look_through", fail)
     for name in ("unlearn", "evaluate_fidelity"):
         monkeypatch.setattr(module, name, fail)
@@ -90,7 +90,7 @@ def test_stopped_it_says_what_to_type_and_goes_on_from_there(
 ) -> None:
     """A signal in the training, then one in the unlearning: what was done is not done again, and the numbers are the same."""
     settings = settings.model_copy(update={"out": tmp_path})
-    original_step, original_unlearn = SequenceSAETrainer._train_step, module.unlearn
+    original_step, original_unlearn = SequenceSAETrainer.step, module.unlearn
     trained: list[int] = []
 
     def step(self: SequenceSAETrainer, *arguments: Any) -> Any:
@@ -103,7 +103,7 @@ def test_stopped_it_says_what_to_type_and_goes_on_from_there(
         signal.raise_signal(signal.SIGINT)
         return original_unlearn(*arguments)
 
-    monkeypatch.setattr(SequenceSAETrainer, "_train_step", step)
+    monkeypatch.setattr(SequenceSAETrainer, "step", step)
     for number in (signal.SIGTERM, signal.SIGINT):
         with monkeypatch.context() as patch:
             patch.setattr(module, "unlearn", stopped)

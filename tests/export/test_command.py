@@ -12,12 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mtsae_lens.commands.export_comparison import at_hook, mean_kl
+from mtsae_lens.commands.export_comparison import mean_kl
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.unlearning.measures.effects import edited_logits
 
 GATE = RunningEvidenceGate(torch.arange(16), torch.ones(16), decay=0.9, threshold=2.0)
 EDIT = FeatureEdit((0, 1, 2, 3, 4, 5), 1.0, GATE)
@@ -106,7 +107,7 @@ def test_the_kl_of_a_model_from_itself_is_zero_and_counts_what_is_counted(lm: An
     tokens = torch.randint(1, 4096, (5, 16), generator=torch.Generator().manual_seed(0))
     counted = torch.zeros_like(tokens, dtype=torch.bool)
     counted[:, 9] = True
-    edited, clean = at_hook(lm, EDIT), at_hook(lm, FeatureEdit(()))
+    edited, clean = edited_logits(lm, EDIT), edited_logits(lm, FeatureEdit(()))
     everywhere = TokenTable("t", tokens, tuple("abcde"))
     assert mean_kl(lm, everywhere, edited, edited) == 0
     with torch.no_grad():
@@ -142,7 +143,10 @@ def test_a_family_that_cannot_be_exported_is_refused_before_its_weights_are_read
     (folder / "model.safetensors").write_bytes(b"broken")
     for prefix in ("", "bridge:"):
         outcome = export("hooked", "--model", f"{prefix}{folder}")
-        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; needed gpt_neox" in outcome.error) == (2, True)
+        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; expected gpt_neox" in outcome.error) == (
+            2,
+            True,
+        )
 
 
 def test_what_cannot_be_written_is_one_line(

@@ -45,6 +45,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("neox", "blocks.1.hook_resid_pre", "mtsae", {"learn_dilations": True, "max_lag": 20}, "features"),
     ("neox", "blocks.1.hook_resid_post", "mtsae", {"scale_norm": "layer_norm"}, "features_running"),
     ("neox", "blocks.0.hook_resid_pre", "mtsae", RELU, "features"),
+    ("neox", "blocks.0.hook_resid_pre", "mtsae", {"activation": "jumprelu"}, "features"),
     ("neox", "blocks.0.hook_resid_post", "standard", {}, "features_running"),
     ("neox", "blocks.0.hook_resid_post", "topk", {}, "features"),
     ("neox", "blocks.0.hook_resid_post", "jumprelu", {}, "features"),
@@ -249,7 +250,7 @@ def test_a_hook_of_another_sae_is_refused(exported: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "edit", "message"),
     [
-        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "needed an SAE at blocks"),
+        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "expected an SAE at blocks"),
         ({"padding": "circular"}, EDITS["features"], "reads later positions"),
         ({}, FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)), "SequenceRateGate cannot be exported"),
         ({"kind": "standard", "normalize_activations": "layer_norm"}, EDITS["features"], "normalize_activations='layer_norm'"),

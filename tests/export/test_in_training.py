@@ -18,7 +18,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.export.base_models import open_base
 from mtsae_lens.export.hooked import export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
-from mtsae_lens.export.persistent import as_projection, project_weights
+from mtsae_lens.export.persistent import project_weights
 from mtsae_lens.export.standalone import EditedLayer, EditState, attach, load_edited
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
@@ -169,7 +169,7 @@ def test_padded_batches_of_changed_weights(
     lm = HookedLM(load_language_model(folder), lm.splice, lm.cutter)
     base = open_base(folder)
     if form == "projected":
-        project_weights(base, as_projection(FeatureEdit((1, 2, 3)), lm.splice), lm.splice.hook_name)
+        project_weights(base, FeatureEdit((1, 2, 3)).as_projection(lm.sae), lm.splice.hook_name)
     else:
         table = TokenTable("t", tokens, ("a", "b", "c"))
         with torch.enable_grad():

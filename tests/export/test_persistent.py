@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.base_models import open_base
-from mtsae_lens.export.persistent import as_projection, project_weights
+from mtsae_lens.export.persistent import project_weights
 from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import FeatureActiveGate
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -102,28 +102,28 @@ def test_a_folder_gives_the_logits_of_the_model_that_was_changed(
 def test_of_features_their_decoder_rows_are_projected_out(make_lm: Callable[..., HookedLM]) -> None:
     splice = make_lm().splice
     for edit in (FeatureEdit((3, 5), 2.0, FeatureActiveGate(torch.tensor([1]))), FeatureClamp((3, 5), (1.0, 1.0))):
-        twin = as_projection(edit, splice)
+        twin = edit.as_projection(splice.sae)
         assert (len(twin.basis), twin.multiplier, twin.gate.causal) == (2, 0.0, True)
         rows = splice.sae.W_dec[[3, 5]].detach()
         torch.testing.assert_close(rows @ twin.basis.T @ twin.basis, rows)
     gated = DirectionEdit(BASIS, torch.ones(32), 0.5, FeatureActiveGate(torch.tensor([1])))
-    twin = as_projection(gated, splice)
+    twin = gated.as_projection(splice.sae)
     assert not isinstance(twin.gate, FeatureActiveGate)
     assert (twin.multiplier, twin.basis is BASIS) == (0.5, True)
     with pytest.raises(ModelError, match="no directions to project out"):
-        as_projection(FeatureEdit(()), splice)
+        FeatureEdit(()).as_projection(splice.sae)
 
 
 def test_another_hook_or_family_is_refused(model_dirs: dict[str, str], tmp_path: Path) -> None:
     base = open_base(model_dirs["neox"])
-    with pytest.raises(ModelError, match="needed an SAE at blocks"):
+    with pytest.raises(ModelError, match="expected an SAE at blocks"):
         project_weights(base, EDITS["centred"], "blocks.0.hook_mlp_out")
     from transformers import OPTConfig, OPTForCausalLM
 
     sizes = {"vocab_size": 32, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "ffn_dim": 8}
     OPTForCausalLM(OPTConfig(**sizes, word_embed_proj_dim=8)).save_pretrained(tmp_path)
     base.tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(ModelError, match=r"type 'opt' cannot be exported; needed gpt_neox, llama"):
+    with pytest.raises(ModelError, match=r"type 'opt' cannot be exported; expected gpt_neox, llama"):
         open_base(str(tmp_path))
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(ModelError, match="cannot be opened"):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from faults.findings import Finding, attempt
 from faults.runner import Family
@@ -17,6 +16,7 @@ from faults.workplace import CONTEXT, Workplace
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.opening import load_sae
 from mtsae_lens.training.fit import fit
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 _SECONDS = 20.0
 _N, _D_IN = 8, 8

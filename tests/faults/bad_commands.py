@@ -7,8 +7,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from faults.findings import Finding, of_command, shorten
 from faults.forks import Child
 from faults.junk import value, yaml_text
@@ -39,14 +37,8 @@ def _base(verb: str, workplace: Workplace) -> list[str]:
 @cache
 def _options(verb: str) -> list[tuple[str, bool]]:
     """Options of a verb, and whether each takes a value."""
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
-    options = [parameter for parameter in command.params if hasattr(parameter, "is_flag")]
-    return [
-        (name, not option.is_flag)
-        for option in options
-        for name in (*option.opts, *option.secondary_opts)
-        if name.startswith("--")
-    ]
+    options = app[verb].assemble_argument_collection()
+    return [(name, not option.is_flag()) for option in options for name in option.names if name.startswith("--")]
 
 
 def _word(rng: random.Random, workplace: Workplace) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from faults.findings import Finding, attempt, shorten
 from faults.junk import value, yaml_text
@@ -19,9 +18,10 @@ from faults.workplace import Workplace
 from mtsae_lens.commands.explore import ExploreSettings
 from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.data.planted import PlantedFeatures
-from mtsae_lens.experiments.planted.run import PlantedCommandSettings
+from mtsae_lens.experiments.planted.run import PlantedCommandSettings, trial_settings
 from mtsae_lens.settings import Settings, parse_assignments
 from mtsae_lens.training.recipe import TrainSettings, runner_config
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 _SECONDS = 5.0
 _D_IN = 128
@@ -29,7 +29,7 @@ _FURTHER: dict[type[Settings], Callable[[Any], object]] = {
     TrainSettings: lambda settings: runner_config(settings, _D_IN),
     ExploreSettings: lambda settings: settings.plan,
     UnlearnSettings: lambda settings: (settings.task(), settings.protocol()),
-    PlantedCommandSettings: lambda settings: _plant(settings.trials().planted),
+    PlantedCommandSettings: lambda settings: _plant(trial_settings(settings).planted),
 }
 """What a command makes of its settings before it begins to work."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -167,6 +168,8 @@ def prepare_process() -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would be missing after a fork
     torch.set_num_threads(1)
+    for name in ("train", "evaluate", "explore", "unlearn", "generate", "export", "upload", "neuronpedia"):
+        importlib.import_module(f"mtsae_lens.commands.{name}")
     _keep_loaded(load_language_model)
 
 

@@ -82,8 +82,8 @@ def test_from_training_to_export(
             batch_size=4,
         )
     )
-    assert measured["identity_error"] == 0
-    assert measured["corpora"][sea]["nll_reference"] == pytest.approx(measured["corpora"][sea]["nll_clean"], abs=1e-6)
+    assert measured.identity_error == 0
+    assert measured.corpora[sea].nll_reference == pytest.approx(measured.corpora[sea].nll_clean, abs=1e-6)
     edit = tmp_path / "unlearn" / "edit.json"
     assert all(run_generate(GenerateSettings(sae=sae, edit=edit, prompt="the ship", max_new_tokens=4)))
     if prefix:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -247,7 +248,11 @@ def test_run_with_cache_with_saes(model: HookedSAETransformer, tokens: Tensor) -
     assert_close(cache[f"{RESIDUAL}.hook_sae_output"], sae(h))
 
 
-def test_generation_needs_the_whole_context(model: HookedSAETransformer, tokens: Tensor) -> None:
+def test_generation_needs_the_whole_context(
+    model: HookedSAETransformer, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_padding = SimpleNamespace(bos_token_id=-2, eos_token_id=None, pad_token_id=-1, padding_side="left")
+    monkeypatch.setattr(model, "tokenizer", no_padding)  # without a tokenizer older versions refuse to generate
     model.add_sae(random_sae())
     generate = {"max_new_tokens": 3, "do_sample": False, "stop_at_eos": False, "verbose": False, "return_type": "tokens"}
     try:

@@ -31,7 +31,7 @@ def test_the_gain_is_the_one_by_which_other_scales_are_multiplied(gain: float) -
     torch.testing.assert_close(z, said[:, None] * ungained)
 
 
-@pytest.mark.parametrize("activation", ["topk", "relu"])
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu"])
 def test_the_activation_is_named(activation: str) -> None:
     assert f"e    = {activation}(" in write_sae_card(an_sae(activation=activation), "me/mine", "x")
 

@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 
 import plotly.graph_objects as go
 import pytest
 
+from mtsae_lens.records import Interval
 from mtsae_lens.reporting.benchmark_figures import cost_curves
 from mtsae_lens.reporting.figures import LEAST_COST, effect_bars, sweep_scatter
 from mtsae_lens.reporting.planted_figures import recovery_bars, strength_curves
 
 
 @dataclass(frozen=True)
-class Estimate:
-    mean: float
-    low: float
-    high: float
+class Point:
+    forget: Interval
+    near: Interval
+    far: Interval
 
 
 @dataclass(frozen=True)
-class Point:
-    forget: Estimate
-    near: Estimate
-    far: Estimate
+class Tried:
+    forget: float
+    near: float
+    far: float
+    setting: dict[str, int] = field(default_factory=dict)
 
 
 def interval(trace: go.Bar | go.Scatter, axis: str = "y") -> list[tuple[float, float, float]]:
@@ -33,8 +36,8 @@ def interval(trace: go.Bar | go.Scatter, axis: str = "y") -> list[tuple[float, f
 
 
 def test_effects_have_the_interval_that_they_came_with() -> None:
-    documents = {"a": {"nll_delta": 1.0, "nll_delta_low": 0.8, "nll_delta_high": 1.5}}
-    draws = {"a": {"nll_delta": 0.2, "nll_delta_min": -0.1, "nll_delta_max": 0.3}}
+    documents = {"a": Interval(1.0, 0.8, 1.5)}
+    draws = {"a": Interval(0.2, -0.1, 0.3)}
     edit, random = effect_bars({"edit": documents, "random": draws}).data
     assert (edit.name, interval(edit)) == ("edit", [pytest.approx((0.8, 1.0, 1.5))])
     assert (random.name, interval(random)) == ("random", [pytest.approx((-0.1, 0.2, 0.3))])
@@ -42,10 +45,7 @@ def test_effects_have_the_interval_that_they_came_with() -> None:
 
 def test_text_to_keep_has_a_scale_of_its_own() -> None:
     """Else the price, a thousandth of what is forgotten, cannot be seen."""
-    rows = {
-        name: {"nll_delta": value, "nll_delta_low": value, "nll_delta_high": value}
-        for name, value in (("a", 1.0), ("b", 0.001))
-    }
+    rows = {name: Interval(value, value, value) for name, value in (("a", 1.0), ("b", 0.001))}
     figure = effect_bars({"edit": rows, "random": rows}, ["a"])
     assert [(bar.name, bar.x, bar.y, bar.yaxis) for bar in figure.data] == [
         ("edit", ("a",), (1.0,), "y"),
@@ -58,7 +58,7 @@ def test_text_to_keep_has_a_scale_of_its_own() -> None:
 
 
 def test_settings_that_cost_next_to_nothing_are_told_apart() -> None:
-    sweep = [{"forget": 1.0, "near": near, "far": None, "setting": {}} for near in (-0.01, 0.001, 0.1)]
+    sweep = [Tried(1.0, near, math.nan) for near in (-0.01, 0.001, 0.1)]
     figure = sweep_scatter(sweep, {"near": 0.3, "far": 0.4})
     assert figure.layout.xaxis.type == "log"
     assert [trace.x for trace in figure.data] == [(LEAST_COST, 0.001, 0.1), (None, None, None)]
@@ -66,7 +66,7 @@ def test_settings_that_cost_next_to_nothing_are_told_apart() -> None:
 
 
 def test_the_sweep_stands_by_cost_and_gain_with_its_budgets() -> None:
-    sweep = [{"forget": 1.0, "near": 0.1, "far": 0.2, "setting": {"n_features": 8}}]
+    sweep = [Tried(1.0, 0.1, 0.2, {"n_features": 8})]
     figure = sweep_scatter(sweep, {"near": 0.3, "far": 0.4})
     assert [(trace.x, trace.y) for trace in figure.data] == [((0.1,), (1.0,)), ((0.2,), (1.0,))]
     assert [line.x0 for line in figure.layout.shapes] == [0.3, 0.4]
@@ -74,7 +74,7 @@ def test_the_sweep_stands_by_cost_and_gain_with_its_budgets() -> None:
 
 @pytest.mark.parametrize("cost", ["near", "far"])
 def test_cost_curves(cost: str) -> None:
-    point = Point(Estimate(1.0, 0.5, 2.0), Estimate(0.1, 0.0, 0.3), Estimate(0.2, 0.15, 0.6))
+    point = Point(Interval(1.0, 0.5, 2.0), Interval(0.1, 0.0, 0.3), Interval(0.2, 0.15, 0.6))
     figure = cost_curves({"ours": [point]}, 1.5, cost)
     (curve,) = figure.data
     assert interval(curve) == [pytest.approx((0.5, 1.0, 2.0))]
@@ -84,9 +84,9 @@ def test_cost_curves(cost: str) -> None:
 
 
 def test_planted_figures() -> None:
-    found = {"ours": {"lag 4": Estimate(0.7, 0.6, 0.75)}}
+    found = {"ours": {"lag 4": Interval(0.7, 0.6, 0.75)}}
     bars, reference = recovery_bars(found, {"oracle": {"lag 4": 0.9}}, "F1").data
     assert interval(bars) == [pytest.approx((0.6, 0.7, 0.75))]
     assert (reference.x, reference.y) == (("lag 4",), (0.9,))
-    (curve,) = strength_curves({"ours": {0.5: Estimate(0.3, 0.1, 0.4)}}, "F1").data
+    (curve,) = strength_curves({"ours": {0.5: Interval(0.3, 0.1, 0.4)}}, "F1").data
     assert (curve.x, interval(curve)) == ((0.5,), [pytest.approx((0.1, 0.3, 0.4))])

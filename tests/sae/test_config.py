@@ -30,7 +30,7 @@ BOTH = [MTSAEConfig, MTTrainingSAEConfig]
         ({"kernel_size": 2, "padding": "circular"}, ["kernel_size", "odd", "2"]),
         ({"context_gain": 0.0}, ["context_gain", "positive", "0.0"]),
         ({"context_gain": -1.0}, ["context_gain", "positive", "-1.0"]),
-        ({"k": 0}, ["k ", "between 1 and", "0"]),
+        ({"k": 0}, ["k ", "between 1 and d_sae (64)", "0"]),
         ({"k": 65}, ["k ", "d_sae (64)", "65"]),
         ({"kernel_size": 1}, ["kernel_size=1", "(0, 1, 2, 4, 8)", "one dilation"]),
         ({"context_size": 1}, ["context_size", "2", "1"]),
@@ -121,7 +121,7 @@ def test_paper() -> None:
         "tap_init": "conv",
         "context_gain": 1.0,
         "normalize_decoder": True,
-        "skip_first_position": False,
+        "skip_first_position": True,  # position 0 is masked in training too
     }
     assert {name: getattr(cfg, name) for name in expected} == expected
     assert MTTrainingSAEConfig.paper(8, 64, padding="causal", dtype="float64").padding == "causal"

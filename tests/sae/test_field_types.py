@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 from mtsae_lens import MTSAEConfig
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
+from mtsae_lens.upstream import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
 CLASSES = {name: pair[1] for registry in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY) for name, pair in registry.items()}
 WRONG = [math.nan, math.inf, -math.inf, 10**40, object(), {"a": object()}, [["x"]], b"x", {1, 2}, "5x"]

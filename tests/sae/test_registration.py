@@ -11,7 +11,8 @@ from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY, g
 from sae_lens.saes.sae import TrainingSAE
 
 import mtsae_lens
-from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig, register
+from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
+from mtsae_lens.sae.registration import register
 
 REGISTRIES = [
     (SAE_CLASS_REGISTRY, (MTSAE, MTSAEConfig), (StandardSAE, StandardSAEConfig)),

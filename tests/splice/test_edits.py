@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Reading, orthonormal_rows
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, SAEState, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice, open_positions
@@ -220,17 +220,17 @@ def test_the_delta_is_that_of_decoding() -> None:
     for name in ("features", "fires", "any_fires", "everywhere"):
         edit: Any = strong_edits(8, 16)[name]
         expected = (edit.apply(acts) - acts) @ splice.sae.W_dec  # the bias of the decoder cancels
-        torch.testing.assert_close(edit.delta(splice.reading(h, acts)), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(edit.delta(splice.sae_state(h, acts)), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_reading_of_some_rows() -> None:
+def test_a_state_of_some_rows() -> None:
     splice, h = random_splice(), activations()
-    reading = splice.reading(h, splice.feature_acts(h))
+    state = splice.sae_state(h, splice.feature_acts(h))
     kept = torch.tensor([True, False, True])
-    some = reading.rows(kept)
-    assert isinstance(some, Reading)
-    torch.testing.assert_close(some.sae_out, reading.sae_out[kept])
-    assert reading.rows(torch.ones(3, dtype=torch.bool)) is reading
+    some = state.rows(kept)
+    assert isinstance(some, SAEState)
+    torch.testing.assert_close(some.sae_out, state.sae_out[kept])
+    assert state.rows(torch.ones(3, dtype=torch.bool)) is state
 
 
 @pytest.mark.parametrize("name", strong_edits(8, 16))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
+from mtsae_lens.unlearning.measures.effects import edited_logits
 
 METHODS = ("masked", "left_padding", "attention_options", "activations", "sae_input", "feature_acts", "generate")
 
@@ -96,3 +100,43 @@ def test_left_padding(lm: HookedLM, bos: bool, prompt: list[int], padding: list[
     assert found.int().tolist() == [padding]
     first = sum(padding)
     assert lm.masked(torch.tensor([prompt]))[0, : first + 1].all()
+
+
+@pytest.fixture(scope="module", params=["", "bridge:"], ids=["hooked", "bridge"])
+def opened(request: pytest.FixtureRequest, tiny_sae_dir: Path, tiny_model_dir: Path) -> HookedLM:
+    lm = open_sae(tiny_sae_dir, model=f"{request.param}{tiny_model_dir}")[0]
+    lm.sae.cfg.metadata.hook_name = "blocks.0.hook_mlp_in"  # the model has it and, with its default settings, does not run it
+    return lm
+
+
+def _run_with_edit(lm: HookedLM, tokens: torch.Tensor) -> None:
+    with lm.splice.attached(lm.model, FeatureEdit((1,)), lm.masked(tokens)):
+        lm.model(tokens, prepend_bos=False)
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda lm, tokens: lm.activations(tokens),
+        lambda lm, tokens: lm.feature_acts(tokens),
+        lambda lm, tokens: lm.logits_from(tokens, torch.zeros(*tokens.shape, 32)),
+        lambda lm, tokens: lm.generate(tokens, FeatureEdit((1,)), max_new_tokens=2),
+        _run_with_edit,
+    ],
+    ids=["activations", "feature_acts", "logits_from", "generate", "attached"],
+)
+def test_a_hook_that_never_runs_is_an_error(use: Any, opened: HookedLM) -> None:
+    """A bridge is refused before it is run, a `HookedTransformer` after it has run without the hook."""
+    with pytest.raises(ModelError, match=r"not run blocks\.0\.hook_mlp_in|blocks\.0\.hook_mlp_in but does not run it"):
+        use(HookedLM(opened.model, Splice(opened.sae), opened.cutter), torch.tensor([[0, 11, 12, 13]]))
+
+
+def test_an_edit_is_attached_for_a_block(lm: HookedLM) -> None:
+    tokens = torch.tensor([[0, 11, 12, 13]])
+    edit = FeatureEdit(tuple(range(lm.sae.cfg.d_sae)), 2.0)
+    clean = lm.model(tokens, prepend_bos=False)
+    with lm.splice.attached(lm.model, edit, lm.masked(tokens)):
+        edited = lm.model(tokens, prepend_bos=False)
+    torch.testing.assert_close(edited, edited_logits(lm, edit)(tokens))
+    assert not torch.allclose(edited, clean, atol=1e-3)
+    assert torch.equal(lm.model(tokens, prepend_bos=False), clean)

@@ -28,10 +28,9 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
-from mtsae_lens.unlearning.attacks import hooked_logits
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.losses import context_nll
-from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits, max_identity_error, measure_edits, measure_model
 
 LENGTHS = (11, 6, 3)
 EDIT = FeatureEdit(tuple(range(48)), 3.0, RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=4.0))
@@ -170,7 +169,7 @@ def test_other_measures(lm_of: Callable[..., HookedLM], kind: str) -> None:
     shares = [attribution(lm, table(prompt)) * n for prompt, n in zip(alone, n_tokens, strict=True)]
     assert_close(attribution(lm, table(tokens)), torch.stack(shares).sum(0) / n_tokens.sum(), atol=1e-5, rtol=1e-3)
     assert max_identity_error(lm, table(tokens)) < 1e-4
-    for logits in (as_logits(lm.model, lm.cutter), hooked_logits(lm, lm.model, EDIT)):
+    for logits in (as_logits(lm.model, lm.cutter), edited_logits(lm, EDIT)):
         effect = measure_model(logits, lm.model, lm.cutter, table(tokens))
         for row, prompt in enumerate(alone):
             expected = measure_model(logits, lm.model, lm.cutter, table(prompt))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.errors import ConfigError, DataError, ModelError
@@ -98,6 +99,50 @@ def test_a_setting_that_is_not_carried_out_is_refused(name: str, value: Any, def
     setattr(cfg, name, value)
     with pytest.raises(ConfigError, match=f"^{name}=.* is not carried out by this runner; leave it at {default}$"):
         SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
+
+
+def test_position_0_is_masked_in_training_and_in_use(tiny_model: Any) -> None:
+    sizes = {"d_in": tiny_model.cfg.d_model, "d_sae": 32, "context_size": 16}
+    reads_it = config(tiny_model, sae=MTTrainingSAEConfig.paper(**sizes, skip_first_position=False))
+    with pytest.raises(ConfigError, match=r"skip_first_position=False is not carried out by this runner.*leave it at True"):
+        SequenceSAETrainingRunner(reads_it, override_model=tiny_model, override_dataset=TEXTS)
+    runner = SequenceSAETrainingRunner(
+        config(tiny_model, sae=MTTrainingSAEConfig.paper(**sizes)), override_model=tiny_model, override_dataset=TEXTS
+    )
+    _, block = next(runner.stream.blocks(0))
+    assert not block[:, 0].any()
+    sae = runner.run()
+    h = torch.randn(2, 16, tiny_model.cfg.d_model, generator=torch.Generator().manual_seed(0))
+    changed = torch.cat([2 * h[:, :1] + 1, h[:, 1:]], dim=1)
+    assert torch.equal(sae.encode(h), sae.encode(changed))
+
+
+def test_a_checkpoint_does_not_depend_on_the_settings_of_other_activations(tiny_model: Any) -> None:
+    """So a checkpoint made before such a setting existed can be resumed."""
+    found = {}
+    for activation in ("topk", "jumprelu"):
+        sae = MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, context_size=16, activation=activation)
+        runner = SequenceSAETrainingRunner(config(tiny_model, sae=sae), override_model=tiny_model, override_dataset=TEXTS)
+        found[activation] = set(runner._fingerprint())
+    assert {"sae.k", "sae.aux_loss_coefficient"} == found["topk"] - found["jumprelu"]
+    assert {"sae.l0_coefficient", "sae.jumprelu_bandwidth"} < found["jumprelu"] - found["topk"]
+
+
+@pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
+def test_an_activation_with_thresholds_resumes_to_the_same_weights(activation: str, tiny_model: Any, tmp_path: Path) -> None:
+    def run(out: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:
+        sae = MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, context_size=16, activation=activation)
+        cfg = config(tiny_model, sae=sae, output_path=str(out), n_checkpoints=1)
+        return SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS).run(resume=resume).state_dict()
+
+    whole = run(tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_000000004")
+    resumed = run(tmp_path / "run", resume=True)
+    assert resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+    loaded = SAE.load_from_disk(tmp_path / "run")
+    assert loaded.cfg.activation == "jumprelu"
+    assert loaded.threshold.any()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 from torch.testing import assert_close
 
 from mtsae_lens.data.activations import ActivationReader
@@ -21,6 +20,7 @@ from mtsae_lens.training.fit import fit
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.start import RowStatistics, look_ahead, start_b_dec_
 from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 POS, D_IN = 16, 6
 SCHEDULE = {"n_steps": 6, "batch_size_tokens": 2 * POS, "lr": 0.0}  # a rate of 0: what is measured is the start

@@ -15,7 +15,7 @@ from mtsae_lens.data.facts import read_facts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import RunningEvidenceGate
-from mtsae_lens.unlearning.attacks import dilute, quantised, relearn
+from mtsae_lens.unlearning.attacks import dilute, quantize, relearn
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -136,7 +136,7 @@ def test_dilution_puts_filler_before_text_and_counts_the_text(
 
 
 def test_rounding_is_to_the_nearest_level_of_each_output_channel(tiny_model: Any) -> None:
-    rounded = dict(quantised(tiny_model, 4).named_parameters())
+    rounded = dict(quantize(tiny_model, 4).named_parameters())
     touched = set()
     for name, weight in tiny_model.named_parameters():
         kind = name.split(".")[-1].lstrip("_")
@@ -161,10 +161,10 @@ def test_rounding_is_to_the_nearest_level_of_each_output_channel(tiny_model: Any
 def test_more_bits_change_less_and_zero_weights_stay(tiny_model: Any) -> None:
     tokens = torch.arange(1, 21)[None]
     clean = tiny_model(tokens, prepend_bos=False)
-    errors = [(quantised(tiny_model, bits)(tokens, prepend_bos=False) - clean).abs().max().item() for bits in (4, 8, 16)]
+    errors = [(quantize(tiny_model, bits)(tokens, prepend_bos=False) - clean).abs().max().item() for bits in (4, 8, 16)]
     assert errors[0] > 5 * errors[1] > 25 * errors[2]
     empty = clone_model(tiny_model)
     empty.blocks[0].mlp.W_in.zero_()
-    assert not quantised(empty, 4).blocks[0].mlp.W_in.any()
+    assert not quantize(empty, 4).blocks[0].mlp.W_in.any()
     with pytest.raises(ConfigError, match="at least 2"):
-        quantised(tiny_model, 1)
+        quantize(tiny_model, 1)

@@ -14,7 +14,7 @@ import torch
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
-from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
+from mtsae_lens.unlearning.changes import Change, measure_further, pool_draws, summarize_documents, summarize_effect
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss
@@ -41,7 +41,7 @@ EFFECT = EditEffect(
 
 
 def test_the_numbers_of_an_effect_by_hand() -> None:
-    row = effect_row(EFFECT, seed=3)
+    row = summarize_effect(EFFECT, seed=3).to_json()
     low, high = delta_interval(column(7, 2), column(5, 4), 3)
     assert row == pytest.approx(
         {
@@ -67,7 +67,7 @@ def test_the_numbers_of_an_effect_by_hand() -> None:
 
 
 def test_a_loss_beyond_all_numbers_still_has_a_perplexity() -> None:
-    row = effect_row(replace(EFFECT, nll_edited=EFFECT.n_tokens * 1e4), seed=0)
+    row = summarize_effect(replace(EFFECT, nll_edited=EFFECT.n_tokens * 1e4), seed=0).to_json()
     json.dumps(row, allow_nan=False)
     assert row["perplexity_edited"] == math.exp(700)
 
@@ -76,7 +76,7 @@ def test_documents_are_added_up_in_order_and_those_without_a_token_left_out() ->
     keys = ("document", "n_tokens", "nll_clean", "nll_edited", "kl", "top1_agreement", "exact_memorisation", "n_contexts")
     expected = [("b", 5, 10 / 5, 17 / 5, 2.5 / 5, 2 / 5, 2 / 5, 2), ("a", 4, 8 / 4, 10 / 4, 2 / 4, 1.0, 1 / 4, 1)]
     recalled = {"b": 1 / 2, "a": 0.0}
-    rows = document_rows(EFFECT)
+    rows = [document.to_json() for document in summarize_documents(EFFECT)]
     assert [row["document"] for row in rows] == ["b", "a"]
     for row, values in zip(rows, expected, strict=True):
         assert row == pytest.approx(dict(zip(keys, values, strict=True)) | {"exact_recall": recalled[row["document"]]})
@@ -86,7 +86,7 @@ def test_draws_are_pooled_by_hand() -> None:
     n_tokens, clean = column(2, 6), column(8, 8)
     draws = [EditLoss("c", ("a", "b"), 1.0, n_tokens, clean, clean + column(*added)) for added in ((0, 4), (8, 8), (-4, 0))]
     expected = {"nll_clean": 2.0, "nll_edited": 2.0 + 2 / 3, "nll_delta": 2 / 3, "nll_delta_min": -0.5, "nll_delta_max": 2.0}
-    assert pooled(draws) == pytest.approx(expected | {"n_draws": 3, "n_tokens": 8})
+    assert pool_draws(draws).to_json() == pytest.approx(expected | {"n_draws": 3, "n_tokens": 8})
 
 
 @pytest.fixture
@@ -135,7 +135,7 @@ def test_further_measures_of_an_edit_read_the_forget_text_of_tune_and_the_rest_o
     read = set()
     original = Task.table
     monkeypatch.setattr(Task, "table", lambda self, s, split, c: read.add((s, split)) or original(self, s, split, c))
-    found = further_measures(lm, task, Change(gated(lm)), tiny_model, seed=1)
+    found = measure_further(lm, task, Change(gated(lm)), tiny_model, seed=1).to_json()
     assert set(found) == {"calibrated_nll_delta", "gate", "reference", "generation", "samples"}
     json.dumps(found, allow_nan=False)
     assert read == {(task.forget, "tune"), *((source, "test") for source in task.sources("forget", "near", "far"))}
@@ -149,7 +149,7 @@ def test_further_measures_of_an_edit_read_the_forget_text_of_tune_and_the_rest_o
 
 
 def test_what_further_measures_there_are_depends_on_the_change(lm: Any, task: Task) -> None:
-    of_weights = further_measures(lm, task, Change(weights=lm.model), None, seed=0)
+    of_weights = measure_further(lm, task, Change(weights=lm.model), None, seed=0).to_json()
     assert set(of_weights) == {"calibrated_nll_delta", "generation", "samples"}
     assert of_weights["calibrated_nll_delta"] == pytest.approx(0.0, abs=1e-3)
     for health in of_weights["generation"].values():
@@ -157,23 +157,23 @@ def test_what_further_measures_there_are_depends_on_the_change(lm: Any, task: Ta
     other = clone_model(lm.model)
     with torch.no_grad():
         other.unembed.W_U.neg_()
-    changed = further_measures(lm, task, Change(weights=other), None, seed=0)["samples"][task.forget]
+    changed = measure_further(lm, task, Change(weights=other), None, seed=0).to_json()["samples"][task.forget]
     assert all(sample["edited"] != sample["clean"] for sample in changed)  # it is the changed model that writes
     not_causal = FeatureEdit((1, 2), 1.0, SequenceRateGate(torch.arange(4), 0.5))
-    without_text = further_measures(lm, task, Change(not_causal), None, seed=0)
+    without_text = measure_further(lm, task, Change(not_causal), None, seed=0).to_json()
     assert without_text["generation"] == without_text["samples"] == {}
 
 
 def test_of_questions_truth_ratios_are_compared_with_the_reference(lm: Any, text_file: Path, tiny_model: Any) -> None:
     task = Task((Corpus("facts:forget:known", "forget"), Corpus(str(text_file), "far")), 1)
-    found = further_measures(lm, task, Change(gated(lm)), tiny_model, seed=0)
+    found = measure_further(lm, task, Change(gated(lm)), tiny_model, seed=0).to_json()
     json.dumps(found, allow_nan=False)
     assert "truth_ratio" in found
-    assert "truth_ratio" not in further_measures(lm, task, Change(gated(lm)), None, seed=0)
+    assert "truth_ratio" not in measure_further(lm, task, Change(gated(lm)), None, seed=0).to_json()
 
 
 def test_texts_are_continued_from_so_many_contexts_of_test(lm: Any, task: Task) -> None:
-    shown = further_measures(lm, task, Change(weights=lm.model), None, seed=0)["samples"]
+    shown = measure_further(lm, task, Change(weights=lm.model), None, seed=0).to_json()["samples"]
     table = read_tokens(task.forget, "test", lm.cutter, 6)
     texts = [lm.cutter.tokenizer.decode(row[1:].tolist()) for row in table.tokens]
     for sample in shown[task.forget]:
@@ -184,9 +184,9 @@ def test_prompts_of_packed_notes_end_before_their_separators(lm: Any, text_file:
     path = tmp_path / "notes.jsonl"
     path.write_text("".join(json.dumps({"text": f"Note {i}: the mast."}) + "\n" for i in range(400)))
     task = Task((Corpus(str(path), "forget"), Corpus(str(text_file), "far")), 6)
-    found = further_measures(lm, task, Change(gated(lm)), None, seed=0)
+    found = measure_further(lm, task, Change(gated(lm)), None, seed=0).to_json()
     assert found["generation"][str(path)]["clean"]["n_texts"] >= 3
     (effect,) = measure_edits(lm, task.table(str(path), "test", lm.cutter), [gated(lm)])
-    row = effect_row(effect, seed=0)
+    row = summarize_effect(effect, seed=0).to_json()
     assert row["n_documents"] > row["n_tokens"] / 12  # notes of at most 12 tokens, each a document of its own
-    assert len(document_rows(effect)) == row["n_documents"]
+    assert len(summarize_documents(effect)) == row["n_documents"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, Reading
+from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, SAEState
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate
 from mtsae_lens.unlearning.candidates import Grid, feature_candidates, gather_evidence
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
@@ -67,13 +67,13 @@ def test_a_projection_leaves_nothing_of_the_features_directions(
 ) -> None:
     make = EDIT_KINDS["project"].prepare(evidence)
     sae_in = lm.sae_input(evidence.forget.tokens[:2])
-    reading = Reading(lm.sae, sae_in, lm.feature_acts(evidence.forget.tokens[:2]))
+    state = SAEState(lm.sae, sae_in, lm.feature_acts(evidence.forget.tokens[:2]))
     rows = lm.sae.W_dec[features].detach()
     edit = make(features, multiplier=0.0, gate=AlwaysOpen())
     assert isinstance(edit, DirectionEdit)
-    torch.testing.assert_close((sae_in + edit.delta(reading) - edit.center) @ rows.T, torch.zeros(2, 32, 3), atol=1e-4, rtol=0)
+    torch.testing.assert_close((sae_in + edit.delta(state) - edit.center) @ rows.T, torch.zeros(2, 32, 3), atol=1e-4, rtol=0)
     beyond = make(features, multiplier=1.0, gate=AlwaysOpen())
-    torch.testing.assert_close(beyond.delta(reading), 2 * edit.delta(reading))
+    torch.testing.assert_close(beyond.delta(state), 2 * edit.delta(state))
 
 
 @pytest.mark.parametrize("kind", EDIT_KINDS)

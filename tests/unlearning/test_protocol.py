@@ -20,9 +20,9 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
-from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.effects import measure_edits
-from mtsae_lens.unlearning.protocol import UnlearningSettings, checked_identity, choose, measure_on_test, random_twins
+from mtsae_lens.unlearning.protocol import UnlearningSettings, check_identity, choose, matched_random_edits, measure_on_test
+from mtsae_lens.unlearning.results import FurtherMeasures
 from mtsae_lens.unlearning.sweep import Outcome
 from mtsae_lens.unlearning.task import Corpus, Task
 
@@ -166,12 +166,14 @@ def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
     assert max(sizes) <= 32  # no more than there are
     gate = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 8.0)
     chosen = replace(chosen, candidate=candidate_of(FeatureEdit(tuple(range(12)), 2.0, gate)))
-    measured = measure_on_test(lm, task, SETTINGS, chosen, tiny_model)
+    result = measure_on_test(lm, task, SETTINGS, chosen, tiny_model)
+    measured = result.to_json()
+    assert type(result).from_json(json.loads(json.dumps(measured))) == result
     json.dumps(measured, allow_nan=False)
     sources = [corpus.source for corpus in task.corpora]
     assert list(measured["corpora"]) == list(measured["random_control"]) == list(measured["documents"]) == sources
     assert list(measured["ladder"]) == ["zero", "clamp", "gated_clamp"]
-    ladder = {
+    baselines = {
         "zero": replace(chosen.edit, multiplier=0.0, gate=AlwaysOpen()),
         "clamp": replace(chosen.edit, gate=AlwaysOpen()),
         "gated_clamp": chosen.edit,
@@ -182,13 +184,15 @@ def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
         assert edit["nll_delta"] == pytest.approx(edit["nll_edited"] - edit["nll_clean"], abs=1e-6)
         assert edit["nll_delta_low"] <= edit["nll_delta"] <= edit["nll_delta_high"]
         assert edit["nll_reference"] == pytest.approx(edit["nll_clean"], abs=1e-5)  # it is its own reference
-        of_ladder = {name: rows[source] for name, rows in measured["ladder"].items()}
-        assert of_ladder["gated_clamp"] == {key: edit[key] for key in of_ladder["gated_clamp"]}
+        of_baselines = {name: rows[source] for name, rows in measured["ladder"].items()}
+        assert of_baselines["gated_clamp"] == {key: edit[key] for key in of_baselines["gated_clamp"]}
         for name, effect in zip(
-            ladder, measure_edits(lm, task.table(source, "test", lm.cutter), list(ladder.values())), strict=True
+            baselines,
+            measure_edits(lm, task.table(source, "test", lm.cutter), list(baselines.values())),
+            strict=True,
         ):
-            assert of_ladder[name]["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-6)
-            assert of_ladder[name]["gate_open"] == pytest.approx(1.0 if name != "gated_clamp" else effect.gate_open)
+            assert of_baselines[name]["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-6)
+            assert of_baselines[name]["gate_open"] == pytest.approx(1.0 if name != "gated_clamp" else effect.gate_open)
         assert 0 < edit["gate_open"] < 1
         documents = measured["documents"][source]
         assert sum(d["n_tokens"] for d in documents) == edit["n_tokens"]
@@ -203,25 +207,28 @@ def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
 
 def test_further_measures_are_those_of_the_chosen_edit(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
-    monkeypatch.setattr(protocol, "further_measures", lambda *args: given.append(args) or {"further": 1})
+    further = FurtherMeasures(calibrated_nll_delta=0.5, generation={}, samples={})
+    monkeypatch.setattr(protocol, "measure_further", lambda *args: given.append(args) or further)
     chosen = choose(lm, task, SETTINGS)
-    assert measure_on_test(lm, task, replace(SETTINGS, seed=5), chosen)["further"] == 1
-    assert given == [(lm, task, Change(chosen.edit), None, 5)]
+    measured = measure_on_test(lm, task, replace(SETTINGS, seed=5), chosen)
+    assert (measured.calibrated_nll_delta, measured.gate, measured.samples) == (0.5, None, {})
+    ((*models, change, reference, seed),) = given
+    assert (models, change.edit, change.weights, reference, seed) == ([lm, task], chosen.edit, None, None, 5)
 
 
-def test_random_twins_are_the_same_edit_of_other_features(lm: Any, task: Task) -> None:
+def test_matched_random_edits_are_the_same_edit_of_other_features(lm: Any, task: Task) -> None:
     chosen = choose(lm, task, SETTINGS)
     edit = replace(chosen.edit, features=tuple(range(5)))
     candidate = candidate_of(edit)
-    twins = random_twins(lm, task, candidate, 6, seed=0)
+    twins = matched_random_edits(lm, task, candidate, 6, seed=0)
     assert len(twins) == 6
     for twin in twins:
         assert (twin.multiplier, twin.gate) == (edit.multiplier, edit.gate)
         assert len(set(twin.features)) == 5
         assert not set(twin.features) & set(edit.features)
     assert len({twin.features for twin in twins}) > 1
-    assert [t.features for t in random_twins(lm, task, candidate, 6, seed=0)] == [t.features for t in twins]
-    assert [t.features for t in random_twins(lm, task, candidate, 6, seed=1)] != [t.features for t in twins]
+    assert [t.features for t in matched_random_edits(lm, task, candidate, 6, seed=0)] == [t.features for t in twins]
+    assert [t.features for t in matched_random_edits(lm, task, candidate, 6, seed=1)] != [t.features for t in twins]
 
 
 def test_no_feature_that_prefers_the_forget_text_is_an_error(lm: Any, task: Task) -> None:
@@ -252,9 +259,9 @@ def test_a_splice_that_is_not_the_identity_stops_everything(lm: Any, task: Task,
 def test_the_identity_error_is_that_of_the_worst_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "max_identity_error", lambda lm, table: table)
     tables: dict[str, Any] = {"a": 1e-6, "b": 9e-5, "c": 0.0}
-    assert checked_identity(None, tables) == 9e-5  # type: ignore[arg-type]
+    assert check_identity(None, tables) == 9e-5  # type: ignore[arg-type]
     with pytest.raises(RuntimeError, match="on d"):
-        checked_identity(None, tables | {"d": 2e-4})  # type: ignore[arg-type]
+        check_identity(None, tables | {"d": 2e-4})  # type: ignore[arg-type]
     for broken in ({"d": math.nan} | tables, tables | {"d": math.nan}):
         with pytest.raises(RuntimeError, match="by nan on d"):
-            checked_identity(None, broken)  # type: ignore[arg-type]
+            check_identity(None, broken)  # type: ignore[arg-type]

@@ -19,7 +19,6 @@ from mtsae_lens.unlearning.sweep import (
     most_forgetting,
     nearest_to,
     outcome,
-    outcome_row,
     sweep,
     within_budgets,
 )
@@ -66,7 +65,7 @@ def test_a_loss_that_is_no_number_is_never_chosen_wherever_it_stands() -> None:
             within = within_budgets(order, 0.1, 0.1)
             assert within == [order.index(outcomes[1])]
             assert nearest_to(order, within, 9.0) == most_forgetting(order, within, 9.0) == within[0]
-        row = outcome_row(outcomes[0])
+        row = outcomes[0].to_json()
         assert row["forget" if broken == "f" else "far"] is None
         json.dumps(row, allow_nan=False)
 

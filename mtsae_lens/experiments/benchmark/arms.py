@@ -34,7 +34,7 @@ DIRECTION_MULTIPLIERS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
-class Scale:
+class BenchmarkSize:
     """How much work the benchmark does."""
 
     training_tokens: int = 600_000
@@ -63,7 +63,7 @@ class Scale:
     """Updates that the attacker makes."""
 
 
-QUICK = Scale(
+QUICK = BenchmarkSize(
     training_tokens=120_000,
     contexts_per_split=12,
     gated=Grid(

@@ -1,12 +1,12 @@
-"""What attacks brought back, as tables and figures."""
+"""Sections of the report on what attacks brought back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.experiments.benchmark.attack_cell import FILLER_SHARE, RELEARNING
+from mtsae_lens.experiments.benchmark.cells import Attacks
 from mtsae_lens.experiments.benchmark.results import TaskResults
 from mtsae_lens.reporting.benchmark_figures import relearning_curves
 from mtsae_lens.reporting.page import Section, Table
@@ -15,23 +15,18 @@ MAX_LOST = 0.5
 """Nats that filler may add to the clean model's loss, or what is behind it is no test of unlearning."""
 
 
-def attack_sections(results: TaskResults, attacked: Mapping[str, Mapping[str, Any]]) -> list[Section]:
-    """Attacks on every method, and on the model that never saw the text: it shows how fast the text itself teaches.
-
-    Args:
-        results: of the task.
-        attacked: attacks by method.
-    """
+def attack_sections(results: TaskResults) -> list[Section]:
+    """Make the sections on attacks, on every method and on the model that never saw the text, which shows how fast the text itself teaches."""
     name, reference, clean = results.name, results.reference, results.clean_nll
     unit = "people" if is_fact_source(results.task.forget) else "documents"
-    everyone = dict(attacked) | ({"reference": reference["attacks"]} if reference and "attacks" in reference else {})
+    everyone = results.attacks | ({"reference": reference.attacks} if reference and reference.attacks else {})
     curves = {
         method: list(by_size.values())[-1]
         for method, found in everyone.items()
-        for variant, by_size in found["relearning"].items()
+        for variant, by_size in found.relearning.items()
         if variant in ("hook in place", "weights")
     }
-    n_steps = max(point["step"] for points in curves.values() for point in points)
+    n_steps = max(point.step for points in curves.values() for point in points)
     n = f"n: seed 0, {results.test_tokens[results.task.forget]:,} forget tokens."
     lead = (
         f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge is back). Removing the "
@@ -41,7 +36,7 @@ def attack_sections(results: TaskResults, attacked: Mapping[str, Mapping[str, An
     relearn = (
         f"Finetuned on forget text by an attacker for {n_steps} steps of {RELEARNING.batch_size} contexts at a rate of "
         f"{RELEARNING.lr:g}, with the hook in place or without it while learning; measured with it. The table has the lowest loss and the "
-        f"highest recall that the attacker reached at any step, by the number of {unit} learnt from; the figure has the most, with the hook "
+        f"highest recall that the attacker reached at any step, by the number of {unit} learned from; the figure has the most, with the hook "
         f"in place. {n}"
     )
     return [
@@ -53,30 +48,30 @@ def attack_sections(results: TaskResults, attacked: Mapping[str, Mapping[str, An
 _ATTACK_HEADER = "method|after the edit|4 bits|8 bits|diluted|clean, diluted|unseen template|recall, unseen".split("|")
 
 
-def _attack_table(attacked: Mapping[str, Mapping[str, Any]], clean: float) -> Table:
-    """Loss after every attack but relearning; `clean`: before unlearning, without an attack."""
+def _attack_table(attacked: Mapping[str, Attacks], clean: float) -> Table:
+    """Make the table of the loss after every attack but relearning; `clean` is the loss before unlearning, without an attack."""
     rows = []
     for method, found in attacked.items():
-        first = next(iter(next(iter(found["relearning"].values())).values()))[0]["nll"]
-        bits, dilution, unseen = found["quantisation"], found["dilution"], found.get("unseen")
-        diluted = (dilution["nll"], dilution["nll_clean"]) if dilution["nll_clean"] < clean + MAX_LOST else (None, None)
-        losses = (first, bits["4"]["nll"], bits["8"]["nll"], *diluted)
-        asked = (f"{unseen['nll']:.3f}", f"{100 * unseen['exact_recall']:.0f}%") if unseen else (None, None)
+        first = next(iter(next(iter(found.relearning.values())).values()))[0].nll
+        bits, dilution, unseen = found.quantization, found.dilution, found.unseen
+        diluted = (dilution.nll, dilution.nll_clean) if dilution.nll_clean < clean + MAX_LOST else (None, None)
+        losses = (first, bits["4"].nll, bits["8"].nll, *diluted)
+        asked = (f"{unseen.nll:.3f}", f"{100 * unseen.exact_recall:.0f}%") if unseen else (None, None)
         rows.append([method, *(None if nll is None else f"{nll:.3f}" for nll in losses), *asked])
     return Table(_ATTACK_HEADER, rows)
 
 
-def _relearning_table(attacked: Mapping[str, Mapping[str, Any]], unit: str) -> Table:
-    """The least loss, over the attacker's steps, for every number of documents learnt from, and the highest recall over all of them."""
-    sizes = list(dict.fromkeys(size for found in attacked.values() for by in found["relearning"].values() for size in by))
+def _relearning_table(attacked: Mapping[str, Attacks], unit: str) -> Table:
+    """Make the table of the least loss over the attacker's steps, by number of documents learned from, and of the highest recall."""
+    sizes = list(dict.fromkeys(size for found in attacked.values() for by in found.relearning.values() for size in by))
     rows = []
     for method, found in attacked.items():
-        for variant, by_size in found["relearning"].items():
-            before = next(iter(by_size.values()))[0]["nll"]
-            after = [min(point["nll"] for point in by_size[size]) if size in by_size else None for size in sizes]
-            recall = max(point["exact_recall"] for points in by_size.values() for point in points)
+        for variant, by_size in found.relearning.items():
+            before = next(iter(by_size.values()))[0].nll
+            after = [min(point.nll for point in by_size[size]) if size in by_size else None for size in sizes]
+            recall = max(point.exact_recall for points in by_size.values() for point in points)
             rows.append(
                 [method, variant, *(None if nll is None else f"{nll:.3f}" for nll in (before, *after)), f"{100 * recall:.0f}%"]
             )
-    learnt = (f"{size} {unit}" if size.isdigit() else f"half, asked the {size}" for size in sizes)
-    return Table(["method", "attack", "before", *learnt, "highest exact recall"], rows)
+    learned = (f"{size} {unit}" if size.isdigit() else f"half, asked the {size}" for size in sizes)
+    return Table(["method", "attack", "before", *learned, "highest exact recall"], rows)

@@ -1,4 +1,4 @@
-"""What every method reaches at matched cost: tables and curves of the benchmark."""
+"""Sections of the report on what every method reaches at matched cost."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS
 from mtsae_lens.experiments.benchmark.reading import most, nearest
 from mtsae_lens.experiments.benchmark.results import TaskResults
-from mtsae_lens.experiments.benchmark.summary import AtCost, Estimate
+from mtsae_lens.experiments.benchmark.summary import AtCost, SeedInterval
 from mtsae_lens.reporting.benchmark_figures import cost_curves
 from mtsae_lens.reporting.page import Section, Table
 
-Reading = Callable[[float], str]
-"""From a budget to the key of what was read there: `nearest` or `most`."""
+BudgetKey = Callable[[float], str]
+"""Gives the key of what was read at a budget: `nearest` or `most`."""
 
 _UNITS = (
     "Measured on TEST, nats per counted token, 95% intervals over seeds and documents; near and far are the corpora that lost most. "
@@ -29,7 +29,7 @@ _READING_NAMES = {
 
 
 def cost_sections(results: TaskResults) -> list[Section]:
-    """As near to the reference as the price allows, where the price is paid, the most that a method can break, and ours beside others."""
+    """Make the sections: nearest to the reference at each budget, cost by corpus, most forgetting, MTSAE beside other SAEs."""
     name, forget, gap = results.name, results.task.forget, results.reference_gap
     reference = "" if gap is None else f" The reference, which never saw the text, loses {gap:+.3f}: more is damage."
     sections = []
@@ -56,14 +56,14 @@ def cost_sections(results: TaskResults) -> list[Section]:
     return [*sections, _difference_section(results)]
 
 
-def _curves(results: TaskResults, reading: Reading, cost: str) -> Any:
-    keys = [reading(budget) for budget in BUDGETS]
+def _curves(results: TaskResults, key_of: BudgetKey, cost: str) -> Any:
+    keys = [key_of(budget) for budget in BUDGETS]
     points = {method: [found[key] for key in keys if key in found] for method, found in results.at_cost.items()}
     return cost_curves({method: row for method, row in points.items() if row}, results.reference_gap, cost)
 
 
 def _numbers(results: TaskResults) -> str:
-    """How much text and how many seeds the numbers stand on."""
+    """Say how much text and how many seeds the numbers come from."""
     tokens = results.test_tokens
     rows = [at for found in results.at_cost.values() for at in found.values()]
     if not rows:
@@ -76,36 +76,41 @@ def _numbers(results: TaskResults) -> str:
     return f"n: up to {max(at.forget.n_seeds for at in rows)} seeds; {', '.join(of_text)}."
 
 
-def cost_table(results: TaskResults, reading: Reading) -> Table:
-    """Every method at every budget, by one of the two readings; what is beside it at the budgets with controls."""
-    asked, goal = is_fact_source(results.task.forget), reading is nearest
-    some_missing = any(_n_missing(results, method, reading) for method in results.methods)
+def cost_table(results: TaskResults, key_of: BudgetKey) -> Table:
+    """Make the table of every method at every budget, with random features at the budgets that have them.
+
+    Args:
+        results: of the task.
+        key_of: which of the two settings at each budget is shown.
+    """
+    asked, goal = is_fact_source(results.task.forget), key_of is nearest
+    some_missing = any(_n_missing(results, method, key_of) for method in results.methods)
     main = f"at {MAIN_BUDGET:g}"
     header = ["method", *(f"forget at {budget:g}" for budget in BUDGETS)]
     header += [f"gap {main}"] * goal + [f"recall {main}"] * asked + [f"random at {budget:g}" for budget in CONTROL_BUDGETS]
     header += [f"beyond random {main}", f"near {main}", f"far {main}", *(["seeds with no setting"] * some_missing)]
     rows = []
     for method, found in results.at_cost.items():
-        at = found.get(reading(MAIN_BUDGET))
-        row: list[Any] = [method, *(_interval(_forget(found.get(reading(budget)))) for budget in BUDGETS)]
+        at = found.get(key_of(MAIN_BUDGET))
+        row: list[Any] = [method, *(_interval(_forget(found.get(key_of(budget)))) for budget in BUDGETS)]
         row += [_interval(at.gap if at else None)] * goal + [_share(at.exact_recall if at else None)] * asked
-        row += [_random(found.get(reading(budget))) for budget in CONTROL_BUDGETS]
+        row += [_random(found.get(key_of(budget))) for budget in CONTROL_BUDGETS]
         row += [_interval(estimate) for estimate in ((at.more_than_random, at.near, at.far) if at else (None, None, None))]
-        rows.append(row + [_n_missing(results, method, reading)] * some_missing)
+        rows.append(row + [_n_missing(results, method, key_of)] * some_missing)
     return Table(header, rows)
 
 
-def _forget(at: AtCost | None) -> Estimate | None:
+def _forget(at: AtCost | None) -> SeedInterval | None:
     return at.forget if at else None
 
 
-def _n_missing(results: TaskResults, method: str, reading: Reading) -> int:
-    at = results.at_cost[method].get(reading(MAIN_BUDGET))
+def _n_missing(results: TaskResults, method: str, key_of: BudgetKey) -> int:
+    at = results.at_cost[method].get(key_of(MAIN_BUDGET))
     return len(results.methods[method]) if at is None else at.n_missing
 
 
 def _corpora_table(results: TaskResults) -> Table:
-    """What the setting nearest to the reference did to every other text."""
+    """Make the table of what the setting nearest to the reference did to every other text."""
     key = nearest(MAIN_BUDGET)
     shown: Mapping[str, AtCost] = {method: found[key] for method, found in results.at_cost.items() if key in found}
     sources = results.task.sources("near", "far", "neutral")
@@ -125,12 +130,12 @@ def _difference_section(results: TaskResults) -> Section:
     return Section(f"{results.name}: {OURS} less every other SAE", text, table)
 
 
-def _interval(estimate: Estimate | None) -> str | None:
-    return None if estimate is None else f"{estimate.mean:+.3f} [{estimate.low:+.3f}, {estimate.high:+.3f}]"
+def _interval(estimate: SeedInterval | None) -> str | None:
+    return None if estimate is None else f"{estimate}"
 
 
-def _share(estimate: Estimate | None) -> str | None:
-    return None if estimate is None else f"{estimate.mean:.0%} [{estimate.low:.0%}, {estimate.high:.0%}]"
+def _share(estimate: SeedInterval | None) -> str | None:
+    return None if estimate is None else f"{estimate:.0%}"
 
 
 def _random(found: AtCost | None) -> str | None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from mtsae_lens.experiments.benchmark.arms import CONTROL_BUDGETS, DIRECTION_MULTIPLIERS, MAIN_BUDGET, OURS, Scale
-from mtsae_lens.experiments.benchmark.attack_cell import attacks
-from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep, tune_rows
-from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.experiments.benchmark.arms import CONTROL_BUDGETS, DIRECTION_MULTIPLIERS, MAIN_BUDGET, OURS, BenchmarkSize
+from mtsae_lens.experiments.benchmark.attack_cell import attack
+from mtsae_lens.experiments.benchmark.cells import (
+    DrawnDocument,
+    MeasuredControl,
+    MeasuredCorpus,
+    MethodResult,
+    MethodsCell,
+    ReadSetting,
+)
+from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
+from mtsae_lens.records import fields_of
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.unlearning.candidates import (
     FeatureCandidate,
@@ -19,9 +27,9 @@ from mtsae_lens.unlearning.candidates import (
     gather_evidence,
     rankings,
 )
-from mtsae_lens.unlearning.changes import Change, document_rows, effect_row, further_measures, pooled
+from mtsae_lens.unlearning.changes import Change, measure_further, pool_draws, summarize_documents, summarize_effect
 from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, edit_losses, measure_edits
-from mtsae_lens.unlearning.protocol import checked_identity, random_twins
+from mtsae_lens.unlearning.protocol import check_identity, matched_random_edits
 from mtsae_lens.unlearning.selection.directions import difference_of_means
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
 from mtsae_lens.unlearning.task import SPARED, Role
@@ -31,41 +39,53 @@ DIRECTION = "difference of means"
 CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 
 
-def edit_cell(subject: Subject, scale: Scale, architecture: str, seed: int, *, attacked: bool) -> dict[str, Any]:
-    """All methods that edit at the hook with this SAE: `architecture`, the same without a gate, and for ours the dense direction."""
-    subject = subject.opened()
-    methods: dict[str, dict[str, Any]] = {}
-    for name, candidates in _candidates(subject, scale, architecture).items():
+def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, seed: int, *, attacked: bool) -> MethodsCell:
+    """Measure all methods that edit at the hook with this SAE.
+
+    They are `architecture` itself, the same without a gate, and for MTSAE the dense direction with and without its gate.
+
+    Args:
+        setup: the models and tables of the task.
+        size: how much work to do.
+        architecture: of the SAE.
+        seed: of the SAE.
+        attacked: whether the main edit is measured in full and attacked.
+    """
+    setup = setup.opened()
+    methods: dict[str, MethodResult] = {}
+    for name, candidates in _candidates(setup, size, architecture).items():
         if not candidates:  # kept, so that every method has a result of every seed
-            methods[name] = {"tune": [], "test": {}}
+            methods[name] = MethodResult(tune=(), test={})
             continue
-        outcomes = sweep(subject.lm, subject.task, candidates)
-        places = read_sweep(outcomes, math.log(subject.lm.model.cfg.d_vocab), subject.goal)
-        methods[name] = _measured(subject, scale, candidates, outcomes, places, seed, controlled=name == architecture)
+        outcomes = sweep(setup.lm, setup.task, candidates)
+        places = read_sweep(outcomes, math.log(setup.lm.model.cfg.d_vocab), setup.goal)
+        test = _measure_on_test(setup, size, candidates, outcomes, places, seed, controlled=name == architecture)
+        further = harm = None
         main = main_place(places)
         if attacked and main is not None and name in (architecture, DIRECTION):
             change = Change(candidates[main].edit)
-            methods[name]["main"] = further_measures(subject.lm, subject.task, change, subject.reference, seed)
-            methods[name]["attacks"] = attacks(subject, change, scale.relearned_documents, seed, scale.n_relearning_steps)
-    return {"methods": methods, "identity_error": _identity(subject)}
+            further = measure_further(setup.lm, setup.task, change, setup.reference, seed)
+            harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps)
+        methods[name] = MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)
+    return MethodsCell(methods=methods, identity_error=_check_identity(setup))
 
 
-def _identity(subject: Subject) -> float:
-    return checked_identity(subject.lm, subject.task.tables("tune", subject.lm.cutter, ("forget", *SPARED)))
+def _check_identity(setup: BenchmarkSetup) -> float:
+    return check_identity(setup.lm, setup.task.tables("tune", setup.lm.cutter, ("forget", *SPARED)))
 
 
-def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, list[Candidate]]:
-    lm, task = subject.lm, subject.task
-    rates = (*scale.gated.false_positive_rates, None)
+def _candidates(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str) -> dict[str, list[Candidate]]:
+    lm, task = setup.lm, setup.task
+    rates = (*size.gated.false_positive_rates, None)
     gates = fit_gates(lm, task, rates)
     closed: dict[float | None, Gate] = {rate: gate for rate, gate in gates.items() if rate is not None}
     always: dict[float | None, Gate] = {None: gates[None]}
     evidence = gather_evidence(lm, task)
-    far = rankings(evidence.without_near(), scale.gated, min_ratio=MIN_RATIO)
-    near = rankings(evidence, scale.ungated, min_ratio=MIN_RATIO)
+    far = rankings(evidence.without_near(), size.gated, min_ratio=MIN_RATIO)
+    near = rankings(evidence, size.ungated, min_ratio=MIN_RATIO)
     found: dict[str, list[Candidate]] = {
-        architecture: [*feature_candidates(far, scale.gated, closed, evidence)],
-        f"{architecture}, no gate": [*feature_candidates(near, scale.ungated, always, evidence)],
+        architecture: [*feature_candidates(far, size.gated, closed, evidence)],
+        f"{architecture}, no gate": [*feature_candidates(near, size.ungated, always, evidence)],
     }
     if architecture == OURS:
         direction, center = difference_of_means(lm, evidence.forget, evidence.retain)
@@ -74,56 +94,61 @@ def _candidates(subject: Subject, scale: Scale, architecture: str) -> dict[str, 
     return found
 
 
-def _measured(
-    subject: Subject,
-    scale: Scale,
+def _measure_on_test(
+    setup: BenchmarkSetup,
+    size: BenchmarkSize,
     candidates: Sequence[Candidate],
     outcomes: Sequence[Outcome],
     places: Mapping[str, int],
     seed: int,
     *,
     controlled: bool,
-) -> dict[str, Any]:
-    """TEST, once: every chosen edit, and matched random features where features were chosen."""
-    lm, task = subject.lm, subject.task
+) -> dict[str, ReadSetting]:
+    """Measure every chosen edit on TEST, once, and matched random features where features were chosen."""
+    lm, task = setup.lm, setup.task
     chosen = sorted(set(places.values()))
     edits = [candidates[place].edit for place in chosen]
-    test: dict[str, dict[str, Any]] = {
-        name: {"setting": outcomes[place].setting, "corpora": {}} for name, place in places.items()
-    }
+    corpora: dict[int, dict[str, MeasuredCorpus]] = {place: {} for place in chosen}
     for source, table in task.tables("test", lm.cutter).items():
-        rows = {p: test_row(effect, seed) for p, effect in zip(chosen, measure_edits(lm, table, edits), strict=True)}
-        for name, place in places.items():
-            test[name]["corpora"][source] = rows[place]
-    controls: dict[int, dict[str, Any]] = {}
-    for name in (*map(nearest, CONTROL_BUDGETS), most(MAIN_BUDGET)):
-        if controlled and name in places:
-            place = places[name]
-            if place not in controls:
-                controls[place] = _random(subject, candidates[place], scale.n_random_draws, seed)
-            test[name]["random"] = controls[place]
-    return {"tune": tune_rows(outcomes), "test": test}
+        for place, effect in zip(chosen, measure_edits(lm, table, edits), strict=True):
+            corpora[place][source] = summarize_with_documents(effect, seed)
+    with_control = [name for name in (*map(nearest, CONTROL_BUDGETS), most(MAIN_BUDGET)) if controlled and name in places]
+    controls = {
+        place: _measure_control(setup, candidates[place], size.n_random_draws, seed)
+        for place in dict.fromkeys(places[name] for name in with_control)
+    }
+    return {
+        name: ReadSetting(
+            setting=outcomes[place].setting,
+            corpora=corpora[place],
+            random=controls[place] if name in with_control else None,
+        )
+        for name, place in places.items()
+    }
 
 
-def _random(subject: Subject, candidate: Candidate, n_draws: int, seed: int) -> dict[str, Any]:
-    """The same edit of matched random features, on the text to forget and the text near to it."""
+def _measure_control(setup: BenchmarkSetup, candidate: Candidate, n_draws: int, seed: int) -> dict[str, MeasuredControl]:
+    """Measure the same edit of matched random features on the text to forget and on the text near to it."""
     assert isinstance(candidate, FeatureCandidate)
-    lm, task = subject.lm, subject.task
-    draws = random_twins(lm, task, candidate, n_draws, seed)
+    lm, task = setup.lm, setup.task
+    draws = matched_random_edits(lm, task, candidate, n_draws, seed)
     tables = task.tables("test", lm.cutter, CONTROL_ROLES)
     losses = {source: edit_losses(lm, table, draws) for source, table in tables.items()}
-    return {source: pooled(drawn) | _documents_of(drawn) for source, drawn in losses.items()}
+    return {
+        source: MeasuredControl(**fields_of(pool_draws(drawn)), documents=_pool_documents(drawn))
+        for source, drawn in losses.items()
+    }
 
 
-def test_row(effect: EditEffect, seed: int) -> dict[str, Any]:
-    """An effect with its documents, so that intervals over seeds can be made afterwards."""
-    return effect_row(effect, seed) | {"documents": document_rows(effect)}
+def summarize_with_documents(effect: EditEffect, seed: int) -> MeasuredCorpus:
+    """Summarize an effect with its documents, so that intervals over seeds can be made afterwards."""
+    return MeasuredCorpus(**fields_of(summarize_effect(effect, seed)), documents=summarize_documents(effect))
 
 
-def _documents_of(effects: Sequence[EditLoss]) -> dict[str, Any]:
-    """Mean change of each document over the draws, nats per token."""
+def _pool_documents(effects: Sequence[EditLoss]) -> tuple[DrawnDocument, ...]:
+    """Return the mean change of each document over the draws."""
     n_tokens = effects[0].by_document(effects[0].n_tokens)
     deltas = sum(effect.by_document(effect.nll_edited - effect.nll_clean) for effect in effects) / len(effects)
     names = dict.fromkeys(effects[0].documents)
     rows = zip(names, n_tokens.tolist(), deltas.tolist(), strict=True)  # type: ignore[union-attr]
-    return {"documents": [{"document": name, "n_tokens": int(n), "nll_delta": d / n} for name, n, d in rows if n]}
+    return tuple(DrawnDocument(document=name, n_tokens=int(n), nll_delta=d / n) for name, n, d in rows if n)

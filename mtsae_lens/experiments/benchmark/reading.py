@@ -1,16 +1,15 @@
-"""From a sweep on TUNE to what is measured on TEST: the same reading for every method."""
+"""Which settings of a sweep on TUNE are measured on TEST, by the same rule for every method."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, MAIN_BUDGET
-from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, outcome_row, within_budgets
+from mtsae_lens.unlearning.sweep import Outcome, most_forgetting, nearest_to, within_budgets
 
 
 def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float | None) -> dict[str, int]:
-    """Places of the settings to measure on TEST, two for each budget; one that no setting meets is left out.
+    """Return the places of the settings to measure on TEST, two for each budget; a budget that no setting meets is left out.
 
     `0.05` is the most forgetting within 0.05 nats, `0.05 goal` the forgetting nearest to the reference's: more than that is damage. The
     first says how much a method can break at that price, the second how well it forgets. Without a reference there is only the first.
@@ -30,20 +29,15 @@ def read_sweep(outcomes: Sequence[Outcome], max_nll: float, goal: float | None) 
 
 
 def most(budget: float) -> str:
-    """Key of the most forgetting within a budget."""
+    """Return the key of the most forgetting within a budget."""
     return f"{budget:g}"
 
 
 def nearest(budget: float) -> str:
-    """Key of the forgetting nearest to the reference's within a budget."""
+    """Return the key of the forgetting nearest to the reference's within a budget."""
     return f"{budget:g} goal"
 
 
 def main_place(places: Mapping[str, int]) -> int | None:
-    """The one setting that is measured in full and attacked."""
+    """Return the place of the one setting that is measured in full and attacked."""
     return places.get(nearest(MAIN_BUDGET), places.get(most(MAIN_BUDGET)))
-
-
-def tune_rows(outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
-    """The sweep as it goes into a file."""
-    return [outcome_row(outcome) for outcome in outcomes]

@@ -1,14 +1,15 @@
-"""One edit of every method in full, beside the untouched model and the one that never saw the text."""
+"""The section of the report on one edit of every method in full, beside the untouched model and the reference."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.experiments.benchmark.arms import MAIN_BUDGET
 from mtsae_lens.experiments.benchmark.results import TaskResults
 from mtsae_lens.reporting.page import Section, Table
+from mtsae_lens.unlearning.measures.gate_quality import GateQuality
+from mtsae_lens.unlearning.results import FurtherMeasures
 
 _TEXT = (
     "Of seed 0, the setting within {budget:g} nats whose forgetting on TUNE is nearest to the reference's; the first two rows are the model "
@@ -25,42 +26,40 @@ _TRUTH = (
 )
 
 
-def reference_section(results: TaskResults, mains: Mapping[str, Mapping[str, Any]]) -> Section:
-    """The setting nearest to the reference, in full; `mains` by method."""
+def reference_section(results: TaskResults) -> Section:
+    """Make the section on the setting nearest to the reference, measured in full, one row per method."""
     asked = is_fact_source(results.task.forget)
-    reference = results.reference or {}
-    known = {"untouched": reference.get("untouched"), "reference": reference.get("main")}
-    rows = {name: found for name, found in (known | dict(mains)).items() if found}
+    known = {} if results.reference is None else {"untouched": results.reference.untouched, "reference": results.reference.main}
     n_tokens = results.test_tokens[results.task.forget]
     text = _TEXT.format(budget=MAIN_BUDGET, truth=_TRUTH if asked else "", n=f"seed 0, {n_tokens:,} forget tokens")
     header = ["method", "gap", "KS", "KL", "calibrated", *(["truth ratio KS", "median"] * asked)]
     header += ["gate open", "gate AUROC", "distinct-2", "repeated", "perplexity, near"]
-    table = Table(header, [_row(name, main, results, asked=asked) for name, main in rows.items()])
+    table = Table(header, [_row(name, main, results, asked=asked) for name, main in (known | results.mains).items()])
     return Section(f"{results.name}: beside the reference", text, table)
 
 
-def _row(method: str, main: Mapping[str, Any], results: TaskResults, *, asked: bool) -> list[Any]:
-    distance, gate, truth = main.get("reference"), main.get("gate"), main.get("truth_ratio")
-    near = results.task.sources("near")
+def _row(method: str, main: FurtherMeasures, results: TaskResults, *, asked: bool) -> list[Any]:
+    distance, gate, truth = main.reference, main.gate, main.truth_ratio
+    near, written = results.task.sources("near"), main.generation.get(results.task.forget)
     cells: list[Any] = [method]
-    cells += (
-        [f"{distance['nll_gap']:+.3f}", f"{distance['documents']['ks']:.2f}", f"{distance['kl']:.3f}"]
-        if distance
-        else [None] * 3
-    )
-    cells += [f"{main['calibrated_nll_delta']:+.3f}"]
+    cells += [f"{distance.nll_gap:+.3f}", f"{distance.documents.ks:.2f}", f"{distance.kl:.3f}"] if distance else [None] * 3
+    cells += [f"{main.calibrated_nll_delta:+.3f}"]
     if asked:
-        cells += [f"{truth['questions']['ks']:.2f}", f"{truth['median_log_ratio_edited']:+.2f}"] if truth else [None, None]
-    cells += [f"{gate['true_positives']['positions']:.0%}", _lowest_auroc(gate, near)] if gate else [None, None]
-    cells += [_before_after(main, results.task.forget, key) for key in ("distinct_2", "repeated")]
-    return [*cells, _before_after(main, near[0], "perplexity") if near else None]
+        cells += [f"{truth.questions.ks:.2f}", f"{truth.median_log_ratio_edited:+.2f}"] if truth else [None, None]
+    cells += [f"{gate.true_positives.positions:.0%}", _lowest_auroc(gate, near)] if gate else [None, None]
+    if written is None:
+        cells += [None, None]
+    else:
+        cells.append(_before_after(written.clean.distinct_2, written.edited.distinct_2))
+        cells.append(_before_after(written.clean.repeated, written.edited.repeated))
+    beside = main.generation.get(near[0]) if near else None
+    return [*cells, None if beside is None else _before_after(beside.clean.perplexity, beside.edited.perplexity)]
 
 
-def _lowest_auroc(gate: Mapping[str, Any], near: list[str]) -> str | None:
-    found = [gate["others"][source]["by_position"][0]["auroc"] for source in near if source in gate["others"]]
+def _lowest_auroc(gate: GateQuality, near: list[str]) -> str | None:
+    found = [gate.others[source].by_position[0].auroc for source in near if source in gate.others]
     return f"{min(found):.3f}" if found else None
 
 
-def _before_after(main: Mapping[str, Any], source: str, key: str) -> str | None:
-    health = main["generation"].get(source)
-    return f"{health['clean'][key]:.2f} -> {health['edited'][key]:.2f}" if health else None
+def _before_after(before: float, after: float) -> str:
+    return f"{before:.2f} -> {after:.2f}"

@@ -1,39 +1,52 @@
-"""The benchmark as sections: SAEs, cost tables and curves, differences, the edit in full, attacks, stability, samples."""
+"""The report of the benchmark: SAEs, cost tables and curves, differences, the edit in full, attacks, stability, samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.attacks_report import attack_sections
+from mtsae_lens.experiments.benchmark.cells import Cell
 from mtsae_lens.experiments.benchmark.cost_report import cost_sections, cost_table
 from mtsae_lens.experiments.benchmark.reading import most, nearest
 from mtsae_lens.experiments.benchmark.reference_report import reference_section
-from mtsae_lens.experiments.benchmark.results import Cells, TaskResults
+from mtsae_lens.experiments.benchmark.results import TaskResults
 from mtsae_lens.experiments.parts import Part
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 
 
 def benchmark_part(
-    trained: Cells, cells: Cells, tasks: Mapping[str, BenchmarkTask], scale: Scale, architectures: Sequence[str]
+    trained: Mapping[str, Mapping[str, float]],
+    cells: Mapping[str, Cell],
+    tasks: Mapping[str, BenchmarkTask],
+    size: BenchmarkSize,
+    architectures: Sequence[str],
 ) -> Part:
-    """All of it."""
+    """Make the metrics, sections and tables of the benchmark.
+
+    Args:
+        trained: fidelity metrics of the SAEs, by `architecture/seed`.
+        cells: by name.
+        tasks: by name.
+        size: how much work was done.
+        architectures: of the SAEs, in the order in which they are shown.
+    """
     metrics: dict[str, Any] = {
         "saes": dict(trained),
-        "seconds_of_cells": sum(cell.get("seconds", 0.0) for cell in cells.values()),
+        "seconds_of_cells": sum(cell.seconds or 0.0 for cell in cells.values()),
     }
     sections, tables = [_saes(trained, architectures)], []
     for name, benchmark_task in tasks.items():
-        results = TaskResults(name, benchmark_task.task(scale.contexts_per_split), cells, architectures)
+        results = TaskResults(name, benchmark_task.task(size.contexts_per_split), cells, architectures)
         metrics[name] = results.metrics()
         sections += _task_sections(results)
         tables.append(cost_table(results, most if results.reference is None else nearest))
     return Part("unlearning", metrics, sections, tables)
 
 
-def _saes(trained: Cells, architectures: Sequence[str]) -> Section:
+def _saes(trained: Mapping[str, Mapping[str, float]], architectures: Sequence[str]) -> Section:
     keys = ("l0", "explained_variance", "ce_loss_score", "dead_features")
     rows = []
     for architecture in architectures:
@@ -46,16 +59,15 @@ def _saes(trained: Cells, architectures: Sequence[str]) -> Section:
 
 def _task_sections(results: TaskResults) -> list[Section]:
     sections = cost_sections(results)
-    mains, attacked = results.of_first_seed("main"), results.of_first_seed("attacks")
-    if mains:
-        sections.append(reference_section(results, mains))
-    if attacked:
-        sections += attack_sections(results, attacked)
+    if results.mains:
+        sections.append(reference_section(results))
+    if results.attacks:
+        sections += attack_sections(results)
     if results.stability:
         sections.append(_stability_section(results))
-    if OURS in mains and mains[OURS]["samples"]:
+    if OURS in results.mains and results.mains[OURS].samples:
         lead = f"Greedy continuations of held-out text, before and after the edit with {OURS} (seed 0)."
-        sections.append(Section(f"{results.name}: samples", lead, html=sample_table(mains[OURS]["samples"])))
+        sections.append(Section(f"{results.name}: samples", lead, html=sample_table(results.mains[OURS].samples)))
     return sections
 
 
@@ -68,11 +80,11 @@ def _stability_section(results: TaskResults) -> Section:
         [
             architecture,
             score,
-            found["n_features"],
-            f"{found['halves']:.2f}" if found["halves"] is not None else None,
-            f"{found['chance']:.3f}",
-            f"{found['seeds']['cosine']:.2f}" if found["seeds"] else None,
-            f"{found['seeds']['chance']:.2f}" if found["seeds"] else None,
+            found.n_features,
+            f"{found.halves:.2f}" if found.halves is not None else None,
+            f"{found.chance:.3f}",
+            f"{found.seeds.cosine:.2f}" if found.seeds else None,
+            f"{found.seeds.chance:.2f}" if found.seeds else None,
         ]
         for architecture, scores in results.stability.items()
         for score, found in scores.items()

@@ -23,7 +23,7 @@ BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
-class Subject:
+class BenchmarkSetup:
     """A task with a language model, a retrained reference, and an SAE at its hook (methods that change weights use its hook for nothing)."""
 
     task_of: BenchmarkTask
@@ -33,8 +33,8 @@ class Subject:
     sae_folder: Path
     device: str = "cpu"
 
-    def opened(self) -> Subject:
-        """A copy to open models in: what it loads goes when it goes, while the subject of a cell lives as long as the list of cells."""
+    def opened(self) -> BenchmarkSetup:
+        """A copy to open models in: what it loads goes when it goes, while the setup of a cell lives as long as the list of cells."""
         return replace(self)
 
     @cached_property

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import combinations
-from typing import Any
 
 import torch
 
 from mtsae_lens.errors import DataError
-from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.experiments.benchmark.cells import ScoreStability, SeedOverlap, StabilityCell
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.unlearning.candidates import gather_evidence
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.ranking import ranking
@@ -21,16 +20,16 @@ SCORES = ("frequency_difference", "fisher_attribution")
 N_FEATURES = 8
 
 
-def stability_cell(subjects: Sequence[Subject]) -> dict[str, Any]:
-    """Of one architecture, one subject for each seed.
+def stability_cell(setups: Sequence[BenchmarkSetup]) -> StabilityCell:
+    """Measure how far the choice of features repeats with one architecture.
 
-    For each score: `halves` (Jaccard of the top features from two halves of the documents, first seed; None where a half has too few) with
-    its `chance`, and `seeds` (mean over pairs of seeds of `decoder_match`, None with one seed).
+    Args:
+        setups: one for each seed; the halves of documents are those of the first.
     """
-    opened = [subject.opened() for subject in subjects]
-    evidence = [gather_evidence(subject.lm, subject.task) for subject in opened]
+    opened = [setup.opened() for setup in setups]
+    evidence = [gather_evidence(setup.lm, setup.task) for setup in opened]
     generator = torch.Generator().manual_seed(0)
-    found: dict[str, Any] = {}
+    found: dict[str, ScoreStability] = {}
     for name in SCORES:
         score = make_score(name)
         chosen = [ranking(score(of_seed))[:N_FEATURES] for of_seed in evidence]
@@ -39,23 +38,25 @@ def stability_cell(subjects: Sequence[Subject]) -> dict[str, Any]:
         except DataError:
             halves = None
         d_sae = evidence[0].lm.sae.cfg.d_sae
-        found[name] = {
-            "n_features": N_FEATURES,
-            "halves": halves,
-            "chance": chance_jaccard(N_FEATURES, d_sae),
-            "seeds": _across_seeds(evidence, chosen, generator),
-        }
-    return {"stability": found}
+        found[name] = ScoreStability(
+            n_features=N_FEATURES,
+            halves=halves,
+            chance=chance_jaccard(N_FEATURES, d_sae),
+            seeds=_across_seeds(evidence, chosen, generator),
+        )
+    return StabilityCell(stability=found)
 
 
 def _across_seeds(
     evidence: Sequence[SelectionEvidence], chosen: Sequence[tuple[int, ...]], generator: torch.Generator
-) -> dict[str, float] | None:
+) -> SeedOverlap | None:
     pairs = [(one, other) for one, other in combinations(range(len(evidence)), 2) if chosen[one] and chosen[other]]
     if not pairs:
         return None
     decoders = [of_seed.lm.sae.W_dec for of_seed in evidence]
-    matches = [
-        asdict(decoder_match(decoders[one], chosen[one], decoders[other], chosen[other], generator)) for one, other in pairs
-    ]
-    return {key: sum(match[key] for match in matches) / len(matches) for key in ("cosine", "chance")} | {"n_pairs": len(pairs)}
+    matches = [decoder_match(decoders[one], chosen[one], decoders[other], chosen[other], generator) for one, other in pairs]
+    return SeedOverlap(
+        cosine=sum(match.cosine for match in matches) / len(matches),
+        chance=sum(match.chance for match in matches) / len(matches),
+        n_pairs=len(pairs),
+    )

@@ -5,85 +5,91 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from sae_lens import HookedSAETransformer
 
-from mtsae_lens.experiments.benchmark.arms import Scale
-from mtsae_lens.experiments.benchmark.attack_cell import attacks
-from mtsae_lens.experiments.benchmark.edit_cells import test_row
-from mtsae_lens.experiments.benchmark.reading import main_place, read_sweep, tune_rows
-from mtsae_lens.experiments.benchmark.setup import Subject
-from mtsae_lens.unlearning.changes import Change, further_measures
+from mtsae_lens.experiments.benchmark.arms import BenchmarkSize
+from mtsae_lens.experiments.benchmark.attack_cell import attack
+from mtsae_lens.experiments.benchmark.cells import MeasuredCorpus, MethodResult, MethodsCell, ReadSetting, ReferenceCell
+from mtsae_lens.experiments.benchmark.edit_cells import summarize_with_documents
+from mtsae_lens.experiments.benchmark.reading import main_place, read_sweep
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
+from mtsae_lens.unlearning.changes import Change, measure_further
 from mtsae_lens.unlearning.finetuning.finetune import DivergedError, finetune
 from mtsae_lens.unlearning.finetuning.sweeps import Sweep
 from mtsae_lens.unlearning.measures.effects import as_logits, model_losses
-from mtsae_lens.unlearning.sweep import outcome
+from mtsae_lens.unlearning.sweep import Setting, outcome
 from mtsae_lens.unlearning.task import SPARED
 
 
 def weights_cell(
-    subject: Subject, scale: Scale, method: str, runs: tuple[Sweep, ...], seed: int, *, attacked: bool
-) -> dict[str, Any]:
-    """One method: every snapshot of every run is an outcome on TUNE, and the chosen ones are measured on TEST.
+    setup: BenchmarkSetup, size: BenchmarkSize, method: str, runs: tuple[Sweep, ...], seed: int, *, attacked: bool
+) -> MethodsCell:
+    """Measure one method: every snapshot of every run is an outcome on TUNE, and the chosen ones are measured on TEST.
 
     The models of all snapshots are in memory at once.
+
+    Args:
+        setup: the models and tables of the task.
+        size: how much work to do.
+        method: name of the loss.
+        runs: what is tried of it.
+        seed: of the order in which text is seen.
+        attacked: whether the main model is measured in full and attacked.
     """
-    subject = subject.opened()
-    lm, task = subject.lm, subject.task
+    setup = setup.opened()
+    lm, task = setup.lm, setup.task
     tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
-    trained = list(_trained(subject, runs, seed))
+    trained = list(_trained(setup, runs, seed))
     models = [as_logits(weights, lm.cutter) for _, weights in trained]
     losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
     outcomes = [
         outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})
         for place, (setting, _) in enumerate(trained)
     ]
-    places = read_sweep(outcomes, math.log(lm.model.cfg.d_vocab), subject.goal)
-    result: dict[str, Any] = {"tune": tune_rows(outcomes), "test": {}}
+    places = read_sweep(outcomes, math.log(lm.model.cfg.d_vocab), setup.goal)
     tables = task.tables("test", lm.cutter)
-    rows: dict[int, dict[str, Any]] = {}
-    for name, place in places.items():
-        setting, weights = trained[place]
-        if place not in rows:
-            effects = Change(weights=weights).effects(lm, tables)
-            rows[place] = {source: test_row(effect, seed) for source, effect in effects.items()}
-        result["test"][name] = {"setting": setting, "corpora": rows[place]}
-    main = main_place(places)
+    corpora: dict[int, dict[str, MeasuredCorpus]] = {}
+    for place in dict.fromkeys(places.values()):
+        effects = Change(weights=trained[place][1]).effects(lm, tables)
+        corpora[place] = {source: summarize_with_documents(effect, seed) for source, effect in effects.items()}
+    test = {name: ReadSetting(setting=trained[place][0], corpora=corpora[place]) for name, place in places.items()}
+    main, further, harm = main_place(places), None, None
     if attacked and main is not None:
         change = Change(weights=trained[main][1])
-        result["main"] = further_measures(lm, task, change, subject.reference, seed)
-        result["attacks"] = attacks(subject, change, scale.relearned_documents, seed, scale.n_relearning_steps)
-    return {"methods": {method: result}}
+        further = measure_further(lm, task, change, setup.reference, seed)
+        harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps)
+    return MethodsCell(methods={method: MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)})
 
 
-def _trained(subject: Subject, runs: tuple[Sweep, ...], seed: int) -> Iterator[tuple[dict[str, Any], HookedSAETransformer]]:
-    forget = subject.training_table(subject.task_of.forget_training)
-    retain = [subject.training_table(source) for source in subject.task_of.retain_training]
+def _trained(setup: BenchmarkSetup, runs: tuple[Sweep, ...], seed: int) -> Iterator[tuple[Setting, HookedSAETransformer]]:
+    forget = setup.training_table(setup.task_of.forget_training)
+    retain = [setup.training_table(source) for source in setup.task_of.retain_training]
     for run in runs:
         settings = replace(run.settings, seed=seed)
         try:
-            for snapshot in finetune(subject.lm.model, run.loss, forget, retain, subject.lm.cutter, settings):
+            for snapshot in finetune(setup.lm.model, run.loss, forget, retain, setup.lm.cutter, settings):
                 yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
         except DivergedError:
             continue  # what came before it is kept; on another model a rate may be too high
 
 
-def reference_cell(subject: Subject, scale: Scale, *, attacked: bool) -> dict[str, Any]:
-    """The model that was trained without the text: what complete forgetting looks like, and how fast it learns.
+def reference_cell(setup: BenchmarkSetup, size: BenchmarkSize, *, attacked: bool) -> ReferenceCell:
+    """Measure the model that was trained without the text: what complete forgetting looks like, and how fast it learns.
 
-    `main` and `untouched`: what is measured of an edit in full, of the reference itself and of the model before any change.
+    Args:
+        setup: the models and tables of the task.
+        size: how much work to do.
+        attacked: whether the reference is taught the text as an attacker would.
     """
-    subject = subject.opened()
-    lm, task, reference = subject.lm, subject.task, subject.reference
+    setup = setup.opened()
+    lm, task, reference = setup.lm, setup.task, setup.reference
     assert reference is not None
     change = Change(weights=reference)
     effects = change.effects(lm, task.tables("test", lm.cutter))
-    result: dict[str, Any] = {
-        "corpora": {source: test_row(effect, 0) for source, effect in effects.items()},
-        "main": further_measures(lm, task, change, reference, 0),
-        "untouched": further_measures(lm, task, Change(), reference, 0),
-    }
-    if attacked:
-        result["attacks"] = attacks(subject, change, scale.relearned_documents, 0, scale.n_relearning_steps)
-    return result
+    return ReferenceCell(
+        corpora={source: summarize_with_documents(effect, 0) for source, effect in effects.items()},
+        main=measure_further(lm, task, change, reference, 0),
+        untouched=measure_further(lm, task, Change(), reference, 0),
+        attacks=attack(setup, change, size.relearned_documents, 0, size.n_relearning_steps) if attacked else None,
+    )

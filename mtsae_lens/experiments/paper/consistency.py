@@ -11,43 +11,43 @@ and V the mean of `||h - m||^2`. Then
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 
 from mtsae_lens.experiments.paper.published import METRICS, SCALE_STD, SETTINGS, PublishedSettings
+from mtsae_lens.experiments.paper.results import Implied
 
 
 def warm_up_lr(step: int, settings: PublishedSettings = SETTINGS) -> float:
-    """Learning rate of step 1, 2, ... of a linear warm-up from `lr / lr_warm_up_steps`."""
+    """Return the learning rate of step 1, 2, ... of a linear warm-up from `lr / lr_warm_up_steps`."""
     return settings.lr * min(1.0, step / max(1, settings.lr_warm_up_steps))
 
 
 def largest_move(settings: PublishedSettings = SETTINGS) -> float:
-    """How far Adam can move one weight in the whole run, about: the sum of the learning rates, since its first steps are of size lr."""
+    """Return about how far Adam can move one weight in the whole run: the sum of the learning rates, since its first steps are of size lr."""
     return math.fsum(warm_up_lr(step, settings) for step in range(1, settings.n_steps + 1))
 
 
 def is_bfloat16(value: float) -> bool:
-    """Whether a number is one that bfloat16, with its 8 significant bits, can hold exactly."""
+    """Return whether bfloat16, with its 8 significant bits, can hold a number exactly."""
     return torch.tensor(value, dtype=torch.float64).to(torch.bfloat16).to(torch.float64).item() == value
 
 
 def activation_norm_from_std(convolution_std: float, d_in: int) -> float:
-    """The activation norm at which untrained taps give this deviation.
+    """Return the activation norm at which untrained taps give this deviation.
 
     Three taps, uniform within +-1/sqrt(3), have variance 1/9 each, so `std = rms(h) / sqrt(3)` and `||h|| = std * sqrt(3 * d_in)`.
     """
     return convolution_std * math.sqrt(3 * d_in)
 
 
-def implied(d_in: int = 512) -> dict[str, Any]:
-    """What follows from the published numbers, for the width of the paper's model."""
-    return {
-        "largest_move_of_a_weight": largest_move(),
-        "mean_norm_squared_over_variance_if_output_is_zero": -METRICS["explained_variance"],
-        "explained_variance_is_bfloat16": is_bfloat16(METRICS["explained_variance"]),
-        "l2_loss_is_bfloat16": is_bfloat16(METRICS["l2_loss"]),
-        "activation_norm_from_table_1": activation_norm_from_std(SCALE_STD[1], d_in),
-        "activation_norm_from_l2_loss": METRICS["l2_loss"],
-    }
+def implied(d_in: int = 512) -> Implied:
+    """Compute what the published numbers imply, for the width of the paper's model."""
+    return Implied(
+        largest_move_of_a_weight=largest_move(),
+        mean_norm_squared_over_variance_if_output_is_zero=-METRICS["explained_variance"],
+        explained_variance_is_bfloat16=is_bfloat16(METRICS["explained_variance"]),
+        l2_loss_is_bfloat16=is_bfloat16(METRICS["l2_loss"]),
+        activation_norm_from_table_1=activation_norm_from_std(SCALE_STD[1], d_in),
+        activation_norm_from_l2_loss=METRICS["l2_loss"],
+    )

@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -25,7 +24,8 @@ from torch import Tensor
 from mtsae_lens.experiments.paper.measures import finite
 from mtsae_lens.experiments.paper.published import SCALE_STD, STD_RATIO, PublishedSettings
 from mtsae_lens.experiments.paper.reproduction import build_runner, curve
-from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.results import NullDistribution, ZeroRateGradients
+from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import TapMoments, convolution_std, tap_moments
 from mtsae_lens.sae.temporal import Padding
 from mtsae_lens.training.log import read_log
@@ -37,7 +37,7 @@ _ROUNDING = 1e-4  # a step between two deviations, each printed to four decimals
 
 
 def draw_stds(moments: TapMoments, n_draws: int, generator: torch.Generator) -> Float[Tensor, "draw n_scales"]:
-    """The deviations of `n_draws` untrained front ends."""
+    """Draw the taps `n_draws` times and return the deviation of every scale."""
     bound = moments.mean.shape[1] ** -0.5
     stds = []
     for start in range(0, n_draws, _DRAWS_AT_ONCE):
@@ -48,20 +48,20 @@ def draw_stds(moments: TapMoments, n_draws: int, generator: torch.Generator) -> 
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """95% interval of a share (Wilson 1927)."""
+    """Return the 95% interval of a share (Wilson 1927)."""
     z, share = 1.959964, successes / n
-    centre, spread = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return (centre - spread) / (1 + z**2 / n), (centre + spread) / (1 + z**2 / n)
+    center, spread = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (center - spread) / (1 + z**2 / n), (center + spread) / (1 + z**2 / n)
 
 
 def step_evenness(stds: Float[Tensor, "draw n_scales"]) -> Float[Tensor, " draw"]:
-    """Largest step between neighbouring deviations over the smallest, in size: 1 on a straight line."""
+    """Return the largest step between neighboring deviations over the smallest, in size: 1 on a straight line."""
     steps = stds.diff(dim=1).abs()
     return steps.amax(dim=1) / steps.amin(dim=1).clamp(min=1e-12)
 
 
 def published_evenness() -> float:
-    """The least even that the paper's four deviations can be, given how they are rounded."""
+    """Return the evenness of the paper's four deviations, at its worst given how they are rounded."""
     values = list(SCALE_STD.values())
     steps = [abs(later - earlier) for earlier, later in itertools.pairwise(values)]
     return (max(steps) + _ROUNDING) / (min(steps) - _ROUNDING)
@@ -74,15 +74,16 @@ def null_distribution(
     padding: Padding,
     n_draws: int,
     generator: torch.Generator,
-) -> dict[str, Any]:
-    """How the deviations of untrained taps are ordered, on these activations.
+) -> NullDistribution:
+    """Measure how the deviations of untrained taps are ordered, on these activations.
 
-    Returns:
-        `n_draws`; `monotone_share`, of draws whose deviation falls at every step of the dilation, and its 95% interval
-        `monotone_share_low`, `monotone_share_high`; `ratios`, last deviation over first, of the first draws; `ratio_mean`, `ratio_std`;
-        `share_at_or_below_published`, of ratios as low as the paper's; `share_like_published`, of draws that fall at every step and
-        as far; `share_as_even`, of draws that fall in steps as even as the paper's, whatever their size; `mean_std`, by
-        dilation; `expected_std`, by dilation, the root of the expected variance without its mean term.
+    Args:
+        x: activations of whole contexts.
+        dilations: of the scales.
+        kernel_size: taps of a scale.
+        padding: what a tap reads past the ends of a context.
+        n_draws: random draws of the taps.
+        generator: of the draws.
     """
     moments = tap_moments(x, dilations, kernel_size, padding)
     stds = draw_stds(moments, n_draws, generator)
@@ -90,35 +91,36 @@ def null_distribution(
     monotone = (stds.diff(dim=1) < 0).all(dim=1)
     low, high = wilson_interval(int(monotone.sum()), n_draws)
     expected = (torch.einsum("sjjd->sd", moments.second).mean(dim=-1) / (3 * kernel_size)).sqrt()
-    return {
-        "n_draws": n_draws,
-        "monotone_share": float(monotone.float().mean()),
-        "monotone_share_low": low,
-        "monotone_share_high": high,
-        "ratios": [round(float(ratio), 5) for ratio in ratios[:_RATIOS_KEPT]],
-        "ratio_mean": float(ratios.mean()),
-        "ratio_std": float(ratios.std()),
-        "share_at_or_below_published": float((ratios <= STD_RATIO).float().mean()),
-        "share_like_published": float(((ratios <= STD_RATIO) & monotone).float().mean()),
-        "share_as_even": float((monotone & (step_evenness(stds) <= published_evenness())).float().mean()),
-        "mean_std": {str(d): float(v) for d, v in zip(dilations, stds.mean(dim=0), strict=True)},
-        "expected_std": {str(d): float(v) for d, v in zip(dilations, expected, strict=True)},
-    }
+    return NullDistribution(
+        n_draws=n_draws,
+        monotone_share=float(monotone.float().mean()),
+        monotone_share_low=low,
+        monotone_share_high=high,
+        ratios=tuple(round(float(ratio), 5) for ratio in ratios[:_RATIOS_KEPT]),
+        ratio_mean=float(ratios.mean()),
+        ratio_std=float(ratios.std()),
+        share_at_or_below_published=float((ratios <= STD_RATIO).float().mean()),
+        share_like_published=float(((ratios <= STD_RATIO) & monotone).float().mean()),
+        share_as_even=float((monotone & (step_evenness(stds) <= published_evenness())).float().mean()),
+        mean_std={str(d): float(v) for d, v in zip(dilations, stds.mean(dim=0), strict=True)},
+        expected_std={str(d): float(v) for d, v in zip(dilations, expected, strict=True)},
+    )
 
 
-def gradients_without_learning(
-    subject: Subject, settings: PublishedSettings, seed: int, n_batches: int
-) -> dict[str, list[float] | float | None]:
-    """Gradient norms of the paper's run with a learning rate of 0, on the batches that it would see: nothing learns.
+def gradients_without_learning(setup: PaperSetup, settings: PublishedSettings, seed: int, n_batches: int) -> ZeroRateGradients:
+    """Measure the gradient norms of the paper's run with a learning rate of 0, on the batches that it would see.
 
-    Returns:
-        `grad_norms`, one per batch, the first ones of the very batches of the real run; `mean`, `std`, `min`, `max`.
+    Args:
+        setup: model, hook and text.
+        settings: the paper's.
+        seed: of the run.
+        n_batches: how many batches to see.
     """
     still = replace(settings, lr=0.0, weight_decay=0.0, training_tokens=n_batches * settings.batch_size_tokens)
     with tempfile.TemporaryDirectory() as folder:
-        build_runner(subject, still, seed, Path(folder)).run()
+        build_runner(setup, still, seed, Path(folder)).run()
         rows = curve(read_log(Path(folder) / "training_log.jsonl"), still)
-    norms = [row["grad_norm"] for row in rows]
+    norms = [row.grad_norm for row in rows]
     values = torch.tensor(norms, dtype=torch.float64)
     summary = {"mean": float(values.mean()), "std": float(values.std()), "min": min(norms), "max": max(norms)}
-    return {"grad_norms": norms, **finite(summary)}
+    return ZeroRateGradients(grad_norms=tuple(norms), **finite(summary))

@@ -1,4 +1,4 @@
-"""What is measured on stored held-out activations: much faster than through the language model, for the many small trainings."""
+"""Measures on stored held-out activations, which are much faster than measures through the language model."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import TrainingSAE
 from torch import Tensor
 
+from mtsae_lens.evaluation.recovery import explained_variance
+from mtsae_lens.experiments.paper.results import Metrics
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
 
@@ -27,35 +29,30 @@ METRIC_TITLES = {
     "scale_cosine": "cosine of scales, after",
     "scale_cosine_untrained": "cosine of scales, before",
 }
-"""What tables and figures call the metrics."""
+"""Names of the metrics in tables and figures."""
 
 _CONTEXTS_AT_ONCE = 32
 
 
-def explained_variance(h: Float[Tensor, "row d_in"], reconstruction: Float[Tensor, "row d_in"]) -> float:
-    """`1 - sum ||h - h'||^2 / sum ||h - mean(h)||^2`: 1 is perfect, 0 as good as the mean."""
-    return float(1 - (h - reconstruction).pow(2).sum() / (h - h.mean(dim=0)).pow(2).sum())
-
-
 def mean_scale_cosine(z: Float[Tensor, "row n_scales d_in"]) -> float:
-    """Mean cosine of two different scales, signed: 1 when all scales say the same."""
+    """Compute the mean cosine of two different scales, with its sign: 1 if all scales are equal."""
     directions = torch.nn.functional.normalize(z, dim=-1)
     n_scales = z.shape[-2]
     total = directions.sum(dim=-2).pow(2).sum(dim=-1).mean()  # ||sum_k u_k||^2 = K + sum over pairs of different scales
     return float((total - n_scales) / max(1, n_scales * (n_scales - 1)))
 
 
-def finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    """What is not a number, such as 0 / 0, as None: JSON knows no NaN."""
+def finite(metrics: Mapping[str, float]) -> Metrics:
+    """Replace values that are not finite, such as 0 / 0, by None, because JSON has no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 @torch.no_grad()
-def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"]) -> dict[str, float | None]:
-    """Fidelity on whole contexts, masked positions zero and left out.
+def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"]) -> Metrics:
+    """Measure fidelity on whole contexts, in which masked positions are zero and left out.
 
     Returns:
-        `explained_variance` (centred), `l2_loss` (mean `||h - h'||`, as in the paper), `l0`, `l1` (per token), `dead_features` (fire on
+        `explained_variance` (centered), `l2_loss` (mean `||h - h'||`, as in the paper), `l0`, `l1` (per token), `dead_features` (fire on
         none of these tokens), and for a temporal SAE `scale_cosine`.
     """
     outputs, acts, scales, kept = [], [], [], []

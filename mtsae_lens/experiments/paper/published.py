@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 N_SEEDS = 5  # section 6: "multiple runs (n=5)"
-N_STEPS = 4  # sections 5 and 6.1: "early termination after 4 training steps"
 GRAD_NORM_RANGE = (0.01, 0.03)  # abstract, sections 1, 4, 5, 6.1
 
 SCALE_MEAN: dict[int, float] = {1: 0.0012, 2: 0.0009, 4: 0.0007, 8: 0.0005}  # table 1, by dilation

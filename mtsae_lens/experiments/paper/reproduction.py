@@ -13,36 +13,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig
-from sae_lens.saes.sae import TrainingSAE
+from jaxtyping import Float
+from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
+from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.paper.consistency import warm_up_lr
 from mtsae_lens.experiments.paper.measures import finite, row_metrics
 from mtsae_lens.experiments.paper.published import D_SAE_PER_D_IN, METRICS, PublishedSettings
-from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.results import Metrics, PaperRun, TrainingStep
+from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import scale_statistics
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.training.trainer import TrainerOptions
 
-CURVES = ("overall_loss", "l2_loss", "l1_loss", "separation_loss", "grad_norm", "lr", "explained_variance")
-
 
 def runner_config(
-    subject: Subject, settings: PublishedSettings, seed: int, out: Path
+    setup: PaperSetup, settings: PublishedSettings, seed: int, out: Path
 ) -> LanguageModelSAERunnerConfig[MTTrainingSAEConfig]:
-    """SAELens's configuration of the paper's run."""
+    """Return SAELens's configuration of the paper's run."""
     sae = MTTrainingSAEConfig.paper(
-        subject.d_in, D_SAE_PER_D_IN * subject.d_in, context_size=settings.context_size, device=subject.device
+        setup.d_in, D_SAE_PER_D_IN * setup.d_in, context_size=settings.context_size, device=setup.device
     )
     return LanguageModelSAERunnerConfig(
         sae=sae,
-        model_name=subject.model_name,
-        hook_name=subject.hook_name,
-        dataset_path=subject.dataset,
+        model_name=setup.model_name,
+        hook_name=setup.hook_name,
+        dataset_path=setup.dataset,
         context_size=settings.context_size,
         training_tokens=settings.training_tokens,
         train_batch_size_tokens=settings.batch_size_tokens,
@@ -53,7 +53,7 @@ def runner_config(
         lr_scheduler_name="cosineannealing",
         lr_warm_up_steps=settings.lr_warm_up_steps,
         seed=seed,
-        device=subject.device,
+        device=setup.device,
         dtype="float32",
         autocast=False,
         autocast_lm=False,
@@ -65,72 +65,76 @@ def runner_config(
     )
 
 
-def build_runner(subject: Subject, settings: PublishedSettings, seed: int, out: Path) -> SequenceSAETrainingRunner:
-    """The product's own runner, every step logged."""
+def build_runner(setup: PaperSetup, settings: PublishedSettings, seed: int, out: Path) -> SequenceSAETrainingRunner:
+    """Build the package's own runner, which logs every step."""
     options = TrainerOptions(weight_decay=settings.weight_decay, b_dec_init="zeros", log_every_n_steps=1)
-    return SequenceSAETrainingRunner(runner_config(subject, settings, seed, out), override_model=subject.model, options=options)
+    return SequenceSAETrainingRunner(runner_config(setup, settings, seed, out), override_model=setup.model, options=options)
 
 
-def curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> list[dict[str, float]]:
-    """Loss terms, gradient norm and learning rate of each step. The log holds the rate of the step to come, so it is moved by one."""
-    rows = []
-    for row in log:
-        values = {name: row[f"losses/{name}"] for name in CURVES[:4]}
-        rows.append(
-            values
-            | {
-                "step": row["step"],
-                "grad_norm": row["details/grad_norm"],
-                "lr": _lr_of_step(log, row["step"], settings),
-                "explained_variance": row["metrics/explained_variance"],
-            }
+def curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> tuple[TrainingStep, ...]:
+    """Read loss terms, gradient norm and learning rate of each step. The log holds the rate of the step to come, so it is moved by one."""
+    return tuple(
+        TrainingStep(
+            step=row["step"],
+            overall_loss=row["losses/overall_loss"],
+            l2_loss=row["losses/l2_loss"],
+            l1_loss=row["losses/l1_loss"],
+            separation_loss=row["losses/separation_loss"],
+            grad_norm=row["details/grad_norm"],
+            lr=_lr_of_step(log, row["step"], settings),
+            explained_variance=row["metrics/explained_variance"],
         )
-    return rows
+        for row in log
+    )
 
 
 def _lr_of_step(log: Sequence[Mapping[str, Any]], step: int, settings: PublishedSettings) -> float:
-    """The learning rate that a step was made with."""
+    """Return the learning rate that a step was made with."""
     return warm_up_lr(1, settings) if step == 1 else float(log[step - 2]["details/current_learning_rate"])
 
 
-def paper_metrics(sae: TrainingSAE[Any], subject: Subject, table: TokenTable, h: Any) -> dict[str, float | None]:
-    """Every metric of the paper, on held-out contexts and their activations `h`."""
-    measured = evaluate_fidelity(sae, subject.model, subject.cutter, table)
+def paper_metrics(sae: TrainingSAE[Any], setup: PaperSetup, table: TokenTable, h: Float[Tensor, "n pos d_in"]) -> Metrics:
+    """Measure every metric of the paper on held-out contexts and their activations `h`."""
+    measured = evaluate_fidelity(sae, setup.model, setup.cutter, table)
     metrics = finite({name: measured[name] for name in (*METRICS, "dead_features", "future_leak") if name in measured})
     return {"l2_loss": row_metrics(sae, h)["l2_loss"]} | metrics
 
 
 def reproduce_seed(
-    subject: Subject, settings: PublishedSettings, seed: int, folder: Path, table: TokenTable, h: Any
-) -> dict[str, Any]:
-    """One run of the paper.
+    setup: PaperSetup, settings: PublishedSettings, seed: int, folder: Path, table: TokenTable, h: Float[Tensor, "n pos d_in"]
+) -> PaperRun:
+    """Make one run of the paper and measure it.
 
-    Returns:
-        `curve` (per step), `table_1` (by dilation: mean and std of the convolution after training, on held-out text), `trained` and
-        `untrained` (every metric of the paper on held-out text), `d_sae`, `largest_weight_change`.
+    Args:
+        setup: model, hook and text.
+        settings: the paper's.
+        seed: of the run.
+        folder: for the files of the training.
+        table: held-out contexts.
+        h: their activations.
     """
-    runner = build_runner(subject, settings, seed, folder)
+    runner = build_runner(setup, settings, seed, folder)
     untrained = deepcopy(runner.sae)
     trained = runner.run()
     untrained.cfg.metadata = deepcopy(trained.cfg.metadata)
     before = {name: parameter.detach() for name, parameter in untrained.named_parameters()}
-    return {
-        "curve": curve(read_log(folder / "training_log.jsonl"), settings),
-        "table_1": scale_statistics(trained, h),
-        "trained": paper_metrics(trained, subject, table, h),
-        "untrained": paper_metrics(untrained, subject, table, h),
-        "d_sae": trained.cfg.d_sae,
-        "largest_weight_change": max(float((p.detach() - before[name]).abs().max()) for name, p in trained.named_parameters()),
-    }
+    return PaperRun(
+        curve=curve(read_log(folder / "training_log.jsonl"), settings),
+        table_1=scale_statistics(trained, h),
+        trained=paper_metrics(trained, setup, table, h),
+        untrained=paper_metrics(untrained, setup, table, h),
+        d_sae=trained.cfg.d_sae,
+        largest_weight_change=max(float((p.detach() - before[name]).abs().max()) for name, p in trained.named_parameters()),
+    )
 
 
 def reproduction_trials(
-    subject: Subject, settings: PublishedSettings, n_seeds: int, out: Path, n_test_contexts: int
-) -> dict[str, Callable[[], dict[str, Any]]]:
-    """One trial per seed; training files go to `out/seed_N`."""
-    table = subject.test_table(n_test_contexts)
-    h = subject.activations(table.tokens)
+    setup: PaperSetup, settings: PublishedSettings, n_seeds: int, out: Path, n_test_contexts: int
+) -> dict[str, Callable[[], PaperRun]]:
+    """Return what makes each run, one per seed; training files go to `out/seed_N`."""
+    table = setup.test_table(n_test_contexts)
+    h = setup.activations(table.tokens)
     return {
-        f"seed_{seed}": partial(reproduce_seed, subject, settings, seed, out / f"seed_{seed}", table, h)
+        f"seed_{seed}": partial(reproduce_seed, setup, settings, seed, out / f"seed_{seed}", table, h)
         for seed in range(n_seeds)
     }

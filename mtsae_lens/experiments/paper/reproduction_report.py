@@ -1,20 +1,20 @@
-"""The first part of `mtsae paper`: the paper's own run beside what the paper reports."""
+"""The first part of `mtsae paper`: the paper's own run beside the numbers that the paper reports."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from mtsae_lens.experiments.paper.consistency import implied
 from mtsae_lens.experiments.paper.measures import METRIC_TITLES
 from mtsae_lens.experiments.paper.published import METRICS, SCALE_MEAN, SCALE_STD, PublishedSettings
 from mtsae_lens.experiments.paper.reproduction import reproduction_trials
-from mtsae_lens.experiments.paper.setup import Subject
-from mtsae_lens.experiments.paper.verdicts import show, shown, spread
-from mtsae_lens.experiments.parts import Part
+from mtsae_lens.experiments.paper.results import Metrics, PaperRun
+from mtsae_lens.experiments.paper.setup import PaperSetup
+from mtsae_lens.experiments.paper.spreads import show_number, show_spread
+from mtsae_lens.experiments.parts import Part, as_json
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.paper_figures import seed_panels, step_curves
 from mtsae_lens.trials import run_trials
@@ -29,54 +29,39 @@ _CURVE_TITLES = {
 }
 
 
-def _values(per_seed: Sequence[Mapping[str, Any]], metric: str) -> list[float | None]:
-    return [row.get(metric) for row in per_seed]
+def reproduction_part(
+    setup: PaperSetup, settings: PublishedSettings, n_seeds: int, n_test_contexts: int, out: Path
+) -> tuple[Part, list[PaperRun]]:
+    """Make the paper's own run, seed by seed, beside the numbers that the paper reports.
 
-
-def reproduction_part(subject: Subject, settings: PublishedSettings, n_seeds: int, n_test_contexts: int, out: Path) -> Part:
-    """The paper's own run, seed by seed, beside what the paper reports."""
-    record = subject.record | asdict(settings) | {"n_test_contexts": n_test_contexts}
-    trials = reproduction_trials(subject, settings, n_seeds, out, n_test_contexts)
-    seeds = run_trials(out / "trials", record, trials, "The paper's run")
+    Returns:
+        The part, and the runs, one for each seed.
+    """
+    record = setup.record | asdict(settings) | {"n_test_contexts": n_test_contexts}
+    trials = reproduction_trials(setup, settings, n_seeds, out, n_test_contexts)
+    found = run_trials(out / "trials", record, {name: as_json(trial) for name, trial in trials.items()}, "The paper's run")
+    seeds = {name: PaperRun.from_json(content) for name, content in found.items()}
     runs = list(seeds.values())
-    n_steps = len(runs[0]["curve"])
-    table_1 = Table(
-        ["dilation", "mean, paper", "mean, here (± std over seeds)", "std, paper", "std, here (± std over seeds)"],
-        [
-            [
-                dilation,
-                SCALE_MEAN[dilation],
-                shown([run["table_1"][str(dilation)]["mean"] for run in runs]),
-                SCALE_STD[dilation],
-                shown([run["table_1"][str(dilation)]["std"] for run in runs]),
-            ]
-            for dilation in SCALE_STD
-        ],
-    )
-    falls = sum(_falls([run["table_1"][str(d)]["std"] for d in SCALE_STD]) for run in runs)
-    trained, untrained = [run["trained"] for run in runs], [run["untrained"] for run in runs]
-    metrics_table = Table(
-        ["metric", "paper", f"here, after {n_steps} steps", "here, untrained"],
-        [
-            [METRIC_TITLES[name], value, shown(_values(trained, name)), shown(_values(untrained, name))]
-            for name, value in METRICS.items()
-        ],
-    )
-    largest_lr = max(row["lr"] for run in runs for row in run["curve"])
-    moved = max(run["largest_weight_change"] for run in runs)
-    ev_moved = spread([a["explained_variance"] - b["explained_variance"] for a, b in zip(trained, untrained, strict=True)])
+    n_steps, largest_lr = len(runs[0].curve), max(step.lr for run in runs for step in run.curve)
+    n_falling = sum(_falls([run.table_1[str(d)].std for d in SCALE_STD]) for run in runs)
+    table_1, metrics_table = _table_1(runs), _metrics_table(runs, n_steps)
+    trained, untrained = [run.trained for run in runs], [run.untrained for run in runs]
+    curves = {
+        name.replace("_", " "): {key: [getattr(step, key) for step in run.curve] for key in ("step", *_CURVE_TITLES)}
+        for name, run in seeds.items()
+    }
     sections = [
         Section(
             "Table 1: convolution by dilation",
-            f"Measured after {n_steps} steps on held-out text of {subject.dataset}, over positions and dimensions; {n_seeds} seeds. The "
-            f"deviation falls at every dilation in {falls} of {len(runs)} seeds. The sizes are those of this model's activations.",
+            f"Measured after {n_steps} steps on held-out text of {setup.dataset}, over positions and dimensions; {n_seeds} seeds. The "
+            f"deviation falls at every dilation in {n_falling} of {len(runs)} seeds. The sizes are those of this model's activations.",
             table=table_1,
         ),
         Section(
             "Figure 1a: losses and gradient norm by step",
             f"{settings.training_tokens:,} tokens // {settings.batch_size_tokens:,} a batch = {n_steps} steps: a token budget, not an early "
             f"termination. The learning rate never passes {largest_lr:.2g}, {largest_lr / settings.lr:.2%} of its peak.",
-            figure=step_curves({name.replace("_", " "): run["curve"] for name, run in seeds.items()}, _CURVE_TITLES),
+            figure=step_curves(curves, _CURVE_TITLES),
         ),
         Section(
             "Figure 1b: the paper's metrics by seed",
@@ -89,41 +74,87 @@ def reproduction_part(subject: Subject, settings: PublishedSettings, n_seeds: in
         ),
         Section(
             "The paper's metrics beside ours",
-            f"Mean ± std (range) over seeds. No weight moved by more than {show(moved)}; explained variance moved by {ev_moved} in all: "
-            f"the reported model is its own initialisation. The paper's L0 of 0 does not follow from its settings: here "
-            f"{shown(_values(trained, 'l0'))} features fire at a token. The paper gives neither the width nor the first encoder weights; here "
-            f"d_sae is {runs[0]['d_sae']:,}, and the first scale's encoder starts as the transposed decoder, the others' at zero.",
+            f"Mean ± std (range) over seeds. The paper gives neither the width nor the first encoder weights; here d_sae is "
+            f"{runs[0].d_sae:,}, and the first scale's encoder starts as the transposed decoder, the others' at zero.",
             table=metrics_table,
         ),
         _consistency_section(settings),
     ]
-    metrics = {"seeds": seeds, "implied": implied(), "n_steps": n_steps, "largest_lr": largest_lr, "seeds_that_fall": falls}
-    return Part("reproduction", metrics, sections, [table_1, metrics_table])
+    metrics = {
+        "seeds": {name: run.to_json() for name, run in seeds.items()},
+        "implied": implied().to_json(),
+        "n_steps": n_steps,
+        "largest_lr": largest_lr,
+        "seeds_that_fall": n_falling,
+    }
+    return Part("reproduction", metrics, sections, [table_1, metrics_table]), runs
+
+
+def _table_1(runs: Sequence[PaperRun]) -> Table:
+    return Table(
+        ["dilation", "mean, paper", "mean, here (± std over seeds)", "std, paper", "std, here (± std over seeds)"],
+        [
+            [
+                dilation,
+                SCALE_MEAN[dilation],
+                show_spread([run.table_1[str(dilation)].mean for run in runs]),
+                SCALE_STD[dilation],
+                show_spread([run.table_1[str(dilation)].std for run in runs]),
+            ]
+            for dilation in SCALE_STD
+        ],
+    )
+
+
+def _metrics_table(runs: Sequence[PaperRun], n_steps: int) -> Table:
+    trained, untrained = [run.trained for run in runs], [run.untrained for run in runs]
+    rows: list[list[str | float | None]] = [
+        [METRIC_TITLES[name], value, show_spread(_values(trained, name)), show_spread(_values(untrained, name))]
+        for name, value in METRICS.items()
+    ]
+    largest = max(run.largest_weight_change for run in runs)
+    rows.append(["largest change of a weight", None, show_number(largest), "0"])
+    return Table(["metric", "paper", f"here, after {n_steps} steps", "here, untrained"], rows)
+
+
+def _values(per_seed: Sequence[Metrics], metric: str) -> list[float | None]:
+    return [row.get(metric) for row in per_seed]
 
 
 def _falls(values: Sequence[float]) -> bool:
     return all(later < earlier for earlier, later in itertools.pairwise(values))
 
 
-def _by_metric(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, list[float | None]]:
+def _by_metric(per_seed: Sequence[Metrics]) -> dict[str, list[float | None]]:
     return {name: _values(per_seed, name) for name in METRICS}
 
 
 def _consistency_section(settings: PublishedSettings) -> Section:
     found = implied()
-    moved, mean = found["largest_move_of_a_weight"], found["mean_norm_squared_over_variance_if_output_is_zero"]
-    bfloat16 = "is" if found["explained_variance_is_bfloat16"] else "is not"
-    norm, l2_loss = found["activation_norm_from_table_1"], found["activation_norm_from_l2_loss"]
-    ev, ce, kl = METRICS["explained_variance"], METRICS["ce_loss_score"], METRICS["kl_div_score"]
-    bias = METRICS["relative_reconstruction_bias"]
+    ev, l2_loss = METRICS["explained_variance"], METRICS["l2_loss"]
+    rows = [
+        [f"about how far Adam can move a weight in {settings.n_steps} steps", f"{found.largest_move_of_a_weight:.1e}"],
+        ["ce_loss_score of zero ablation", f"0; the paper has {METRICS['ce_loss_score']}"],
+        ["kl_div_score of zero ablation", f"0; the paper has {METRICS['kl_div_score']}"],
+        [
+            "relative reconstruction bias of zero ablation",
+            f"0 / 0; the paper has {METRICS['relative_reconstruction_bias']}",
+        ],
+        [
+            f"squared mean activation in variances, if the output is zero and explained variance is {ev}",
+            f"{found.mean_norm_squared_over_variance_if_output_is_zero:.3f}",
+        ],
+        [f"is {ev} exactly a bfloat16?", "yes" if found.explained_variance_is_bfloat16 else "no"],
+        [
+            "norm of activations at width 512, from table 1 if its taps are untrained",
+            f"{found.activation_norm_from_table_1:.2f}",
+        ],
+        ["norm of activations, from the L2 loss if the output is zero", f"{l2_loss}"],
+    ]
     text = (
-        "Inference from the published numbers alone. With L0 = L1 = 0 the reconstruction is one constant vector b. In "
-        f"{settings.n_steps} steps Adam moves a weight by about {moved:.1e}, so a b that starts at zero stays there: then the output is zero "
-        "ablation itself, ce_loss_score and kl_div_score are 0, and the reconstruction bias is 0 / 0. The paper has "
-        f"{ce}, {kl} and exactly {bias}. So either b started elsewhere, or these are not numbers of one model; a bias of exactly {bias} "
-        "looks like a placeholder for a value that could not be computed. "
-        f"An explained variance of {ev} with a zero output would mean a squared mean activation of {mean:.3f} variances. That "
-        f"number {bfloat16} exactly a bfloat16, while the paper says float32. Table 1, if from untrained taps, implies activations of norm "
-        f"{norm:.2f} at width 512; an L2 loss of {l2_loss} per token implies far larger ones, unless the loss was summed otherwise."
+        "Inference from the published numbers alone. With L0 = L1 = 0 the reconstruction is one constant vector, and one that starts at zero "
+        "stays there in so few steps: then the output is zero ablation itself."
     )
-    return Section("Do the paper's numbers agree with each other?", text)
+    return Section(
+        "Do the paper's numbers agree with each other?", text, table=Table(["what the numbers imply", "value"], rows)
+    )

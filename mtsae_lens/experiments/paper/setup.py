@@ -18,12 +18,12 @@ from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError
 
-SubjectAddress = tuple[str, str, str, int, str]
-"""What `Subject.load` takes: enough to find the same subject from another process."""
+PaperAddress = tuple[str, str, str, int, str]
+"""What `PaperSetup.load` takes: enough to find the same setup from another process."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class PaperSetup:
     """A loaded model with all that is needed to read its activations on training and held-out text."""
 
     model: HookedSAETransformer
@@ -35,7 +35,7 @@ class Subject:
     lm_batch_size_sequences: int = 32
 
     @classmethod
-    def load(cls, model_name: str, hook_name: str, dataset: str, context_size: int, device: str = "cpu") -> Subject:
+    def load(cls, model_name: str, hook_name: str, dataset: str, context_size: int, device: str = "cpu") -> PaperSetup:
         """Load the model.
 
         Raises:
@@ -51,7 +51,7 @@ class Subject:
         return cls(model, model_name, hook_name, dataset, context_size, device)
 
     @property
-    def address(self) -> SubjectAddress:
+    def address(self) -> PaperAddress:
         """Arguments of `load`."""
         return self.model_name, self.hook_name, self.dataset, self.context_size, self.device
 

@@ -1,4 +1,4 @@
-"""The failures as switches: the paper's settings, given tokens, with one thing changed at a time.
+"""One change at a time: the paper's settings, given tokens, with one thing changed in each arm.
 
 Every arm trains on the same stored activations, in the same order for the same seed. The base arm is the paper's SAE
 (`MTTrainingSAEConfig.paper`) with a warm-up of 5% of the steps; what makes it quick is smaller than the paper's: the width and the batch.
@@ -20,7 +20,8 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.paper.measures import finite, row_metrics
 from mtsae_lens.experiments.paper.published import SETTINGS
-from mtsae_lens.experiments.paper.setup import Subject, SubjectAddress
+from mtsae_lens.experiments.paper.results import Metrics
+from mtsae_lens.experiments.paper.setup import PaperAddress, PaperSetup
 from mtsae_lens.experiments.paper.without_future import without_future
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -36,7 +37,7 @@ _OWN_TAP_INIT = next(f.default for f in fields(MTTrainingSAEConfig) if f.name ==
 
 @dataclass(frozen=True)
 class SwitchSettings:
-    """What all arms share."""
+    """The settings that all arms share."""
 
     n_steps: int = 200
     d_sae_per_d_in: int = 2
@@ -76,7 +77,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Switch:
-    """A question, the arms that answer it, and what to look at."""
+    """A question, the arms that answer it, and the metrics to look at."""
 
     title: str
     question: str
@@ -85,7 +86,7 @@ class Switch:
 
 
 def arms(settings: SwitchSettings) -> dict[str, Arm]:
-    """Every arm by name; `paper` is the base."""
+    """Return every arm by name; `paper` is the base."""
     steps = settings.n_steps
     longer = {n: f"steps_{n}" for n in (SETTINGS.n_steps, max(5, steps // 10), max(6, steps // 3), 3 * steps)}
     normalized = {"normalize_activations": "expected_average_only_in"}
@@ -110,7 +111,7 @@ def arms(settings: SwitchSettings) -> dict[str, Arm]:
 
 
 def switches(settings: SwitchSettings) -> list[Switch]:
-    """The questions, in the order in which a reader meets them."""
+    """Return the questions in the order of the report."""
     fidelity = ("explained_variance", "l0", "dead_features")
     budgets = sorted((name for name in arms(settings) if name.startswith("steps_")), key=lambda name: int(name[6:]))
     return [
@@ -150,7 +151,7 @@ def switches(settings: SwitchSettings) -> list[Switch]:
 
 
 def build_sae(arm: Arm, settings: SwitchSettings, d_in: int, seed: int, device: str) -> MTTrainingSAE:
-    """The untrained SAE of an arm."""
+    """Build the untrained SAE of an arm."""
     shared = {"context_size": settings.context_size, "device": device, **arm.sae}
     d_sae = settings.d_sae_per_d_in * d_in
     cfg = (
@@ -164,25 +165,25 @@ def build_sae(arm: Arm, settings: SwitchSettings, d_in: int, seed: int, device: 
     return sae
 
 
-@dataclass(frozen=True)
-class Laboratory:
-    """Activations read once, for all trials."""
+@dataclass(frozen=True, eq=False)
+class CachedActivations:
+    """Activations that are read once, for all trials."""
 
-    subject: Subject
+    setup: PaperSetup
     settings: SwitchSettings
     h_train: Float[Tensor, "n pos d_in"]
     h_test: Float[Tensor, "m pos d_in"]
     table: TokenTable
 
     @classmethod
-    def read(cls, subject: Subject, settings: SwitchSettings) -> Laboratory:
-        """Run the language model."""
-        test = subject.test_table(settings.n_test_contexts)
-        table = subject.test_table(min(settings.n_model_contexts, len(test)))
-        h_train = subject.activations(subject.train_tokens(settings.n_train_contexts))
-        return cls(subject, settings, h_train, subject.activations(test.tokens), table)
+    def read(cls, setup: PaperSetup, settings: SwitchSettings) -> CachedActivations:
+        """Run the language model and keep its activations."""
+        test = setup.test_table(settings.n_test_contexts)
+        table = setup.test_table(min(settings.n_model_contexts, len(test)))
+        h_train = setup.activations(setup.train_tokens(settings.n_train_contexts))
+        return cls(setup, settings, h_train, setup.activations(test.tokens), table)
 
-    def run_arm(self, arm: Arm, seed: int) -> dict[str, Any]:
+    def run_arm(self, arm: Arm, seed: int) -> Metrics:
         """Train one arm with one seed and measure it on held-out activations.
 
         Returns:
@@ -190,8 +191,8 @@ class Laboratory:
             `future_leak`, and for an encoder that sees the future `ce_loss_score_withhold` and `ce_loss_score_replace`.
         """
         settings, h_test = self.settings, self.h_test * arm.activation_scale
-        sae = build_sae(arm, settings, self.h_train.shape[-1], seed, self.subject.device)
-        metrics: dict[str, Any] = {"scale_cosine_untrained": row_metrics(sae, h_test)["scale_cosine"]}
+        sae = build_sae(arm, settings, self.h_train.shape[-1], seed, self.setup.device)
+        metrics = {"scale_cosine_untrained": row_metrics(sae, h_test)["scale_cosine"]}
         n_steps = arm.n_steps or settings.n_steps
         warm_up = arm.lr_warm_up_steps if arm.lr_warm_up_steps is not None else int(_WARM_UP_FRACTION * n_steps)
         fit(
@@ -209,46 +210,46 @@ class Laboratory:
         )
         return metrics | row_metrics(sae, h_test) | (self.in_model(sae) if arm.in_model else {})
 
-    def in_model(self, sae: MTTrainingSAE) -> dict[str, float | None]:
-        """What the reconstruction does to the language model's loss, with and without a view of the future."""
-        sae.cfg.metadata.hook_name = self.subject.hook_name
+    def in_model(self, sae: MTTrainingSAE) -> Metrics:
+        """Measure what the reconstruction does to the language model's loss, with and without a view of the future."""
+        sae.cfg.metadata.hook_name = self.setup.hook_name
         names = ("ce_loss_score", "kl_div_score", "future_leak")
-        measured = evaluate_fidelity(sae, self.subject.model, self.subject.cutter, self.table)
+        measured = evaluate_fidelity(sae, self.setup.model, self.setup.cutter, self.table)
         metrics = {name: measured[name] for name in names}
         if sae.cfg.padding != "causal":
             for future in ("withhold", "replace"):
                 blind = without_future(sae, future)
-                measured = evaluate_fidelity(blind, self.subject.model, self.subject.cutter, self.table)
+                measured = evaluate_fidelity(blind, self.setup.model, self.setup.cutter, self.table)
                 metrics[f"ce_loss_score_{future}"] = measured["ce_loss_score"]
         return finite(metrics)
 
 
 @lru_cache(maxsize=1)
-def _laboratory(address: SubjectAddress, settings: SwitchSettings) -> Laboratory:
-    """One in each process: the language model runs when the first trial is computed there."""
-    return Laboratory.read(Subject.load(*address), settings)
+def _cached_activations(address: PaperAddress, settings: SwitchSettings) -> CachedActivations:
+    """Read the activations when the first trial of a process needs them."""
+    return CachedActivations.read(PaperSetup.load(*address), settings)
 
 
-def _run_arm(address: SubjectAddress, settings: SwitchSettings, name: str, seed: int) -> dict[str, Any]:
-    return _laboratory(address, settings).run_arm(arms(settings)[name], seed)
+def _run_arm(address: PaperAddress, settings: SwitchSettings, name: str, seed: int) -> Metrics:
+    return _cached_activations(address, settings).run_arm(arms(settings)[name], seed)
 
 
-def switch_trials(subject: Subject, settings: SwitchSettings, n_seeds: int) -> dict[str, Trial]:
-    """Name (`arm/seed_N`) and computation of every trial; they can be computed in other processes."""
+def switch_trials(setup: PaperSetup, settings: SwitchSettings, n_seeds: int) -> dict[str, Trial]:
+    """Return the computation of every trial by its name (`arm/seed_N`); it can run in another process."""
     return {
-        f"{name}/seed_{seed}": partial(_run_arm, subject.address, settings, name, seed)
+        f"{name}/seed_{seed}": partial(_run_arm, setup.address, settings, name, seed)
         for name in arms(settings)
         for seed in range(n_seeds)
     }
 
 
 def settings_record(settings: SwitchSettings) -> dict[str, Any]:
-    """What the results depend on."""
+    """Return what the results depend on, as JSON."""
     return asdict(settings) | {"arms": {name: asdict(arm) for name, arm in arms(settings).items()}}
 
 
-def values_by_arm(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, list[float | None]]]:
-    """Results of trials `arm/seed_N` as lists over seeds: arm, then metric."""
+def values_by_arm(results: Mapping[str, Metrics]) -> dict[str, dict[str, list[float | None]]]:
+    """Collect the results of trials `arm/seed_N` as lists over seeds, by arm and metric."""
     collected: dict[str, dict[str, list[float | None]]] = {}
     for trial, metrics in results.items():
         arm = collected.setdefault(trial.rpartition("/")[0], {})

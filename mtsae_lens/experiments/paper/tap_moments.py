@@ -18,11 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from mtsae_lens.experiments.paper.results import ScaleMoments
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import Padding, find_walls, sequence_reads, tap_offsets
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TapMoments:
     """First and second moments, over kept positions, of what each tap reads."""
 
@@ -32,7 +33,7 @@ class TapMoments:
 
 
 def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel_size: int, padding: Padding) -> TapMoments:
-    """Moments of the reads of whole contexts; positions that are walls do not count, and reading one gives 0."""
+    """Compute the moments of the reads of whole contexts; positions that are walls do not count, and reading one gives 0."""
     keep = ~find_walls(x)
     offsets = [tap_offsets(kernel_size, dilation, padding) for dilation in dilations]
     every = sorted({offset for scale in offsets for offset in scale})
@@ -47,14 +48,14 @@ def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel
 def convolution_mean(
     taps: Float[Tensor, "draw n_scales kernel_size d_in"], moments: TapMoments
 ) -> Float[Tensor, "draw n_scales"]:
-    """Mean of each scale's convolution over kept positions and dimensions."""
+    """Compute the mean of each scale's convolution over kept positions and dimensions."""
     return torch.einsum("nsjd,sjd->ns", taps, moments.mean) / taps.shape[-1]
 
 
 def convolution_std(
     taps: Float[Tensor, "draw n_scales kernel_size d_in"], moments: TapMoments
 ) -> Float[Tensor, "draw n_scales"]:
-    """Standard deviation of each scale's convolution over kept positions and dimensions, as `Tensor.std` gives it."""
+    """Compute the standard deviation of each scale's convolution over kept positions and dimensions, as `Tensor.std` gives it."""
     d_in = taps.shape[-1]
     power = torch.einsum("nsid,sijd,nsjd->ns", taps, moments.second, taps) / d_in
     mean = convolution_mean(taps, moments)
@@ -63,13 +64,13 @@ def convolution_std(
 
 
 @torch.no_grad()
-def scale_statistics(sae: TemporalEncoder, h: Float[Tensor, "n pos d_in"]) -> dict[str, dict[str, float]]:
-    """Mean and standard deviation of each scale's convolution on whole contexts, by dilation."""
+def scale_statistics(sae: TemporalEncoder, h: Float[Tensor, "n pos d_in"]) -> dict[str, ScaleMoments]:
+    """Compute mean and standard deviation of each scale's convolution on whole contexts, by dilation."""
     cfg = sae.cfg
     moments = tap_moments(sae.process_sae_in(h), cfg.dilations, cfg.kernel_size, cfg.padding)
     taps = sae.taps.detach().unsqueeze(0)
     means, stds = convolution_mean(taps, moments)[0], convolution_std(taps, moments)[0]
     return {
-        str(dilation): {"mean": float(mean), "std": float(std)}
+        str(dilation): ScaleMoments(float(mean), float(std))
         for dilation, mean, std in zip(cfg.dilations, means, stds, strict=True)
     }

@@ -9,7 +9,7 @@ from mtsae_lens.experiments.planted.trials import PlantedArm
 from mtsae_lens.sae.separation import SEPARATIONS
 
 OURS = "mtsae"
-SPARSITY: dict[str, tuple[dict[str, Any], ...]] = {
+SPARSITY: dict[str, tuple[dict[str, float], ...]] = {
     "mtsae": ({"k": 4}, {"k": 6}, {"k": 8}),
     "topk": ({"k": 4}, {"k": 6}, {"k": 8}),
     "batchtopk": ({"k": 4}, {"k": 6}, {"k": 8}),
@@ -25,7 +25,7 @@ LONG = (0, 1, 2, 4, 8, 16, 32, 63)
 """Dilations with a receptive field of 127 positions."""
 
 SEPARATION_COEFFICIENT = 10.0
-"""About half of the squared error of an input whose norm is scaled to sqrt(d_in) = 8, so that the loss is heard."""
+"""About half of the squared error of an input whose norm is scaled to sqrt(d_in) = 8, so that the loss matters."""
 
 ECHOES = (0.6, 1.2)
 """Magnitudes of the echo beside the default, weaker and stronger."""
@@ -34,8 +34,8 @@ N_SIDE_SEEDS = 2
 """Seeds of what stands beside the comparison: other magnitudes of the echo, and the ablations; each has 32 patterns."""
 
 
-def sparsity_arms(architectures: Mapping[str, tuple[dict[str, Any], ...]]) -> dict[str, PlantedArm]:
-    """Every architecture at every sparsity that it may choose from."""
+def sparsity_arms(architectures: Mapping[str, tuple[dict[str, float], ...]]) -> dict[str, PlantedArm]:
+    """Return every architecture at every sparsity that it may choose from."""
     return {
         f"{architecture}/{number}": PlantedArm(architecture, setting)
         for architecture, settings in architectures.items()
@@ -44,7 +44,7 @@ def sparsity_arms(architectures: Mapping[str, tuple[dict[str, Any], ...]]) -> di
 
 
 def echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
-    """Ours and the nearest pointwise architecture at other strengths of the echo."""
+    """Return MTSAE and the nearest pointwise architecture at other strengths of the echo."""
     return {
         f"{name}/echo_{echo:g}": PlantedArm(chosen[name].architecture, chosen[name].sae, {"echo_magnitude": echo})
         for echo in ECHOES
@@ -53,13 +53,13 @@ def echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
 
 
 def direction_arms(ours: PlantedArm) -> dict[str, dict[str, PlantedArm]]:
-    """Ablations by direction; the first arm of each is the plain version, and `default` is trained already for the comparison."""
+    """Return the ablations by direction; the first arm of each is the plain version, and `default` is trained already for the comparison."""
 
     def arm(planted: Mapping[str, Any] | None = None, **sae: Any) -> PlantedArm:
         return PlantedArm(ours.architecture, {**ours.sae, **sae}, planted or {})
 
     return {
-        "initialisation": {
+        "initialization": {
             "default": arm(),
             "tap_init=far": arm(tap_init="far"),
             "tap_init=alike": arm(tap_init="alike"),

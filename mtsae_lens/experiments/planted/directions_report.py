@@ -1,4 +1,4 @@
-"""The part about the three directions that the paper left open, each an ablation against the plain version, on planted sequences."""
+"""The part of the report on the three directions that the paper left open, each an ablation on planted sequences."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mtsae_lens.experiments.parts import Part
+from mtsae_lens.experiments.parts import Part, as_json
 from mtsae_lens.experiments.planted.arms import FAR_LAGS, SEPARATION_COEFFICIENT, direction_arms
-from mtsae_lens.experiments.planted.report import by_class, class_label, of_arm
-from mtsae_lens.experiments.planted.scores import Record, class_estimate, classes, margin
+from mtsae_lens.experiments.planted.report import by_class, class_label, read_arm, read_oracle, temporal
+from mtsae_lens.experiments.planted.results import OracleTrial, TemporalTrial
+from mtsae_lens.experiments.planted.scores import class_estimate, classes, margin
 from mtsae_lens.experiments.planted.trials import PlantedArm, PlantedSettings, oracle_trial, settings_record, trials
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.sae.separation import SEPARATIONS
@@ -18,30 +19,30 @@ from mtsae_lens.trials import run_trials
 
 
 def directions_part(settings: PlantedSettings, ours: PlantedArm, n_seeds: int, out: Path, n_workers: int) -> Part:
-    """Each of the paper's open directions as an ablation against the plain version, on planted sequences."""
+    """Train the ablations of each of the paper's open directions on planted sequences, and compare them with the plain version."""
     directions = direction_arms(ours)
     arms = {label: arm for group in directions.values() for label, arm in group.items()}
     jobs = trials(arms, settings, range(n_seeds))
     for seed in range(n_seeds):
-        jobs[f"oracle far/seed_{seed}"] = partial(oracle_trial, settings, FAR_LAGS, seed)
+        jobs[f"oracle far/seed_{seed}"] = as_json(partial(oracle_trial, settings, FAR_LAGS, seed))
     results = run_trials(out / "trials", settings_record(arms, settings), jobs, "Directions", n_workers=n_workers)
-    records = {label: of_arm(results, label, n_seeds) for label in [*arms, "oracle far"]}
+    records = {label: temporal(read_arm(results, label, n_seeds)) for label in arms}
+    oracle = read_oracle(results, "oracle far", n_seeds)
     sections = [
-        _ablation("Initialisation and normalisation", directions["initialisation"], records),
+        _ablation("Initialization and normalization", directions["initialization"], records),
         _separation_section(directions["separation"], records),
         _hierarchy_section(records),
-        _range_section(directions["range"], records),
+        _range_section(directions["range"], records, oracle),
     ]
     metrics = {
         label: {
             "f1": by_class(own, "f1"),
-            "explained_variance": [record["explained_variance"] for record in own],
-            "separation": [record["separation"] for record in own],
-            "predictivity": [record["predictivity"] for record in own],
-            "dilations": [record["dilations"] for record in own],
+            "explained_variance": [record.explained_variance for record in own],
+            "separation": [record.separation for record in own],
+            "predictivity": [record.predictivity for record in own],
+            "dilations": [list(record.dilations) for record in own],
         }
         for label, own in records.items()
-        if label in arms
     }
     return Part("directions", metrics, sections, [table for section in sections if (table := section.table)])
 
@@ -50,14 +51,14 @@ def _mean(values: Sequence[float]) -> str:
     return f"{sum(values) / len(values):.4f} ({min(values):.4f} to {max(values):.4f})"
 
 
-def _row(label: str, own: Sequence[Record], plain: Sequence[Record]) -> list[Any]:
+def _row(label: str, own: Sequence[TemporalTrial], plain: Sequence[TemporalTrial]) -> list[Any]:
     kinds = ("persistent", "pattern")
     differences = [margin(own, plain, kind) for kind in kinds]
     return [
         label,
         *(f"{class_estimate(own, 'f1', kind).mean:.3f}" for kind in kinds),
-        *("" if own is plain else f"{e.mean:+.3f} [{e.low:+.3f}, {e.high:+.3f}]" for e in differences),
-        _mean([record["explained_variance"] for record in own]),
+        *("" if own is plain else f"{difference}" for difference in differences),
+        _mean([record.explained_variance for record in own]),
     ]
 
 
@@ -71,19 +72,14 @@ _ABLATION_HEADER = [
 ]
 
 
-def _ablation(title: str, group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[Record]]) -> Section:
+def _ablation(title: str, group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     plain = records[next(iter(group))]
     rows = [_row(label, records[label], plain) for label in group]
-    better = [label for label in group if margin(records[label], plain, "pattern").low > 0]
-    worse = [label for label in group if margin(records[label], plain, "pattern").high < 0]
-    text = (
-        f"One change to the default at a time; {len(plain)} seeds, paired by planted feature. On patterns better than the default, interval "
-        f"clear of zero: {', '.join(better) or 'none'}; worse: {', '.join(worse) or 'none'}."
-    )
+    text = f"One change to the default at a time; {len(plain)} seeds, differences paired by planted feature."
     return Section(title, text, table=Table(_ABLATION_HEADER, rows))
 
 
-def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[Record]]) -> Section:
+def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     plain = records[next(iter(group))]
     header = [
         *_ABLATION_HEADER[:1],
@@ -98,7 +94,7 @@ def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, S
     for label in group:
         own = records[label]
         row = _row(label, own, plain)
-        predictivity = [record["predictivity"] for record in own]
+        predictivity = [record.predictivity for record in own]
         unique = [
             sum(value or 0.0 for name, value in each.items() if name.startswith("unique_") and name != "unique_0")
             for each in predictivity
@@ -106,11 +102,11 @@ def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, S
         rows.append([
             *row[:3],
             row[4],
-            *(f"{sum(r['separation'][name] for r in own) / len(own):.3f}" for name in SEPARATIONS),
+            *(f"{sum(r.separation[name] for r in own) / len(own):.3f}" for name in SEPARATIONS),
             *(f"{sum(values) / len(values):.4f}" for values in (
-                [each["all"] for each in predictivity],
+                [each["all"] or 0.0 for each in predictivity],
                 unique,
-                [each["spread"] for each in predictivity],
+                [each["spread"] or 0.0 for each in predictivity],
             )),
         ])  # fmt: skip
     text = (
@@ -121,7 +117,7 @@ def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, S
     return Section("Separation beyond cosine", text, table=Table(header, rows))
 
 
-def _hierarchy_section(records: Mapping[str, Sequence[Record]]) -> Section:
+def _hierarchy_section(records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     nested, plain = records["nested"], records["default"]
     labels = classes(nested[0])
     rows = []
@@ -129,40 +125,41 @@ def _hierarchy_section(records: Mapping[str, Sequence[Record]]) -> Section:
         groups = [
             group
             for record in nested
-            for group, kind, scale in zip(record["group"], record["kind"], record["time_scale"], strict=True)
+            for group, kind, scale in zip(record.group or (), record.kind, record.time_scale, strict=True)
             if (kind, scale) == of
         ]
         rows.append([
             class_label(*of),
             f"{class_estimate(plain, 'f1', *of).mean:.3f}",
             f"{class_estimate(nested, 'f1', *of).mean:.3f}",
-            *(f"{groups.count(group) / len(groups):.2f}" for group in range(len(nested[0]["dilations"]))),
+            *(f"{groups.count(group) / len(groups):.2f}" for group in range(len(nested[0].dilations))),
         ])  # fmt: skip
-    dilations = nested[0]["dilations"]
+    dilations = nested[0].dilations
     header = ["class of feature", "F1 plain", "F1 nested", *(f"reads to dilation {d:g}" for d in dilations)]
     difference = margin(nested, plain, "pattern")
     text = (
         "Features in nested groups: the first reads the token alone, each further one the next scale too. Columns on the right: share of the "
         "planted features of a class that are matched to a feature of that group. Against the plain version, patterns: "
-        f"{difference.mean:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] F1; explained variance "
-        f"{_mean([r['explained_variance'] for r in nested])} against {_mean([r['explained_variance'] for r in plain])}."
+        f"{difference} F1; explained variance "
+        f"{_mean([r.explained_variance for r in nested])} against {_mean([r.explained_variance for r in plain])}."
     )
     return Section("A hierarchy of scales", text, table=Table(header, rows))
 
 
-def _range_section(group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[Record]]) -> Section:
+def _range_section(
+    group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]], oracle: Sequence[OracleTrial]
+) -> Section:
     plain = records[next(iter(group))]
     patterns = [of for of in classes(plain[0]) if of[0] == "pattern"]
     rows: list[list[Any]] = [
         [
             label,
-            ", ".join(f"{d:g}" for d in records[label][0]["dilations"]),
-            *(str(class_estimate(records[label], "f1", *of)) for of in patterns),
+            ", ".join(f"{d:g}" for d in records[label][0].dilations),
+            *(f"{class_estimate(records[label], 'f1', *of):.3f}" for of in patterns),
             f"{class_estimate(records[label], 'f1', 'persistent').mean:.3f}",
         ]
         for label in group
     ]
-    oracle = records["oracle far"]
     rows.append(["oracle, one position", None, *(f"{class_estimate(oracle, 'pointwise', *of).mean:.3f}" for of in patterns),
                  f"{class_estimate(oracle, 'pointwise', 'persistent').mean:.3f}"])  # fmt: skip
     text = (

@@ -2,51 +2,35 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
-
-from pydantic import Field
 
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, nearest
-from mtsae_lens.experiments.planted.arms import FAR_LAGS, N_SIDE_SEEDS, OURS
+from mtsae_lens.experiments.planted.arms import FAR_LAGS, OURS
 from mtsae_lens.experiments.planted.directions_report import directions_part
 from mtsae_lens.experiments.planted.report import planted_part
+from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
 from mtsae_lens.experiments.planted.trials import PlantedSettings
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
-from mtsae_lens.settings import Settings
 
 
-class PlantedCommandSettings(Settings):
-    """Settings of `mtsae planted`."""
-
-    out: Path = Path("runs/planted")
-    n_seeds: int = Field(5, gt=0)
-    n_direction_seeds: int = Field(N_SIDE_SEEDS, ge=0)
-    """Seeds of the ablations; 0 leaves them out."""
-    n_steps: int = Field(PlantedSettings.n_steps, gt=1)
-    d_sae: int = Field(PlantedSettings.d_sae, gt=0)
-    planted: dict[str, Any] = Field(default_factory=dict)
-    """Fields of `PlantedConfig` to plant something else: `d_in`, `durations`, `lags`, `echo_magnitude`, ..."""
-    n_test_sequences: int = Field(PlantedSettings.n_test_sequences, gt=1)
-    n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
-    """Processes; each trains one small SAE at a time."""
-
-    def trials(self) -> PlantedSettings:
-        """What all trials share."""
-        return PlantedSettings(
-            planted_config(self.planted), d_sae=self.d_sae, n_steps=self.n_steps, n_test_sequences=self.n_test_sequences
-        )
+def trial_settings(settings: PlantedCommandSettings) -> PlantedSettings:
+    """Return what all trials share."""
+    return PlantedSettings(
+        planted_config(settings.planted),
+        d_sae=settings.d_sae,
+        n_steps=settings.n_steps,
+        n_test_sequences=settings.n_test_sequences,
+    )
 
 
 def _check(settings: PlantedCommandSettings) -> None:
     """Refuse before the first training what would fail after the last."""
-    planted = settings.trials().planted
+    planted = trial_settings(settings).planted
     n_features = PlantedFeatures(planted).n_features
     if settings.d_sae < n_features:
         raise ConfigError(f"--d-sae must be at least {n_features}, the number of planted features; got {settings.d_sae}")
@@ -94,16 +78,20 @@ def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[
     """
     watch = Stopwatch()
     _check(settings)
-    planted, chosen = planted_part(settings.trials(), settings.n_seeds, settings.out / "planted", settings.n_workers)
+    planted, chosen = planted_part(trial_settings(settings), settings.n_seeds, settings.out / "planted", settings.n_workers)
     parts = [planted]
     if settings.n_direction_seeds:
         parts.append(
             directions_part(
-                settings.trials(), chosen[OURS], settings.n_direction_seeds, settings.out / "directions", settings.n_workers
+                trial_settings(settings),
+                chosen[OURS],
+                settings.n_direction_seeds,
+                settings.out / "directions",
+                settings.n_workers,
             )
         )
     metrics: dict[str, Any] = {part.name: part.metrics for part in parts}
-    metrics["planted_config"] = asdict(settings.trials().planted)
+    metrics["planted_config"] = asdict(trial_settings(settings).planted)
     metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, metrics)
     lead = "Sequences in which features have known directions, time scales and onsets, and what sparse autoencoders recover of them."

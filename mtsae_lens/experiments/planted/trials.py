@@ -1,7 +1,7 @@
-"""Ground truth for time: what an MTSAE and SAELens's SAEs recover of the same planted sequences, seed by seed.
+"""Trials on planted sequences: what an MTSAE and SAELens's SAEs recover of the same ground truth, seed by seed.
 
-A seed is a dictionary, a pairing of cues and patterns, a stream of training sequences and an initialisation. Every architecture trains on
-the same rows of the same blocks, as many, with the same width and schedule.
+A seed stands for a dictionary, a pairing of cues and patterns, a stream of training sequences and an initialization. Every architecture
+trains on the same rows of the same blocks, with the same width and schedule.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-from sae_lens.saes.sae import TrainingSAE
+from sae_lens import SAE, TrainingSAE
 
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits, linear_oracle, recover
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import mean_run_length, temporal_profiles
+from mtsae_lens.experiments.parts import as_json
+from mtsae_lens.experiments.planted.results import OracleTrial, PlantedTrial, TemporalTrial, Values
+from mtsae_lens.records import fields_of
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.hierarchy import feature_groups
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -32,6 +33,7 @@ from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import Trial
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 TUNE_SEED = 1_000  # no dictionary that is reported on
 N_CONTEXTS_TO_SELECT_ON = 512
@@ -52,7 +54,7 @@ class PlantedArm:
 
 @dataclass(frozen=True)
 class PlantedSettings:
-    """What all arms share."""
+    """The settings that all arms share."""
 
     planted: PlantedConfig = field(default_factory=PlantedConfig)
     d_sae: int = 256
@@ -60,7 +62,7 @@ class PlantedSettings:
     batch_size_sequences: int = 4
     lr: float = 3e-3
     n_test_sequences: int = 128
-    """Of SELECT and of TEST each."""
+    """Test sequences of SELECT, and as many of TEST."""
 
     @property
     def n_training_tokens(self) -> int:
@@ -69,7 +71,7 @@ class PlantedSettings:
 
 
 def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SAE[Any], PlantedFeatures]:
-    """Train, and give back the inference SAE that SAELens makes of it."""
+    """Train an SAE and return the inference SAE that SAELens makes of it, and the planted features."""
     cfg = replace(settings.planted, **{"seed": seed, **arm.planted})
     features = PlantedFeatures(cfg)
     config_class = SAE_TRAINING_CLASS_REGISTRY[arm.architecture][1]
@@ -98,86 +100,93 @@ def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SA
         return SAE.load_from_disk(Path(folder)), features
 
 
-def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> dict[str, Any]:
+def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> PlantedTrial:
     """Train one arm with one seed and score it.
 
+    Args:
+        arm: the SAE to train.
+        settings: what all arms share.
+        seed: seed of the dictionary, the sequences and the SAE's initialization.
+
     Returns:
-        Of every planted feature, as lists: `kind`, `time_scale`, the scores of `Recovery`, `run_length`; for a temporal encoder
-        `profile`, `context_share`, `context_lag` and `named_lags` (the index of the planted lags with the largest share), for a nested
-        one `group`; and of the whole: `mcc`, `explained_variance`, `explained_variance_clean`, `l0`, and for a temporal encoder
-        `offsets`, `dilations`, `separation` and `predictivity`.
+        A `TemporalTrial` for an SAE with a temporal encoder.
     """
     sae, features = train_arm(arm, settings, seed)
     return score(sae, PlantedSplits(features, settings.n_test_sequences))
 
 
 @torch.no_grad()
-def score(sae: SAE[Any], splits: PlantedSplits) -> dict[str, Any]:
-    """What `planted_trial` returns, of an SAE that is trained already."""
+def score(sae: SAE[Any], splits: PlantedSplits) -> PlantedTrial:
+    """Score an SAE that is trained already, as `planted_trial` does."""
     features, recovery = splits.features, recover(sae, splits)
     select, h = (sample.h.to(sae.device) for sample in (splits.select, splits.test))
     feature_acts = sae.encode(h)[:, 1:]
-    record: dict[str, Any] = {
-        "kind": features.kinds,
-        "time_scale": features.time_scales,
-        "matched": recovery.matched.tolist(),
-        "correlation": _rounded(recovery.correlation),
-        "f1": _rounded(recovery.f1),
-        "onset_recall": _rounded(recovery.onset_recall),
-        "cosine": _rounded(recovery.cosine),
-        "run_length": _rounded(mean_run_length(feature_acts[..., recovery.matched] > 0)),
-        "mcc": recovery.mcc,
-        "explained_variance": recovery.explained_variance,
-        "explained_variance_clean": recovery.explained_variance_clean,
-        "l0": float((feature_acts != 0).sum(dim=-1).float().mean()),
-    }
-    if isinstance(sae, TemporalEncoder):
-        profiles = temporal_profiles(sae, h.split(32), recovery.matched)
-        lags = features.cfg.lags
-        at_lags = torch.stack([profiles.share_at(pair) for pair in lags]) if lags else torch.zeros(1, features.n_features)
-        record |= {
-            "offsets": list(profiles.offsets),
-            "profile": [_rounded(row) for row in profiles.shares],
-            "context_share": _rounded(profiles.context_share),
-            "context_lag": _rounded(profiles.context_lag),
-            "named_lags": at_lags.argmax(dim=0).tolist(),
-            "dilations": [round(dilation, 3) for dilation in sae.dilations],
-            "separation": _separation(sae, h),
-            "predictivity": _finite(scale_predictivity(sae, select.split(32), h.split(32)).summary(sae.cfg.dilations)),
-        }
-        if sae.cfg.hierarchy == "nested":
-            record["group"] = feature_groups(sae.cfg.d_sae, len(sae.cfg.dilations))[recovery.matched].tolist()
-    return record
+    plain = PlantedTrial(
+        kind=tuple(features.kinds),
+        time_scale=tuple(features.time_scales),
+        matched=tuple(recovery.matched.tolist()),
+        correlation=_rounded(recovery.correlation),
+        f1=_rounded(recovery.f1),
+        onset_recall=_rounded(recovery.onset_recall),
+        cosine=_rounded(recovery.cosine),
+        run_length=_rounded(mean_run_length(feature_acts[..., recovery.matched] > 0)),
+        mcc=recovery.mcc,
+        explained_variance=recovery.explained_variance,
+        explained_variance_clean=recovery.explained_variance_clean,
+        l0=float((feature_acts != 0).sum(dim=-1).float().mean()),
+    )
+    if not isinstance(sae, TemporalEncoder):
+        return plain
+    profiles = temporal_profiles(sae, h.split(32), recovery.matched)
+    lags = features.cfg.lags
+    at_lags = torch.stack([profiles.share_at(pair) for pair in lags]) if lags else torch.zeros(1, features.n_features)
+    nested = sae.cfg.hierarchy == "nested"
+    return TemporalTrial(
+        **fields_of(plain),
+        offsets=tuple(profiles.offsets),
+        profile=tuple(_rounded(row) for row in profiles.shares),
+        context_share=_rounded(profiles.context_share),
+        context_lag=_rounded(profiles.context_lag),
+        named_lags=tuple(at_lags.argmax(dim=0).tolist()),
+        dilations=tuple(round(dilation, 3) for dilation in sae.dilations),
+        separation=_separation(sae, h),
+        predictivity=_finite(scale_predictivity(sae, select.split(32), h.split(32)).summary(sae.cfg.dilations)),
+        group=tuple(feature_groups(sae.cfg.d_sae, len(sae.cfg.dilations))[recovery.matched].tolist()) if nested else None,
+    )
 
 
 def _separation(sae: TemporalEncoder, h: torch.Tensor) -> dict[str, float]:
-    """Every separation loss, whichever was trained on: 0 apart, 1 one."""
+    """Measure every separation loss, whichever was trained on."""
     x = sae.process_sae_in(h)
     z, keep = sae.encode_scales(x), ~find_walls(x)
     return {name: float(separation_loss(name, z, sae.filters, keep)) for name in SEPARATIONS}
 
 
-def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> dict[str, Any]:
-    """F1 of the best linear detectors that are told the truth: of one position, and of the positions that the default MTSAE reads."""
+def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> OracleTrial:
+    """Measure the F1 of supervised linear probes (oracles): on one position, and on the positions that the default MTSAE reads."""
     features = PlantedFeatures(replace(settings.planted, **{"seed": seed, **planted}))
     splits = PlantedSplits(features, settings.n_test_sequences)
     default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae, k=1)
     offsets = read_offsets(default.kernel_size, default.dilations, default.padding)
-    return {
-        "kind": features.kinds,
-        "time_scale": features.time_scales,
-        "pointwise": _rounded(linear_oracle(splits)),
-        "context": _rounded(linear_oracle(splits, offsets)),
-    }
+    return OracleTrial(
+        kind=tuple(features.kinds),
+        time_scale=tuple(features.time_scales),
+        pointwise=_rounded(linear_oracle(splits)),
+        context=_rounded(linear_oracle(splits, offsets)),
+    )
 
 
 def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Iterable[int]) -> dict[str, Trial]:
-    """Name (`arm/seed_N`) and computation of every trial, seed after seed, so that a stopped run has whole seeds."""
-    return {f"{name}/seed_{seed}": partial(planted_trial, arm, settings, seed) for seed in seeds for name, arm in arms.items()}
+    """Return the computation of every trial by its name (`arm/seed_N`), seed after seed, so that a stopped run has whole seeds."""
+    return {
+        f"{name}/seed_{seed}": as_json(partial(planted_trial, arm, settings, seed))
+        for seed in seeds
+        for name, arm in arms.items()
+    }
 
 
 def settings_record(arms: Mapping[str, PlantedArm], settings: PlantedSettings) -> dict[str, Any]:
-    """What the results depend on."""
+    """Return what the results depend on, as JSON."""
     return {"settings": asdict(settings), "arms": {name: asdict(arm) for name, arm in arms.items()}}
 
 
@@ -185,6 +194,6 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def _rounded(values: torch.Tensor) -> list[float | None]:
-    """Four decimals; what is not finite becomes None."""
-    return [round(value, 4) if math.isfinite(value) else None for value in values.cpu().double().tolist()]
+def _rounded(values: torch.Tensor) -> Values:
+    """Round to four decimals; what is not finite becomes None."""
+    return tuple(round(value, 4) if math.isfinite(value) else None for value in values.cpu().double().tolist())

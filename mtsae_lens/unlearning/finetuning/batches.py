@@ -16,7 +16,7 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Batch:
     """Contexts, which predictions of them count (`counted[:, t]` is that of the token at `t + 1`), and padding on the left, if any."""
 

@@ -24,12 +24,12 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class DivergedError(ConfigError):
-    """The loss or its gradient is no longer a number: the rate is too high for this loss on this model."""
+    """The loss or its gradient is not finite: the learning rate is too high for this loss on this model."""
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How long and how fast to train, and when to look."""
+    """How long and at which rate to train, and which snapshots to take."""
 
     lr: float
     n_steps: int
@@ -49,7 +49,7 @@ class FinetuneSettings:
             raise ConfigError(f"snapshots must rise from 0 or later; got {self.snapshots}")
 
     def snapshot_steps(self, default: tuple[int, ...]) -> tuple[int, ...]:
-        """The snapshots as steps of this run, or these if none are given.
+        """Return the snapshots as steps of this run, or the default if none are given.
 
         Raises:
             ConfigError: one lies after the last step.
@@ -59,9 +59,9 @@ class FinetuneSettings:
         return self.snapshots or default
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A model of its own with the weights after a step (or, of a loss that negates, less `step` times the updates)."""
+    """A copy of the model with the weights after a step (or, of a loss that negates, less `step` times the updates)."""
 
     step: int
     model: HookedSAETransformer

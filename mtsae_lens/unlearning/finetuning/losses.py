@@ -1,4 +1,4 @@
-"""What finetuning a model to forget may minimise. NLL is the mean over counted tokens, in nats; f is forget text, r retain text."""
+"""Losses that are minimized to make a model forget. NLL is the mean over counted tokens, in nats; f is forget text, r retain text."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning.batches import Batch
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
-    """What a loss is made from: the model that moves, the model before, and a batch of each text."""
+    """What a loss is computed from: the model that is trained, the model before, and a batch of each text."""
 
     model: HookedSAETransformer
     clean: HookedSAETransformer
@@ -40,7 +40,7 @@ class Step:
 
 
 class UnlearningLoss(Protocol):
-    """What is minimised to change a model's weights. Each class says which weights move, and what it needs."""
+    """A loss that is minimized to change a model's weights. Each class says which weights are trained, and what it needs."""
 
     @property
     def uses_retain(self) -> bool:
@@ -53,11 +53,11 @@ class UnlearningLoss(Protocol):
         ...
 
     def trained(self, model: HookedSAETransformer) -> tuple[str, ...]:
-        """Names of the parameters that move."""
+        """Return the names of the parameters that are trained."""
         ...
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """The loss of one step."""
+        """Compute the loss of one step."""
         ...
 
 
@@ -80,41 +80,41 @@ def context_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, " ba
 
 
 @dataclass(frozen=True)
-class _OfAllWeights:
-    """Every parameter moves, along the gradient."""
+class OfAllWeights:
+    """A loss that trains every parameter, along the gradient."""
 
     uses_retain = True
     negates = False
 
     def trained(self, model: HookedSAETransformer) -> tuple[str, ...]:
-        """All of them."""
+        """Return the names of all parameters."""
         return tuple(name for name, _ in model.named_parameters())
 
 
 @dataclass(frozen=True)
-class Descent(_OfAllWeights):
-    """`NLL_f`: learning. No way to forget, but what a relearning attack minimises."""
+class Descent(OfAllWeights):
+    """`NLL_f`: learning, which is what a relearning attack minimizes; the opposite of forgetting."""
 
     uses_retain = False
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """`NLL_f`."""
+        """Compute `NLL_f`."""
         return mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
-class GradientAscent(_OfAllWeights):
+class GradientAscent(OfAllWeights):
     """`-NLL_f` (Jang et al. 2022, arXiv 2210.01504). Unbounded: it ends in a broken model unless it is stopped."""
 
     uses_retain = False
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """`-NLL_f`."""
+        """Compute `-NLL_f`."""
         return -mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
-class Amnesiac(_OfAllWeights):
+class Amnesiac(OfAllWeights):
     """The updates that learning the forget text makes, subtracted: `theta - c * sum of updates`, with multiples `c`.
 
     After amnesiac unlearning (Graves et al. 2021, arXiv 2010.10981), with a difference that matters. They log the updates of the
@@ -127,24 +127,24 @@ class Amnesiac(_OfAllWeights):
     negates = True
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """`NLL_f`."""
+        """Compute `NLL_f`."""
         return mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
-class GradientDifference(_OfAllWeights):
+class GradientDifference(OfAllWeights):
     """`-NLL_f + retain_weight * NLL_r` (Liu et al. 2022, arXiv 2203.12817)."""
 
     retain_weight: float = 1.0
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """The difference."""
+        """Compute the difference."""
         return -mean_nll(step.model, step.forget) + self.retain_weight * mean_nll(step.model, step.retained)
 
 
 @dataclass(frozen=True)
-class NPO(_OfAllWeights):
-    """Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868), with a retain term unless `retain_weight=0`.
+class NPO(OfAllWeights):
+    """Negative preference optimization (Zhang et al. 2024, arXiv 2404.05868), with a retain term unless `retain_weight=0`.
 
         -(2 / beta) * mean over contexts of log sigmoid(-beta * log(p(y|x) / p_clean(y|x))) + retain_weight * NLL_r
 
@@ -160,11 +160,11 @@ class NPO(_OfAllWeights):
 
     @property
     def uses_retain(self) -> bool:  # type: ignore[override]
-        """Unless it weighs nothing."""
+        """Whether the retain term has a weight."""
         return self.retain_weight != 0
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """The loss."""
+        """Compute the loss."""
         with torch.no_grad():
             before = context_nll(step.clean, step.forget)
         log_ratio = before - context_nll(step.model, step.forget)
@@ -173,7 +173,7 @@ class NPO(_OfAllWeights):
 
 
 @dataclass(frozen=True)
-class SimNPO(_OfAllWeights):
+class SimNPO(OfAllWeights):
     """NPO without a reference, by length (Fan et al. 2024, arXiv 2410.07163).
 
     -(2 / beta) * mean over contexts of log sigmoid(-(beta / |y|) * log p(y|x) - gamma) + retain_weight * NLL_r
@@ -187,7 +187,7 @@ class SimNPO(_OfAllWeights):
         _check_positive("beta", self.beta)
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """The loss."""
+        """Compute the loss."""
         per_token = context_nll(step.model, step.forget) / step.forget.counted.sum(dim=1).clamp(min=1)
         loss = -(2 / self.beta) * F.logsigmoid(self.beta * per_token - self.gamma).mean()
         return loss + self.retain_weight * mean_nll(step.model, step.retained)
@@ -208,7 +208,7 @@ class RMU:
     steering: float = 2.0
     retain_weight: float = 10.0
     layer: int | None = None
-    """None: in the middle."""
+    """The layer whose output is misdirected; None for the middle one."""
     n_layers: int = 3
     seed: int = 0
 
@@ -216,7 +216,7 @@ class RMU:
     negates = False
 
     def layer_in(self, model: HookedSAETransformer) -> int:
-        """The layer whose output is misdirected.
+        """Return the layer whose output is misdirected.
 
         Raises:
             ConfigError: the model has no such layer.
@@ -227,13 +227,13 @@ class RMU:
         return n // 2 if self.layer is None else self.layer
 
     def trained(self, model: HookedSAETransformer) -> tuple[str, ...]:
-        """Those of the layers that move."""
+        """Return the names of the parameters of the trained layers."""
         last = self.layer_in(model)
         starts = tuple(f"blocks.{layer}." for layer in range(max(0, last - self.n_layers + 1), last + 1))
         return tuple(name for name, _ in model.named_parameters() if name.startswith(starts))
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """The loss."""
+        """Compute the loss."""
         layer = self.layer_in(step.model)
         h_f, h_r = (_activations(step.model, batch, layer) for batch in (step.forget, step.retained))
         with torch.no_grad():
@@ -254,7 +254,7 @@ def _check_positive(name: str, value: float) -> None:
         raise ConfigError(f"{name} must be greater than 0; got {value}")
 
 
-LOSSES: dict[str, Callable[[], UnlearningLoss]] = {
+LOSSES: dict[str, Callable[..., UnlearningLoss]] = {
     "gradient_ascent": GradientAscent,
     "amnesiac": Amnesiac,
     "gradient_difference": GradientDifference,
@@ -262,4 +262,5 @@ LOSSES: dict[str, Callable[[], UnlearningLoss]] = {
     "simnpo": SimNPO,
     "rmu": RMU,
 }
-"""Every way to forget, with the settings that its paper gives or, where these depend on the model, settings that suit a small one."""
+"""Classes by name; their defaults are what the paper gives or, where that depends on the model, what suits a small one. `register_loss` in
+`mtsae_lens.unlearning.finetuning.sweeps` adds one of your own."""

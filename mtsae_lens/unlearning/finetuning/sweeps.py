@@ -1,17 +1,21 @@
-"""What is tried of each loss on TUNE before baselines are compared: settings at which forgetting and its price were seen to trade.
+"""What is tried of each loss on TUNE: settings at which forgetting and its cost were seen to trade.
 
-Found on the embedded model with contexts of 128 tokens, scripture (text) and invented people (questions, whose answers alone count), 8 and
-8 contexts a step. NPO sums over a context, so its retain weights are larger and on long contexts its `beta` smaller. Together the runs of
-one loss take under 40 seconds on one core there, measuring apart. For another model the rates are a first guess.
+The settings were found on the embedded model with contexts of 128 tokens, on scripture (text) and invented people (questions, of which only
+the answers count), with 8 contexts of each kind a step. NPO sums over a context, so its retain weights
+are larger, and on long contexts its `beta` is smaller. Together the runs of one loss take under 40 seconds on one core there, without the
+measuring. For another model the rates are a first guess.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
+from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.finetuning.losses import (
+    LOSSES,
     NPO,
     RMU,
     Amnesiac,
@@ -26,7 +30,7 @@ Kind = Literal["text", "questions"]
 
 @dataclass(frozen=True)
 class Sweep:
-    """One run, whose snapshots are that many candidates."""
+    """One run of finetuning; each of its snapshots is a candidate."""
 
     loss: UnlearningLoss
     settings: FinetuneSettings
@@ -83,3 +87,77 @@ SWEEPS: dict[Kind, dict[str, tuple[Sweep, ...]]] = {
         ),
     },
 }
+"""By kind of forget text and name of the loss."""
+
+_DEFAULT_SETTINGS = (
+    FinetuneSettings(1e-4, 32, snapshots=(8, 16, 24, 32)),
+    FinetuneSettings(3e-4, 36, snapshots=(12, 18, 24, 30, 36)),
+)
+"""What is tried of a loss that was registered without settings of its own."""
+
+LossClass = TypeVar("LossClass", bound=Callable[..., UnlearningLoss])
+
+
+def register_loss(
+    name: str, *, text: Sequence[Sweep] = (), questions: Sequence[Sweep] = ()
+) -> Callable[[LossClass], LossClass]:
+    """Register a class of losses under a name, which the benchmark then knows; use it as a decorator.
+
+    The class follows `UnlearningLoss` and can be made without arguments, such as a frozen dataclass with defaults:
+
+        @register_loss("bounded_ascent")
+        @dataclass(frozen=True)
+        class BoundedAscent(OfAllWeights):
+            bound: float = 8.0
+            uses_retain = False
+
+            def value(self, step):
+                return (self.bound - mean_nll(step.model, step.forget)).clamp(min=0)
+
+    Args:
+        name: of the loss.
+        text: runs that are tried on TUNE where the forget text is running text; empty for two runs with the class's defaults.
+        questions: runs that are tried where it is questions; empty for the same two.
+
+    Raises:
+        ConfigError: another loss has this name.
+    """
+
+    def register(loss: LossClass) -> LossClass:
+        known = LOSSES.get(name)
+        if known is not None and (known.__module__, known.__qualname__) != (loss.__module__, loss.__qualname__):
+            raise ConfigError(
+                f"expected a new name for {loss.__qualname__}, got {name!r}, which {known.__module__}.{known.__qualname__} has; choose "
+                "another name"
+            )
+        LOSSES[name] = loss
+        default = tuple(Sweep(loss(), settings) for settings in _DEFAULT_SETTINGS)
+        SWEEPS["text"][name] = tuple(text) or default
+        SWEEPS["questions"][name] = tuple(questions) or default
+        return loss
+
+    return register
+
+
+def sweeps_of(name: str, kind: Kind) -> tuple[Sweep, ...]:
+    """Return the runs that are tried of a loss.
+
+    Args:
+        name: of the loss.
+        kind: of the forget text.
+
+    Raises:
+        ConfigError: no loss has this name.
+    """
+    check_loss(name)
+    return SWEEPS[kind][name]
+
+
+def check_loss(name: str) -> None:
+    """Check that a loss has this name.
+
+    Raises:
+        ConfigError: none has.
+    """
+    if name not in LOSSES:
+        raise ConfigError(f"no method {name!r} that changes weights.{nearest(name, LOSSES)}")

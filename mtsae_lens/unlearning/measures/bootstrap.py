@@ -21,7 +21,7 @@ CONFIDENCE = 0.95
 
 
 def delta_interval(delta_sums: Tensor, n_tokens: Tensor, seed: int) -> tuple[float, float]:
-    """95% percentile-bootstrap interval of `sum(delta) / sum(tokens)`, resampling documents with both their sums (paired).
+    """Compute the 95% percentile-bootstrap interval of `sum(delta) / sum(tokens)`, resampling documents with both their sums (paired).
 
     Documents without a counted token are left out. With a single document there is nothing to resample: the interval is the point.
     """
@@ -43,36 +43,8 @@ def delta_interval(delta_sums: Tensor, n_tokens: Tensor, seed: int) -> tuple[flo
     return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
-def difference_interval(
-    first_sums: Float[Tensor, " document"],
-    second_sums: Float[Tensor, " document"],
-    n_tokens: Float[Tensor, " document"],
-    seed: int,
-) -> tuple[float, float]:
-    """Interval of how much more one method does than another, `sum(first - second) / sum(tokens)`, on the same documents (paired).
-
-    Where it leaves 0 out, the methods differ. Two intervals of their own that overlap do not say that they do not: what a document adds to
-    both cancels here.
-
-    Args:
-        first_sums: of an effect, such as nats added, by document.
-        second_sums: of the other method, documents in the same order.
-        n_tokens: of each document.
-        seed: of the resampling.
-
-    Raises:
-        DataError: the methods were not measured on the same documents.
-    """
-    if not len(first_sums) == len(second_sums) == len(n_tokens):
-        raise DataError(
-            f"two methods are compared on the same documents; got {len(first_sums)} and {len(second_sums)} sums for {len(n_tokens)} "
-            "documents"
-        )
-    return delta_interval(first_sums - second_sums, n_tokens, seed)
-
-
 def grouped_interval(values: Float[Tensor, " item"], documents: Sequence[str], seed: int) -> tuple[float, float]:
-    """Interval of the mean of items (a share, where they are 0 or 1), resampling the documents that they belong to with all their items.
+    """Compute the interval of the mean of items (a share, where they are 0 or 1), resampling documents with all their items.
 
     Raises:
         DataError: not one document for each item, or no item.
@@ -91,7 +63,7 @@ def two_level_interval(
     *,
     shared_documents: bool = True,
 ) -> tuple[float, float]:
-    """Interval of an effect over seeds and documents, `mean over seeds of sum(effect) / sum(tokens)`.
+    """Compute the interval of an effect over seeds and documents, `mean over seeds of sum(effect) / sum(tokens)`.
 
     Each resample draws seeds, then documents of each seed drawn. It answers for another seed on other text of the kind; few seeds make
     it too narrow (with `n` of them the spread between seeds is underestimated by about `1 - 1/n` in variance).
@@ -127,5 +99,5 @@ def two_level_interval(
 
 
 def _document_weights(n_documents: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each document is drawn in each resample, `(resample, document)`."""
+    """Draw how often each document is drawn in each resample, `(resample, document)`."""
     return rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=n_resamples).astype(float)

@@ -40,7 +40,7 @@ def max_tokens(d_vocab: int) -> int:
     return max(1, min(MAX_TOKENS, _MAX_BYTES // (4 * d_vocab)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OutputBias:
     """What was added to the logits, and what that did on the text that it was fitted on."""
 
@@ -51,7 +51,7 @@ class OutputBias:
     mean_logits: Float[Tensor, " d_vocab"]  # of the model without the bias, each prediction's relative to their mean
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CalibratedLoss:
     """Losses of the clean and of the changed model, each with its own output bias; fields as in `EditEffect`.
 

@@ -16,6 +16,7 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
+from mtsae_lens.records import Record
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, as_logits, measure_model
 
@@ -30,8 +31,8 @@ class TwoSample:
 
 
 @dataclass(frozen=True)
-class ReferenceDistance:
-    """A changed model beside a reference on one corpus. `dataclasses.asdict` makes JSON of it."""
+class ReferenceDistance(Record):
+    """How far a changed model is from a reference on one corpus."""
 
     corpus: str
     nll_edited: float  # nats per token
@@ -93,8 +94,8 @@ def two_sample(edited: Float[Tensor, " item"], reference: Float[Tensor, " item"]
 
 
 @dataclass(frozen=True)
-class TruthRatioDistance:
-    """Truth ratios of a changed model beside those of a reference. `dataclasses.asdict` makes JSON of it.
+class TruthRatioDistance(Record):
+    """How far the truth ratios of a changed model are from those of a reference.
 
     On forget questions TOFU calls the p-value "forget quality": high is best, and its KS is 0 where the models cannot be told apart.
     """

@@ -26,10 +26,10 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
-"""A model, whatever was done to it."""
+"""A model as a function from tokens to logits."""
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class EditLoss:
     """Losses before and after one change on one corpus, by piece: sums over counted predictions, `n_tokens` of each piece.
 
@@ -52,7 +52,7 @@ class EditLoss:
         )
 
     def mean(self, sums: Float[Tensor, " piece"]) -> float:
-        """Per token, over all pieces."""
+        """Divide sums over pieces by the number of tokens."""
         return (sums.sum() / self.n_tokens.sum()).item()
 
     @property
@@ -72,7 +72,7 @@ class EditLoss:
         return torch.zeros(len(names), dtype=sums.dtype).index_add_(0, index, sums)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class EditEffect(EditLoss):
     """The losses, and what else changed."""
 
@@ -147,7 +147,7 @@ def longest_suffix(
     return torch.zeros(len(after), device=hits.device).index_add_(0, piece.flatten(), right.flatten().float())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Clean:
     """The clean model's predictions of a batch, counted ones alone."""
 
@@ -208,7 +208,7 @@ def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, answers_only: bool = False) -> list[EditEffect]:
-    """The effect of each edit, all from one run to the hook; contexts that an edit leaves alone are not run again.
+    """Measure the effect of each edit, all from one run to the hook; contexts that an edit leaves alone are not run again.
 
     Args:
         lm: the model with its SAE.
@@ -224,7 +224,7 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
 
 
 def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[EditLoss]:
-    """The losses alone, for sweeps: about half the work of `measure_edits`."""
+    """Measure the losses of each edit alone, for sweeps: about half the work of `measure_edits`."""
     rows, gate_open = _run_edits(lm, table, edits, _losses)
     return [
         EditLoss(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
@@ -250,14 +250,14 @@ def _run_edits(
         feature_acts = lm.feature_acts(tokens, h)
         clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted), piece.to(tokens.device))
         unchanged = compare(clean, clean.log_probs)
-        reading = lm.splice.reading(h, feature_acts)
+        sae_state = lm.splice.sae_state(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
             open_at = opened & _before(counted) if answers_only else opened
             n_open[index] += int(open_at.sum())
             compared = unchanged.clone()
             touched = open_at.any(dim=1)
             if bool(touched.any()):
-                delta = edit.delta(reading.rows(touched))
+                delta = edit.delta(sae_state.rows(touched))
                 edited_h = lm.splice.add_delta(h[touched], delta, open_at[touched])
                 changed = (edited_h != h[touched]).flatten(1).any(dim=1)
                 if bool(changed.any()):
@@ -295,8 +295,18 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
     return logits
 
 
-def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
-    """A model with an edit in place, as what `measure_model` takes; masked positions are left alone."""
+def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
+    """Make a function from tokens to the logits of a model with an edit at its hook.
+
+    Args:
+        lm: the model with its SAE; for a model with other weights, `dataclasses.replace(lm, model=other)`.
+        edit: the edit, which leaves masked positions alone; None for the model as it is.
+
+    Returns:
+        What `measure_model` takes.
+    """
+    if edit is None:
+        return as_logits(lm.model, lm.cutter)
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         tokens = tokens.to(lm.model.cfg.device)
@@ -308,7 +318,7 @@ def edited_logits(lm: HookedLM, edit: Edit) -> Logits:
 def measure_model(
     model: Logits, clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> EditEffect:
-    """The same measures for another model, such as one with other weights or one that never saw the text."""
+    """Measure another model in the same way, such as one with other weights or one that never saw the text."""
     (rows,) = _run_models([model], clean_model, cutter, table, batch_size, _measures)
     return EditEffect(table.corpus, table.pieces.documents, 1.0, *_columns(rows))
 
@@ -316,7 +326,7 @@ def measure_model(
 def model_losses(
     models: Sequence[Logits], clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> list[EditLoss]:
-    """The losses alone of several models, for sweeps; the clean model runs once."""
+    """Measure the losses alone of several models, for sweeps; the clean model runs once."""
     of_models = _run_models(models, clean_model, cutter, table, batch_size, _losses)
     return [EditLoss(table.corpus, table.pieces.documents, 1.0, *_columns(rows)) for rows in of_models]
 

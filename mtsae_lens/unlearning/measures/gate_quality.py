@@ -14,11 +14,12 @@ from torch import Tensor
 from mtsae_lens.data.contexts import Pieces, TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
+from mtsae_lens.records import Interval, Record
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
 
-AFTER_POSITIONS = (0, 8, 32)  # from the start; when a running gate has heard a phrase; when it has heard a sentence or two
+AFTER_POSITIONS = (0, 8, 32)  # from the start; after a phrase; after a sentence or two
 
 
 def auroc(positives: Float[Tensor, " n"] | np.ndarray, negatives: Float[Tensor, " m"] | np.ndarray) -> float:
@@ -59,9 +60,14 @@ class OpenShare:
     n_contexts: int
     n_documents: int
 
+    @property
+    def share(self) -> Interval:
+        """The share of positions, with its 95% interval over documents."""
+        return Interval(self.positions, self.low, self.high)
+
 
 @dataclass(frozen=True)
-class Separation:
+class GateSeparation:
     """How a gate's score tells forget text from one other corpus, whatever the threshold."""
 
     by_position: tuple[PositionAUROC, ...]
@@ -70,17 +76,17 @@ class Separation:
 
 
 @dataclass(frozen=True)
-class GateQuality:
-    """Of one gate. `dataclasses.asdict` makes JSON of it."""
+class GateQuality(Record):
+    """How often one gate is open on the forget text and on other text, and how well its score tells them apart."""
 
     forget: str
     true_positives: OpenShare
-    others: dict[str, Separation]
+    others: dict[str, GateSeparation]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Scored:
-    """A gate's answers on a corpus."""
+    """The scores of a gate on a corpus, and where it was open."""
 
     score: Float[Tensor, "context pos"]
     opened: Bool[Tensor, "context pos"]
@@ -92,8 +98,8 @@ class _Scored:
 
     @property
     def highest(self) -> Float[Tensor, " context"]:
-        heard = self.kept.any(dim=1)
-        return self.score.masked_fill(~self.kept, -torch.inf).amax(dim=1)[heard]
+        has_tokens = self.kept.any(dim=1)
+        return self.score.masked_fill(~self.kept, -torch.inf).amax(dim=1)[has_tokens]
 
 
 def measure_gate(
@@ -131,7 +137,7 @@ def measure_gate(
             if len(ours := positive.after(first)) and len(theirs := negative.after(first))
         )
         by_context = auroc(positive.highest, negative.highest)
-        separations[name] = Separation(by_position, by_context, _open_share(negative, seed))
+        separations[name] = GateSeparation(by_position, by_context, _open_share(negative, seed))
     return GateQuality(forget.corpus, _open_share(positive, seed), separations)
 
 
@@ -154,13 +160,13 @@ def _open_share(scored: _Scored, seed: int) -> OpenShare:
     values = opened[scored.kept].double()
     names = [scored.pieces.documents[piece] for piece in scored.pieces.of_token[scored.kept].tolist()]
     low, high = grouped_interval(values, names, seed)
-    heard = scored.kept.any(dim=1)
+    has_tokens = scored.kept.any(dim=1)
     return OpenShare(
         positions=values.mean().item(),
         low=low,
         high=high,
-        contexts=opened.any(dim=1)[heard].double().mean().item(),
+        contexts=opened.any(dim=1)[has_tokens].double().mean().item(),
         n_positions=len(values),
-        n_contexts=int(heard.sum()),
+        n_contexts=int(has_tokens.sum()),
         n_documents=len(set(names)),
     )

@@ -20,6 +20,7 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
+from mtsae_lens.records import Record
 from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.generation import continue_tokens
@@ -49,7 +50,7 @@ class Decoding:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Continuations:
     """Prompts of one length and what a model wrote after each, up to the first special token."""
 
@@ -58,8 +59,8 @@ class Continuations:
 
 
 @dataclass(frozen=True)
-class GenerationHealth:
-    """Of one model's continuations; compare with those of the clean model on the same prompts. `dataclasses.asdict` makes JSON of it."""
+class GenerationHealth(Record):
+    """How varied and how likely one model's continuations are; compare with the clean model's on the same prompts."""
 
     distinct_1: float  # share of distinct tokens, pairs and triples among all of the continuations together (Li et al. 2016)
     distinct_2: float  # low: the same words everywhere; depends on how much is generated
@@ -189,8 +190,8 @@ def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One prompt and what follows it, before and after."""
+class Sample(Record):
+    """One prompt and its continuations before and after the change."""
 
     prompt: str
     clean: str

@@ -14,7 +14,7 @@ from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FiringStatistics:
     """Of every feature, on one corpus, special tokens left out. Of questions, all of question and answer counts, padding does not."""
 

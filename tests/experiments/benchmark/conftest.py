@@ -1,4 +1,4 @@
-"""A tiny model, SAE and reference as the subject of tiny tasks."""
+"""A tiny model, SAE and reference as the setup of tiny tasks."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 
 from mtsae_lens.experiments.benchmark import attack_cell
-from mtsae_lens.experiments.benchmark import setup as subject_module
-from mtsae_lens.experiments.benchmark.arms import BenchmarkTask, Scale
-from mtsae_lens.experiments.benchmark.setup import Subject
+from mtsae_lens.experiments.benchmark import setup as setup_module
+from mtsae_lens.experiments.benchmark.arms import BenchmarkSize, BenchmarkTask
+from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.task import Corpus
 
-SCALE = Scale(
+SIZE = BenchmarkSize(
     gated=Grid(("frequency_difference",), n_features=(1, 2), multipliers=(1.0, 4.0), false_positive_rates=(0.2,)),
     ungated=Grid(("frequency_difference",), n_features=(2,), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=2,
@@ -53,17 +53,17 @@ def people_task(text_file: Path) -> BenchmarkTask:
 
 
 @pytest.fixture
-def make_subject(tiny_model_dir: Path, tiny_sae_dir: Path, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(subject_module, "TRAINING_CONTEXTS", 12)
+def make_setup(tiny_model_dir: Path, tiny_sae_dir: Path, reference_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(setup_module, "TRAINING_CONTEXTS", 12)
     settings: FinetuneSettings = replace(attack_cell.RELEARNING, lr=1e-2, n_steps=2, batch_size=2, snapshots=(0, 1, 2))
     monkeypatch.setattr(attack_cell, "RELEARNING", settings)
 
-    def make(task: BenchmarkTask, reference: Path | None = reference_dir) -> Subject:
-        return Subject(task, 4, str(tiny_model_dir), None if reference is None else str(reference), tiny_sae_dir)
+    def make(task: BenchmarkTask, reference: Path | None = reference_dir) -> BenchmarkSetup:
+        return BenchmarkSetup(task, 4, str(tiny_model_dir), None if reference is None else str(reference), tiny_sae_dir)
 
     return make
 
 
 @pytest.fixture
-def scale() -> Scale:
-    return SCALE
+def size() -> BenchmarkSize:
+    return SIZE

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, QUICK, SAES, TASKS, Scale
+from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, QUICK, SAES, TASKS, BenchmarkSize
 from mtsae_lens.training.recipe import TrainSettings
 from mtsae_lens.unlearning.selection.scores import SCORES
 from mtsae_lens.unlearning.task import Task, check_corpus
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 
 @pytest.mark.parametrize("architecture", SAES)
@@ -45,11 +45,11 @@ def test_strangers_and_unseen_words_are_neutral() -> None:
     assert TASKS["people"].unseen not in task.sources("forget", "near", "far", "neutral")
 
 
-@pytest.mark.parametrize("scale", [Scale(), QUICK])
-def test_grids_are_with_and_without_a_gate(scale: Scale) -> None:
-    assert None not in scale.gated.false_positive_rates
-    assert scale.ungated.false_positive_rates == (None,)
-    assert {*scale.gated.scores, *scale.ungated.scores} <= set(SCORES)
+@pytest.mark.parametrize("size", [BenchmarkSize(), QUICK])
+def test_grids_are_with_and_without_a_gate(size: BenchmarkSize) -> None:
+    assert None not in size.gated.false_positive_rates
+    assert size.ungated.false_positive_rates == (None,)
+    assert {*size.gated.scores, *size.ungated.scores} <= set(SCORES)
 
 
 def test_budgets_are_those_that_are_looked_up() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from mtsae_lens.experiments.benchmark import attack_cell
-from mtsae_lens.experiments.benchmark.attack_cell import attacks
+from mtsae_lens.experiments.benchmark.attack_cell import attack
 from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.unlearning.attacks import quantised
+from mtsae_lens.unlearning.attacks import quantize
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 
@@ -32,9 +32,9 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, A
     return found
 
 
-def test_attacks_on_an_edit(make_subject: Any, text_task: Any, learned: list[Any]) -> None:
-    subject = make_subject(text_task)
-    found = attacks(subject, Change(EDIT), SIZES, 0)
+def test_attacks_on_an_edit(make_setup: Any, text_task: Any, learned: list[Any]) -> None:
+    setup = make_setup(text_task)
+    found = attack(setup, Change(EDIT), SIZES, 0).to_json()
     json.dumps(found, allow_nan=False)
     assert set(found) == {"relearning", "dilution", "quantisation"}
     assert {name: list(sizes) for name, sizes in found["relearning"].items()} == {
@@ -43,7 +43,7 @@ def test_attacks_on_an_edit(make_subject: Any, text_task: Any, learned: list[Any
     }
     assert [how["hook_while_learning"] for _, _, how in learned] == [True, True, False, False]
     assert all(how["edit"] is EDIT for _, _, how in learned)
-    lm, task = subject.lm, subject.task
+    lm, task = setup.lm, setup.task
     test = task.table(task.forget, "test", lm.cutter)
     for table, measured, _ in learned:
         assert measured.tokens.equal(test.tokens)
@@ -57,14 +57,14 @@ def test_attacks_on_an_edit(make_subject: Any, text_task: Any, learned: list[Any
     assert found["relearning"]["hook in place"]["4"][-1] != found["relearning"]["without the hook"]["4"][-1]
 
 
-def test_both_models_are_attacked_alike(make_subject: Any, text_task: Any) -> None:
-    subject = make_subject(text_task)
-    found = attacks(subject, Change(weights=subject.reference), SIZES, 0)
+def test_both_models_are_attacked_alike(make_setup: Any, text_task: Any) -> None:
+    setup = make_setup(text_task)
+    found = attack(setup, Change(weights=setup.reference), SIZES, 0).to_json()
     assert list(found["relearning"]) == ["weights"]
-    lm, task = subject.lm, subject.task
+    lm, task = setup.lm, setup.task
     test = task.table(task.forget, "test", lm.cutter)
     for n_bits, row in found["quantisation"].items():
-        models = [quantised(model, int(n_bits)) for model in (subject.reference, lm.model)]
+        models = [quantize(model, int(n_bits)) for model in (setup.reference, lm.model)]
         effect = measure_model(as_logits(models[0]), models[1], lm.cutter, test)
         assert (row["nll"], row["nll_clean"]) == pytest.approx(
             (effect.mean(effect.nll_edited), effect.mean(effect.nll_clean)), abs=1e-4
@@ -74,36 +74,36 @@ def test_both_models_are_attacked_alike(make_subject: Any, text_task: Any) -> No
     assert found["dilution"]["n_tokens"] == len(test) * 15
 
 
-def test_an_attacker_has_no_more_than_there_is(make_subject: Any, text_task: Any) -> None:
-    subject = make_subject(text_task)
-    found = attacks(subject, Change(weights=subject.reference), (2, 400, 900), 0)
+def test_an_attacker_has_no_more_than_there_is(make_setup: Any, text_task: Any) -> None:
+    setup = make_setup(text_task)
+    found = attack(setup, Change(weights=setup.reference), (2, 400, 900), 0).to_json()
     assert list(found["relearning"]["weights"]) == [
         "2",
-        str(len(set(subject.training_table(text_task.forget_training).documents))),
+        str(len(set(setup.training_table(text_task.forget_training).documents))),
     ]
 
 
 def test_of_people_half_are_taught_and_the_others_asked(
-    make_subject: Any, people_task: Any, learned: list[Any], monkeypatch: pytest.MonkeyPatch
+    make_setup: Any, people_task: Any, learned: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attack_cell, "FILLER_SHARE", 0.1)  # or a question does not fit into the tiny context
-    subject = make_subject(people_task)
-    found = attacks(subject, Change(EDIT), SIZES, 1)
+    setup = make_setup(people_task)
+    found = attack(setup, Change(EDIT), SIZES, 1).to_json()
     json.dumps(found, allow_nan=False)
     assert set(found) == {"relearning", "dilution", "quantisation", "unseen"}
     assert list(found["relearning"]) == ["hook in place", "without the hook", "half of the people"]
     table, measured, how = learned[-1]
-    people = set(subject.training_table("facts:forget:known").documents)
+    people = set(setup.training_table("facts:forget:known").documents)
     assert set(table.documents) < people
     assert len(set(table.documents)) == round(len(people) / 2)
     assert not set(table.documents) & set(measured.documents)
     assert set(measured.documents)
     assert how["hook_while_learning"]
-    unseen = subject.task.table("facts:forget:unseen", "test", subject.lm.cutter)
-    (effect,) = Change(EDIT).effects(subject.lm, {"": unseen}).values()
+    unseen = setup.task.table("facts:forget:unseen", "test", setup.lm.cutter)
+    (effect,) = Change(EDIT).effects(setup.lm, {"": unseen}).values()
     assert found["unseen"]["nll"] == pytest.approx(effect.mean(effect.nll_edited), abs=1e-4)
     assert found["unseen"]["nll_clean"] == pytest.approx(effect.mean(effect.nll_clean), abs=1e-4)
-    known = subject.task.table(subject.task.forget, "test", subject.lm.cutter)
+    known = setup.task.table(setup.task.forget, "test", setup.lm.cutter)
     for learnt, _, _ in learned:
         rows = {tuple(row) for row in learnt.tokens.tolist()}
         assert not rows & {tuple(row) for row in known.tokens.tolist()}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtsae_lens.experiments.benchmark import edit_cells
-from mtsae_lens.experiments.benchmark.arms import OURS, Scale
+from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize
 from mtsae_lens.experiments.benchmark.edit_cells import DIRECTION, edit_cell
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning import task as task_module
@@ -38,27 +38,27 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_a_cell_of_ours(
-    make_subject: Any, text_task: Any, scale: Scale, read: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    make_setup: Any, text_task: Any, size: BenchmarkSize, read: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    subject = make_subject(text_task)
+    setup = make_setup(text_task)
     swept, twins = {}, []
-    original, original_twins = edit_cells.sweep, edit_cells.random_twins
+    original, original_draws = edit_cells.sweep, edit_cells.matched_random_edits
 
     def sweep(lm: Any, task: Any, candidates: Any) -> Any:
         swept[len(swept)] = candidates
         return original(lm, task, candidates)
 
-    def random_twins(lm: Any, task: Any, candidate: Any, *args: Any) -> Any:
-        twins.append((candidate.edit, original_twins(lm, task, candidate, *args)))
+    def matched_random_edits(lm: Any, task: Any, candidate: Any, *args: Any) -> Any:
+        twins.append((candidate.edit, original_draws(lm, task, candidate, *args)))
         return twins[-1][1]
 
     monkeypatch.setattr(edit_cells, "sweep", sweep)
-    monkeypatch.setattr(edit_cells, "random_twins", random_twins)
-    cell = edit_cell(subject, scale, OURS, 0, attacked=False)
+    monkeypatch.setattr(edit_cells, "matched_random_edits", matched_random_edits)
+    cell = edit_cell(setup, size, OURS, 0, attacked=False).to_json()
     json.dumps(cell, allow_nan=False)
     assert list(cell["methods"]) == [OURS, f"{OURS}, no gate", DIRECTION, f"{DIRECTION}, no gate"]
     assert 0 <= cell["identity_error"] <= 1e-4
-    tables = subject.task.tables("test", subject.lm.cutter)
+    tables = setup.task.tables("test", setup.lm.cutter)
     for candidates, (name, method) in zip(swept.values(), cell["methods"].items(), strict=True):
         assert [row["setting"] for row in method["tune"]] == [candidate.setting for candidate in candidates]
         assert set(method["test"]) == set(PLACES)
@@ -70,7 +70,7 @@ def test_a_cell_of_ours(
             assert row["setting"] == candidates[place].setting
             assert list(row["corpora"]) == list(tables)
             for source, table in tables.items():
-                (effect,) = measure_edits(subject.lm, table, [candidates[place].edit])
+                (effect,) = measure_edits(setup.lm, table, [candidates[place].edit])
                 of_corpus = row["corpora"][source]
                 assert of_corpus["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
                 assert sum(d["n_tokens"] for d in of_corpus["documents"]) == of_corpus["n_tokens"]
@@ -91,8 +91,10 @@ def test_a_cell_of_ours(
         assert pooled["n_draws"] == 2
 
 
-def test_test_text_decides_nothing(make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch) -> None:
-    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+def test_test_text_decides_nothing(
+    make_setup: Any, text_task: Any, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = edit_cell(make_setup(text_task), size, "topk", 0, attacked=False).to_json()
     assert list(cell["methods"]) == ["topk", "topk, no gate"]
     original = task_module.read_tokens
 
@@ -100,7 +102,7 @@ def test_test_text_decides_nothing(make_subject: Any, text_task: Any, scale: Sca
         return original("milton" if split == "test" else source, split, cutter, n, seed=seed)
 
     monkeypatch.setattr(task_module, "read_tokens", others)
-    other = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    other = edit_cell(make_setup(text_task), size, "topk", 0, attacked=False).to_json()
     for name, method in cell["methods"].items():
         assert other["methods"][name]["tune"] == method["tune"]
         for budget, row in method["test"].items():
@@ -109,11 +111,11 @@ def test_test_text_decides_nothing(make_subject: Any, text_task: Any, scale: Sca
 
 
 def test_the_most_at_the_main_budget_has_its_random_features_too(
-    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+    make_setup: Any, text_task: Any, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = {"0.02": 0, "0.05": 1, "0.05 goal": 0}
     monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: places)
-    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    cell = edit_cell(make_setup(text_task), size, "topk", 0, attacked=False).to_json()
     assert {name: "random" in row for name, row in cell["methods"]["topk"]["test"].items()} == {
         "0.02": False,
         "0.05": True,
@@ -122,40 +124,42 @@ def test_the_most_at_the_main_budget_has_its_random_features_too(
 
 
 def test_the_settings_are_read_with_the_goal_of_the_reference(
-    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+    make_setup: Any, text_task: Any, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = []
     monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: given.append(args) or {})
     for reference in (True, False):
-        subject = make_subject(text_task) if reference else make_subject(text_task, None)
-        cell = edit_cell(subject, scale, "topk", 0, attacked=True)
+        setup = make_setup(text_task) if reference else make_setup(text_task, None)
+        cell = edit_cell(setup, size, "topk", 0, attacked=True).to_json()
         assert all(method["test"] == {} and "attacks" not in method for method in cell["methods"].values())
     assert given[0] == given[1]
-    assert given[0] == (pytest.approx(8.3178, abs=1e-3), make_subject(text_task).goal)
+    assert given[0] == (pytest.approx(8.3178, abs=1e-3), make_setup(text_task).goal)
     assert given[2][1] is None
 
 
 def test_a_method_without_a_candidate_keeps_its_place(
-    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+    make_setup: Any, text_task: Any, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
         edit_cells, "rankings", lambda evidence, *args, **kwargs: {} if evidence.near else {"a": (1, 2, 3, 4, 5)}
     )
-    cell = edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+    cell = edit_cell(make_setup(text_task), size, "topk", 0, attacked=False).to_json()
     assert cell["methods"]["topk, no gate"] == {"tune": [], "test": {}}
     assert cell["methods"]["topk"]["test"]
 
 
 def test_a_splice_that_is_not_the_identity_stops_the_cell(
-    make_subject: Any, text_task: Any, scale: Scale, monkeypatch: pytest.MonkeyPatch
+    make_setup: Any, text_task: Any, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "max_identity_error", lambda *args: 0.1)
     with pytest.raises(RuntimeError, match=r"without an edit changes the logits by 0\.1"):
-        edit_cell(make_subject(text_task), scale, "topk", 0, attacked=False)
+        edit_cell(make_setup(text_task), size, "topk", 0, attacked=False)
 
 
-def test_an_attacked_cell_has_the_main_edit_in_full_and_its_attacks(make_subject: Any, text_task: Any, scale: Scale) -> None:
-    cell = edit_cell(make_subject(text_task), scale, OURS, 0, attacked=True)
+def test_an_attacked_cell_has_the_main_edit_in_full_and_its_attacks(
+    make_setup: Any, text_task: Any, size: BenchmarkSize
+) -> None:
+    cell = edit_cell(make_setup(text_task), size, OURS, 0, attacked=True).to_json()
     json.dumps(cell, allow_nan=False)
     for name, method in cell["methods"].items():
         assert ("attacks" in method) == ("main" in method) == (name in (OURS, DIRECTION))

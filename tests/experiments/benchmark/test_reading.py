@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, MAIN_BUDGET
-from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep, tune_rows
+from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep
 from mtsae_lens.unlearning.sweep import Outcome
 
 
@@ -55,10 +52,3 @@ def test_a_budget_that_no_setting_meets_is_left_out() -> None:
     assert read_sweep(found((9.0, 0.0, 0.0)), 8.3, None) == {}
     for goal in (1.0, None):
         assert read_sweep([], 8.3, goal) == {}
-
-
-def test_the_sweep_goes_into_a_file() -> None:
-    rows: list[dict[str, Any]] = tune_rows(SWEEP[:1])
-    assert json.loads(json.dumps(rows)) == [
-        {"setting": {"place": 0}, "forget": 0.1, "near": 0.0, "far": 0.005, "forget_nll": 4.1}
-    ]

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filled import filled
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.experiments.benchmark import run as module
-from mtsae_lens.experiments.benchmark.arms import OURS, QUICK, TASKS, BenchmarkTask, Scale
+from mtsae_lens.experiments.benchmark.arms import OURS, QUICK, TASKS, BenchmarkSize, BenchmarkTask
+from mtsae_lens.experiments.benchmark.cells import Cell, MethodsCell, ReferenceCell, StabilityCell
 from mtsae_lens.experiments.benchmark.report import benchmark_part
-from mtsae_lens.experiments.benchmark.run import LOSS_NAMES, BenchmarkSettings, _cells, run_benchmark
+from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, _cells, run_benchmark
 from mtsae_lens.reporting.page import write_report
+from mtsae_lens.unlearning.finetuning.losses import LOSSES
 from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
 from mtsae_lens.unlearning.task import Corpus
 
@@ -76,10 +79,10 @@ def test_a_task_of_ones_own_replaces_the_named_ones() -> None:
 
 
 def test_the_scale_is_what_is_given_on_top_of_the_preset() -> None:
-    assert BenchmarkSettings().scale() == Scale()
+    assert BenchmarkSettings().size() == BenchmarkSize()
     quick = BenchmarkSettings(quick=True, d_sae=64, n_seeds=4)
-    assert quick.scale().d_sae == 64
-    assert quick.scale().contexts_per_split == QUICK.contexts_per_split
+    assert quick.size().d_sae == 64
+    assert quick.size().contexts_per_split == QUICK.contexts_per_split
     assert list(quick.seeds()) == [0]
     assert list(BenchmarkSettings(n_seeds=2).seeds()) == [0, 1]
 
@@ -93,7 +96,7 @@ def test_sources_are_checked_before_anything_is_trained(tmp_path: Path, monkeypa
 
 def test_cells_are_made_seed_by_seed(tmp_path: Path) -> None:
     settings = BenchmarkSettings(out=tmp_path, n_seeds=2, saes={OURS: {"k": 4}, "topk": {"k": 4}}, losses=("npo", "rmu"))
-    cells = _cells(settings, settings.benchmark_tasks(), settings.scale())
+    cells = _cells(settings, settings.benchmark_tasks(), settings.size())
     names = list(cells)
     assert names == [
         name
@@ -106,21 +109,21 @@ def test_cells_are_made_seed_by_seed(tmp_path: Path) -> None:
     ] + [f"{task}/stability/{sae}-2" for task in ("domain", "people") for sae in settings.saes]
     for name, cell in cells.items():
         if "stability" in name:
-            (subjects,) = cell.args  # type: ignore[attr-defined]
+            (setups,) = cell.args  # type: ignore[attr-defined]
             sae = name.split("/")[2].removesuffix("-2")
-            assert [subject.sae_folder for subject in subjects] == [settings.training(sae, seed).out for seed in (0, 1)]
+            assert [setup.sae_folder for setup in setups] == [settings.training(sae, seed).out for seed in (0, 1)]
             continue
         task, method, seed = (*name.split("/"), "0")[:3]
-        subject = cell.args[0]  # type: ignore[attr-defined]
-        assert subject.task_of is TASKS[task]
+        setup = cell.args[0]  # type: ignore[attr-defined]
+        assert setup.task_of is TASKS[task]
         sae = method if method in settings.saes else OURS
-        assert subject.sae_folder == settings.training(sae, int(seed)).out == tmp_path / "saes" / f"{sae}-{seed}"
+        assert setup.sae_folder == settings.training(sae, int(seed)).out == tmp_path / "saes" / f"{sae}-{seed}"
         assert cell.keywords["attacked"] == (seed == "0")  # type: ignore[attr-defined]
-        if method in LOSS_NAMES:
+        if method in LOSSES:
             kind = "questions" if task == "people" else "text"
-            assert cell.args[1:] == (settings.scale(), method, SWEEPS[kind][method], int(seed))  # type: ignore[attr-defined,index]
+            assert cell.args[1:] == (settings.size(), method, SWEEPS[kind][method], int(seed))  # type: ignore[attr-defined,index]
     alone = BenchmarkSettings(out=tmp_path, reference=None, n_seeds=1, losses=(), n_attacked_seeds=0)
-    cells = _cells(alone, alone.benchmark_tasks(), alone.scale())
+    cells = _cells(alone, alone.benchmark_tasks(), alone.size())
     assert not any("reference" in name for name in cells)
     assert not any(cell.keywords.get("attacked") for cell in cells.values())  # type: ignore[attr-defined]
     assert len([name for name in _cells(BenchmarkSettings(quick=True), {"own": OWN}, QUICK) if "npo" in name]) == 1
@@ -192,6 +195,12 @@ def cells() -> dict[str, Any]:
     }
 
 
+def read(cells: dict[str, Any]) -> dict[str, Cell]:
+    """What is not given is zero or absent."""
+    kinds: dict[str, type[Cell]] = {"reference": ReferenceCell, "stability": StabilityCell}
+    return {name: filled(kinds.get(name.split("/")[1], MethodsCell), cell) for name, cell in cells.items()}
+
+
 TRAINED = {
     f"{OURS}/0": {"l0": 30.0, "explained_variance": 0.5},
     f"{OURS}/1": {"l0": 34.0, "explained_variance": 0.7},
@@ -200,7 +209,7 @@ TRAINED = {
 
 
 def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
-    part = benchmark_part(TRAINED, cells(), {"own": OWN}, Scale(), [OURS, "topk"])
+    part = benchmark_part(TRAINED, read(cells()), {"own": OWN}, BenchmarkSize(), [OURS, "topk"])
     json.dumps(part.metrics, allow_nan=False)
     assert part.metrics["saes"] == TRAINED
     found = part.metrics["own"]
@@ -286,7 +295,9 @@ def test_questions_show_recall_and_a_task_without_near_text_shows_none() -> None
     corpora = result["test"]["0.05"]["corpora"]
     del result["test"]["0.05"]["random"], corpora["n"]
     corpora["facts:forget:known"] = corpora.pop("f")
-    part = benchmark_part(TRAINED, {f"own/{OURS}/0": {"methods": {OURS: result}}}, {"own": asked}, Scale(), [OURS, "topk"])
+    part = benchmark_part(
+        TRAINED, read({f"own/{OURS}/0": {"methods": {OURS: result}}}), {"own": asked}, BenchmarkSize(), [OURS, "topk"]
+    )
     (table,) = part.tables
     (row,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert (row["recall at 0.05"], row["near at 0.05"], row["random at 0.05"]) == ("25% [25%, 25%]", None, None)
@@ -307,7 +318,7 @@ def test_cells_of_other_text_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
         return {}
 
     monkeypatch.setattr(module, "run_trials", run_trials)
-    monkeypatch.setattr(module, "benchmark_part", lambda *args: benchmark_part({}, {}, {}, Scale(), []))
+    monkeypatch.setattr(module, "benchmark_part", lambda *args: benchmark_part({}, {}, {}, BenchmarkSize(), []))
     own = {"forget": "kjv", "retain": ("sotu",)}
     for settings in (own, own | changed):
         module.run_benchmark(BenchmarkSettings(out=tmp_path, **settings))  # type: ignore[arg-type]

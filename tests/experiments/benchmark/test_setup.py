@@ -1,4 +1,4 @@
-"""The subject of a cell: models, tables, and how far away the reference is."""
+"""The setup of a cell: models, tables, and how far away the reference is."""
 
 from __future__ import annotations
 
@@ -21,44 +21,42 @@ def mean_nll(model: Any, table: Any) -> float:
     return float(nll[targets != 0].mean())
 
 
-def test_the_goal_is_what_the_reference_loses_more_on_tune(make_subject: Any, text_task: Any) -> None:
-    subject = make_subject(text_task)
-    table = subject.task.table(subject.task.forget, "tune", subject.lm.cutter)
-    expected = mean_nll(subject.reference, table) - mean_nll(subject.lm.model, table)
+def test_the_goal_is_what_the_reference_loses_more_on_tune(make_setup: Any, text_task: Any) -> None:
+    setup = make_setup(text_task)
+    table = setup.task.table(setup.task.forget, "tune", setup.lm.cutter)
+    expected = mean_nll(setup.reference, table) - mean_nll(setup.lm.model, table)
     assert abs(expected) > 0.1
-    assert subject.goal == pytest.approx(expected, abs=1e-4)
+    assert setup.goal == pytest.approx(expected, abs=1e-4)
 
 
-def test_without_a_reference_there_is_no_goal(make_subject: Any, text_task: Any) -> None:
-    subject = make_subject(text_task, None)
-    assert subject.reference is None
-    assert subject.goal is None
+def test_without_a_reference_there_is_no_goal(make_setup: Any, text_task: Any) -> None:
+    setup = make_setup(text_task, None)
+    assert setup.reference is None
+    assert setup.goal is None
 
 
-def test_the_text_is_cut_as_the_sae_was_trained(make_subject: Any, text_task: Any, tiny_sae_dir: Path) -> None:
-    subject, (lm, _) = make_subject(text_task), open_sae(tiny_sae_dir)
-    assert (subject.lm.cutter.context_size, subject.lm.cutter.prepend_bos) == (lm.cutter.context_size, lm.cutter.prepend_bos)
-    assert subject.lm.splice.hook_name == lm.splice.hook_name
-    assert subject.lm.sae.W_dec.equal(lm.sae.W_dec)
+def test_the_text_is_cut_as_the_sae_was_trained(make_setup: Any, text_task: Any, tiny_sae_dir: Path) -> None:
+    setup, (lm, _) = make_setup(text_task), open_sae(tiny_sae_dir)
+    assert (setup.lm.cutter.context_size, setup.lm.cutter.prepend_bos) == (lm.cutter.context_size, lm.cutter.prepend_bos)
+    assert setup.lm.splice.hook_name == lm.splice.hook_name
+    assert setup.lm.sae.W_dec.equal(lm.sae.W_dec)
 
 
 def test_methods_that_change_weights_learn_from_no_text_that_is_measured(
-    make_subject: Any, text_task: Any, people_task: Any
+    make_setup: Any, text_task: Any, people_task: Any
 ) -> None:
-    subject = make_subject(text_task)
-    table = subject.training_table(text_task.forget_training)
-    assert table.tokens.equal(read_tokens(text_task.forget_training, "train", subject.lm.cutter, 12).tokens)
-    held_out = {
-        name for s in ("tune", "test") for name in subject.task.table(subject.task.forget, s, subject.lm.cutter).documents
-    }
+    setup = make_setup(text_task)
+    table = setup.training_table(text_task.forget_training)
+    assert table.tokens.equal(read_tokens(text_task.forget_training, "train", setup.lm.cutter, 12).tokens)
+    held_out = {name for s in ("tune", "test") for name in setup.task.table(setup.task.forget, s, setup.lm.cutter).documents}
     assert not held_out & set(table.documents)
-    asked = make_subject(people_task)
+    asked = make_setup(people_task)
     learned = asked.training_table("facts:forget:known")
     assert learned.tokens.equal(read_facts("facts:forget:known", "select", asked.lm.cutter, 120).tokens)
 
 
-def test_a_subject_goes_to_another_process_before_anything_is_loaded(make_subject: Any, text_task: Any) -> None:
-    subject = make_subject(text_task)
-    other = pickle.loads(pickle.dumps(partial(print, subject))).args[0]
-    assert other == subject
+def test_a_subject_goes_to_another_process_before_anything_is_loaded(make_setup: Any, text_task: Any) -> None:
+    setup = make_setup(text_task)
+    other = pickle.loads(pickle.dumps(partial(print, setup))).args[0]
+    assert other == setup
     assert other.task == text_task.task(4)

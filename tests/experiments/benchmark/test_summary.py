@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from filled import filled
 
+from mtsae_lens.experiments.benchmark.cells import MeasuredCorpus, MethodResult
 from mtsae_lens.experiments.benchmark.summary import at_cost, difference
 from mtsae_lens.unlearning.measures.bootstrap import two_level_interval
 from mtsae_lens.unlearning.task import Corpus, Task
@@ -34,7 +36,7 @@ def random(deltas: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def cell(forget: Sequence[float], *, near: float = 0.0, far: float = 0.0, drawn: Any = None) -> dict[str, Any]:
+def cell(forget: Sequence[float], *, near: float = 0.0, far: float = 0.0, drawn: Any = None) -> MethodResult:
     corpora = {
         "f": corpus(forget),
         "n1": corpus((near, near)),
@@ -45,10 +47,10 @@ def cell(forget: Sequence[float], *, near: float = 0.0, far: float = 0.0, drawn:
     row: dict[str, Any] = {"corpora": corpora}
     if drawn is not None:
         row["random"] = {"f": random(drawn)}
-    return {"test": {"0.05": row}}
+    return filled(MethodResult, {"test": {"0.05": row}})
 
 
-NOTHING: dict[str, Any] = {"test": {}}
+NOTHING = filled(MethodResult, {})
 
 
 def sums(*seeds: Sequence[float]) -> list[torch.Tensor]:
@@ -126,7 +128,7 @@ def test_a_difference_is_paired_by_seed() -> None:
 
 def test_the_gap_is_paired_with_the_reference_by_document() -> None:
     cells = [cell((4, 0)), cell((0, 4))]
-    found = at_cost(cells, "0.05", TASK, corpus((1, 2)))
+    found = at_cost(cells, "0.05", TASK, filled(MeasuredCorpus, corpus((1, 2))))
     assert found is not None
     assert found.gap is not None
     assert found.gap.mean == pytest.approx((1.0 + 3.0) / 2 - (1 * 1 + 2 * 3) / 4)
@@ -136,12 +138,12 @@ def test_the_gap_is_paired_with_the_reference_by_document() -> None:
 
 def test_recall_is_of_questions_not_of_tokens() -> None:
     asked = Task((Corpus("facts:forget:known", "forget"), Corpus("x1", "far")))
-    result = cell((4, 0))
+    result = cell((4, 0)).to_json()
     of_forget = result["test"]["0.05"]["corpora"].pop("f")
     for row, n_contexts, recall in zip(of_forget["documents"], (1, 4), (1.0, 0.25), strict=True):
         row |= {"n_contexts": n_contexts, "exact_recall": recall}
     result["test"]["0.05"]["corpora"]["facts:forget:known"] = of_forget
-    found = at_cost([result], "0.05", asked)
+    found = at_cost([MethodResult.from_json(result)], "0.05", asked)
     assert found is not None
     assert found.exact_recall is not None
     assert found.exact_recall.mean == pytest.approx(2 / 5)

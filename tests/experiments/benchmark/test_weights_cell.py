@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtsae_lens.experiments.benchmark import weights_cell as module
-from mtsae_lens.experiments.benchmark.arms import Scale
+from mtsae_lens.experiments.benchmark.arms import BenchmarkSize
 from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.unlearning import task as task_module
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -39,10 +39,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
 
 
 def test_snapshots_are_outcomes_on_tune_and_the_chosen_are_measured_on_test(
-    make_subject: Any, text_task: Any, scale: Scale, read: list[tuple[str, str]]
+    make_setup: Any, text_task: Any, size: BenchmarkSize, read: list[tuple[str, str]]
 ) -> None:
-    subject = make_subject(text_task)
-    cell = weights_cell(subject, scale, "mixed", RUNS, 3, attacked=False)
+    setup = make_setup(text_task)
+    cell = weights_cell(setup, size, "mixed", RUNS, 3, attacked=False).to_json()
     json.dumps(cell, allow_nan=False)
     splits = [split for _, split in read]
     assert splits == sorted(splits, key=["train", "tune", "test"].index)  # TEST after all else
@@ -51,9 +51,9 @@ def test_snapshots_are_outcomes_on_tune_and_the_chosen_are_measured_on_test(
     assert [(row["setting"]["lr"], row["setting"]["step"]) for row in result["tune"]] == [(1e-2, 1), (1e-2, 2), (3e-3, 1)]
     assert set(result) == {"tune", "test"}
 
-    lm, task = subject.lm, subject.task
-    forget = subject.training_table(text_task.forget_training)
-    retain = [subject.training_table(source) for source in text_task.retain_training]
+    lm, task = setup.lm, setup.task
+    forget = setup.training_table(text_task.forget_training)
+    retain = [setup.training_table(source) for source in text_task.retain_training]
     settings = FinetuneSettings(1e-2, 2, 2, snapshots=(1, 2), seed=3)
     models = [s.model for s in finetune(lm.model, GradientDifference(), forget, retain, lm.cutter, settings)]
     for model, row in zip(models, result["tune"], strict=False):
@@ -73,9 +73,9 @@ def test_snapshots_are_outcomes_on_tune_and_the_chosen_are_measured_on_test(
 
 
 def test_an_attacked_cell_attacks_the_goal(
-    make_subject: Any, text_task: Any, scale: Scale, read: list[tuple[str, str]]
+    make_setup: Any, text_task: Any, size: BenchmarkSize, read: list[tuple[str, str]]
 ) -> None:
-    (result,) = weights_cell(make_subject(text_task), scale, "mixed", RUNS, 0, attacked=True)["methods"].values()
+    (result,) = weights_cell(make_setup(text_task), size, "mixed", RUNS, 0, attacked=True).to_json()["methods"].values()
     json.dumps(result, allow_nan=False)
     assert "gate" not in result["main"]
     assert "reference" in result["main"]
@@ -85,9 +85,9 @@ def test_an_attacked_cell_attacks_the_goal(
         assert curve[0]["nll"] == pytest.approx(before, abs=1e-4)
 
 
-def test_the_reference_is_measured_as_other_weights(make_subject: Any, text_task: Any, scale: Scale) -> None:
-    subject = make_subject(text_task)
-    cell = reference_cell(subject, scale, attacked=False)
+def test_the_reference_is_measured_as_other_weights(make_setup: Any, text_task: Any, size: BenchmarkSize) -> None:
+    setup = make_setup(text_task)
+    cell = reference_cell(setup, size, attacked=False).to_json()
     assert set(cell) == {"corpora", "main", "untouched"}
     assert cell["main"]["reference"]["nll_gap"] == pytest.approx(0, abs=1e-6)  # it is its own goal
     assert cell["main"]["reference"]["kl"] == pytest.approx(0, abs=1e-6)
@@ -96,7 +96,7 @@ def test_the_reference_is_measured_as_other_weights(make_subject: Any, text_task
     assert cell["untouched"]["reference"]["nll_gap"] == pytest.approx(-gap, abs=1e-5)
     assert cell["untouched"]["reference"]["kl"] > 0
     json.dumps(cell, allow_nan=False)
-    for source, table in subject.task.tables("test", subject.lm.cutter).items():
-        effect = measure_model(as_logits(subject.reference), subject.lm.model, subject.lm.cutter, table)
+    for source, table in setup.task.tables("test", setup.lm.cutter).items():
+        effect = measure_model(as_logits(setup.reference), setup.lm.model, setup.lm.cutter, table)
         assert cell["corpora"][source]["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
         assert abs(effect.nll_delta) > 0.1

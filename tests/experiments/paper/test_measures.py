@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from mtsae_lens.experiments.paper.measures import explained_variance, finite, mean_scale_cosine, row_metrics
+from mtsae_lens.evaluation.recovery import explained_variance
+from mtsae_lens.experiments.paper.measures import finite, mean_scale_cosine, row_metrics
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.training import MTTrainingSAE
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from mtsae_lens.experiments.paper import switches as switches_module
-from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.switches import (
     BASE,
-    Laboratory,
+    CachedActivations,
     SwitchSettings,
     arms,
     build_sae,
@@ -25,8 +25,8 @@ TINY = SwitchSettings(n_steps=4, context_size=32, n_train_contexts=12, n_test_co
 
 
 @pytest.fixture(scope="module")
-def laboratory(subject: Subject) -> Laboratory:
-    return Laboratory.read(subject, TINY)
+def cached(setup: PaperSetup) -> CachedActivations:
+    return CachedActivations.read(setup, TINY)
 
 
 def test_every_arm_of_a_switch_exists_and_the_base_is_in_each() -> None:
@@ -49,40 +49,40 @@ def test_an_arm_changes_what_it_says_and_nothing_else(name: str) -> None:
     assert differ == set(arms(TINY)[name].sae)
 
 
-def test_taps_that_start_alike_are_one_scale(laboratory: Laboratory) -> None:
-    alike = laboratory.run_arm(arms(TINY)["taps_alike"], 0)
-    conv = laboratory.run_arm(arms(TINY)[BASE], 0)
+def test_taps_that_start_alike_are_one_scale(cached: CachedActivations) -> None:
+    alike = cached.run_arm(arms(TINY)["taps_alike"], 0)
+    conv = cached.run_arm(arms(TINY)[BASE], 0)
     assert alike["scale_cosine_untrained"] == pytest.approx(1, abs=1e-4)
     assert conv["scale_cosine_untrained"] < 0.5
 
 
-def test_the_paper_leaks_and_a_causal_sae_does_not(laboratory: Laboratory) -> None:
-    circular, causal = (laboratory.run_arm(arms(TINY)[name], 0) for name in (BASE, "causal"))
+def test_the_paper_leaks_and_a_causal_sae_does_not(cached: CachedActivations) -> None:
+    circular, causal = (cached.run_arm(arms(TINY)[name], 0) for name in (BASE, "causal"))
     assert circular["future_leak"] > 0
     assert causal["future_leak"] == 0
     assert {"ce_loss_score_withhold", "ce_loss_score_replace"} <= set(circular)
     assert "ce_loss_score_withhold" not in causal
 
 
-def test_more_steps_explain_more(laboratory: Laboratory) -> None:
+def test_more_steps_explain_more(cached: CachedActivations) -> None:
     arm = arms(TINY)["taps_offsets"]
-    few, many = (laboratory.run_arm(replace(arm, n_steps=n, lr=3e-3), 0)["explained_variance"] for n in (1, 60))
+    few, many = (cached.run_arm(replace(arm, n_steps=n, lr=3e-3), 0)["explained_variance"] for n in (1, 60))
     assert many > few + 0.05
 
 
-def test_one_seed_gives_one_result_and_another_seed_another(laboratory: Laboratory) -> None:
+def test_one_seed_gives_one_result_and_another_seed_another(cached: CachedActivations) -> None:
     arm = arms(TINY)["causal"]
-    first, again, other = (laboratory.run_arm(arm, seed) for seed in (0, 0, 1))
+    first, again, other = (cached.run_arm(arm, seed) for seed in (0, 0, 1))
     assert first == again
     assert first["explained_variance"] != other["explained_variance"]
 
 
-def test_trials_that_are_done_are_kept(subject: Subject, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_that_are_done_are_kept(setup: PaperSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switches_module, "arms", lambda settings: {BASE: arms(settings)["norm_none"]})
     settings = settings_record(TINY)
-    first = run_trials(tmp_path, settings, dict(switch_trials(subject, TINY, 2)), "test")
-    monkeypatch.setattr(Laboratory, "read", lambda *_: pytest.fail("read the model again"))
-    second = run_trials(tmp_path, settings, dict(switch_trials(subject, TINY, 2)), "test")
+    first = run_trials(tmp_path, settings, dict(switch_trials(setup, TINY, 2)), "test")
+    monkeypatch.setattr(CachedActivations, "read", lambda *_: pytest.fail("read the model again"))
+    second = run_trials(tmp_path, settings, dict(switch_trials(setup, TINY, 2)), "test")
     assert first == second
     values = values_by_arm(second)
     assert list(values) == [BASE]

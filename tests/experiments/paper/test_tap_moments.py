@@ -38,5 +38,5 @@ def test_statistics_of_an_sae_are_those_that_its_training_log_holds() -> None:
     step = TrainStepInput(h.flatten(0, 1), {"separation": 0.1, "l1": 0.04}, None, 0, is_logging_step=True)
     logged = sae.training_forward_pass(step).metrics
     for dilation, row in scale_statistics(sae, h).items():
-        assert row["std"] == pytest.approx(float(logged[f"scale_{dilation}_std"]), rel=1e-4)
-        assert row["mean"] == pytest.approx(float(logged[f"scale_{dilation}_mean"]), rel=1e-3, abs=1e-6)
+        assert row.std == pytest.approx(float(logged[f"scale_{dilation}_std"]), rel=1e-4)
+        assert row.mean == pytest.approx(float(logged[f"scale_{dilation}_mean"]), rel=1e-3, abs=1e-6)

@@ -7,7 +7,7 @@ import torch
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.evaluation.fidelity import future_leak
-from mtsae_lens.experiments.paper.setup import Subject
+from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.without_future import without_future
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -21,10 +21,10 @@ def sae() -> MTTrainingSAE:
     return sae
 
 
-def test_it_reads_no_future(sae: Any, subject: Subject) -> None:
-    tokens = subject.test_table(4).tokens
-    assert future_leak(sae, subject.model, tokens) > 0.05
-    assert future_leak(without_future(sae, "withhold"), subject.model, tokens) == 0
+def test_it_reads_no_future(sae: Any, setup: PaperSetup) -> None:
+    tokens = setup.test_table(4).tokens
+    assert future_leak(sae, setup.model, tokens) > 0.05
+    assert future_leak(without_future(sae, "withhold"), setup.model, tokens) == 0
 
 
 def test_replaced_positions_are_those_of_another_context(sae: Any) -> None:
@@ -37,7 +37,7 @@ def test_replaced_positions_are_those_of_another_context(sae: Any) -> None:
     assert not torch.equal(before[1, :20], after[1, :20])
 
 
-def test_a_causal_sae_loses_nothing(subject: Subject) -> None:
+def test_a_causal_sae_loses_nothing(setup: PaperSetup) -> None:
     sae = MTTrainingSAE(MTTrainingSAEConfig.paper(32, 64, context_size=32, padding="causal"))
     sae.W_enc.data.normal_(std=0.2)
     h = torch.randn(3, 32, 32)

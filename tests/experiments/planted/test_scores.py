@@ -6,15 +6,17 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from filled import filled
 
 from mtsae_lens.data.planted import PlantedConfig
+from mtsae_lens.experiments.planted.results import TemporalTrial
 from mtsae_lens.experiments.planted.scores import best_setting, estimate, margin, name_by_lags, name_by_statistic
 from mtsae_lens.experiments.planted.trials import PlantedArm, PlantedSettings, planted_trial, train_arm
 
 
-def record(**columns: list[Any]) -> dict[str, Any]:
+def record(**columns: list[Any]) -> TemporalTrial:
     n = len(next(iter(columns.values())))
-    return {"kind": ["pattern"] * n, "time_scale": [2, 16] * (n // 2), **columns}
+    return filled(TemporalTrial, {"kind": ["pattern"] * n, "time_scale": [2, 16] * (n // 2), **columns})
 
 
 def test_a_margin_is_paired_by_feature() -> None:
@@ -56,9 +58,9 @@ def test_a_seed_is_a_dictionary_and_data_may_differ_by_arm() -> None:
     first, again, other = (planted_trial(plain, settings, seed) for seed in (0, 0, 1))
     assert first == again
     rich = planted_trial(PlantedArm("topk", {"k": 4}, {"n_cues": 7}), settings, 0)
-    assert len(rich["kind"]) == len(first["kind"]) + 1
+    assert len(rich.kind) == len(first.kind) + 1
     # the untrained SAE of another seed on the dictionary of this one would have other cosines than these
-    assert first["cosine"] != other["cosine"]
+    assert first.cosine != other.cosine
 
 
 def test_the_dictionary_follows_the_seed() -> None:

@@ -10,7 +10,7 @@ import torch
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.unlearning.attacks import quantised, relearn
+from mtsae_lens.unlearning.attacks import quantize, relearn
 from mtsae_lens.unlearning.finetuning import finetune as module
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train, load_weights, save_weights
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
@@ -83,6 +83,6 @@ def test_rounding_to_few_bits_is_computed_in_float32(half_lm: Any) -> None:
     W = half_lm.model.blocks[0].mlp.W_in
     scale = W.float().abs().amax(dim=0, keepdim=True) / 127
     expected = ((W.float() / scale).round() * scale).bfloat16()
-    assert torch.equal(quantised(half_lm.model, 8).blocks[0].mlp.W_in, expected)
+    assert torch.equal(quantize(half_lm.model, 8).blocks[0].mlp.W_in, expected)
     coarse = W.abs().amax(dim=0, keepdim=True) / 127
     assert not torch.equal((W / coarse).round() * coarse, expected)

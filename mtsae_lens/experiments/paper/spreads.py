@@ -1,14 +1,16 @@
-"""Sentences computed from numbers: what a switch changed, seed by seed."""
+"""Spreads over seeds, and how tables show them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+from mtsae_lens.records import Record
 
 
 @dataclass(frozen=True)
-class Spread:
+class Spread(Record):
     """Mean, standard deviation and range over seeds."""
 
     mean: float
@@ -19,19 +21,19 @@ class Spread:
 
     def __str__(self) -> str:
         if self.low == self.high:
-            return show(self.mean)
-        return f"{show(self.mean)} ± {show(self.std)} ({show(self.low)} to {show(self.high)})"
+            return show_number(self.mean)
+        return f"{show_number(self.mean)} ± {show_number(self.std)} ({show_number(self.low)} to {show_number(self.high)})"
 
 
-def show(value: float) -> str:
-    """A number as sentences show it: three significant digits, no exponent where it can be helped."""
+def show_number(value: float) -> str:
+    """Format a number with three significant digits, without an exponent where possible."""
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}"
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Over the values that are numbers; None if there are none."""
+    """Compute the spread of the values that are not None; None if all are."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -40,14 +42,14 @@ def spread(values: Sequence[float | None]) -> Spread | None:
     return Spread(mean, math.sqrt(variance), min(known), max(known), len(known))
 
 
-def shown(values: Sequence[float | None]) -> str:
-    """Their spread, or that there is none."""
+def show_spread(values: Sequence[float | None]) -> str:
+    """Format the spread of values over seeds."""
     found = spread(values)
     return str(found) if found else "not defined"
 
 
-def difference(values: Sequence[float | None], base: Sequence[float | None]) -> str:
-    """Against a base, paired by seed: mean difference, range, and whether the seeds agree on its sign."""
+def show_difference(values: Sequence[float | None], base: Sequence[float | None]) -> str:
+    """Format the difference from a base, paired by seed: its mean, its range, and whether the seeds agree on its sign."""
     pairs = [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
     delta = spread([a - b for a, b in pairs])
     if delta is None:
@@ -60,9 +62,3 @@ def difference(values: Sequence[float | None], base: Sequence[float | None]) -> 
     else:
         agreement = f"no clear sign: higher in {higher}, lower in {lower} of {n} seeds"
     return f"{delta.mean:+.3g} ({delta.low:+.3g} to {delta.high:+.3g}; {agreement})"
-
-
-def verdict(metric: str, base_label: str, base: Sequence[float | None], others: Mapping[str, Sequence[float | None]]) -> str:
-    """One sentence: the base's value, and how every other arm differs from it."""
-    differences = "; ".join(f"{label} {difference(values, base)}" for label, values in others.items())
-    return f"{metric[0].upper()}{metric[1:]}, {base_label}: {shown(base)}. Against it: {differences}."

@@ -1,0 +1,178 @@
+"""The verbs. Each loads what it runs when it runs, so that its help need not load torch."""
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from mtsae_lens.cli.output import print_tables, say, say_aside
+from mtsae_lens.commands.evaluate_settings import EvaluateSettings
+from mtsae_lens.commands.explore_settings import ExploreSettings
+from mtsae_lens.commands.export_settings import ExportSettings
+from mtsae_lens.commands.generate_settings import GenerateSettings
+from mtsae_lens.commands.neuronpedia_settings import NeuronpediaSettings
+from mtsae_lens.commands.unlearn_settings import UnlearnSettings
+from mtsae_lens.commands.upload_settings import UploadSettings
+from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
+from mtsae_lens.experiments.demo_settings import DemoSettings
+from mtsae_lens.experiments.paper.settings import PaperSettings
+from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
+from mtsae_lens.training.settings import TrainSettings
+
+
+def train(
+    settings: TrainSettings, *, resume: Annotated[bool, Parameter(help="Continue the run in `--out`.", negative="")] = False
+) -> None:
+    """Train an SAE on the activations of a language model."""
+    from mtsae_lens.commands.train import run_train
+
+    if resume and not (settings.out / "checkpoints").is_dir():
+        say_aside(f"no checkpoint in {settings.out}: starting from the beginning")
+    metrics = run_train(settings, resume=resume)
+    final = metrics["final"]
+    explained_variance = _format(final.get("metrics/explained_variance"), ".3f")
+    l0 = _format(final.get("metrics/l0"), ".1f")
+    never_fired, always_on = _format(metrics["never_fired"], ","), _format(metrics["always_on"], ",")
+    say(
+        f"trained {metrics['n_training_steps']:,} steps: on training batches explained variance {explained_variance}, L0 {l0}; "
+        f"of {metrics['n_features']:,} features {never_fired} never fired and {always_on} fired on over half of the tokens; "
+        f"saved in {settings.out}"
+    )
+
+
+def _format(value: float | None, form: str) -> str:
+    """Format a number. None stands for one that was not finite, or that an older log does not hold."""
+    return "unknown" if value is None else format(value, form)
+
+
+def evaluate(settings: EvaluateSettings) -> None:
+    """Measure an SAE on held-out text with SAELens's `run_evals`."""
+    from mtsae_lens.commands.evaluate import metrics_table, run_evaluate
+
+    measured = run_evaluate(settings)
+    print_tables(metrics_table({"value": measured}))
+    _name_report(settings)
+
+
+def unlearn(settings: UnlearnSettings) -> None:
+    """Remove a topic from a model by editing features, and compare the edit with random features."""
+    from mtsae_lens.commands.unlearn import run_unlearn
+    from mtsae_lens.commands.unlearn_report import effects_table
+
+    measured = run_unlearn(settings)
+    print_tables(effects_table(measured))
+    _name_report(settings)
+
+
+def unlearn_benchmark(settings: BenchmarkSettings) -> None:
+    """Compare ways to unlearn at equal cost: SAEs, a dense direction, fine-tuning and retraining.
+
+    Finished work is kept. Run the same command again to resume.
+    """
+    from mtsae_lens.experiments.benchmark.run import run_benchmark
+
+    _, tables = run_benchmark(settings)
+    print_tables(*tables)
+    _name_report(settings)
+
+
+def generate(settings: GenerateSettings) -> None:
+    """Continue a prompt without and with an edit."""
+    from mtsae_lens.commands.generate import run_generate
+
+    clean, edited = run_generate(settings)
+    say(f"without the edit:\n{clean}\n\nwith the edit:\n{edited}")
+
+
+def export(settings: ExportSettings) -> None:
+    """Write an edited model as a Hugging Face folder, with the edit attached or an imitation of it in the weights."""
+    from mtsae_lens.commands.export import MODEL_FOLDER, comparison_table, run_export
+
+    measured = run_export(settings)
+    if measured["comparison"]:
+        print_tables(comparison_table(measured))
+    loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
+    say(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{measured['caveat']}")
+    _name_report(settings)
+
+
+def explore(settings: ExploreSettings) -> None:
+    """Find out what every feature does: its examples, time scales and effects.
+
+    Finished work is kept. Run the same command again to resume.
+    """
+    from mtsae_lens.commands.explore import run_explore
+
+    facts, page = run_explore(settings)
+    fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
+    asked = f" (the texts hold no more; {facts['n_tokens_asked']:,} were requested)" if fewer else ""
+    say(f"looked at {facts['n_tokens']:,} tokens{asked}")
+    say(f"page: {page}")
+
+
+def upload(settings: UploadSettings) -> None:
+    """Upload an SAE to the Hugging Face hub, in SAELens's layout, with a card."""
+    from mtsae_lens.commands.upload import run_upload
+
+    place = run_upload(settings)
+    say(f"{'written, not sent' if settings.dry_run else 'uploaded'}: {place}")
+
+
+def export_neuronpedia(settings: NeuronpediaSettings) -> None:
+    """Write what `mtsae explore` found as the JSON that Neuronpedia imports."""
+    from mtsae_lens.commands.neuronpedia import run_export_neuronpedia
+
+    n_batches = run_export_neuronpedia(settings)
+    say(f"{n_batches} batches in {settings.out}")
+
+
+def demo(settings: DemoSettings) -> None:
+    """Train, evaluate, unlearn and explore on the embedded model, and write a report."""
+    from mtsae_lens.experiments.demo import run_demo
+
+    _, tables = run_demo(settings)
+    print_tables(*tables)
+    _name_report(settings)
+
+
+def planted(settings: PlantedCommandSettings) -> None:
+    """Recover planted features with known time scales, with MTSAEs and with SAELens's SAEs.
+
+    Finished work is kept. Run the same command again to resume.
+    """
+    from mtsae_lens.experiments.planted.run import run_planted
+
+    _, tables = run_planted(settings)
+    print_tables(*tables)
+    _name_report(settings)
+
+
+def paper(settings: PaperSettings) -> None:
+    """Repeat the paper that introduced MTSAEs, and show by experiment why its model did not learn."""
+    from mtsae_lens.experiments.paper.run import run_paper
+
+    _, tables = run_paper(settings)
+    print_tables(*tables)
+    _name_report(settings)
+
+
+def _name_report(settings: Any) -> None:
+    say(f"report: {settings.out / 'report.html'}")
+
+
+VERBS = (
+    train,
+    evaluate,
+    unlearn,
+    unlearn_benchmark,
+    generate,
+    export,
+    explore,
+    upload,
+    export_neuronpedia,
+    demo,
+    planted,
+    paper,
+)

@@ -1,0 +1,121 @@
+"""Settings of `mtsae unlearn`. This module loads pydantic alone; validators load the registry whose names they check."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import Field, field_validator
+
+from mtsae_lens.data.choices import Dtype
+from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.settings import Settings
+
+if TYPE_CHECKING:
+    from mtsae_lens.unlearning.protocol import UnlearningSettings
+    from mtsae_lens.unlearning.task import Task
+
+
+class UnlearnSettings(Settings):
+    """Settings of `mtsae unlearn`."""
+
+    sae: Path
+    """Folder of a trained SAE of any architecture, or `hub:OWNER/NAME:SAE_ID`."""
+    out: Path = Path("runs/unlearn")
+    """Folder for the chosen edit, the metrics and the report."""
+    forget: str
+    """Text to forget: an embedded domain, a file or a folder."""
+    retain: tuple[str, ...] = Field(min_length=1)
+    """Text to keep, far from the forget text."""
+    near: tuple[str, ...] = ()
+    """Text to keep, near the forget text. Only the gate spares it."""
+    neutral: tuple[str, ...] = ()
+    """Text that is only measured. Nothing is chosen to spare it."""
+    reference: str | None = None
+    """Language model that never saw the forget text, such as `embedded-retrained`. With a reference, the edit aims at its loss and not
+    beyond."""
+    model: str | None = None
+    """Language model to edit. By default it is the one that the SAE was trained on."""
+    dtype: Dtype | None = None
+    """Dtype of the language model and the reference. By default it is the same as when the SAE was trained."""
+    scores: tuple[str, ...] = Field(("frequency_difference", "frequency_ratio"), min_length=1)
+    """Score to rank features by, such as `frequency_ratio` or `fisher_attribution`, or one that you registered."""
+    n_features: tuple[int, ...] = Field((8, 32, 128), min_length=1)
+    """Number of features to edit. Every number is tried."""
+    edits: tuple[str, ...] = Field(("scale",), min_length=1)
+    """Kind of edit to apply to the features, such as `scale` or `clamp`. Every kind is tried."""
+    multipliers: tuple[float, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
+    """Strength of the edit. 0 is the weakest that removes a feature. Every strength is tried."""
+    false_positive_rates: tuple[float | None, ...] = Field((0.01, 0.05), min_length=1)
+    """Share of retain positions at which the gate may open by mistake. `null` is an edit without a gate. Every share is tried."""
+    scales: tuple[int, ...] = ()
+    """Dilation of an MTSAE. If given, only features that the given dilations drive are edited."""
+    min_scale_share: float = Field(0.5, gt=0, le=1)
+    """Smallest share of a feature's pre-activation that the given dilations must provide."""
+    far_budget: float = 0.05
+    """Nats per token that any far text may lose on TUNE."""
+    near_budget: float = 0.1
+    """Nats per token that any near text may lose on TUNE."""
+    min_ratio: float = 5.0
+    """How many times more often a feature must fire on the forget text than on each far text, for the score `frequency_ratio`."""
+    n_random_draws: int = Field(20, gt=0)
+    """Number of random sets of matched features that serve as a control."""
+    contexts_per_split: int = Field(64, gt=0)
+    """Maximum number of contexts to read from each split of each text."""
+    batch_size: int = Field(16, gt=0)
+    """Maximum number of contexts in a forward pass. A large vocabulary or SAE lowers it automatically."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Random seed."""
+    device: str = "cpu"
+    """Device to run on, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
+
+    @field_validator("scores")
+    @classmethod
+    def _check_scores(cls, scores: tuple[str, ...]) -> tuple[str, ...]:
+        from mtsae_lens.unlearning.selection.scores import SCORES
+
+        for score in scores:
+            if score not in SCORES:
+                raise ConfigError(f"no score {score!r}.{nearest(score, SCORES)}")
+        return scores
+
+    @field_validator("edits")
+    @classmethod
+    def _check_edits(cls, edits: tuple[str, ...]) -> tuple[str, ...]:
+        from mtsae_lens.unlearning.edit_kinds import check_edit_kind
+
+        for edit in edits:
+            check_edit_kind(edit)
+        return edits
+
+    def protocol(self) -> UnlearningSettings:
+        """Return what the unlearning protocol needs."""
+        from mtsae_lens.unlearning.candidates import Grid
+        from mtsae_lens.unlearning.protocol import UnlearningSettings
+
+        return UnlearningSettings(
+            grid=Grid(
+                self.scores,
+                self.n_features,
+                self.multipliers,
+                self.false_positive_rates,
+                self.scales,
+                self.min_scale_share,
+                self.edits,
+            ),
+            far_budget=self.far_budget,
+            near_budget=self.near_budget,
+            min_ratio=self.min_ratio,
+            n_random_draws=self.n_random_draws,
+            seed=self.seed,
+        )
+
+    def task(self) -> Task:
+        """Return every corpus with its role."""
+        from mtsae_lens.unlearning.task import Corpus, Task
+
+        corpora = [Corpus(self.forget, "forget")]
+        corpora += [Corpus(source, "near") for source in self.near]
+        corpora += [Corpus(source, "far") for source in self.retain]
+        corpora += [Corpus(source, "neutral") for source in self.neutral]
+        return Task(tuple(corpora), self.contexts_per_split, self.seed)

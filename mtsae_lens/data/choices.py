@@ -1,0 +1,15 @@
+"""Names that both settings and code use: the dtypes of a language model, and the splits of a text.
+
+They stand apart so that the settings of a command can be read without loading torch.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+FLOAT32: Dtype = "float32"
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+Split = Literal["train", "select", "tune", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)

@@ -1,0 +1,96 @@
+"""Records of the paper's run and of what its numbers look like when nothing learns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mtsae_lens.records import Record
+
+Metrics = dict[str, float | None]
+"""Metrics by SAELens's names; None where a metric is not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingStep(Record):
+    """Loss terms, gradient norm and learning rate of one step of training."""
+
+    step: int
+    overall_loss: float
+    l2_loss: float
+    l1_loss: float
+    separation_loss: float
+    grad_norm: float
+    lr: float
+    explained_variance: float
+
+
+@dataclass(frozen=True)
+class ScaleMoments(Record):
+    """Mean and standard deviation of one scale's convolution, over kept positions and dimensions."""
+
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperRun(Record):
+    """The paper's run with one seed."""
+
+    curve: tuple[TrainingStep, ...]
+    table_1: dict[str, ScaleMoments]
+    """After training on held-out text, by dilation."""
+    trained: Metrics
+    """Every metric of the paper on held-out text."""
+    untrained: Metrics
+    d_sae: int
+    largest_weight_change: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NullDistribution(Record):
+    """How the deviations of the convolutions of untrained taps are ordered, over many random draws of the taps."""
+
+    n_draws: int
+    monotone_share: float
+    """Share of draws whose deviation falls at every step of the dilation."""
+    monotone_share_low: float
+    """Lower end of its 95% interval."""
+    monotone_share_high: float
+    ratios: tuple[float, ...]
+    """Last deviation over the first, of the first draws."""
+    ratio_mean: float
+    ratio_std: float
+    share_at_or_below_published: float
+    """Share of ratios as low as the paper's."""
+    share_like_published: float
+    """Share of draws that fall at every step and as far as the paper's."""
+    share_as_even: float
+    """Share of draws that fall in steps as even as the paper's, whatever their size."""
+    mean_std: dict[str, float]
+    """By dilation."""
+    expected_std: dict[str, float]
+    """By dilation, the root of the expected variance without its mean term."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroRateGradients(Record):
+    """Gradient norms of the paper's run with a learning rate of 0."""
+
+    grad_norms: tuple[float, ...]
+    """One per batch; the first are those of the batches that the real run sees."""
+    mean: float | None
+    std: float | None
+    min: float | None
+    max: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implied(Record):
+    """What the paper's published numbers imply."""
+
+    largest_move_of_a_weight: float
+    mean_norm_squared_over_variance_if_output_is_zero: float
+    explained_variance_is_bfloat16: bool
+    l2_loss_is_bfloat16: bool
+    activation_norm_from_table_1: float
+    activation_norm_from_l2_loss: float

@@ -1,0 +1,217 @@
+"""What the SAE needs of an activation function (`Activation`), and the registry of those that it knows.
+
+The four of the package are in `mtsae_lens.sae.activations`.
+"""
+
+# ruff: noqa: B027 -- a method without a body is a step that an activation may leave out
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float
+from sae_lens.saes.sae import SAE, TrainCoefficientConfig, TrainStepInput
+from torch import Tensor
+
+from mtsae_lens.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class StateTensor:
+    """A tensor that an activation keeps in the SAE."""
+
+    start: float
+    """Its value at the start."""
+
+    per_feature: bool = True
+    """Whether its shape is `(d_sae,)`; otherwise it is a scalar."""
+
+    learned: bool = True
+    """Whether it is a parameter that the optimizer changes; otherwise it is a buffer."""
+
+    dtype: torch.dtype | None = None
+    """The dtype that it keeps whatever the SAE's; None for the SAE's."""
+
+
+class Activation(ABC):
+    """Turn pre-activations into feature activations.
+
+    Args:
+        name: the name under which it is registered.
+    """
+
+    fields: ClassVar[tuple[str, ...]] = ()
+    """The settings that it reads."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @property
+    def inference(self) -> str:
+        """The name of the activation that a trained SAE is saved with."""
+        return self.name
+
+    def check(self, cfg: Any) -> None:
+        """Check the settings that training and inference share.
+
+        Args:
+            cfg: an `MTSAEConfig` or `MTTrainingSAEConfig`.
+
+        Raises:
+            ConfigError: a setting does not go with the activation.
+        """
+
+    def check_training(self, cfg: Any) -> None:
+        """Check the settings of training; arguments and errors as in `check`."""
+
+    def state(self, cfg: Any, *, training: bool) -> Mapping[str, StateTensor]:
+        """Say which tensors it keeps in the SAE.
+
+        Args:
+            cfg: the configuration of the SAE.
+            training: whether the SAE is one in training.
+
+        Returns:
+            The tensors by name.
+        """
+        return {}
+
+    @abstractmethod
+    def function(self, cfg: Any) -> Callable[[Tensor], Tensor]:
+        """Make the function that SAELens calls the SAE's `activation_fn`."""
+
+    def apply(self, sae: SAE[Any], hidden_pre: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
+        """Compute feature activations in inference.
+
+        Args:
+            sae: the SAE; `sae.activation_fn` is what `function` made.
+            hidden_pre: pre-activations `(..., d_sae)`.
+
+        Returns:
+            Feature activations of the same shape.
+        """
+        return sae.activation_fn(hidden_pre)
+
+    def apply_in_training(
+        self, sae: SAE[Any], hidden_pre: Float[Tensor, "*row d_sae"], kept: Bool[Tensor, "*row"]
+    ) -> Float[Tensor, "*row d_sae"]:
+        """Compute feature activations in training.
+
+        Args:
+            sae: the SAE in training.
+            hidden_pre: pre-activations `(..., d_sae)`.
+            kept: the positions that are not walls, `(...)`; at the others the result is not used.
+
+        Returns:
+            Feature activations of the same shape as `hidden_pre`.
+        """
+        return self.apply(sae, hidden_pre)
+
+    def coefficients(self, cfg: Any) -> dict[str, float | TrainCoefficientConfig]:
+        """Return the weights of its losses that SAELens schedules, by name."""
+        return {}
+
+    def before_training_step(self, sae: SAE[Any]) -> None:
+        """Bring the tensors that it keeps back into their range, in place."""
+
+    def losses(
+        self,
+        sae: SAE[Any],
+        step_input: TrainStepInput,
+        feature_acts: Float[Tensor, "row d_sae"],
+        hidden_pre: Float[Tensor, "row d_sae"],
+        sae_out: Float[Tensor, "row d_in"],
+    ) -> dict[str, Tensor]:
+        """Compute its sparsity or auxiliary losses.
+
+        Args:
+            sae: the SAE in training.
+            step_input: what SAELens gives to a training step, with the rows of positions that are not walls.
+            feature_acts: their feature activations.
+            hidden_pre: their pre-activations.
+            sae_out: their reconstructions.
+
+        Returns:
+            Weighted losses by name, scalars.
+        """
+        return {}
+
+    def after_training_step(self, sae: SAE[Any], feature_acts: Float[Tensor, "row d_sae"]) -> dict[str, Tensor | float]:
+        """Update the tensors that it keeps but that the optimizer does not learn.
+
+        Args:
+            sae: the SAE in training.
+            feature_acts: the feature activations of the batch.
+
+        Returns:
+            Metrics to log, by name.
+        """
+        return {}
+
+    def to_inference(self, sae: SAE[Any], state_dict: dict[str, Tensor]) -> None:
+        """Change the weights of an SAE in training, in place, to those of the SAE for inference with the activation `inference`.
+
+        Args:
+            sae: the SAE in training.
+            state_dict: a copy of its weights by name.
+        """
+
+    def scale_features(self, sae: SAE[Any], factors: Float[Tensor, " d_sae"]) -> None:
+        """Follow a change of every pre-activation by a factor, so that feature activations change by the same factor; in place.
+
+        Folding decoder norms makes such a change. Folding the scale of activations changes no pre-activation, so nothing follows.
+
+        Args:
+            sae: the SAE.
+            factors: the positive factor of every feature, `(d_sae,)`.
+
+        Raises:
+            NotImplementedError: other features would be active.
+        """
+
+    def export(self, sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return what `mtsae_lens.export.standalone` needs, of an MTSAE or of a SAELens SAE of the same activation.
+
+        Args:
+            sae: an SAE for inference.
+
+        Returns:
+            Tensors by name, and settings.
+        """
+        return {}, {"activation": self.name}
+
+    @abstractmethod
+    def describe(self, cfg: Any) -> str:
+        """Say in a few words which features are active at a position, for the card of a published SAE."""
+
+
+ACTIVATIONS: dict[str, Activation] = {}
+
+
+def register_activation(name: str) -> Callable[[type[Activation]], type[Activation]]:
+    """Make an activation known under a name; a decorator of a class.
+
+    Args:
+        name: the value of `MTSAEConfig.activation`.
+
+    Returns:
+        A function that registers a class and returns it.
+
+    Raises:
+        ConfigError: the name is taken by another class.
+    """
+
+    def register(activation: type[Activation]) -> type[Activation]:
+        known = type(ACTIVATIONS[name]) if name in ACTIVATIONS else activation
+        if (known.__module__, known.__qualname__) != (activation.__module__, activation.__qualname__):
+            raise ConfigError(
+                f"expected a new name, got {name!r}, which {known.__module__}.{known.__qualname__} has; register it under another name"
+            )
+        ACTIVATIONS[name] = activation(name)
+        return activation
+
+    return register

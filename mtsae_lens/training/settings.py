@@ -1,0 +1,90 @@
+"""Settings of a training run. This module loads pydantic alone, so that the command line can show them without loading torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import Field
+
+from mtsae_lens.data.choices import FLOAT32, Dtype
+from mtsae_lens.settings import Settings
+
+BDecInit = Literal["mean", "zeros"]
+
+
+class TrainSettings(Settings):
+    """Settings of `mtsae train`."""
+
+    model: str = "embedded"
+    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder."""
+    dtype: Dtype = FLOAT32
+    """Dtype of the language model. The SAE has its own dtype, float32 by default."""
+    hook_name: str = "blocks.3.hook_resid_post"
+    """TransformerLens hook whose activations the SAE reads, such as `blocks.3.hook_resid_post`."""
+    dataset: str = "embedded"
+    """Training text: `embedded`, one embedded domain, a dataset on the hub, or a .txt, .jsonl or .parquet file or a folder of them. Join
+    several texts with `+`."""
+    architecture: str = "mtsae"
+    """Architecture of the SAE: `mtsae`, or any that SAELens trains, such as `topk` or `standard`."""
+    d_sae: int = Field(1024, gt=0)
+    """Number of features of the SAE."""
+    training_tokens: int = Field(1_000_000, gt=0)
+    """Number of tokens to train on."""
+    out: Path = Path("runs/train")
+    """Folder for the trained SAE, its checkpoints, its metrics and its report."""
+    context_size: int = Field(128, gt=1)
+    """Number of positions in a context."""
+    batch_size_tokens: int = Field(512, gt=0)
+    """Number of tokens in a training batch. It must be a multiple of the context size."""
+    lr: float = Field(3e-3, gt=0)
+    """Peak learning rate."""
+    lr_warm_up_fraction: float = Field(0.05, ge=0, lt=1)
+    """Share of the training steps over which the learning rate rises to its peak."""
+    lr_warm_up_steps: int | None = Field(None, ge=0)
+    """Number of warm-up steps. It overrides `lr_warm_up_fraction`, and may exceed the number of training steps."""
+    lr_end_fraction: float = Field(0.05, ge=0, le=1)
+    """Learning rate at the end of training, as a share of the peak. The rate falls along a cosine."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Weight decay of AdamW."""
+    normalize_activations: str = "expected_average_only_in"
+    """How SAELens normalizes activations before the SAE reads them."""
+    b_dec_init: BDecInit = "mean"
+    """Start of `b_dec`: `mean` takes the mean of the first activations, and `zeros` starts at zero, as in SAELens. In models with outlier
+    dimensions, such as Gemma, training that starts at zero collapses."""
+    dead_feature_window: int = Field(300, gt=0)
+    """Number of steps without firing after which a feature counts as dead. A third of the run is the maximum."""
+    prepend_bos: bool = True
+    """Begin every context with the BOS token."""
+    packed: bool = True
+    """Fill every context with several documents. Without packing, a context holds one document."""
+    lm_batch_size_sequences: int = Field(32, gt=0)
+    """Number of contexts in a forward pass of the language model."""
+    buffer_size_sequences: int = Field(640, gt=0)
+    """Number of contexts whose activations are kept in memory and shuffled together. It is rounded down to whole batches."""
+    checkpoint_every_n_steps: int = Field(500, gt=0)
+    """Number of steps between two checkpoints."""
+    log_every_n_steps: int = Field(20, gt=0)
+    """Number of steps between two rows of the training log."""
+    seed: int = Field(0, ge=0, lt=2**32)
+    """Random seed."""
+    device: str = "cpu"
+    """Device to run on, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
+    wandb: bool = False
+    """Log to Weights & Biases too. With `WANDB_MODE=offline` in the environment the log stays on disk."""
+    wandb_project: str = "mtsae-lens"
+    """Project of Weights & Biases. Giving this option turns on `wandb`."""
+    wandb_entity: str | None = None
+    """Account or team of Weights & Biases. By default it is your own account."""
+    wandb_run_name: str | None = None
+    """Name of the run on Weights & Biases. By default Weights & Biases chooses one."""
+    sae: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"option": "--set"})
+    """Setting of the SAE architecture, such as `k=16`, `dilations=[0,1,4]` or `l1_coefficient=0.01`. `dilations=auto` selects the dilations
+    from the first training activations."""
+
+    @classmethod
+    def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:
+        """Merge a YAML file with what was given on the command line, where naming a project of Weights & Biases turns on logging to it."""
+        named = typed.get("wandb_project") is not None and "wandb" not in typed
+        return super().build(config, {**typed, "wandb": True} if named else typed)
