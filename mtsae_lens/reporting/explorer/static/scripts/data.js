@@ -59,5 +59,5 @@
     return rows;
   }
 
-  MT.data = { at, load, useShard, features, explore: () => at("explore", 0) };
+  MT.data = { at, useShard, features, explore: () => at("explore", 0) };
 })();

@@ -42,8 +42,8 @@
       const style = fired >= 0 ? tokens.strength(example.activations[fired] / most) : {};
       if (part !== undefined) style["--part"] = Math.round(Math.sqrt(Math.abs(part) / largest) * 100) / 100;
       const kind = [fired >= 0 && "on", at === example.peak && "peak", part !== undefined && (part < 0 ? "down" : "up")].filter(Boolean).join(" ");
-      const said = [fired >= 0 && "activation " + format.fixed(example.activations[fired]), part !== undefined && direction(part) + " " + format.signed(part)];
-      return { kind, style, label: said.filter(Boolean).join(", ") };
+      const labels = [fired >= 0 && "activation " + format.fixed(example.activations[fired]), part !== undefined && direction(part) + " " + format.signed(part)];
+      return { kind, style, label: labels.filter(Boolean).join(", ") };
     };
     const about = (at) => html`<${About} example=${example} explore=${explore} at=${at} part=${known.get(at)} mode=${mode} />`;
     return html`<${tokens.Tokens} tokens=${example.tokens} mark=${mark} about=${about} label=${label} start=${example.peak} newlines=${newlines} />`;
@@ -80,8 +80,8 @@
   function Source({ example, corpora }) {
     const { name = "" } = corpora[example.corpus] || {};
     const inside = example.document.startsWith(name) ? format.ending(name) + example.document.slice(name.length) : example.document;
-    const said = corpora.length === 1 || example.document.startsWith(name) ? inside : format.ending(name) + " " + inside;
-    return html`<span class="source" title=${example.document}><span class="document">${format.token(said)}</span><span>, token ${example.position}</span></span>`;
+    const shown = corpora.length === 1 || example.document.startsWith(name) ? inside : format.ending(name) + " " + inside;
+    return html`<span class="source" title=${example.document}><span class="document">${format.token(shown)}</span><span>, token ${example.position}</span></span>`;
   }
 
   function Example({ example, name, open, linked, ...shared }) {

@@ -76,8 +76,8 @@
 
   function Header({ id, n, facts, query }) {
     const kept = { why: query.why, lines: query.lines };
-    const [said, setSaid] = useState("");
-    const copy = () => copyLink(() => (setSaid("Copied"), setTimeout(() => setSaid(""), 1500)));
+    const [message, setMessage] = useState("");
+    const copy = () => copyLink(() => (setMessage("Copied"), setTimeout(() => setMessage(""), 1500)));
     const step = (to, text, label, rel) =>
       to >= 0 && to < n
         ? html`<a class="button" rel=${rel} href=${route.address("feature", to, kept)} aria-label=${label}>${text}</a>`
@@ -85,7 +85,7 @@
     return html`<header class="title">
       <h1>Feature ${id} ${facts && html`<${tokens.Chip} text=${facts.top_token} />`}</h1>
       <div class="actions">${step(id - 1, "\u2190", "Previous feature", "prev")}${step(id + 1, "\u2192", "Next feature", "next")}
-        <button class="button" onClick=${copy}>Copy link</button><span class="said" role="status">${said}</span></div>
+        <button class="button" onClick=${copy}>Copy link</button><span class="said" role="status">${message}</span></div>
     </header>`;
   }
 

@@ -41,9 +41,9 @@
     }
 
     show(query) {
-      const asked = JSON.stringify(query);
-      if (asked === this.shown) return;
-      this.shown = asked;
+      const address = JSON.stringify(query);
+      if (address === this.shown) return;
+      this.shown = address;
       const text = filters.searchText(query);
       mark(text);
       const before = this.order;
@@ -91,9 +91,9 @@
   // For narrow windows, where hidden columns have no header to click.
   function SortBy({ explore, query }) {
     const text = (field, dir) => field + ":" + dir;
-    const said = { desc: ", highest first", asc: ", lowest first" };
+    const directions = { desc: ", highest first", asc: ", lowest first" };
     const names = columns(explore).filter((column) => column.headerSort !== false && column.field !== "feature");
-    const option = ({ title, field, sorter }, dir) => [text(field, dir), title + (sorter === "string" ? (dir === "asc" ? ", a to z" : ", z to a") : said[dir])];
+    const option = ({ title, field, sorter }, dir) => [text(field, dir), title + (sorter === "string" ? (dir === "asc" ? ", a to z" : ", z to a") : directions[dir])];
     const options = names.map((column) => option(column, column.headerSortStartingDir));
     const { field, dir } = filters.sorting(query);
     const now = names.find((column) => column.field === field);

@@ -98,8 +98,8 @@
     const mark = (at) => {
       const value = loss ? text.nll[at] : activation(text, at, feature);
       const kind = [at === chosen && "peak", value ? (loss ? "loss" : "on") : ""].join(" ");
-      const said = value ? (loss ? "loss " : "activation ") + format.number(value) : "";
-      return { kind, style: value ? tokens.strength(value / (loss ? STRONG_LOSS : most)) : null, label: said };
+      const description = value ? (loss ? "loss " : "activation ") + format.number(value) : "";
+      return { kind, style: value ? tokens.strength(value / (loss ? STRONG_LOSS : most)) : null, label: description };
     };
     const about = (at) => html`<div class="about"><p><${tokens.Chip} text=${text.tokens[at]} />
         <b>${loss ? format.number(text.nll[at]) + " nats" : howStrongly(text, at, feature)}</b></p>

@@ -29,9 +29,9 @@
 
   function Persistence({ facts, explore }) {
     const lags = explore.persistence_lags;
-    const said = lags.map((lag, at) => "after " + lag + ": " + format.percent(facts.persistence[at])).join(", ");
+    const description = lags.map((lag, at) => "after " + lag + ": " + format.percent(facts.persistence[at])).join(", ");
     return html`<${Panel} title=${titles.persistence} meaning=${meanings.persistence}>
-      <${charts.Curve} x=${lags} y=${facts.persistence} xLabel="tokens later" label=${"Persistence. " + said} />
+      <${charts.Curve} x=${lags} y=${facts.persistence} xLabel="tokens later" label=${"Persistence. " + description} />
       <p class="meaning" title=${meanings.mean_run_length}>Mean run: <b>${format.number(facts.mean_run_length)}</b> tokens</p></${Panel}>`;
   }
 

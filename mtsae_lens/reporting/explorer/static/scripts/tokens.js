@@ -43,10 +43,10 @@
     const events = { onMouseOver: showTip, onMouseLeave: tip.hide, onfocusin: showTip, onfocusout: tip.hide, onKeyDown: press, onClick: click };
     return html`<p class="tokens" role="group" aria-label=${label} ref=${group} ...${events}>
       ${tokens.map((text, at) => {
-        const { kind = "", style = null, label: said = "" } = mark(at);
+        const { kind = "", style = null, label: description = "" } = mark(at);
         const end = newlines && format.breaks(text) ? html`<br />` : null;
         return html`<span class="tok ${kind}" style=${style} data-place=${at} role="button" tabindex=${at === stop ? 0 : -1}
-            aria-label=${(text.trim() || "white space") + (said ? ", " + said : "")}>${format.token(text)}</span>${end}`;
+            aria-label=${(text.trim() || "white space") + (description ? ", " + description : "")}>${format.token(text)}</span>${end}`;
       })}
     </p>`;
   }
