@@ -103,7 +103,7 @@ def relearn(
 
 
 def hooked_logits(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None) -> Logits:
-    """A model, such as `lm.model` with other weights, with an edit at the hook of `lm` (None: without), as `measure_model` takes it."""
+    """Return a model, such as `lm.model` with other weights, with an edit at the hook of `lm`, as `measure_model` takes it."""
 
     def logits(tokens: Tensor) -> Tensor:
         options = attention_options(model, lm.left_padding(tokens))
@@ -121,7 +121,7 @@ def _hooked(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None, tokens
 
 
 def dilute(table: TokenTable, filler: TokenTable, cutter: ContextCutter, n_filler_tokens: int, seed: int = 0) -> TokenTable:
-    """The contexts of a table behind the first tokens of unrelated ones, which are not counted; what no longer fits is cut off.
+    """Put the contexts of a table behind the first tokens of unrelated ones, which are not counted; what no longer fits is cut off.
 
     `[BOS] filler_1 ... filler_n text_1 text_2 ...`, no separator: a gate that gathers evidence along a context starts from filler.
 
