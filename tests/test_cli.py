@@ -236,7 +236,9 @@ def test_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
     assert 0 < planted["oracle_f1"]["pointwise"]["cue"]["mean"] <= 1
     assert {"default", "tap_init=conv", "cka", "nested", "learned dilations"} <= set(metrics["directions"])
     page = assert_self_contained(tmp_path / "planted" / "report.html")
-    assert all(title in page for title in ("who recovers what", "named rightly", "beyond cosine", "hierarchy", "Longer range"))
+    assert all(
+        title in page for title in ("who recovers what", "identified correctly", "beyond cosine", "hierarchy", "Longer range")
+    )
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "planted").rglob("*seed_*.json")}
     assert len(kept) == 57
     assert mtsae("planted", *options, "--out", tmp_path / "planted").code == 0

@@ -29,7 +29,7 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 METRIC_MEANINGS: dict[str, str] = {
-    "explained_variance": "centred R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
+    "explained_variance": "centered R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
     "l0": "features active at a token; the price of the reconstruction",
     "l1": "sum of feature activations at a token",
     "mse": "squared error summed over dimensions; 0 is perfect",
@@ -52,7 +52,7 @@ METRIC_MEANINGS: dict[str, str] = {
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """One column of metrics per SAE, with what each means."""
+    """Make the table of metrics, one column per SAE, with what each metric means."""
     names = [name for name in METRIC_MEANINGS if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), METRIC_MEANINGS[name]] for name in names]
     return Table(["metric", *columns, "meaning"], rows)
@@ -114,7 +114,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         try:
             scales, section = _scales(lm.sae, fit_batch(lm), dataset, settings)
         except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
-            section = Section("What the scales know", f"Not told: {error}")
+            section = Section("What the scales know", f"Not measured: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     measured = finite_or_none(measured)
@@ -128,7 +128,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 def _scales(
     sae: TemporalEncoder, lm: HookedLM, dataset: str, settings: EvaluateSettings
 ) -> tuple[dict[str, dict[str, float]], Section]:
-    """What each scale knows of the features, and how much of what drives them is context."""
+    """Measure what each scale knows of the features, and how much of what drives them is context."""
     generator = torch.Generator().manual_seed(settings.seed)
     features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
 

@@ -46,13 +46,13 @@ embeddings, attention and MLP outputs. There is no hook and no gate; the project
 the hook only where no layer before the hook reads the stream."""
 
 _LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps towards the
-model with the edit at its hook, and merged. There is no hook. Weights tuned away from a behaviour may be tuned back to it."""
+model with the edit at its hook, and merged. There is no hook. Weights tuned away from a behavior may be tuned back to it."""
 
 
 _CAVEATS = {
     "hooked": SUPPRESSION,
     "projected": "The projection is always on: no gate spares the text to keep. Weights can be tuned back.",
-    "low-rank": "No hook and no gate: weights imitate the edit. Weights tuned away from a behaviour may be tuned back to it.",
+    "low-rank": "No hook and no gate: weights imitate the edit. Weights tuned away from a behavior may be tuned back to it.",
 }
 _COMPARED = (
     "On TEST, change of the loss in nats per counted token against the clean model (forget text: higher is more forgetting; other text: 0 is "
@@ -186,20 +186,20 @@ def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
 
 
 def _made(settings: ExportSettings) -> dict[str, Any]:
-    """Where an exported model came from: how it was exported, and what made the edit."""
+    """Return where an exported model came from: how it was exported, and what made the edit."""
     of_edit = read_edit_file(settings.edit).provenance
     return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": shorten_settings(of_edit)}
 
 
 def _read(settings: ExportSettings, lm: HookedLM, source: str, split: Split, n_contexts: int) -> TokenTable:
-    """Contexts of a text; questions have no training split, SELECT serves there."""
+    """Read contexts of a text; questions have no training split, SELECT serves there."""
     if is_fact_source(source):
         return read_facts(source, "select" if split == "train" else split, lm.cutter, n_contexts, seed=settings.seed)
     return read_tokens(source, split, lm.cutter, n_contexts, seed=settings.seed)
 
 
 def comparison_table(measured: dict[str, Any]) -> Table:
-    """One row per corpus: change of the loss at the hook and in what was written, and how far that is from the hook."""
+    """Make a table with one row per corpus: change of the loss at the hook and in what was written, and how far that is from the hook."""
     has_twin = measured["form"] == "projected"
     header = [
         "corpus",

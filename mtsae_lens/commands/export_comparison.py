@@ -16,7 +16,7 @@ from mtsae_lens.unlearning.measures.effects import Logits, edited_logits, kl_div
 
 
 def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
-    """What an edit at its hook and other models do to a text, in nats per token.
+    """Compare what an edit at its hook and other models do to a text, in nats per token.
 
     `n_tokens`; `hook` with `nll_delta` and `kl` against the clean model; for every other model the same, and `kl_from_hook`, KL(model with
     the edit at its hook || this one).

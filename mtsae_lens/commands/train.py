@@ -31,7 +31,7 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
 @stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
-    """Train, save, and write `metrics.json` and `report.html`.
+    """Train an SAE, save it, and write `metrics.json` and `report.html`.
 
     `metrics.json`: `final` (the last row of the training log), `n_features`, `never_fired` (features that fired at no step of the run),
     `always_on` (features that fire on over half of the tokens of the last batch), `warning` (if the SAE looks collapsed), `resumed` (then

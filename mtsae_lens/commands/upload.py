@@ -17,7 +17,7 @@ from mtsae_lens.output_folders import check_output_folder
 
 
 def run_upload(settings: UploadSettings) -> str:
-    """Upload, or write what would be uploaded; returns where it is.
+    """Upload a folder, or write what would be uploaded; returns where it is.
 
     Raises:
         ConfigError: malformed names, or metrics that `mtsae evaluate` did not write.

@@ -36,7 +36,7 @@ class HeldOutTokens:
 
     @property
     def n_batches(self) -> int:
-        """Batches in a pass; a last, smaller one is left out, because `run_evals` weighs batches alike."""
+        """Batches in a pass; a last, smaller one is left out, because `run_evals` gives every batch the same weight."""
         return max(1, len(self.table) // self.store_batch_size_prompts)
 
     @property
@@ -51,7 +51,7 @@ class HeldOutTokens:
         return self.table.tokens[start : start + self.store_batch_size_prompts]
 
     def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
-        """The next batch; the size asked for must be the one it was made with."""
+        """Return the next batch; the size asked for must be the one it was made with."""
         if batch_size not in (None, self.store_batch_size_prompts):
             raise ValueError(f"batches have {self.store_batch_size_prompts} contexts, not {batch_size}")
         if self._next == self.n_batches:
@@ -152,7 +152,7 @@ def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
 
 @torch.no_grad()
 def future_leak(sae: SAE[Any], model: AnyHookedModel, tokens: Tensor) -> float:
-    """How much of what the features say about the first half of a context depends on its second half.
+    """Measure how much of the feature activations in the first half of a context depends on its second half.
 
     Half of a context's activations are replaced by another context's: `sum |e - e'| / sum |e|` over positions before the change.
     """

@@ -25,7 +25,7 @@ class Float32Readout:
         self.tokenizer = model.tokenizer
 
     def __call__(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[Tensor, Tensor]:
-        """Logits and the loss of them."""
+        """Compute the logits and their loss."""
         return self.run_with_hooks(tokens, fwd_hooks=[], **options)
 
     def run_with_hooks(
@@ -37,12 +37,12 @@ class Float32Readout:
         loss_per_token: bool,
         **options: Any,
     ) -> tuple[Float[Tensor, "batch pos d_vocab"], Tensor]:
-        """The same with hooks, which meet the model's own numbers."""
+        """Compute the same with hooks, which see the model's own dtype."""
         logits = in_float32(self.model.run_with_hooks(tokens, fwd_hooks=list(fwd_hooks), return_type="logits", **options))
         nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:])
         return logits, nll if loss_per_token else nll.mean()
 
     def run_with_cache(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[Any, dict[str, Tensor]]:
-        """Activations by the name of their hook."""
+        """Return activations by the name of their hook."""
         output, cache = self.model.run_with_cache(tokens, **options)
         return output, {name: in_float32(cache[name]) for name in options["names_filter"]}

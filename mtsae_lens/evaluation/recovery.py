@@ -44,7 +44,7 @@ class PlantedSplits:
 
 
 def best_threshold(scores: Float[Tensor, " row"], truth: Bool[Tensor, " row"]) -> float:
-    """The threshold that maximises F1 of `scores > threshold`; lies between two scores."""
+    """Find the threshold that maximizes F1 of `scores > threshold`; lies between two scores."""
     order = scores.argsort(descending=True)
     ranked = scores[order]
     hits = truth[order].cumsum(dim=0)
@@ -57,22 +57,22 @@ def best_threshold(scores: Float[Tensor, " row"], truth: Bool[Tensor, " row"]) -
         return called - max(1.0, abs(called))
     lower = float(ranked[best + 1])
     middle = float(ranked.new_tensor((called + lower) / 2))
-    return middle if middle < called else lower  # neighbouring floats have nothing between them
+    return middle if middle < called else lower  # neighboring floats have nothing between them
 
 
 def f1_score(called: Bool[Tensor, "*row"], truth: Bool[Tensor, "*row"]) -> float:
-    """`2 TP / (called + true)`; 0 worst, 1 best. Calling everything gives `2 p / (1 + p)` at a rate of p."""
+    """Compute `2 TP / (called + true)`; 0 worst, 1 best. Calling everything gives `2 p / (1 + p)` at a rate of p."""
     return float(2 * (called & truth).sum() / (called.sum() + truth.sum()).clamp(min=1))
 
 
 def match_features(
     feature_acts: Float[Tensor, "row d_sae"], planted_acts: Float[Tensor, "row feature"]
 ) -> tuple[Int[Tensor, " feature"], Float[Tensor, "feature d_sae"]]:
-    """The one-to-one match that maximises the summed Pearson correlation, and all correlations; a dead feature correlates with none."""
+    """Find the one-to-one match that maximizes the summed Pearson correlation, and all correlations; a dead feature correlates with none."""
 
     def standard(x: Tensor) -> Tensor:
-        centred = x - x.mean(dim=0)
-        return centred / centred.norm(dim=0).clamp(min=1e-9)
+        centered = x - x.mean(dim=0)
+        return centered / centered.norm(dim=0).clamp(min=1e-9)
 
     correlations = standard(planted_acts).T @ standard(feature_acts)
     _, matched = linear_sum_assignment(-correlations.cpu().numpy())

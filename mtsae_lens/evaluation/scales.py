@@ -29,10 +29,10 @@ class ScalePredictivity:
     """`all` minus the R^2 of all scales but this one."""
 
     def summary(self, dilations: Iterable[int]) -> dict[str, float]:
-        """Means over the features that fire, and how much the answer differs between them.
+        """Average over the features that fire, and how much the answer differs between them.
 
         `alone_r`, `unique_r`: means for dilation r. `leading_r`: share of features whose best scale alone is r. `spread`: mean over
-        scales of the standard deviation over features of `alone` (0 if every feature reads the scales alike).
+        scales of the standard deviation over features of `alone` (0 if every feature reads the scales in the same way).
         """
         fires = torch.isfinite(self.all)
         alone, unique = self.alone[:, fires], self.unique[:, fires]
@@ -82,7 +82,7 @@ class _Moments:
         return torch.linalg.solve(gram + penalty, self.ze[columns])
 
     def r_squared(self, columns: Tensor, weights: Tensor) -> Tensor:
-        """Of a linear prediction, from the moments alone."""
+        """Compute R2 of a linear prediction from the moments alone."""
         gram, cross = self.zz[columns][:, columns], self.ze[columns]
         error = self.ee - 2 * (weights * cross).sum(dim=0) + (weights * (gram @ weights)).sum(dim=0)
         variance = self.ee - self.ze[-1] ** 2 / self.n_rows

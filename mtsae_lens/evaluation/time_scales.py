@@ -46,7 +46,7 @@ class TemporalProfiles:
         return 2 ** ((weights * distance.log2()).sum(dim=-1) / weights.sum(dim=-1))
 
     def share_at(self, lags: Iterable[int]) -> Float[Tensor, " feature"]:
-        """Summed share of chosen lags; a lag that the encoder does not read adds nothing."""
+        """Sum the share of chosen lags; a lag that the encoder does not read adds nothing."""
         places = [self.offsets.index(-lag) for lag in lags if -lag in self.offsets]
         return self.shares[:, places].sum(dim=-1)
 
@@ -55,7 +55,7 @@ class TemporalProfiles:
 def temporal_profiles(
     sae: TemporalEncoder, batches: Iterable[Float[Tensor, "batch pos d_in"]], features: Int[Tensor, " feature"]
 ) -> TemporalProfiles:
-    """Profiles of the chosen features over contexts, walls left out, in one pass.
+    """Compute the profiles of the chosen features over contexts, walls left out, in one pass.
 
     Args:
         sae: the encoder.
@@ -81,7 +81,7 @@ def temporal_profiles(
 
 
 def mean_run_length(active: Bool[Tensor, "batch pos feature"]) -> Float[Tensor, " feature"]:
-    """Mean number of positions in a row at which a feature fires: the time scale that any SAE shows; 0 if it never fires."""
+    """Compute the mean number of positions in a row at which a feature fires: the time scale that any SAE shows; 0 if it never fires."""
     before = torch.nn.functional.pad(active, (0, 0, 1, 0))[:, :-1]
     n_runs = (active & ~before).sum(dim=(0, 1))
     return active.sum(dim=(0, 1)) / n_runs.clamp(min=1)

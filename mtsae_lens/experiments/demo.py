@@ -97,7 +97,7 @@ def _unlearning(settings: DemoSettings, lm: HookedLM) -> dict[str, Any]:
 
 
 def _depends_on(settings: DemoSettings) -> dict[str, Any]:
-    """What the kept results depend on, besides the SAEs."""
+    """Return what the kept results depend on, besides the SAEs."""
     unlearning = settings.unlearning().model_dump(mode="json", exclude={"sae", "out"})
     return {"version": __version__, "n_eval_contexts": settings.n_eval_contexts, "unlearning": unlearning}
 
@@ -168,7 +168,7 @@ def _summary(
 
 
 def _shared_path(out: Path) -> Path:
-    """The folder as a report may name it that is handed on: no path of this machine."""
+    """Return the folder as a report may name it, without a path of this machine."""
     return Path(out.name) if out.is_absolute() else out
 
 

@@ -40,6 +40,8 @@ class _Numbers(BaseModel):
     n_training_steps: int = Field(ge=0)
     n_training_samples: int = Field(ge=0)
     n_frac_active_samples: int = Field(ge=0)
+    dead_feature_window: int | None = Field(None, gt=0)
+    """Checkpoints of version 0.1.0 have none: the window was not bounded by the length of the run then."""
     param_groups: list[dict[str, Any]]
     lr_scheduler: dict[str, Any]
     coefficient_schedulers: dict[str, dict[str, Any]]
@@ -76,6 +78,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
         "n_training_steps": trainer.n_training_steps,
         "n_training_samples": trainer.n_training_samples,
         "n_frac_active_samples": n_samples,
+        "dead_feature_window": trainer.dead_feature_window,
         "param_groups": optimizer["param_groups"],
         "lr_scheduler": _plain(trainer.lr_scheduler.state_dict()),
         "coefficient_schedulers": {name: s.state_dict() for name, s in trainer.coefficient_schedulers.items()},
@@ -210,5 +213,6 @@ def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tenso
     trainer.lr_scheduler.load_state_dict(numbers.lr_scheduler)
     for name, scheduler_state in numbers.coefficient_schedulers.items():
         trainer.coefficient_schedulers[name].load_state_dict(scheduler_state)
+    trainer.dead_feature_window = numbers.dead_feature_window or trainer.cfg.dead_feature_window
     trainer.n_training_steps = numbers.n_training_steps
     trainer.n_training_samples = numbers.n_training_samples

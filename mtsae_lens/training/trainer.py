@@ -107,17 +107,14 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             lr_end=cfg.lr_end,
             num_cycles=cfg.n_restart_cycles,
         )
+        self.dead_feature_window = min(cfg.dead_feature_window, max(1, cfg.total_training_steps // _DEAD_WINDOWS_IN_A_RUN))
+        """Steps without firing after which a feature counts as dead: as configured, but at most a third of the run."""
         if isinstance(sae, MTTrainingSAE) and sae.cfg.normalize_decoder:
             self.optimizer.register_step_post_hook(lambda *_: sae.normalize_decoder_())
 
     def _is_logged(self) -> bool:
         step = self.n_training_steps + 1
         return step % self.options.log_every_n_steps == 0 or step == self.cfg.total_training_steps
-
-    @property
-    def dead_feature_window(self) -> int:
-        """The number of steps without firing after which a feature counts as dead: as configured, but at most a third of the run."""
-        return min(self.cfg.dead_feature_window, max(1, self.cfg.total_training_steps // _DEAD_WINDOWS_IN_A_RUN))
 
     @property
     @override

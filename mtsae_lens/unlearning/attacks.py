@@ -109,7 +109,7 @@ def _attached(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None, toke
 
 
 def dilute(table: TokenTable, filler: TokenTable, cutter: ContextCutter, n_filler_tokens: int, seed: int = 0) -> TokenTable:
-    """The contexts of a table behind the first tokens of unrelated ones, which are not counted; what no longer fits is cut off.
+    """Put the contexts of a table behind the first tokens of unrelated ones, which are not counted; what no longer fits is cut off.
 
     `[BOS] filler_1 ... filler_n text_1 text_2 ...`, no separator: a gate that gathers evidence along a context starts from filler.
 

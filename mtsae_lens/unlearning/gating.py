@@ -32,7 +32,7 @@ def fit_gate(
     decay: float = DECAY,
     penalty: float = PENALTY,
 ) -> RunningEvidenceGate:
-    """Weights of a `RunningEvidenceGate` by logistic regression on SELECT text; its threshold is 0, where both are as likely.
+    """Fit the weights of a `RunningEvidenceGate` by logistic regression on SELECT text; its threshold is 0, where both are as likely.
 
         P(forget at t) = sigmoid(b + sum_i w_i * sum_{s<=t} decay^(t-s) [feature i fires at s])
 
@@ -61,7 +61,7 @@ def _shares(n_retain: int) -> list[float]:
 
 
 def _decayed_counts(lm: HookedLM, table: TokenTable, decay: float, generator: torch.Generator) -> Float[Tensor, "n d_sae"]:
-    """What the evidence sums at sampled positions, feature by feature."""
+    """Return what the evidence sums at sampled positions, feature by feature."""
     return torch.cat([_counts_of_batch(lm, tokens, at, decay) for tokens, at in _sampled(lm, table, generator)])
 
 
@@ -119,7 +119,7 @@ GateT = TypeVar("GateT", bound=ThresholdGate)
 def thresholds_at(
     lm: HookedLM, gate: GateT, retain: Sequence[TokenTable], false_positive_rates: Sequence[float]
 ) -> list[GateT]:
-    """The gate with the thresholds at which it is open on these shares of the retain text's positions, in the corpus where it opens most.
+    """Return the gate with the thresholds at which it is open on these shares of retain positions, in the corpus where it opens most.
 
     Of questions only the position where the answer begins counts. The text should not be that of the fit, which the gate knows.
     """

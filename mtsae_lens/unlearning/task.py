@@ -15,7 +15,7 @@ from mtsae_lens.progress import track
 
 Role = Literal["forget", "near", "far", "neutral"]
 SPARED: tuple[Role, ...] = ("near", "far")
-"""Roles that selection, gates and budgets look after."""
+"""Roles that selection, gates and budgets spare."""
 ALL_QUESTIONS = 1_000_000  # SELECT is read once, TUNE by every candidate
 QUESTIONS_PER_CONTEXT = 16  # a question has about an eighth of a context's tokens, and few of them are counted
 
@@ -67,11 +67,11 @@ class Task:
         return self.sources("forget")[0]
 
     def sources(self, *roles: Role) -> list[str]:
-        """Sources of these roles."""
+        """Return the sources of these roles."""
         return [corpus.source for corpus in self.corpora if corpus.role in roles]
 
     def table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
-        """Contexts of one corpus."""
+        """Read the contexts of one corpus."""
         if is_fact_source(source):
             n_questions = ALL_QUESTIONS if split == "select" else QUESTIONS_PER_CONTEXT * self.contexts_per_split
             return read_facts(source, split, cutter, n_questions, seed=self.seed)
@@ -79,12 +79,12 @@ class Task:
         return read_tokens(source, split, cutter, max(1, round(share * self.contexts_per_split)), seed=self.seed)
 
     def tables(self, split: Split, cutter: ContextCutter, roles: Sequence[Role] = get_args(Role)) -> dict[str, TokenTable]:
-        """Contexts of every corpus of these roles, by source."""
+        """Read the contexts of every corpus of these roles, by source."""
         sources = track(self.sources(*roles), f"reading text, {split}", "text")
         return {source: self.table(source, split, cutter) for source in sources}
 
     def role(self, source: str) -> Role:
-        """The part that a corpus has."""
+        """Return the role of a corpus."""
         return next(corpus.role for corpus in self.corpora if corpus.source == source)
 
 

@@ -90,7 +90,7 @@ class BenchmarkTask:
     """The same knowledge asked for in other words; for an attack."""
 
     def task(self, contexts_per_split: int) -> Task:
-        """Its corpora, with so many contexts of each."""
+        """Return the task with so many contexts of each corpus."""
         return Task(self.corpora, contexts_per_split, far_share=0.5)
 
 

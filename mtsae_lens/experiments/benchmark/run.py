@@ -95,7 +95,7 @@ def _default(name: str) -> Any:
 
 
 def _check_reference(settings: BenchmarkSettings) -> None:
-    """Before any work: whether the reference's loss may be compared with the model's."""
+    """Check before any work that the reference's loss may be compared with the model's."""
     if settings.reference is None:
         return
     model, reference = (load_language_model(name, device=settings.device) for name in (settings.model, settings.reference))
@@ -117,7 +117,7 @@ def _sweeps(task: BenchmarkTask, loss: str) -> tuple[Sweep, ...]:
 
 
 def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) -> dict[str, Any]:
-    """What results depend on and the settings do not say: roles, training text, sweeps of weights, the attacker."""
+    """Return what results depend on and the settings do not say: roles, training text, sweeps of weights, the attacker."""
     return {
         name: {
             "corpora": {corpus.source: corpus.role for corpus in task.corpora},

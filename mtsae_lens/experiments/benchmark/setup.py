@@ -34,7 +34,7 @@ class BenchmarkSetup:
     device: str = "cpu"
 
     def opened(self) -> BenchmarkSetup:
-        """A copy to open models in: what it loads goes when it goes, while the setup of a cell lives as long as the list of cells."""
+        """Return a copy to load models in, so that they are freed with it; the setup of a cell lives as long as the list of cells."""
         return replace(self)
 
     @cached_property
@@ -72,7 +72,7 @@ class BenchmarkSetup:
         ).nll_delta
 
     def training_table(self, source: str) -> TokenTable:
-        """Text that methods which change weights may train on: of questions those of SELECT."""
+        """Read the text that methods which change weights may train on; questions are those of SELECT."""
         if is_fact_source(source):
             return read_facts(source, "select", self.lm.cutter, 10 * TRAINING_CONTEXTS)
         return read_tokens(source, "train", self.lm.cutter, TRAINING_CONTEXTS)

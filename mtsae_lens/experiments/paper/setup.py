@@ -73,16 +73,16 @@ class PaperSetup:
         return ContextCutter(self.model.tokenizer, self.context_size)
 
     def train_tokens(self, n_contexts: int, seed: int = 0) -> Int[Tensor, "n pos"]:
-        """Contexts of the training split."""
+        """Read contexts of the training split."""
         stream = ContextStream(partial(read_documents, self.dataset, "train"), self.cutter, seed)
         return torch.tensor(list(islice(stream, n_contexts)), dtype=torch.long)
 
     def test_table(self, n_contexts: int, seed: int = 0) -> TokenTable:
-        """Contexts of the test split, which no training sees."""
+        """Read contexts of the test split, which no training sees."""
         return read_tokens(self.dataset, "test", self.cutter, n_contexts, seed=seed)
 
     def activations(self, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n pos d_in"]:
-        """Activations, zero at special tokens and at position 0, as in training."""
+        """Read activations, zero at special tokens and at position 0, as in training."""
         reader, cutter = ActivationReader(self.model, self.hook_name), self.cutter
         parts = []
         for batch in tokens.split(self.lm_batch_size_sequences):

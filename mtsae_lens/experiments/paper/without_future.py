@@ -31,7 +31,7 @@ class WithoutFuture(MTTrainingSAE):
 
     @override
     def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
-        """As the base class, with later positions withheld or replaced."""
+        """Encode as the base class does, with later positions withheld or replaced."""
         n_positions = x.shape[1]
         position = torch.arange(n_positions, device=x.device)
         other = sequence_reads(x.roll(1, dims=0), self.read_offsets, self.cfg.padding) if self.future == "replace" else {}
@@ -44,7 +44,7 @@ class WithoutFuture(MTTrainingSAE):
 
 
 def without_future(sae: MTTrainingSAE, future: Future) -> WithoutFuture:
-    """A copy of a trained SAE that reads no later position."""
+    """Return a copy of a trained SAE that reads no later position."""
     if future not in get_args(Future):
         raise ConfigError(f"future must be one of {', '.join(map(repr, get_args(Future)))}; got {future!r}")
     blind = WithoutFuture(deepcopy(sae.cfg))

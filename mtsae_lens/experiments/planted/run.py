@@ -45,7 +45,7 @@ def _check(settings: PlantedCommandSettings) -> None:
 
 
 def planted_config(given: dict[str, Any]) -> PlantedConfig:
-    """The defaults with these fields changed.
+    """Return the default configuration with these fields changed.
 
     Raises:
         ConfigError: no such field, or a value that cannot be planted.

@@ -30,12 +30,12 @@ class Batch:
         return torch.zeros_like(self.tokens, dtype=torch.bool) if self.left_padding is None else self.left_padding
 
     def to(self, device: torch.device | str | None) -> Batch:
-        """Copy it to another device."""
+        """Return a copy on another device."""
         return Batch(self.tokens.to(device), self.counted.to(device), self.padding.to(device))
 
 
 def mixed_batches(tables: Sequence[TokenTable], cutter: ContextCutter, batch_size: int, seed: int) -> Iterator[Batch]:
-    """Endless batches with contexts of the tables in turn, each table in an order of its own that is new in every epoch.
+    """Yield batches without end, with contexts of the tables in turn, each table in an order of its own that is new in every epoch.
 
     Shorter contexts are padded at the end; padding is not counted, and a causal model does not see it.
 
@@ -83,7 +83,7 @@ def sample_documents(table: TokenTable, n_documents: int, seed: int = 0) -> Toke
 
 
 def split_by_document(table: TokenTable, share: float = 0.5, seed: int = 0) -> tuple[TokenTable, TokenTable]:
-    """Two tables with no document (of questions: no person) in both; the first has this share of the documents.
+    """Split a table in two with no document (of questions: no person) in both; the first has this share of the documents.
 
     To relearn some and test others (Deeb and Roger 2024, arXiv 2410.08827): what comes back of the second side was not taught.
     The same documents go to the same side whatever contexts of them a table holds, if both tables name the same documents.

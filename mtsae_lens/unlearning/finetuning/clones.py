@@ -18,7 +18,7 @@ from mtsae_lens.files import write_bytes
 
 @torch.no_grad()
 def clone_model(model: HookedSAETransformer, dtype: torch.dtype | None = None) -> HookedSAETransformer:
-    """A model with the same weights in memory of its own, the same tokenizer, and no hooks; no parameter requires a gradient.
+    """Return a model with the same weights in memory of its own, the same tokenizer, and no hooks; no parameter requires a gradient.
 
     It is built anew, because `copy.deepcopy` does not copy: SAELens wraps the forward function of every MLP in a closure, which a deep
     copy shares, so that the copy would go on using the MLPs of the original.
@@ -54,7 +54,7 @@ def clone_model(model: HookedSAETransformer, dtype: torch.dtype | None = None) -
 
 
 def clone_to_train(model: HookedSAETransformer) -> HookedSAETransformer:
-    """A clone in float32 at least: in half precision an update below half the spacing of the weights is lost.
+    """Clone a model in float32 at least: in half precision an update below half the spacing of the weights is lost.
 
     Raises:
         ModelError: as `clone_model`.
@@ -73,7 +73,7 @@ def save_weights(path: Path, model: HookedSAETransformer) -> None:
 
 @torch.no_grad()
 def load_weights(path: Path, like: HookedSAETransformer) -> HookedSAETransformer:
-    """A clone of `like` with the weights of a file that `save_weights` wrote, in the file's dtype.
+    """Return a clone of `like` with the weights of a file that `save_weights` wrote, in the file's dtype.
 
     Raises:
         DataError: no such file, or none in this format.

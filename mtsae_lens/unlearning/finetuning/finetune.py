@@ -81,7 +81,7 @@ def finetune(
 
     Args:
         model: is left as it is.
-        loss: what to minimise.
+        loss: what to minimize.
         forget: the text to forget; only counted tokens enter the loss, of questions the answers.
         retain: texts to retain, each in equal parts; ignored by a loss that does not use them.
         cutter: says which tokens are special.

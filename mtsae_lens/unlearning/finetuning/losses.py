@@ -62,18 +62,18 @@ class UnlearningLoss(Protocol):
 
 
 def predictions_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, " counted"]:
-    """Negative log-likelihood of each counted token, contexts one after the other."""
+    """Compute the negative log-likelihood of each counted token, contexts one after the other."""
     logits = model(batch.tokens, prepend_bos=False, **attention_options(model, batch.padding))[:, :-1]
     return F.cross_entropy(in_float32(logits[batch.counted]), batch.tokens[:, 1:][batch.counted], reduction="none")
 
 
 def mean_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, ""]:
-    """NLL per counted token."""
+    """Compute the NLL per counted token."""
     return predictions_nll(model, batch).mean()
 
 
 def context_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, " batch"]:
-    """NLL of each context, summed over its counted tokens: `-log p(y|x)`."""
+    """Compute the NLL of each context, summed over its counted tokens: `-log p(y|x)`."""
     nll = predictions_nll(model, batch)
     rows = batch.counted.nonzero()[:, 0]
     return torch.zeros(len(batch.tokens), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)

@@ -1,7 +1,7 @@
 """The loss that is left when an output bias may be refitted: a change that merely shifts logits is no forgetting.
 
-A change that lowers the logits of a domain's words everywhere raises its loss, and one number for each vocabulary token, learnt from a little
-text, takes that back. So before the loss is read, those numbers are learnt for the clean and for the changed model alike:
+A change that lowers the logits of a domain's words everywhere raises its loss, and one number for each vocabulary token, learned from a little
+text, takes that back. So before the loss is read, those numbers are learned for the clean and for the changed model:
 
     b* = argmin_b  sum_t -log softmax(logits_t + b)[target_t] + |b - a|^2 / (2 prior_std^2)
 
@@ -83,7 +83,7 @@ def calibrated_loss(
     max_tokens: int = MAX_TOKENS,
     batch_size: int = 16,
 ) -> CalibratedLoss:
-    """Calibrated losses of two models on a text (TEST) with biases fitted on another of the same corpus (TUNE).
+    """Measure the calibrated losses of two models on a text (TEST) with biases fitted on another of the same corpus (TUNE).
 
     Raises:
         DataError: nothing is counted in one of the texts.
@@ -106,7 +106,7 @@ def fit_output_bias(
     max_tokens: int = MAX_TOKENS,
     batch_size: int = 16,
 ) -> OutputBias:
-    """The output bias that fits a text best under the prior; deterministic (L-BFGS on a convex function).
+    """Fit the output bias that suits a text best under the prior; deterministic (L-BFGS on a convex function).
 
     Args:
         model: gets the bias.
@@ -133,12 +133,12 @@ def fit_output_bias(
         anchored = (chunks[place] + anchor.float()).log_softmax(dim=-1)
         log_likelihood += _picked(anchored, target).sum().item()
         chunks[place] = anchored.exp()
-    delta, nll = _minimise(chunks, torch.cat(targets), log_likelihood, prior_std)
+    delta, nll = _minimize(chunks, torch.cat(targets), log_likelihood, prior_std)
     return OutputBias(anchor + delta, -torch.cat(before).mean().item(), nll / n_tokens, n_tokens, mean_logits)
 
 
 def with_bias(model: Logits, bias: Float[Tensor, " d_vocab"]) -> Logits:
-    """The same model with a vector added to its logits."""
+    """Return the same model with a vector added to its logits."""
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         plain = in_float32(model(tokens))
@@ -147,10 +147,10 @@ def with_bias(model: Logits, bias: Float[Tensor, " d_vocab"]) -> Logits:
     return logits
 
 
-def _minimise(
+def _minimize(
     probabilities: list[Tensor], targets: Tensor, log_likelihood: float, prior_std: float
 ) -> tuple[Float[Tensor, " d_vocab"], float]:
-    """The bias beyond the anchor, and the summed loss with it.
+    """Return the bias beyond the anchor, and the summed loss with it.
 
     With the probabilities `p_t` at the anchor, `log softmax(logits_t + a + d)[v] = log p_t[v] + d[v] - log <p_t, e^d>`: the function and its
     gradient are two products with a matrix, and no exponential of it is taken twice.
@@ -188,7 +188,7 @@ def _picked(log_probs: Float[Tensor, "token d_vocab"], targets: Int[Tensor, " to
 def _counted_logits(
     model: Logits, cutter: ContextCutter, table: TokenTable, max_tokens: int, batch_size: int
 ) -> Iterator[tuple[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
-    """Logits and targets of counted predictions, batch by batch, up to `max_tokens` of them."""
+    """Yield logits and targets of counted predictions, batch by batch, up to `max_tokens` of them."""
     left = max_tokens
     batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
     for tokens, counted in track(batches, f"reading {table.corpus} for the output bias", "batch"):

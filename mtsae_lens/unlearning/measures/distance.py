@@ -48,7 +48,7 @@ class ReferenceDistance(Record):
 def distance_to_reference(
     edited: Logits, reference: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> ReferenceDistance:
-    """The distance on one corpus.
+    """Measure how far a changed model is from a reference on one corpus.
 
     Args:
         edited: the changed model, such as `edited_logits(lm, edit)`.
@@ -64,7 +64,7 @@ def distance_to_reference(
 
 
 def distance_from_effect(effect: EditEffect) -> ReferenceDistance:
-    """The same from an `EditEffect` that was measured with the reference in the place of the clean model.
+    """Compute the distance from an `EditEffect` that was measured with the reference in the place of the clean model.
 
     Raises:
         DataError: no counted token.
@@ -88,7 +88,7 @@ def distance_from_effect(effect: EditEffect) -> ReferenceDistance:
 
 
 def two_sample(edited: Float[Tensor, " item"], reference: Float[Tensor, " item"]) -> TwoSample:
-    """Kolmogorov-Smirnov between two sets of values, such as a loss per document; blind to which value belongs to which item."""
+    """Compare two sets of values by Kolmogorov-Smirnov, such as a loss per document; blind to which value belongs to which item."""
     result: Any = stats.ks_2samp(edited.numpy(), reference.numpy())
     return TwoSample(float(result.statistic), float(result.pvalue), min(len(edited), len(reference)))
 
@@ -114,7 +114,7 @@ def truth_ratio_distance(
     wrong: Sequence[TokenTable],
     batch_size: int = 16,
 ) -> TruthRatioDistance:
-    """Kolmogorov-Smirnov between the truth ratios of two models over questions (TOFU: Maini et al. 2024, arXiv 2401.06121).
+    """Compare by Kolmogorov-Smirnov the truth ratios of two models over questions (TOFU: Maini et al. 2024, arXiv 2401.06121).
 
     Args:
         edited: the changed model.
@@ -133,7 +133,7 @@ def truth_ratio_distance(
 def log_truth_ratios(
     model: Logits, cutter: ContextCutter, right: TokenTable, wrong: Sequence[TokenTable], batch_size: int = 16
 ) -> Float[Tensor, " question"]:
-    """Log of TOFU's truth ratio of each question (Maini et al. 2024, arXiv 2401.06121), in nats:
+    """Compute the log of TOFU's truth ratio of each question (Maini et al. 2024, arXiv 2401.06121), in nats:
 
         log [ mean_k p(wrong_k | question)^(1 / |wrong_k|)  /  p(right | question)^(1 / |right|) ]
 
@@ -153,7 +153,7 @@ def log_truth_ratios(
 
 @torch.no_grad()
 def _mean_log_prob(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int) -> Float[Tensor, " question"]:
-    """Log-probability per answer token."""
+    """Compute the log-probability per answer token."""
     rows = []
     batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
     for tokens, counted in track(batches, f"measuring answers of {table.corpus}", "batch"):

@@ -65,7 +65,7 @@ class EditLoss:
         return self.mean(self.nll_edited - self.nll_clean)
 
     def by_document(self, sums: Float[Tensor, " piece"]) -> Float[Tensor, " document"]:
-        """Sums of pieces added up by document, in the order in which documents first occur."""
+        """Add up sums of pieces by document, in the order in which documents first occur."""
         names = tuple(dict.fromkeys(self.documents))
         place = {name: number for number, name in enumerate(names)}
         index = torch.tensor([place[name] for name in self.documents], dtype=torch.long)
@@ -104,7 +104,7 @@ class EditEffect(EditLoss):
         """Mean share of a text that greedy decoding gives from the rest before it (Carlini et al. 2021; Wang et al. 2025).
 
         1: all of it from the first token on; 0: not even the last token. On forget text lower is more forgetting. Chance is about
-        exact memorisation over the number of tokens.
+        exact memorization over the number of tokens.
         """
         counted = self.n_tokens > 0
         return (self.suffix[counted] / self.n_tokens[counted]).mean().item()
@@ -120,7 +120,7 @@ class EditEffect(EditLoss):
 
 
 def kl_divergence(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
-    """`KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
+    """Compute `KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
 
     On text to keep lower is better.
     """
@@ -177,19 +177,19 @@ class _Clean:
         return self.tokens[:, 1:][self.counted]
 
     def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "piece column"]:
-        """Added up by piece."""
+        """Add up by piece."""
         total = torch.zeros(self.n_pieces, per_token.shape[1], dtype=per_token.dtype, device=per_token.device)
         return total.index_add_(0, self.piece[:, 1:][self.counted], per_token)
 
 
 def _losses(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 3"]:
-    """Sums over counted predictions: tokens, NLL clean and edited."""
+    """Sum over counted predictions: tokens, NLL clean and edited."""
     nll = [token_nll(log_probs, clean.targets) for log_probs in (clean.log_probs, edited)]
     return clean.sums(torch.stack([torch.ones_like(nll[0]), *nll], dim=1)).cpu()
 
 
 def _measures(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 7"]:
-    """The same, and KL, agreements, hits, length of the right suffix."""
+    """Sum the same, and KL, agreements, hits, length of the right suffix."""
     likeliest = edited.argmax(dim=-1)
     hits = likeliest == clean.targets
     agree = likeliest == clean.log_probs.argmax(dim=-1)
@@ -236,7 +236,7 @@ def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[
 def _run_edits(
     lm: HookedLM, table: TokenTable, edits: Sequence[Edit], compare: _Compare, *, answers_only: bool = False
 ) -> tuple[list[list[Tensor]], list[float]]:
-    """What `compare` gives of each edit, batch by batch, and the share of positions at which each applied."""
+    """Return what `compare` gives for each edit, batch by batch, and the share of positions at which each applied."""
     if not isinstance(edits, Sequence):
         raise ConfigError(f"edits are measured together: give a list of them, such as [edit]; got a {type(edits).__name__}")
     rows: list[list[Tensor]] = [[] for _ in edits]
@@ -276,7 +276,7 @@ def _pieces(table: TokenTable, batch_size: int) -> list[Int[Tensor, "batch pos"]
 
 
 def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
-    """The positions from which counted predictions are made."""
+    """Return the positions from which counted predictions are made."""
     return torch.cat([counted, torch.zeros_like(counted[:, :1])], dim=1)
 
 
@@ -353,7 +353,7 @@ def _run_models(
 
 @torch.no_grad()
 def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
-    """Largest difference in logits between the clean model and the splice with nothing edited, on the first batch; 0 up to rounding."""
+    """Measure the largest difference in logits between the clean model and the splice without an edit, on the first batch."""
     tokens = lm.batches(table)[0]
     nothing = FeatureEdit(features=(), multiplier=0.0)
     options = {"prepend_bos": False} | lm.attention_options(tokens)

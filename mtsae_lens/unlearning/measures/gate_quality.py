@@ -23,7 +23,7 @@ AFTER_POSITIONS = (0, 8, 32)  # from the start; after a phrase; after a sentence
 
 
 def auroc(positives: Float[Tensor, " n"] | np.ndarray, negatives: Float[Tensor, " m"] | np.ndarray) -> float:
-    """Area under the ROC curve: how often a random positive scores higher than a random negative, ties counted half.
+    """Compute the area under the ROC curve: how often a random positive scores higher than a random negative, ties counted half.
 
     `U / (n m)` with the Mann-Whitney statistic U. Chance level 0.5; 1 is perfect; below 0.5 the score points the wrong way.
 
@@ -111,7 +111,7 @@ def measure_gate(
     after: Sequence[int] = AFTER_POSITIONS,
     seed: int = 0,
 ) -> GateQuality:
-    """A gate on forget text against each other corpus; BOS, separators and padding never count.
+    """Measure a gate on forget text against each other corpus; BOS, separators and padding never count.
 
     Positions of a context are far from independent, so the intervals resample documents; AUROCs over positions say how the gate does
     token by token, those over contexts how it does text by text.

@@ -130,7 +130,7 @@ def _until_special(tokens: Sequence[int], special: set[int]) -> tuple[int, ...]:
 
 
 def generation_health(lm: HookedLM, continuations: Continuations) -> GenerationHealth:
-    """How varied the continuations are, and how likely to the clean model.
+    """Measure how varied continuations are, and how likely to the clean model.
 
     Raises:
         DataError: every continuation is empty.
@@ -157,20 +157,20 @@ def _ngrams(text: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def distinct_share(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Distinct n-grams over all n-grams of all texts together (distinct-n, Li et al. 2016, arXiv 1510.03055); 1 where there is none."""
+    """Compute distinct n-grams over all n-grams of all texts together (distinct-n, Li et al. 2016, arXiv 1510.03055); 1 without any."""
     ngrams = [ngram for text in texts for ngram in _ngrams(text, n)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 
 
 def repeated_share(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Mean over texts of `1 - distinct n-grams / n-grams` (seq-rep-n, Welleck et al. 2019, arXiv 1908.04319); shorter texts count 0."""
+    """Average over texts `1 - distinct n-grams / n-grams` (seq-rep-n, Welleck et al. 2019, arXiv 1908.04319); shorter texts count 0."""
     shares = [1 - len(set(ngrams)) / len(ngrams) if (ngrams := _ngrams(text, n)) else 0.0 for text in texts]
     return sum(shares) / len(shares)
 
 
 @torch.no_grad()
 def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
-    """Mean log-probability of a continuation's token after its prompt, under the model without any edit, in nats."""
+    """Compute the mean log-probability of a continuation's token after its prompt, under the model without any edit, in nats."""
     n_prompt = continuations.prompts.shape[1]
     longest = max(map(len, continuations.texts))
     written = torch.zeros(len(continuations.texts), longest, dtype=torch.long)  # what fills up short texts comes after them
@@ -199,7 +199,7 @@ class Sample(Record):
 
 
 def samples(lm: HookedLM, clean: Continuations, edited: Continuations, n_samples: int = 8) -> tuple[Sample, ...]:
-    """The first texts side by side, as a person reads them.
+    """Put the first texts side by side, decoded.
 
     Raises:
         DataError: continuations of other prompts.

@@ -17,7 +17,7 @@ from mtsae_lens.unlearning.measures.effects import measure_edits
 def single_feature_effects(
     lm: HookedLM, table: TokenTable, features: Sequence[int], multiplier: float = 0.0
 ) -> Float[Tensor, " feature"]:
-    """Feature by feature: `nll_delta` of `FeatureEdit((i,), multiplier)` everywhere, in nats per counted token.
+    """Measure feature by feature the `nll_delta` of `FeatureEdit((i,), multiplier)` everywhere, in nats per counted token.
 
     One rerun of the later layers for each feature, on the contexts in which it fires.
     """

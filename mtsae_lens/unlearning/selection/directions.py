@@ -15,13 +15,13 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 def difference_of_means(
     lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable]
 ) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_in"]]:
-    """`mean(h | forget) - mean(h | retain)` over unmasked positions, and the mean over retain text; retain corpora weigh the same."""
+    """Compute `mean(h | forget) - mean(h | retain)` over unmasked positions, and the mean over retain text; retain corpora weigh the same."""
     center = torch.stack([mean_input(lm, table) for table in retain]).mean(dim=0)
     return mean_input(lm, forget) - center, center
 
 
 def mean_input(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_in"]:
-    """Mean activation at the hook over unmasked positions, heads flattened."""
+    """Compute the mean activation at the hook over unmasked positions, heads flattened."""
     total, n_positions = torch.zeros(()), 0
     for tokens in lm.batches(table):
         rows = lm.sae_input(tokens).flatten(2)[~lm.masked(tokens)]

@@ -21,7 +21,7 @@ RETAIN_WEIGHT = 3.0  # a nat per token lost on retain text counts as three won o
 def net_effect(
     forget: Float[Tensor, " feature"], highest_retain: Float[Tensor, " feature"], retain_weight: float
 ) -> Float[Tensor, " feature"]:
-    """`forget - retain_weight * max(0, highest retain effect)`, in nats per token; `-inf` if editing does not harm the forget text.
+    """Compute `forget - retain_weight * max(0, highest retain effect)`, in nats per token; `-inf` if editing does not harm the forget text.
 
     An edit that happens to improve retain text earns nothing by it.
     """
@@ -40,7 +40,7 @@ class Attribution:
     name = "attribution"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """See `net_effect`."""
+        """Score the features by `net_effect`."""
         retain = torch.stack([change.first_order for change in evidence.retain_changes]).amax(dim=0)
         return net_effect(evidence.forget_change.first_order, retain, self.retain_weight)
 
@@ -59,7 +59,7 @@ class FisherAttribution:
     name = "fisher_attribution"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """See `net_effect`."""
+        """Score the features by `net_effect`."""
         retain = torch.stack([change.second_order for change in evidence.retain_changes]).amax(dim=0)
         return net_effect(evidence.forget_change.second_order, retain, self.retain_weight)
 
@@ -83,7 +83,7 @@ class SingleEffect:
     name = "single_effect"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """See `net_effect`; all features but the candidates are `-inf`."""
+        """Score the features by `net_effect`; all features but the candidates are `-inf`."""
         score = self.candidates(evidence)
         tried = list(ranking(score)[: self.n_candidates])
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 class SelectionEvidence:
     """All that a score may read, from SELECT text: each quantity is computed when first asked for, and once.
 
-    Scores spare every retain corpus alike, near and far. To choose against far text alone, because a gate spares the near text, take
+    Scores spare every retain corpus equally, near and far. To choose against far text alone, because a gate spares the near text, take
     `without_near`.
     """
 
@@ -46,7 +46,7 @@ class SelectionEvidence:
         return self.near + self.far
 
     def without_near(self) -> SelectionEvidence:
-        """The same against far text alone; what is known of a corpus is not computed again.
+        """Return the evidence without near text; what is known of a corpus is not computed again.
 
         Raises:
             DataError: there is no far text.
@@ -92,7 +92,7 @@ class SelectionEvidence:
         return tuple(self._of(loss_change, table) for table in texts)
 
     def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
-        """The same corpora, each cut into two random halves of its documents.
+        """Return the same corpora, each cut into two random halves of its documents.
 
         Raises:
             DataError: a corpus of one document.
@@ -107,7 +107,7 @@ class SelectionEvidence:
 
 
 def feature_scores(score: FeatureScore, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-    """What a score gives, checked.
+    """Compute a score of every feature, and check it.
 
     Raises:
         ConfigError: not one number for each feature.
@@ -130,5 +130,5 @@ class FeatureScore(Protocol):
         ...
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Of each feature: the higher, the earlier it is edited; `-inf` if it must not be."""
+        """Score every feature: the higher, the earlier it is edited; `-inf` if it must not be edited."""
         ...

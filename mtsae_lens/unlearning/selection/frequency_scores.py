@@ -18,7 +18,7 @@ _EPSILON = 1e-21  # theirs: a feature silent on the retain text has a huge ratio
 
 
 def only(eligible: Bool[Tensor, " d_sae"], score: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
-    """The score where a feature may be edited, `-inf` elsewhere."""
+    """Keep the score where a feature may be edited, `-inf` elsewhere."""
     return score.masked_fill(~eligible, -torch.inf)
 
 
@@ -34,7 +34,7 @@ class Frequency:
     name = "frequency"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """`rate_forget` where `rate_retain < max_retain_rate`."""
+        """Return `rate_forget` where `rate_retain < max_retain_rate`."""
         rate = evidence.forget_statistics.rate
         return only((evidence.highest_retain_rate < self.max_retain_rate) & (rate > 0), rate)
 
@@ -51,7 +51,7 @@ class FrequencyRatio:
     name = "frequency_ratio"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """`rate_forget` where `rate_forget >= min_ratio * rate_retain`."""
+        """Return `rate_forget` where `rate_forget >= min_ratio * rate_retain`."""
         return frequency_ratio_scores(evidence.forget_statistics, evidence.retain_statistics, min_ratio=self.min_ratio)
 
 
@@ -68,7 +68,7 @@ class SquaredMeanRatio:
     name = "squared_mean_ratio"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """`mean_forget^2` where `mean_forget^2 / mean_retain^2` is at or above its percentile over all features."""
+        """Return `mean_forget^2` where `mean_forget^2 / mean_retain^2` is at or above its percentile over all features."""
         statistics = evidence.forget_statistics
         # on the CPU, as not every device has float64
         forget, retain = (mean.cpu().double() ** 2 for mean in (statistics.mean, evidence.highest_retain_mean))
@@ -90,7 +90,7 @@ class FrequencyDifference:
     name = "frequency_difference"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """`rate_forget - rate_retain` where `mean_forget >= min_activation_ratio * mean_retain`."""
+        """Return `rate_forget - rate_retain` where `mean_forget >= min_activation_ratio * mean_retain`."""
         forget = evidence.forget_statistics
         eligible = (forget.mean >= self.min_activation_ratio * evidence.highest_retain_mean) & (forget.rate > 0)
         return only(eligible, forget.rate - evidence.highest_retain_rate)

@@ -1,6 +1,6 @@
 """Features by what they make the model say, not by what turns them on (Arad et al. 2025, arXiv 2505.20063).
 
-For each feature, the tokens that its decoder row favours through the logit lens are named first. Then the feature is amplified at the last
+Find for each feature the tokens that its decoder row favours through the logit lens are named first. Then the feature is amplified at the last
 position of neutral prompts, and
 
     output score = (1 - r / d_vocab) * p,     r, p = best rank (from 0) and highest probability of those tokens afterwards
@@ -36,7 +36,7 @@ _WRITES_TO_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_(pre|mid|post)|attn_
 
 @torch.no_grad()
 def lens_tokens(lm: HookedLM, n_tokens: int = N_LENS_TOKENS) -> Int[Tensor, "d_sae n_tokens"]:
-    """For each feature, the tokens whose logits its decoder row raises most through the final norm and the unembedding, biases aside.
+    """Find for each feature the tokens whose logits its decoder row raises most through the final norm and the unembedding, biases aside.
 
     Raises:
         ConfigError: decoder rows that are no directions of the residual stream.
@@ -60,7 +60,7 @@ def output_scores(
     n_lens_tokens: int = N_LENS_TOKENS,
     features_at_once: int = 256,
 ) -> Float[Tensor, " d_sae"]:
-    """The output score of every feature; see the top of this module.
+    """Compute the output score of every feature; the top of this module has the formula.
 
     Args:
         lm: the model with its SAE at a hook of the residual stream.
@@ -94,7 +94,7 @@ def _amplified_logits(
     features: Int[Tensor, " feature"],
     amounts: Float[Tensor, " feature"],
 ) -> Float[Tensor, "feature d_vocab"]:
-    """Logits after the last token, with one feature amplified there in each row."""
+    """Compute the logits after the last token, with one feature amplified there in each row."""
     edited = feature_acts.repeat(len(features), 1, 1)
     edited[torch.arange(len(features)), -1, features] += amounts
     delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts)
@@ -107,7 +107,7 @@ def _amplified_logits(
 def _rank_weighted_probability(
     logits: Float[Tensor, "feature d_vocab"], promised: Int[Tensor, "feature n_tokens"]
 ) -> Float[Tensor, " feature"]:
-    """`(1 - best rank / d_vocab) * highest probability`; the likeliest of the tokens has both."""
+    """Compute `(1 - best rank / d_vocab) * highest probability`; the likeliest of the tokens has both."""
     probability = in_float32(logits).softmax(dim=-1)
     best = probability.gather(-1, promised).amax(dim=-1)
     rank = (probability > best.unsqueeze(-1)).sum(dim=-1)
@@ -129,6 +129,6 @@ class OutputScore:
     name = "output_score"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """See `output_scores`."""
+        """Score the features by `output_scores`."""
         amounts = self.factor * evidence.forget_statistics.mean_activation
         return only(self.eligible(evidence) > -torch.inf, output_scores(evidence.lm, amounts, prompts=self.prompts))

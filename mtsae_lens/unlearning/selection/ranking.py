@@ -15,7 +15,7 @@ MIN_RATE = 1e-5  # below one firing in 100,000 tokens a rate is noise; keeps log
 
 
 def ranking(score: Float[Tensor, " d_sae"]) -> tuple[int, ...]:
-    """All eligible features, the highest score first; equal ones by number.
+    """Rank all eligible features, the highest score first; equal ones by number.
 
     Raises:
         DataError: a score that is no number.
@@ -27,46 +27,31 @@ def ranking(score: Float[Tensor, " d_sae"]) -> tuple[int, ...]:
 
 
 def select(score: Float[Tensor, " d_sae"], n_features: int) -> tuple[int, ...]:
-    """The features with the highest scores.
+    """Return the features with the highest scores.
 
     Raises:
         DataError: fewer are eligible; `ranking` gives all that are.
     """
-    return _ranks(score, 0, n_features)
-
-
-def next_features(score: Float[Tensor, " d_sae"], n_features: int) -> tuple[int, ...]:
-    """The features that come next after `select`, as many again.
-
-    The control "same gate, next features" (Farrell et al. 2024, arXiv 2410.19278): if they do as much, the ranking says little.
-
-    Raises:
-        DataError: fewer than `2 * n_features` are eligible.
-    """
-    return _ranks(score, n_features, 2 * n_features)
-
-
-def _ranks(score: Float[Tensor, " d_sae"], start: int, end: int) -> tuple[int, ...]:
     ranked = ranking(score)
-    if len(ranked) < end:
+    if len(ranked) < n_features:
         raise DataError(
-            f"needed {end} features, and {len(ranked)} of {len(score)} are eligible; choose fewer, loosen the score's thresholds, or train "
-            "a wider SAE"
+            f"expected {n_features} eligible features, got {len(ranked)} of {len(score)}; choose fewer, loosen the score's thresholds, or "
+            "train a wider SAE"
         )
-    return ranked[start:end]
+    return ranked[:n_features]
 
 
 def frequency_ratio_scores(
     forget: FiringStatistics, retain: Sequence[FiringStatistics], *, min_ratio: float
 ) -> Float[Tensor, " d_sae"]:
-    """Firing rate on the forget text; `-inf` if it is less than `min_ratio` times that on some retain text."""
+    """Return the firing rate on the forget text; `-inf` if it is less than `min_ratio` times that on some retain text."""
     highest = torch.stack([r.rate for r in retain]).amax(dim=0).clamp(min=MIN_RATE)
     eligible = (forget.rate >= min_ratio * highest) & (forget.rate > 0)
     return forget.rate.masked_fill(~eligible, -torch.inf)
 
 
 def rank_by_frequency(forget: FiringStatistics, retain: Sequence[FiringStatistics], *, min_ratio: float = 5.0) -> list[int]:
-    """Features that fire at least `min_ratio` times as often on the forget text as on every retain text, most frequent first.
+    """Rank the features that fire at least `min_ratio` times as often on the forget text as on every retain text, most frequent first.
 
     After Farrell et al. 2024 (arXiv 2410.19278), with a ratio in place of their absolute threshold, which keeps features rare enough
     to do nothing.
@@ -79,7 +64,7 @@ def rank_by_frequency(forget: FiringStatistics, retain: Sequence[FiringStatistic
 def matched_random(
     forget: FiringStatistics, chosen: Sequence[int], generator: torch.Generator, *, n_nearest: int = 10
 ) -> tuple[int, ...]:
-    """As many features that were not chosen, each a twin of a chosen one: it fires as often on the forget text, and as strongly.
+    """Draw as many features that were not chosen, each matched to a chosen one: it fires as often on the forget text, and as strongly.
 
     For each chosen feature, one at random of the `n_nearest` unused features nearest to it in log firing rate and log mean activation,
     each in units of its standard deviation over features: what such an edit does is owed to how much it edits, not to which features.
@@ -100,29 +85,8 @@ def matched_random(
 
 
 def _standardized_places(forget: FiringStatistics) -> Float[Tensor, "d_sae 2"]:
-    """Log firing rate and log mean activation, each divided by its deviation over the features that fire."""
+    """Return log firing rate and log mean activation, each divided by its deviation over the features that fire."""
     fires = forget.rate > 0
     weakest = forget.mean_activation[fires].min() if bool(fires.any()) else 1.0
     logs = torch.stack([forget.rate.clamp(min=MIN_RATE).log(), forget.mean_activation.clamp(min=weakest).log()], dim=1)
     return logs / logs[fires].std(dim=0, correction=0).clamp(min=1e-6)
-
-
-def random_draws(
-    forget: FiringStatistics, chosen: Sequence[int], generator: torch.Generator, *, n_draws: int = 20
-) -> tuple[tuple[int, ...], ...]:
-    """Different draws of `matched_random`: the distribution with which the chosen features are compared.
-
-    Raises:
-        DataError: too few features are left for so many different sets.
-    """
-    n_nearest = max(10, 2 * n_draws // max(1, len(chosen)))  # a single feature needs as many twins as draws
-    draws: dict[frozenset[int], tuple[int, ...]] = {}
-    for _ in range(20 * n_draws):
-        draw = matched_random(forget, chosen, generator, n_nearest=n_nearest)
-        draws.setdefault(frozenset(draw), draw)
-        if len(draws) == n_draws:
-            return tuple(draws.values())
-    raise DataError(
-        f"found {len(draws)} different sets of {len(chosen)} features beside the chosen ones, and needed {n_draws}; choose fewer features, "
-        "or ask for fewer draws"
-    )

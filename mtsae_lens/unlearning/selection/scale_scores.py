@@ -26,7 +26,7 @@ from mtsae_lens.unlearning.selection.frequency_scores import only
 
 @torch.no_grad()
 def driven_by(lm: HookedLM, table: TokenTable) -> Float[Tensor, "d_sae n_scales"]:
-    """Of what lifts each feature's pre-activation where it fires, beyond its mean over the corpus, the share of each scale.
+    """Compute the share of each scale in what lifts each feature's pre-activation where it fires, beyond its mean over the corpus.
 
     Rows sum to 1; a share may be negative. All zero for a feature that never fires or is not lifted. One pass (`mtsae_lens.sae.lift`).
 
@@ -70,7 +70,7 @@ class FromScales:
         return f"{self.score.name} from scales {', '.join(map(str, self.dilations))}"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """The score where the summed share of the chosen scales on the forget corpus is at least `min_share`."""
+        """Keep the score where the summed share of the chosen scales on the forget corpus is at least `min_share`."""
         available = list(_temporal(evidence.lm).cfg.dilations)
         unknown = [dilation for dilation in self.dilations if dilation not in available]
         if unknown:

@@ -31,7 +31,9 @@ ScoreClass = TypeVar("ScoreClass", bound=Callable[..., FeatureScore])
 
 
 def register_score(score: ScoreClass) -> ScoreClass:
-    """Decorator: make a score known under its `name`. The class is a frozen dataclass whose fields are the settings, as in `FeatureScore`.
+    """Register a class of scores under its `name`; use it as a decorator.
+
+    The class is a frozen dataclass whose fields are the settings, as in `FeatureScore`.
 
     Raises:
         ConfigError: no dataclass, no name, or a name that another score has.
@@ -49,7 +51,7 @@ def register_score(score: ScoreClass) -> ScoreClass:
 
 
 def make_score(name: str, **settings: Any) -> FeatureScore:
-    """The score of that name.
+    """Make the score of that name.
 
     >>> make_score("frequency", max_retain_rate=0.001)
     Frequency(max_retain_rate=0.001)

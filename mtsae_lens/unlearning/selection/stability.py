@@ -16,7 +16,7 @@ from mtsae_lens.unlearning.selection.ranking import select
 
 
 def jaccard(one: Collection[int], other: Collection[int]) -> float:
-    """Shared features of all features in two sets: 1 if they are the same, 0 if disjoint.
+    """Compute shared features over all features in two sets: 1 if they are the same, 0 if disjoint.
 
     Raises:
         ConfigError: two empty sets.
@@ -28,13 +28,13 @@ def jaccard(one: Collection[int], other: Collection[int]) -> float:
 
 
 def chance_jaccard(n_features: int, d_sae: int) -> float:
-    """Jaccard overlap of two random sets of `n_features`, by their expected intersection `n_features^2 / d_sae`."""
+    """Compute the Jaccard overlap of two random sets of `n_features`, by their expected intersection `n_features^2 / d_sae`."""
     shared = n_features**2 / d_sae
     return shared / (2 * n_features - shared)
 
 
 def half_overlap(score: FeatureScore, evidence: SelectionEvidence, n_features: int, generator: torch.Generator) -> float:
-    """Jaccard overlap of the top features chosen from each half of the documents; compare with `chance_jaccard`.
+    """Compute the Jaccard overlap of the top features chosen from each half of the documents; compare with `chance_jaccard`.
 
     Each half has half the text, so the choice from all of it is steadier than this.
 
@@ -77,7 +77,7 @@ def decoder_match(
             f"the decoders write {W_dec.shape[1]} and {other_W_dec.shape[1]} dimensions; give two SAEs of one hook"
         )
     if not chosen or not other_chosen:
-        raise ConfigError("needed chosen features of both SAEs; one of the sets is empty")
+        raise ConfigError("expected chosen features of both SAEs, got an empty set; choose at least one feature of each")
     check_features(chosen, len(W_dec))
     check_features(other_chosen, len(other_W_dec))
     cosines = (_unit_rows(W_dec) @ _unit_rows(other_W_dec).T).abs()

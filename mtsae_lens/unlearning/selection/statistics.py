@@ -30,7 +30,7 @@ class FiringStatistics:
 
 
 def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
-    """One pass over a corpus; sums are kept in float64."""
+    """Compute the firing statistics in one pass over a corpus; sums are kept in float64."""
     fired, total = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
     n_tokens = 0
     for tokens in track(lm.batches(table), f"counting firings on {table.corpus}", "batch"):
@@ -61,5 +61,5 @@ def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[Toke
 
 
 def first_contexts(table: TokenTable, n_contexts: int) -> TokenTable:
-    """The first contexts of a corpus, all if there are fewer."""
+    """Return the first contexts of a corpus, all if there are fewer."""
     return table.rows(torch.arange(min(n_contexts, len(table))))

@@ -9,8 +9,6 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.selection.ranking import (
     MIN_RATE,
     matched_random,
-    next_features,
-    random_draws,
     rank_by_frequency,
     ranking,
     select,
@@ -87,20 +85,6 @@ def test_the_unit_of_activation_changes_no_twin() -> None:
     assert one == other
 
 
-@pytest.mark.parametrize("n_chosen", [1, 2, 10])
-def test_twenty_draws_differ(n_chosen: int) -> None:
-    forget = rates(*torch.rand(200, generator=torch.Generator().manual_seed(0)).tolist())
-    draws = random_draws(forget, range(n_chosen), torch.Generator().manual_seed(1))
-    assert len({frozenset(draw) for draw in draws}) == len(draws) == 20
-    assert all(len(set(draw)) == n_chosen and min(draw) >= n_chosen for draw in draws)
-    assert draws == random_draws(forget, range(n_chosen), torch.Generator().manual_seed(1))
-
-
-def test_too_few_features_for_the_draws_is_said() -> None:
-    with pytest.raises(DataError, match="found 3 different sets of 1 features"):
-        random_draws(rates(0.1, 0.2, 0.3, 0.4), [0], torch.Generator().manual_seed(0))
-
-
 SCORE = torch.tensor([0.5, -torch.inf, 2.0, 0.5, -1.0, -torch.inf, 7.0])
 
 
@@ -111,14 +95,11 @@ def test_ranking_is_by_score_then_number_and_leaves_out_what_is_not_eligible() -
     assert list(ranking(many)) == sorted(range(4000), key=lambda feature: (-many[feature].item(), feature))
 
 
-def test_select_and_the_features_that_come_next() -> None:
+def test_select_gives_the_first_of_the_ranking() -> None:
     assert select(SCORE, 2) == (6, 2)
-    assert next_features(SCORE, 2) == (0, 3)
     assert select(SCORE, 5) == ranking(SCORE)
-    with pytest.raises(DataError, match=r"needed 6 features, and 5 of 7"):
+    with pytest.raises(DataError, match="expected 6 eligible features, got 5 of 7"):
         select(SCORE, 6)
-    with pytest.raises(DataError, match=r"needed 6 features, and 5 of 7"):
-        next_features(SCORE, 3)
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:

@@ -65,7 +65,7 @@ def test_half_overlap_is_that_of_the_choices_from_each_half(lm: Any, text_file: 
     split = FirstOrLast(tables[0].documents[0])
     assert half_overlap(split, evidence, 8, generator) == 0
     assert half_overlap(split, evidence, 20, generator) == pytest.approx(8 / 32)
-    with pytest.raises(DataError, match="needed 33"):
+    with pytest.raises(DataError, match="expected 33"):
         half_overlap(Same(), evidence, 33, generator)
 
 
