@@ -8,7 +8,7 @@ activations, so they run on an iterator of contexts.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from sae_lens import SAE
@@ -37,7 +37,7 @@ class SAELensDictionary(nn.Module):
         self.sae = sae
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAELensDictionary:
         """From a folder in SAELens's layout, or from `hub:OWNER/NAME:SAE_ID`.
 
         Raises:
@@ -61,7 +61,7 @@ class SAELensDictionary(nn.Module):
         return self.sae.cfg.d_sae
 
     @override
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> SAELensDictionary:
         """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
         self.sae.to(*args, **kwargs)
         return self

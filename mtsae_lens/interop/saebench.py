@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -124,7 +124,7 @@ class SAEBenchAdapter(nn.Module):
         return self.sae.dtype
 
     @override
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> SAEBenchAdapter:
         """Overrides `nn.Module.to` because an SAE notes its own dtype and device, which moving its parameters alone would not change."""
         self.sae.to(*args, **kwargs)
         self.cfg.device, self.cfg.dtype = str(self.sae.device), self.sae.cfg.dtype

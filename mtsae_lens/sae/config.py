@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from sae_lens import SAEConfig, TrainingSAEConfig
 
@@ -176,7 +176,7 @@ class MTTrainingSAEConfig(_TemporalFields, TrainingSAEConfig):
         return ARCHITECTURE
 
     @classmethod
-    def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> Self:
+    def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> MTTrainingSAEConfig:
         """The paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1."""
         settings: dict[str, Any] = {
             "dilations": (1, 2, 4, 8),

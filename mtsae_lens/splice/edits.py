@@ -11,7 +11,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -43,6 +43,7 @@ class Reading:
         return self if bool(kept.all()) else Reading(self.sae, self.sae_in[kept], self.feature_acts[kept])
 
 
+@runtime_checkable
 class Edit(Protocol):
     """What is done to activations wherever the gate is open."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,6 +40,7 @@ def _count(features: Tensor) -> str:
     return f"{len(features)} feature{'s' * (len(features) != 1)}"
 
 
+@runtime_checkable
 class Gate(Protocol):
     """Says where an edit applies, from the feature activations. A class says `causal: bool`; only a causal gate can generate text."""
 

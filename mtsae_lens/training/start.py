@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -40,7 +40,7 @@ class RowStatistics:
     mean_norm: float
 
     @classmethod
-    def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> Self:
+    def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> RowStatistics:
         """Measure the rows that are not masked.
 
         Args:

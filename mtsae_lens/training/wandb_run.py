@@ -62,7 +62,7 @@ def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, r
     wandb.finish()
 
 
-def histogram(values: np.ndarray[Any, Any]) -> wandb.Histogram:
+def histogram(values: np.ndarray) -> wandb.Histogram:
     """64 bins, also of values that are all but equal, such as the norms of a unit-norm decoder: `wandb.Histogram(values)` fails there."""
     margin = 1e-3 * float(np.abs(values).max()) or 1.0
     edges = (float(values.min()) - margin, float(values.max()) + margin)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
@@ -94,7 +94,7 @@ class BenchmarkSettings(Settings):
         return losses
 
     @model_validator(mode="after")
-    def _own_task_is_whole(self) -> Self:
+    def _own_task_is_whole(self) -> BenchmarkSettings:
         if self.forget is None and (self.near or self.retain or self.neutral):
             raise ConfigError("near, retain and neutral belong to a task of your own; give --forget too")
         return self
