@@ -13,7 +13,7 @@ from datetime import datetime
 from errno import EACCES, EAGAIN
 from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 try:
     import fcntl
@@ -33,6 +33,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@runtime_checkable
 class _WithOut(Protocol):
     @property
     def out(self) -> Path: ...

@@ -6,15 +6,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic_core import ErrorDetails
 
 from mtsae_lens.errors import ConfigError, MTSAEError, nearest
 from mtsae_lens.machine_paths import check_path, expand_home
 from mtsae_lens.yaml_values import parse_yaml, read_yaml
 
+_S = TypeVar("_S", bound="Settings")
 _MAY_BE_EMPTY = ("prompt",)
 _NAMES_OF_PLACES = ("model", "reference", "dataset", "forget", "retain", "near", "neutral")
 """Settings that hold a language model or a text, which may be a file or folder."""
@@ -41,7 +42,7 @@ class Settings(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _check_text(cls, value: Any, info: ValidationInfo) -> Any:
+    def _check_text(cls, value: Any, info: Any) -> Any:
         """Refuse an empty text and a number that no library takes; replace `~` in what names a file or folder."""
         name = str(info.field_name)
         is_place = name in _NAMES_OF_PLACES or Path in (
@@ -72,7 +73,7 @@ class Settings(BaseModel):
                 raise ConfigError(f"unknown setting {key!r}.{nearest(key, cls.model_fields)}")
 
     @classmethod
-    def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:
+    def build(cls: type[_S], config: Path | str | None, typed: Mapping[str, Any]) -> _S:
         """Merge a YAML file with what was given on the command line, which overrides the file.
 
         Args:

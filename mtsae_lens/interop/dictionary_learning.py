@@ -8,7 +8,7 @@ activations, so they also run on an iterator of contexts.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from jaxtyping import Float
 from sae_lens import SAE
@@ -40,7 +40,7 @@ class SAELensDictionary(nn.Module):
         self.sae = sae
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> Self:
+    def from_pretrained(cls, path: str | Path, device: str = "cpu") -> SAELensDictionary:
         """Load an SAE from disk or from the hub.
 
         Args:
@@ -70,7 +70,7 @@ class SAELensDictionary(nn.Module):
         return self.sae.cfg.d_sae
 
     @override
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> SAELensDictionary:
         """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device."""
         self.sae.to(*args, **kwargs)
         return self

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -128,7 +128,7 @@ class SAEBenchAdapter(nn.Module):
         return self.sae.dtype
 
     @override
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self, *args: Any, **kwargs: Any) -> SAEBenchAdapter:
         """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device."""
         self.sae.to(*args, **kwargs)
         self.cfg.device, self.cfg.dtype = str(self.sae.device), self.sae.cfg.dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 
 from sae_lens import SAEConfig, TrainingSAEConfig
 from typing_extensions import override
@@ -181,7 +181,7 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
         return ARCHITECTURE
 
     @classmethod
-    def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> Self:
+    def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> MTTrainingSAEConfig:
         """Return the paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1.
 
         The paper does not mask position 0. `skip_first_position` stays True all the same, because the runner, `HookedLM` and the

@@ -73,7 +73,7 @@ def _hints(config_class: type) -> dict[str, Any]:
 
 
 @cache
-def _adapter(config_class: type, name: str) -> TypeAdapter[Any]:
+def _adapter(config_class: type, name: str) -> TypeAdapter:
     return TypeAdapter(_hints(config_class)[name], config=_STRICT)
 
 

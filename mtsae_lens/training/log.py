@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from mtsae_lens.errors import DataError, OutputError
 from mtsae_lens.files import write_bytes, write_text
@@ -64,7 +64,7 @@ class TrainingLog:
                 f"{self._file.name}: cannot be written ({error.strerror}); free space and use --resume"
             ) from error
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> TrainingLog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:

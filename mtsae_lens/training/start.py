@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Self
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -41,7 +41,7 @@ class RowStatistics:
     """The mean of their norms."""
 
     @classmethod
-    def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> Self:
+    def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> RowStatistics:
         """Measure the rows that are not masked.
 
         Args:

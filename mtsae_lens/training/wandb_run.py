@@ -65,7 +65,7 @@ def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, r
     wandb.finish()
 
 
-def histogram(values: np.ndarray[Any, Any]) -> wandb.Histogram:
+def histogram(values: np.ndarray) -> wandb.Histogram:
     """Make a histogram of 64 bins.
 
     `wandb.Histogram(values)` fails for values that are almost equal, such as the norms of a unit-norm decoder; this does not.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -17,6 +17,7 @@ from mtsae_lens.unlearning.selection.directions import mean_input
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 
 
+@runtime_checkable
 class MakeEdit(Protocol):
     """Makes the edit of some features."""
 

@@ -35,7 +35,7 @@ def batches(first_step: int = 0) -> Iterator[torch.Tensor]:
         step += 1
 
 
-def make_trainer(run_dir: Path | None = None, *, weight_decay: float = 0.0, lr: float = 1e-2, **sae: Any):
+def make_trainer(run_dir: Path | None = None, *, weight_decay: float = 0.0, lr: float = 1e-2, window: int = 5, **sae: Any):
     torch.manual_seed(0)
     made = MTTrainingSAE(MTTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=3, context_size=POS, **sae))
     cfg = SAETrainerConfig(
@@ -54,7 +54,7 @@ def make_trainer(run_dir: Path | None = None, *, weight_decay: float = 0.0, lr: 
         lr_decay_steps=0,
         n_restart_cycles=1,
         train_batch_size_samples=2 * POS,
-        dead_feature_window=5,
+        dead_feature_window=window,
         feature_sampling_window=7,
         logger=LoggingConfig(log_to_wandb=False),
     )
@@ -62,7 +62,7 @@ def make_trainer(run_dir: Path | None = None, *, weight_decay: float = 0.0, lr: 
     return SequenceSAETrainer(cfg, made, batches, options)
 
 
-def test_the_log_has_a_row_every_n_steps_with_finite_numbers(tmp_path: Path) -> None:
+def test_the_log_has_a_row_every_n_steps_with_finite_numbers(tmp_path: Path, window: int = 5) -> None:
     trainer = make_trainer(tmp_path)
     trainer.fit()
     rows = read_log(tmp_path / "training_log.jsonl")
@@ -112,8 +112,7 @@ def test_dead_features_are_those_that_did_not_fire_in_the_window() -> None:
 
 
 def test_the_window_for_dead_features_is_at_most_a_third_of_the_run() -> None:
-    trainer = make_trainer()
-    trainer.cfg.dead_feature_window = 300
+    trainer = make_trainer(window=300)
     assert trainer.dead_feature_window == STEPS // 3
     trainer.sae.b_enc.data[:4] = -1e6
     aux = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -39,6 +39,7 @@ class Step:
         return self.retain
 
 
+@runtime_checkable
 class UnlearningLoss(Protocol):
     """A loss that is minimized to change a model's weights. Each class says which weights are trained, and what it needs."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -121,6 +121,7 @@ def feature_scores(score: FeatureScore, evidence: SelectionEvidence) -> Float[Te
     return values
 
 
+@runtime_checkable
 class FeatureScore(Protocol):
     """A way of choosing features. Classes are frozen dataclasses: their fields are the settings."""
 
