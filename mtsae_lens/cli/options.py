@@ -85,7 +85,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         converter=None if is_flag else _texts_of(field),
         negative=None if is_flag else "",
         accepts_keys=False,
-        allow_repeating=name not in _TEXTS,
+        allow_repeating=name not in _TEXTS or _takes_several(field),
         show_default=_show_default if default not in (None, ()) else False,
         required=False,  # a file may give it; the settings say what is missing
     )
@@ -127,7 +127,7 @@ def _shown_type(field: FieldInfo) -> Any:
         inner = next(kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is tuple)
         element = next(kind for kind in get_args(inner) if kind is not ...)
         return list[element] | None
-    kind = str if Path in _types_in(field.annotation) else field.annotation
+    kind: Any = str if Path in _types_in(field.annotation) else field.annotation
     return kind | None if field.is_required() or field.default is None else kind
 
 
