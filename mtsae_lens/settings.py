@@ -116,7 +116,8 @@ def describe_problem(detail: ErrorDetails) -> str:
     expected = re.sub(r"expected greater than or equal to", "expected a number of at least", expected)
     expected = re.sub(r"expected (greater|less) than", r"expected a number \1 than", expected)
     expected = re.sub(r"expected a valid boolean.*", "expected true or false", expected)
-    came = repr(detail["input"])
+    is_limit = detail["type"].startswith(("greater_than", "less_than"))
+    came = str(detail["input"]) if is_limit else repr(detail["input"])  # a number of the command line is text
     return f"{expected}; got {came if len(came) <= 200 else came[:200] + '...'}"
 
 

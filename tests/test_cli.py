@@ -341,7 +341,7 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ({"training_tokens": 10}, (), "training_tokens=10 is less than one batch of 64 tokens; give more"),
         ({"architecture": "mtsea"}, (), "unknown architecture 'mtsea'.*Did you mean 'mtsae'"),
         ({"d_sae": 0}, (), "setting d_sae: .*greater than 0; got 0"),
-        ({"lr": -1}, (), r"setting lr: .*greater than 0; got -1\.0"),
+        ({"lr": -1}, (), r"setting lr: .*greater than 0; got -1$"),
         ({}, ("--set", "dilation=[1]"), "has no setting 'dilation'.*Did you mean 'dilations'"),
         ({}, ("--set", "k"), "--set k: needed NAME=VALUE, such as --set k=16"),
         ({}, ("--set", "k=33"), "k must lie between 1 and the 32 features that --d-sae gives; got 33"),

@@ -85,7 +85,7 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         converter=None if is_flag else _texts_of(field),
         negative=None if is_flag else "",
         accepts_keys=False,
-        allow_repeating=name not in _TEXTS,
+        allow_repeating=name not in _TEXTS or _takes_several(field),
         show_default=_show_default if default not in (None, ()) else False,
         required=False,  # a file may give it; the settings say what is missing
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -162,7 +163,7 @@ def _name_report(settings: Any) -> None:
     say(f"report: {settings.out / 'report.html'}")
 
 
-VERBS = (
+VERBS: tuple[Callable[..., None], ...] = (
     train,
     evaluate,
     unlearn,

@@ -85,6 +85,7 @@ def test_kinds_of_values() -> None:
     assert (found.n_features, found.multipliers, found.false_positive_rates) == ((2,), (0.1, -2.0), (None, 0.1))
     typed = given("unlearn-benchmark", "--reference", "null", "--task", "people", "--no-quick", "--no-prepend-bos")
     assert typed == {"reference": None, "tasks": ["people"], "quick": False, "prepend_bos": False}
+    assert given("explore", "x", "--dataset", "a", "--dataset", "b") == {"sae": "x", "dataset": ["a", "b"]}
     assert given("train", "--set", "k=4", "--set", "dilations=[0, 1]", "--resume") == {
         "sae": ["k=4", "dilations=[0, 1]"],
         "resume": True,
@@ -103,7 +104,7 @@ def test_a_project_of_wandb_turns_logging_on() -> None:
         (("train", "--sed", 3), "Unknown option: --sed. Did you mean --seed?"),
         (("trian",), 'Unknown command "trian". Did you mean "train"?'),
         (("train", "--seed", "abc"), "--seed: expected a whole number; got 'abc'"),
-        (("train", "--seed", "-1"), "setting seed: expected a number of at least 0; got '-1'"),
+        (("train", "--seed", "-1"), "setting seed: expected a number of at least 0; got -1"),
         (("train", "--dtype", "float64"), "--dtype: expected 'float32', 'bfloat16' or 'float16'; got 'float64'"),
         (("unlearn", "x", "--multipliers", "1", "--multipliers", "b"), "--multipliers: expected a number; got 'b'"),
         (("train", "--seed"), "--seed requires an argument"),
@@ -127,7 +128,7 @@ def test_an_option_that_is_given_twice_warns(mtsae: Any) -> None:
     assert outcome.err.count("warning") == 0  # an error is said alone
     outcome = mtsae("train", "--lr", 1, "--lr", 0)
     assert outcome.err.splitlines()[0] == "warning: --lr is given 2 times; the last value is used"
-    assert outcome.error == "error: setting lr: expected a number greater than 0; got '0'"
+    assert outcome.error == "error: setting lr: expected a number greater than 0; got 0"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

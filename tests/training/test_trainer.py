@@ -62,7 +62,7 @@ def make_trainer(run_dir: Path | None = None, *, weight_decay: float = 0.0, lr: 
     return SequenceSAETrainer(cfg, made, batches, options)
 
 
-def test_the_log_has_a_row_every_n_steps_with_finite_numbers(tmp_path: Path, window: int = 5) -> None:
+def test_the_log_has_a_row_every_n_steps_with_finite_numbers(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path)
     trainer.fit()
     rows = read_log(tmp_path / "training_log.jsonl")
