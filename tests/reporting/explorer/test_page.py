@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
@@ -65,3 +66,21 @@ def test_every_vendored_file_has_a_licence(tmp_path: Path) -> None:
     write_explorer(write_facts(tmp_path, d_sae=3))
     names = {path.name for path in (tmp_path / "page" / "vendor").iterdir()}
     assert {"htm.LICENSE", "preact.LICENSE", "tabulator.LICENSE", "uPlot.LICENSE"} <= names
+
+
+def test_a_folder_of_an_earlier_version_makes_a_page(tmp_path: Path) -> None:
+    saved = Path(__file__).parents[2] / "legacy" / "saved" / "facts"
+    folder = shutil.copytree(saved, tmp_path / "facts")
+    write_explorer(folder)
+    listed, features = shard(folder / "page", "list", 0), shard(folder / "page", "features", 0)
+    assert [row["n_active"] for row in features[:2]] == [271, 770]  # type: ignore[index]
+    assert listed["n_active"][:2] == [271, 770]  # type: ignore[index]
+
+
+def test_the_page_has_titles_and_meanings_of_every_column(tmp_path: Path) -> None:
+    write_explorer(write_facts(tmp_path, d_sae=3))
+    columns = shard(tmp_path / "page", "columns", 0)
+    row = shard(tmp_path / "page", "features", 0)[0]  # type: ignore[index]
+    assert set(columns["features"]) == set(row)  # type: ignore[index]
+    assert columns["features"]["density"]["title"] == "Density"  # type: ignore[index]
+    assert columns["features"]["density"]["format"] == "percent"  # type: ignore[index]
