@@ -33,8 +33,8 @@ def open_positions(
 class Splice:
     """An SAE at its hook in a model.
 
-    >>> splice = Splice(sae)                                                                   # doctest: +SKIP
-    >>> with model.hooks(fwd_hooks=[splice.hook(FeatureEdit((3, 14), multiplier=2.0))]):       # doctest: +SKIP
+    >>> splice = Splice(sae)
+    >>> with model.hooks(fwd_hooks=[splice.hook(FeatureEdit((3, 14), multiplier=2.0))]):
     ...     logits = model(tokens)
     """
 
