@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 class Exploration:
     """Facts about the features of an SAE.
 
-    >>> facts = Exploration.open(Path("runs/explore"))                         # doctest: +SKIP
-    >>> facts.features.sort_values("context_share").tail()                     # doctest: +SKIP
-    >>> facts.feature(885).promoted_tokens, facts.examples(885)[0].tokens      # doctest: +SKIP
+    `Exploration.open(folder)` reads what `mtsae explore` wrote. `features` is a table with a row for each feature, `feature(885)` returns the
+    facts of one feature, and `examples(885)` returns the texts on which it fires most.
     """
 
     def __init__(self, files: FactsFolder) -> None:

@@ -34,9 +34,9 @@ class StreamingEdit:
     A call with several positions starts a context (the prompt, or without the cache the whole text so far); a call with one position goes on
     from the calls before.
 
-    >>> streaming = StreamingEdit(splice, FeatureEdit((3, 14), multiplier=2.0))               # doctest: +SKIP
-    >>> with model.hooks(fwd_hooks=[streaming.hook]):                                          # doctest: +SKIP
-    ...     text = model.generate("In the beginning", max_new_tokens=20)
+    >>> streaming = StreamingEdit(Splice(sae), FeatureEdit((3, 14), multiplier=2.0))
+    >>> with model.hooks(fwd_hooks=[streaming.hook]):
+    ...     text = model.generate("In the beginning", max_new_tokens=20, verbose=False)
 
     Args:
         splice: the SAE at its hook.

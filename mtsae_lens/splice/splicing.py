@@ -49,8 +49,8 @@ class Splice:
     Raises:
         ConfigError: the SAE does not say which hook it belongs to.
 
-    >>> splice = Splice(sae)                                                                   # doctest: +SKIP
-    >>> with model.hooks(fwd_hooks=[splice.hook(FeatureEdit((3, 14), multiplier=2.0))]):       # doctest: +SKIP
+    >>> splice = Splice(sae)
+    >>> with model.hooks(fwd_hooks=[splice.hook(FeatureEdit((3, 14), multiplier=2.0))]):
     ...     logits = model(tokens)
     """
 
