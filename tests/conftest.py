@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import shapes
 import torch
+
+if os.environ.get("CHECK_SHAPES", "0") == "1":
+    shapes.install()  # before the package is imported
+
 from folder_hub import FolderHub, install
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 

@@ -94,7 +94,7 @@ def test_a_broken_twin_is_refused(
     fault: str, outliers: float, dtype: str, tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = save("qwen2", tmp_path / "qwen2", tiny_model_dir, outliers=outliers)
-    config, state = language_models._hooked_config, language_models.loading.get_pretrained_state_dict
+    config, state = language_models._hooked_config, language_models.get_pretrained_state_dict
 
     def broken_config(*args: Any) -> Any:
         cfg = config(*args)
@@ -113,7 +113,7 @@ def test_a_broken_twin_is_refused(
         return weights
 
     monkeypatch.setattr(language_models, "_hooked_config", broken_config)
-    monkeypatch.setattr(language_models.loading, "get_pretrained_state_dict", broken_state)
+    monkeypatch.setattr(language_models, "get_pretrained_state_dict", broken_state)
     with pytest.raises(ModelError, match="with hooks, the model gives other logits"):
         load_language_model(str(folder), dtype=dtype)
 

@@ -63,13 +63,13 @@ def test_llama_logits(tmp_path: Path, save_llama: Callable[..., Path], changes: 
 
 
 def wrong_queries(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = language_models.loading.get_pretrained_state_dict
+    original = language_models.get_pretrained_state_dict
 
     def wrong(*args: Any, **kwargs: Any) -> dict[str, Any]:
         state = original(*args, **kwargs)
         return state | {"blocks.1.attn.W_Q": state["blocks.1.attn.W_Q"] * 1.5}
 
-    monkeypatch.setattr(language_models.loading, "get_pretrained_state_dict", wrong)
+    monkeypatch.setattr(language_models, "get_pretrained_state_dict", wrong)
 
 
 @torch.no_grad()
