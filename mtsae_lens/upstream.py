@@ -30,6 +30,8 @@ from sae_lens.registry import (
     SAE_CLASS_REGISTRY,
     SAE_TRAINING_CLASS_REGISTRY,
 )
+from sae_lens.saes.batchtopk_sae import BatchTopK  # the k largest pre-activations of a batch
+from sae_lens.saes.jumprelu_sae import JumpReLU, Step, calculate_pre_act_loss  # with SAELens's gradients for the threshold
 from sae_lens.saes.sae import (
     # the records that `TrainingSAE.training_forward_pass` takes and returns, and the metadata of a configuration
     SAEMetadata,
@@ -74,17 +76,21 @@ __all__ = [
     "SAE_WEIGHTS_FILENAME",
     "SPARSITY_FILENAME",
     "ActivationScaler",
+    "BatchTopK",
     "EvalConfig",
     "FeatureDictionary",
     "HfDataset",
     "HookPoint",
+    "JumpReLU",
     "SAEMetadata",
     "SAETrainerConfig",
+    "Step",
     "TopK",
     "TrainCoefficientConfig",
     "TrainStepInput",
     "TrainStepOutput",
     "add_hook_aliases",
+    "calculate_pre_act_loss",
     "calculate_topk_aux_acts",
     "count_firing",
     "extract_layer_from_tlens_hook_name",

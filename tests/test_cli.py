@@ -492,7 +492,7 @@ def test_a_reference_of_a_shorter_context(
     ("name", "content", "message"),
     [
         ("cfg.json", None, r"no cfg\.json; expected the --out folder of a finished 'mtsae train'"),
-        ("sae_weights.safetensors", None, r"no sae_weights\.safetensors; needed"),
+        ("sae_weights.safetensors", None, r"no sae_weights\.safetensors; expected"),
         ("sae_weights.safetensors", b"garbage" * 99, r"the SAE cannot be loaded \(SafetensorError"),
         ("sae_weights.safetensors", b"", r"the SAE cannot be loaded \(SafetensorError"),
         ("cfg.json", b'{"architecture": ', r"the SAE cannot be loaded \(JSONDecodeError"),

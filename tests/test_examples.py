@@ -26,7 +26,7 @@ def test_configuration_is_valid(path: Path) -> None:
 def test_the_unlearning_configuration_is_one_task_with_a_text_of_every_role() -> None:
     settings = BenchmarkSettings.build(CONFIGS[0].parent / "unlearn-pile.yaml", {})
     (task,) = settings.benchmark_tasks().values()
-    roles = {corpus.role for corpus in task.task(settings.scale().contexts_per_split).corpora}
+    roles = {corpus.role for corpus in task.task(settings.size().contexts_per_split).corpora}
     assert roles == {"forget", "near", "far", "neutral"}
     assert settings.reference is None
 

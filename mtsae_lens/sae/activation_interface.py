@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float
-from sae_lens.saes.sae import SAE, TrainCoefficientConfig, TrainStepInput
+from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from sae_lens.saes.batchtopk_sae import BatchTopK as BatchTopKFunction
-from sae_lens.saes.jumprelu_sae import JumpReLU as JumpReLUFunction
-from sae_lens.saes.jumprelu_sae import Step, calculate_pre_act_loss
-from sae_lens.saes.sae import SAE, TrainCoefficientConfig, TrainStepInput
-from sae_lens.saes.topk_sae import TopK as TopKFunction
-from sae_lens.saes.topk_sae import calculate_topk_aux_acts
+from sae_lens import SAE
 from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.activation_interface import ACTIVATIONS, Activation, StateTensor, register_activation
+from mtsae_lens.upstream import BatchTopK as BatchTopKFunction
+from mtsae_lens.upstream import JumpReLU as JumpReLUFunction
+from mtsae_lens.upstream import Step, TrainCoefficientConfig, TrainStepInput, calculate_pre_act_loss, calculate_topk_aux_acts
+from mtsae_lens.upstream import TopK as TopKFunction
 
 
 @dataclass(kw_only=True)

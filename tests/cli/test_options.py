@@ -16,7 +16,7 @@ from mtsae_lens.commands.export_settings import ExportSettings
 from mtsae_lens.commands.unlearn_settings import UnlearnSettings
 from mtsae_lens.data.planted import PlantedConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.experiments.benchmark.arms import SAES, TASKS, Scale
+from mtsae_lens.experiments.benchmark.arms import SAES, TASKS, BenchmarkSize
 from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
 from mtsae_lens.experiments.paper.settings import PaperSettings
 from mtsae_lens.experiments.planted.arms import N_SIDE_SEEDS
@@ -150,7 +150,7 @@ def test_defaults_agree_with_what_the_settings_stand_for() -> None:
     assert (planted.n_test_sequences, planted.n_direction_seeds) == (PlantedSettings.n_test_sequences, N_SIDE_SEEDS)
     assert PaperSettings().n_planted_steps == PlantedSettings.n_steps
     benchmark = BenchmarkSettings()
-    assert (benchmark.tasks, benchmark.saes, benchmark.scale()) == (tuple(TASKS), SAES, Scale())
+    assert (benchmark.tasks, benchmark.saes, benchmark.size()) == (tuple(TASKS), SAES, BenchmarkSize())
     sizes = app["explore"].assemble_argument_collection()
     assert {name.replace("_", "-") for name in Plan.__dataclass_fields__} <= {option.name.lstrip("-") for option in sizes}
 

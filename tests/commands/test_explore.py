@@ -77,7 +77,7 @@ def test_facts_of_a_model_that_changed_are_refused(explore: Any, tiny_model_dir:
 def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, text_file: Path) -> None:
     outcome = explore("--n-tokens", 100_000)
     assert outcome.code == 0, outcome.err
-    assert "(all there were; 100,000 were asked for)" in outcome.out
+    assert "(the texts hold no more; 100,000 were requested)" in outcome.out
     facts = Exploration.open(tmp_path / "out")
     assert facts.about["corpora"][0]["name"] == f".../{text_file.name}"
     assert facts.about["split"] == "select"
@@ -111,7 +111,7 @@ def test_an_sae_trained_anew_is_another(explore: Any, tiny_sae_dir: Path, tmp_pa
 
 def test_mistakes(explore: Any, tmp_path: Path) -> None:
     assert "no file, folder or embedded domain 'kjw'. Did you mean 'kjv'" in explore("--dataset", "kjw").error
-    assert "setting split" in explore("--split", "exam").error
+    assert "--split: expected" in explore("--split", "exam").error
     assert "expected n_ablated of at most n_examples=2, got 9" in explore("--n-ablated", 9).error
     assert "setting n_tokens" in explore("--n-tokens", 0).error
     assert not list((tmp_path / "out").glob("*.parquet"))

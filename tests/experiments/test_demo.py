@@ -78,7 +78,7 @@ def test_typed_again_it_trains_and_explores_nothing_anew(
         raise AssertionError("this was done before")
 
     monkeypatch.setattr(SequenceSAETrainer, "step", fail)
-    monkeypatch.setattr(explore, "_look_through", fail)
+    monkeypatch.setattr(explore, "_pass_over_text", fail)
     for name in ("unlearn", "evaluate_fidelity"):
         monkeypatch.setattr(module, name, fail)
     metrics, _ = run_demo(settings)

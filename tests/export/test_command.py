@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_one_line(
     outcome = export("low-rank", "--forget", sea_file)
     assert (outcome.code, "give --forget and --retain" in outcome.error) == (2, True)
     outcome = export("melted")
-    assert (outcome.code, "setting form" in outcome.error) == (2, True)
+    assert (outcome.code, "--form" in outcome.error) == (2, True)
     for again in ("--near", "--retain"):
         outcome = export("low-rank", "--forget", "kjv", "--retain", "sotu", again, "kjv")
         assert (outcome.code, "kjv is given in two roles" in outcome.error) == (2, True)

@@ -166,6 +166,7 @@ def run_command(arguments: tuple[str, ...]) -> None:
 def prepare_process() -> None:
     """Load what every child needs, so that none has to."""
     os.environ["HF_HUB_OFFLINE"] = "1"
+    sys.dont_write_bytecode = True  # or a module loaded in a trial would count as a file operation of the command
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would be missing after a fork
     torch.set_num_threads(1)
     for name in ("train", "evaluate", "explore", "unlearn", "generate", "export", "upload", "neuronpedia"):

@@ -48,7 +48,7 @@ PACKAGE = Path(mtsae_lens.__file__).parent
 
 
 def _is_public(module: str, name: str) -> bool:
-    return module == "transformer_lens" or (module == "sae_lens" and name in sae_lens.__all__)
+    return module == "transformer_lens" or (module == "sae_lens" and name in ("", *sae_lens.__all__))
 
 
 def _imports(tree: ast.AST) -> list[tuple[str, str]]:
@@ -99,6 +99,21 @@ def test_only_upstream_reads_attributes_that_are_not_public() -> None:
         and ast.unparse(node.value) != "numbers"  # the record of a checkpoint, whose field is named alike
     }
     assert read == set(), "use a function of mtsae_lens.upstream"
+
+
+def test_activations_have_values_and_gradients_for_the_threshold() -> None:
+    x = torch.tensor([[0.5, 2.0, -1.0], [3.0, 0.1, 0.2]], requires_grad=True)
+    assert upstream.BatchTopK(1)(x).count_nonzero() == 2  # k on average over the batch
+    assert int(upstream.BatchTopK(1)(x)[1].count_nonzero()) == 1
+    threshold = torch.tensor([0.45, 0.45, 0.45], requires_grad=True)
+    acts = upstream.JumpReLU.apply(x, threshold, 0.2, False)
+    assert_close(acts, x * (x > 0.45))
+    acts.sum().backward()
+    assert threshold.grad is not None
+    assert threshold.grad[0] < 0  # 0.5 is within the bandwidth of the threshold
+    assert torch.equal(upstream.Step.apply(x, threshold, 0.2, False), (x > 0.45).float())
+    loss = upstream.calculate_pre_act_loss(1.0, threshold, x, torch.tensor([False, False, True]), torch.ones(3))
+    assert loss > 0  # feature 2 is dead and below its threshold
 
 
 def test_every_name_has_a_contract() -> None:
@@ -503,7 +518,7 @@ def test_public_names_are_there() -> None:
         for path in PACKAGE.rglob("*.py")
         for module, name in _imports(ast.parse(path.read_text(encoding="utf-8")))
     }
-    missing = [name for module, name in used if module == "sae_lens" and not hasattr(sae_lens, name)]
+    missing = [name for module, name in used if name and module == "sae_lens" and not hasattr(sae_lens, name)]
     assert (
         missing + [name for module, name in used if module == "transformer_lens" and not hasattr(transformer_lens, name)] == []
     )

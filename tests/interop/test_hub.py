@@ -173,7 +173,7 @@ def test_dry_run_writes_what_would_be_sent(hub: Any, mtsae: Callable[..., Any], 
     assert done.code == 0, done.err
     assert not hub.root.exists()
     card = (out / "README.md").read_text()
-    assert "| explained_variance | 0.5 | centred" in card
+    assert "| explained_variance | 0.5 | centered" in card
     assert "seconds" not in card
     sent = mtsae("upload", tiny_sae_dir, "me/things", "--metrics", metrics)
     assert f"hub:me/things:{HOOK}" in sent.out
