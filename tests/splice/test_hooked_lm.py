@@ -17,6 +17,7 @@ from mtsae_lens.splice.splicing import Splice
 METHODS = ("masked", "left_padding", "attention_options", "activations", "sae_input", "feature_acts", "generate")
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("tokens", "message"),

@@ -48,6 +48,7 @@ def rows_of(stream: StoredBlocks, n_batches: int) -> torch.Tensor:
     return torch.cat(list(islice(stream.mixed(), n_batches)))
 
 
+@pytest.mark.filterwarnings("ignore:decoder_init_norm must be set")
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_b_dec_starts_at_the_mean_of_the_unmasked_rows(architecture: str, normalize: str) -> None:
@@ -177,6 +178,7 @@ def test_one_row_that_differs_is_enough_to_train_on() -> None:
     assert all(parameter.isfinite().all() for parameter in trained_on(h).parameters())
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
 def test_activations_that_are_not_real_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(DataError, match=f"expected real activations; got {dtype}"):

@@ -66,6 +66,7 @@ def test_a_difference_is_paired() -> None:
     assert (a_high - a_low) + (b_high - b_low) > 5 * (high - low)
 
 
+@pytest.mark.wrong_shapes
 def test_a_difference_needs_the_same_documents() -> None:
     first, second, tokens = paired()
     with pytest.raises(DataError, match="got 60 and 59 sums for 60 documents"):
@@ -132,6 +133,7 @@ def test_two_levels_with_one_seed_are_documents_alone() -> None:
     assert two_level_interval([first] * 2, [tokens] * 2, 1) == two_level_interval([first] * 2, [tokens] * 2, 1)
 
 
+@pytest.mark.wrong_shapes
 def test_two_levels_say_what_they_need() -> None:
     ones = torch.ones(4).double()
     with pytest.raises(DataError, match="shared_documents=False"):
