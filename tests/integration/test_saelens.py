@@ -166,7 +166,6 @@ def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, to
     assert model.run_with_saes(tokens, saes=[loaded]).shape == (6, CONTEXT, D_VOCAB)
 
 
-@pytest.mark.filterwarnings("ignore:The training dataset contains fewer samples")
 @pytest.mark.parametrize("mixing", [0.5, 0.0])
 def test_stock_runner_needs_whole_contexts(mixing: float, tiny_model: HookedSAETransformer, tmp_path: Path) -> None:
     """SAELens's runner mixes single positions unless told not to; what would be trained on them is noise."""

@@ -40,7 +40,6 @@ def test_no_field_of_any_architecture_takes_what_it_cannot_be(architecture: str)
         assert accepted in ([], ["'5x'"]), field.name  # a field of text takes any
 
 
-@pytest.mark.filterwarnings("ignore:decoder_init_norm must be set")
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_the_defaults_of_every_architecture_are_taken(architecture: str) -> None:
     config_class = CLASSES[architecture]

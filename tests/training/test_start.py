@@ -48,7 +48,6 @@ def rows_of(stream: StoredBlocks, n_batches: int) -> torch.Tensor:
     return torch.cat(list(islice(stream.mixed(), n_batches)))
 
 
-@pytest.mark.filterwarnings("ignore:decoder_init_norm must be set")
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_b_dec_starts_at_the_mean_of_the_unmasked_rows(architecture: str, normalize: str) -> None:
