@@ -21,7 +21,7 @@ chromium:  # the browser tests' browser, where there is none
 	.ci/chromium
 
 test: $(READY) chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 faults: $(READY)  # an hour or two; FAULTS="--only kill --seed 2" for a part
 	PYTHONPATH=tests $(BIN)/python -m faults $(FAULTS)

@@ -1,13 +1,31 @@
-"""Annotations of the package are checked while the tests run: types by beartype, shapes by jaxtyping."""
+"""Shapes and dtypes of tensors are checked while the tests run with `CHECK_SHAPES=1`, by jaxtyping's import hook and beartype.
+
+Only annotations with a shape are checked. What else a caller may get wrong the package refuses itself, in words, and tests give it on purpose.
+A test that gives a wrong shape on purpose is marked `wrong_shapes`.
+"""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
 
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-CHECKED = ("data", "evaluation", "splice", "unlearning", "sae")
+CHECKED = ("data", "evaluation", "sae", "splice", "unlearning")
 
-check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int where a float is expected, as PEP 484 has it
+_SHAPE = re.compile(r"\b(Float|Int|Bool|Num|Shaped)\[")
+_check = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+
+def check(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Check the parameters and the result of a function whose annotation has a shape; the package's names are looked up where it stands."""
+    annotations = {name: hint for name, hint in function.__annotations__.items() if _SHAPE.search(str(hint))}
+    if not annotations:
+        return function
+    function.__annotations__ = annotations
+    return _check(function)
 
 
 def install() -> None:

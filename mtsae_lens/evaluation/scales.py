@@ -92,8 +92,8 @@ class _Moments:
 @torch.no_grad()
 def scale_predictivity(
     sae: TemporalEncoder,
-    fit_on: Iterable[Float[Tensor, "batch pos d_in"]],
-    score_on: Iterable[Float[Tensor, "batch pos d_in"]],
+    fit_on: Iterable[Float[Tensor, "_ _ d_in"]],
+    score_on: Iterable[Float[Tensor, "_ _ d_in"]],
     features: Int[Tensor, " feature"] | None = None,
     ridge: float = 1e-4,
 ) -> ScalePredictivity:

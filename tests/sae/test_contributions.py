@@ -59,6 +59,7 @@ def test_features_are_the_chosen_ones() -> None:
         assert_close(contributions(sae, h, chosen), contributions(sae, h, torch.arange(9))[..., chosen])
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("contributions", [scale_contributions, offset_contributions])
 @pytest.mark.parametrize("features", [3, [9], [-1]], ids=str)
 def test_features_that_the_sae_lacks_are_refused(contributions: Any, features: Any) -> None:

@@ -315,6 +315,7 @@ def test_contexts_of_another_length_are_refused(rows: Tensor) -> None:
         step(sae, bos_rows(rows))
 
 
+@pytest.mark.filterwarnings("ignore:std\\(\\)")
 @pytest.mark.parametrize("padding", ["causal", "circular", "zero"])
 @pytest.mark.parametrize("shape", [(2, 0, D_IN), (0, CONTEXT, D_IN), (0, D_IN)], ids=str)
 def test_no_position_gives_no_feature(shape: tuple[int, ...], padding: str) -> None:

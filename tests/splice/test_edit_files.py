@@ -176,6 +176,7 @@ def test_numbers_that_no_edit_can_have_are_refused(part: str, name: str, value: 
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize(
     "edit",
     [

@@ -21,6 +21,7 @@ from mtsae_lens.unlearning.measures.effects import edited_logits
 METHODS = ("masked", "left_padding", "attention_options", "activations", "sae_input", "feature_acts", "generate")
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     ("tokens", "message"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
-from mtsae_lens.unlearning.finetuning.batches import mixed_batches
+from mtsae_lens.unlearning.finetuning.batches import Batch, mixed_batches
 from mtsae_lens.unlearning.finetuning.losses import context_nll
 from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits, max_identity_error, measure_edits, measure_model
 
@@ -198,7 +197,7 @@ def test_finetuning(lm_of: Callable[..., HookedLM]) -> None:
 
 
 def _rows(batch: Any) -> list[Any]:
-    return [replace(batch, tokens=tokens) for tokens in batch.tokens]
+    return [Batch(*row) for row in zip(batch.tokens, batch.counted, batch.padding, strict=True)]
 
 
 @pytest.mark.parametrize("kind", ["neox", "bridge:gpt2"])

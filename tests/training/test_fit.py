@@ -160,6 +160,7 @@ def test_activations_that_are_no_numbers_are_named() -> None:
         fit(make_sae(), stream, n_steps=20, batch_size_tokens=2 * POS, lr=1e-3)
 
 
+@pytest.mark.wrong_shapes
 def test_single_positions_are_no_contexts() -> None:
     with pytest.raises(DataError, match=r"contexts are \(n, pos, d_in\); got shape \(6, 4\)"):
         StoredBlocks(torch.randn(6, 4), batch_size_sequences=2)

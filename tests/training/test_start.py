@@ -177,6 +177,7 @@ def test_one_row_that_differs_is_enough_to_train_on() -> None:
     assert all(parameter.isfinite().all() for parameter in trained_on(h).parameters())
 
 
+@pytest.mark.wrong_shapes
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64])
 def test_activations_that_are_not_real_are_refused(dtype: torch.dtype) -> None:
     with pytest.raises(DataError, match=f"expected real activations; got {dtype}"):

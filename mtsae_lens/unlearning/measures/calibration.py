@@ -184,7 +184,6 @@ def _picked(log_probs: Float[Tensor, "token d_vocab"], targets: Int[Tensor, " to
     return log_probs.gather(-1, targets[:, None]).squeeze(-1).cpu().double()
 
 
-@torch.no_grad()
 def _counted_logits(
     model: Logits, cutter: ContextCutter, table: TokenTable, max_tokens: int, batch_size: int
 ) -> Iterator[tuple[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
@@ -193,7 +192,8 @@ def _counted_logits(
     batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
     for tokens, counted in track(batches, f"reading {table.corpus} for the output bias", "batch"):
         if left > 0 and bool(counted.any()):
-            logits = model(tokens)
+            with torch.no_grad():
+                logits = model(tokens)
             kept = logits[:, :-1][counted.to(logits.device)][:left]
             left -= len(kept)
             yield kept, tokens[:, 1:][counted][: len(kept)].to(logits.device)

@@ -119,7 +119,7 @@ class EditEffect(EditLoss):
         return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
 
 
-def kl_divergence(clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
+def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
     """Compute `KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
 
     On text to keep lower is better.

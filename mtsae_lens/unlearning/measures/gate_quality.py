@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from scipy import stats
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
 AFTER_POSITIONS = (0, 8, 32)  # from the start; after a phrase; after a sentence or two
 
 
-def auroc(positives: Float[Tensor, " n"] | np.ndarray, negatives: Float[Tensor, " m"] | np.ndarray) -> float:
+def auroc(positives: Num[Tensor, " n"] | np.ndarray, negatives: Num[Tensor, " m"] | np.ndarray) -> float:
     """Compute the area under the ROC curve: how often a random positive scores higher than a random negative, ties counted half.
 
     `U / (n m)` with the Mann-Whitney statistic U. Chance level 0.5; 1 is perfect; below 0.5 the score points the wrong way.

@@ -126,6 +126,7 @@ def test_two_levels_with_one_seed_are_documents_alone() -> None:
     assert two_level_interval([first] * 2, [tokens] * 2, 1) == two_level_interval([first] * 2, [tokens] * 2, 1)
 
 
+@pytest.mark.wrong_shapes
 def test_two_levels_say_what_they_need() -> None:
     ones = torch.ones(4).double()
     with pytest.raises(DataError, match="shared_documents=False"):

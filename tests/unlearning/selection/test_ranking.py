@@ -17,7 +17,7 @@ from mtsae_lens.unlearning.selection.statistics import FiringStatistics
 
 
 def rates(*values: float) -> FiringStatistics:
-    rate = torch.tensor(values)
+    rate = torch.tensor(values, dtype=torch.float32)
     return FiringStatistics("c", rate, torch.ones_like(rate), 1000)
 
 

@@ -92,6 +92,7 @@ def test_match_by_hand() -> None:
     assert decoder_match(W_dec, [0], other, [1], torch.Generator()).cosine == pytest.approx(0)
 
 
+@pytest.mark.wrong_shapes
 def test_decoders_that_cannot_be_compared_are_refused() -> None:
     W_dec = torch.randn(4, 3)
     with pytest.raises(ConfigError, match="3 and 2 dimensions"):
