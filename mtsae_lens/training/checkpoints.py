@@ -92,12 +92,16 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
         if (folder.parent / LOG_FILE).is_file():
             shutil.copyfile(folder.parent / LOG_FILE, partial / LOG_FILE)
         write_checksums(partial)
-    _delete_others(path)
+    delete_other_checkpoints(path)
     return path
 
 
-def _delete_others(newest: Path) -> None:
-    """Delete old checkpoints, and those of later steps, which this run repeats."""
+def delete_other_checkpoints(newest: Path) -> None:
+    """Delete old checkpoints of a run, and those of later steps, which the run repeats.
+
+    Args:
+        newest: the checkpoint from which the run goes on; it and the one before are kept.
+    """
     others = sorted(newest.parent.glob("step_*"))
     earlier = [path for path in others if path.name <= newest.name]
     for path in others:

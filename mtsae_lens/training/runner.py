@@ -31,7 +31,7 @@ from mtsae_lens.output_folders import check_output_folder, hold_output_folder
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
-from mtsae_lens.training.checkpoints import list_checkpoints, resume_from
+from mtsae_lens.training.checkpoints import delete_other_checkpoints, list_checkpoints, resume_from
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
@@ -219,6 +219,8 @@ class SequenceSAETrainingRunner:
         if resume and not candidates and trainer.checkpoints_dir is not None:
             candidates = list_checkpoints(trainer.checkpoints_dir)
         checkpoint = resume_from(trainer, candidates, trainer.fingerprint)
+        if checkpoint is not None and checkpoint.parent == trainer.checkpoints_dir:
+            delete_other_checkpoints(checkpoint)  # a kill may have come while an old one was being deleted
         out = self.options.run_dir
         if checkpoint is not None and out is not None:
             restore_log(out / LOG_FILE, checkpoint / LOG_FILE)

@@ -509,3 +509,14 @@ def test_a_checkpoint_is_whole_or_absent(
     assert steps_saved(interrupted().out) == [4, 7]
     train(interrupted(), resume=True)
     assert same_run(interrupted().out, whole)
+
+
+def test_what_is_left_of_an_old_checkpoint_is_deleted(interrupted: Callable[..., TrainSettings]) -> None:
+    """A process may be killed while it deletes an old checkpoint; a later run finishes that."""
+    settings = interrupted()
+    train_sae(settings, resume=True)  # a finished run saves no more checkpoints, which would delete it too
+    half_deleted = settings.out / "checkpoints" / "step_000000001"
+    half_deleted.mkdir()
+    (half_deleted / "cfg.json").write_text("{}")
+    train_sae(settings, resume=True)
+    assert not half_deleted.exists()
