@@ -20,8 +20,8 @@ from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.export import ExportSettings, run_export
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.facts import read_facts, read_wrong_answers
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
+from mtsae_lens.data.questions import read_questions, read_wrong_answers
 from mtsae_lens.evaluation.recovery import PlantedSplits
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.switches import CachedActivations, SwitchSettings, arms
@@ -284,7 +284,7 @@ def test_unlearning(both: tuple[HookedLM, HookedLM], text_file: Path, sea_file: 
 def test_questions(both: tuple[HookedLM, HookedLM], table: TokenTable) -> None:
     found = []
     for lm in both:
-        right = read_facts("facts:forget:known", "tune", lm.cutter, 4)
+        right = read_questions("facts:forget:known", "tune", lm.cutter, 4)
         wrong = read_wrong_answers("facts:forget:known", "tune", lm.cutter, 4, n_wrong=1)
         edit = FeatureEdit(tuple(range(12)), 2.0, fit_gate(lm, right, [table], seed=0))
         found.append(asdict(truth_ratio_distance(edited_logits(lm, edit), lm.model, lm.cutter, right, wrong)))

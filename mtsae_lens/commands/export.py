@@ -14,11 +14,11 @@ from mtsae_lens.commands.export_comparison import compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import dtype_name
+from mtsae_lens.data.questions import is_question_source, read_questions
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
@@ -193,8 +193,8 @@ def _made(settings: ExportSettings) -> dict[str, Any]:
 
 def _read(settings: ExportSettings, lm: HookedLM, source: str, split: Split, n_contexts: int) -> TokenTable:
     """Read contexts of a text; questions have no training split, SELECT serves there."""
-    if is_fact_source(source):
-        return read_facts(source, "select" if split == "train" else split, lm.cutter, n_contexts, seed=settings.seed)
+    if is_question_source(source):
+        return read_questions(source, "select" if split == "train" else split, lm.cutter, n_contexts, seed=settings.seed)
     return read_tokens(source, split, lm.cutter, n_contexts, seed=settings.seed)
 
 

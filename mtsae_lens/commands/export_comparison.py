@@ -12,7 +12,8 @@ from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures.effects import Logits, edited_logits, kl_divergence, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.effects import Logits, edited_logits, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.predictions import kl_divergence
 
 
 def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
@@ -35,8 +36,7 @@ def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Lo
 def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
     """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token."""
     total, n_tokens = 0.0, 0
-    batches = track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch", lm.n_batches(table))
-    for tokens, counted in batches:
+    for tokens, counted, _ in track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch"):
         divergence = kl_divergence(log_probs_of(target(tokens)), log_probs_of(model(tokens)))[:, :-1]
         total += float(divergence[counted.to(divergence.device)].sum())
         n_tokens += int(counted.sum())

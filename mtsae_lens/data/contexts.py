@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice, starmap
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -47,8 +48,19 @@ class ContextCutter:
         return torch.tensor(sorted(i for i in ids if i is not None), dtype=torch.long)
 
     def special_positions(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Where special tokens stand."""
+        """Find special tokens."""
         return torch.isin(tokens, self.special_token_ids.to(tokens.device))
+
+    def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
+        """Find the positions that no SAE reads in training: special tokens and position 0, whose activations are alike in every text."""
+        masked = self.special_positions(tokens)
+        masked[:, 0] = True
+        return masked
+
+    @property
+    def start_tokens(self) -> list[int]:
+        """The tokens before the text of a context: the BOS, or none."""
+        return [self.tokenizer.bos_token_id] if self.prepend_bos else []
 
     def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Find the padding of prompts of several lengths: the padding tokens at the left, but for the last of them where it is the BOS.
@@ -92,8 +104,7 @@ class ContextCutter:
     @property
     def packer(self) -> Packer:
         """The form of a context."""
-        tokenizer = self.tokenizer
-        start = [tokenizer.bos_token_id] if self.prepend_bos else []
+        start = self.start_tokens
         return Packer(start, self.context_size - len(start), self._separator)
 
     def cut(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
@@ -146,6 +157,16 @@ class Pieces:
         return total.index_add_(0, self.of_token[:, 1:].flatten(), per_prediction.flatten())
 
 
+class TokenBatch(NamedTuple):
+    """Some contexts of a table, with what is needed to measure their predictions."""
+
+    tokens: Int[Tensor, "batch pos"]
+    counted: Bool[Tensor, "batch pred"]
+    """The predictions that count: `[:, t]` is that of the token at `t + 1`."""
+    piece: Int[Tensor, "batch pos"]
+    """The piece of each token, numbered from 0 in this batch."""
+
+
 @dataclass(frozen=True)
 class TokenTable:
     """A fixed set of contexts of one corpus: `tokens (n, pos)` and, for each, the document it begins in."""
@@ -161,9 +182,19 @@ class TokenTable:
     def __len__(self) -> int:
         return len(self.documents)
 
-    def batches(self, batch_size: int) -> Sequence[Int[Tensor, "batch pos"]]:
-        """Return the tokens in batches, the last one as large as it comes."""
-        return self.tokens.split(batch_size)
+    def batches(self, cutter: ContextCutter, batch_size: int, device: torch.device | str | None = None) -> list[TokenBatch]:
+        """Split the table into batches, the last of which may be smaller.
+
+        Args:
+            cutter: says which tokens are special, and which are padding.
+            batch_size: contexts in a batch.
+            device: of the batches; None for that of the table.
+
+        Returns:
+            Tokens, counted predictions and pieces of each batch.
+        """
+        parts = (part.to(device).split(batch_size) for part in (self.tokens, self.counted(cutter), self.pieces.of_token))
+        return [TokenBatch(tokens, counted, piece - piece.min()) for tokens, counted, piece in zip(*parts, strict=True)]
 
     def counted(self, cutter: ContextCutter) -> Bool[Tensor, "n pred"]:
         """Return which predictions count: `[:, t]` is that of the token at `t + 1`; none that is made from padding on the left."""

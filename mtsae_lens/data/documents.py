@@ -1,7 +1,8 @@
 """Documents: the unit of every split.
 
 A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each; with
-`biographies:forget`, `biographies:retain` and `biographies:strangers` those of some, grouped as in `mtsae_lens.data.facts`), a file or folder
+`biographies:forget`, `biographies:retain` and `biographies:strangers` those of some, grouped as in
+`mtsae_lens.data.questions`), a file or folder
 of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub, or several of these joined by `+`. `source?column=content` names the column of
 the text, `owner/name?config=...&split=...` what of a dataset is read, and `source@field=value` keeps the rows with this value, such as
 `monology/pile-uncopyrighted@pile_set_name=Github` (`mtsae_lens.data.sources`). Each document belongs to one split for ever: the embedded texts

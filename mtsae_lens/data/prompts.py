@@ -47,5 +47,4 @@ def encode_prompt(cutter: ContextCutter, text: str, what: str = "the text") -> l
         DataError: the text is no string, or no tokenizer can read it.
     """
     check_text(text, what)
-    start = [cutter.tokenizer.bos_token_id] if cutter.prepend_bos else []
-    return [*start, *cutter.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]
+    return [*cutter.start_tokens, *cutter.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]]

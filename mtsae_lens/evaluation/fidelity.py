@@ -15,6 +15,7 @@ from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.language_models import resolve_hook
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.precision import HALF_PRECISION
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.readout import Float32Readout
@@ -73,8 +74,7 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
         return
 
     def wall(h: Tensor, hook: Any) -> Tensor:
-        special = cutter.special_positions(held_out.current).to(h.device)
-        return h.masked_fill(special.view(*special.shape, *(1,) * (h.ndim - 2)), 0.0)
+        return zero_rows(h, cutter.special_positions(held_out.current))
 
     with sae.hooks(fwd_hooks=[("hook_sae_input", wall)]):
         yield

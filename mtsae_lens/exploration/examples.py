@@ -61,7 +61,7 @@ def top_examples(
     """
     check_features(features, lm.sae.cfg.d_sae)
     survey = Survey(lm, Plan(n_examples, 0, before, after, n_ablated=0, n_attributed=0), n_corpora=1)
-    for number, tokens in enumerate(track(table.batches(lm.batch_size), f"reading {table.corpus}", "batch")):
+    for number, tokens in enumerate(track(table.tokens.split(lm.batch_size), f"reading {table.corpus}", "batch")):
         first = number * lm.batch_size
         survey.add(TextBatch(number, 0, first, tokens, table.all_spans[first : first + len(tokens)]))
     texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import SAE, TemporalSAE
 from torch import Tensor
 
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.sae.contributions import TapPart, tap_parts
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -94,9 +95,7 @@ def compute_features_at(
     Returns:
         Feature activations and pre-activations.
     """
-    masked = lm.masked(tokens)
-    sae_in = lm.splice.as_sae_input(h)
-    sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
+    sae_in = zero_rows(lm.splice.as_sae_input(h), lm.masked(tokens))
     if isinstance(lm.sae, TemporalEncoder):
         x, walls = lm.sae.read_contexts(sae_in)
         return lm.sae.features_from_scales(lm.sae.encode_scales(x)[contexts, positions], walls[contexts, positions])

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -187,4 +188,4 @@ class SAEBenchAdapter(nn.Module):
                 f"expected activations of the last tokens, {tuple(self._tokens.shape)}, got shape {tuple(x.shape)}; encode right after "
                 "the forward pass"
             )
-        return x.masked_fill(self.cutter.special_positions(self._tokens).unsqueeze(-1).to(x.device), 0.0)
+        return zero_rows(x, self.cutter.special_positions(self._tokens))

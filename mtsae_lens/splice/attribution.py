@@ -56,16 +56,14 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
     Raises:
         DataError: no prediction of the table counts.
     """
-    all_counted = table.counted(lm.cutter)
-    n_counted = int(all_counted.sum())
+    n_counted = int(table.counted(lm.cutter).sum())
     if not n_counted:
         raise DataError(f"{table.corpus}: no token whose prediction counts")
     first, squares = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
-    batches = list(zip(lm.batches(table), all_counted.split(lm.batch_size), strict=True))
-    for tokens, counted in track(batches, f"attributing the loss on {table.corpus}", "batch"):
+    for tokens, counted, _ in track(lm.counted_batches(table), f"attributing the loss on {table.corpus}", "batch"):
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        change = -feature_acts * _nll_gradient(lm, tokens, counted.to(tokens.device), h, feature_acts)
+        change = -feature_acts * _nll_gradient(lm, tokens, counted, h, feature_acts)
         first += change.sum(dim=(0, 1)).cpu().double()
         squares += change.square().sum(dim=(0, 1)).cpu().double()
     return LossChange((first / n_counted).float().to(lm.sae.device), (squares / (2 * n_counted)).float().to(lm.sae.device))

@@ -18,6 +18,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -101,7 +102,7 @@ class StreamingEdit:
 
         The window begins with a row of zeros: a wall in the place of position 0, which the encoder treats as one anyway.
         """
-        rows = h.masked_fill(masked.view(*masked.shape, *(1,) * (h.ndim - 2)), 0.0)
+        rows = zero_rows(h, masked)
         if self._past is None:
             self._past = rows[:, :0]
         n_past, n_new = self._past.shape[1], h.shape[1]

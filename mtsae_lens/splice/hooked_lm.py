@@ -8,7 +8,6 @@ replaced.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter, TokenBatch, TokenTable
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
@@ -78,16 +78,15 @@ class HookedLM:
             raise DataError(
                 f"expected a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
             )
-        return [tokens.to(self.model.cfg.device) for tokens in table.batches(self.batch_size)]
+        return [tokens.to(self.model.cfg.device) for tokens in table.tokens.split(self.batch_size)]
 
     def n_batches(self, table: TokenTable) -> int:
         """Return the number of `batches`."""
         return -(-len(table) // self.batch_size)
 
-    def counted_batches(self, table: TokenTable) -> Iterator[tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pred"]]]:
-        """Iterate over batches of tokens, each with True for the predictions that count."""
-        for tokens, counted in zip(self.batches(table), table.counted(self.cutter).split(self.batch_size), strict=True):
-            yield tokens, counted.to(tokens.device)
+    def counted_batches(self, table: TokenTable) -> list[TokenBatch]:
+        """Split a table into batches on the model's device: tokens, which predictions count, and the pieces of documents."""
+        return table.batches(self.cutter, self.batch_size, self.model.cfg.device)
 
     def _check_tokens(self, tokens: Int[Tensor, "batch pos"]) -> None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
@@ -120,8 +119,7 @@ class HookedLM:
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Find the positions outside statistics, gates and edits: special tokens, padding, and the first position of each text."""
         self._check_tokens(tokens)
-        masked = self.cutter.special_positions(tokens)
-        masked[:, 0] = True
+        masked = self.cutter.masked(tokens)
         masked[:, 1:] |= self.left_padding(tokens)[:, :-1]
         return masked
 
@@ -185,8 +183,7 @@ class HookedLM:
         if h is not None:
             self._check_activations(tokens, h)
         sae_in = self.splice.as_sae_input(self.activations(tokens) if h is None else h)
-        masked = self.masked(tokens).to(sae_in.device)
-        return sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
+        return zero_rows(sae_in, self.masked(tokens))
 
     @torch.no_grad()
     def feature_acts(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Float[Tensor, "batch pos d_sae"]:

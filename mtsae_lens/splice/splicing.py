@@ -13,6 +13,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.edits import Edit, SAEState
 
@@ -95,9 +96,7 @@ class Splice:
         sae_in = self.as_sae_input(h)
         if masked is None:
             return self.sae.encode(sae_in)
-        masked = masked.to(h.device)  # tokens, and what is made of them, may still be on the CPU
-        sae_in = sae_in.masked_fill(masked.view(*masked.shape, *(1,) * (sae_in.ndim - 2)), 0.0)
-        return self.sae.encode(sae_in).masked_fill(masked.unsqueeze(-1), 0.0)
+        return zero_rows(self.sae.encode(zero_rows(sae_in, masked)), masked)
 
     def edited(
         self,
@@ -150,7 +149,7 @@ class Splice:
         Returns:
             The edited activations, in the shape and dtype of `h`.
         """
-        return self._add(h, delta.masked_fill(~open_at.view(*open_at.shape, *(1,) * (delta.ndim - 2)), 0.0))
+        return self._add(h, zero_rows(delta, ~open_at))
 
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index

@@ -10,7 +10,7 @@ from typing import Any
 from sae_lens import HookedSAETransformer
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
+from mtsae_lens.data.questions import is_question_source, read_wrong_answers
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -167,7 +167,7 @@ def measure_further(
         gate = measure_gate(lm, change.edit.gate, forget, task.tables("test", lm.cutter, SPARED), seed=seed)
     if reference is not None:
         distance = distance_to_reference(change.logits(lm), reference, lm.cutter, forget, lm.batch_size)
-        if is_fact_source(task.forget):
+        if is_question_source(task.forget):
             truth_ratio = _truth_ratios(lm, task, change, reference, forget)
     generation, shown = _generations(lm, task, change)
     return FurtherMeasures(

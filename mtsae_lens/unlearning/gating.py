@@ -66,7 +66,7 @@ def _decayed_counts(lm: HookedLM, table: TokenTable, decay: float, generator: to
 
 
 def _sampled(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> Iterator[tuple[Tensor, Bool[Tensor, "batch pos"]]]:
-    for tokens, counted in track(lm.counted_batches(table), f"reading {table.corpus}", "batch", lm.n_batches(table)):
+    for tokens, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
         if table.answers is None:
             chance = SAMPLES_PER_CONTEXT / tokens.shape[1]
             at = (torch.rand(tokens.shape, generator=generator) < chance).to(tokens.device) & ~lm.masked(tokens)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.documents import Split, check_source, source_name
-from mtsae_lens.data.facts import draw_questions, is_fact_source, is_for_test_alone, read_facts
+from mtsae_lens.data.questions import draw_questions, is_question_source, is_test_only, read_questions
 from mtsae_lens.data.sources import local_path
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
@@ -35,7 +35,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Task:
-    """The corpora of one unlearning experiment. A source is a text (`data.documents`) or questions (`data.facts`)."""
+    """The corpora of one unlearning experiment. A source is a text (`data.documents`) or questions (`data.questions`)."""
 
     corpora: tuple[Corpus, ...]
     contexts_per_split: int = 64
@@ -55,7 +55,7 @@ class Task:
         paths = [local_path(corpus.source) for corpus in self.corpora]
         sources = [c.source if path is None else str(path.resolve()) for c, path in zip(self.corpora, paths, strict=True)]
         for corpus in self.corpora:
-            if corpus.role != "neutral" and is_for_test_alone(corpus.source):
+            if corpus.role != "neutral" and is_test_only(corpus.source):
                 raise DataError(f"{corpus.source} is for TEST alone, so it can only be neutral; it was given as {corpus.role}")
         repeated = sorted({source for source in sources if sources.count(source) > 1})
         if repeated:
@@ -72,9 +72,9 @@ class Task:
 
     def table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
         """Read the contexts of one corpus."""
-        if is_fact_source(source):
+        if is_question_source(source):
             n_questions = ALL_QUESTIONS if split == "select" else QUESTIONS_PER_CONTEXT * self.contexts_per_split
-            return read_facts(source, split, cutter, n_questions, seed=self.seed)
+            return read_questions(source, split, cutter, n_questions, seed=self.seed)
         share = 1.0 if any(c.source == source and c.role in ("forget", "near") for c in self.corpora) else self.far_share
         return read_tokens(source, split, cutter, max(1, round(share * self.contexts_per_split)), seed=self.seed)
 
@@ -90,7 +90,7 @@ class Task:
 
 def check_corpus(source: str) -> None:
     """Raise `DataError`, before any work is done, for a source that is neither text nor questions."""
-    if is_fact_source(source):
+    if is_question_source(source):
         draw_questions(source, "test", 0)
     else:
         check_source(source)

@@ -246,10 +246,24 @@ def test_read_tokens_without_text_in_the_split_says_so(cutter, tmp_path: Path) -
         read_tokens(str(path), "test", cutter, 2)
 
 
-def test_table_batches_lose_no_row() -> None:
-    table = TokenTable("c", torch.arange(14).view(7, 2), tuple("abcdefg"))
-    assert [len(batch) for batch in table.batches(3)] == [3, 3, 1]
-    assert torch.equal(torch.cat(list(table.batches(3))), table.tokens)
+def test_batches_hold_what_the_table_holds(cutter: ContextCutter) -> None:
+    spans = ((("a", 0), ("b", 2)), (("b", 0),), (("c", 0), ("d", 1), ("e", 3)))
+    table = TokenTable("c", torch.arange(12).view(3, 4) % 5, ("a", "b", "c"), spans=spans)
+    batches = table.batches(cutter, 2)
+    assert [len(batch.tokens) for batch in batches] == [2, 1]
+    assert torch.cat([batch.tokens for batch in batches]).equal(table.tokens)
+    assert torch.cat([batch.counted for batch in batches]).equal(table.counted(cutter))
+    assert not table.counted(cutter).all()  # token 0 is special
+    assert [batch.piece.tolist() for batch in batches] == [[[0, 0, 1, 1], [2, 2, 2, 2]], [[0, 1, 1, 2]]]
+
+
+def test_masked_positions_are_special_tokens_and_the_first(tokenizer) -> None:
+    cutter = ContextCutter(tokenizer, 4, prepend_bos=False)
+    tokens = torch.tensor([[7, 5, 0, 6], [0, 5, 5, 5]])
+    assert cutter.masked(tokens).tolist() == [[True, False, True, False], [True, False, False, False]]
+    assert cutter.special_positions(tokens).tolist() == [[False, False, True, False], [True, False, False, False]]
+    assert cutter.start_tokens == []
+    assert ContextCutter(tokenizer, 4).start_tokens == [tokenizer.bos_token_id]
 
 
 def test_a_source_may_be_a_path_but_no_list(cutter: ContextCutter, text_file: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.facts import read_facts
+from mtsae_lens.data.questions import read_questions
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import RunningEvidenceGate
@@ -43,7 +43,7 @@ def measured(cutter: Any, text_file: Path) -> TokenTable:
 
 @pytest.fixture(scope="module")
 def questions(cutter: Any) -> TokenTable:
-    return read_facts("facts:forget:known", "tune", cutter, 40)
+    return read_questions("facts:forget:known", "tune", cutter, 40)
 
 
 def plain_relearning(lm: Any, learned: TokenTable, measured: TokenTable, edit: Edit, through: bool) -> float:

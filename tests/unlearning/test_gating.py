@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import minimize
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.facts import read_facts
+from mtsae_lens.data.questions import read_questions
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.unlearning import gating
@@ -105,7 +105,7 @@ def test_the_gate_of_questions_is_fitted_where_their_answers_begin(lm: Any, text
 
 
 def test_real_questions_are_sampled_at_the_token_before_the_answer(lm: Any) -> None:
-    table = read_facts("facts:forget:known", "select", lm.cutter, 10)
+    table = read_questions("facts:forget:known", "select", lm.cutter, 10)
     sampled = list(gating._sampled(lm, table, torch.Generator()))
     at = torch.cat([where for _, where in sampled])
     assert torch.cat([tokens for tokens, _ in sampled]).equal(table.tokens)

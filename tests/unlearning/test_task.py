@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
-from mtsae_lens.data.facts import read_facts
+from mtsae_lens.data.questions import read_questions
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning import task as module
 from mtsae_lens.unlearning.task import QUESTIONS_PER_CONTEXT, Corpus, Task, check_corpus
@@ -97,7 +97,7 @@ def test_of_questions_all_are_for_select_and_so_many_a_context_for_other_splits(
         for split in ("tune", "test"):
             table = task.table(source, split, cutter)
             assert len(table) == 2 * QUESTIONS_PER_CONTEXT
-            assert table.tokens.equal(read_facts(source, split, cutter, 2 * QUESTIONS_PER_CONTEXT, seed=1).tokens)
+            assert table.tokens.equal(read_questions(source, split, cutter, 2 * QUESTIONS_PER_CONTEXT, seed=1).tokens)
 
 
 def test_a_source_is_checked_before_any_work(text_file: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.cells import AttackOutcome, Attacks, RelearnedOutcome, RelearningCurve
 from mtsae_lens.experiments.benchmark.setup import BATCH_SIZE, BenchmarkSetup
 from mtsae_lens.records import fields_of
@@ -76,7 +76,7 @@ def _relearning(
         curves[name] = {
             str(k): _curve(setup, change, sample_documents(learned, k, seed), measured, settings, hook=hook) for k in sizes
         }
-    if is_fact_source(task.forget):
+    if is_question_source(task.forget):
         some, _ = split_by_document(learned, 0.5, seed)
         others = _of_others(measured, some)
         curves["half of the people"] = {"others": _curve(setup, change, some, others, settings, hook=change.edit is not None)}

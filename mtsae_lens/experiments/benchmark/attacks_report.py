@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.attack_cell import FILLER_SHARE, RELEARNING
 from mtsae_lens.experiments.benchmark.cells import Attacks
 from mtsae_lens.experiments.benchmark.results import TaskResults
@@ -18,7 +18,7 @@ MAX_LOST = 0.5
 def attack_sections(results: TaskResults) -> list[Section]:
     """Make the sections on attacks, on every method and on the model that never saw the text, which shows how fast the text itself teaches."""
     name, reference, clean = results.name, results.reference, results.clean_nll
-    unit = "people" if is_fact_source(results.task.forget) else "documents"
+    unit = "people" if is_question_source(results.task.forget) else "documents"
     everyone = results.attacks | ({"reference": reference.attacks} if reference and reference.attacks else {})
     curves = {
         method: list(by_size.values())[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS
 from mtsae_lens.experiments.benchmark.reading import most, nearest
 from mtsae_lens.experiments.benchmark.results import TaskResults
@@ -70,7 +70,7 @@ def _numbers(results: TaskResults) -> str:
         return "No method has a setting at any price."
     n_documents = {results.task.forget: rows[0].forget.n_documents} | {s: e.n_documents for s, e in rows[0].corpora.items()}
     of_text = [
-        f"{source} {tokens[source]:,} tokens ({n_documents[source]} {'people' if is_fact_source(source) else 'documents'})"
+        f"{source} {tokens[source]:,} tokens ({n_documents[source]} {'people' if is_question_source(source) else 'documents'})"
         for source in tokens
     ]
     return f"n: up to {max(at.forget.n_seeds for at in rows)} seeds; {', '.join(of_text)}."
@@ -83,7 +83,7 @@ def cost_table(results: TaskResults, key_of: BudgetKey) -> Table:
         results: of the task.
         key_of: which of the two settings at each budget is shown.
     """
-    asked, goal = is_fact_source(results.task.forget), key_of is nearest
+    asked, goal = is_question_source(results.task.forget), key_of is nearest
     some_missing = any(_n_missing(results, method, key_of) for method in results.methods)
     main = f"at {MAIN_BUDGET:g}"
     header = ["method", *(f"forget at {budget:g}" for budget in BUDGETS)]

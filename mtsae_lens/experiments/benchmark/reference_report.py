@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.arms import MAIN_BUDGET
 from mtsae_lens.experiments.benchmark.results import TaskResults
 from mtsae_lens.reporting.page import Section, Table
@@ -28,7 +28,7 @@ _TRUTH = (
 
 def reference_section(results: TaskResults) -> Section:
     """Make the section on the setting nearest to the reference, measured in full, one row per method."""
-    asked = is_fact_source(results.task.forget)
+    asked = is_question_source(results.task.forget)
     known = {} if results.reference is None else {"untouched": results.reference.untouched, "reference": results.reference.main}
     n_tokens = results.test_tokens[results.task.forget]
     text = _TEXT.format(budget=MAIN_BUDGET, truth=_TRUTH if asked else "", n=f"seed 0, {n_tokens:,} forget tokens")

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
-from mtsae_lens.data.facts import is_fact_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
@@ -113,7 +113,7 @@ def _losses(settings: BenchmarkSettings) -> Sequence[str]:
 
 
 def _sweeps(task: BenchmarkTask, loss: str) -> tuple[Sweep, ...]:
-    return sweeps_of(loss, "questions" if is_fact_source(task.forget_training) else "text")
+    return sweeps_of(loss, "questions" if is_question_source(task.forget_training) else "text")
 
 
 def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from pathlib import Path
 from sae_lens import SAE, HookedSAETransformer
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
-from mtsae_lens.data.facts import is_fact_source, read_facts
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.questions import is_question_source, read_questions
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.experiments.benchmark.arms import BenchmarkTask
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -73,6 +73,6 @@ class BenchmarkSetup:
 
     def training_table(self, source: str) -> TokenTable:
         """Read the text that methods which change weights may train on; questions are those of SELECT."""
-        if is_fact_source(source):
-            return read_facts(source, "select", self.lm.cutter, 10 * TRAINING_CONTEXTS)
+        if is_question_source(source):
+            return read_questions(source, "select", self.lm.cutter, 10 * TRAINING_CONTEXTS)
         return read_tokens(source, "train", self.lm.cutter, TRAINING_CONTEXTS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtsae_lens.data.facts import is_fact_source
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.cells import MeasuredControl, MeasuredCorpus, MethodResult, ReadSetting
 from mtsae_lens.records import Interval, Record
 from mtsae_lens.unlearning.measures.bootstrap import two_level_interval
@@ -74,7 +74,7 @@ def at_cost(
             for source in task.sources("near", "far", "neutral")
         },
         gap=_estimate([_beyond(row, reference) for row in forget], seed) if reference is not None else None,
-        exact_recall=_estimate([_recalled(row) for row in forget], seed) if is_fact_source(task.forget) else None,
+        exact_recall=_estimate([_recalled(row) for row in forget], seed) if is_question_source(task.forget) else None,
         random=_estimate([_of_documents(row) for row in randoms], seed) if randoms else None,
         more_than_random=_estimate([_beyond(*pair) for pair in zip(forget, randoms, strict=True)], seed) if randoms else None,
         n_missing=len(results) - len(rows),

@@ -16,6 +16,7 @@ from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, r
 from mtsae_lens.data.documents import read_documents
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError
 
 PaperAddress = tuple[str, str, str, int, str]
@@ -86,8 +87,5 @@ class PaperSetup:
         reader, cutter = ActivationReader(self.model, self.hook_name), self.cutter
         parts = []
         for batch in tokens.split(self.lm_batch_size_sequences):
-            masked = cutter.special_positions(batch)
-            masked[:, 0] = True
-            h = reader.read(batch)
-            parts.append(h.masked_fill(masked.unsqueeze(-1).to(h.device), 0.0))
+            parts.append(zero_rows(reader.read(batch), cutter.masked(batch)))
         return torch.cat(parts).to(self.device)

@@ -189,8 +189,7 @@ def _counted_logits(
 ) -> Iterator[tuple[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
     """Yield logits and targets of counted predictions, batch by batch, up to `max_tokens` of them."""
     left = max_tokens
-    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
-    for tokens, counted in track(batches, f"reading {table.corpus} for the output bias", "batch"):
+    for tokens, counted, _ in track(table.batches(cutter, batch_size), f"reading {table.corpus} for the output bias", "batch"):
         if left > 0 and bool(counted.any()):
             with torch.no_grad():
                 logits = model(tokens)
@@ -205,8 +204,9 @@ def _counted_logits(
 def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int) -> tuple[Tensor, Tensor]:
     """Return the number of counted tokens and their summed loss, by piece."""
     losses_of = []
-    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
-    for tokens, counted in track(batches, f"measuring {table.corpus} with the output bias", "batch"):
+    for tokens, counted, _ in track(
+        table.batches(cutter, batch_size), f"measuring {table.corpus} with the output bias", "batch"
+    ):
         logits = model(tokens)
         nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
         losses_of.append(nll.double() * counted)

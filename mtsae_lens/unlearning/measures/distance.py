@@ -120,7 +120,7 @@ def truth_ratio_distance(
         edited: the changed model.
         reference: a model that never met the facts.
         cutter: says which predictions count.
-        right: questions with their answers, as `read_facts` gives them.
+        right: questions with their answers, as `read_questions` gives them.
         wrong: the same questions with wrong answers, as `read_wrong_answers` gives them.
         batch_size: contexts in a forward pass.
     """
@@ -155,8 +155,7 @@ def log_truth_ratios(
 def _mean_log_prob(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int) -> Float[Tensor, " question"]:
     """Compute the log-probability per answer token."""
     rows = []
-    batches = list(zip(table.batches(batch_size), table.counted(cutter).split(batch_size), strict=True))
-    for tokens, counted in track(batches, f"measuring answers of {table.corpus}", "batch"):
+    for tokens, counted, _ in track(table.batches(cutter, batch_size), f"measuring answers of {table.corpus}", "batch"):
         n_tokens = counted.sum(dim=1)
         if not n_tokens.all():
             raise DataError(f"{table.corpus}: a question without an answer that counts")

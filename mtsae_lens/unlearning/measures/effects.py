@@ -20,10 +20,10 @@ from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import advance, track
-from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
+from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_losses, sum_measures
 
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
 """A model as a function from tokens to logits."""
@@ -119,88 +119,7 @@ class EditEffect(EditLoss):
         return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
 
 
-def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
-    """Compute `KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
-
-    On text to keep lower is better.
-    """
-    return (clean.exp() * (clean - edited)).sum(dim=-1)
-
-
-def longest_suffix(
-    hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"], piece: Int[Tensor, "batch pred"] | None = None
-) -> Float[Tensor, " piece"]:
-    """Return how many counted predictions at the end of each piece are right without a miss after them.
-
-    Args:
-        hits: the predictions that are right.
-        counted: those that count.
-        piece: the piece of each prediction, from 0 on; None: each row is one.
-    """
-    if piece is None:
-        piece = torch.arange(len(hits), device=hits.device).unsqueeze(1).expand(hits.shape)
-    misses = ~hits & counted
-    from_here = misses.flip(-1).cumsum(-1).flip(-1)  # up to the end of the row
-    after = torch.full((int(piece.max()) + 1,), hits.shape[1], dtype=from_here.dtype, device=hits.device)
-    after.scatter_reduce_(0, piece.flatten(), (from_here - misses.long()).flatten(), "amin")
-    right = counted & (from_here == after[piece])
-    return torch.zeros(len(after), device=hits.device).index_add_(0, piece.flatten(), right.flatten().float())
-
-
-@dataclass(frozen=True, eq=False)
-class _Clean:
-    """The clean model's predictions of a batch, counted ones alone."""
-
-    tokens: Int[Tensor, "batch pos"]
-    counted: Bool[Tensor, "batch pred"]
-    log_probs: Float[Tensor, "n d_vocab"]
-    piece: Int[Tensor, "batch pos"]
-    """The piece of each token, numbered from 0 in this batch."""
-
-    def rows(self, kept: Bool[Tensor, " batch"]) -> _Clean:
-        context_of = self.counted.nonzero()[:, 0]
-        piece = self.piece[kept].unique(return_inverse=True)[1]
-        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept[context_of]], piece)
-
-    def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
-        """Return which pieces are in these contexts."""
-        pieces = torch.zeros(self.n_pieces, dtype=torch.bool, device=kept.device)
-        pieces[self.piece[kept].flatten()] = True
-        return pieces
-
-    @property
-    def n_pieces(self) -> int:
-        return int(self.piece.max()) + 1
-
-    @property
-    def targets(self) -> Int[Tensor, " n"]:
-        return self.tokens[:, 1:][self.counted]
-
-    def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "piece column"]:
-        """Add up by piece."""
-        total = torch.zeros(self.n_pieces, per_token.shape[1], dtype=per_token.dtype, device=per_token.device)
-        return total.index_add_(0, self.piece[:, 1:][self.counted], per_token)
-
-
-def _losses(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 3"]:
-    """Sum over counted predictions: tokens, NLL clean and edited."""
-    nll = [token_nll(log_probs, clean.targets) for log_probs in (clean.log_probs, edited)]
-    return clean.sums(torch.stack([torch.ones_like(nll[0]), *nll], dim=1)).cpu()
-
-
-def _measures(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 7"]:
-    """Sum the same, and KL, agreements, hits, length of the right suffix."""
-    likeliest = edited.argmax(dim=-1)
-    hits = likeliest == clean.targets
-    agree = likeliest == clean.log_probs.argmax(dim=-1)
-    kl = kl_divergence(clean.log_probs, edited)
-    further = clean.sums(torch.stack([kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1))
-    hit_at = torch.zeros_like(clean.counted).masked_scatter(clean.counted, hits)
-    suffix = longest_suffix(hit_at, clean.counted, clean.piece[:, 1:]).unsqueeze(1)
-    return torch.cat([_losses(clean, edited), further.cpu(), suffix.cpu()], dim=1)
-
-
-_Compare = Callable[[_Clean, Tensor], Tensor]
+_Compare = Callable[[CleanPredictions, Tensor], Tensor]
 
 
 def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -216,7 +135,7 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
         edits: any number.
         answers_only: apply edits only at the positions from which counted tokens are predicted.
     """
-    rows, gate_open = _run_edits(lm, table, edits, _measures, answers_only=answers_only)
+    rows, gate_open = _run_edits(lm, table, edits, sum_measures, answers_only=answers_only)
     return [
         EditEffect(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
         for of_edit, opened in zip(rows, gate_open, strict=True)
@@ -225,7 +144,7 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
 
 def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[EditLoss]:
     """Measure the losses of each edit alone, for sweeps: about half the work of `measure_edits`."""
-    rows, gate_open = _run_edits(lm, table, edits, _losses)
+    rows, gate_open = _run_edits(lm, table, edits, sum_losses)
     return [
         EditLoss(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
         for of_edit, opened in zip(rows, gate_open, strict=True)
@@ -242,13 +161,13 @@ def _run_edits(
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
-    batches = track(lm.counted_batches(table), f"measuring edits on {table.corpus}", "batch", lm.n_batches(table))
-    for (tokens, counted), piece in zip(batches, _pieces(table, lm.batch_size), strict=True):
+    for batch in track(lm.counted_batches(table), f"measuring edits on {table.corpus}", "batch"):
+        tokens, counted, _ = batch
         masked = lm.masked(tokens)
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted), piece.to(tokens.device))
+        clean = CleanPredictions(batch, lm.log_probs_from(tokens, h, counted))
         unchanged = compare(clean, clean.log_probs)
         sae_state = lm.splice.sae_state(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
@@ -268,11 +187,6 @@ def _run_edits(
             rows[index].append(compared)
             advance()
     return rows, [n / max(n_positions, 1) for n in n_open]
-
-
-def _pieces(table: TokenTable, batch_size: int) -> list[Int[Tensor, "batch pos"]]:
-    """Return the piece of each token in batches, numbered from 0 in each."""
-    return [piece - piece.min() for piece in table.pieces.of_token.split(batch_size)]
 
 
 def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
@@ -319,7 +233,7 @@ def measure_model(
     model: Logits, clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> EditEffect:
     """Measure another model in the same way, such as one with other weights or one that never saw the text."""
-    (rows,) = _run_models([model], clean_model, cutter, table, batch_size, _measures)
+    (rows,) = _run_models([model], clean_model, cutter, table, batch_size, sum_measures)
     return EditEffect(table.corpus, table.pieces.documents, 1.0, *_columns(rows))
 
 
@@ -327,7 +241,7 @@ def model_losses(
     models: Sequence[Logits], clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> list[EditLoss]:
     """Measure the losses alone of several models, for sweeps; the clean model runs once."""
-    of_models = _run_models(models, clean_model, cutter, table, batch_size, _losses)
+    of_models = _run_models(models, clean_model, cutter, table, batch_size, sum_losses)
     return [EditLoss(table.corpus, table.pieces.documents, 1.0, *_columns(rows)) for rows in of_models]
 
 
@@ -341,13 +255,12 @@ def _run_models(
     compare: _Compare,
 ) -> list[list[Tensor]]:
     rows: list[list[Tensor]] = [[] for _ in models]
-    device = clean_model.cfg.device
-    parts = (table.batches(batch_size), table.counted(cutter).split(batch_size), _pieces(table, batch_size))
-    batches = [tuple(part.to(device) for part in batch) for batch in zip(*parts, strict=True)]
-    for tokens, here, piece in track(batches, f"measuring models on {table.corpus}", "batch"):
-        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model, cutter)(tokens)[:, :-1][here]), piece)
+    batches = table.batches(cutter, batch_size, clean_model.cfg.device)
+    for batch in track(batches, f"measuring models on {table.corpus}", "batch"):
+        tokens, counted, _ = batch
+        clean = CleanPredictions(batch, log_probs_of(as_logits(clean_model, cutter)(tokens)[:, :-1][counted]))
         for of_model, model in zip(rows, models, strict=True):
-            of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][here])))
+            of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][counted])))
     return rows
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mtsae_lens.data.contexts import read_tokens
-from mtsae_lens.data.facts import read_facts
+from mtsae_lens.data.questions import read_questions
 from mtsae_lens.opening import open_sae
 
 
@@ -52,7 +52,7 @@ def test_methods_that_change_weights_learn_from_no_text_that_is_measured(
     assert not held_out & set(table.documents)
     asked = make_setup(people_task)
     learned = asked.training_table("facts:forget:known")
-    assert learned.tokens.equal(read_facts("facts:forget:known", "select", asked.lm.cutter, 120).tokens)
+    assert learned.tokens.equal(read_questions("facts:forget:known", "select", asked.lm.cutter, 120).tokens)
 
 
 def test_a_subject_goes_to_another_process_before_anything_is_loaded(make_setup: Any, text_task: Any) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.facts import read_facts
+from mtsae_lens.data.questions import read_questions
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents, split_by_document
 
@@ -28,7 +28,7 @@ def retain(cutter: Any, text_file: Path) -> TokenTable:
 
 @pytest.fixture(scope="module")
 def questions(cutter: Any) -> TokenTable:
-    return read_facts("facts:forget:known", "tune", cutter, 40)
+    return read_questions("facts:forget:known", "tune", cutter, 40)
 
 
 def test_batches_take_tables_in_turn_and_every_context_once_an_epoch(

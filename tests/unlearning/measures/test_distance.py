@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable, read_tokens
-from mtsae_lens.data.facts import read_facts, read_wrong_answers
+from mtsae_lens.data.questions import read_questions, read_wrong_answers
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -96,7 +96,7 @@ def test_the_gap_is_above_zero_for_damage_and_below_for_what_is_left(lm: HookedL
 
 
 def test_truth_ratios_question_by_question(lm: HookedLM) -> None:
-    right = read_facts(FORGET, "test", lm.cutter, 12)
+    right = read_questions(FORGET, "test", lm.cutter, 12)
     wrong = read_wrong_answers(FORGET, "test", lm.cutter, 12, n_wrong=3)
     model = as_logits(lm.model)
 
@@ -119,7 +119,7 @@ def test_truth_ratios_question_by_question(lm: HookedLM) -> None:
 
 
 def test_a_model_that_knows_is_below_zero_and_one_that_avoids_the_truth_above(lm: HookedLM) -> None:
-    right = read_facts(FORGET, "test", lm.cutter, 10)
+    right = read_questions(FORGET, "test", lm.cutter, 10)
     wrong = read_wrong_answers(FORGET, "test", lm.cutter, 10)
     truth = {tuple(row[: int(a.nonzero()[0])].tolist()): row for row, a in zip(right.tokens, right.answers, strict=True)}  # type: ignore[arg-type]
 
@@ -138,7 +138,7 @@ def test_a_model_that_knows_is_below_zero_and_one_that_avoids_the_truth_above(lm
 
 
 def test_truth_ratios_of_two_models(lm: HookedLM, edited: Any) -> None:
-    right = read_facts(FORGET, "test", lm.cutter, 16)
+    right = read_questions(FORGET, "test", lm.cutter, 16)
     wrong = read_wrong_answers(FORGET, "test", lm.cutter, 16)
     itself = truth_ratio_distance(as_logits(lm.model), lm.model, lm.cutter, right, wrong)
     assert (itself.questions.ks, itself.questions.p_value) == (0.0, 1.0)
@@ -151,7 +151,7 @@ def test_truth_ratios_of_two_models(lm: HookedLM, edited: Any) -> None:
 
 
 def test_answers_to_other_questions_are_refused(lm: HookedLM, table: TokenTable) -> None:
-    right = read_facts(FORGET, "test", lm.cutter, 8)
+    right = read_questions(FORGET, "test", lm.cutter, 8)
     model = as_logits(lm.model)
     with pytest.raises(DataError, match="to the same questions in the same order"):
         log_truth_ratios(model, lm.cutter, right, read_wrong_answers(FORGET, "test", lm.cutter, 8, seed=1))

@@ -18,7 +18,7 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
-from mtsae_lens.unlearning.measures import effects as measures
+from mtsae_lens.unlearning.measures import predictions
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
 
 HOOKS = [
@@ -125,7 +125,7 @@ def test_the_suffix_of_each_piece() -> None:
     hits = torch.tensor([[1, 1, 0, 1, 1, 1], [0, 1, 1, 1, 0, 0]], dtype=torch.bool)
     counted = torch.tensor([[1, 1, 1, 1, 0, 1], [1, 1, 1, 0, 1, 1]], dtype=torch.bool)
     piece = torch.tensor([[0, 0, 1, 1, 1, 1], [2, 2, 2, 2, 3, 3]])
-    assert measures.longest_suffix(hits, counted, piece).tolist() == [2, 2, 2, 0]
+    assert predictions.longest_suffix(hits, counted, piece).tolist() == [2, 2, 2, 0]
 
 
 def test_heads_may_be_reshaped_by_the_sae(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
@@ -206,7 +206,7 @@ def test_another_model_is_measured_as_an_edit_is(tiny_model: Any, cutter: Any, t
 def test_what_greedy_decoding_gives_by_hand() -> None:
     hits = torch.tensor([[True, False, True, True], [True, True, True, True], [True, True, True, False]])
     counted = torch.tensor([[True, True, True, True], [False, True, True, False], [True, True, False, False]])
-    assert measures.longest_suffix(hits, counted).tolist() == [2, 2, 2]
+    assert predictions.longest_suffix(hits, counted).tolist() == [2, 2, 2]
 
 
 def test_extraction_and_recall_are_those_of_greedy_decoding(tiny_model: Any, cutter: Any) -> None:
@@ -266,5 +266,5 @@ def test_features_do_not_read_across_a_separator(lm: HookedLM, table: TokenTable
 def test_kl_and_nll_by_hand() -> None:
     p, q = torch.tensor([[0.5, 0.5], [0.9, 0.1]]).log(), torch.tensor([[0.25, 0.75], [0.9, 0.1]]).log()
     kl = 0.5 * torch.log(torch.tensor(2.0)) + 0.5 * torch.log(torch.tensor(2 / 3))
-    torch.testing.assert_close(measures.kl_divergence(p, q), torch.tensor([kl, 0.0]))
-    torch.testing.assert_close(measures.token_nll(p, torch.tensor([1, 0])), torch.tensor([0.5, 0.9]).log().neg())
+    torch.testing.assert_close(predictions.kl_divergence(p, q), torch.tensor([kl, 0.0]))
+    torch.testing.assert_close(predictions.token_nll(p, torch.tensor([1, 0])), torch.tensor([0.5, 0.9]).log().neg())

@@ -9,16 +9,16 @@ from itertools import combinations, product
 import pytest
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.data.facts import (
+from mtsae_lens.data.people import TEST_TEMPLATES, TRAIN_TEMPLATES, VALUES, make_people
+from mtsae_lens.data.questions import (
     SOURCES,
     draw_questions,
-    is_fact_source,
+    is_question_source,
     question_table,
-    read_facts,
+    read_questions,
     read_wrong_answers,
     wrong_answers,
 )
-from mtsae_lens.data.people import TEST_TEMPLATES, TRAIN_TEMPLATES, VALUES, make_people
 from mtsae_lens.errors import DataError
 
 ALL = 10_000
@@ -92,7 +92,7 @@ def test_unseen_templates_are_those_of_no_biography(people: str) -> None:
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_answer_is_what_counts_and_nothing_else(source: str, cutter: ContextCutter) -> None:
-    questions, table = draw_questions(source, "test", 60), read_facts(source, "test", cutter, 60)
+    questions, table = draw_questions(source, "test", 60), read_questions(source, "test", cutter, 60)
     assert table.documents == tuple(question.name for question in questions)
     assert len({(q.name, q.prompt) for q in questions}) == 60
     counted = table.counted(cutter)
@@ -108,7 +108,7 @@ def test_the_answer_is_what_counts_and_nothing_else(source: str, cutter: Context
 
 
 def test_padding_is_never_counted(cutter: ContextCutter) -> None:
-    table = read_facts("facts:forget:known", "tune", cutter, 200)
+    table = read_questions("facts:forget:known", "tune", cutter, 200)
     special = cutter.special_positions(table.tokens)
     assert special[:, 1:].any()  # there is padding
     assert not (table.counted(cutter) & special[:, 1:]).any()
@@ -123,7 +123,7 @@ def test_questions_are_drawn_by_seed(cutter: ContextCutter) -> None:
     one, same, other = (draw_questions("facts:retain:known", "select", 50, seed=seed) for seed in (1, 1, 2))
     assert one == same != other
     assert (
-        read_facts("facts:retain:known", "select", cutter, 50, seed=1).tokens.tolist()
+        read_questions("facts:retain:known", "select", cutter, 50, seed=1).tokens.tolist()
         == question_table("x", one, cutter).tokens.tolist()
     )
 
@@ -142,8 +142,8 @@ def test_wrong_answers_are_other_values_of_the_same_attribute() -> None:
     assert {table[0].answer for table in every} | {questions[0].answer} == {" " + v for v in VALUES[questions[0].attribute]}
 
 
-def test_tables_of_wrong_answers_are_to_the_questions_of_read_facts(cutter: ContextCutter) -> None:
-    right = read_facts("facts:forget:unseen", "test", cutter, 40, seed=2)
+def test_tables_of_wrong_answers_are_to_the_questions_of_read_questions(cutter: ContextCutter) -> None:
+    right = read_questions("facts:forget:unseen", "test", cutter, 40, seed=2)
     wrong = read_wrong_answers("facts:forget:unseen", "test", cutter, 40, n_wrong=3, seed=2)
     assert len(wrong) == 3
     for table, row in product(wrong, range(40)):
@@ -161,14 +161,14 @@ def test_as_many_wrong_answers_as_there_are(n_wrong: int, cutter: ContextCutter)
 
 
 def test_unknown_sources_and_splits_are_refused(cutter: ContextCutter) -> None:
-    assert is_fact_source("facts:moon")
-    assert not is_fact_source("people")
+    assert is_question_source("facts:moon")
+    assert not is_question_source("people")
     with pytest.raises(DataError, match=r"no questions 'facts:forget:knwn'. Did you mean 'facts:forget:known'"):
-        read_facts("facts:forget:knwn", "test", cutter, 5)
+        read_questions("facts:forget:knwn", "test", cutter, 5)
     with pytest.raises(DataError, match="questions are for select, tune, test"):
-        read_facts("facts:forget:known", "train", cutter, 5)
+        read_questions("facts:forget:known", "train", cutter, 5)
 
 
 def test_a_context_too_short_for_a_question_is_refused(cutter: ContextCutter) -> None:
     with pytest.raises(DataError, match=r"a question has \d+ tokens, a context 6"):
-        read_facts("facts:forget:known", "test", replace(cutter, context_size=6), 5)
+        read_questions("facts:forget:known", "test", replace(cutter, context_size=6), 5)

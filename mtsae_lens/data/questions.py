@@ -24,17 +24,17 @@ SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in GROUPS for templat
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
 
 
-def is_fact_source(source: str) -> bool:
+def is_question_source(source: str) -> bool:
     """Whether a source names questions, not texts."""
     return source.startswith(PREFIX)
 
 
-def is_for_test_alone(source: str) -> bool:
+def is_test_only(source: str) -> bool:
     """Whether a source asks about strangers."""
     return source.startswith(f"{PREFIX}strangers:")
 
 
-def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:
+def read_questions(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:
     """Up to `max_questions` questions of a split, drawn at random; `documents` are the people's names.
 
     Raises:
@@ -46,12 +46,12 @@ def read_facts(source: str, split: Split, cutter: ContextCutter, max_questions: 
 def read_wrong_answers(
     source: str, split: Split, cutter: ContextCutter, max_questions: int, *, n_wrong: int = 4, seed: int = 0
 ) -> tuple[TokenTable, ...]:
-    """The questions of `read_facts` with the same arguments, row by row, each table with another wrong answer to each of them.
+    """The questions of `read_questions` with the same arguments, row by row, each table with another wrong answer to each of them.
 
     Wrong answers to a question differ from each other and from the right one: other values of the same attribute.
 
     Raises:
-        DataError: as `read_facts`, or more wrong answers than there are.
+        DataError: as `read_questions`, or more wrong answers than there are.
     """
     questions = draw_questions(source, split, max_questions, seed=seed)
     return tuple(question_table(source, wrong, cutter) for wrong in wrong_answers(questions, n_wrong, seed=seed))
@@ -75,13 +75,13 @@ def wrong_answers(questions: Sequence[Question], n_wrong: int, *, seed: int = 0)
 
 
 def draw_questions(source: str, split: Split, max_questions: int, *, seed: int = 0) -> list[Question]:
-    """The questions of `read_facts`, before they become tokens."""
+    """The questions of `read_questions`, before they become tokens."""
     if source not in SOURCES:
         raise DataError(f"no questions {source!r}.{nearest(source, SOURCES)}")
     if split not in _SPLITS:
         raise DataError(f"questions are for {', '.join(_SPLITS)}; the text to train on is in 'people' and 'people_forget'")
     _, group, templates = source.split(":")
-    if is_for_test_alone(source) and split != "test":
+    if is_test_only(source) and split != "test":
         raise DataError(f"{source} is for TEST alone: strangers are those whom nothing was chosen or set by")
     questions = [
         question

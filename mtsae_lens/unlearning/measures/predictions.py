@@ -1,0 +1,95 @@
+"""What two models predict of the same counted tokens, compared and added up by piece."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from mtsae_lens.data.contexts import TokenBatch
+from mtsae_lens.splice.attribution import token_nll
+
+
+def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
+    """Compute `KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
+
+    On text to keep lower is better.
+    """
+    return (clean.exp() * (clean - edited)).sum(dim=-1)
+
+
+def longest_suffix(
+    hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"], piece: Int[Tensor, "batch pred"] | None = None
+) -> Float[Tensor, " piece"]:
+    """Return how many counted predictions at the end of each piece are right without a miss after them.
+
+    Args:
+        hits: the predictions that are right.
+        counted: those that count.
+        piece: the piece of each prediction, from 0 on; None: each row is one.
+    """
+    if piece is None:
+        piece = torch.arange(len(hits), device=hits.device).unsqueeze(1).expand(hits.shape)
+    misses = ~hits & counted
+    from_here = misses.flip(-1).cumsum(-1).flip(-1)  # up to the end of the row
+    after = torch.full((int(piece.max()) + 1,), hits.shape[1], dtype=from_here.dtype, device=hits.device)
+    after.scatter_reduce_(0, piece.flatten(), (from_here - misses.long()).flatten(), "amin")
+    right = counted & (from_here == after[piece])
+    return torch.zeros(len(after), device=hits.device).index_add_(0, piece.flatten(), right.flatten().float())
+
+
+@dataclass(frozen=True, eq=False)
+class CleanPredictions:
+    """The clean model's predictions of a batch, counted ones only."""
+
+    batch: TokenBatch
+    log_probs: Float[Tensor, "n d_vocab"]
+
+    def rows(self, kept: Bool[Tensor, " batch"]) -> CleanPredictions:
+        """Return the predictions of some contexts, their pieces numbered from 0 again."""
+        tokens, counted, piece = self.batch
+        context_of = counted.nonzero()[:, 0]
+        batch = TokenBatch(tokens[kept], counted[kept], piece[kept].unique(return_inverse=True)[1])
+        return CleanPredictions(batch, self.log_probs[kept[context_of]])
+
+    def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
+        """Return which pieces are in these contexts."""
+        pieces = torch.zeros(self.n_pieces, dtype=torch.bool, device=kept.device)
+        pieces[self.batch.piece[kept].flatten()] = True
+        return pieces
+
+    @property
+    def n_pieces(self) -> int:
+        """The number of pieces in the batch."""
+        return int(self.batch.piece.max()) + 1
+
+    @property
+    def targets(self) -> Int[Tensor, " n"]:
+        """The counted tokens."""
+        return self.batch.tokens[:, 1:][self.batch.counted]
+
+    def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "piece column"]:
+        """Add up by piece."""
+        total = torch.zeros(self.n_pieces, per_token.shape[1], dtype=per_token.dtype, device=per_token.device)
+        return total.index_add_(0, self.batch.piece[:, 1:][self.batch.counted], per_token)
+
+
+def sum_losses(clean: CleanPredictions, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 3"]:
+    """Sum over the counted predictions of each piece: their number, the NLL of the clean model, the NLL of the edited one."""
+    nll = [token_nll(log_probs, clean.targets) for log_probs in (clean.log_probs, edited)]
+    return clean.sums(torch.stack([torch.ones_like(nll[0]), *nll], dim=1)).cpu()
+
+
+def sum_measures(clean: CleanPredictions, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 7"]:
+    """Sum the columns of `sum_losses`, then `KL(clean || edited)`, agreements of the likeliest token, hits of the edited model, and the
+    length of the longest end of the text that it gives exactly."""
+    likeliest = edited.argmax(dim=-1)
+    hits = likeliest == clean.targets
+    agree = likeliest == clean.log_probs.argmax(dim=-1)
+    kl = kl_divergence(clean.log_probs, edited)
+    further = clean.sums(torch.stack([kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1))
+    hit_at = torch.zeros_like(clean.batch.counted).masked_scatter(clean.batch.counted, hits)
+    suffix = longest_suffix(hit_at, clean.batch.counted, clean.batch.piece[:, 1:]).unsqueeze(1)
+    return torch.cat([sum_losses(clean, edited), further.cpu(), suffix.cpu()], dim=1)
