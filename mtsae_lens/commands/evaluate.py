@@ -30,6 +30,8 @@ from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 METRIC_MEANINGS: dict[str, str] = {
     "explained_variance": "centered R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
+    "explained_variance_without_massive": "the same without the massive_tokens, which outweigh all others",
+    "massive_tokens": "tokens whose activations are over ten times as long as the median (attention sinks)",
     "l0": "features active at a token; the price of the reconstruction",
     "l1": "sum of feature activations at a token",
     "mse": "squared error summed over dimensions; 0 is perfect",
@@ -80,9 +82,15 @@ def fidelity_summary(measured: Mapping[str, float | None]) -> str:
         value = measured.get(name)
         return "an unknown share" if value is None else f"{value:.1%}"
 
+    typical = ""
+    if measured.get("massive_tokens"):
+        typical = (
+            f" ({share('explained_variance_without_massive')} without the {measured['massive_tokens']:,} tokens that are over ten times "
+            "as long as the median)"
+        )
     return (
-        f"explains {share('explained_variance')} of the variance of held-out activations and keeps {share('ce_loss_score')} of what the "
-        f"model loses when they are set to zero, with {measured['l0']:.3g} features active at a token; "
+        f"explains {share('explained_variance')} of the variance of held-out activations{typical} and keeps "
+        f"{share('ce_loss_score')} of what the model loses when they are set to zero, with {measured['l0']:.3g} features active at a token; "
         f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired"
     )
 

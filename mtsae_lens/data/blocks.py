@@ -16,6 +16,8 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.notices import tell_once
 from mtsae_lens.errors import DataError
 
 Gather = Callable[[Tensor], Callable[[Tensor], Tensor]]  # contexts -> (flat positions -> rows)
@@ -53,11 +55,21 @@ class SequenceBlocks(ABC):
                 yield rearrange(batch, "batch pos d_in -> (batch pos) d_in")
             skip = 0
 
-    def mixed(self, first_step: int = 0, gather: Gather = gather_tokens) -> Iterator[Float[Tensor, "rows width"]]:
-        """Rows of the same blocks, masked ones left out, mixed across contexts, in as many batches.
+    def mixed(
+        self, first_step: int = 0, gather: Gather = gather_tokens, max_norm_multiple: float | None = None
+    ) -> Iterator[Float[Tensor, "rows width"]]:
+        """Iterate over batches of rows of the same blocks, mixed across contexts.
 
-        A batch is a little smaller than `batch_size_sequences` contexts, by the rows that were masked. `gather` makes rows of
-        positions; the default takes their activations alone, as a pointwise SAE reads them.
+        A batch is a little smaller than `batch_size_sequences` contexts, by the rows that are left out: masked positions, and massive ones
+        (`mtsae_lens.data.massive`). Other rows may still read a massive position.
+
+        Args:
+            first_step: the step of the first batch.
+            gather: makes rows of positions; the default takes their activations alone, as a pointwise SAE reads them.
+            max_norm_multiple: leave out positions whose norm is more than this many times the median of their block; None keeps all.
+
+        Yields:
+            Rows `(row, width)`.
 
         Raises:
             DataError: a block has fewer unmasked rows than batches.
@@ -71,6 +83,15 @@ class SequenceBlocks(ABC):
                     f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "
                     "text that holds more than special tokens, and a hook whose activations are not zero"
                 )
+            if max_norm_multiple is not None:
+                massive = massive_positions(h, norm_limit(h, max_norm_multiple)).flatten()[kept]
+                if massive.any():
+                    tell_once(
+                        f"training leaves out positions whose activations are over {max_norm_multiple:g} times as long as the median "
+                        f"(attention sinks): {int(massive.sum()):,} of the first {len(kept):,}. max_norm_multiple: null keeps them",
+                        about="massive activations",
+                    )
+                kept = kept[~massive]
             order = torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)
             gather_rows = gather(h)
             for rows in kept[order].tensor_split(n_batches)[skip:]:

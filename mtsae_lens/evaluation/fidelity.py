@@ -18,11 +18,12 @@ from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.precision import HALF_PRECISION
 from mtsae_lens.errors import DataError, ModelError
+from mtsae_lens.evaluation.massive import explain_without_massive
 from mtsae_lens.evaluation.readout import Float32Readout
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.upstream import ActivationScaler, EvalConfig
+from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
 _MAX_BYTES = 2**27  # of the logits of a batch in float32, of which `run_evals` holds about ten copies at once
 
@@ -87,6 +88,8 @@ def evaluate_fidelity(
 
     - `dead_features`: features that fire on none of the `n_tokens` tokens seen; few tokens make it read too high;
     - `always_on_features`: features that fire on over half of these tokens; many of them are the sign of a collapsed SAE;
+    - `massive_tokens`: tokens whose activations are over ten times as long as the median, as those of attention sinks are;
+    - `explained_variance_without_massive`: the explained variance of all other tokens, where there are massive ones;
     - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
     A batch has fewer contexts than asked for where the vocabulary or the SAE is large (`contexts_at_once`).
@@ -135,6 +138,10 @@ def evaluate_fidelity(
     metrics["always_on_features"] = counts.n_always_on
     metrics["n_features"] = sae.cfg.d_sae
     seen = table.tokens[: held_out.n_batches * batch_size]
+    batches = ((_at_hook(sae, model, tokens), ~cutter.special_positions(tokens)) for tokens in seen.split(batch_size))
+    explained, metrics["massive_tokens"] = explain_without_massive(sae, batches)
+    if metrics["massive_tokens"]:
+        metrics["explained_variance_without_massive"] = explained
     metrics["n_tokens"] = int((~cutter.special_positions(seen)).sum())
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics
@@ -151,18 +158,24 @@ def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
 
 
 @torch.no_grad()
+def _at_hook(sae: SAE[Any], model: AnyHookedModel, tokens: Tensor) -> Tensor:
+    """Read the activations that the SAE reads, with heads where it takes them apart itself."""
+    hook_name = sae.cfg.metadata.hook_name
+    stop = extract_stop_at_layer_from_tlens_hook_name(hook_name)
+    _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False, stop_at_layer=stop)
+    h = cache[hook_name]
+    if sae.cfg.metadata.hook_head_index is not None:
+        return h[:, :, sae.cfg.metadata.hook_head_index]
+    return h.flatten(2) if h.ndim == 4 and sae.cfg.reshape_activations != "hook_z" else h
+
+
+@torch.no_grad()
 def future_leak(sae: SAE[Any], model: AnyHookedModel, tokens: Tensor) -> float:
     """Measure how much of the feature activations in the first half of a context depends on its second half.
 
     Half of a context's activations are replaced by another context's: `sum |e - e'| / sum |e|` over positions before the change.
     """
-    hook_name = sae.cfg.metadata.hook_name
-    _, cache = model.run_with_cache(tokens, names_filter=[hook_name], prepend_bos=False)
-    h = cache[hook_name]
-    if sae.cfg.metadata.hook_head_index is not None:
-        h = h[:, :, sae.cfg.metadata.hook_head_index]
-    elif h.ndim == 4 and sae.cfg.reshape_activations != "hook_z":
-        h = h.flatten(2)
+    h = _at_hook(sae, model, tokens)
     half = h.shape[1] // 2
     changed = torch.cat([h[:, :half], h[:, half:].roll(1, dims=0) + 1.0], dim=1)
     before, after = sae.encode(h)[:, :half], sae.encode(changed)[:, :half]

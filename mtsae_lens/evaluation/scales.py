@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.massive import massive_positions, norm_limit
 from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
@@ -56,6 +57,7 @@ class _Moments:
 
     @classmethod
     def of(cls, sae: TemporalEncoder, batches: Iterable[Tensor], features: Tensor) -> _Moments:
+        """Sum over the positions that are neither walls nor massive (`mtsae_lens.data.massive`)."""
         width = len(sae.cfg.dilations) * sae.cfg.d_in + 1
         total = cls(
             torch.zeros(width, width, dtype=torch.float64),
@@ -63,9 +65,13 @@ class _Moments:
             torch.zeros(len(features), dtype=torch.float64),
             0,
         )
+        limit = None
         for h in track(batches, "reading scales", "batch"):
             x = sae.process_sae_in(h)
             keep = ~find_walls(x)
+            rows = h.flatten(keep.ndim)
+            limit = norm_limit(rows[keep]) if limit is None else limit
+            keep &= ~massive_positions(rows, limit)
             z = sae.encode_scales(x)[keep].flatten(1)
             z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
             feature_acts = sae.encode(h)[..., features][keep]

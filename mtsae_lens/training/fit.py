@@ -18,18 +18,20 @@ from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOpti
 from mtsae_lens.upstream import SAETrainerConfig
 
 
-def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks) -> Batches:
+def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks, max_norm_multiple: float | None = None) -> Batches:
     """Choose the batches for an SAE: rows of the same blocks in the same order for every architecture.
 
     Args:
         sae: the SAE to train.
         stream: the blocks.
+        max_norm_multiple: as in `SequenceBlocks.mixed`.
 
     Returns:
         A function that iterates over batches from a step on. A row holds the activations of a position, and for an MTSAE also those at
         every other offset that it reads.
     """
-    return partial(stream.mixed, gather=partial(_gather_reads if isinstance(sae, MTTrainingSAE) else _gather_tokens, sae))
+    gather = partial(_gather_reads if isinstance(sae, MTTrainingSAE) else _gather_tokens, sae)
+    return partial(stream.mixed, gather=gather, max_norm_multiple=max_norm_multiple)
 
 
 def _gather_tokens(sae: TrainingSAE[Any], h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
@@ -101,4 +103,5 @@ def fit(
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=20,
     )
-    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream), options or TrainerOptions(log_every_n_steps=100)).fit()
+    options = options or TrainerOptions(log_every_n_steps=100)
+    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream, options.max_norm_multiple), options).fit()

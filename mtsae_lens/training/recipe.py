@@ -203,6 +203,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
     options = TrainerOptions(
         weight_decay=settings.weight_decay,
         b_dec_init=settings.b_dec_init,
+        max_norm_multiple=settings.max_norm_multiple,
         log_every_n_steps=settings.log_every_n_steps,
         checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
     )

@@ -22,6 +22,7 @@ from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
+from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.data.origins import record_origins, share_metadata
 from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype
 from mtsae_lens.errors import ConfigError, ModelError
@@ -181,6 +182,10 @@ class SequenceSAETrainingRunner:
         values = {name: getattr(cfg, name) for name in names} | {"weight_decay": self.options.weight_decay}
         # None for what a checkpoint that is older than the setting was made with, or begun by: its b_dec has started already
         values["b_dec_init"] = None if self.options.b_dec_init == "mean" else self.options.b_dec_init
+        multiple = self.options.max_norm_multiple
+        values["max_norm_multiple"] = (
+            None if multiple == MASSIVE else str(multiple)
+        )  # None where a checkpoint is older than this
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         values["model_contents"] = list(model_stamps(cfg.model_name).values())
         values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
@@ -212,9 +217,8 @@ class SequenceSAETrainingRunner:
 
     def _train(self, resume: bool) -> TrainingSAE[Any]:
         self._set_metadata()
-        trainer = SequenceSAETrainer(
-            self.cfg.to_sae_trainer_config(), self.sae, batches_for(self.sae, self.stream), self.options, self._fingerprint()
-        )
+        batches = batches_for(self.sae, self.stream, self.options.max_norm_multiple)
+        trainer = SequenceSAETrainer(self.cfg.to_sae_trainer_config(), self.sae, batches, self.options, self._fingerprint())
         candidates = [Path(self.cfg.resume_from_checkpoint)] if self.cfg.resume_from_checkpoint else []
         if resume and not candidates and trainer.checkpoints_dir is not None:
             candidates = list_checkpoints(trainer.checkpoints_dir)

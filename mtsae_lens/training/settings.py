@@ -53,6 +53,9 @@ class TrainSettings(Settings):
     b_dec_init: BDecInit = "mean"
     """Start of `b_dec`: `mean` takes the mean of the first activations, and `zeros` starts at zero, as in SAELens. In models with outlier
     dimensions, such as Gemma, training that starts at zero collapses."""
+    max_norm_multiple: float | None = Field(10.0, gt=1)
+    """Leave out of the loss positions whose activations are more than this many times as long as the median, as those of attention sinks
+    are. `null` keeps all positions."""
     dead_feature_window: int = Field(300, gt=0)
     """Number of steps without firing after which a feature counts as dead. A third of the run is the maximum."""
     prepend_bos: bool = True

@@ -20,6 +20,7 @@ from sae_lens import SAETrainer, TrainingSAE
 from tqdm.auto import tqdm
 from typing_extensions import override
 
+from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.interruption import Stopped, StopRequest, stop_on_signal
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
@@ -45,6 +46,10 @@ class TrainerOptions:
     """Where the `b_dec` of a fresh SAE starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. An SAE whose `b_dec` is
     not zero keeps it. See `mtsae_lens.training.start`."""
 
+    max_norm_multiple: float | None = MASSIVE
+    """Leave out of the loss positions whose activations are more than this many times as long as the median (attention sinks,
+    `mtsae_lens.data.massive`); None keeps them."""
+
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int = 500
     run_dir: Path | None = None
@@ -53,6 +58,10 @@ class TrainerOptions:
     def __post_init__(self) -> None:
         if self.b_dec_init not in get_args(BDecInit):
             raise ConfigError(f"expected b_dec_init to be one of {', '.join(get_args(BDecInit))}; got {self.b_dec_init!r}")
+        if self.max_norm_multiple is not None and not self.max_norm_multiple > 1:
+            raise ConfigError(
+                f"expected max_norm_multiple above 1, or None to keep all positions; got {self.max_norm_multiple}"
+            )
 
 
 _REMEDY = "lower the learning rate (--lr), or check the activations for NaN or infinity"

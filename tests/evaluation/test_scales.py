@@ -98,3 +98,12 @@ def test_summary() -> None:
     }
     spread = (0.18**0.5 + 0.02**0.5) / 2
     assert found.summary((0, 4)) == pytest.approx(expected | {"spread": spread})
+
+
+def test_massive_positions_take_no_part() -> None:
+    """A few rows that are a thousand times as long would otherwise decide every regression."""
+    clean = [scale_predictivity(linear_sae(), [contexts(0)], [contexts(1)], ridge=1e-9)]
+    h = contexts(0)
+    h[:3, 39] *= 1000  # the last position: no other reads it
+    clean.append(scale_predictivity(linear_sae(activation="relu"), [h], [contexts(1)], ridge=1e-9))
+    torch.testing.assert_close(clean[1].alone[:, :4], clean[0].alone[:, :4], atol=0.01, rtol=0)

@@ -210,3 +210,16 @@ def test_an_sae_of_half_the_run_starts_as_it_was() -> None:
     sae = fit(make_sae(), make_stream(), **(SCHEDULE | {"lr": 1e-3}))
     before = copy.deepcopy(sae.b_dec.data)
     assert torch.equal(fit(sae, make_stream(offset=-3.0), **SCHEDULE).b_dec, before)
+
+
+def test_massive_positions_are_left_out_of_training_unless_asked_for() -> None:
+    def mean_start(**options: Any) -> torch.Tensor:
+        stream = make_stream()
+        stream.h[3, 7] *= 1000
+        return fit(make_sae(), stream, **SCHEDULE, options=TrainerOptions(**options)).b_dec.data
+
+    quiet = fit(make_sae(), make_stream(), **SCHEDULE).b_dec.data
+    assert_close(mean_start(), quiet, rtol=0.05, atol=0.05)
+    assert (mean_start(max_norm_multiple=None) - quiet).norm() > 1
+    with pytest.raises(ConfigError, match=r"expected max_norm_multiple above 1, or None to keep all positions; got 0\.5"):
+        TrainerOptions(max_norm_multiple=0.5)

@@ -1,0 +1,36 @@
+"""Massive activations: positions whose activations are many times as long as all others.
+
+Many language models turn a few tokens (the first of a context, a first delimiter) into attention sinks, and give them activations that are
+tens to hundreds of times as long as the others (Sun et al. 2024, arXiv 2402.17762). Squared error is then an error of these positions: in
+SmolLM2-135M, 6 of 4,032 positions make up 97% of it. So training leaves them out of the loss, and evaluation reports the explained variance
+with and without them.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+MASSIVE = 10.0
+"""A position counts as massive where the norm of its activations is more than this many times the median."""
+
+
+def norm_limit(h: Float[Tensor, "*row d_in"], multiple: float = MASSIVE) -> float:
+    """Compute the norm above which a position counts as massive: `multiple * median(||h||)`.
+
+    Args:
+        h: activations; rows of zeros are masked and do not count.
+        multiple: how many times the median.
+
+    Returns:
+        The limit; infinity where all rows are masked.
+    """
+    norms = h.norm(dim=-1).flatten()
+    norms = norms[norms > 0]
+    return multiple * norms.median().item() if len(norms) else torch.inf
+
+
+def massive_positions(h: Float[Tensor, "*row d_in"], limit: float) -> Bool[Tensor, "*row"]:
+    """Return the positions whose norm is above the limit."""
+    return h.norm(dim=-1) > limit

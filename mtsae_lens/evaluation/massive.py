@@ -1,0 +1,49 @@
+"""Explained variance with massive activations left out (`mtsae_lens.data.massive`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from sae_lens import SAE
+from torch import Tensor
+
+from mtsae_lens.data.massive import massive_positions, norm_limit
+
+
+@torch.no_grad()
+def explain_without_massive(
+    sae: SAE[Any], batches: Iterable[tuple[Float[Tensor, "batch pos *heads d_in"], Bool[Tensor, "batch pos"]]]
+) -> tuple[float, int]:
+    """Compute the explained variance over the positions that are not massive.
+
+        1 - sum_t ||h_t - h'_t||^2 / sum_t ||h_t - mean(h)||^2
+
+    Args:
+        sae: the SAE.
+        batches: activations at its hook, with heads where the hook has them, and which positions count. The first batch sets the norm above
+            which a position is massive.
+
+    Returns:
+        The explained variance (NaN where nothing varies), and the number of massive positions that were left out.
+    """
+    limit, n_massive, n_rows = torch.inf, 0, 0
+    error = torch.zeros((), dtype=torch.float64)
+    squares, total = error.clone(), error.clone()
+    for number, (h, counted) in enumerate(batches):
+        rows = h.flatten(2).float()
+        if number == 0:
+            limit = norm_limit(rows[counted])
+        massive = massive_positions(rows, limit) & counted
+        kept = counted & ~massive
+        out = sae(h.masked_fill(~counted.view(*counted.shape, *(1,) * (h.ndim - 2)), 0.0)).flatten(2).float()
+        x = rows[kept].cpu().double()
+        error += (x - out[kept].cpu().double()).pow(2).sum()
+        squares += x.pow(2).sum()
+        total = total + x.sum(dim=0)
+        n_massive += int(massive.sum())
+        n_rows += len(x)
+    variance = squares - total.pow(2).sum() / max(n_rows, 1)
+    return (float(1 - error / variance) if variance > 0 else float("nan")), n_massive
