@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from sae_lens import HookedSAETransformer
-
 from mtsae_lens.commands.unlearn_report import unlearning_sections, unlearning_summary
 from mtsae_lens.commands.unlearn_settings import UnlearnSettings
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import dtype_name
 from mtsae_lens.data.vocabularies import check_reference
@@ -25,7 +24,7 @@ from mtsae_lens.unlearning.task import check_corpus
 EDIT_FILE = "edit.json"
 
 
-def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: HookedSAETransformer | None) -> tuple[Chosen, UnlearningResult]:
+def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: AnyHookedModel | None) -> tuple[Chosen, UnlearningResult]:
     """Choose an edit on SELECT and TUNE, and measure it on TEST."""
     task = settings.task()
     chosen = choose(lm, task, settings.protocol(), reference)

@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens import HookedSAETransformer
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.packing import Spans
 from mtsae_lens.data.precision import in_float32
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
@@ -56,7 +57,7 @@ def relearn(
     measured: Sequence[TokenTable],
     settings: FinetuneSettings,
     *,
-    weights: HookedSAETransformer | None = None,
+    weights: AnyHookedModel | None = None,
     edit: Edit | None = None,
     hook_while_learning: bool = True,
 ) -> list[RelearningPoint]:
@@ -101,7 +102,7 @@ def relearn(
     ]
 
 
-def _attached(lm: HookedLM, model: HookedSAETransformer, edit: Edit | None, tokens: Tensor) -> AbstractContextManager[Any]:
+def _attached(lm: HookedLM, model: AnyHookedModel, edit: Edit | None, tokens: Tensor) -> AbstractContextManager[Any]:
     return nullcontext() if edit is None else lm.splice.attached(model, edit, lm.masked(tokens))
 
 
@@ -152,11 +153,14 @@ def _shifted(spans: Spans, by: int, lost: int) -> Spans:
 # quantization ---------------------------------------------------------------------------------------------------------
 
 _INPUT_AXES = {"W_Q": (1,), "W_K": (1,), "W_V": (1,), "W_O": (0, 1), "W_in": (0,), "W_gate": (0,), "W_out": (0,)}
-"""Axes of TransformerLens's matrices over which an output channel sums; heads first, where there are any."""
+"""Axes of a `HookedTransformer`'s matrices over which an output channel sums; heads first, where there are any."""
+
+_INPUT_AXIS = {nn.Linear: (1,), Conv1D: (0,)}
+"""The same of the modules of a bridge."""
 
 
 @torch.no_grad()
-def quantize(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
+def quantize(model: AnyHookedModel, n_bits: int) -> AnyHookedModel:
     """Clone a model and round its attention and MLP matrices to the nearest of `2 ** n_bits - 1` values for each output channel.
 
         scale = max |w| / (2 ** (n_bits - 1) - 1),    w' = scale * round(w / scale)
@@ -164,21 +168,38 @@ def quantize(model: HookedSAETransformer, n_bits: int) -> HookedSAETransformer:
     Embeddings, unembedding, biases and norms stay, as is usual. Small changes of weights may vanish in rounding, and what they hid
     comes back (Zhang et al. 2024, arXiv 2410.16454).
 
+    Args:
+        model: a `HookedTransformer` or a bridge; it is left as it is.
+        n_bits: of a rounded value.
+
     Raises:
         ConfigError: fewer than 2 bits.
+        ModelError: no attention or MLP matrix was found, so nothing would be rounded; or as `clone_model`.
     """
     if n_bits < 2:
         raise ConfigError(f"n_bits must be at least 2 (one value on either side of 0); got {n_bits}")
     rounded = clone_model(model)
-    for _, matrix, axes in _matrices(rounded):
+    matrices = list(_matrices(rounded))
+    if not matrices:
+        raise ModelError(
+            f"no attention or MLP matrix was found in {model.cfg.model_name}; quantize knows nn.Linear and Conv1D in its blocks"
+        )
+    for matrix, axes in matrices:
         values = in_float32(matrix)  # in bfloat16 the values themselves would be rounded away from 8 bits
         scale = values.abs().amax(dim=axes, keepdim=True) / (2 ** (n_bits - 1) - 1)
         matrix.copy_(torch.where(scale > 0, (values / scale).round() * scale, 0.0))
     return rounded
 
 
-def _matrices(model: HookedSAETransformer) -> Iterator[tuple[str, Tensor, tuple[int, ...]]]:
+def _matrices(model: AnyHookedModel) -> Iterator[tuple[Tensor, tuple[int, ...]]]:
+    """Yield each matrix of the layers with the axes over which its output channels sum."""
+    if isinstance(model, HookedBridge):
+        for module in model.blocks.modules():
+            axes = next((axes for kind, axes in _INPUT_AXIS.items() if isinstance(module, kind)), None)
+            if axes is not None:
+                yield module.weight, axes
+        return
     for name, parameter in model.named_parameters():
         axes = _INPUT_AXES.get(name.rsplit(".", 1)[-1].lstrip("_"))
         if axes is not None:
-            yield name, parameter, axes
+            yield parameter, axes

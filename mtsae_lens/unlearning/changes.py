@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sae_lens import HookedSAETransformer
-
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.questions import is_question_source, read_wrong_answers
 from mtsae_lens.progress import track
@@ -47,7 +46,7 @@ class Change:
     """A change of a model: an edit (on the clean weights), or other weights, or neither."""
 
     edit: Edit | None = None
-    weights: HookedSAETransformer | None = None
+    weights: AnyHookedModel | None = None
 
     def logits(self, lm: HookedLM) -> Logits:
         """Return the changed model as a function from tokens to logits."""
@@ -139,9 +138,7 @@ def pool_draws(effects: Sequence[EditLoss]) -> RandomControl:
     )
 
 
-def measure_further(
-    lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer | None, seed: int
-) -> FurtherMeasures:
+def measure_further(lm: HookedLM, task: Task, change: Change, reference: AnyHookedModel | None, seed: int) -> FurtherMeasures:
     """Measure on TEST what takes more than one pass over the text.
 
     Args:
@@ -181,7 +178,7 @@ def measure_further(
 
 
 def _truth_ratios(
-    lm: HookedLM, task: Task, change: Change, reference: HookedSAETransformer, forget: TokenTable
+    lm: HookedLM, task: Task, change: Change, reference: AnyHookedModel, forget: TokenTable
 ) -> TruthRatioDistance:
     wrong = read_wrong_answers(task.forget, "test", lm.cutter, len(forget), seed=task.seed)
     return truth_ratio_distance(change.logits(lm), reference, lm.cutter, forget, wrong, lm.batch_size)

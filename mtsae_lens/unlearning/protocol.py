@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from sae_lens import HookedSAETransformer
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import phase, track
@@ -73,7 +73,7 @@ class Chosen:
         return self.candidate.setting
 
 
-def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: HookedSAETransformer | None = None) -> Chosen:
+def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: AnyHookedModel | None = None) -> Chosen:
     """Select features and fit the gate on SELECT; set number, multiplier and the gate's threshold on TUNE.
 
     Among the settings that stay within both budgets: with a reference model that never saw the forget text, the one whose
@@ -103,7 +103,7 @@ def _decide(
     task: Task,
     settings: UnlearningSettings,
     outcomes: Sequence[Outcome],
-    reference: HookedSAETransformer | None,
+    reference: AnyHookedModel | None,
 ) -> int:
     within = within_budgets(outcomes, settings.near_budget, settings.far_budget)
     if not within:
@@ -141,7 +141,7 @@ def measure_on_test(
     task: Task,
     settings: UnlearningSettings,
     chosen: Chosen,
-    reference: HookedSAETransformer | None = None,
+    reference: AnyHookedModel | None = None,
 ) -> EditResult:
     """Measure the chosen edit on TEST text, once, beside its baselines.
 
@@ -180,7 +180,7 @@ def measure_on_test(
     )
 
 
-def _reference_loss(lm: HookedLM, reference: HookedSAETransformer, table: TokenTable) -> float:
+def _reference_loss(lm: HookedLM, reference: AnyHookedModel, table: TokenTable) -> float:
     effect = measure_model(as_logits(reference, lm.cutter), lm.model, lm.cutter, table, lm.batch_size)
     return effect.mean(effect.nll_edited)
 

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from sae_lens import SAE, HookedSAETransformer
+from sae_lens import SAE
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.questions import is_question_source, read_questions
@@ -53,7 +54,7 @@ class BenchmarkSetup:
         return HookedLM(model, Splice(sae), cutter, BATCH_SIZE)
 
     @cached_property
-    def reference(self) -> HookedSAETransformer | None:
+    def reference(self) -> AnyHookedModel | None:
         """The model that never saw what is to be forgotten."""
         if self.reference_name is None:
             return None

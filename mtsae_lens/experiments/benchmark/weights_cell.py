@@ -6,8 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from sae_lens import HookedSAETransformer
-
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.experiments.benchmark.arms import BenchmarkSize
 from mtsae_lens.experiments.benchmark.attack_cell import attack
 from mtsae_lens.experiments.benchmark.cells import MeasuredCorpus, MethodResult, MethodsCell, ReadSetting, ReferenceCell
@@ -62,7 +61,7 @@ def weights_cell(
     return MethodsCell(methods={method: MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)})
 
 
-def _trained(setup: BenchmarkSetup, runs: tuple[Sweep, ...], seed: int) -> Iterator[tuple[Setting, HookedSAETransformer]]:
+def _trained(setup: BenchmarkSetup, runs: tuple[Sweep, ...], seed: int) -> Iterator[tuple[Setting, AnyHookedModel]]:
     forget = setup.training_table(setup.task_of.forget_training)
     retain = [setup.training_table(source) for source in setup.task_of.retain_training]
     for run in runs:

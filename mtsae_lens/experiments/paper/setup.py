@@ -8,10 +8,10 @@ from itertools import islice
 
 import torch
 from jaxtyping import Float, Int
-from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.activations import ActivationReader
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, read_tokens
 from mtsae_lens.data.documents import read_documents
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
@@ -27,7 +27,7 @@ PaperAddress = tuple[str, str, str, int, str]
 class PaperSetup:
     """A loaded model with all that is needed to read its activations on training and held-out text."""
 
-    model: HookedSAETransformer
+    model: AnyHookedModel
     model_name: str
     hook_name: str
     dataset: str

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from sae_lens import HookedSAETransformer
 from torch import Tensor, nn
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
@@ -64,11 +64,11 @@ class Snapshot:
     """A copy of the model with the weights after a step (or, of a loss that negates, less `step` times the updates)."""
 
     step: int
-    model: HookedSAETransformer
+    model: AnyHookedModel
 
 
 def finetune(
-    model: HookedSAETransformer,
+    model: AnyHookedModel,
     loss: UnlearningLoss,
     forget: TokenTable,
     retain: Sequence[TokenTable],
@@ -99,7 +99,7 @@ def finetune(
 
 
 def _finetune(
-    model: HookedSAETransformer,
+    model: AnyHookedModel,
     loss: UnlearningLoss,
     forget: TokenTable,
     retain: Sequence[TokenTable],
@@ -128,7 +128,7 @@ def _finetune(
 
 
 def descend(
-    model: HookedSAETransformer, names: Sequence[str], loss: Callable[[], Float[Tensor, ""]], lr: float, n_steps: int
+    model: AnyHookedModel, names: Sequence[str], loss: Callable[[], Float[Tensor, ""]], lr: float, n_steps: int
 ) -> Iterator[int]:
     """Move the named parameters of a model down the gradient of a loss, in place; yields the number of steps made, from 0 on.
 
@@ -165,7 +165,7 @@ def _set_gradients(parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor
 
 
 @torch.no_grad()
-def _subtracted(model: HookedSAETransformer, learned: HookedSAETransformer, multiples: Sequence[int]) -> Iterator[Snapshot]:
+def _subtracted(model: AnyHookedModel, learned: AnyHookedModel, multiples: Sequence[int]) -> Iterator[Snapshot]:
     """`theta - c * (theta_learned - theta)` for each multiple c."""
     after = dict(learned.named_parameters())
     for multiple in multiples:

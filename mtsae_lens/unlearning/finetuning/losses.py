@@ -8,13 +8,13 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
-from sae_lens import HookedSAETransformer
 from torch import Tensor
 from torch.nn import functional as F
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.unlearning.finetuning.batches import Batch
 
 
@@ -22,8 +22,8 @@ from mtsae_lens.unlearning.finetuning.batches import Batch
 class Step:
     """What a loss is computed from: the model that is trained, the model before, and a batch of each text."""
 
-    model: HookedSAETransformer
-    clean: HookedSAETransformer
+    model: AnyHookedModel
+    clean: AnyHookedModel
     forget: Batch
     retain: Batch | None = None
 
@@ -53,7 +53,7 @@ class UnlearningLoss(Protocol):
         """Whether the change of the weights is to be subtracted instead of added: the loss learns what is to be forgotten."""
         ...
 
-    def trained(self, model: HookedSAETransformer) -> tuple[str, ...]:
+    def trained(self, model: AnyHookedModel) -> tuple[str, ...]:
         """Return the names of the parameters that are trained."""
         ...
 
@@ -62,18 +62,18 @@ class UnlearningLoss(Protocol):
         ...
 
 
-def predictions_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, " counted"]:
+def predictions_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, " counted"]:
     """Compute the negative log-likelihood of each counted token, contexts one after the other."""
     logits = model(batch.tokens, prepend_bos=False, **attention_options(model, batch.padding))[:, :-1]
     return F.cross_entropy(in_float32(logits[batch.counted]), batch.tokens[:, 1:][batch.counted], reduction="none")
 
 
-def mean_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, ""]:
+def mean_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, ""]:
     """Compute the NLL per counted token."""
     return predictions_nll(model, batch).mean()
 
 
-def context_nll(model: HookedSAETransformer, batch: Batch) -> Float[Tensor, " batch"]:
+def context_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, " batch"]:
     """Compute the NLL of each context, summed over its counted tokens: `-log p(y|x)`."""
     nll = predictions_nll(model, batch)
     rows = batch.counted.nonzero()[:, 0]
@@ -87,20 +87,9 @@ class OfAllWeights:
     uses_retain = True
     negates = False
 
-    def trained(self, model: HookedSAETransformer) -> tuple[str, ...]:
+    def trained(self, model: AnyHookedModel) -> tuple[str, ...]:
         """Return the names of all parameters."""
         return tuple(name for name, _ in model.named_parameters())
-
-
-@dataclass(frozen=True)
-class Descent(OfAllWeights):
-    """`NLL_f`: learning, which is what a relearning attack minimizes; the opposite of forgetting."""
-
-    uses_retain = False
-
-    def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute `NLL_f`."""
-        return mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
@@ -216,7 +205,7 @@ class RMU:
     uses_retain = True
     negates = False
 
-    def layer_in(self, model: HookedSAETransformer) -> int:
+    def layer_in(self, model: AnyHookedModel) -> int:
         """Return the layer whose output is misdirected.
 
         Raises:
@@ -227,11 +216,12 @@ class RMU:
             raise ConfigError(f"layer must lie between 0 and {n - 1} in this model; got {self.layer}")
         return n // 2 if self.layer is None else self.layer
 
-    def trained(self, model: HookedSAETransformer) -> tuple[str, ...]:
+    def trained(self, model: AnyHookedModel) -> tuple[str, ...]:
         """Return the names of the parameters of the trained layers."""
         last = self.layer_in(model)
-        starts = tuple(f"blocks.{layer}." for layer in range(max(0, last - self.n_layers + 1), last + 1))
-        return tuple(name for name, _ in model.named_parameters() if name.startswith(starts))
+        layers = [model.blocks[layer] for layer in range(max(0, last - self.n_layers + 1), last + 1)]
+        in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
+        return tuple(name for name, parameter in model.named_parameters() if id(parameter) in in_layers)
 
     def value(self, step: Step) -> Float[Tensor, ""]:
         """Compute the loss."""
@@ -244,10 +234,18 @@ class RMU:
         return (h_f - target).pow(2).mean() + self.retain_weight * F.mse_loss(h_r, h_r_clean)
 
 
-def _activations(model: HookedSAETransformer, batch: Batch, layer: int) -> Float[Tensor, "state d_model"]:
+def _activations(model: AnyHookedModel, batch: Batch, layer: int) -> Float[Tensor, "state d_model"]:
     """Run to a layer and take the residual stream where counted tokens are predicted; not at the first position, alike in every text."""
-    h = model(batch.tokens, prepend_bos=False, stop_at_layer=layer + 1, **attention_options(model, batch.padding))
-    return in_float32(h[:, 1:-1][batch.counted[:, 1:] & ~batch.padding[:, :-2]])
+    seen: list[Tensor] = []
+    name = f"blocks.{layer}.hook_resid_post"
+    options = {"prepend_bos": False, "stop_at_layer": layer + 1} | attention_options(model, batch.padding)
+    # by a hook, because after the last layer `stop_at_layer` of a bridge gives logits
+    model.run_with_hooks(batch.tokens, fwd_hooks=[(name, lambda h, hook: seen.append(h))], **options)
+    if not seen:
+        raise ModelError(
+            f"expected a model that runs {name}, got {model.cfg.model_name}, which does not; give RMU(layer=...) of another layer"
+        )
+    return in_float32(seen[0][:, 1:-1][batch.counted[:, 1:] & ~batch.padding[:, :-2]])
 
 
 def _check_positive(name: str, value: float) -> None:

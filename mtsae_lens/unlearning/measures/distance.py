@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens import HookedSAETransformer
 from scipy import stats
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
@@ -46,7 +46,7 @@ class ReferenceDistance(Record):
 
 
 def distance_to_reference(
-    edited: Logits, reference: HookedSAETransformer, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
+    edited: Logits, reference: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> ReferenceDistance:
     """Measure how far a changed model is from a reference on one corpus.
 
@@ -108,7 +108,7 @@ class TruthRatioDistance(Record):
 
 def truth_ratio_distance(
     edited: Logits,
-    reference: HookedSAETransformer,
+    reference: AnyHookedModel,
     cutter: ContextCutter,
     right: TokenTable,
     wrong: Sequence[TokenTable],

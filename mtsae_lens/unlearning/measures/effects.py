@@ -270,5 +270,6 @@ def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
     tokens = lm.batches(table)[0]
     nothing = FeatureEdit(features=(), multiplier=0.0)
     options = {"prepend_bos": False} | lm.attention_options(tokens)
-    spliced = lm.model.run_with_hooks(tokens, fwd_hooks=[lm.splice.hook(nothing, lm.masked(tokens))], **options)
+    with lm.splice.attached(lm.model, nothing, lm.masked(tokens)):
+        spliced = lm.model(tokens, **options)
     return (spliced - lm.model(tokens, **options)).abs().max().item()

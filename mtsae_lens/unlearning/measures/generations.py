@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
-from sae_lens import HookedSAETransformer
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
@@ -79,7 +79,7 @@ def continue_texts(
     decoding: Decoding,
     *,
     edit: Edit | None = None,
-    model: HookedSAETransformer | None = None,
+    model: AnyHookedModel | None = None,
 ) -> Continuations:
     """Continue the first tokens of every context: the model as it is, with an edit, or another model.
 

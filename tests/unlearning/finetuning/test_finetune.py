@@ -15,7 +15,7 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend, finetune
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, RMU, Amnesiac, Descent, GradientAscent, GradientDifference
+from mtsae_lens.unlearning.finetuning.losses import LOSSES, RMU, Amnesiac, GradientAscent, GradientDifference, mean_nll
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 
 
@@ -95,14 +95,16 @@ def test_forgetting_forgets_and_retaining_retains(tiny_model: Any, cutter: Any, 
 
 def test_amnesiac_subtracts_multiples_of_what_learning_added(tiny_model: Any, cutter: Any, forget: TokenTable) -> None:
     settings = FinetuneSettings(1e-3, 3, 4, snapshots=(1, 5))
-    (learned,) = finetune(tiny_model, Descent(), forget, [], cutter, FinetuneSettings(1e-3, 3, 4))
-    start, after = weights_of(tiny_model), weights_of(learned.model)
+    learned, batches = clone_model(tiny_model), mixed_batches([forget], cutter, 4, settings.seed)
+    for _ in descend(learned, tuple(weights_of(learned)), lambda: mean_nll(learned, next(batches)), lr=1e-3, n_steps=3):
+        pass
+    start, after = weights_of(tiny_model), weights_of(learned)
     for snapshot in finetune(tiny_model, Amnesiac(), forget, [], cutter, settings):
         for name, value in snapshot.model.named_parameters():
             torch.testing.assert_close(value, start[name] - snapshot.step * (after[name] - start[name]))
     (once,) = finetune(tiny_model, Amnesiac(), forget, [], cutter, FinetuneSettings(1e-3, 3, 4))
     assert once.step == 1
-    deltas = [measure_model(as_logits(m), tiny_model, cutter, forget).nll_delta for m in (learned.model, once.model)]
+    deltas = [measure_model(as_logits(m), tiny_model, cutter, forget).nll_delta for m in (learned, once.model)]
     assert deltas[0] < 0 < deltas[1]
 
 

@@ -12,9 +12,9 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.unlearning.attacks import quantize, relearn
 from mtsae_lens.unlearning.finetuning import finetune as module
-from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train, load_weights, save_weights
+from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, Amnesiac, GradientAscent
+from mtsae_lens.unlearning.finetuning.losses import LOSSES, Amnesiac
 
 SMALL_STEPS = FinetuneSettings(lr=1e-6, n_steps=2, batch_size=2)  # far below half the spacing of most weights in bfloat16
 
@@ -27,16 +27,6 @@ def forget(half_lm: Any, sea_file: Path) -> TokenTable:
 @pytest.fixture(scope="module")
 def retain(half_lm: Any, text_file: Path) -> TokenTable:
     return read_tokens(str(text_file), "train", half_lm.cutter, 4)
-
-
-def test_a_clone_to_train_is_the_same_model_in_float32(half_lm: Any, lm: Any) -> None:
-    twin = clone_to_train(half_lm.model)
-    assert twin.cfg.dtype == torch.float32
-    assert half_lm.model.cfg.dtype == torch.bfloat16
-    for weight, expected in zip(twin.parameters(), half_lm.model.parameters(), strict=True):
-        assert torch.equal(weight, expected.float())
-    assert clone_model(half_lm.model).cfg.dtype == torch.bfloat16
-    assert clone_to_train(lm.model).cfg.dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -62,15 +52,6 @@ def test_what_is_subtracted_is_exact(half_lm: Any, forget: TokenTable) -> None:
     change = once.blocks[0].mlp.W_in - start
     assert change.abs().max() > 1e-4
     torch.testing.assert_close(thrice.blocks[0].mlp.W_in - start, 3 * change, atol=1e-6, rtol=0)
-
-
-def test_weights_come_back_in_their_dtype(half_lm: Any, forget: TokenTable, tmp_path: Path) -> None:
-    (snapshot,) = finetune(half_lm.model, GradientAscent(), forget, [], half_lm.cutter, FinetuneSettings(1e-4, 1, 2))
-    for model in (snapshot.model, half_lm.model):
-        save_weights(tmp_path / "w.safetensors", model)
-        loaded = load_weights(tmp_path / "w.safetensors", half_lm.model)
-        assert loaded.cfg.dtype == model.cfg.dtype
-        assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), model.parameters(), strict=True))
 
 
 def test_relearning_through_an_edit(half_lm: Any, forget: TokenTable, retain: TokenTable) -> None:
