@@ -107,7 +107,7 @@ def _full_family(name: str, count: int, quick: int) -> Family:
     job = JOBS[name]
     return Family(
         name=f"disk/{name}",
-        promise="A command on a full disk ends with an error of one line and leaves no half-written file. With space it reaches the same result.",
+        promise="A command on a full disk ends with an error of one line and leaves no partial file. With space it reaches the same result.",
         method="ENOSPC from a random file operation on, or a limit on the size of files; then the same command without the fault",
         trial=partial(fill_disk, job=job),
         count=count,
