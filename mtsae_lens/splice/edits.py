@@ -24,7 +24,7 @@ from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.serialization import Serializable, register
 
-SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
+SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model behaves as before."
 """What every report of an edit says."""
 
 
