@@ -126,7 +126,10 @@ def ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, 
             for name in order
         ],
     )
-    text = f"Every change after the same {settings.n_steps} steps, best first. L0 differs between arms, and more active features explain more variance."
+    text = (
+        f"Every change after the same {settings.n_steps} steps, best first. L0 differs between arms, and more active features explain more "
+        "variance."
+    )
     return Section("Which change matters most?", text, table=table)
 
 

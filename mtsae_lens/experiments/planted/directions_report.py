@@ -75,7 +75,10 @@ _ABLATION_HEADER = [
 def _ablation(title: str, group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     plain = records[next(iter(group))]
     rows = [_row(label, records[label], plain) for label in group]
-    text = f"One change to the default at a time, {len(plain)} seeds. Differences are to the default, paired by planted feature. Higher is better."
+    text = (
+        f"One change to the default at a time, {len(plain)} seeds. Differences to the default are paired by planted feature. Higher is "
+        "better."
+    )
     return Section(title, text, table=Table(_ABLATION_HEADER, rows))
 
 

@@ -208,7 +208,10 @@ def _margin_section(margins: Mapping[str, Mapping[str, FeatureInterval]]) -> Sec
         ],
     )
     n = ", ".join(f"{found.n} {kind} features" for kind, found in first.items())
-    text = f"F1 of MTSAE minus F1 of the other, paired by planted feature (n = {n}). Above 0, MTSAE is better. In parentheses: range over seeds."
+    text = (
+        f"F1 of MTSAE minus F1 of the other, paired by planted feature (n = {n}). Above 0, MTSAE is better. In parentheses: the range "
+        "over seeds."
+    )
     return Section("By how much?", text, table=table)
 
 
@@ -228,7 +231,10 @@ def _strength_section(records: Mapping[str, Sequence[PlantedRecord]], settings: 
         "oracle, one position": curve("oracle", "pointwise"),
         "oracle, context": curve("oracle", "context"),
     }
-    text = "F1 on patterns (higher is better), by the magnitude of their echo. Training rewards reconstruction, and a faint echo contributes little to it."
+    text = (
+        "F1 on patterns (higher is better), by the magnitude of their echo. Training rewards reconstruction, to which a faint echo adds "
+        "little."
+    )
     return Section("How faint may a pattern be?", text, figure=strength_curves(curves, "F1 on TEST"))
 
 
