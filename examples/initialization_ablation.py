@@ -1,7 +1,8 @@
 """Compare initializations and normalizations on a language model: `python examples/initialization_ablation.py [OUT]`.
 
 Trains each variant of the default MTSAE, and SAELens's TopK, on the same stored activations of the embedded model (1,170 steps of 512
-tokens, 1,024 features, L0 32), three seeds each, and prints explained variance and dead features on held-out text. Finished training runs are kept in OUT.
+tokens, 1,024 features, L0 32), three seeds each, and prints explained variance and dead features on held-out text. Finished training
+runs are kept in OUT.
 """
 
 import sys
