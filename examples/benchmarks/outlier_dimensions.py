@@ -4,9 +4,9 @@
 
 There are three streams of planted features (`mtsae_lens.data.planted`): without outliers; with outlier dimensions, which are a few dimensions
 with a huge constant mean and a large variance, as in Gemma (`mtsae_lens.data.outliers`); and with outlier dimensions and 1% of outlier
-tokens, whose activations are ten times as long. MTSAE and TopK are trained in this package, with `b_dec` starting at zero, at the mean and at the geometric
-median. TopK is also trained in SAELens's own trainer. All are trained on the same rows. It takes about three minutes on one core, and the same
-seed gives the same numbers.
+tokens, whose activations are ten times as long. MTSAE and TopK are trained in this package, with `b_dec` starting at zero, at the mean and
+at the geometric median. TopK is also trained in SAELens's own trainer. All are trained on the same rows. It takes about three minutes on one
+core, and the same seed gives the same numbers.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 
 def unlearn(settings: UnlearnSettings) -> None:
-    """Remove a topic from a model by editing features, and compare the edit with random features."""
+    """Suppress what a model knows about a text by editing features, and compare the edit with random features."""
     from mtsae_lens.commands.unlearn import run_unlearn
     from mtsae_lens.commands.unlearn_report import effects_table
 
@@ -68,7 +68,7 @@ def unlearn(settings: UnlearnSettings) -> None:
 
 
 def unlearn_benchmark(settings: BenchmarkSettings) -> None:
-    """Compare ways to unlearn at equal cost: SAEs, a dense direction, fine-tuning and retraining.
+    """Compare ways to unlearn at equal cost: SAEs, a dense direction, finetuning and retraining.
 
     Finished work is kept. Run the same command again to resume.
     """
@@ -88,7 +88,7 @@ def generate(settings: GenerateSettings) -> None:
 
 
 def export(settings: ExportSettings) -> None:
-    """Write an edited model as a Hugging Face folder, with the edit attached or an imitation of it in the weights."""
+    """Write an edited model as a Hugging Face folder, with the edit attached or imitated by changed weights."""
     from mtsae_lens.commands.export import MODEL_FOLDER, comparison_table, run_export
 
     measured = run_export(settings)
@@ -122,7 +122,7 @@ def upload(settings: UploadSettings) -> None:
 
 
 def export_neuronpedia(settings: NeuronpediaSettings) -> None:
-    """Write what `mtsae explore` found as the JSON that Neuronpedia imports."""
+    """Convert the output of `mtsae explore` to the JSON that Neuronpedia imports."""
     from mtsae_lens.commands.neuronpedia import run_export_neuronpedia
 
     n_batches = run_export_neuronpedia(settings)
