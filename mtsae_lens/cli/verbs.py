@@ -109,7 +109,7 @@ def explore(settings: ExploreSettings) -> None:
     facts, page = run_explore(settings)
     fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
     asked = f" (the texts hold no more; {facts['n_tokens_asked']:,} were requested)" if fewer else ""
-    say(f"looked at {facts['n_tokens']:,} tokens{asked}")
+    say(f"read {facts['n_tokens']:,} tokens{asked}")
     say(f"page: {page}")
 
 
@@ -118,7 +118,7 @@ def upload(settings: UploadSettings) -> None:
     from mtsae_lens.commands.upload import run_upload
 
     place = run_upload(settings)
-    say(f"{'written, not sent' if settings.dry_run else 'uploaded'}: {place}")
+    say(f"{'written, not uploaded' if settings.dry_run else 'uploaded'}: {place}")
 
 
 def export_neuronpedia(settings: NeuronpediaSettings) -> None:

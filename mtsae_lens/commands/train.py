@@ -28,7 +28,7 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     return f"{text} Warning: {warning}." if warning else text
 
 
-@stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
+@stopped_with("saved checkpoints are kept; --resume continues from the last one", unless_told=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train an SAE, save it, and write `metrics.json` and `report.html`.

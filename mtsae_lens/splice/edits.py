@@ -302,7 +302,7 @@ class DirectionEdit(Edit):
 
     def describe(self) -> str:
         """Say what the edit does."""
-        return f"{len(self.basis)} directions are taken out of the activations, {1 + self.multiplier:g} times"
+        return f"{len(self.basis)} directions are projected out of the activations, {1 + self.multiplier:g} times"
 
     def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
         """Return the same edit without its gate."""
