@@ -45,7 +45,7 @@ _PROJECTED = """The directions of the edit were projected out of all weights tha
 embeddings, attention and MLP outputs. There is no hook and no gate, so the projection acts everywhere. It equals a projection at
 the hook only if no layer before the hook reads the residual stream."""
 
-_LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps towards the
+_LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps toward the
 model with the edit at its hook, and merged. There is no hook. Finetuning may restore the old behavior."""
 
 
