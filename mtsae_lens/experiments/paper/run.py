@@ -92,5 +92,5 @@ def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     told = "; ".join(about[part] for part in settings.parts)
     lead = f"The paper at {settings.hook_name} of {settings.model} on {settings.text}, {size.n_seeds} seeds: {told}."
     sections = [section for part in parts for section in part.sections]
-    write_report(settings.out, "The paper: repeated, explained, finished", lead, sections, metrics["provenance"])
+    write_report(settings.out, "The paper, checked", lead, sections, metrics["provenance"])
     return metrics, [table for part in parts for table in part.tables]
