@@ -10,8 +10,8 @@ from types import FrameType
 
 from mtsae_lens.errors import TrainingInterrupted
 
-STARTS_ANEW = "what was begun is not finished; the same command starts from the beginning"
-GOES_ON = "what is done is kept; the same command goes on from there"
+STARTS_ANEW = "unfinished work is lost; the same command starts from the beginning"
+GOES_ON = "finished work is kept; the same command resumes"
 
 
 class StopRequest:

@@ -66,7 +66,7 @@ def _run_missing(
                 done[name] = _read_result(paths[name], name)
                 progress.update()
         except TrainingInterrupted as stop:
-            kept = f"{len(done)} of {len(trials)} trials are done and kept in {folder}; the same command goes on from there"
+            kept = f"{len(done)} of {len(trials)} trials are finished and kept in {folder}; the same command resumes"
             raise TrainingInterrupted(stop.signal_number, kept) from stop
     return {name: done[name] for name in trials}
 

@@ -16,6 +16,7 @@ from mtsae_lens.cli import app
 from mtsae_lens.commands.explore import ExploreSettings
 from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.interop.hub import upload_sae
+from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.separation import SEPARATIONS
 from mtsae_lens.splice.edits import EDITS
 from mtsae_lens.splice.gates import GATES
@@ -59,8 +60,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What a page registers is gone after it."""
-    every = (SEPARATIONS, SCORES, EDITS, GATES)
+    """Remove what a page has registered after its test."""
+    every = (SEPARATIONS, SCORES, EDITS, GATES, ACTIVATIONS)
     before = {id(registry): set(registry) for registry in every}
     yield
     for registry in every:

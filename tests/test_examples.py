@@ -42,7 +42,7 @@ def test_there_are_configurations() -> None:
 
 
 def test_the_variants_of_the_ablation_differ_from_the_default_and_can_be_trained() -> None:
-    script = runpy.run_path(str(CONFIGS[0].parents[1] / "initialisation_ablation.py"))
+    script = runpy.run_path(str(CONFIGS[0].parents[1] / "initialization_ablation.py"))
     default = MTTrainingSAEConfig(d_in=8, d_sae=64)
     for name, variant in script["VARIANTS"].items():
         cfg = MTTrainingSAEConfig(d_in=8, d_sae=64, **variant)

@@ -38,7 +38,7 @@ def test_a_trial_that_was_stopped_is_made_again_and_the_others_are_kept(tmp_path
     def stopped() -> dict[str, Any]:
         raise TrainingInterrupted(signal.SIGTERM, "not saved")
 
-    with pytest.raises(TrainingInterrupted, match="1 of 2 trials are done and kept") as caught:
+    with pytest.raises(TrainingInterrupted, match="1 of 2 trials are finished and kept") as caught:
         run_trials(tmp_path, {}, {"x": counting(calls, "x"), "y": stopped}, "test")
     assert caught.value.signal_number == signal.SIGTERM
     results = run_trials(tmp_path, {}, {"x": counting(calls, "x"), "y": counting(calls, "y")}, "test")
@@ -165,7 +165,7 @@ def test_a_signal_stops_the_workers_and_keeps_what_is_done(tmp_path: Path) -> No
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stops, waits = partial(signal_the_parent_once, tmp_path / "x.json"), partial(wait_for, tmp_path / "never")
     trials = {"x": partial(where, 1), "y": stops, "z": waits}
-    with pytest.raises(TrainingInterrupted, match="1 of 3 trials are done and kept") as stopped:
+    with pytest.raises(TrainingInterrupted, match="1 of 3 trials are finished and kept") as stopped:
         run_trials(tmp_path, {}, trials, "test", n_workers=2)
     assert stopped.value.signal_number == signal.SIGTERM
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers

@@ -1,9 +1,9 @@
-"""What exploring an SAE costs: seconds of every part, and peak memory.
+"""Measure what exploring an SAE costs: the seconds of every part, and peak memory.
 
     python examples/benchmarks/exploration.py runs/wide --dataset embedded --split train --n-tokens 1000000
 
-The pass over the text is measured on `--measured-tokens` of it and scaled up, unless these are all; the effects depend on the number of
-features, not on the text, and are measured in full unless `--measured-features` says on how many.
+The pass over the text is measured on `--measured-tokens` tokens, and scaled up to `--n-tokens`. The time of the effects depends on the number
+of features, not on the text. It is measured on all features, or on `--measured-features` of them.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
     effects = Effects(measured["ablation"], record("attribution", 1.0, lambda: attribution(lm, table)).float().cpu())
     texts, bias = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab), get_encoder_biases(lm.sae)
     with TemporaryDirectory() as out:
-        # co-firing features, decoder and neighbours are found here
+        # co-firing features, decoder and nearest directions are found here
         record("features.parquet", 1.0, lambda: write_features(Path(out, "f"), survey, texts, effects))
         attributions = measured["model attribution"]
         record("examples.parquet", 1.0, lambda: write_examples(Path(out, "e"), survey, texts, attributions, bias))

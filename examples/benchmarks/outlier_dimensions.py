@@ -1,11 +1,12 @@
-"""What outlier dimensions do to training, by where `b_dec` starts: explained variance and live features on held-out rows.
+"""Measure how outlier dimensions affect training, by the start of `b_dec`: explained variance and live features on held-out rows.
 
     python examples/benchmarks/outlier_dimensions.py --out runs/outlier_dimensions.json
 
-Planted features (`mtsae_lens.data.planted`) in three streams: as they are; with outlier dimensions, a few with a huge constant mean and a large
-variance, as in Gemma (`mtsae_lens.data.outliers`); and with these and 1% of outlier tokens, whose activations are ten times as long. MTSAE and
-TopK train in this package from zero, from the mean and from the geometric median; SAELens's TopK trains in SAELens's own trainer. All see
-the same rows. About three minutes on one core; the same seed gives the same numbers.
+There are three streams of planted features (`mtsae_lens.data.planted`): without outliers; with outlier dimensions, which are a few dimensions
+with a huge constant mean and a large variance, as in Gemma (`mtsae_lens.data.outliers`); and with outlier dimensions and 1% of outlier
+tokens, whose activations are ten times as long. MTSAE and TopK are trained in this package, with `b_dec` starting at zero, at the mean and
+at the geometric median. TopK is also trained in SAELens's own trainer. All are trained on the same rows. It takes about three minutes on one
+core, and the same seed gives the same numbers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How much cheaper is a sweep of edits than running the whole model for each of them?
+"""Measure how much cheaper a sweep of edits is than running the whole model for each of them.
 
-Naive: for every edit, the whole model with a hook (encode, gate, edit, decode) on every context; the clean model runs for each edit again,
-or once for all. Ours: `edit_losses`, which runs to the hook once, encodes once, reruns the later layers for each edit, and leaves out contexts
-that an edit does not touch. Interleaved repeats in one process; prints median ratios.
+The baseline runs the whole model with a hook (encode, gate, edit, decode) on every context for every edit, and the clean model once for each
+edit or once for all. `edit_losses` runs the model to the hook once, encodes once, reruns only the later layers for each edit, and skips
+contexts that an edit does not change. Repeats are interleaved in one process, and the medians of the ratios are printed.
 
     python examples/benchmarks/unlearning_sweep.py SAE_FOLDER [--repeats 5]
 """

@@ -58,7 +58,7 @@ def evaluate(settings: EvaluateSettings) -> None:
 
 
 def unlearn(settings: UnlearnSettings) -> None:
-    """Remove a topic from a model by editing features, and compare the edit with random features."""
+    """Suppress what a model knows about a text by editing features, and compare the edit with random features."""
     from mtsae_lens.commands.unlearn import run_unlearn
     from mtsae_lens.commands.unlearn_report import effects_table
 
@@ -68,7 +68,7 @@ def unlearn(settings: UnlearnSettings) -> None:
 
 
 def unlearn_benchmark(settings: BenchmarkSettings) -> None:
-    """Compare ways to unlearn at equal cost: SAEs, a dense direction, fine-tuning and retraining.
+    """Compare ways to unlearn at equal cost: SAEs, a dense direction, finetuning and retraining.
 
     Finished work is kept. Run the same command again to resume.
     """
@@ -88,7 +88,7 @@ def generate(settings: GenerateSettings) -> None:
 
 
 def export(settings: ExportSettings) -> None:
-    """Write an edited model as a Hugging Face folder, with the edit attached or an imitation of it in the weights."""
+    """Write an edited model as a Hugging Face folder, with the edit attached or imitated by changed weights."""
     from mtsae_lens.commands.export import MODEL_FOLDER, comparison_table, run_export
 
     measured = run_export(settings)
@@ -109,7 +109,7 @@ def explore(settings: ExploreSettings) -> None:
     facts, page = run_explore(settings)
     fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
     asked = f" (the texts hold no more; {facts['n_tokens_asked']:,} were requested)" if fewer else ""
-    say(f"looked at {facts['n_tokens']:,} tokens{asked}")
+    say(f"read {facts['n_tokens']:,} tokens{asked}")
     say(f"page: {page}")
 
 
@@ -118,11 +118,11 @@ def upload(settings: UploadSettings) -> None:
     from mtsae_lens.commands.upload import run_upload
 
     place = run_upload(settings)
-    say(f"{'written, not sent' if settings.dry_run else 'uploaded'}: {place}")
+    say(f"{'written, not uploaded' if settings.dry_run else 'uploaded'}: {place}")
 
 
 def export_neuronpedia(settings: NeuronpediaSettings) -> None:
-    """Write what `mtsae explore` found as the JSON that Neuronpedia imports."""
+    """Convert the output of `mtsae explore` to the JSON that Neuronpedia imports."""
     from mtsae_lens.commands.neuronpedia import run_export_neuronpedia
 
     n_batches = run_export_neuronpedia(settings)

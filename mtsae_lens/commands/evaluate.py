@@ -32,24 +32,24 @@ METRIC_MEANINGS: dict[str, str] = {
     "explained_variance": "centered R^2 of the reconstruction; 1 is perfect, 0 as good as the mean",
     "explained_variance_without_massive": "the same without the massive_tokens, which outweigh all others",
     "massive_tokens": "tokens whose activations are over ten times as long as the median (attention sinks)",
-    "l0": "features active at a token; the price of the reconstruction",
+    "l0": "mean number of features active at a token; lower is sparser",
     "l1": "sum of feature activations at a token",
     "mse": "squared error summed over dimensions; 0 is perfect",
     "cossim": "cosine of activation and reconstruction; 1 is perfect",
     "ce_loss_score": "share of the model's loss recovered against zero ablation; 1 is perfect, 0 as bad as zeros",
     "ce_loss_without_sae": "the model's own loss, nats per token",
-    "ce_loss_with_sae": "its loss through the reconstruction",
-    "ce_loss_with_ablation": "its loss with the activations set to zero",
-    "kl_div_score": "the same share for KL divergence; 1 is perfect",
-    "kl_div_with_sae": "KL of the model and the model through the reconstruction, nats",
-    "kl_div_with_ablation": "KL of the model and the model with zeros",
+    "ce_loss_with_sae": "the model's loss with the reconstruction in place of the activations, nats per token",
+    "ce_loss_with_ablation": "the model's loss with the activations set to zero, nats per token",
+    "kl_div_score": "share of the KL divergence of zero ablation that the reconstruction avoids; 1 is perfect, 0 as bad as zeros",
+    "kl_div_with_sae": "KL divergence of the predictions with the reconstruction from the model's own, nats per token; 0 is perfect",
+    "kl_div_with_ablation": "KL divergence of the predictions with zero ablation from the model's own, nats per token",
     "l2_ratio": "norm of the reconstruction over norm of the activation; 1 is unbiased",
-    "relative_reconstruction_bias": "shrinkage; 1 is unbiased, below 1 shrinks",
-    "dead_features": "features that fire on none of the n_tokens tokens; 0 is best, and few tokens make it read too high",
-    "always_on_features": "features that fire on over half of the tokens; as many as L0 is a collapsed SAE",
-    "n_features": "features in all",
-    "n_tokens": "tokens measured on",
-    "future_leak": "share of activation that depends on later tokens; 0 is causal",
+    "relative_reconstruction_bias": "scale of the reconstruction; 1 is unbiased, below 1 it is too small",
+    "dead_features": "features that fire on none of the n_tokens tokens; 0 is best, and on few tokens the count is too high",
+    "always_on_features": "features that fire on more than half of the tokens; 0 is best, and a number near L0 means a collapsed SAE",
+    "n_features": "features of the SAE",
+    "n_tokens": "tokens in the measurement",
+    "future_leak": "share of the feature activation that depends on later tokens; 0 is causal",
 }
 
 
@@ -67,7 +67,7 @@ def collapse_warning(measured: Mapping[str, float]) -> str | None:
 
 
 def finite_or_none(measured: Mapping[str, float]) -> dict[str, float | None]:
-    """Return metrics that JSON can hold: 0 / 0 of an SAE that is dead on a text is no number, and becomes None."""
+    """Return metrics that JSON can hold: 0 / 0 of an SAE that is dead on a text is NaN, and becomes None."""
     return {name: value if math.isfinite(value) else None for name, value in measured.items()}
 
 
@@ -75,7 +75,7 @@ def fidelity_summary(measured: Mapping[str, float | None]) -> str:
     """Say in words how much of the activations and of the model's loss an SAE keeps, and how many of its features are dead.
 
     Args:
-        measured: the metrics of one SAE, by the names of `METRIC_MEANINGS`; None where there is no number.
+        measured: the metrics of one SAE, by the names of `METRIC_MEANINGS`; None if a metric is undefined.
     """
 
     def share(name: str) -> str:
@@ -162,10 +162,10 @@ def _scales(
         ],
     )
     text = (
-        f"{len(share):,} features that fire, {n_contexts} contexts at most. R2: how well a feature's activation is predicted "
-        f"linearly from a scale, fitted on SELECT, scored on TEST; all scales together {predictivity['all']:.3f}. "
-        f"The answer differs between features by {predictivity['spread']:.3f} (standard deviation, mean over scales). "
-        "Of what lifts a feature's pre-activation when it fires, context makes up "
-        f"{quantiles['50%']:.1%} for the median feature and {quantiles['90%']:.1%} for one in ten."
+        f"On {len(share):,} features that fire, and at most {n_contexts} contexts of each split. R2: how well a linear model predicts a "
+        "feature's activation from one scale, fitted on SELECT and scored on TEST (higher is better). From all scales it is "
+        f"{predictivity['all']:.3f}. R2 of one scale has a standard deviation of {predictivity['spread']:.3f} over features (mean over "
+        "scales). The lift is what is added to a feature's pre-activation when it fires, beyond the average. The share of context in it is "
+        f"{quantiles['50%']:.1%} for the median feature, and {quantiles['90%']:.1%} or more for one feature in ten."
     )
     return {"predictivity": predictivity, "context_share": quantiles}, Section("What the scales know", text, table=table)

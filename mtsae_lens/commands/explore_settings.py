@@ -19,7 +19,7 @@ class ExploreSettings(Settings):
     out: Path = Path("runs/explore")
     """Folder for the facts about the features and their page."""
     dataset: tuple[str, ...] | None = None
-    """Text to search for examples. Each text is a corpus of its own, and `selectivity` compares the first with the others. By default it is
+    """Text to search for examples. Each text is a separate corpus, and `selectivity` compares the first with the others. By default it is
     the dataset that the SAE was trained on."""
     split: Split = "select"
     """Split of the text to read. Choosing features on `test` would spoil the final measurement, which reads that split once. Use `train` if

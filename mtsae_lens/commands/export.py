@@ -41,22 +41,22 @@ from mtsae_lens.unlearning.task import check_corpus
 
 MODEL_FOLDER = "model"
 
-_PROJECTED = """What the edit's directions span was projected out of all that is written to the residual stream before the hook:
-embeddings, attention and MLP outputs. There is no hook and no gate; the projection is always on. It equals a projection at
-the hook only where no layer before the hook reads the stream."""
+_PROJECTED = """The directions of the edit were projected out of all weights that write to the residual stream before the hook:
+embeddings, attention and MLP outputs. There is no hook and no gate, so the projection acts everywhere. It equals a projection at
+the hook only if no layer before the hook reads the residual stream."""
 
-_LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps towards the
-model with the edit at its hook, and merged. There is no hook. Weights tuned away from a behavior may be tuned back to it."""
+_LOW_RANK = """Every matrix from the hook's layer on was changed by a product of rank {rank}, trained for {n_steps} steps toward the
+model with the edit at its hook, and merged. There is no hook. Finetuning may restore the old behavior."""
 
 
 _CAVEATS = {
     "hooked": SUPPRESSION,
-    "projected": "The projection is always on: no gate spares the text to keep. Weights can be tuned back.",
-    "low-rank": "No hook and no gate: weights imitate the edit. Weights tuned away from a behavior may be tuned back to it.",
+    "projected": "The projection acts everywhere: no gate spares the text to keep. Finetuning can restore the weights.",
+    "low-rank": "There is no hook and no gate: changed weights imitate the edit. Finetuning may restore the old behavior.",
 }
 _COMPARED = (
-    "On TEST, change of the loss in nats per counted token against the clean model (forget text: higher is more forgetting; other text: 0 is "
-    "best), and KL of the exported model's predictions from those with the edit at its hook (0: the same)."
+    "Nats added per counted token to the loss of the clean model on TEST (forget text: higher is more forgetting; other text: 0 is best), "
+    "and the KL divergence of the exported model's predictions from those with the edit at its hook (0 is best)."
 )
 
 
@@ -116,7 +116,7 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
         "provenance": made,
     }
     write_metrics(settings.out, measured)
-    sections = [Section("Beside the edit at its hook", _COMPARED, comparison_table(measured))] if comparison else []
+    sections = [Section("Comparison with the edit at its hook", _COMPARED, comparison_table(measured))] if comparison else []
     write_report(settings.out, "Export", f"{shorten(str(settings.edit))} as a model, {settings.form}. {caveat}", sections, made)
     return measured
 

@@ -19,18 +19,18 @@ class ExportSettings(Settings):
     sae: Path
     """Folder of the trained SAE that the edit was made with, or `hub:OWNER/NAME:SAE_ID`."""
     edit: Path
-    """Edit to export: an `edit.json` that `mtsae unlearn` wrote."""
+    """Edit to export: an `edit.json` from `mtsae unlearn` or `save_edit`."""
     out: Path = Path("runs/export")
     """Folder for the exported model, its comparison and its report."""
     form: Form = "hooked"
     """Form of the exported model. `hooked` attaches the edit with a stand-alone loader. `projected` removes the directions of the edit from
-    the weights. `low-rank` tunes the weights toward the edited model."""
+    the weights. `low-rank` finetunes the weights toward the edited model."""
     forget: str | None = None
     """Text that the edit forgets. The export is measured on it, and `low-rank` trains on it too."""
     retain: tuple[str, ...] = ()
-    """Text to keep, far from the forget text. The export is measured on it, and `low-rank` trains on it too."""
+    """Unrelated text to keep. The export is measured on it, and `low-rank` trains on it too."""
     near: tuple[str, ...] = ()
-    """Text to keep, near the forget text. The export is measured on it, and `low-rank` trains on it too."""
+    """Text to keep that resembles the forget text. The export is measured on it, and `low-rank` trains on it too."""
     model: str | None = None
     """Language model to edit. By default it is the one that the SAE was trained on."""
     dtype: Dtype | None = None

@@ -16,7 +16,7 @@ class GenerateSettings(Settings):
     sae: Path
     """Folder of the trained SAE that the edit was made with, or `hub:OWNER/NAME:SAE_ID`."""
     edit: Path
-    """Edit to apply: an `edit.json` that `mtsae unlearn` wrote."""
+    """Edit to apply: an `edit.json` from `mtsae unlearn` or `save_edit`."""
     prompt: str
     """Text to continue."""
     model: str | None = None

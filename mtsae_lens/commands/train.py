@@ -21,14 +21,14 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     if "sparsity/never_fired" not in final:
         return ""  # a log from before these were counted
     text = (
-        f"In the whole run {final['sparsity/never_fired']:,} of {d_sae:,} features never fired; {final['sparsity/dead_features']:,} did not "
-        f"fire of late (dead); {final['sparsity/always_on']:,} fired on over half of the tokens of the last batch."
+        f"Of {d_sae:,} features, {final['sparsity/never_fired']:,} never fired in the whole run, {final['sparsity/dead_features']:,} did "
+        f"not fire within the dead-feature window, and {final['sparsity/always_on']:,} fired on more than half of the tokens of the last batch."
     )
     warning = logged_counts(final, d_sae).warning
     return f"{text} Warning: {warning}." if warning else text
 
 
-@stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
+@stopped_with("saved checkpoints are kept; --resume continues from the last one", unless_told=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train an SAE, save it, and write `metrics.json` and `report.html`.
@@ -62,7 +62,7 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
         )
     ]
     if isinstance(sae.cfg, MTTrainingSAEConfig):
-        text = "Which time scales the encoder came to use."
+        text = "Which time scales does the encoder use? The norm of the encoder rows of each scale, over training."
         metrics["dilations"] = sae.dilations if isinstance(sae, MTTrainingSAE) else list(sae.cfg.dilations)
         sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))
     write_metrics(settings.out, metrics)

@@ -27,8 +27,8 @@ def effects_table(measured: EditResult) -> Table:
         "KL",
         "gate open",
         "random features",
-        "zero",
-        "clamp, no gate",
+        "zero, no gate",
+        "edit, no gate",
     ]
     rows = []
     for name, row in measured.corpora.items():
@@ -73,13 +73,11 @@ def measures_table(measured: EditResult) -> Table:
 
 
 _MEASURES = (
-    "Perplexity: on forget text higher is more forgetting, on other text no change is best. Top-1 agreement: share "
-    "of tokens whose likeliest token "
-    "stayed (1 if nothing changed). Exact memorization: share of tokens that the edited model predicts exactly "
-    "(a model that never saw the text still predicts its commoner tokens: the goal is its value, not 0). "
-    "Extraction strength: share of a text that greedy decoding gives from what is before it (0 to 1). Exact recall: "
-    "share of texts, or of questions, given whole. "
-    "Of the last three, on forget text lower is more forgetting."
+    "On text to keep, no change is best for all measures. On forget text: Perplexity, before -> after: higher is more forgetting. Top-1 "
+    "agreement: share of positions at which the most likely token is the same as before (1: no change). Exact memorization: share of "
+    "tokens that the edited model predicts exactly; the goal is not 0 but the value of a model that never saw the text, which still "
+    "predicts common tokens. Extraction strength: share of a text that greedy decoding gives from the part before it; lower is more "
+    "forgetting. Exact recall: share of texts, or of questions, that greedy decoding gives completely; lower is more forgetting."
 )
 
 
@@ -94,7 +92,7 @@ def quality_table(measured: EditResult) -> Table:
             rows.append([f"gate open, {name} positions", "lower", "", f"{other.false_positives.positions:.4f}"])
             rows.append([f"AUROC of the gate's score, against {name}", "higher", "0.5", f"{other.by_position[0].auroc:.3f}"])
     if measured.reference is not None:
-        rows.append(["loss less the reference's, nats per token", "0", "", f"{measured.reference.nll_gap:+.3f}"])
+        rows.append(["loss minus the reference's, nats per token", "0", "", f"{measured.reference.nll_gap:+.3f}"])
         rows.append(["KS of losses per document, against the reference", "0", "", f"{measured.reference.documents.ks:.3f}"])
     if measured.truth_ratio is not None:
         rows.append(["KS of truth ratios, against the reference", "0", "", f"{measured.truth_ratio.questions.ks:.3f}"])
@@ -122,7 +120,7 @@ def _counted(measured: EditResult) -> str:
 
 
 def unlearning_summary(measured: UnlearningResult) -> str:
-    """Say in words what was forgotten, how far away a model that never saw it is, and what other text lost."""
+    """Say in words how much was forgotten, how much a model that never saw the text would add, and what the edit costs on other text."""
     row = measured.corpora[measured.forget]
     said = (
         f"Unlearned: editing {measured.chosen.n_features} features adds {row.nll_delta:+.3f} nats per token to the loss on "
@@ -131,20 +129,20 @@ def unlearning_summary(measured: UnlearningResult) -> str:
     )
     if row.nll_reference is not None:
         goal = row.nll_reference - row.nll_clean
-        share = f", so the edit goes {row.nll_delta / goal:.0%} of the way" if goal > 0 else ""
-        said += f", and a model that never saw it is {goal:+.3f} away{share}"
-    return f"{said}. Price: {_price(measured)}."
+        share = f", so the edit reaches {row.nll_delta / goal:.0%} of that" if goal > 0 else ""
+        said += f". A model that never saw the text has {goal:+.3f}{share}"
+    return f"{said}. Cost: {_cost(measured)}."
 
 
-def _price(measured: EditResult) -> str:
-    """Name the near text and the far text that lost most, and what they lost."""
-    prices = []
+def _cost(measured: EditResult) -> str:
+    """Name the near text and the far text whose loss rises most, and by how much it rises."""
+    costs = []
     for role in ("near", "far"):
         deltas = {name: row.nll_delta for name, row in measured.corpora.items() if row.role == role}
         if deltas:
             worst = max(deltas, key=lambda name: deltas[name])
-            prices.append(f"{deltas[worst]:+.4f} nats on the {role} text that loses most ({worst})")
-    return ", ".join(prices) or "not measured"
+            costs.append(f"{deltas[worst]:+.4f} nats on the {role} text whose loss rises most ({worst})")
+    return ", ".join(costs) or "not measured"
 
 
 def unlearning_sections(measured: UnlearningResult, budgets: Mapping[str, float]) -> list[Section]:
@@ -158,26 +156,32 @@ def unlearning_sections(measured: UnlearningResult, budgets: Mapping[str, float]
     strength = "" if chosen.multiplier is None else f", m = {chosen.multiplier:g}"
     control = next(iter(measured.random_control.values()))
     text = (
-        f"{chosen.n_features} features, {chosen.edit}{strength}, where the gate is open; chosen on SELECT and TUNE, "
-        "measured once on TEST. Change in nats per token against the clean model; intervals resample documents. Random: "
-        f"{control.n_draws} draws of features matched in firing rate and strength, same gate and multiplier. Identity without an edit: "
-        f"logits within {measured.identity_error:.1e}. {SUPPRESSION}"
+        f"The edit: {chosen.n_features} features, {chosen.edit}{strength}, where the gate is open. It was chosen on SELECT and TUNE, and "
+        "measured once on TEST. Change: nats added per token to the loss of the clean model; intervals resample documents. On forget text "
+        "more is more forgetting, up to the reference; on other text 0 is best. Random features: mean of "
+        f"{control.n_draws} draws of features with the same firing rate and strength, edited in the same way behind the same gate. Without an "
+        f"edit, the splice changes the logits by at most {measured.identity_error:.1e}. {SUPPRESSION}"
     )
     methods = {
-        "gated clamp": {name: row.change for name, row in measured.corpora.items()},
+        "the edit": {name: row.change for name, row in measured.corpora.items()},
         "matched random features": {name: row.change for name, row in measured.random_control.items()},
-        "zero ablation": {name: row.change for name, row in measured.baselines["zero"].items()},
+        "zero ablation, no gate": {name: row.change for name, row in measured.baselines["zero"].items()},
     }
-    sweep_text = "Each point is a choice of features, a multiplier and a gate; dashed lines are the budgets. Cost is on a logarithmic axis."
+    sweep_text = (
+        "Each point is one choice of features, multiplier and gate. Up is more forgetting, and left is less cost, on a logarithmic axis. "
+        "Dashed lines are the budgets."
+    )
     sections = [
         Section("Unlearning", text, table=effects_table(measured), figure=effect_bars(methods, [measured.forget])),
         Section("What else changed", _MEASURES, table=measures_table(measured)),
         Section(
-            "Gate, generations, reference", f"Greedy text; before -> after. {_counted(measured)}", table=quality_table(measured)
+            "Gate, generations, reference",
+            f"Generated text is greedy; values are before -> after. {_counted(measured)}",
+            table=quality_table(measured),
         ),
     ]
     if measured.samples:
-        lead = "Starts of held-out texts, continued greedily without the edit and with it."
+        lead = "Beginnings of held-out texts, continued greedily without and with the edit."
         sections.append(Section(BEFORE_AND_AFTER, lead, html=sample_table(measured.samples)))
     sections.append(Section("What was tried on TUNE", sweep_text, figure=sweep_scatter(measured.tune_sweep, budgets)))
     return sections

@@ -26,40 +26,41 @@ class UnlearnSettings(Settings):
     forget: str
     """Text to forget: an embedded domain, a file or a folder."""
     retain: tuple[str, ...] = Field(min_length=1)
-    """Text to keep, far from the forget text."""
+    """Unrelated text to keep. Features are chosen, the gate is fitted and the edit is tuned to spare it."""
     near: tuple[str, ...] = ()
-    """Text to keep, near the forget text. Only the gate spares it."""
+    """Text to keep that resembles the forget text. The gate is fitted and the edit is tuned to spare it. Features are chosen without it, unless
+    an edit without a gate is tried too."""
     neutral: tuple[str, ...] = ()
-    """Text that is only measured. Nothing is chosen to spare it."""
+    """Text that is measured in the end only. Nothing is chosen to spare it."""
     reference: str | None = None
-    """Language model that never saw the forget text, such as `embedded-retrained`. With a reference, the edit aims at its loss and not
-    beyond."""
+    """Language model that never saw the forget text, such as `embedded-retrained`. With a reference, the edit whose loss is nearest to its
+    loss is chosen. Without one, the edit that adds the most loss is chosen."""
     model: str | None = None
     """Language model to edit. By default it is the one that the SAE was trained on."""
     dtype: Dtype | None = None
     """Dtype of the language model and the reference. By default it is the same as when the SAE was trained."""
     scores: tuple[str, ...] = Field(("frequency_difference", "frequency_ratio"), min_length=1)
-    """Score to rank features by, such as `frequency_ratio` or `fisher_attribution`, or one that you registered."""
+    """Score to rank features by, such as `frequency_ratio` or `fisher_attribution`, or one that you registered. Every score is tried."""
     n_features: tuple[int, ...] = Field((8, 32, 128), min_length=1)
     """Number of features to edit. Every number is tried."""
     edits: tuple[str, ...] = Field(("scale",), min_length=1)
     """Kind of edit to apply to the features, such as `scale` or `clamp`. Every kind is tried."""
     multipliers: tuple[float, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
-    """Strength of the edit. 0 is the weakest that removes a feature. Every strength is tried."""
+    """Strength of the edit: 0 sets a feature to zero, and more pushes it below zero. Every strength is tried."""
     false_positive_rates: tuple[float | None, ...] = Field((0.01, 0.05), min_length=1)
-    """Share of retain positions at which the gate may open by mistake. `null` is an edit without a gate. Every share is tried."""
+    """Share of the positions of text to keep at which the gate may open by mistake. `null` is an edit without a gate. Every share is tried."""
     scales: tuple[int, ...] = ()
     """Dilation of an MTSAE. If given, only features that the given dilations drive are edited."""
     min_scale_share: float = Field(0.5, gt=0, le=1)
-    """Smallest share of a feature's pre-activation that the given dilations must provide."""
+    """Smallest share of the lift of a feature's pre-activation that the dilations in `scales` must provide."""
     far_budget: float = 0.05
-    """Nats per token that any far text may lose on TUNE."""
+    """Highest rise of the loss on any far text (`retain`) that an edit may cause on TUNE, in nats per token."""
     near_budget: float = 0.1
-    """Nats per token that any near text may lose on TUNE."""
+    """Highest rise of the loss on any near text that an edit may cause on TUNE, in nats per token."""
     min_ratio: float = 5.0
     """How many times more often a feature must fire on the forget text than on each far text, for the score `frequency_ratio`."""
     n_random_draws: int = Field(20, gt=0)
-    """Number of random sets of matched features that serve as a control."""
+    """Number of sets of random features, matched in firing rate and strength, that are edited as a control."""
     contexts_per_split: int = Field(64, gt=0)
     """Maximum number of contexts to read from each split of each text."""
     batch_size: int = Field(16, gt=0)

@@ -113,7 +113,7 @@ def _write_report(
     logs = {name: read_log(settings.training(name).out / "training_log.jsonl") for name in ARCHITECTURES}
     fidelity_text = (
         f"SAELens's run_evals on {metrics['fidelity'][ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
-        "rows of the same sequences, mixed alike, with the same width, L0, steps and schedule."
+        "rows in the same order, with the same width, L0, steps and schedule."
     )
     unlearning = settings.unlearning()
     budgets = {"near": unlearning.near_budget, "far": unlearning.far_budget}
@@ -122,14 +122,14 @@ def _write_report(
         *unlearning_sections(measured, budgets),
         Section(
             _EDITED,
-            f"Where they fire most in held-out text of {settings.forget}; darker is stronger, the frame marks the peak.",
+            f"The places in held-out text of {settings.forget} where they fire most. Darker is stronger, and the frame marks the peak.",
             html=feature_cards(edited),
         ),
         *([_exploration_section(explored)] if explored else []),
         Section("Training", "Measured on training batches, masked positions left out.", figure=training_curves(logs)),
         Section(
             "Time scales",
-            "How much weight the encoder gives each dilation.",
+            "Norm of the encoder rows of each dilation, over training: how much weight the encoder gives it.",
             figure=scale_curves(logs[ARCHITECTURE], config.dilations),
         ),
     ]
@@ -149,11 +149,11 @@ def _summary(
     places: Mapping[str, str],
     explored: dict[str, Any] | None,
 ) -> list[str]:
-    """Say what was trained and how good it is, what was unlearned and at which price, and where to look next."""
+    """Say what was trained and how good it is, what was unlearned and at what cost, and where to look next."""
     own, baseline = (fidelity[name] for name in ARCHITECTURES)
     beside = baseline["explained_variance"]
     trained = (
-        f"Trained: an MTSAE on {settings.training_tokens:,} tokens; it {fidelity_summary(own)}. A TopK SAE trained alike explains "
+        f"Trained: an MTSAE on {settings.training_tokens:,} tokens. It {fidelity_summary(own)}. A TopK SAE with the same training explains "
         f"{'an unknown share' if beside is None else f'{beside:.1%}'}."
     )
     links = [Markup('the <a href="#{}">features that were edited</a>').format(places[_EDITED])]
@@ -175,7 +175,7 @@ def _shared_path(out: Path) -> Path:
 def _exploration_section(explored: dict[str, Any]) -> Section:
     link = Markup('<p><a href="explore/{}">All {:,} features</a></p>').format(INDEX_FILE, explored["d_sae"])
     text = (
-        f"Where each fires, on {explored['n_tokens']:,} tokens of {len(explored['corpora'])} texts; which scale and which earlier tokens "
-        "drive it; what it writes; what the model loses without it."
+        f"For each feature, from {explored['n_tokens']:,} tokens of {len(explored['corpora'])} texts: where it fires, which scale and which "
+        "earlier tokens drive it, which tokens it promotes, and what the model loses without it."
     )
-    return Section("Every feature", text, html=link)
+    return Section("All features", text, html=link)

@@ -32,9 +32,9 @@ class DemoSettings(Settings):
     forget: str = "kjv"
     """Embedded text to forget."""
     near: tuple[str, ...] = ("milton", "shakespeare")
-    """Text to keep, near the forget text."""
+    """Text to keep that resembles the forget text."""
     retain: tuple[str, ...] = ("sotu", "austen", "factbook", "pydocs")
-    """Text to keep, far from the forget text."""
+    """Unrelated text to keep."""
     contexts_per_split: int = Field(64, gt=0)
     """Maximum number of contexts to read from each split of each text for unlearning."""
     n_explored_tokens: int = Field(100_000, ge=0)

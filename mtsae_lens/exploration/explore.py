@@ -106,7 +106,7 @@ def _explore(
         check_checksums(out, remedy)
         return content
     create_folder(state)
-    with stopped_with(f"finished work is kept in {state}; the same command goes on from there"):
+    with stopped_with(f"finished work is kept in {state}; the same command resumes"):
         survey = _pass_over_text(lm, corpora, plan, state)
         effects, attributions = _measure(lm, corpora, survey, state)
         texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)

@@ -70,7 +70,7 @@ function render({ model, el }) {
     const bias = found.bias === null ? "" : `, bias ${found.bias.toFixed(2)}`;
     drivers.append(element("div", "", `feature ${found.feature}: pre-activation ${found.hidden_pre.toFixed(2)}${bias}`));
     if (found.scales.length) drivers.append(bars("by scale", found.scales), bars("by offset", found.offsets));
-    else drivers.append(element("div", "", "this SAE reads one position, so it has no scales and offsets"));
+    else drivers.append(element("div", "", "this SAE reads one position, so it has no time scales and reads no earlier tokens"));
   }
   for (const name of ["text", "feature", "position", "tokens", "activations", "strongest", "contributions", "error"]) model.on(`change:${name}`, draw);
   draw();

@@ -37,8 +37,8 @@ def model_card(
     parts = [
         "---\nlibrary_name: transformers\ntags: [unlearning, sparse-autoencoder]\n---",
         f"# {title}",
-        f"Base model: {escape_markdown(name)}; its licence holds here too. Hook: {code_span(hook_name)}. Edit: {describe_edit(edit)}",
+        f"Base model: {escape_markdown(name)}; its license applies here too. Hook: {code_span(hook_name)}. Edit: {describe_edit(edit)}",
         *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
-        "## Where it came from\n\n```json\n" + json.dumps(shorten_settings(provenance or {}), indent=1) + "\n```",
+        "## How it was made\n\n```json\n" + json.dumps(shorten_settings(provenance or {}), indent=1) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"

@@ -33,7 +33,7 @@ LOADER_FILE = "edited_model.py"
 CHECKED_FILES = ("**/*.safetensors", "**/*.json")
 """Files of an exported model whose SHA-256 is recorded: all that its numbers depend on."""
 
-_LOADING = """Needs torch, transformers and safetensors. From inside this folder, or with it on the Python path:
+_LOADING = """The loader needs torch, transformers and safetensors. Run this inside this folder, or with the folder on the Python path:
 
 ```python
 from edited_model import load_edited
@@ -44,8 +44,8 @@ model = load_edited(".")  # a transformers model; generate() works, with the KV 
 `AutoModelForCausalLM.from_pretrained` on this folder gives the model **without** the edit."""
 
 _FILES = """`model.safetensors`, config and tokenizer: the base model, unchanged. `edit.json`: the edit. `hook/`: the encoder that it reads,
-reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model.py`: the loader. `SHA256SUMS`: what the loader
-compares the files with; so does `sha256sum --check SHA256SUMS`."""
+reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model.py`: the loader. `SHA256SUMS`: the digests
+that the loader checks; `sha256sum --check SHA256SUMS` checks them too."""
 
 
 def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance: dict[str, Any] | None = None) -> float:

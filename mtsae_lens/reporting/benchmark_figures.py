@@ -70,7 +70,7 @@ def cost_curves(curves: Mapping[str, Sequence[CostPoint]], reference: float | No
         figure.add_hline(y=reference, line_dash="dash", line_color=_REFERENCE, annotation_text="never saw the text")
     figure.update_layout(
         height=480,
-        xaxis_title=f"nats added to {cost}-retain text",
+        xaxis_title=f"nats added to {cost} text",
         yaxis_title="nats added to forget text",
         legend={"orientation": "h", "y": -0.2},
     )

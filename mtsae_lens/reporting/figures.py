@@ -140,7 +140,7 @@ def sweep_scatter(sweep: Sequence[TriedSetting], budgets: Mapping[str, float]) -
             x=[max(cost, LEAST_COST) if math.isfinite(cost) else None for cost in costs],
             y=[tried.forget if math.isfinite(tried.forget) else None for tried in sweep],
             mode="markers",
-            name=f"worst {role}-retain",
+            name=f"{role} text whose loss rises most",
             text=[f"{_setting(tried)}<br>{role} {cost}" for tried, cost in zip(sweep, costs, strict=True)],
             marker={"color": PALETTE[number], "size": 9},
         )

@@ -24,7 +24,7 @@ from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.serialization import Serializable, register
 
-SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model is what it was."
+SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model behaves as before."
 """What every report of an edit says."""
 
 
@@ -302,7 +302,7 @@ class DirectionEdit(Edit):
 
     def describe(self) -> str:
         """Say what the edit does."""
-        return f"{len(self.basis)} directions are taken out of the activations, {1 + self.multiplier:g} times"
+        return f"{len(self.basis)} directions are projected out of the activations, {1 + self.multiplier:g} times"
 
     def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
         """Return the same edit without its gate."""

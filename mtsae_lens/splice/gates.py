@@ -103,7 +103,7 @@ class AlwaysOpen(Gate):
 
     def describe(self) -> str:
         """Say where the gate is open."""
-        return "everywhere but at special tokens and at the first token"
+        return "everywhere except at special tokens and at the first token"
 
 
 @register_gate("feature_active")

@@ -36,7 +36,7 @@ def test_explore(explore: Any, tmp_path: Path, text_file: Path, sea_file: Path, 
     outcome = explore("--dataset", text_file, "--dataset", sea_file, "--split", "train")
     assert outcome.code == 0, outcome.err
     page = tmp_path / "out" / "index.html"
-    assert outcome.out.splitlines()[-2:] == ["looked at 310 tokens", f"page: {page}"]
+    assert outcome.out.splitlines()[-2:] == ["read 310 tokens", f"page: {page}"]
     assert page.is_file()
     facts = Exploration.open(tmp_path / "out")
     assert [corpus["name"] for corpus in facts.about["corpora"]] == [f".../{text_file.name}", f".../{sea_file.name}"]
@@ -94,7 +94,7 @@ def test_stopped_and_carried_on(explore: Any, tmp_path: Path, monkeypatch: pytes
         patch.setattr(Survey, "add", stopping)
         outcome = explore()
     assert outcome.code == 130
-    assert "the same command goes on from there" in outcome.err
+    assert "the same command resumes" in outcome.err
     assert not (tmp_path / "out" / "explore.json").exists()
     assert explore().code == 0
     assert not (tmp_path / "out" / "state").exists()

@@ -64,13 +64,13 @@ def test_effects(content: dict[str, Any], measured: EditResult) -> None:
         "KL": "1.500",
         "gate open": "160.0%",
         "random features": "+0.310",
-        "zero": "+0.410",
-        "clamp, no gate": "+0.510",
+        "zero, no gate": "+0.410",
+        "edit, no gate": "+0.510",
         "reference": "+5.000",  # less the clean model's loss
         "tokens": 100,
         "documents": 7,
     }
-    assert (far["random features"], far["zero"], far["clamp, no gate"], far["reference"]) == (
+    assert (far["random features"], far["zero, no gate"], far["edit, no gate"], far["reference"]) == (
         "+1.310",
         "+1.410",
         "+1.510",
@@ -92,7 +92,7 @@ def test_quality(measured: EditResult) -> None:
         "gate open, forget positions": ("", "0.710"),
         "gate open, sotu positions": ("", "0.0100"),
         "AUROC of the gate's score, against sotu": ("0.5", "0.810"),
-        "loss less the reference's, nats per token": ("", "-0.210"),
+        "loss minus the reference's, nats per token": ("", "-0.210"),
         "KS of losses per document, against the reference": ("", "0.220"),
         "KS of truth ratios, against the reference": ("", "0.230"),
         "distinct 2-grams of text after kjv": ("", "0.91 -> 0.92"),

@@ -62,7 +62,7 @@ def test_the_hooked_form(export: Callable[..., Any], texts: tuple[Any, ...], lm:
     assert set(metrics) == {"form", "caveat", "comparison", "numbers", "provenance"}
     report = (tmp_path / "out" / "report.html").read_text()
     assert metrics["caveat"] in report
-    assert "Beside the edit at its hook" in report
+    assert "Comparison with the edit at its hook" in report
     assert [row["role"] for row in metrics["comparison"].values()] == ["forget", "near", "far"]
     for row in metrics["comparison"].values():
         assert row["exported"]["nll_delta"] == pytest.approx(row["hook"]["nll_delta"], abs=1e-5)

@@ -119,7 +119,7 @@ FAMILIES = [
     ),
     Family(
         name="input/fit",
-        promise="Training on what nothing can be learned from ends in one line; weights are finite.",
+        promise="Training on activations that nothing can be learned from ends with an error of one line. Weights are always finite.",
         method="the same values in training of five architectures",
         trial=trained,
         count=400,

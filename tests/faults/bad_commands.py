@@ -119,7 +119,7 @@ def _prepare(workplace: Workplace) -> Any:
 
 
 def _family(name: str, trial: Any, method: str, count: int, quick: int) -> Family:
-    promise = "Whatever is typed, the command works, prints its usage, or is refused in one line; nothing hangs."
+    promise = "Any command line works, prints its usage, or is refused in one line. Nothing hangs."
     return Family(
         name, promise, method, trial, count, quick, injects=False, prepare=_prepare, seconds=_SECONDS + 5, per_process=20
     )

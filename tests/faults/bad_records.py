@@ -136,6 +136,6 @@ def _family(name: str, trial: Any, method: str, count: int) -> Family:
 
 
 FAMILIES = [
-    _family("input/edit", edit_record, "one or two odd values in `edit.json`, then loaded and applied", 1500),
-    _family("input/cfg", sae_record, "one or two odd values in `cfg.json`, then opened and put to use", 1000),
+    _family("input/edit", edit_record, "one or two odd values in `edit.json`, which is then loaded and applied", 1500),
+    _family("input/cfg", sae_record, "one or two odd values in `cfg.json`; the SAE is then opened and used", 1000),
 ]

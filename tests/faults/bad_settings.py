@@ -132,6 +132,6 @@ def _family(name: str, trial: Any, method: str, count: int) -> Family:
 
 FAMILIES = [
     _family("input/settings", settings_class, "every settings class built from YAML with one to three odd values", 4000),
-    _family("input/set", assignment, "`--set NAME=VALUE` with odd YAML, on to SAELens's configuration", 2500),
-    _family("input/yaml", yaml_file, "configuration files of odd YAML, of random bytes, folders", 1500),
+    _family("input/set", assignment, "`--set NAME=VALUE` with odd YAML, up to SAELens's configuration", 2500),
+    _family("input/yaml", yaml_file, "configuration files of odd YAML or random bytes, and folders in their place", 1500),
 ]

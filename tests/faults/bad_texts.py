@@ -204,14 +204,12 @@ def trained_on(workplace: Workplace, rng: random.Random, folder: Path) -> Findin
     return Finding(outcome, f"{verb} on {what}", detail)
 
 
-_PROMISE = (
-    "A text that cannot be read is refused in one line, or what cannot be read of it is named; reading never waits for ever."
-)
+_PROMISE = "A text that cannot be read is refused in one line. If a part of it cannot be read, that part is named. Reading never hangs."
 FAMILIES = [
     Family(
         name="input/text",
         promise=_PROMISE,
-        method=f"{len(_BYTES) + len(_ROWS) + len(_COLUMNS) + len(_PLACES)} kinds of file under odd names, read as a split",
+        method=f"{len(_BYTES) + len(_ROWS) + len(_COLUMNS) + len(_PLACES)} kinds of file with odd names, read as a split",
         trial=source,
         count=1500,
         quick=60,

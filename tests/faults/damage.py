@@ -133,7 +133,7 @@ def _results(found: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not name.startswith("checkpoints/")}
 
 
-_PROMISE = "A damaged file is refused in one line, or what comes of it is the same; it is never used for something else."
+_PROMISE = "A damaged file is refused in one line, or gives the same result as before. It is never used as something else."
 _ARTEFACTS = (
     Artefact("sae", lambda workplace: workplace.sae, ("cfg.json", "*.safetensors"), _use_sae),
     Artefact("edit", lambda workplace: workplace.edit.parent, ("edit.json",), _use_edit),
@@ -147,7 +147,7 @@ def _reading(artefact: Artefact) -> Family:
     return Family(
         name=f"damage/{artefact.name}",
         promise=_PROMISE,
-        method=f"one file of the folder damaged at random, then loaded and put to use{exempt}",
+        method=f"one file of the folder is damaged at random, then the folder is loaded and used{exempt}",
         trial=partial(read_damaged, artefact=artefact),
         count=150,
         quick=4,
@@ -164,9 +164,9 @@ def _resuming(name: str, job: Job, files: tuple[str, ...], before: str | None, c
     return Family(
         name=f"damage/{name}",
         promise=_PROMISE,
-        method="one file of a finished run damaged at random, then the same command again"
+        method="one file of a finished run is damaged at random, then the same command runs again"
         if before is None
-        else "one file of what a killed run left damaged at random, then the command that goes on",
+        else "one file of a killed run is damaged at random, then the command resumes",
         trial=partial(resume_damaged, job=job, files=files, before=before),
         count=count,
         quick=2,

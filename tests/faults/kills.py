@@ -93,8 +93,8 @@ def _family(name: str, count: int, quick: int) -> Family:
     job = JOBS[name]
     return Family(
         name=f"kill/{name}",
-        promise="Killed at any moment, the same command (for a training with `--resume`) goes on to the same result.",
-        method="SIGKILL before, or halfway through, file operations drawn at random, one to three times in a run; every file compared",
+        promise="A command that is killed at any moment reaches the same result when it runs again (a training with `--resume`).",
+        method="SIGKILL before or halfway through random file operations, one to three times in a run; every file is compared",
         trial=partial(kill, job=job),
         count=count,
         quick=quick,
@@ -107,8 +107,8 @@ def _full_family(name: str, count: int, quick: int) -> Family:
     job = JOBS[name]
     return Family(
         name=f"disk/{name}",
-        promise="A full disk ends in one line and no half file; with room, the same command goes on to the same result.",
-        method="ENOSPC from a file operation drawn at random on, or a limit on the size of files; then again without it",
+        promise="A command on a full disk ends with an error of one line and leaves no partial file. With space it reaches the same result.",
+        method="ENOSPC from a random file operation on, or a limit on the size of files; then the same command without the fault",
         trial=partial(fill_disk, job=job),
         count=count,
         quick=quick,

@@ -72,7 +72,7 @@ def _write_and_read(path: Path, content: list[int], allowed: list[list[int]]) ->
             raise SystemExit("torn: neither of the two contents")
 
 
-_PROMISE = "Of two processes on one folder each finishes or is refused in one line; the folder is what one alone makes of it."
+_PROMISE = "If two processes use one folder, each finishes or is refused in one line. The folder is the same as after one process alone."
 
 
 def _family(name: str, count: int, quick: int) -> Family:
@@ -80,7 +80,7 @@ def _family(name: str, count: int, quick: int) -> Family:
     return Family(
         name=f"pair/{name}",
         promise=_PROMISE,
-        method=f"the same command twice, the second up to {_LATEST:g} s later; every file compared",
+        method=f"the same command twice, the second up to {_LATEST:g} s later; every file is compared",
         trial=partial(two_jobs, job=job),
         count=count,
         quick=quick,
@@ -97,8 +97,8 @@ FAMILIES = [
     _family("export", 20, 0),
     Family(
         name="pair/writers",
-        promise="A file is the old one or the new one, never a mixture.",
-        method=f"two processes write one file {_N_WRITES} times each and read it after every write",
+        promise="A reader finds the old file or the new one, never a mixture.",
+        method=f"two processes write one file {_N_WRITES} times each, and read it after every write",
         trial=two_writers,
         count=20,
         quick=1,

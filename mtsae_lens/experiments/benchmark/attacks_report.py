@@ -12,7 +12,7 @@ from mtsae_lens.reporting.benchmark_figures import relearning_curves
 from mtsae_lens.reporting.page import Section, Table
 
 MAX_LOST = 0.5
-"""Nats that filler may add to the clean model's loss, or what is behind it is no test of unlearning."""
+"""Largest rise of the clean model's loss by filler text, in nats, at which dilution still tests unlearning."""
 
 
 def attack_sections(results: TaskResults) -> list[Section]:
@@ -29,15 +29,15 @@ def attack_sections(results: TaskResults) -> list[Section]:
     n_steps = max(point.step for points in curves.values() for point in points)
     n = f"n: seed 0, {results.test_tokens[results.task.forget]:,} forget tokens."
     lead = (
-        f"Loss on the forget text in nats per token (seed 0; before unlearning {clean:.3f}; lower means the knowledge is back). Removing the "
-        f"hook gives back {clean:.3f} for every edit. Diluted: behind unrelated text that fills {FILLER_SHARE:.0%} of the context; left out "
-        f"where the clean model itself is lost there, its loss {MAX_LOST:g} nats higher or more. {n}"
+        f"Loss on the forget text in nats per token, seed 0; {clean:.3f} before unlearning. A lower loss means that the attack brings the "
+        f"knowledge back. Removing the hook gives {clean:.3f} for every edit. Diluted: after unrelated text that fills {FILLER_SHARE:.0%} "
+        f"of the context; not shown if that text raises the loss of the clean model by {MAX_LOST:g} nats or more. {n}"
     )
     relearn = (
-        f"Finetuned on forget text by an attacker for {n_steps} steps of {RELEARNING.batch_size} contexts at a rate of "
-        f"{RELEARNING.lr:g}, with the hook in place or without it while learning; measured with it. The table has the lowest loss and the "
-        f"highest recall that the attacker reached at any step, by the number of {unit} learned from; the figure has the most, with the hook "
-        f"in place. {n}"
+        f"An attacker finetunes the model on forget text for {n_steps} steps of {RELEARNING.batch_size} contexts at a learning rate of "
+        f"{RELEARNING.lr:g}. The hook is in place or removed during finetuning, and in place for the measurement. The table has the lowest "
+        f"loss and the highest recall at any step, by the number of {unit} in the finetuning text. The figure shows the largest number, "
+        f"with the hook in place. {n}"
     )
     return [
         Section(f"{name}: attacks", lead, _attack_table(everyone, clean)),
@@ -73,5 +73,5 @@ def _relearning_table(attacked: Mapping[str, Attacks], unit: str) -> Table:
             rows.append(
                 [method, variant, *(None if nll is None else f"{nll:.3f}" for nll in (before, *after)), f"{100 * recall:.0f}%"]
             )
-    learned = (f"{size} {unit}" if size.isdigit() else f"half, asked the {size}" for size in sizes)
+    learned = (f"{size} {unit}" if size.isdigit() else f"one half, asked about the {size}" for size in sizes)
     return Table(["method", "attack", "before", *learned, "highest exact recall"], rows)

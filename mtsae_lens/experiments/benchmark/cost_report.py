@@ -17,9 +17,10 @@ BudgetKey = Callable[[float], str]
 """Gives the key of what was read at a budget: `nearest` or `most`."""
 
 _UNITS = (
-    "Measured on TEST, nats per counted token, 95% intervals over seeds and documents; near and far are the corpora that lost most. "
-    "Random: the same edit of features matched in firing rate and strength, and how many times as much the chosen ones do; beyond "
-    "random: how much more, paired."
+    "All values are nats added per counted token on TEST, with 95% intervals over seeds and documents. Near and far: the cost, which is "
+    "that of the corpus of the role whose loss rises most (0 is best). Random: the same edit of random features that match the chosen ones in "
+    "firing rate and strength; in parentheses, how many times as much the chosen features add. Beyond random: the paired difference "
+    "(higher is better)."
 )
 _READING_NAMES = {
     key(budget): f"{text} {budget:g}"
@@ -29,29 +30,32 @@ _READING_NAMES = {
 
 
 def cost_sections(results: TaskResults) -> list[Section]:
-    """Make the sections: nearest to the reference at each budget, cost by corpus, most forgetting, MTSAE beside other SAEs."""
+    """Make the sections: nearest to the reference at each budget, cost by corpus, most loss, MTSAE minus other SAEs."""
     name, forget, gap = results.name, results.task.forget, results.reference_gap
-    reference = "" if gap is None else f" The reference, which never saw the text, loses {gap:+.3f}: more is damage."
+    reference = "" if gap is None else f" The reference, which never saw the text, has {gap:+.3f} nats: more is damage."
     sections = []
     if gap is not None:
         text = (
-            f"Forget {forget}. The setting whose forgetting on TUNE was nearest to the reference's while no near- or far-retain text "
-            f"lost more than the price.{reference} Gap: what the edited model loses more than the reference, 0 is best. {_UNITS} "
-            f"{_numbers(results)}"
+            f"Forget {forget}. For each budget, the setting whose loss on TUNE was nearest to the reference's, among those that cost no "
+            f"near or far text more than the budget.{reference} Gap: loss of the edited model minus loss of the reference (0 is best). "
+            f"{_UNITS} {_numbers(results)}"
         )
         figure = _curves(results, nearest, "near") if results.task.sources("near") else _curves(results, nearest, "far")
-        title = f"{name}: as near to the reference as the price allows"
+        title = f"{name}: nearest to the reference within each budget"
         sections.append(Section(title, text, cost_table(results, nearest), figure))
-        where = f"Changes of every other text at {MAIN_BUDGET:g}; neutral text was never looked at before. {_numbers(results)}"
-        sections.append(Section(f"{name}: where the price is paid", where, _corpora_table(results)))
+        where = (
+            f"Nats added per token to every other text (0 is best), within a budget of {MAIN_BUDGET:g}. Neutral text is measured on TEST "
+            f"only. {_numbers(results)}"
+        )
+        sections.append(Section(f"{name}: cost on every other text", where, _corpora_table(results)))
     text = (
-        f"Forget {forget}. The setting that added most to the loss on TUNE at that price, up to that of guessing every token alike: "
-        f"how much a method can break, not how well it forgets.{reference} {_UNITS} {_numbers(results)}"
+        f"Forget {forget}. For each budget, the setting that added the most loss on TUNE, up to the loss of a uniform guess. This shows how "
+        f"much damage a method can do, not how well it forgets.{reference} {_UNITS} {_numbers(results)}"
     )
     near = _curves(results, most, "near") if results.task.sources("near") else None
-    sections.append(Section(f"{name}: the most at the price", text, cost_table(results, most), near))
+    sections.append(Section(f"{name}: the most loss within each budget", text, cost_table(results, most), near))
     sections.append(
-        Section(f"{name}: the most, against far-retain text", _numbers(results), figure=_curves(results, most, "far"))
+        Section(f"{name}: the most loss, by cost on far text", _numbers(results), figure=_curves(results, most, "far"))
     )
     return [*sections, _difference_section(results)]
 
@@ -67,7 +71,7 @@ def _numbers(results: TaskResults) -> str:
     tokens = results.test_tokens
     rows = [at for found in results.at_cost.values() for at in found.values()]
     if not rows:
-        return "No method has a setting at any price."
+        return "No method has a setting within any budget."
     n_documents = {results.task.forget: rows[0].forget.n_documents} | {s: e.n_documents for s, e in rows[0].corpora.items()}
     of_text = [
         f"{source} {tokens[source]:,} tokens ({n_documents[source]} {'people' if is_question_source(source) else 'documents'})"
@@ -125,9 +129,12 @@ def _difference_section(results: TaskResults) -> Section:
         for other, found in results.differences.items()
         if found
     ]
-    text = "Nats on the forget text, paired by seed and document; above 0, ours forgets more. The other budgets are in metrics.json."
+    text = (
+        f"Nats added to the forget text by {OURS} minus nats added by the other SAE, paired by seed and document. Above 0, {OURS} forgets "
+        "more. metrics.json has the other budgets."
+    )
     table = Table(["SAE", *readings.values(), "seeds"], rows)
-    return Section(f"{results.name}: {OURS} less every other SAE", text, table)
+    return Section(f"{results.name}: {OURS} minus every other SAE", text, table)
 
 
 def _interval(estimate: SeedInterval | None) -> str | None:

@@ -12,17 +12,18 @@ from mtsae_lens.unlearning.measures.gate_quality import GateQuality
 from mtsae_lens.unlearning.results import FurtherMeasures
 
 _TEXT = (
-    "Of seed 0, the setting within {budget:g} nats whose forgetting on TUNE is nearest to the reference's; the first two rows are the model "
-    "before any change and the reference itself. A loss can be reached without being like a model that never saw the text; these say how "
-    "like it is. Gap: loss less the reference's (0 is best; above is damage). KS: between the two models' losses per document (0: "
-    "indistinguishable). KL: of the reference's predictions from the model's, nats per token (0: the same). Calibrated: nats added after an "
-    "output bias was refitted, so that shifted logits do not count (the reference's is the goal).{truth} Gate: share of forget positions at "
-    "which it is open, and the lowest AUROC of its score against a near text (chance 0.5). Distinct-2 and repeated 4-grams of greedy text on "
-    "the forget prompts, and perplexity, to the clean model, of greedy text after near prompts, before -> after (as before is best). n: {n}."
+    "A model can have the loss of a model that never saw the text without being similar to it. This table measures the similarity, for "
+    "seed 0 and the setting within {budget:g} nats whose loss on TUNE is nearest to the reference's. The first two rows are the model "
+    "before any change, and the reference itself. Gap: loss minus the reference's loss (0 is best; above 0 is damage). KS: Kolmogorov-"
+    "Smirnov distance between the losses of the two models per document (0 is best). KL: from the reference's predictions to the model's, "
+    "in nats per token (0 is best). Calibrated: nats added after an output bias is refitted, so that shifted logits do not count (the "
+    "reference's value is best).{truth} Gate: share of forget positions at which it is open (1 is best), and the lowest AUROC of its "
+    "score against a near text (1 is best, chance is 0.5). Distinct-2 and repeated 4-grams: of greedy text after the forget prompts, "
+    "before -> after. Perplexity: of greedy text after near prompts, under the clean model, before -> after (no change is best). n: {n}."
 )
 _TRUTH = (
-    " Truth ratio: KS of the odds of wrong answers, against the reference's (0: indistinguishable), and their median log (above 0: wrong "
-    "answers are likelier)."
+    " Truth ratio: the odds of wrong answers; KS distance to the reference's (0 is best), and the median of their logarithm (above 0, wrong "
+    "answers are more likely)."
 )
 
 
@@ -35,7 +36,7 @@ def reference_section(results: TaskResults) -> Section:
     header = ["method", "gap", "KS", "KL", "calibrated", *(["truth ratio KS", "median"] * asked)]
     header += ["gate open", "gate AUROC", "distinct-2", "repeated", "perplexity, near"]
     table = Table(header, [_row(name, main, results, asked=asked) for name, main in (known | results.mains).items()])
-    return Section(f"{results.name}: beside the reference", text, table)
+    return Section(f"{results.name}: similarity to the reference", text, table)
 
 
 def _row(method: str, main: FurtherMeasures, results: TaskResults, *, asked: bool) -> list[Any]:

@@ -53,7 +53,10 @@ def _saes(trained: Mapping[str, Mapping[str, float]], architectures: Sequence[st
         seeds = [row for name, row in trained.items() if name.split("/")[0] == architecture]
         means = [sum(seed[key] for seed in seeds) / len(seeds) if key in seeds[0] else None for key in keys]
         rows.append([architecture, *means, len(seeds)])
-    text = "Trained on the same text with the same width, schedule and number of tokens; measured on held-out text with SAELens's run_evals."
+    text = (
+        "All SAEs were trained on the same text with the same width, schedule and number of tokens. Mean over seeds of SAELens's run_evals "
+        "on held-out text. Higher is better for explained_variance and ce_loss_score, and lower for dead_features."
+    )
     return Section("The SAEs", text, table=Table(["architecture", *keys, "seeds"], rows))
 
 
@@ -73,8 +76,9 @@ def _task_sections(results: TaskResults) -> list[Section]:
 
 def _stability_section(results: TaskResults) -> Section:
     text = (
-        "The first features of a score. Halves: Jaccard overlap of the choices from two random halves of the documents (seed 0, one split), "
-        "and what chance gives. Seeds: mean over pairs of seeds of the best cosine between decoder rows of chosen features, and of random ones."
+        "How reproducible is the choice of the features with the highest scores? Halves: Jaccard overlap of the choices from two random "
+        "halves of the documents (seed 0, one split; 1 is best), with its value by chance. Seeds: best cosine between decoder rows of the "
+        "features chosen with two seeds, as a mean over pairs of seeds (1 is best), with its value for random features."
     )
     rows = [
         [

@@ -82,9 +82,9 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     metrics = part.metrics | {"provenance": provenance(0, watch.seconds, settings.model_dump(mode="json"))}
     write_metrics(settings.out, metrics)
     lead = (
-        f"Edits of SAE features, a dense direction, methods that change weights and retraining on {settings.model}, chosen on SELECT, set on "
-        f"TUNE, measured once on TEST, and compared where they cost the text to retain the same. The cells took "
-        f"{part.metrics['seconds_of_cells'] / 60:.0f} minutes of one process, trainings not counted. {SUPPRESSION}"
+        f"Edits of SAE features, edits of a dense direction, methods that change weights, and retraining, on {settings.model}. Settings are "
+        f"chosen on SELECT, tuned on TUNE, measured once on TEST, and compared at the same cost on text to keep. The measurements took "
+        f"{part.metrics['seconds_of_cells'] / 60:.0f} minutes of one process, without the training of SAEs. {SUPPRESSION}"
     )
     write_report(settings.out, "Unlearning, compared", lead, part.sections, metrics["provenance"])
     return metrics, part.tables

@@ -31,15 +31,15 @@ class BenchmarkSettings(Settings):
     out: Path = Path("runs/unlearn-benchmark")
     """Folder for everything that the benchmark trains and measures, and its report."""
     tasks: tuple[str, ...] = Field(("domain", "people"), min_length=1, json_schema_extra={"option": "--task"})
-    """Task on the embedded model: `domain` or `people`. A task of your own, with `forget`, replaces them."""
+    """Task on the embedded model: `domain` (scripture) or `people`. Your own task, which `forget` defines, replaces both."""
     forget: str | None = None
-    """Text to forget, for a task of your own."""
+    """Text to forget in your own task."""
     near: tuple[str, ...] = ()
-    """Text to keep, near the forget text of your own task."""
+    """Text to keep in your own task that resembles its forget text."""
     retain: tuple[str, ...] = ()
-    """Text to keep, far from the forget text of your own task."""
+    """Unrelated text to keep in your own task."""
     neutral: tuple[str, ...] = ()
-    """Text of your own task that is only measured. Nothing is chosen to spare it."""
+    """Text of your own task that is measured in the end only. Nothing is chosen to spare it."""
     model: str = "embedded"
     """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder. The model and the reference are loaded
     in float32, because most methods train the weights."""
@@ -56,9 +56,9 @@ class BenchmarkSettings(Settings):
     n_seeds: int = Field(5, gt=0)
     """Number of seeds of every SAE and every method."""
     n_attacked_seeds: int = Field(1, ge=0)
-    """Number of seeds for which one edit is measured in full and attacked."""
+    """Number of seeds for which the chosen edit is measured in full and attacked."""
     quick: bool = False
-    """Use one seed, short training runs and few candidates, to see that everything runs."""
+    """Use one seed, short training runs and few candidates, to check that everything runs."""
     training_tokens: int | None = Field(None, gt=0)
     """Number of tokens to train every SAE on. By default it is 600,000, or 120,000 with `quick`."""
     d_sae: int | None = Field(None, gt=0)

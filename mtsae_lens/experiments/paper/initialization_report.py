@@ -95,10 +95,12 @@ def _null_table(nulls: Mapping[Padding, NullDistribution]) -> Table:
 def _null_section(nulls: Mapping[Padding, NullDistribution], ratios: Sequence[float], n_draws: int, table: Table) -> Section:
     """Make the section on untrained taps; `ratios` are those of the trained seeds."""
     text = (
-        f"{n_draws:,} random draws of the taps on this model's activations, nothing trained. Falls at every step: share of draws whose "
-        "deviation is smaller at every larger dilation; chance is that of any fixed order of four. Ratio: the last deviation over the first, "
-        f"{STD_RATIO:.3f} in the paper. Both: falls at every step and as far as the paper's. As even: falls in steps as even as the paper's, "
-        "whatever their size. Under zero padding larger dilations read past the ends more often. Dotted lines are the seeds above."
+        f"{n_draws:,} random draws of untrained taps on this model's activations. Falls at every step: share of draws in which the standard "
+        "deviation falls with every larger dilation; chance is that of any fixed order of four. Ratio: the last standard deviation over "
+        f"the first, {STD_RATIO:.3f} in the paper. Both: it falls at every step, and as far as in the paper. As even: it falls in steps as "
+        "even as the paper's, "
+        "whatever their size. With zero padding, larger dilations read beyond the ends of a context more often. Dotted lines are the seeds "
+        "above."
     )
     histogram = null_histogram({padding: null.ratios for padding, null in nulls.items()}, STD_RATIO, {"circular": ratios})
     return Section("Table 1 without training", text, table=table, figure=histogram)
@@ -116,13 +118,13 @@ def _gradient_section(gradients: ZeroRateGradients, grad_norms: Sequence[float],
     values = {
         "batches with a learning rate of 0": f"{len(gradients.grad_norms)}",
         "their gradient norm, mean ± std": f"{_show(gradients.mean)} ± {_show(gradients.std)}",
-        "their gradient norm, least to most": f"{_show(gradients.min)} to {_show(gradients.max)}",
+        "their gradient norm, lowest to highest": f"{_show(gradients.min)} to {_show(gradients.max)}",
         "steps of the paper's run": f"{len(grad_norms)}",
         "largest difference of their gradient norms from those without learning": f"{apart:.2%}",
     }
     text = (
-        "The same run with a learning rate of 0, in which nothing learns, beside the paper's run, which sees the first of the same batches. "
-        f"The band is the paper's {low} to {high}, of another model."
+        "The same run with a learning rate of 0, in which no weight changes, compared with the paper's run, which has the first of the "
+        f"same batches. The band is the paper's {low} to {high}, from a different language model."
     )
     figure = gradient_norms({"learning rate 0": gradients.grad_norms, "the paper's steps": grad_norms}, GRAD_NORM_RANGE)
     return Section("Gradients without training", text, table=Table(["measure", "value"], list(values.items())), figure=figure)

@@ -53,19 +53,22 @@ def reproduction_part(
     sections = [
         Section(
             "Table 1: convolution by dilation",
-            f"Measured after {n_steps} steps on held-out text of {setup.dataset}, over positions and dimensions; {n_seeds} seeds. The "
-            f"deviation falls at every dilation in {n_falling} of {len(runs)} seeds. The sizes are those of this model's activations.",
+            f"Mean and standard deviation over positions and dimensions, after {n_steps} steps, on held-out text of {setup.dataset}; "
+            f"{n_seeds} seeds. The standard deviation falls at every dilation in {n_falling} of {len(runs)} seeds. The values depend on the "
+            "size of this model's activations.",
             table=table_1,
         ),
         Section(
             "Figure 1a: losses and gradient norm by step",
-            f"{settings.training_tokens:,} tokens // {settings.batch_size_tokens:,} a batch = {n_steps} steps: a token budget, not an early "
-            f"termination. The learning rate never passes {largest_lr:.2g}, {largest_lr / settings.lr:.2%} of its peak.",
+            f"{settings.training_tokens:,} tokens in batches of {settings.batch_size_tokens:,} are {n_steps} steps: the tokens were used "
+            f"up, and training did not end early. The learning rate never exceeds {largest_lr:.2g}, which is {largest_lr / settings.lr:.2%} "
+            "of its peak.",
             figure=step_curves(curves, _CURVE_TITLES),
         ),
         Section(
             "Figure 1b: the paper's metrics by seed",
-            "Held-out text; a point per seed, a dash at the mean. Dashed lines are the paper's values, of another language model.",
+            "On held-out text, with a point for each seed and a dash at the mean. Dashed lines are the paper's values, from a different "
+            "language model.",
             figure=seed_panels(
                 {"untrained": _by_metric(untrained), "trained": _by_metric(trained)},
                 {name: METRIC_TITLES[name] for name in METRICS},
@@ -73,9 +76,10 @@ def reproduction_part(
             ),
         ),
         Section(
-            "The paper's metrics beside ours",
-            f"Mean ± std (range) over seeds. The paper gives neither the width nor the first encoder weights; here d_sae is "
-            f"{runs[0].d_sae:,}, and the first scale's encoder starts as the transposed decoder, the others' at zero.",
+            "The paper's metrics and ours",
+            "Mean ± std (range) over seeds. The paper gives neither the width nor the initial encoder weights. Here d_sae is "
+            f"{runs[0].d_sae:,}, the encoder of the first scale starts as the transposed decoder, and the encoders of the others start at "
+            "zero.",
             table=metrics_table,
         ),
         _consistency_section(settings),
@@ -141,7 +145,7 @@ def _consistency_section(settings: PublishedSettings) -> Section:
             f"0 / 0; the paper has {METRICS['relative_reconstruction_bias']}",
         ],
         [
-            f"squared mean activation in variances, if the output is zero and explained variance is {ev}",
+            f"squared mean activation, divided by the variance, if the output is zero and explained variance is {ev}",
             f"{found.mean_norm_squared_over_variance_if_output_is_zero:.3f}",
         ],
         [f"is {ev} exactly a bfloat16?", "yes" if found.explained_variance_is_bfloat16 else "no"],
@@ -149,11 +153,11 @@ def _consistency_section(settings: PublishedSettings) -> Section:
             "norm of activations at width 512, from table 1 if its taps are untrained",
             f"{found.activation_norm_from_table_1:.2f}",
         ],
-        ["norm of activations, from the L2 loss if the output is zero", f"{l2_loss}"],
+        ["norm of activations, from the L2 loss, if the output is zero", f"{l2_loss}"],
     ]
     text = (
-        "Inference from the published numbers alone. With L0 = L1 = 0 the reconstruction is one constant vector, and one that starts at zero "
-        "stays there in so few steps: then the output is zero ablation itself."
+        "This is inference from the published numbers alone. With L0 = L1 = 0 the reconstruction is a constant vector. If it starts at "
+        "zero, it stays near zero in so few steps, and the output is zero ablation."
     )
     return Section(
         "Do the paper's numbers agree with each other?", text, table=Table(["what the numbers imply", "value"], rows)

@@ -29,9 +29,9 @@ class PaperSettings(Settings):
     n_seeds: int = Field(N_SEEDS, gt=0)
     """Number of seeds of every experiment."""
     n_steps: int = Field(200, gt=0)
-    """Number of training steps in every arm of the switches, except the arms about the number of steps."""
+    """Number of training steps when the paper's settings are changed one at a time, except if the change is the number of steps."""
     n_draws: int = Field(20_000, gt=0)
-    """Number of random initializations from which to predict table 1 without training."""
+    """Number of random initializations from which to predict the paper's table 1 without training."""
     n_test_contexts: int = Field(32, gt=1)
     """Number of held-out contexts for the paper's metrics."""
     n_still_batches: int = Field(32, ge=4)
@@ -45,10 +45,10 @@ class PaperSettings(Settings):
     n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
     """Number of processes that share the training runs."""
     parts: tuple[Literal["paper", "switches", "planted"], ...] = Field(("paper", "switches", "planted"), min_length=1)
-    """Part to run: the paper's own run and its initialization, the switches, or the recovery of planted time scales. By default all three
-    run."""
+    """Part to run: the paper's own run and its initialization (`paper`), its settings changed one at a time (`switches`), or the recovery of
+    planted time scales (`planted`). By default all three run."""
     quick: bool = False
-    """Use two seeds, fewer steps and draws, and a smaller buffer, to see that everything runs. The numbers mean little."""
+    """Use two seeds, fewer steps and draws, and a smaller buffer, to check that everything runs. The numbers mean little."""
 
     @property
     def text(self) -> str:

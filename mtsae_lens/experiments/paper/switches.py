@@ -94,10 +94,10 @@ def arms(settings: SwitchSettings) -> dict[str, Arm]:
         BASE: Arm("the paper's SAE", in_model=True),
         **{name: Arm(f"{n:,} steps", n_steps=n) for n, name in longer.items()},
         "warm_up_1000": Arm("1,000 warm-up steps", lr_warm_up_steps=SETTINGS.lr_warm_up_steps),
-        "norm_rescaled": Arm("layer norm, scale put back", sae={"scale_norm": "rescaled_layer_norm"}),
+        "norm_rescaled": Arm("layer norm that restores the scale", sae={"scale_norm": "rescaled_layer_norm"}),
         "norm_none": Arm("no norm", sae={"scale_norm": "none"}),
-        "taps_alike": Arm("all taps alike", sae={"tap_init": "alike"}),
-        "taps_offsets": Arm("each its own offset", sae={"tap_init": _OWN_TAP_INIT}),
+        "taps_alike": Arm("all taps start equal", sae={"tap_init": "alike"}),
+        "taps_offsets": Arm("taps start at different offsets", sae={"tap_init": _OWN_TAP_INIT}),
         "activations_x0.1": Arm("activations x 0.1", activation_scale=0.1),
         "activations_x10": Arm("activations x 10", activation_scale=10.0),
         "mse": Arm("squared error", sae={"reconstruction_loss": "mse"}),
@@ -106,7 +106,9 @@ def arms(settings: SwitchSettings) -> dict[str, Arm]:
         "causal": Arm("causal", sae={"padding": "causal"}, in_model=True),
         "zero": Arm("zero", sae={"padding": "zero"}, in_model=True),
         "fixed": Arm("defaults, the paper's learning rate", sae=normalized, defaults=True, weight_decay=0.0, in_model=True),
-        "fixed_own_lr": Arm("defaults, their own learning rate", sae=normalized, defaults=True, weight_decay=0.0, lr=_OWN_LR),
+        "fixed_own_lr": Arm(
+            "defaults, including the learning rate", sae=normalized, defaults=True, weight_decay=0.0, lr=_OWN_LR
+        ),
     }
 
 
@@ -116,16 +118,16 @@ def switches(settings: SwitchSettings) -> list[Switch]:
     budgets = sorted((name for name in arms(settings) if name.startswith("steps_")), key=lambda name: int(name[6:]))
     return [
         Switch("Token budget", "Does it learn if it is given more steps?", (*budgets[:-1], BASE, budgets[-1]), fidelity),
-        Switch("Warm-up", "What do 1,000 warm-up steps cost a short run?", (BASE, "warm_up_1000"), fidelity),
+        Switch("Warm-up", "How much do 1,000 warm-up steps slow down a short run?", (BASE, "warm_up_1000"), fidelity),
         Switch(
             "Norm of the scales",
-            "Layer norm throws the magnitude away; does it pay to put it back?",
+            "Layer norm discards the magnitude. Does restoring it help?",
             (BASE, "norm_rescaled", "norm_none"),
             fidelity,
         ),
         Switch(
-            "Branches that start alike",
-            "Do scales that start alike come apart?",
+            "Scales that start equal",
+            "Do scales that start equal become different?",
             (BASE, "taps_alike", "taps_offsets"),
             ("scale_cosine", "scale_cosine_untrained", "explained_variance"),
         ),
@@ -137,13 +139,13 @@ def switches(settings: SwitchSettings) -> list[Switch]:
         ),
         Switch(
             "Padding",
-            "What is the circular view of the future worth?",
+            "How much is it worth that circular padding reads the future?",
             (BASE, "zero", "causal"),
             ("explained_variance", "ce_loss_score", "future_leak"),
         ),
         Switch(
             "All fixes together",
-            "How far do the package's defaults come in the same steps?",
+            "How far do the package's defaults get in the same number of steps?",
             (BASE, "fixed", "fixed_own_lr"),
             fidelity,
         ),

@@ -32,9 +32,11 @@ def switches_part(setup: PaperSetup, settings: SwitchSettings, n_seeds: int, out
     sections = [
         Section(
             "One change at a time",
-            f"The paper's SAE given {settings.n_steps} steps of {settings.batch_size_tokens:,} tokens and a warm-up of 5% of them, width "
-            f"{settings.d_sae_per_d_in * setup.d_in:,}, learning rate {settings.lr:g}; each arm changes one thing. {n_seeds} seeds; on "
-            f"{settings.n_test_contexts} held-out contexts. Every number says mean ± std (range); differences are paired by seed.",
+            f"The base is the paper's SAE with {settings.n_steps} steps of {settings.batch_size_tokens:,} tokens, a warm-up of 5% of the "
+            f"steps, width {settings.d_sae_per_d_in * setup.d_in:,} and learning rate {settings.lr:g}. Each arm changes one thing. "
+            f"{n_seeds} seeds, "
+            f"measured on {settings.n_test_contexts} held-out contexts. Numbers are mean ± std (range) over seeds, and differences are "
+            "paired by seed.",
         ),
         *(switch_section(switch, settings, values) for switch in switches(settings)),
         leak_section(values),
@@ -93,13 +95,16 @@ def leak_section(values: Mapping[str, Mapping[str, list[float | None]]]) -> Sect
     scores = {
         "circular": whole,
         "circular, later positions withheld from its taps": values[BASE]["ce_loss_score_withhold"],
-        "circular, later positions of another context in their place": values[BASE]["ce_loss_score_replace"],
+        "circular, later positions replaced by those of another context": values[BASE]["ce_loss_score_replace"],
         "causal": values["causal"]["ce_loss_score"],
     }
     rows = [
         [name, show_spread(score), None if score is whole else show_difference(score, whole)] for name, score in scores.items()
     ]
-    text = "The circular SAE was trained for neither way of taking later positions away, so what is lost is the most that the leak was worth."
+    text = (
+        "Later positions are withheld from the circular SAE, or replaced. It was not trained for either, so the loss in score is an upper "
+        "limit for the value of the leak."
+    )
     return Section("What is the leak worth?", text, table=Table(["SAE", "ce_loss_score", "against circular"], rows))
 
 
@@ -121,7 +126,10 @@ def ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, 
             for name in order
         ],
     )
-    text = f"Every change at the same {settings.n_steps} steps, best first. L0 differs between arms, and more active features explain more."
+    text = (
+        f"Every change after the same {settings.n_steps} steps, best first. L0 differs between arms, and more active features explain more "
+        "variance."
+    )
     return Section("Which change matters most?", text, table=table)
 
 

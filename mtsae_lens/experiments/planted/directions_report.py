@@ -75,7 +75,10 @@ _ABLATION_HEADER = [
 def _ablation(title: str, group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     plain = records[next(iter(group))]
     rows = [_row(label, records[label], plain) for label in group]
-    text = f"One change to the default at a time; {len(plain)} seeds, differences paired by planted feature."
+    text = (
+        f"One change to the default at a time, {len(plain)} seeds. Differences to the default are paired by planted feature. Higher is "
+        "better."
+    )
     return Section(title, text, table=Table(_ABLATION_HEADER, rows))
 
 
@@ -110,9 +113,10 @@ def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, S
             )),
         ])  # fmt: skip
     text = (
-        f"Each loss as the only one, at weight {SEPARATION_COEFFICIENT:g}, and all losses measured after it (0 apart, 1 one). R2: how well the "
-        "scales together predict a feature's activation linearly; unique to context: what is lost, summed over the scales, when a scale "
-        "other than the token's is left out; spread: how much the R2 of a scale alone differs between features."
+        f"In each row one loss was used in training, with weight {SEPARATION_COEFFICIENT:g}. The columns after a name give all losses after "
+        "training, from 0 (the scales share nothing) to 1 (they are identical). R2 all scales: how well all scales together predict a "
+        "feature's activation linearly. Unique to context: R2 lost without a scale that reads context, summed over these scales. Spread: "
+        "standard deviation over features of the R2 of a single scale. For F1, R2 and unique to context, higher is better."
     )
     return Section("Separation beyond cosine", text, table=Table(header, rows))
 
@@ -138,10 +142,10 @@ def _hierarchy_section(records: Mapping[str, Sequence[TemporalTrial]]) -> Sectio
     header = ["class of feature", "F1 plain", "F1 nested", *(f"reads to dilation {d:g}" for d in dilations)]
     difference = margin(nested, plain, "pattern")
     text = (
-        "Features in nested groups: the first reads the token alone, each further one the next scale too. Columns on the right: share of the "
-        "planted features of a class that are matched to a feature of that group. Against the plain version, patterns: "
-        f"{difference} F1; explained variance "
-        f"{_mean([r.explained_variance for r in nested])} against {_mean([r.explained_variance for r in plain])}."
+        "The features form nested groups. The first group reads the token alone, and each further group reads one more scale. The columns "
+        "on the right give the share of a class of planted features that is matched to each group. Against the plain version, F1 on "
+        f"patterns differs by {difference}. Explained variance is {_mean([r.explained_variance for r in nested])} with nested groups and "
+        f"{_mean([r.explained_variance for r in plain])} without."
     )
     return Section("A hierarchy of scales", text, table=Table(header, rows))
 
@@ -163,9 +167,11 @@ def _range_section(
     rows.append(["oracle, one position", None, *(f"{class_estimate(oracle, 'pointwise', *of).mean:.3f}" for of in patterns),
                  f"{class_estimate(oracle, 'pointwise', 'persistent').mean:.3f}"])  # fmt: skip
     text = (
-        f"Patterns with cues at {', '.join(str(pair) for pair in FAR_LAGS['lags'])} positions back, which the default dilations do not "
-        "read, or not both. F1 on TEST. Selected: by forward selection from the first training sequences; learned: rates are parameters "
-        "(those of seed 0 are shown); long: a receptive field of 127 positions."
+        f"Patterns with cues at {', '.join(str(pair) for pair in FAR_LAGS['lags'])} positions back, of which the default dilations read at "
+        "most one. F1 on TEST (higher is better). Selected: dilations from forward selection on the first training sequences. Learned: "
+        "dilations are parameters (the table shows those of seed 0). Long: a receptive field of 127 positions."
     )
     header = ["setting", "dilations", *(f"{class_label(*of)}" for of in patterns), "persistent"]
-    return Section("Longer range: dilations that adapt, and fields of 128 positions", text, table=Table(header, rows))
+    return Section(
+        "Longer range: selected and learned dilations, and a receptive field of 127 positions", text, table=Table(header, rows)
+    )

@@ -175,14 +175,15 @@ def _recovery_section(
     planted = settings.planted
     sparsity = ", ".join(f"{name} {key} {value:g}" for name, arm in chosen.items() for key, value in arm.sae.items())
     text = (
-        f"{len(oracle[0].kind)} features in {planted.d_in} dimensions, {n_seeds} dictionaries, {settings.n_training_tokens:,} training "
-        f"positions, {settings.d_sae} features to an SAE. F1 of detecting each planted feature on TEST sequences, 1 is perfect; matches and "
-        f"thresholds come from SELECT, sparsity from a dictionary of its own ({sparsity}). Intervals: 95%, over planted features. A persistent "
-        "feature fires in runs of that mean length; a pattern is an echo of magnitude "
-        f"{planted.echo_magnitude:g} after two cues, the farther one that many positions back."
+        f"{len(oracle[0].kind)} planted features in {planted.d_in} dimensions, {n_seeds} dictionaries, {settings.n_training_tokens:,} training "
+        f"positions, {settings.d_sae} features per SAE. The table gives F1 of detecting a planted feature on TEST sequences (1 is perfect). "
+        "Features are matched to planted ones, and thresholds are set, on SELECT. The sparsity of each architecture was chosen on a "
+        f"separate dictionary ({sparsity}). Intervals are 95%, over planted features. The number after persistent is the mean length of the "
+        f"runs in which the feature fires. A pattern is an echo of magnitude {planted.echo_magnitude:g} after two cues; its number is how "
+        "far back the farther cue is."
     )
     return Section(
-        "Planted time: who recovers what?", text, table=table, figure=recovery_bars(scores, references, "F1 on TEST")
+        "Planted time scales: who recovers what?", text, table=table, figure=recovery_bars(scores, references, "F1 on TEST")
     )
 
 
@@ -207,7 +208,10 @@ def _margin_section(margins: Mapping[str, Mapping[str, FeatureInterval]]) -> Sec
         ],
     )
     n = ", ".join(f"{found.n} {kind} features" for kind, found in first.items())
-    text = f"Difference of F1, paired by planted feature (n = {n}). Above 0: MTSAE recovers more."
+    text = (
+        f"F1 of MTSAE minus F1 of the other, paired by planted feature (n = {n}). Above 0, MTSAE is better. In parentheses: the range "
+        "over seeds."
+    )
     return Section("By how much?", text, table=table)
 
 
@@ -227,7 +231,10 @@ def _strength_section(records: Mapping[str, Sequence[PlantedRecord]], settings: 
         "oracle, one position": curve("oracle", "pointwise"),
         "oracle, context": curve("oracle", "context"),
     }
-    text = "F1 on patterns, by the magnitude of their echo. Training rewards what reconstructs: a fainter echo is worth less."
+    text = (
+        "F1 on patterns (higher is better), by the magnitude of their echo. Training rewards reconstruction, to which a faint echo adds "
+        "little."
+    )
     return Section("How faint may a pattern be?", text, figure=strength_curves(curves, "F1 on TEST"))
 
 
@@ -248,7 +255,7 @@ def _namings(
 
 def _naming_section(namings: Mapping[str, Naming]) -> Section:
     by: dict[str, str] = {
-        "lags": "two lags that hold most of its profile",
+        "lags": "two lags with the largest share of its profile",
         **{str(name): words for name, words in _STATISTICS.items()},
     }
     rows = []
@@ -265,9 +272,10 @@ def _naming_section(namings: Mapping[str, Naming]) -> Section:
         ])  # fmt: skip
     table = Table(["what is identified, and how", "SAE", "identified correctly", "chance", "octaves off", "chance "], rows)
     text = (
-        "Patterns: the planted pair of lags that holds most of the profile of the matched feature; nothing is calibrated. Persistent features: "
-        "the mean length, by a statistic of the matched feature that is calibrated on the other dictionaries. Any SAE has a length of runs; "
-        "only a temporal encoder has a profile."
+        "Patterns: the pair of lags with the largest share of the matched feature's temporal profile, without calibration. Persistent "
+        "features: the mean length of runs, from a statistic of the matched feature that is calibrated on the other dictionaries. The "
+        "length of runs can be measured for any SAE, but only a temporal encoder has a profile. Identified correctly: share of features "
+        "(higher is better). Octaves off: mean error of log2 of the length (lower is better)."
     )
     return Section("Is the time scale identified correctly?", text, table=table)
 
@@ -275,7 +283,7 @@ def _naming_section(namings: Mapping[str, Naming]) -> Section:
 def _profile_section(records: Sequence[TemporalTrial]) -> Section:
     profiles = {class_label(*of): mean_profile(records, *of) for of in classes(records[0])}
     text = (
-        "What lifts a feature's pre-activation when it fires, as shares by the position read; the rest is the feature's own position. "
-        "Mean over the features of a class."
+        "Share of each earlier position in the lift, which is what is added to a feature's pre-activation when it fires, beyond the "
+        "average. The rest comes from the feature's own position. Mean over the features of a class."
     )
-    return Section("Where features take their evidence from", text, figure=profile_heatmap(profiles, records[0].offsets))
+    return Section("Which positions drive the features?", text, figure=profile_heatmap(profiles, records[0].offsets))

@@ -94,7 +94,7 @@ def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[
     metrics["planted_config"] = asdict(trial_settings(settings).planted)
     metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, metrics)
-    lead = "Sequences in which features have known directions, time scales and onsets, and what sparse autoencoders recover of them."
+    lead = "How well do sparse autoencoders recover planted features, whose directions, time scales and activations are known?"
     sections = [section for part in parts for section in part.sections]
-    write_report(settings.out, "Planted time", lead, sections, metrics["provenance"])
+    write_report(settings.out, "Planted time scales", lead, sections, metrics["provenance"])
     return metrics, [table for part in parts for table in part.tables]

@@ -245,11 +245,11 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     }
 
     sections = {section.title: section for section in part.sections}
-    assert "never saw the text, loses +2.500" in sections["own: as near to the reference as the price allows"].text
+    assert "never saw the text, has +2.500 nats" in sections["own: nearest to the reference within each budget"].text
     saes = sections["The SAEs"].table
     assert saes is not None
     assert saes.rows[0] == [OURS, 32.0, pytest.approx(0.6), None, None, 2]
-    main = sections["own: beside the reference"].table
+    main = sections["own: similarity to the reference"].table
     assert main is not None
     assert [row[:5] for row in main.rows[:2]] == [
         ["untouched", None, None, None, "+0.000"],
@@ -270,12 +270,12 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert list(relearning.rows[1]) == [OURS, "half of the people", "3.800", None, None, "3.200", "80%"]
     assert "fills 50% of the context" in sections["own: attacks"].text
 
-    difference = sections[f"own: {OURS} less every other SAE"].table
+    difference = sections[f"own: {OURS} minus every other SAE"].table
     assert difference is not None
     assert difference.header == ["SAE", "nearest to the reference at 0.05", "the most at 0.05", "seeds"]
     assert [str(cell)[:6] for cell in difference.rows[0]] == ["topk", "+1.200", "+1.200", "2"]
 
-    where = sections["own: where the price is paid"].table
+    where = sections["own: cost on every other text"].table
     assert where is not None
     assert where.header == ["method", "n (near)", "x (far)"]
     assert [str(cell)[:6] for cell in where.rows[0]] == [OURS, "+0.040", "+0.010"]
@@ -285,7 +285,7 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
 
     write_report(tmp_path, "Unlearning, compared", "lead", part.sections, {})
     page = (tmp_path / "report.html").read_text()
-    for text in ("own: the most at the price", "own: attacks", "0.987", "In the beginning", "&lt;b&gt;sea"):
+    for text in ("own: the most loss within each budget", "own: attacks", "0.987", "In the beginning", "&lt;b&gt;sea"):
         assert text in page
 
 
@@ -306,7 +306,7 @@ def test_questions_show_recall_and_a_task_without_near_text_shows_none() -> None
     assert "seeds with no setting" not in table.header
     titles = [section.title for section in part.sections]
     assert "own: attacks" not in titles
-    assert "own: beside the reference" not in titles
+    assert "own: similarity to the reference" not in titles
 
 
 @pytest.mark.parametrize("changed", [{"neutral": ("jargon",)}, {"retain": ("austen",)}, {"reference": None}])

@@ -1,7 +1,8 @@
-"""Initialisation and normalisation on a language model: `python examples/initialisation_ablation.py [OUT]`.
+"""Compare initializations and normalizations on a language model: `python examples/initialization_ablation.py [OUT]`.
 
 Trains each variant of the default MTSAE, and SAELens's TopK, on the same stored activations of the embedded model (1,170 steps of 512
-tokens, 1,024 features, L0 32), three seeds each, and prints explained variance and dead features on held-out text. What is done is kept in OUT.
+tokens, 1,024 features, L0 32), three seeds each, and prints explained variance and dead features on held-out text. Finished training
+runs are kept in OUT.
 """
 
 import sys
@@ -57,7 +58,7 @@ def trial(name: str, seed: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/initialisation")
+    out = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/initialization")
     names = [*VARIANTS, "SAELens topk"]
     trials = {f"{name}/seed_{seed}": partial(trial, name, seed) for name in names for seed in SEEDS}
     settings = {"n_steps": N_STEPS, "d_sae": D_SAE, "k": K, "lr": LR, "variants": VARIANTS}
