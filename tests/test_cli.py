@@ -102,7 +102,7 @@ def test_train_evaluate_unlearn(
     assert metrics["provenance"]["command"].startswith("mtsae train --model")
     assert "Which time scales" in assert_self_contained(sae / "report.html")
 
-    outcome = mtsae("evaluate", sae, "--out", tmp_path / "evaluated", "--n-contexts", 8)
+    outcome = mtsae("evaluate", sae, "--out", tmp_path / "evaluated", "--n-contexts", 20)
     assert outcome.code == 0, outcome.err
     assert "explained_variance" in outcome.out
     assert f"report: {tmp_path / 'evaluated' / 'report.html'}" in outcome.out

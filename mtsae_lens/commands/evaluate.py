@@ -53,6 +53,10 @@ METRIC_MEANINGS: dict[str, str] = {
 }
 
 
+_POSITIONS_PER_WEIGHT = 3
+"""Positions for every weight of a regression on all scales, below which it says more about the sample than about the features."""
+
+
 def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     """Make the table of metrics, one column per SAE, with what each metric means."""
     names = [name for name in METRIC_MEANINGS if any(name in column for column in columns.values())]
@@ -146,8 +150,14 @@ def _scales(
         table = read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
         return [lm.sae_input(tokens) for tokens in track(lm.batches(table), f"reading {split} text", "batch")]
 
-    test = inputs("test")
-    predictivity = scale_predictivity(sae, inputs("select"), test, features).summary(sae.cfg.dilations)
+    test, select = inputs("test"), inputs("select")
+    n_positions = sum(int((h != 0).flatten(2).any(dim=-1).sum()) for h in select)
+    least = _POSITIONS_PER_WEIGHT * len(sae.cfg.dilations) * sae.cfg.d_in
+    if n_positions < least:
+        raise DataError(
+            f"the regressions need at least {least:,} positions, and got {n_positions:,}; raise --n-contexts and --n-scale-contexts"
+        )
+    predictivity = scale_predictivity(sae, select, test, features).summary(sae.cfg.dilations)
     profiles = temporal_profiles(sae, test, features)
     share = profiles.context_share[profiles.n_active > 0]
     if len(share) < 2 or not all(math.isfinite(value) for value in predictivity.values()):

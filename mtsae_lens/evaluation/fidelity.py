@@ -89,7 +89,7 @@ def evaluate_fidelity(
     - `dead_features`: features that fire on none of the `n_tokens` tokens seen; few tokens make it read too high;
     - `always_on_features`: features that fire on over half of these tokens; many of them are the sign of a collapsed SAE;
     - `massive_tokens`: tokens whose activations are over ten times as long as the median, as those of attention sinks are;
-    - `explained_variance_without_massive`: the explained variance of all other tokens, where there are massive ones;
+    - `explained_variance_without_massive`: the explained variance of all other tokens;
     - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
     A batch has fewer contexts than asked for where the vocabulary or the SAE is large (`contexts_at_once`).
@@ -139,9 +139,7 @@ def evaluate_fidelity(
     metrics["n_features"] = sae.cfg.d_sae
     seen = table.tokens[: held_out.n_batches * batch_size]
     batches = ((_at_hook(sae, model, tokens), ~cutter.special_positions(tokens)) for tokens in seen.split(batch_size))
-    explained, metrics["massive_tokens"] = explain_without_massive(sae, batches)
-    if metrics["massive_tokens"]:
-        metrics["explained_variance_without_massive"] = explained
+    metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches)
     metrics["n_tokens"] = int((~cutter.special_positions(seen)).sum())
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics

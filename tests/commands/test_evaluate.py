@@ -37,13 +37,19 @@ def test_scales_are_fitted_on_select_and_scored_on_test(
 
     for function in (read_tokens, scale_predictivity, temporal_profiles):
         monkeypatch.setattr(module, function.__name__, function)
-    run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=8, n_scale_contexts=8))
+    run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=20, n_scale_contexts=20))
     assert sorted(given["splits"]) == ["select", "test", "test"]  # once more for fidelity
     lm, _ = module.open_sae(tiny_sae_dir, model=None, device="cpu", batch_size=16)
     dataset = lm.sae.cfg.metadata.dataset_path
     for split, parts in (("select", given["fitting"]), ("test", given["scoring"]), ("test", given["profiles"])):
-        table = original["read_tokens"](dataset, split, lm.cutter, 8, seed=0)
+        table = original["read_tokens"](dataset, split, lm.cutter, 20, seed=0)
         assert all(part.equal(lm.sae_input(tokens)) for part, tokens in zip(parts, lm.batches(table), strict=True))
+
+
+def test_too_few_positions_for_the_regressions_are_named(tiny_sae_dir: Path, tmp_path: Path) -> None:
+    run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=2))
+    assert "scales" not in json.loads((tmp_path / "metrics.json").read_text())
+    assert "raise --n-contexts and --n-scale-contexts" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
