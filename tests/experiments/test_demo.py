@@ -60,7 +60,7 @@ def test_the_demo(settings: DemoSettings, made: tuple[dict[str, Any], list[Table
         "How good is the SAE?",
         "Unlearning",
         "Features that were edited",
-        "Every feature",
+        "All features",
         "Training",
         "Time scales",
     ):
@@ -126,8 +126,8 @@ def test_the_report_opens_with_what_happened(settings: DemoSettings, made: tuple
     assert f"explains {own['explained_variance']:.1%}" in trained
     assert f"{metrics['fidelity']['topk']['explained_variance']:.1%}" in trained
     assert f"{row['nll_delta']:+.3f} nats per token" in unlearned
-    assert f"{row['nll_reference'] - row['nll_clean']:+.3f} away" in unlearned
-    assert "far text that loses most (sotu)" in unlearned
+    assert f"A model that never saw the text has {row['nll_reference'] - row['nll_clean']:+.3f}" in unlearned
+    assert "far text whose loss rises most (sotu)" in unlearned
     for target in re.findall('href="#([^"]+)"', look):
         assert f'<section id="{target}">' in page
     assert "Features that were edited</h2>" in page.split(f'id="{re.findall("#([^" + chr(34) + "]+)", look)[0]}"')[1][:100]

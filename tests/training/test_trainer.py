@@ -218,7 +218,7 @@ def test_metrics_and_report_count_features(tmp_path: Path, tiny_settings: Callab
     final = metrics["final"]
     assert (metrics["n_features"], metrics["warning"]) == (32, None)
     assert (metrics["never_fired"], metrics["always_on"]) == (final["sparsity/never_fired"], final["sparsity/always_on"])
-    text = f"{metrics['never_fired']} of 32 features never fired"
+    text = f"Of 32 features, {metrics['never_fired']} never fired in the whole run"
     assert text in (settings.out / "report.html").read_text()
 
 

@@ -265,7 +265,7 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     ]
     relearning = sections["own: relearning"].table
     assert relearning is not None
-    assert relearning.header[2:6] == ["before", "4 documents", "16 documents", "half, asked the others"]
+    assert relearning.header[2:6] == ["before", "4 documents", "16 documents", "one half, asked about the others"]
     assert list(relearning.rows[0]) == [OURS, "hook in place", "3.800", "3.800", "3.200", None, "80%"]
     assert list(relearning.rows[1]) == [OURS, "half of the people", "3.800", None, None, "3.200", "80%"]
     assert "fills 50% of the context" in sections["own: attacks"].text
