@@ -9,6 +9,7 @@ from .exploration.live import explain as explain
 from .facts.exploration import Exploration as Exploration
 from .opening import load_sae as load_sae
 from .opening import open_sae as open_sae
+from .sae.activation_interface import register_activation as register_activation
 from .sae.config import MTSAEConfig as MTSAEConfig
 from .sae.config import MTTrainingSAEConfig as MTTrainingSAEConfig
 from .sae.contributions import offset_contributions as offset_contributions
@@ -33,6 +34,7 @@ from .splice.splicing import Splice as Splice
 from .training.recipe import train_sae as train_sae
 from .training.runner import SequenceSAETrainingRunner as SequenceSAETrainingRunner
 from .training.settings import TrainSettings as TrainSettings
+from .unlearning.finetuning.sweeps import register_loss as register_loss
 from .unlearning.gating import fit_gate as fit_gate
 from .unlearning.measures.effects import measure_edits as measure_edits
 from .unlearning.selection.scores import register_score as register_score

@@ -14,9 +14,9 @@ from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import check_device, load_language_model
 from mtsae_lens.data.origins import find_model
-from mtsae_lens.data.precision import recorded_dtype
+from mtsae_lens.data.precision import recorded_dtype, unfollowed_options
 from mtsae_lens.data.vocabularies import check_reads
-from mtsae_lens.errors import ModelError
+from mtsae_lens.errors import ModelError, MTSAEWarning
 from mtsae_lens.evaluation.fidelity import check_fits
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
 from mtsae_lens.sae.saved import check_sae
@@ -83,9 +83,16 @@ def open_sae(
         sae = load_sae(folder, device)
     metadata = sae.cfg.metadata
     kwargs = metadata.model_from_pretrained_kwargs or {}
-    for warning in caught:  # SAELens asks to load the model with these, which is done here where they say a dtype alone
-        if set(kwargs) - {"dtype"} or "model_from_pretrained_kwargs" not in str(warning.message):
+    for warning in caught:  # SAELens asks to load the model with these, which is done here
+        if "model_from_pretrained_kwargs" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+    if not_followed := unfollowed_options(kwargs):
+        warnings.warn(
+            f"{folder}: the SAE was trained on a model that was loaded with {', '.join(not_followed)}, which is not done here; its metrics "
+            "may be worse. To use it as it was trained, load the model with SAELens and make HookedLM(model, Splice(sae), cutter)",
+            MTSAEWarning,
+            stacklevel=2,
+        )
     name = model or find_model(metadata, folder)
     if name is None:
         raise ModelError(f"{folder}: the SAE does not say which model it belongs to; give --model")

@@ -59,10 +59,15 @@ def put_model(home: Path, repo: str, write: Callable[[Path], None]) -> None:
     shutil.rmtree(files)
 
 
-def write_pythia_70m(folder: Path) -> None:
-    """Random weights in float16, as Pythia's are published; the tokenizer is the embedded model's, with the same `<|endoftext|>`."""
+def write_pythia_70m(folder: Path, **changes: int) -> None:
+    """Random weights in float16, as Pythia's are published; the tokenizer is the embedded model's, with the same `<|endoftext|>`.
+
+    Args:
+        folder: where to write.
+        changes: sizes of the configuration that differ from Pythia's.
+    """
     torch.manual_seed(0)
-    GPTNeoXForCausalLM(GPTNeoXConfig(**PYTHIA_70M)).half().save_pretrained(folder)
+    GPTNeoXForCausalLM(GPTNeoXConfig(**(PYTHIA_70M | changes))).half().save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(embedded_model_dir("embedded") / name, folder)
 

@@ -50,6 +50,8 @@ def recording(sae_dir: Path, folder: Path, kwargs: dict[str, Any]) -> Path:
         ({"center_writing_weights": False}, None, torch.float32),
         ({"dtype": "bfloat16"}, None, torch.bfloat16),
         ({"dtype": "float16", "center_writing_weights": False}, None, torch.float16),
+        ({"center_writing_weights": True}, None, torch.float32),
+        ({"fold_ln": False, "revision": "step1000"}, None, torch.float32),
         ({"dtype": "bfloat16"}, "float32", torch.float32),
         ({}, "float16", torch.float16),
     ],
@@ -63,8 +65,14 @@ def test_the_model_has_the_dtype_that_the_sae_records(
         lm, model = open_sae(folder, dtype=dtype)
     assert model.cfg.dtype == expected
     assert lm.sae.dtype == torch.float32
-    warned = any("model_from_pretrained_kwargs" in str(warning.message) for warning in caught)
-    assert warned == ("center_writing_weights" in kwargs)  # what is followed needs no advice to follow it
+    messages = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    assert not any(
+        "model_from_pretrained_kwargs" in message for message in messages
+    )  # SAELens's advice to load the model with them
+    told = [f"{name}={value!r}" for name, value in kwargs.items() if name != "dtype" and value is not False]
+    assert [message for message in messages if "loaded with" in message] == [message for message in messages if told]
+    assert all(words in messages[0] for words in told)
+    assert bool(messages) == bool(told)
 
 
 def test_a_dtype_that_nobody_loads_is_refused(tiny_sae_dir: Path, tmp_path: Path) -> None:

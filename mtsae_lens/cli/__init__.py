@@ -18,7 +18,15 @@ from pydantic import ValidationError
 
 from mtsae_lens import __version__
 from mtsae_lens.cli.options import settings_verb
-from mtsae_lens.cli.output import BROKEN_PIPE, OutputLost, StandardOutput, drop_standard_output, say_aside, warnings_as_lines
+from mtsae_lens.cli.output import (
+    BROKEN_PIPE,
+    OutputLost,
+    StandardOutput,
+    drop_standard_output,
+    lossy_standard_error,
+    say_aside,
+    warnings_as_lines,
+)
 from mtsae_lens.cli.verbs import VERBS
 from mtsae_lens.errors import ConfigError, MTSAEError, TrainingInterrupted
 from mtsae_lens.settings import describe_problem
@@ -42,6 +50,12 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
+    with lossy_standard_error():
+        _exit_with_code()
+
+
+def _exit_with_code() -> None:
+    """Run, and exit with the code of what went wrong."""
     try:
         with warnings_as_lines():
             _run(sys.argv[1:])

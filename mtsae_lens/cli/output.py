@@ -131,8 +131,51 @@ def warnings_as_lines() -> Iterator[None]:
 
 def drop_standard_output() -> None:
     """Send what is still buffered nowhere, or Python itself would complain about it at its exit."""
+    _send_nowhere(sys.stdout)
+
+
+def _send_nowhere(stream: Any) -> None:
     with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _LossyStream:
+    """A stream that loses what it cannot write."""
+
+    def __init__(self, stream: Any) -> None:
+        self.stream, self.has_lost = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """Write a text, or lose it."""
+        try:
+            self.stream.write(text)
+        except (OSError, ValueError):
+            self.has_lost = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what was written, or lose it."""
+        try:
+            self.stream.flush()
+        except (OSError, ValueError):
+            self.has_lost = True
+
+
+@contextmanager
+def lossy_standard_error() -> Iterator[None]:
+    """Let the block go on where standard error is full or closed: progress bars and warnings are lost, and results are not."""
+    before = sys.stderr
+    stream = _LossyStream(StringIO() if before is None else before)  # None where the descriptor was closed before the start
+    sys.stderr = stream  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        sys.stderr = before
+        if stream.has_lost:  # what is still buffered would make Python exit with another code
+            _send_nowhere(before)
 
 
 def _cell(value: Any) -> str:

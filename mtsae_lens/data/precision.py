@@ -53,6 +53,25 @@ def recorded_dtype(from_pretrained_kwargs: Mapping[str, Any] | None) -> str | No
     return _ALIASES.get(name, name)
 
 
+_OF_PROCESSED_WEIGHTS = frozenset(
+    "center_writing_weights center_unembed fold_ln fold_value_biases refactor_factored_attn_matrices".split()
+)
+"""Options with which TransformerLens changes weights as it loads them. Here weights stay as they are: False is what is done anyway."""
+
+
+def unfollowed_options(from_pretrained_kwargs: Mapping[str, Any] | None) -> list[str]:
+    """List the `model_from_pretrained_kwargs` of SAELens that models are not loaded with here, as `name=value`.
+
+    Args:
+        from_pretrained_kwargs: what a configuration or an SAE says; of these `dtype` is followed.
+    """
+    return [
+        f"{name}={value!r}"
+        for name, value in (from_pretrained_kwargs or {}).items()
+        if name not in ("dtype", "torch_dtype") and not (name in _OF_PROCESSED_WEIGHTS and value is False)
+    ]
+
+
 def in_float32(values: Tensor) -> Tensor:
     """Half precision as float32; float32 and float64 as they are."""
     return values.to(torch.promote_types(values.dtype, torch.float32))

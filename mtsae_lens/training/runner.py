@@ -24,7 +24,7 @@ from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.data.origins import record_origins, share_metadata
-from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype
+from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype, unfollowed_options
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten
@@ -62,9 +62,9 @@ class SequenceSAETrainingRunner:
     """Build model, stream, SAE and trainer from a `LanguageModelSAERunnerConfig`, and run them.
 
     Differences from SAELens: `model_name` may be `embedded` or a local folder, and `dataset_path` a local file, folder or embedded domain
-    (`mtsae_lens.data`). Of `model_from_pretrained_kwargs` only `dtype` is used. Contexts stay whole; special tokens and position 0 are
-    masked. The optimizer is AdamW. The log is JSONL, and wandb if asked for. `resume=True` continues a run to the same weights as without
-    an interruption. Any architecture in SAELens's registry can be trained, on the same rows.
+    (`mtsae_lens.data`). Of `model_from_pretrained_kwargs` only `dtype` is followed; others are refused. Contexts stay whole; special tokens and
+    position 0 are masked. The optimizer is AdamW. The log is JSONL, and wandb if asked for. `resume=True` continues a run to the same
+    weights as without an interruption. Any architecture in SAELens's registry can be trained, on the same rows.
 
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
@@ -307,7 +307,13 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
             continue
         raise ConfigError(f"{field.name}={value!r} is not carried out by this runner; leave it at {default!r}")
-    for name, value in (cfg.model_from_pretrained_kwargs or {}).items():
+    options = cfg.model_from_pretrained_kwargs or {}
+    if not_followed := unfollowed_options(options):
+        raise ConfigError(
+            f"expected model_from_pretrained_kwargs with dtype only, got {', '.join(not_followed)}, which this runner does not carry "
+            "out; leave it out, or make the model yourself and give it as override_model"
+        )
+    for name, value in options.items():
         if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
             raise ConfigError(
                 f"model_from_pretrained_kwargs are written as JSON: give {name}={dtype_name(value)!r}, not {value}"

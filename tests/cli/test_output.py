@@ -122,9 +122,8 @@ def run(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
         f"@cli.app.command()\ndef talk():\n    {code}\n"
         "sys.argv = ['mtsae', 'talk']\ncli.main()\n"
     )
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program], stderr=subprocess.PIPE, text=True, check=False, **streams
-    )
+    streams = {"stderr": subprocess.PIPE} | streams
+    return subprocess.run([sys.executable, "-W", "ignore", "-c", program], text=True, check=False, **streams)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -146,6 +145,59 @@ def test_a_closed_pipe_is_one_line() -> None:
     assert "error: standard output cannot be written (Broken pipe)" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
+
+
+BAR = """
+    import time
+    from tqdm.auto import tqdm
+    for _ in tqdm(range(3), desc="x" * 20_000, mininterval=0):
+        print("y" * 20_000, file=sys.stderr, flush=True)
+    say("whole")
+"""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_full_standard_error_loses_bars_and_nothing_else(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = run(BAR, stdout=subprocess.PIPE, stderr=full)
+    assert (done.returncode, done.stdout) == (0, "whole\n")
+
+
+def test_a_standard_error_that_nobody_reads_loses_bars_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run(BAR, stdout=subprocess.PIPE, stderr=pipe)
+    assert (done.returncode, done.stdout) == (0, "whole\n")
+
+
+def test_a_closed_standard_error_loses_bars_and_nothing_else() -> None:
+    done = run(BAR, stdout=subprocess.PIPE, stderr=None, preexec_fn=lambda: os.close(2))
+    assert (done.returncode, done.stdout) == (0, "whole\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_training_ends_whole_with_a_full_standard_error(
+    mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small: tuple[Any, ...] = ("--context-size", 32, "--batch-size-tokens", 64, "--training-tokens", 256, "--d-sae", 32)
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stderr", full)
+        outcome = mtsae(
+            "train",
+            "--model",
+            tiny_model_dir,
+            "--hook-name",
+            "blocks.0.hook_resid_post",
+            "--dataset",
+            text_file,
+            *small,
+            "--out",
+            tmp_path / "sae",
+        )
+        monkeypatch.undo()
+    assert outcome.code == 0
+    assert (tmp_path / "sae" / "sae_weights.safetensors").is_file()
 
 
 def test_memory_that_does_not_suffice_is_one_line() -> None:

@@ -1,4 +1,7 @@
-"""The mission's own model and text by their names, without the hub: a random Pythia-70m of the very configuration, rows like the Pile's."""
+"""Pythia-70m and the Pile by their names, without the hub: a random model of the very configuration, rows like the Pile's.
+
+The long experiments run under the same names on a narrower model, whose every forward pass costs a hundredth.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +23,21 @@ WORDS = "court law judge appeal the of and claim device method said city river w
 SMALL: dict[str, Any] = {"context_size": 16, "d_sae": 64, "training_tokens": 512}
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    home = tmp_path_factory.mktemp("hf")
-    put_model(home, "EleutherAI/pythia-70m", write_pythia_70m)
+def make_home(home: Path, **changes: int) -> Path:
+    put_model(home, "EleutherAI/pythia-70m", partial(write_pythia_70m, **changes))
     put_pile(home, [make_text(WORDS, 300, seed) for seed in range(600)])
     return home
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_home(tmp_path_factory.mktemp("hf"))
+
+
+@pytest.fixture(scope="module")
+def narrow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same layers and names; width and vocabulary are those of a tiny model."""
+    return make_home(tmp_path_factory.mktemp("narrow"), hidden_size=64, intermediate_size=128, vocab_size=4096)
 
 
 def run(home: Path, *arguments: Any) -> str:
@@ -66,17 +79,17 @@ def test_train(home: Path, tmp_path: Path) -> None:
     assert json.loads(rows[-1])["step"] == 4
 
 
-def test_paper(home: Path, tmp_path: Path) -> None:
+def test_paper(narrow_home: Path, tmp_path: Path) -> None:
     config = tmp_path / "paper.yaml"
     small = {"n_seeds": 1, "n_draws": 20, "n_test_contexts": 2, "n_still_batches": 4, "context_size": 16, "parts": ["paper"]}
     config.write_text(yaml.safe_dump(small))
-    run(home, "paper", "--model", "pythia-70m", "--quick", "--config", config, "--out", tmp_path / "paper")
+    run(narrow_home, "paper", "--model", "pythia-70m", "--quick", "--config", config, "--out", tmp_path / "paper")
     settings = json.loads((tmp_path / "paper" / "metrics.json").read_text())["provenance"]["settings"]
     assert settings["model"] == "pythia-70m"
     assert "monology/pile-uncopyrighted" in (tmp_path / "paper" / "report.html").read_text()
 
 
-def test_unlearn(home: Path, tmp_path: Path) -> None:
+def test_unlearn(narrow_home: Path, tmp_path: Path) -> None:
     small = {
         "contexts_per_split": 2,
         "quick": True,
@@ -86,7 +99,7 @@ def test_unlearn(home: Path, tmp_path: Path) -> None:
         "saes": {"mtsae": {"k": 8}},
     }
     config = variant("unlearn-pile.yaml", tmp_path, **SMALL, **small, out=str(tmp_path / "pile"))
-    run(home, "unlearn-benchmark", "--config", config)
+    run(narrow_home, "unlearn-benchmark", "--config", config)
     metrics = json.loads((tmp_path / "pile" / "metrics.json").read_text())
     assert {"own", "saes", "provenance"} <= set(metrics)
     assert metrics["own"]["at_cost"]

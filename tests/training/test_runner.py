@@ -16,7 +16,7 @@ from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.training import runner as runner_module
-from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
 
 
 def config(model: Any, **changes: Any) -> LanguageModelSAERunnerConfig[Any]:
@@ -77,6 +77,16 @@ def test_dtypes_that_contradict_each_other_are_refused(tiny_model: Any, half_lm:
     cfg = config(half_lm.model, model_from_pretrained_kwargs={"dtype": torch.bfloat16})
     with pytest.raises(ConfigError, match=r"written as JSON: give dtype='bfloat16', not torch\.bfloat16"):
         SequenceSAETrainingRunner(cfg, override_model=half_lm.model, override_dataset=TEXTS)
+
+
+@pytest.mark.parametrize(
+    "kwargs", [{"center_writing_weights": True}, {"revision": "step1000"}, {"dtype": "float32", "n_ctx": 16}], ids=str
+)
+def test_ways_to_load_a_model_that_are_not_carried_out_are_refused(kwargs: dict[str, Any], tiny_model: Any) -> None:
+    name, value = list(kwargs.items())[-1]
+    with pytest.raises(ConfigError, match=f"with dtype only, got {name}={value!r}, which this runner does not carry out"):
+        check_config(config(tiny_model, model_from_pretrained_kwargs=kwargs))
+    check_config(config(tiny_model, model_from_pretrained_kwargs={"fold_ln": False, "torch_dtype": "bfloat16"}))
 
 
 @pytest.mark.parametrize(
