@@ -11,6 +11,7 @@ from sae_lens import HookedSAETransformer
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.facts import is_fact_source, read_wrong_answers
+from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -20,7 +21,6 @@ from mtsae_lens.unlearning.measures.distance import TruthRatioDistance, distance
 from mtsae_lens.unlearning.measures.effects import (
     EditEffect,
     EditLoss,
-    Logits,
     as_logits,
     edited_logits,
     measure_edits,

@@ -16,17 +16,14 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel, Logits, in_chunks, lazily, lazy_logits, token_nll
 from mtsae_lens.data.padding import attention_options
-from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.precision import in_float32, log_probs_of
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import advance, track
-from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
-
-Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
-"""A model as a function from tokens to logits."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -127,6 +124,11 @@ def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*
     return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
+def kl_of_logits(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
+    """Compute `kl_divergence` from logits."""
+    return kl_divergence(log_probs_of(clean), log_probs_of(edited))
+
+
 def longest_suffix(
     hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"], piece: Int[Tensor, "batch pred"] | None = None
 ) -> Float[Tensor, " piece"]:
@@ -153,14 +155,22 @@ class _Clean:
 
     tokens: Int[Tensor, "batch pos"]
     counted: Bool[Tensor, "batch pred"]
-    log_probs: Float[Tensor, "n d_vocab"]
+    logits: LazyLogits
     piece: Int[Tensor, "batch pos"]
     """The piece of each token, numbered from 0 in this batch."""
+    nll: Float[Tensor, " n"]
+
+    @staticmethod
+    def of(tokens: Tensor, counted: Tensor, logits: LazyLogits, piece: Tensor) -> _Clean:
+        """Take the counted predictions of a batch, and their loss."""
+        kept = logits[:, :-1][counted].remembered()
+        return _Clean(tokens, counted, kept, piece, kept.nll(tokens[:, 1:][counted]))
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> _Clean:
         context_of = self.counted.nonzero()[:, 0]
         piece = self.piece[kept].unique(return_inverse=True)[1]
-        return _Clean(self.tokens[kept], self.counted[kept], self.log_probs[kept[context_of]], piece)
+        rows = kept[context_of]
+        return _Clean(self.tokens[kept], self.counted[kept], self.logits[rows], piece, self.nll[rows])
 
     def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
         """Return which pieces are in these contexts."""
@@ -182,25 +192,34 @@ class _Clean:
         return total.index_add_(0, self.piece[:, 1:][self.counted], per_token)
 
 
-def _losses(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 3"]:
-    """Sum over counted predictions: tokens, NLL clean and edited."""
-    nll = [token_nll(log_probs, clean.targets) for log_probs in (clean.log_probs, edited)]
-    return clean.sums(torch.stack([torch.ones_like(nll[0]), *nll], dim=1)).cpu()
+def _losses(clean: _Clean, edited: LazyLogits | None) -> Float[Tensor, "piece 3"]:
+    """Sum over counted predictions: tokens, NLL clean and edited; None: the edited model is the clean one."""
+    nll = clean.nll if edited is None else edited.nll(clean.targets)
+    return clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll], dim=1)).cpu()
 
 
-def _measures(clean: _Clean, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 7"]:
+def _measures(clean: _Clean, edited: LazyLogits | None) -> Float[Tensor, "piece 7"]:
     """Sum the same, and KL, agreements, hits, length of the right suffix."""
-    likeliest = edited.argmax(dim=-1)
-    hits = likeliest == clean.targets
-    agree = likeliest == clean.log_probs.argmax(dim=-1)
-    kl = kl_divergence(clean.log_probs, edited)
-    further = clean.sums(torch.stack([kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1))
-    hit_at = torch.zeros_like(clean.counted).masked_scatter(clean.counted, hits)
+    models = [clean.logits, clean.logits if edited is None else edited]
+    nll, kl, agree, hits = in_chunks(_by_token, models, clean.targets).unbind(dim=1)
+    summed = clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll, kl, agree, hits], dim=1))
+    hit_at = torch.zeros_like(clean.counted).masked_scatter(clean.counted, hits > 0)
     suffix = longest_suffix(hit_at, clean.counted, clean.piece[:, 1:]).unsqueeze(1)
-    return torch.cat([_losses(clean, edited), further.cpu(), suffix.cpu()], dim=1)
+    return torch.cat([summed.cpu(), suffix.cpu()], dim=1)
 
 
-_Compare = Callable[[_Clean, Tensor], Tensor]
+def _by_token(
+    clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, "n 4"]:
+    """Compare two models' logits: NLL of the second, KL, whether the likeliest token is the same, and whether it is the target."""
+    before, after = log_probs_of(clean), log_probs_of(edited)
+    likeliest = after.argmax(dim=-1)
+    kl = kl_divergence(before, after)
+    agree, hits = likeliest == before.argmax(dim=-1), likeliest == targets
+    return torch.stack([token_nll(after, targets), kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1)
+
+
+_Compare = Callable[[_Clean, LazyLogits | None], Tensor]
 
 
 def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -248,8 +267,8 @@ def _run_edits(
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean = _Clean(tokens, counted, lm.log_probs_from(tokens, h, counted), piece.to(tokens.device))
-        unchanged = compare(clean, clean.log_probs)
+        clean = _Clean.of(tokens, counted, lm.lazy_logits_from(tokens, h), piece.to(tokens.device))
+        unchanged = compare(clean, None)
         sae_state = lm.splice.sae_state(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
             open_at = opened & _before(counted) if answers_only else opened
@@ -263,7 +282,7 @@ def _run_edits(
                 if bool(changed.any()):
                     kept = touched.clone()
                     kept[touched] = changed
-                    edited = lm.log_probs_from(tokens[kept], edited_h[changed], counted[kept])
+                    edited = lm.lazy_logits_from(tokens[kept], edited_h[changed])[:, :-1][counted[kept]]
                     compared[clean.pieces_of(kept).cpu()] = compare(clean.rows(kept), edited)
             rows[index].append(compared)
             advance()
@@ -288,11 +307,11 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
         cutter: says which tokens are padding; None where none is on the left. Tokens are given with their BOS.
     """
 
-    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
         padding = torch.zeros_like(tokens, dtype=torch.bool) if cutter is None else cutter.left_padding(tokens)
-        return model(tokens, prepend_bos=False, **attention_options(model, padding))
+        return lazy_logits(model, tokens, prepend_bos=False, **attention_options(model, padding))
 
-    return logits
+    return LazyModel(lazy)
 
 
 def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
@@ -308,11 +327,11 @@ def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
     if edit is None:
         return as_logits(lm.model, lm.cutter)
 
-    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
         tokens = tokens.to(lm.model.cfg.device)
-        return lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
+        return lm.lazy_logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
 
-    return logits
+    return LazyModel(lazy)
 
 
 def measure_model(
@@ -345,9 +364,9 @@ def _run_models(
     parts = (table.batches(batch_size), table.counted(cutter).split(batch_size), _pieces(table, batch_size))
     batches = [tuple(part.to(device) for part in batch) for batch in zip(*parts, strict=True)]
     for tokens, here, piece in track(batches, f"measuring models on {table.corpus}", "batch"):
-        clean = _Clean(tokens, here, log_probs_of(as_logits(clean_model, cutter)(tokens)[:, :-1][here]), piece)
+        clean = _Clean.of(tokens, here, lazily(as_logits(clean_model, cutter), tokens), piece)
         for of_model, model in zip(rows, models, strict=True):
-            of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][here])))
+            of_model.append(compare(clean, lazily(model, tokens)[:, :-1][here]))
     return rows
 
 
@@ -357,5 +376,6 @@ def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
     tokens = lm.batches(table)[0]
     nothing = FeatureEdit(features=(), multiplier=0.0)
     options = {"prepend_bos": False} | lm.attention_options(tokens)
-    spliced = lm.model.run_with_hooks(tokens, fwd_hooks=[lm.splice.hook(nothing, lm.masked(tokens))], **options)
-    return (spliced - lm.model(tokens, **options)).abs().max().item()
+    spliced = lazy_logits(lm.model, tokens, fwd_hooks=[lm.splice.hook(nothing, lm.masked(tokens))], **options)
+    clean = lazy_logits(lm.model, tokens, **options)
+    return in_chunks(lambda a, b: (in_float32(a) - in_float32(b)).abs().amax(dim=-1), [spliced, clean]).max().item()
