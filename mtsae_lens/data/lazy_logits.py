@@ -24,7 +24,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.precision import in_float32, log_probs_of
 from mtsae_lens.upstream import finish_logits
 
-CHUNK_BYTES = 2**26
+CHUNK_BYTES = 2**25
 """Size of the logits that are computed at once, in float32."""
 
 REMEMBERED_BYTES = 2**28

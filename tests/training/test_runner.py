@@ -84,7 +84,6 @@ def test_dtypes_that_contradict_each_other_are_refused(tiny_model: Any, half_lm:
     [
         ("use_cached_activations", True, "False"),
         ("seqpos_slice", (1, None), r"\(None,\)"),
-        ("compile_sae", True, "False"),
         ("sequence_separator_token", None, "'bos'"),
         ("exclude_special_tokens", [3, 4], "False"),
         ("model_kwargs", {"x": 1}, "{}"),
