@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, lazy_logits
+from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, lazy_logits, token_nll
 from mtsae_lens.data.precision import in_float32, log_probs_of
 
 _PASSES = (
@@ -33,34 +33,31 @@ class ChunkedReadout:
         self._clean: LazyLogits | None = None
         self._kl: dict[str, list[Float[Tensor, "batch pos"]]] = {name: [] for name in _PASSES}
 
-    def __call__(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[None, Tensor]:
+    def __call__(
+        self, tokens: Int[Tensor, "batch pos"], *, return_type: str, loss_per_token: bool, **options: Any
+    ) -> tuple[None, Tensor]:
         """Compute the loss of the clean pass, with which the passes that follow are compared."""
-        self._clean, nll = self._run(tokens, [], **options)
-        return None, nll
+        self._clean = lazy_logits(self.model, tokens, **options).remembered()
+        nll = self._clean[:, :-1].nll(tokens[:, 1:])
+        return None, nll if loss_per_token else nll.mean()
 
     def run_with_hooks(
-        self, tokens: Int[Tensor, "batch pos"], *, fwd_hooks: Sequence[Any], **options: Any
-    ) -> tuple[None, Tensor]:
-        """Compute the loss with hooks, which see the model's own dtype, and note the divergence from the clean pass."""
-        logits, nll = self._run(tokens, fwd_hooks, **options)
-        assert self._clean is not None
-        n_passes = [len(self._kl[name]) for name in _PASSES]
-        name = _PASSES[n_passes[0] > n_passes[1]]
-        self._kl[name].append(in_chunks(_divergence, [self._clean, logits]))
-        return None, nll
-
-    def _run(
         self,
         tokens: Int[Tensor, "batch pos"],
-        fwd_hooks: Sequence[Any],
         *,
+        fwd_hooks: Sequence[Any],
         return_type: str,
         loss_per_token: bool,
         **options: Any,
-    ) -> tuple[LazyLogits, Tensor]:
-        logits = lazy_logits(self.model, tokens, fwd_hooks=fwd_hooks, **options)
-        nll = logits[:, :-1].nll(tokens[:, 1:])
-        return logits, nll if loss_per_token else nll.mean()
+    ) -> tuple[None, Tensor]:
+        """Compute the loss with hooks, which see the model's own dtype, and note the divergence from the clean pass."""
+        assert self._clean is not None
+        changed = lazy_logits(self.model, tokens, fwd_hooks=fwd_hooks, **options)
+        targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing
+        nll, kl = in_chunks(_nll_and_divergence, [self._clean, changed], targets).unbind(dim=-1)
+        n_passes = [len(self._kl[name]) for name in _PASSES]
+        self._kl[_PASSES[n_passes[0] > n_passes[1]]].append(kl)
+        return None, nll[:, :-1] if loss_per_token else nll[:, :-1].mean()
 
     def run_with_cache(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[Any, dict[str, Tensor]]:
         """Return activations by the name of their hook."""
@@ -82,7 +79,10 @@ class ChunkedReadout:
         return {"kl_div_score": score} | means
 
 
-def _divergence(clean: Float[Tensor, "n d_vocab"], changed: Float[Tensor, "n d_vocab"]) -> Float[Tensor, " n"]:
-    """Compute `KL(clean || changed)` of each position, in nats."""
-    probabilities = in_float32(clean).softmax(dim=-1)
-    return torch.nn.functional.kl_div(log_probs_of(changed), probabilities, reduction="none").sum(dim=-1)
+def _nll_and_divergence(
+    clean: Float[Tensor, "n d_vocab"], changed: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, "n 2"]:
+    """Compute the loss of the changed model and `KL(clean || changed)` of each position, in nats."""
+    log_probs = log_probs_of(changed)
+    kl = torch.nn.functional.kl_div(log_probs, in_float32(clean).softmax(dim=-1), reduction="none").sum(dim=-1)
+    return torch.stack([token_nll(log_probs, targets), kl], dim=-1)

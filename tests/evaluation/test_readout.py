@@ -43,7 +43,8 @@ def test_losses_and_norms_are_those_of_what_the_model_gives_in_float32(
 
     assert measured() == expected
     monkeypatch.setattr(readout, "in_float32", lambda values: values)
-    monkeypatch.setattr(lazy_logits, "log_probs_of", lambda logits: logits.log_softmax(dim=-1))
+    for module in (lazy_logits, readout):
+        monkeypatch.setattr(module, "log_probs_of", lambda logits: logits.log_softmax(dim=-1))
     assert measured() != expected
 
 
@@ -80,6 +81,7 @@ def test_losses_and_divergences_are_those_of_run_evals(
     assert len(expected) == 7
     for size in (lazy_logits.CHUNK_BYTES, 4 * 4 * 4096):
         monkeypatch.setattr(lazy_logits, "CHUNK_BYTES", size)
+        monkeypatch.setattr(lazy_logits, "REMEMBERED_BYTES", size)
         found = evaluated(lm, table)
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-5), name
@@ -88,6 +90,7 @@ def test_losses_and_divergences_are_those_of_run_evals(
 def test_whole_logits_never_stand_in_memory(lm: HookedLM, table: TokenTable, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
     monkeypatch.setattr(lazy_logits, "CHUNK_BYTES", 4 * 8 * 4096)
+    monkeypatch.setattr(lazy_logits, "REMEMBERED_BYTES", 4 * 8 * 4096)
     handle = lm.model.unembed.register_forward_hook(lambda module, arguments, logits: sizes.append(logits.numel() // 4096))
     try:
         evaluated(lm, table)
