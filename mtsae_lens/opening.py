@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,13 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
 
 
 def open_sae(
-    folder: Path | str, *, model: str | None = None, device: str = "cpu", batch_size: int = 16, dtype: str | None = None
+    folder: Path | str,
+    *,
+    model: str | None = None,
+    device: str = "cpu",
+    batch_size: int = 16,
+    dtype: str | None = None,
+    check: Callable[[SAE[Any]], None] | None = None,
 ) -> tuple[HookedLM, AnyHookedModel]:
     """Open an SAE in its language model, with the tokenization of training, and check that they fit each other.
 
@@ -72,6 +79,7 @@ def open_sae(
         device: where to put both.
         batch_size: contexts in a forward pass.
         dtype: dtype of the language model; None for the dtype in which the SAE was trained, as `metadata.model_from_pretrained_kwargs` says.
+        check: is called with the SAE before the language model is loaded, which may take minutes, to raise for what will not work.
 
     Returns:
         The model with the SAE at its hook, and the model alone (`lm.model`), to run it without the SAE.
@@ -81,6 +89,8 @@ def open_sae(
     """
     with warnings.catch_warnings(record=True) as caught:
         sae = load_sae(folder, device)
+    if check is not None:
+        check(sae)
     metadata = sae.cfg.metadata
     kwargs = metadata.model_from_pretrained_kwargs or {}
     for warning in caught:  # SAELens asks to load the model with these, which is done here

@@ -95,13 +95,13 @@ __all__ = [
     "count_firing",
     "extract_layer_from_tlens_hook_name",
     "extract_stop_at_layer_from_tlens_hook_name",
+    "finish_logits",
     "flatten_heads",
     "get_lr_scheduler",
     "get_official_model_name",
     "get_pretrained_model_config",
     "get_pretrained_state_dict",
     "load_sae_config_from_huggingface",
-    "logits_from_last_layer",
     "mean_correlation_coefficient",
     "normalize_input",
     "orthogonal_initializer",
@@ -221,20 +221,23 @@ def add_hook_aliases(bridge: SAETransformerBridge, hooks: dict[str, HookPoint]) 
     bridge._add_aliases_to_hooks(hooks)
 
 
-def logits_from_last_layer(
-    model: HookedSAETransformer, resid: Float[Tensor, "batch pos d_model"]
-) -> Float[Tensor, "batch pos d_vocab"]:
-    """Compute logits from the residual stream after the last layer, as `HookedTransformer.forward` ends.
+def finish_logits(
+    model: HookedSAETransformer | SAETransformerBridge, unembedded: Float[Tensor, "*n d_vocab"]
+) -> Float[Tensor, "*n d_vocab"]:
+    """Turn what the unembedding gives into logits, as `forward` of the model ends: with the soft cap or scale of the configuration.
 
-    Needed because `forward` computes the logits of all positions, and unembedding dominates the cost of a small model.
+    Needed because `forward` computes the logits of all positions at once, which a large vocabulary makes the largest tensor of all.
 
     Args:
         model: the model.
-        resid: the residual stream; positions may be left out.
+        unembedded: the output of `model.unembed`, at any positions.
 
     Returns:
-        The logits, soft-capped where the model's configuration says so.
+        The logits.
     """
-    logits = model.unembed(model.ln_final(resid))
-    cap = model.cfg.output_logits_soft_cap
-    return cap * torch.tanh(logits / cap) if cap > 0 else logits
+    if isinstance(model, SAETransformerBridge):
+        transform = getattr(model.adapter, "apply_output_logits_transform", None)  # older versions of TransformerLens have none
+        if transform is not None:
+            return transform(unembedded)
+    cap = getattr(model.cfg, "output_logits_soft_cap", None) or 0.0
+    return cap * torch.tanh(unembedded / cap) if cap > 0 else unembedded

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.commands.evaluate_settings import EvaluateSettings
 from mtsae_lens.data.choices import Split
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.origins import find_source
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
@@ -107,10 +109,19 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     `metrics.json`: `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, `provenance`.
     """
     watch = Stopwatch()
+
+    def dataset_of(sae: SAE[Any]) -> str:
+        return settings.dataset or find_source(sae.cfg.metadata, settings.sae) or "embedded"
+
     lm, model = open_sae(
-        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+        settings.sae,
+        model=settings.model,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        dtype=settings.dtype,
+        check=lambda sae: check_source(dataset_of(sae)),
     )
-    dataset = settings.dataset or find_source(lm.sae.cfg.metadata, settings.sae) or "embedded"
+    dataset = dataset_of(lm.sae)
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
     measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
     text = (
@@ -124,7 +135,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     scales: dict[str, Any] = {}
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
         try:
-            scales, section = _scales(lm.sae, fit_batch(lm), dataset, settings)
+            scales, section = _scales(lm.sae, fit_batch(lm), dataset, table, settings)
         except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
             section = Section("What the scales know", f"Not measured: {error}")
         sections.append(section)
@@ -138,7 +149,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 
 
 def _scales(
-    sae: TemporalEncoder, lm: HookedLM, dataset: str, settings: EvaluateSettings
+    sae: TemporalEncoder, lm: HookedLM, dataset: str, evaluated: TokenTable, settings: EvaluateSettings
 ) -> tuple[dict[str, dict[str, float]], Section]:
     """Measure what each scale knows of the features, and how much of what drives them is context."""
     generator = torch.Generator().manual_seed(settings.seed)
@@ -147,7 +158,8 @@ def _scales(
     n_contexts = min(settings.n_scale_contexts, settings.n_contexts)
 
     def inputs(split: Split) -> list[Tensor]:
-        table = read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
+        is_read = split == "test" and n_contexts == settings.n_contexts
+        table = evaluated if is_read else read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
         return [lm.sae_input(tokens) for tokens in track(lm.batches(table), f"reading {split} text", "batch")]
 
     test, select = inputs("test"), inputs("select")

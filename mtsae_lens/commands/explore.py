@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sae_lens import SAE
+
 from mtsae_lens.commands.explore_settings import ExploreSettings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
@@ -29,13 +31,24 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     Returns:
         The content of `explore.json`, and the page.
     """
+
+    def sources_of(sae: SAE[Any]) -> tuple[str, ...]:
+        return settings.dataset or (find_source(sae.cfg.metadata, settings.sae) or "embedded",)
+
+    def check_text(sae: SAE[Any]) -> None:
+        for source in sources_of(sae):
+            check_source(source)
+
     lm, _ = open_sae(
-        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+        settings.sae,
+        model=settings.model,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        dtype=settings.dtype,
+        check=check_text,
     )
     model = settings.model or find_model(lm.sae.cfg.metadata, settings.sae)
-    sources = settings.dataset or (find_source(lm.sae.cfg.metadata, settings.sae) or "embedded",)
-    for source in sources:
-        check_source(source)
+    sources = sources_of(lm.sae)
     recorded = settings.model_dump(mode="json")
     depends_on = {name: value for name, value in recorded.items() if name not in ("out", "device", "dtype")}
     if lm.model.cfg.dtype in HALF_PRECISION:

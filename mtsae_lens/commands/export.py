@@ -15,6 +15,7 @@ from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import dtype_name
@@ -36,7 +37,7 @@ from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
-from mtsae_lens.unlearning.measures.effects import Logits, as_logits, edited_logits
+from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus
 
 MODEL_FOLDER = "model"

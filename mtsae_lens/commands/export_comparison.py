@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.lazy_logits import Logits, in_chunks, lazily
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures.effects import Logits, edited_logits, measure_edits, measure_model
-from mtsae_lens.unlearning.measures.predictions import kl_divergence
+from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.predictions import kl_of_logits
 
 
 def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> f
     """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token."""
     total, n_tokens = 0.0, 0
     for tokens, counted, _ in track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch"):
-        divergence = kl_divergence(log_probs_of(target(tokens)), log_probs_of(model(tokens)))[:, :-1]
-        total += float(divergence[counted.to(divergence.device)].sum())
+        both = [lazily(each, tokens)[:, :-1][counted] for each in (target, model)]
+        total += float(in_chunks(kl_of_logits, both).sum())
         n_tokens += int(counted.sum())
     return total / max(n_tokens, 1)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -29,6 +30,8 @@ class ActivationReader:
     hook_name: str
     head_index: int | None = None
     autocast: bool = False
+    compiled_run: Callable[..., Any] | None = None
+    """`model.run_with_cache`, compiled; None for the model's own."""
 
     @torch.no_grad()
     def read(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_in"]:
@@ -39,7 +42,7 @@ class ActivationReader:
         """
         device = torch.device(self.model.cfg.device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.autocast):
-            _, cache = self.model.run_with_cache(
+            _, cache = (self.compiled_run or self.model.run_with_cache)(
                 tokens.to(device),
                 names_filter=[self.hook_name],
                 stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.hook_name),

@@ -19,6 +19,8 @@ from mtsae_lens.data.documents import Document, Split, read_documents, shuffle_s
 from mtsae_lens.data.notices import tell_once
 from mtsae_lens.data.packing import Context, DrawnDocuments, Packer, Spans
 from mtsae_lens.errors import DataError
+from mtsae_lens.machine_paths import shorten
+from mtsae_lens.progress import track
 
 _DOCUMENTS_AT_ONCE = 64  # tokenized in one call: fast tokenizers work in parallel
 _MOST_LEFT_OUT = 0.1  # share of the tokens of documents that may be left out of contexts without a word
@@ -274,7 +276,8 @@ def read_tokens(source: str | Path, split: Split, cutter: ContextCutter, max_con
     if max_contexts < 1:
         raise DataError(f"max_contexts must be at least 1; got {max_contexts}")
     drawn = DrawnDocuments(cutter.packer, max_contexts)
-    for name, ids in cutter.token_ids(shuffle_stream(read_documents(source, split), seed)):
+    documents = track(read_documents(source, split), f"reading {shorten(source)}, {split}", "document")
+    for name, ids in cutter.token_ids(shuffle_stream(documents, seed)):
         drawn.add(name, ids)
         if drawn.are_enough:
             break

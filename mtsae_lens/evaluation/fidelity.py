@@ -16,16 +16,15 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.masks import zero_rows
-from mtsae_lens.data.precision import HALF_PRECISION
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.massive import explain_without_massive
-from mtsae_lens.evaluation.readout import Float32Readout
+from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
-_MAX_BYTES = 2**27  # of the logits of a batch in float32, of which `run_evals` holds about ten copies at once
+_MAX_BYTES = 2**27  # of the feature activations of a batch, of which `run_evals` holds several copies at once
 
 
 @dataclass
@@ -92,7 +91,8 @@ def evaluate_fidelity(
     - `explained_variance_without_massive`: the explained variance of all other tokens;
     - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
-    A batch has fewer contexts than asked for where the vocabulary or the SAE is large (`contexts_at_once`).
+    A batch has fewer contexts than asked for where the SAE is large (`contexts_at_once`). Losses and KL divergences are those of
+    `run_evals`, computed in chunks of positions (`ChunkedReadout`).
 
     Raises:
         ModelError: the SAE's hook does not exist in the model, or has another width.
@@ -107,14 +107,13 @@ def evaluate_fidelity(
         raise DataError(
             f"{table.corpus}: contexts are padded on the left, and SAELens's run_evals gives the model no attention mask; pad on the right"
         )
-    width = max(model.cfg.d_vocab, sae.cfg.d_sae)
-    batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], width, _MAX_BYTES)
+    batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
     held_out = HeldOutTokens(table, batch_size)
     config = EvalConfig(
         batch_size_prompts=batch_size,
         n_eval_reconstruction_batches=held_out.n_batches,
         n_eval_sparsity_variance_batches=held_out.n_batches,
-        compute_kl=True,
+        compute_kl=False,  # needs whole logits; the readout does it
         compute_ce_loss=True,
         compute_l2_norms=True,
         compute_sparsity_metrics=True,
@@ -123,24 +122,29 @@ def evaluate_fidelity(
     )
     n_passes = 2  # one for losses, one for what is read off the activations
     bar = phase(f"evaluating {sae.cfg.architecture()}", "batch", n_passes * held_out.n_batches)
+    readout = ChunkedReadout(model)
     with bar, special_tokens_as_walls(sae, cutter, held_out):
         groups, feature_metrics = run_evals(
             sae=sae,
             activation_store=held_out,  # type: ignore[arg-type]
-            model=Float32Readout(model) if model.cfg.dtype in HALF_PRECISION else model,  # type: ignore[arg-type]
+            model=readout,  # type: ignore[arg-type]
             activation_scaler=ActivationScaler(),
             eval_config=config,
             exclude_special_tokens=cutter.special_token_ids.tolist(),
         )
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
+    seen = table.tokens[: held_out.n_batches * batch_size]
+    kept = ~cutter.special_positions(seen)
+    metrics |= readout.divergences(kept.split(batch_size))
     counts = firing_counts(feature_metrics["feature_density"])
     metrics["dead_features"] = counts.n_silent
     metrics["always_on_features"] = counts.n_always_on
     metrics["n_features"] = sae.cfg.d_sae
-    seen = table.tokens[: held_out.n_batches * batch_size]
-    batches = ((_at_hook(sae, model, tokens), ~cutter.special_positions(tokens)) for tokens in seen.split(batch_size))
+    batches = (
+        (_at_hook(sae, model, tokens), mask) for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True)
+    )
     metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches)
-    metrics["n_tokens"] = int((~cutter.special_positions(seen)).sum())
+    metrics["n_tokens"] = int(kept.sum())
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics
 

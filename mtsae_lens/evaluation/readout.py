@@ -1,7 +1,8 @@
-"""A language model in half precision as SAELens's `run_evals` should read it: what it gives, in float32.
+"""A language model as SAELens's `run_evals` should read it: losses and divergences in chunks of positions, everything in float32.
 
-`run_evals` takes losses, KL, norms and means in the numbers that a model gives. The mean of a thousand norms in bfloat16 has two digits, and so
-has a loss.
+`run_evals` keeps the logits of three forward passes of a batch and takes some ten copies of them, and it computes in the numbers that a model
+gives: the mean of a thousand norms in bfloat16 has two digits, and so has a loss. This readout computes the losses itself, and the KL
+divergences from the clean pass as well, which `run_evals` is then not asked for.
 """
 
 from __future__ import annotations
@@ -9,24 +10,36 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, lazy_logits, token_nll
 from mtsae_lens.data.precision import in_float32, log_probs_of
-from mtsae_lens.splice.attribution import token_nll
+
+_PASSES = (
+    "kl_div_with_sae",
+    "kl_div_with_ablation",
+)  # the order in which `run_evals` makes its passes with hooks after a clean one
 
 
-class Float32Readout:
+class ChunkedReadout:
     """The three ways in which `run_evals` calls a model, and its tokenizer; the model itself computes as ever."""
 
     def __init__(self, model: AnyHookedModel) -> None:
         self.model = model
         self.tokenizer = model.tokenizer
+        self._clean: LazyLogits | None = None
+        self._kl: dict[str, list[Float[Tensor, "batch pos"]]] = {name: [] for name in _PASSES}
 
-    def __call__(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[Tensor, Tensor]:
-        """Compute the logits and their loss."""
-        return self.run_with_hooks(tokens, fwd_hooks=[], **options)
+    def __call__(
+        self, tokens: Int[Tensor, "batch pos"], *, return_type: str, loss_per_token: bool, **options: Any
+    ) -> tuple[None, Tensor]:
+        """Compute the loss of the clean pass, with which the passes that follow are compared."""
+        self._clean = lazy_logits(self.model, tokens, **options).remembered()
+        nll = self._clean[:, :-1].nll(tokens[:, 1:])
+        return None, nll if loss_per_token else nll.mean()
 
     def run_with_hooks(
         self,
@@ -36,13 +49,40 @@ class Float32Readout:
         return_type: str,
         loss_per_token: bool,
         **options: Any,
-    ) -> tuple[Float[Tensor, "batch pos d_vocab"], Tensor]:
-        """Compute the same with hooks, which see the model's own dtype."""
-        logits = in_float32(self.model.run_with_hooks(tokens, fwd_hooks=list(fwd_hooks), return_type="logits", **options))
-        nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:])
-        return logits, nll if loss_per_token else nll.mean()
+    ) -> tuple[None, Tensor]:
+        """Compute the loss with hooks, which see the model's own dtype, and note the divergence from the clean pass."""
+        assert self._clean is not None
+        changed = lazy_logits(self.model, tokens, fwd_hooks=fwd_hooks, **options)
+        targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing
+        nll, kl = in_chunks(_nll_and_divergence, [self._clean, changed], targets).unbind(dim=-1)
+        n_passes = [len(self._kl[name]) for name in _PASSES]
+        self._kl[_PASSES[n_passes[0] > n_passes[1]]].append(kl)
+        return None, nll[:, :-1] if loss_per_token else nll[:, :-1].mean()
 
     def run_with_cache(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[Any, dict[str, Tensor]]:
         """Return activations by the name of their hook."""
         output, cache = self.model.run_with_cache(tokens, **options)
         return output, {name: in_float32(cache[name]) for name in options["names_filter"]}
+
+    def divergences(self, kept: Sequence[Tensor]) -> dict[str, float]:
+        """Return what `run_evals` calls `kl_div_with_sae`, `kl_div_with_ablation` and `kl_div_score`.
+
+        Args:
+            kept: for each batch, True for the positions that count, `(batch, pos)`.
+        """
+        means = {
+            name: torch.cat([kl[mask.to(kl.device)] for kl, mask in zip(parts, kept, strict=True)]).mean().item()
+            for name, parts in self._kl.items()
+        }
+        with_sae, with_ablation = (means[name] for name in _PASSES)
+        score = (with_ablation - with_sae) / with_ablation if with_ablation else float("nan")
+        return {"kl_div_score": score} | means
+
+
+def _nll_and_divergence(
+    clean: Float[Tensor, "n d_vocab"], changed: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, "n 2"]:
+    """Compute the loss of the changed model and `KL(clean || changed)` of each position, in nats."""
+    log_probs = log_probs_of(changed)
+    kl = torch.nn.functional.kl_div(log_probs, in_float32(clean).softmax(dim=-1), reduction="none").sum(dim=-1)
+    return torch.stack([token_nll(log_probs, targets), kl], dim=-1)

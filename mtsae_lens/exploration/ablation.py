@@ -14,10 +14,9 @@ from torch import Tensor
 from mtsae_lens.exploration.firings import compute_features_at
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
-from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM
 
-_ROWS_AT_ONCE = 32  # contexts rerun together: their log-probabilities take rows * positions * d_vocab floats
+_ROWS_AT_ONCE = 32  # contexts rerun together
 
 
 @torch.no_grad()
@@ -74,5 +73,5 @@ def _ablated(lm: HookedLM, tokens: Tensor, h: Tensor, context: Tensor, position:
 def _nll(lm: HookedLM, tokens: Tensor, h: Tensor, counted: Tensor) -> Float[Tensor, "row pred"]:
     """Return the loss of the counted predictions, and zero elsewhere."""
     nll = torch.zeros(counted.shape, device=tokens.device)
-    nll[counted] = token_nll(lm.log_probs_from(tokens, h, counted), tokens[:, 1:][counted]).float()
+    nll[counted] = lm.lazy_logits_from(tokens, h)[:, :-1][counted].nll(tokens[:, 1:][counted]).float()
     return nll

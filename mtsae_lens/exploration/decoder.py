@@ -12,6 +12,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.lazy_logits import rows_at_once
 from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -59,9 +60,13 @@ def compute_token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"
     """
     gain = measure_last_gain(lm.model)
     W_U = lm.model.W_U.detach().float()
-    for chunk in directions.split(_FEATURES_AT_ONCE):
+    for chunk in directions.split(_features_at_once(lm)):
         logits = (chunk * gain) @ W_U
         yield logits - logits.mean(dim=-1, keepdim=True)
+
+
+def _features_at_once(lm: HookedLM) -> int:
+    return min(_FEATURES_AT_ONCE, rows_at_once(lm.model.cfg.d_vocab))
 
 
 def find_extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
@@ -82,11 +87,12 @@ def find_extreme_tokens(lm: HookedLM, n: int) -> dict[str, Tensor]:
     # The results are filled in place. Small tensors allocated between large temporary ones would keep that memory from being reused.
     found = {name: torch.empty(size, dtype=torch.long) for name in ("promoted", "suppressed")}
     values = {f"{name}_logits": torch.empty(size) for name in found}
-    n_chunks = -(-len(directions) // _FEATURES_AT_ONCE)
+    n_at_once = _features_at_once(lm)
+    n_chunks = -(-len(directions) // n_at_once)
     for number, logits in enumerate(
         track(compute_token_logits(lm, directions), "reading what features write", "chunk", n_chunks)
     ):
-        rows = slice(number * _FEATURES_AT_ONCE, (number + 1) * _FEATURES_AT_ONCE)
+        rows = slice(number * n_at_once, (number + 1) * n_at_once)
         for name, largest in (("promoted", True), ("suppressed", False)):
             values[f"{name}_logits"][rows], found[name][rows] = logits.topk(size[1], dim=1, largest=largest)
     return found | values

@@ -175,8 +175,7 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tup
         tables = corpora.tables(plan.n_attribution_contexts)
         documents = tuple(document for table in tables for document in table.documents)
         everything = TokenTable("all texts", torch.cat([table.tokens for table in tables]), documents)
-        width = max(lm.model.cfg.d_vocab, d_sae)
-        batch_size = contexts_at_once(lm.batch_size, lm.cutter.context_size, width, _MAX_BYTES)
+        batch_size = contexts_at_once(lm.batch_size, lm.cutter.context_size, d_sae, _MAX_BYTES)
         return attribution(replace(lm, batch_size=batch_size), everything).float().cpu()
 
     effects = Effects(_kept(state, "ablation", ablation), _kept(state, "attribution", loss_attribution))

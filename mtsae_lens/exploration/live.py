@@ -8,13 +8,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.data.vocabularies import token_texts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.firings import BatchReading, read_batch
 from mtsae_lens.sae.lift import encoder_by_scale
-from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -127,7 +125,7 @@ def explain(lm: HookedLM, text: str) -> TextFeatures:
     tokens = torch.tensor([ids], device=lm.model.cfg.device)
     h = lm.activations(tokens)
     reading = read_batch(lm, tokens, h)
-    log_probs = log_probs_of(lm.logits_from(tokens, h)[:, :-1])
-    nll = torch.nn.functional.pad(token_nll(log_probs, tokens[:, 1:]), (1, 0), value=torch.nan)[0]
+    nll = lm.lazy_logits_from(tokens, h)[:, :-1].nll(tokens[:, 1:])
+    nll = torch.nn.functional.pad(nll, (1, 0), value=torch.nan)[0]
     texts = tuple(token_texts(lm.cutter.tokenizer, tokens[0].tolist()))
     return TextFeatures(texts, reading.feature_acts[0].float().cpu(), nll.float().cpu(), reading, lm)

@@ -9,11 +9,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
-from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.exploration.firings import read_batch
 from mtsae_lens.facts.folder import N_STRONGEST
 from mtsae_lens.progress import track
-from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -37,15 +35,14 @@ def read_texts(lm: HookedLM, tokens: Int[Tensor, "context pos"], n_strongest: in
         n_strongest: features kept per token.
     """
     parts = []
-    width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
-    batches = tokens.split(contexts_at_once(lm.batch_size, tokens.shape[1], width))
+    batches = tokens.split(contexts_at_once(lm.batch_size, tokens.shape[1], lm.sae.cfg.d_sae))
     for batch in track(batches, "reading texts", "batch"):
         on_device = batch.to(lm.model.cfg.device)
         h = lm.activations(on_device)
         acts = read_batch(lm, on_device, h).feature_acts
         values, features = acts.topk(min(n_strongest, acts.shape[-1]), dim=-1)
-        log_probs = log_probs_of(lm.logits_from(on_device, h)[:, :-1])
-        nll = torch.nn.functional.pad(token_nll(log_probs, on_device[:, 1:]), (1, 0), value=torch.nan)
+        nll = lm.lazy_logits_from(on_device, h)[:, :-1].nll(on_device[:, 1:])
+        nll = torch.nn.functional.pad(nll, (1, 0), value=torch.nan)
         parts.append(ReadTexts(batch, values.float().cpu(), features.cpu(), nll.float().cpu()))
     return ReadTexts(
         *(torch.cat([getattr(part, name) for part in parts]) for name in ("tokens", "activations", "features", "nll"))

@@ -17,15 +17,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
-
-
-def token_nll(log_probs: Float[Tensor, "*n d_vocab"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Compute the negative log-likelihood of each token, in nats."""
-    return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +87,7 @@ def _nll_gradient(
         edited = feature_acts.detach().clone().requires_grad_()
         delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts).detach()
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
-        log_probs = log_probs_of(lm.logits_from(tokens, lm.splice.add_delta(h, delta, everywhere)))
-        (gradient,) = torch.autograd.grad((token_nll(log_probs[:, :-1], tokens[:, 1:]) * counted).sum(), edited)
+        logits = lm.lazy_logits_from(tokens, lm.splice.add_delta(h, delta, everywhere))
+        nll = logits[:, :-1][counted].nll(tokens[:, 1:][counted])
+        (gradient,) = torch.autograd.grad(nll.sum(), edited)
     return gradient

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
@@ -132,8 +132,21 @@ class _EditOfFeatures(Edit):
         """
 
     def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
-        """Compute `decode(e') - decode(e)`."""
-        return sae_state.sae.decode(self.apply(sae_state.feature_acts)) - sae_state.sae_out
+        """Compute `decode(e') - decode(e)`: of an affine decoder, from the rows of the edited features alone."""
+        sae, feature_acts = sae_state.sae, sae_state.feature_acts
+        check_features(self.features, feature_acts.shape[-1])
+        chosen = list(dict.fromkeys(self.features))
+        if len(chosen) >= feature_acts.shape[:-1].numel() or not _is_affine(sae):
+            return sae.decode(self.apply(feature_acts)) - sae_state.sae_out
+        place = {feature: number for number, feature in enumerate(chosen)}
+        alone = replace(self, features=tuple(place[feature] for feature in self.features))  # type: ignore[type-var]  # a dataclass
+        before = feature_acts[..., chosen]
+        change = alone.apply(before) - before
+        one_hot = torch.zeros(len(chosen) + 1, feature_acts.shape[-1], device=feature_acts.device, dtype=feature_acts.dtype)
+        one_hot[range(len(chosen)), chosen] = 1
+        decoded = sae.decode(one_hot)
+        rows = decoded[:-1] - decoded[-1]
+        return (change @ rows.flatten(1)).view(*feature_acts.shape[:-1], *rows.shape[1:])
 
     def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
         """Return an edit that takes out what the decoder rows of the features span.
@@ -152,6 +165,16 @@ class _EditOfFeatures(Edit):
         check_features(self.features, sae.cfg.d_sae)
         rows = sae.W_dec[list(self.features)].detach()
         return DirectionEdit(orthonormal_rows(rows), torch.zeros(rows.shape[-1]))
+
+
+def _is_affine(sae: SAE[Any]) -> bool:
+    """Return whether `decode` is known to be a matrix and a bias, the same at every position."""
+    plain = sae.cfg.normalize_activations in (
+        "none",
+        "expected_average_only_in",
+    )  # others undo what `encode` did at each position
+    hooked = any(hook.fwd_hooks for hook in sae.hook_dict.values())
+    return type(sae).decode.__module__.startswith(("sae_lens.", "mtsae_lens.")) and plain and not hooked
 
 
 @register_edit("features")

@@ -18,6 +18,7 @@ from sae_lens import HookedSAETransformer
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.lazy_logits import last_position_alone
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import ConfigError, nearest
@@ -155,10 +156,13 @@ def continue_tokens(
     options = {"stop_at_eos": ends} | options | {"return_type": "tokens", "prepend_bos": False}
     if options["max_new_tokens"] == 0:
         continued: Any = tokens
-    elif isinstance(model, HookedSAETransformer):
-        continued = _continue_hooked(model, tokens, padding, eos, options)
     else:
-        continued = model.generate(tokens, **options, **attention_options(model, padding))
+        attention = attention_options(model, padding)  # refuses a model that cannot leave padding out
+        with last_position_alone(model):
+            if isinstance(model, HookedSAETransformer):
+                continued = _continue_hooked(model, tokens, padding, eos, options)
+            else:
+                continued = model.generate(tokens, **options, **attention)
     if return_type != "str" or not torch.is_tensor(continued):
         return continued
     texts = [tokenizer.decode(row, skip_special_tokens=True) for row in continued.tolist()]
@@ -171,7 +175,6 @@ def _continue_hooked(
     """Continue prompts by a twin that shares weights and hooks, and has a tokenizer and settings of its own for `generate` to change."""
     filler, prompts = -1, tokens
     if bool(padding.any()):  # a token that no prompt holds marks the padding, as BOS may be the padding token
-        attention_options(model, padding)  # refuses a model that cannot leave it out
         present = set(tokens.unique().tolist())
         filler = next(token for token in range(model.cfg.d_vocab) if token not in present)
         prompts = tokens.masked_fill(padding, filler)

@@ -19,14 +19,14 @@ from torch import Tensor
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
 from mtsae_lens.data.contexts import ContextCutter, TokenBatch, TokenTable
+from mtsae_lens.data.lazy_logits import LazyLogits, lazy_logits
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
-from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
 from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
-from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name, logits_from_last_layer
+from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
@@ -207,10 +207,22 @@ class HookedLM:
 
     def logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
         """Compute the model's logits with the activations at the hook replaced by `h`; gradients flow back to `h`."""
+        return self.lazy_logits_from(tokens, h).whole()
+
+    def lazy_logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> LazyLogits:
+        """Run the model with the activations at the hook replaced by `h`, up to the unembedding; gradients flow back to `h`.
+
+        Unembedding dominates the cost of a small model, and its output the memory where the vocabulary is large. Of what is returned,
+        the positions that are needed can be selected before anything is unembedded.
+
+        Args:
+            tokens: contexts or prompts.
+            h: activations at the hook.
+        """
         self._check_activations(tokens, h)
         options = self.attention_options(tokens)
         if self._layer_after is not None:
-            return self.model(h, start_at_layer=self._layer_after, **options)
+            return lazy_logits(self.model, h, start_at_layer=self._layer_after, **options)
         n_calls = 0
 
         def put(_: Tensor, hook: Any) -> Tensor:
@@ -218,27 +230,10 @@ class HookedLM:
             n_calls += 1
             return h
 
-        logits = self.model.run_with_hooks(tokens, fwd_hooks=[(self.splice.hook_name, put)], prepend_bos=False, **options)
+        logits = lazy_logits(self.model, tokens, fwd_hooks=[(self.splice.hook_name, put)], prepend_bos=False, **options)
         if not n_calls:
             raise never_ran(self.splice.hook_name, self.model)
         return logits
-
-    @torch.no_grad()
-    def log_probs_from(
-        self, tokens: Int[Tensor, "batch pos"], h: Tensor, counted: Bool[Tensor, "batch pred"]
-    ) -> Float[Tensor, "n d_vocab"]:
-        """Compute log-probabilities of the next token at the counted positions alone, row by row, with `h` at the hook.
-
-        Unembedding dominates the cost of a small model. Where few predictions count, as in questions, the others are skipped.
-        """
-        if self._layer_after is None:
-            return log_probs_of(self.logits_from(tokens, h)[:, :-1][counted])
-        self._check_activations(tokens, h)
-        first, n_layers = self._layer_after, self.model.cfg.n_layers
-        resid = h
-        if first < n_layers:
-            resid = self.model(h, start_at_layer=first, stop_at_layer=n_layers, **self.attention_options(tokens))
-        return log_probs_of(logits_from_last_layer(self.model, resid[:, :-1][counted].unsqueeze(0))[0])
 
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Any:
         """Continue prompts with an edit in place; with the KV cache or without (`use_past_kv_cache`), the same tokens.
@@ -296,6 +291,9 @@ class HookedLM:
 
 
 def fit_batch(lm: HookedLM) -> HookedLM:
-    """Return the same model with smaller batches, if the vocabulary or the SAE is so large that a batch would fill the memory."""
+    """Return the same model with smaller batches, if the vocabulary or the SAE is so large that a batch would fill the memory.
+
+    Logits are computed in chunks in any case; those of a batch of this size are few enough to be kept while edits are compared with them.
+    """
     width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
     return replace(lm, batch_size=contexts_at_once(lm.batch_size, lm.cutter.context_size, width))

@@ -113,6 +113,10 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
         prepend_bos=settings.prepend_bos,
         seed=settings.seed,
         device=settings.device,
+        autocast=settings.autocast,
+        autocast_lm=settings.autocast_lm,
+        compile_sae=settings.compile_sae,
+        compile_llm=settings.compile_llm,
         logger=LoggingConfig(
             log_to_wandb=settings.wandb,
             wandb_project=settings.wandb_project,

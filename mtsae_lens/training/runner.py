@@ -33,6 +33,7 @@ from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.training.checkpoints import delete_other_checkpoints, list_checkpoints, resume_from
+from mtsae_lens.training.compiling import compile_function, compiled_step
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import LOG_FILE, restore_log
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
@@ -44,7 +45,7 @@ _FOLLOWED = frozenset(
     "store_batch_size_prompts disable_concat_sequences device llm_device seed prepend_bos autocast autocast_lm train_batch_size_tokens "
     "adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles dead_feature_window "
     "feature_sampling_window logger n_checkpoints output_path resume_from_checkpoint model_from_pretrained_kwargs "
-    "n_batches_for_norm_estimate".split()
+    "n_batches_for_norm_estimate compile_sae sae_compilation_mode compile_llm llm_compilation_mode".split()
 )
 """Settings of SAELens's configuration that this runner reads."""
 
@@ -152,7 +153,7 @@ class SequenceSAETrainingRunner:
             read = partial(read_rows, override_dataset)
         n_sequences = cfg.train_batch_size_tokens // cfg.context_size
         return SequenceActivations(
-            reader=ActivationReader(self.model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm),
+            reader=ActivationReader(self.model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm, self._run_with_cache()),
             contexts=ContextStream(read, cutter, cfg.seed),
             batch_size_sequences=n_sequences,
             block_size_batches=max(1, cfg.n_batches_in_buffer * cfg.store_batch_size_prompts // n_sequences),
@@ -160,6 +161,12 @@ class SequenceSAETrainingRunner:
             seed=cfg.seed,
             n_batches=cfg.total_training_steps,
         )
+
+    def _run_with_cache(self) -> Any:
+        cfg = self.cfg
+        if not cfg.compile_llm:
+            return None
+        return compile_function(self.model.run_with_cache, "compile_llm", cfg.llm_compilation_mode)
 
     def _build_sae(self) -> TrainingSAE[Any]:
         if self.cfg.from_pretrained_path is not None:
@@ -229,7 +236,8 @@ class SequenceSAETrainingRunner:
         if checkpoint is not None and out is not None:
             restore_log(out / LOG_FILE, checkpoint / LOG_FILE)
         with wandb_run(self.cfg, out, resume=checkpoint is not None):
-            sae = trainer.fit()
+            with compiled_step(self.sae, enabled=self.cfg.compile_sae, mode=self.cfg.sae_compilation_mode):
+                sae = trainer.fit()
             if out is not None:
                 self._save(sae, trainer, out)
                 if self.cfg.logger.log_to_wandb:

@@ -70,6 +70,14 @@ class TrainSettings(Settings):
     """Number of steps between two checkpoints."""
     log_every_n_steps: int = Field(20, gt=0)
     """Number of steps between two rows of the training log."""
+    autocast: bool = False
+    """Compute the training step in bfloat16 where PyTorch's autocast does. The weights stay in float32."""
+    autocast_lm: bool = False
+    """Run the language model in bfloat16 where PyTorch's autocast does. Its weights keep their dtype."""
+    compile_sae: bool = False
+    """Compile the training step with `torch.compile`. The first steps take a minute or more."""
+    compile_llm: bool = False
+    """Compile the language model with `torch.compile`. The first forward pass takes a minute or more."""
     seed: int = Field(0, ge=0, lt=2**32)
     """Random seed."""
     device: str = "cpu"

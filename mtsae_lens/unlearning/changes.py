@@ -9,6 +9,7 @@ from typing import Any
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.questions import is_question_source, read_wrong_answers
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import Edit
@@ -19,7 +20,6 @@ from mtsae_lens.unlearning.measures.distance import TruthRatioDistance, distance
 from mtsae_lens.unlearning.measures.effects import (
     EditEffect,
     EditLoss,
-    Logits,
     as_logits,
     edited_logits,
     measure_edits,

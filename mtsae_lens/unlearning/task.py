@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
@@ -44,6 +44,10 @@ class Task:
     """Which contexts."""
     far_share: float = 1.0
     """Share of these contexts that is read of far and neutral corpora, of which there are often many."""
+    _read: dict[tuple[str, Split, ContextCutter], TokenTable] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What was read, so that no text is read and tokenized twice."""
 
     def __post_init__(self) -> None:
         roles = [corpus.role for corpus in self.corpora]
@@ -71,7 +75,13 @@ class Task:
         return [corpus.source for corpus in self.corpora if corpus.role in roles]
 
     def table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
-        """Read the contexts of one corpus."""
+        """Read the contexts of one corpus; the same table when they are asked for again."""
+        key = (source, split, cutter)
+        if key not in self._read:
+            self._read[key] = self._read_table(source, split, cutter)
+        return self._read[key]
+
+    def _read_table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
         if is_question_source(source):
             n_questions = ALL_QUESTIONS if split == "select" else QUESTIONS_PER_CONTEXT * self.contexts_per_split
             return read_questions(source, split, cutter, n_questions, seed=self.seed)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from mtsae_lens import opening
 from mtsae_lens.commands import evaluate as module
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
 from mtsae_lens.errors import TrainingInterrupted
@@ -38,7 +39,7 @@ def test_scales_are_fitted_on_select_and_scored_on_test(
     for function in (read_tokens, scale_predictivity, temporal_profiles):
         monkeypatch.setattr(module, function.__name__, function)
     run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=20, n_scale_contexts=20))
-    assert sorted(given["splits"]) == ["select", "test", "test"]  # once more for fidelity
+    assert sorted(given["splits"]) == ["select", "test"]  # TEST once, for fidelity and for the scales
     lm, _ = module.open_sae(tiny_sae_dir, model=None, device="cpu", batch_size=16)
     dataset = lm.sae.cfg.metadata.dataset_path
     for split, parts in (("select", given["fitting"]), ("test", given["scoring"]), ("test", given["profiles"])):
@@ -50,6 +51,19 @@ def test_too_few_positions_for_the_regressions_are_named(tiny_sae_dir: Path, tmp
     run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=2))
     assert "scales" not in json.loads((tmp_path / "metrics.json").read_text())
     assert "raise --n-contexts and --n-scale-contexts" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explore"])
+def test_text_that_is_not_there_is_reported_before_the_model_is_loaded(
+    command: str, tiny_sae_dir: Path, tmp_path: Path, mtsae: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*_: Any, **__: Any) -> None:
+        raise AssertionError("the language model was loaded")
+
+    monkeypatch.setattr(opening, "load_language_model", load)
+    outcome = mtsae(command, tiny_sae_dir, "--dataset", tmp_path / "none.txt", "--out", tmp_path / "out")
+    assert outcome.code != 0
+    assert "none.txt" in outcome.error
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
@@ -83,7 +97,7 @@ def test_no_more_text_is_read_than_was_asked_for(tiny_sae_dir: Path, tmp_path: P
 
     monkeypatch.setattr(module, "read_tokens", read_tokens)
     run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4))
-    assert asked == [4, 4, 4]  # TEST for fidelity, TEST and SELECT for the scales
+    assert asked == [4, 4]  # TEST for fidelity and the scales, SELECT for the scales
     asked.clear()
     run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4, n_scale_contexts=2))
     assert sorted(asked) == [2, 2, 4]

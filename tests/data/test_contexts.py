@@ -10,6 +10,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -278,3 +279,18 @@ def test_a_split_that_does_not_exist(cutter: ContextCutter, text_file: Path) -> 
         read_tokens(text_file, "validation", cutter, 2)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="max_contexts must be at least 1; got 0"):
         read_tokens(text_file, "test", cutter, 0)
+
+
+def test_reading_a_text_shows_a_bar(cutter: ContextCutter, text_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, str]] = []
+
+    def track(items: Any, description: str, unit: str) -> Any:
+        shown.append((description, unit))
+        return items
+
+    monkeypatch.setattr("mtsae_lens.data.contexts.track", track)
+    read_tokens(str(text_file), "test", cutter, 2)
+    ((description, unit),) = shown
+    assert description.startswith("reading ")
+    assert description.endswith("land.txt, test")
+    assert unit == "document"

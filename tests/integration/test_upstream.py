@@ -462,7 +462,7 @@ def test_the_last_layers_of_forward(
     resid = model(tokens, stop_at_layer=2)
     expected = model(tokens)
     assert (expected.abs().max() <= 0.5) == (cap > 0)
-    assert_close(upstream.logits_from_last_layer(model, resid[:, 2:5]), expected[:, 2:5])
+    assert_close(upstream.finish_logits(model, model.unembed(model.ln_final(resid[:, 2:5]))), expected[:, 2:5])
 
 
 def test_hooks_are_hook_points(model: HookedSAETransformer) -> None:

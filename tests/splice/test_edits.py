@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from sae_lens import StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
 from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
@@ -241,3 +242,46 @@ def test_an_edit_keeps_the_dtype_of_the_model(name: str) -> None:
     edited = splice.edited(h, edit)
     assert edited.dtype == torch.bfloat16
     torch.testing.assert_close(edited.float(), splice.edited(h.float(), edit), atol=0.2, rtol=0.02)
+
+
+def _make(kind: str) -> Any:
+    generator = torch.Generator().manual_seed(0)
+    sae: Any = {
+        "mtsae": lambda: MTSAE(MTSAEConfig(d_in=8, d_sae=16, k=6, context_size=12)),
+        "standard": lambda: StandardSAE(StandardSAEConfig(d_in=8, d_sae=16)),
+        "rescaled": lambda: TopKSAE(TopKSAEConfig(d_in=8, d_sae=16, k=6, rescale_acts_by_decoder_norm=True)),
+        "hooked": lambda: StandardSAE(StandardSAEConfig(d_in=8, d_sae=16)),
+    }[kind]()
+    for parameter in sae.parameters():
+        parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    if kind == "hooked":
+        sae.hook_sae_recons.add_hook(lambda recons, hook: recons.relu())
+    return sae
+
+
+@pytest.mark.parametrize("kind", ["mtsae", "standard", "rescaled", "hooked"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        FeatureEdit((3, 7, 3), 2.0),
+        FeatureEdit(()),
+        FeatureClamp((5, 2), (4.0, -3.0), "any_fires"),
+        FeatureClamp((1,), (7.0,), "everywhere"),
+        FeatureEdit(tuple(range(16)), 1.0),
+    ],
+    ids=repr,
+)
+@torch.no_grad()
+def test_the_change_is_that_of_decoding_all_features(kind: str, edit: FeatureEdit | FeatureClamp) -> None:
+    """Decoders that are affine are asked for the rows of the edited features alone; others decode as ever."""
+    sae, h = _make(kind), activations()
+    feature_acts = sae.encode(h)
+    expected = sae.decode(edit.apply(feature_acts)) - sae.decode(feature_acts)
+    decoded: list[int] = []
+    original = sae.decode
+    sae.decode = lambda acts: decoded.append(acts[..., 0].numel()) or original(acts)
+    torch.testing.assert_close(edit.delta(SAEState(sae, h, feature_acts)), expected, atol=1e-5, rtol=1e-5)
+    if kind == "hooked":
+        assert decoded == [36, 36]
+    else:
+        assert decoded == [len(set(edit.features)) + 1]

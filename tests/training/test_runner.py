@@ -94,7 +94,6 @@ def test_ways_to_load_a_model_that_are_not_carried_out_are_refused(kwargs: dict[
     [
         ("use_cached_activations", True, "False"),
         ("seqpos_slice", (1, None), r"\(None,\)"),
-        ("compile_sae", True, "False"),
         ("sequence_separator_token", None, "'bos'"),
         ("exclude_special_tokens", [3, 4], "False"),
         ("model_kwargs", {"x": 1}, "{}"),

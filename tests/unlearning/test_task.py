@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +111,24 @@ def test_a_source_is_checked_before_any_work(text_file: Path) -> None:
 def test_questions_that_do_not_exist_are_no_corpus() -> None:
     with pytest.raises(DataError, match=r"Did you mean 'facts:forget:known'"):
         check_corpus("facts:forget:knwn")
+
+
+def test_every_text_is_read_once(
+    cutter: ContextCutter, text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def read(source: str, split: Any, *rest: Any, **how: Any) -> Any:
+        asked.append((source, split))
+        return read_tokens(source, split, *rest, **how)
+
+    monkeypatch.setattr(module, "read_tokens", read)
+    task = Task((Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far")), contexts_per_split=4)
+    for _ in range(2):
+        for split in ("select", "tune", "test"):
+            tables = task.tables(split, cutter)
+            assert tables[task.forget] is task.table(task.forget, split, cutter)
+    assert len(asked) == len(set(asked)) == 6
+    other = task.table(task.forget, "test", replace(cutter, context_size=16))  # another tokenization is another table
+    assert other.tokens.shape[1] == 16
+    assert task == Task(task.corpora, contexts_per_split=4)

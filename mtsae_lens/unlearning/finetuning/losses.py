@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.lazy_logits import lazy_logits
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, ModelError
@@ -64,8 +65,8 @@ class UnlearningLoss(Protocol):
 
 def predictions_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, " counted"]:
     """Compute the negative log-likelihood of each counted token, contexts one after the other."""
-    logits = model(batch.tokens, prepend_bos=False, **attention_options(model, batch.padding))[:, :-1]
-    return F.cross_entropy(in_float32(logits[batch.counted]), batch.tokens[:, 1:][batch.counted], reduction="none")
+    logits = lazy_logits(model, batch.tokens, prepend_bos=False, **attention_options(model, batch.padding))[:, :-1]
+    return logits[batch.counted].nll(batch.tokens[:, 1:][batch.counted])
 
 
 def mean_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, ""]:

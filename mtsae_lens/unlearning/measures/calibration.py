@@ -23,11 +23,10 @@ from scipy import optimize
 from torch import Tensor
 
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.data.precision import in_float32, log_probs_of
+from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel, Logits, lazily
+from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import advance, phase, track
-from mtsae_lens.splice.attribution import token_nll
-from mtsae_lens.unlearning.measures.effects import Logits
 
 PRIOR_STD = 0.5  # nats; of 0.3, 0.5, 0.7, 1 and 2 fitted on SELECT text of kjv and milton the least or nearly the least loss on TUNE text
 MAX_TOKENS = 10_000  # predictions held at once, as float32 probabilities of the whole vocabulary: 2 GB at 50,000 tokens
@@ -96,6 +95,7 @@ def calibrated_loss(
     return CalibratedLoss(table.corpus, table.pieces.documents, n_tokens, nll_clean, nll_edited, clean_bias, edited_bias)
 
 
+@torch.no_grad()
 def fit_output_bias(
     model: Logits,
     cutter: ContextCutter,
@@ -140,11 +140,10 @@ def fit_output_bias(
 def with_bias(model: Logits, bias: Float[Tensor, " d_vocab"]) -> Logits:
     """Return the same model with a vector added to its logits."""
 
-    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
-        plain = in_float32(model(tokens))
-        return plain + bias.to(plain)
+    def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
+        return lazily(model, tokens).plus(bias)
 
-    return logits
+    return LazyModel(lazy)
 
 
 def _minimize(
@@ -187,15 +186,16 @@ def _picked(log_probs: Float[Tensor, "token d_vocab"], targets: Int[Tensor, " to
 def _counted_logits(
     model: Logits, cutter: ContextCutter, table: TokenTable, max_tokens: int, batch_size: int
 ) -> Iterator[tuple[Float[Tensor, "token d_vocab"], Int[Tensor, " token"]]]:
-    """Yield logits and targets of counted predictions, batch by batch, up to `max_tokens` of them."""
+    """Yield logits and targets of counted predictions, chunk by chunk, up to `max_tokens` of them."""
     left = max_tokens
     for tokens, counted, _ in track(table.batches(cutter, batch_size), f"reading {table.corpus} for the output bias", "batch"):
         if left > 0 and bool(counted.any()):
-            with torch.no_grad():
-                logits = model(tokens)
-            kept = logits[:, :-1][counted.to(logits.device)][:left]
-            left -= len(kept)
-            yield kept, tokens[:, 1:][counted][: len(kept)].to(logits.device)
+            logits = lazily(model, tokens)
+            kept = logits[:, :-1][counted.to(logits.states.device)][:left]
+            targets = tokens[:, 1:][counted][:left].to(kept.states.device)
+            left -= len(targets)
+            for states, target in zip(kept.states.split(kept.rows_at_once), targets.split(kept.rows_at_once), strict=True):
+                yield kept.head(states), target
     if left == max_tokens:
         raise DataError(f"{table.corpus}: no token in it whose prediction counts; give text to fit the output bias on")
 
@@ -207,8 +207,7 @@ def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size:
     for tokens, counted, _ in track(
         table.batches(cutter, batch_size), f"measuring {table.corpus} with the output bias", "batch"
     ):
-        logits = model(tokens)
-        nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
+        nll = lazily(model, tokens)[:, :-1].nll(tokens[:, 1:]).cpu()
         losses_of.append(nll.double() * counted)
     n_tokens, losses = table.pieces.sum(table.counted(cutter).double()), table.pieces.sum(torch.cat(losses_of))
     if not n_tokens.any():

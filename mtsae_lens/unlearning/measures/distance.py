@@ -13,12 +13,11 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
-from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.lazy_logits import Logits, lazily
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record
-from mtsae_lens.splice.attribution import token_nll
-from mtsae_lens.unlearning.measures.effects import EditEffect, Logits, as_logits, measure_model
+from mtsae_lens.unlearning.measures.effects import EditEffect, as_logits, measure_model
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,6 @@ def _mean_log_prob(model: Logits, cutter: ContextCutter, table: TokenTable, batc
         n_tokens = counted.sum(dim=1)
         if not n_tokens.all():
             raise DataError(f"{table.corpus}: a question without an answer that counts")
-        logits = model(tokens)
-        nll = token_nll(log_probs_of(logits[:, :-1]), tokens[:, 1:].to(logits.device)).cpu()
+        nll = lazily(model, tokens)[:, :-1].nll(tokens[:, 1:]).cpu()
         rows.append(-(nll * counted).sum(dim=1) / n_tokens)
     return torch.cat(rows)

@@ -16,17 +16,15 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel, Logits, in_chunks, lazily, lazy_logits
 from mtsae_lens.data.padding import attention_options
-from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import advance, track
 from mtsae_lens.splice.edits import Edit, FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_losses, sum_measures
-
-Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
-"""A model as a function from tokens to logits."""
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -119,7 +117,7 @@ class EditEffect(EditLoss):
         return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
 
 
-_Compare = Callable[[CleanPredictions, Tensor], Tensor]
+_Compare = Callable[[CleanPredictions, LazyLogits | None], Tensor]
 
 
 def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -167,8 +165,8 @@ def _run_edits(
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        clean = CleanPredictions(batch, lm.log_probs_from(tokens, h, counted))
-        unchanged = compare(clean, clean.log_probs)
+        clean = CleanPredictions.of(batch, lm.lazy_logits_from(tokens, h))
+        unchanged = compare(clean, None)
         sae_state = lm.splice.sae_state(h, feature_acts)
         for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
             open_at = opened & _before(counted) if answers_only else opened
@@ -182,7 +180,7 @@ def _run_edits(
                 if bool(changed.any()):
                     kept = touched.clone()
                     kept[touched] = changed
-                    edited = lm.log_probs_from(tokens[kept], edited_h[changed], counted[kept])
+                    edited = lm.lazy_logits_from(tokens[kept], edited_h[changed])[:, :-1][counted[kept]]
                     compared[clean.pieces_of(kept).cpu()] = compare(clean.rows(kept), edited)
             rows[index].append(compared)
             advance()
@@ -202,11 +200,11 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
         cutter: says which tokens are padding; None where none is on the left. Tokens are given with their BOS.
     """
 
-    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
         padding = torch.zeros_like(tokens, dtype=torch.bool) if cutter is None else cutter.left_padding(tokens)
-        return model(tokens, prepend_bos=False, **attention_options(model, padding))
+        return lazy_logits(model, tokens, prepend_bos=False, **attention_options(model, padding))
 
-    return logits
+    return LazyModel(lazy)
 
 
 def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
@@ -222,11 +220,11 @@ def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
     if edit is None:
         return as_logits(lm.model, lm.cutter)
 
-    def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
+    def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
         tokens = tokens.to(lm.model.cfg.device)
-        return lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
+        return lm.lazy_logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
 
-    return logits
+    return LazyModel(lazy)
 
 
 def measure_model(
@@ -258,9 +256,9 @@ def _run_models(
     batches = table.batches(cutter, batch_size, clean_model.cfg.device)
     for batch in track(batches, f"measuring models on {table.corpus}", "batch"):
         tokens, counted, _ = batch
-        clean = CleanPredictions(batch, log_probs_of(as_logits(clean_model, cutter)(tokens)[:, :-1][counted]))
+        clean = CleanPredictions.of(batch, lazily(as_logits(clean_model, cutter), tokens))
         for of_model, model in zip(rows, models, strict=True):
-            of_model.append(compare(clean, log_probs_of(model(tokens)[:, :-1][counted])))
+            of_model.append(compare(clean, lazily(model, tokens)[:, :-1][counted]))
     return rows
 
 
@@ -271,5 +269,6 @@ def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
     nothing = FeatureEdit(features=(), multiplier=0.0)
     options = {"prepend_bos": False} | lm.attention_options(tokens)
     with lm.splice.attached(lm.model, nothing, lm.masked(tokens)):
-        spliced = lm.model(tokens, **options)
-    return (spliced - lm.model(tokens, **options)).abs().max().item()
+        spliced = lazy_logits(lm.model, tokens, **options)
+    clean = lazy_logits(lm.model, tokens, **options)
+    return in_chunks(lambda a, b: (in_float32(a) - in_float32(b)).abs().amax(dim=-1), [spliced, clean]).max().item()

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import TokenTable
-from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.lazy_logits import lazy_logits
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record
-from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.generation import continue_tokens
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -183,9 +182,9 @@ def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
     batches = list(zip(tokens.split(lm.batch_size), counted.split(lm.batch_size), strict=True))
     for batch, kept in track(batches, "reading what was written", "batch"):
         on_device = batch.to(lm.model.cfg.device)
-        log_probs = log_probs_of(lm.model(on_device, prepend_bos=False, **lm.attention_options(on_device))[:, :-1])
-        nll = token_nll(log_probs, on_device[:, 1:]).cpu()
-        total -= nll[:, n_prompt - 1 :].double()[kept].sum().item()
+        logits = lazy_logits(lm.model, on_device, prepend_bos=False, **lm.attention_options(on_device))[:, :-1]
+        nll = logits[:, n_prompt - 1 :].nll(on_device[:, n_prompt:]).cpu()
+        total -= nll.double()[kept].sum().item()
     return total / int(counted.sum())
 
 

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenBatch
-from mtsae_lens.splice.attribution import token_nll
+from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, token_nll
+from mtsae_lens.data.precision import log_probs_of
 
 
 def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
@@ -18,6 +19,11 @@ def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*
     On text to keep lower is better.
     """
     return (clean.exp() * (clean - edited)).sum(dim=-1)
+
+
+def kl_of_logits(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
+    """Compute `kl_divergence` from logits."""
+    return kl_divergence(log_probs_of(clean), log_probs_of(edited))
 
 
 def longest_suffix(
@@ -45,14 +51,21 @@ class CleanPredictions:
     """The clean model's predictions of a batch, counted ones only."""
 
     batch: TokenBatch
-    log_probs: Float[Tensor, "n d_vocab"]
+    logits: LazyLogits
+    nll: Float[Tensor, " n"]
+
+    @staticmethod
+    def of(batch: TokenBatch, logits: LazyLogits) -> CleanPredictions:
+        """Take the counted predictions out of the logits of every position, and compute their loss."""
+        kept = logits[:, :-1][batch.counted].remembered()
+        return CleanPredictions(batch, kept, kept.nll(batch.tokens[:, 1:][batch.counted]))
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> CleanPredictions:
         """Return the predictions of some contexts, their pieces numbered from 0 again."""
         tokens, counted, piece = self.batch
-        context_of = counted.nonzero()[:, 0]
+        rows = kept[counted.nonzero()[:, 0]]
         batch = TokenBatch(tokens[kept], counted[kept], piece[kept].unique(return_inverse=True)[1])
-        return CleanPredictions(batch, self.log_probs[kept[context_of]])
+        return CleanPredictions(batch, self.logits[rows], self.nll[rows])
 
     def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
         """Return which pieces are in these contexts."""
@@ -76,20 +89,40 @@ class CleanPredictions:
         return total.index_add_(0, self.batch.piece[:, 1:][self.batch.counted], per_token)
 
 
-def sum_losses(clean: CleanPredictions, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 3"]:
-    """Sum over the counted predictions of each piece: their number, the NLL of the clean model, the NLL of the edited one."""
-    nll = [token_nll(log_probs, clean.targets) for log_probs in (clean.log_probs, edited)]
-    return clean.sums(torch.stack([torch.ones_like(nll[0]), *nll], dim=1)).cpu()
+def sum_losses(clean: CleanPredictions, edited: LazyLogits | None) -> Float[Tensor, "piece 3"]:
+    """Sum over the counted predictions of each piece: their number, the NLL of the clean model, the NLL of the edited one.
+
+    Args:
+        clean: the clean model's predictions.
+        edited: the edited model's logits of the same counted predictions; None where it is the clean model.
+    """
+    nll = clean.nll if edited is None else edited.nll(clean.targets)
+    return clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll], dim=1)).cpu()
 
 
-def sum_measures(clean: CleanPredictions, edited: Float[Tensor, "n d_vocab"]) -> Float[Tensor, "piece 7"]:
+def sum_measures(clean: CleanPredictions, edited: LazyLogits | None) -> Float[Tensor, "piece 7"]:
     """Sum the columns of `sum_losses`, then `KL(clean || edited)`, agreements of the likeliest token, hits of the edited model, and the
-    length of the longest end of the text that it gives exactly."""
-    likeliest = edited.argmax(dim=-1)
-    hits = likeliest == clean.targets
-    agree = likeliest == clean.log_probs.argmax(dim=-1)
-    kl = kl_divergence(clean.log_probs, edited)
-    further = clean.sums(torch.stack([kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1))
-    hit_at = torch.zeros_like(clean.batch.counted).masked_scatter(clean.batch.counted, hits)
-    suffix = longest_suffix(hit_at, clean.batch.counted, clean.batch.piece[:, 1:]).unsqueeze(1)
-    return torch.cat([sum_losses(clean, edited), further.cpu(), suffix.cpu()], dim=1)
+    length of the longest end of the text that it gives exactly.
+
+    Args:
+        clean: the clean model's predictions.
+        edited: the edited model's logits of the same counted predictions; None where it is the clean model.
+    """
+    counted, piece = clean.batch.counted, clean.batch.piece[:, 1:]
+    models = [clean.logits, clean.logits if edited is None else edited]
+    nll, kl, agree, hits = in_chunks(_compare_tokens, models, clean.targets).unbind(dim=1)
+    summed = clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll, kl, agree, hits], dim=1))
+    hit_at = torch.zeros_like(counted).masked_scatter(counted, hits > 0)
+    suffix = longest_suffix(hit_at, counted, piece).unsqueeze(1)
+    return torch.cat([summed.cpu(), suffix.cpu()], dim=1)
+
+
+def _compare_tokens(
+    clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
+) -> Float[Tensor, "n 4"]:
+    """Compare two models' logits: NLL of the second, KL, whether the likeliest token is the same, and whether it is the target."""
+    before, after = log_probs_of(clean), log_probs_of(edited)
+    likeliest = after.argmax(dim=-1)
+    kl = kl_divergence(before, after)
+    agree, hits = likeliest == before.argmax(dim=-1), likeliest == targets
+    return torch.stack([token_nll(after, targets), kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1)

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.errors import ConfigError
@@ -47,8 +48,12 @@ def lens_tokens(lm: HookedLM, n_tokens: int = N_LENS_TOKENS) -> Int[Tensor, "d_s
             "another score, such as 'attribution'"
         )
     rows = lm.sae.W_dec.detach()[None].to(lm.model.cfg.dtype)
-    raised, zero = (in_float32(lm.model.unembed(lm.model.ln_final(h))) for h in (rows, torch.zeros_like(rows[:, :1])))
-    return (raised - zero)[0].topk(n_tokens, dim=-1).indices
+    raised, zero = (
+        LazyLogits(lm.model.ln_final(h)[0], lm.model.unembed, lm.model.cfg.d_vocab)
+        for h in (rows, torch.zeros_like(rows[:, :1]))
+    )
+    floor = in_float32(zero.whole())
+    return in_chunks(lambda logits: (in_float32(logits) - floor).topk(n_tokens, dim=-1).indices, [raised])
 
 
 @torch.no_grad()
@@ -78,7 +83,7 @@ def output_scores(
         groups = torch.arange(len(amounts), device=amounts.device).split(features_at_once)
         for features in track(groups, "amplifying features", "group"):
             logits = _amplified_logits(lm, tokens, h, feature_acts, features, amounts[features])
-            scores[features] += _rank_weighted_probability(logits, promised[features]) / len(prompts)
+            scores[features] += in_chunks(_rank_weighted_probability, [logits], promised[features]) / len(prompts)
     return scores
 
 
@@ -93,15 +98,15 @@ def _amplified_logits(
     feature_acts: Float[Tensor, "1 pos d_sae"],
     features: Int[Tensor, " feature"],
     amounts: Float[Tensor, " feature"],
-) -> Float[Tensor, "feature d_vocab"]:
-    """Compute the logits after the last token, with one feature amplified there in each row."""
+) -> LazyLogits:
+    """Give the logits after the last token, with one feature amplified there in each row."""
     edited = feature_acts.repeat(len(features), 1, 1)
     edited[torch.arange(len(features)), -1, features] += amounts
     delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts)
     at_end = torch.zeros(len(features), tokens.shape[1], dtype=torch.bool, device=tokens.device)
     at_end[:, -1] = True
     many = h.expand(len(features), *h.shape[1:])
-    return lm.logits_from(tokens.expand(len(features), -1), lm.splice.add_delta(many, delta, at_end))[:, -1]
+    return lm.lazy_logits_from(tokens.expand(len(features), -1), lm.splice.add_delta(many, delta, at_end))[:, -1]
 
 
 def _rank_weighted_probability(

@@ -106,7 +106,7 @@ def test_a_loop_and_noise_are_told_apart(lm: HookedLM, table: TokenTable) -> Non
 
 def test_texts_end_at_the_first_special_token(lm: HookedLM, table: TokenTable) -> None:
     class Ending:
-        cfg, tokenizer = lm.model.cfg, lm.model.tokenizer
+        cfg, tokenizer, unembed = lm.model.cfg, lm.model.tokenizer, lm.model.unembed
 
         def generate(
             self,
