@@ -258,16 +258,19 @@ def test_forward_is_decode_of_encode_catches(kind: type, mixin: type, h: Tensor)
 
 class DropsAWeight:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
         del state_dict["b_enc"]
 
 
 class ForgetsTheThreshold:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
         state_dict["threshold"] = torch.zeros_like(state_dict["threshold"])
 
 
 class SavesZeros:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
         state_dict["taps"] = torch.zeros_like(state_dict["taps"])
 
 

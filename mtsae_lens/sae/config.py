@@ -19,6 +19,7 @@ ARCHITECTURE = "mtsae"
 TapInit = Literal["near", "far", "alike", "conv"]
 ReconstructionLoss = Literal["mse", "l2"]
 Hierarchy = Literal["none", "nested"]
+TrainingStep = Literal["auto", "sparse", "dense"]
 
 
 def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
@@ -175,6 +176,11 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     token that it can reach, so that no two scales start the same. `alike`: all scales read the token itself. `conv`: uniformly random, as
     in `torch.nn.Conv1d`."""
 
+    training_step: TrainingStep = "auto"
+    """How a training step is computed. `sparse`: with the active features alone, so that its cost hardly exceeds that of the encoder's
+    forward product. `dense`: with all features. `auto`: sparse where so few features are active that it is cheaper, on a CPU or a CUDA GPU.
+    Both give the same weights up to rounding. A hook on the features makes a step dense in any case."""
+
     @classmethod
     def architecture(cls) -> str:
         """Return the name under which SAELens knows the architecture."""
@@ -219,5 +225,10 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
         _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
         _one_of("separation", self.separation, SEPARATIONS)
         _one_of("tap_init", self.tap_init, get_args(TapInit))
+        _one_of("training_step", self.training_step, get_args(TrainingStep))
+        if self.training_step == "sparse" and not ACTIVATIONS[self.activation].has_sparse_step:
+            raise ConfigError(
+                f"training_step='sparse' expected an activation that can list its active features, got {self.activation!r}; give 'auto'"
+            )
         if self.separation_coefficient < 0:
             raise ConfigError(f"separation_coefficient must not be negative; got {self.separation_coefficient}")

@@ -208,6 +208,17 @@ class TemporalEncoder(SAE[Any]):
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
+    def encoder_input(self, z: Float[Tensor, "*row n_scales d_in"]) -> Float[Tensor, "*row encoder_d_in"]:
+        """Lay the vectors of the scales side by side: what `W_enc` multiplies.
+
+        Args:
+            z: the vector of every scale, `(..., n_scales, d_in)`.
+
+        Returns:
+            The input of the encoder, `(..., n_scales * d_in)`.
+        """
+        return rearrange(z, "... scale d_in -> ... (scale d_in)")
+
     def features_from_scales(
         self, z: Float[Tensor, "*row n_scales d_in"], walls: Bool[Tensor, "*row"]
     ) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
@@ -220,10 +231,23 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Feature activations and pre-activations, both `(..., d_sae)`.
         """
-        hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self._encoder_weights() + self.b_enc
-        hidden_pre = self.hook_sae_acts_pre(hidden_pre)
+        hidden_pre = self.hook_sae_acts_pre(self.encoder_input(z) @ self._encoder_weights() + self.b_enc)
+        return self.features_from_pre_activations(hidden_pre, walls), hidden_pre
+
+    def features_from_pre_activations(
+        self, hidden_pre: Float[Tensor, "*row d_sae"], walls: Bool[Tensor, "*row"]
+    ) -> Float[Tensor, "*row d_sae"]:
+        """Compute feature activations, zero at walls.
+
+        Args:
+            hidden_pre: pre-activations `(..., d_sae)`.
+            walls: the positions that are walls, `(...)`.
+
+        Returns:
+            Feature activations `(..., d_sae)`.
+        """
         feature_acts = self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
-        return self.hook_sae_acts_post(feature_acts), hidden_pre
+        return self.hook_sae_acts_post(feature_acts)
 
     def _encoder_weights(self) -> Float[Tensor, "encoder_d_in d_sae"]:
         return self.W_enc

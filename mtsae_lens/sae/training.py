@@ -21,16 +21,21 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
-from mtsae_lens.sae.hierarchy import nested_reconstructions, readable
+from mtsae_lens.sae.hierarchy import readable
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
+from mtsae_lens.sae.sparse import column_major
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
+from mtsae_lens.sae.training_step import reconstruct
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     """A Multi-Scale Temporal SAE in training.
+
+    A step computes with the active features alone where that is cheaper (`MTTrainingSAEConfig.training_step`). For that `W_enc` is laid
+    out in memory by columns; in files it is laid out by rows.
 
     A batch is one of two things: rows `(batch * context_size, d_in)`, which are contexts laid end to end, or rows `(row, n_reads * d_in)` from
     `gather_reads`, which hold all that a position reads and can be mixed across contexts. `SequenceSAETrainingRunner` makes the latter.
@@ -46,6 +51,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     def initialize_weights(self) -> None:
         self._create_parameters()
         cfg = self.cfg
+        self.W_enc.data = column_major(self.W_enc.data)
         nn.init.kaiming_uniform_(self.W_dec.data)
         if cfg.decoder_init_norm is not None:
             self.W_dec.data *= cfg.decoder_init_norm / self.W_dec.data.norm(dim=-1, keepdim=True)
@@ -67,7 +73,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         if self.cfg.hierarchy == "none":
             return self.W_enc
         mask = readable(self.cfg.d_sae, len(self.cfg.dilations)).to(self.W_enc)
-        return self.W_enc * mask.repeat_interleave(self.cfg.d_in, dim=0)
+        return (self.W_enc.T * mask.repeat_interleave(self.cfg.d_in, dim=0).T).T  # column-major as W_enc is
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -93,7 +99,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             step_input: the batch, and the coefficients, dead features and step number from the trainer.
 
         Returns:
-            Output, weighted losses by name, and metrics to log.
+            Output, weighted losses by name, and metrics to log. After a sparse step `feature_acts` is a sparse matrix (COO) and
+            neither it nor `hidden_pre` has a gradient.
 
         Raises:
             DataError: the batch is not made of whole contexts.
@@ -103,21 +110,18 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         x, keep = reads[0], ~walls
         convolved = self.convolve(reads)
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
-        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, walls))
-        sae_out = self.decode(feature_acts)
-
         kept_rows = keep.flatten()
-        reconstructions = sae_out[None]
-        if self.cfg.hierarchy == "nested":
-            reconstructions = nested_reconstructions(feature_acts, self.W_dec, self.b_dec, len(self.cfg.dilations))
-        squared_error = (reconstructions - sae_in).pow(2).sum(dim=-1)[:, kept_rows]
+        of_rows = replace(step_input, sae_in=sae_in)
+        encoder_in = self.encoder_input(z).flatten(0, -2)
+        reconstruction = reconstruct(self, encoder_in, self._encoder_weights(), ~kept_rows, of_rows)
+
+        squared_error = (reconstruction.prefixes - sae_in).pow(2).sum(dim=-1)[:, kept_rows]
         if self.cfg.reconstruction_loss == "mse":
             losses = {"mse_loss": squared_error.mean()}
         else:
             losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
-        kept_input = replace(step_input, sae_in=sae_in[kept_rows])
-        losses |= self.calculate_aux_loss(kept_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows])
-        metrics = self.activation.after_training_step(self, feature_acts)
+        losses |= reconstruction.losses
+        metrics = reconstruction.metrics
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
             separation = separation_loss(self.cfg.separation, z, self.filters, keep)
@@ -128,9 +132,9 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics |= self._scale_statistics(convolved.detach()[keep])
         return TrainStepOutput(
             sae_in=sae_in,
-            sae_out=sae_out,
-            feature_acts=feature_acts,
-            hidden_pre=hidden_pre,
+            sae_out=reconstruction.sae_out,
+            feature_acts=reconstruction.feature_acts,
+            hidden_pre=reconstruction.hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics=metrics,
@@ -181,6 +185,16 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     def normalize_decoder_(self) -> None:
         """Scale the decoder rows to unit norm, in place."""
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        state_dict["W_enc"] = column_major(state_dict["W_enc"])  # files are row-major
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
