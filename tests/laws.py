@@ -161,7 +161,7 @@ def check_gradients(sae: Any, h: Tensor) -> None:
         if name == "log2_dilations":
             assert moved.tolist() == [dilation > 0 for dilation in sae.cfg.dilations]
         else:
-            assert moved.any(dim=-1).all() if name in ("taps", "W_enc") else moved.any(), name
+            assert moved.any(dim=-1).all() if name in ("taps", "W_enc", "W_context") else moved.any(), name
 
 
 @torch.no_grad()
@@ -215,7 +215,10 @@ def check_contributions_are_of_their_scale(contributions: Callable[..., Tensor],
     assert before.shape == (*h.shape[:2], len(sae.cfg.dilations), sae.cfg.d_sae)
     for scale in range(len(sae.cfg.dilations)):
         without = copy.deepcopy(sae)
-        without.W_enc.data[scale * sae.cfg.d_in : (scale + 1) * sae.cfg.d_in] = 0
+        if sae.cfg.context_rank is not None and scale:
+            without.W_context.data[(scale - 1) * sae.cfg.d_in : scale * sae.cfg.d_in] = 0
+        else:
+            without.W_enc.data[scale * sae.cfg.d_in : (scale + 1) * sae.cfg.d_in] = 0
         after = contributions(without, h, features)
         others = [other for other in range(len(sae.cfg.dilations)) if other != scale]
         assert before[:, :, scale].any()

@@ -3,6 +3,7 @@
     x    = h - b_dec, zero at walls
     z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; g = 1 for the first, `context_gain` for the others
     e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
+           act([z_1; [z_2; ...; z_K] @ W_context] @ W_enc + b_enc)                        with `context_rank`
     h'   = e @ W_dec + b_dec
 
 `encode` reads earlier positions, `decode` does not: an edit of a feature at position t changes the output at t alone.
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE, TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
@@ -53,6 +54,7 @@ class TemporalEncoder(SAE[Any]):
 
     taps: nn.Parameter  # (n_scales, kernel_size, d_in)
     b_enc: nn.Parameter
+    W_context: nn.Parameter  # (n_context_scales * d_in, context_rank); only with context_rank
     log2_dilations: nn.Parameter  # (n_scales,); only with learn_dilations
 
     @property
@@ -95,12 +97,15 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Vectors `(..., n_scales, d_in)`.
         """
+        return temporal_convolution(reads, self.filters, self.used_offsets)
+
+    @property
+    def used_offsets(self) -> list[list[int]]:
+        """For every scale, the offsets that it reads, each once: with dilation 0 all taps share one, and the filter holds their sum."""
         cfg = self.cfg
         if cfg.learn_dilations:
-            used = [self.read_offsets] * len(cfg.dilations)
-        else:  # each offset once: with dilation 0 all taps share one, and the filter holds their sum
-            used = [list(dict.fromkeys(tap_offsets(cfg.kernel_size, d, cfg.padding))) for d in cfg.dilations]
-        return temporal_convolution(reads, self.filters, used)
+            return [self.read_offsets] * len(cfg.dilations)
+        return [list(dict.fromkeys(tap_offsets(cfg.kernel_size, dilation, cfg.padding))) for dilation in cfg.dilations]
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -122,7 +127,10 @@ class TemporalEncoder(SAE[Any]):
         self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
         if cfg.learn_dilations:
             self.log2_dilations = nn.Parameter(torch.tensor(cfg.dilations, **like).clamp(min=1).log2())
-        self.W_enc = nn.Parameter(torch.zeros(n_scales * cfg.d_in, cfg.d_sae, **like))
+        if cfg.context_rank is not None:
+            self.W_context = nn.Parameter(torch.zeros((n_scales - 1) * cfg.d_in, cfg.context_rank, **like))
+        encoder_d_in = n_scales * cfg.d_in if cfg.context_rank is None else cfg.d_in + cfg.context_rank
+        self.W_enc = nn.Parameter(torch.zeros(encoder_d_in, cfg.d_sae, **like))
         self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
         self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
         self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
@@ -209,15 +217,34 @@ class TemporalEncoder(SAE[Any]):
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
     def encoder_input(self, z: Float[Tensor, "*row n_scales d_in"]) -> Float[Tensor, "*row encoder_d_in"]:
-        """Lay the vectors of the scales side by side: what `W_enc` multiplies.
+        """Compute what `W_enc` multiplies: the scales side by side, or with `context_rank` the first scale and a projection of the others.
 
         Args:
             z: the vector of every scale, `(..., n_scales, d_in)`.
 
         Returns:
-            The input of the encoder, `(..., n_scales * d_in)`.
+            The input of the encoder, `(..., n_scales * d_in)` or `(..., d_in + context_rank)`.
         """
-        return rearrange(z, "... scale d_in -> ... (scale d_in)")
+        if self.cfg.context_rank is None:
+            return rearrange(z, "... scale d_in -> ... (scale d_in)")
+        context = rearrange(z[..., 1:, :], "... scale d_in -> ... (scale d_in)") @ self.W_context
+        return torch.cat([z[..., 0, :], context], dim=-1)
+
+    def encoder_by_scale(
+        self, features: Int[Tensor, " feature"] | slice = slice(None)
+    ) -> Float[Tensor, "n_scales d_in feature"]:
+        """Return the encoder weights of features as one matrix for each scale; with `context_rank` the product is written out.
+
+        Args:
+            features: indices of the features; all of them by default.
+
+        Returns:
+            Weights `(n_scales, d_in, feature)`: the pre-activations are `b_enc + sum_k z_k @ weights[k]`.
+        """
+        W_enc = self.W_enc[:, features]
+        if self.cfg.context_rank is not None:
+            W_enc = torch.cat([W_enc[: self.cfg.d_in], self.W_context @ W_enc[self.cfg.d_in :]])
+        return rearrange(W_enc, "(scale d_in) feature -> scale d_in feature", d_in=self.cfg.d_in)
 
     def features_from_scales(
         self, z: Float[Tensor, "*row n_scales d_in"], walls: Bool[Tensor, "*row"]
@@ -319,7 +346,8 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
 
     Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_dec
     (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned. JumpReLU adds
-    `threshold (d_sae,)`.
+    `threshold (d_sae,)`. With `context_rank` r the context is first multiplied by `W_context ((n_scales - 1) * d_in, r)`, and `W_enc` has
+    shape `(d_in + r, d_sae)`.
 
     >>> import torch
     >>> from mtsae_lens import MTSAE, MTSAEConfig

@@ -40,6 +40,8 @@ CASES: dict[str, dict[str, Any]] = {
     "jumprelu-tanh": {"activation": "jumprelu"} | TANH,
     "jumprelu-quadratic": {"activation": "jumprelu"} | QUADRATIC,
     "jumprelu-pre-act": {"activation": "jumprelu", "pre_act_loss_coefficient": 0.2} | TANH,
+    "narrow": {"k": 4, "context_rank": 5},
+    "narrow-jumprelu": {"activation": "jumprelu", "context_rank": 5} | TANH,
     "uncentered": {"k": 4, "apply_b_dec_to_input": False},
 }
 
