@@ -26,6 +26,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.activation_interface import Activation
 from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
+from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
 from mtsae_lens.sae.temporal import (
@@ -119,31 +120,6 @@ class TemporalEncoder(SAE[Any]):
     def _activate(self, hidden_pre: Float[Tensor, "*row d_sae"], kept: Bool[Tensor, "*row"]) -> Float[Tensor, "*row d_sae"]:
         """Compute feature activations; those at positions that are not kept are not used."""
         return self.activation.apply(self, hidden_pre)
-
-    def _create_parameters(self) -> None:
-        """Create all parameters; the base class would create a `W_enc` of another shape."""
-        cfg, like = self.cfg, {"dtype": self.dtype, "device": self.device}
-        n_scales = len(cfg.dilations)
-        self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
-        if cfg.learn_dilations:
-            self.log2_dilations = nn.Parameter(torch.tensor(cfg.dilations, **like).clamp(min=1).log2())
-        if cfg.context_rank is not None:
-            self.W_context = nn.Parameter(torch.zeros((n_scales - 1) * cfg.d_in, cfg.context_rank, **like))
-        encoder_d_in = n_scales * cfg.d_in if cfg.context_rank is None else cfg.d_in + cfg.context_rank
-        self.W_enc = nn.Parameter(torch.zeros(encoder_d_in, cfg.d_sae, **like))
-        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
-        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
-        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
-        self._create_activation_state()
-
-    def _create_activation_state(self) -> None:
-        for name, spec in self.activation.state(self.cfg, training=isinstance(self, TrainingSAE)).items():
-            shape = (self.cfg.d_sae,) if spec.per_feature else ()
-            tensor = torch.full(shape, spec.start, dtype=spec.dtype or self.dtype, device=self.device)
-            if spec.learned:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
@@ -358,7 +334,7 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
 
     @override
     def initialize_weights(self) -> None:
-        self._create_parameters()
+        create_parameters(self)
 
     @override
     def encode(self, x: Tensor) -> Tensor:

@@ -21,12 +21,14 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
+from mtsae_lens.sae.gathered import convolve_gathered
 from mtsae_lens.sae.hierarchy import readable
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
 from mtsae_lens.sae.sparse import column_major
-from mtsae_lens.sae.temporal import convolve_gathered, find_walls, normalize_scales, sequence_reads
+from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 from mtsae_lens.sae.training_step import reconstruct
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 
@@ -49,7 +51,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def initialize_weights(self) -> None:
-        self._create_parameters()
+        create_parameters(self)
         cfg = self.cfg
         self.W_enc.data = column_major(self.W_enc.data)
         nn.init.kaiming_uniform_(self.W_dec.data)

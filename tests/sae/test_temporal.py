@@ -15,7 +15,6 @@ from torch.testing import assert_close
 from mtsae_lens.sae.temporal import (
     PADDINGS,
     SCALE_NORMS,
-    convolve_gathered,
     find_walls,
     gather_reads,
     lay_out,
@@ -147,24 +146,6 @@ def test_gathered_reads_are_the_reads_of_the_contexts(walls: list[int], padding:
     whole = torch.cat([read.flatten(0, 1)[rows] for read in sequence_reads(h, offsets, padding).values()], dim=-1)
     assert torch.equal(gather_reads(h, offsets, padding)(rows), whole)
     assert torch.equal(whole[:, :3], h.flatten(0, 1)[rows])
-
-
-@pytest.mark.parametrize("used", [[[0], [0, 1], [0, 2]], [[0, 1, 2]] * 3], ids=["fixed", "learned"])
-def test_gathered_rows_are_convolved_with_the_same_gradients(used: list[list[int]]) -> None:
-    is_used = torch.tensor([[place in places for place in range(3)] for places in used]).unsqueeze(-1)
-    h, filters, center = randn(7, 3, 4), randn(3, 3, 4) * is_used, randn(4)
-    h[2, 1] = h[4] = 0
-    walls, results = find_walls(h), []
-    for gathered in (True, False):
-        weights = [filters.clone().requires_grad_(), center.clone().requires_grad_()]
-        if gathered:
-            out = convolve_gathered(h, walls, weights[1], weights[0], used)
-        else:
-            x = (h - weights[1]).masked_fill(walls.unsqueeze(-1), 0.0)
-            out = temporal_convolution(dict(enumerate(x.unbind(dim=1))), weights[0], used)
-        results.append((out.detach(), *torch.autograd.grad((out * randn(7, 3, 4).sin()).sum(), weights)))
-    assert_close(*results)
-    assert all(part.any() for part in results[0])
 
 
 def test_find_walls() -> None:

@@ -91,7 +91,7 @@ def test_the_log_has_a_row_every_n_steps_with_finite_numbers(tmp_path: Path) -> 
 def test_a_sparse_run_logs_and_counts_what_a_dense_one_does(activation: str, tmp_path: Path) -> None:
     logs, counts = [], []
     for way in ("sparse", "dense"):
-        trainer = make_trainer(tmp_path / way, training_step=way, activation=activation, dtype="float64")
+        trainer = make_trainer(tmp_path / way, training_step=way, activation=activation, dtype="float64", dilations=(0, 1, 2))
         trainer.cfg.feature_sampling_window = 1000
         trainer.fit()
         logs.append(read_log(tmp_path / way / "training_log.jsonl"))
