@@ -42,6 +42,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "learned-token-alone": LEARNED | {"dilations": (0, 1, 4)},
     "learned-nested": LEARNED | {"dilations": (0, 2, 4), "hierarchy": "nested", "scale_norm": "none"},
     "paper-gain": {"context_gain": 1.0},
+    "narrow": {"context_rank": 3},
+    "narrow-learned": LEARNED | {"context_rank": 3},
 }
 VARIANTS: dict[str, tuple[type, dict[str, Any]]] = {
     "-".join((kind.__name__, *plain)): (kind, dict(zip(("padding", "scale_norm", "activation"), plain, strict=True)))
@@ -59,7 +61,7 @@ VARIANTS |= {
     for kind, activation in ((MTSAE, "jumprelu"), (MTTrainingSAE, "jumprelu"), (MTTrainingSAE, "batchtopk"))
     for name, settings in (
         {padding: {"padding": padding} for padding in PADDINGS}
-        | {name: OPTIONS[name] for name in ("token-alone", "nested-circular", "learned")}
+        | {name: OPTIONS[name] for name in ("token-alone", "nested-circular", "learned", "narrow")}
     ).items()
 }
 BATCHTOPK = {name for name, (_, settings) in VARIANTS.items() if settings["activation"] == "batchtopk"}
@@ -258,16 +260,19 @@ def test_forward_is_decode_of_encode_catches(kind: type, mixin: type, h: Tensor)
 
 class DropsAWeight:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
         del state_dict["b_enc"]
 
 
 class ForgetsTheThreshold:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
         state_dict["threshold"] = torch.zeros_like(state_dict["threshold"])
 
 
 class SavesZeros:
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
         state_dict["taps"] = torch.zeros_like(state_dict["taps"])
 
 

@@ -29,7 +29,8 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Returns:
         Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in (d_in,)`,
-        and `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`, `activation`, `k`.
+        `W_context ((n_scales - 1) * d_in, context_rank)` for an encoder of that rank, whose `W_enc` is `(d_in + context_rank, d_sae)`, and
+        `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`, `activation`, `k`.
 
     Raises:
         ModelError: another architecture, an encoder that reads later positions, or inputs that are normalized one by one.
@@ -59,6 +60,8 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
             "one with padding='causal'"
         )
     tensors = {"filters": sae.filters, "W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec}
+    if cfg.context_rank is not None:
+        tensors["W_context"] = sae.W_context
     settings = {
         "offsets": sae.read_offsets,
         "scale_norm": cfg.scale_norm,

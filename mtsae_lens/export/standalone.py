@@ -235,7 +235,10 @@ class EditedLayer:
             mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True, correction=0)
             z = z * std.unsqueeze(-2) + mean.unsqueeze(-2)
         z = torch.cat([z[..., :1, :], config["context_gain"] * z[..., 1:, :]], dim=-2)
-        hidden_pre = z.flatten(2) @ w["W_enc"] + w["b_enc"]
+        encoder_in = z.flatten(2)
+        if "W_context" in w:  # the encoder reads the context through a narrow product
+            encoder_in = torch.cat([z[..., 0, :], z[..., 1:, :].flatten(2) @ w["W_context"]], dim=-1)
+        hidden_pre = encoder_in @ w["W_enc"] + w["b_enc"]
         e = ACTIVATIONS[config["activation"]](hidden_pre, config, w)
         return e.masked_fill(masked.unsqueeze(-1), 0.0)
 

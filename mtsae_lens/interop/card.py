@@ -27,7 +27,7 @@ TEMPORAL_LIMITS = """\
 Single positions, and numbers of rows that are not a multiple of the context size, are refused. Shuffled rows are not detected and give wrong \
 features. In training they are refused at the first batch if contexts begin with BOS, and not detected otherwise.
 - Set the rows of special tokens to zero before encoding, as in training. `mtsae_lens.splice.hooked_lm.HookedLM` does this.
-- `W_enc` has shape `(n_scales * d_in, d_sae)`: metrics that compare it with `W_dec` are not defined.
+- `W_enc` does not have the shape of `W_dec.T`, because it reads several scales: metrics that compare it with `W_dec` are not defined.
 - Without `import mtsae_lens`, SAELens does not know the architecture."""
 
 POINTWISE_LIMITS = "- The features describe the model and the kind of text that the SAE was trained on."
@@ -71,6 +71,7 @@ def write_sae_card(
     if isinstance(cfg, MTSAEConfig):
         facts["dilations"] = ", ".join(map(str, cfg.dilations))
         facts["kernel size, padding, norm"] = f"{cfg.kernel_size}, {cfg.padding}, {cfg.scale_norm}"
+        facts["rank of the context"] = cfg.context_rank
         facts["active features per position"] = ACTIVATIONS[cfg.activation].describe(cfg)
     parts = [
         f"---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability, {cfg.architecture()}]\n---",
@@ -93,7 +94,10 @@ def _shown(name: str | None) -> str | None:
 
 
 def _equations(cfg: MTSAEConfig) -> str:
-    return EQUATIONS.replace("ACTIVATION", cfg.activation).replace("GAIN", f"{cfg.context_gain:g}")
+    equations = (
+        EQUATIONS if cfg.context_rank is None else EQUATIONS.replace("z_1; ...; z_K]", "z_1; [z_2; ...; z_K] @ W_context]")
+    )
+    return equations.replace("ACTIVATION", cfg.activation).replace("GAIN", f"{cfg.context_gain:g}")
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:

@@ -113,7 +113,7 @@ class SAEBenchAdapter(nn.Module):
         """
         if isinstance(self.sae, TemporalEncoder):
             raise ModelError(
-                f"expected an encoder (d_in, d_sae), got (n_scales * d_in, d_sae) = {tuple(self.sae.W_enc.shape)} of an MTSAE, for which "
+                f"expected an encoder (d_in, d_sae), got {tuple(self.sae.W_enc.shape)} of an MTSAE, which reads several scales, for which "
                 "SAEBench's weight-based metrics, absorption and autointerp are not defined; set compute_featurewise_weight_based_metrics=False"
             )
         return self.sae.W_enc

@@ -18,6 +18,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.sparse import Entries
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput
 
 
@@ -36,6 +37,32 @@ class StateTensor:
 
     dtype: torch.dtype | None = None
     """The dtype that it keeps whatever the SAE's; None for the SAE's."""
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveEntries:
+    """The entries of the pre-activations that a sparse step computes with, for the losses of an activation."""
+
+    kept: Bool[Tensor, " row"]
+    """The positions that are not walls; no entry is at a wall."""
+    entries: Entries
+    """What `Activation.find_entries` returned."""
+    hidden_pre: Float[Tensor, " entry"]
+    """Their pre-activations."""
+    feature_acts: Float[Tensor, " entry"]
+    """Their feature activations."""
+    loss_entries: Entries
+    """What `Activation.find_loss_entries` returned."""
+    loss_hidden_pre: Float[Tensor, " loss_entry"]
+    """Their pre-activations."""
+
+
+_COUNTERPARTS: dict[str, tuple[str, ...]] = {
+    "find_entries": ("function", "apply", "apply_in_training", "after_training_step"),
+    "entry_losses": ("losses",),
+}
+"""For each method of the sparse step, those of the dense step that must say the same. A class that changes one of these alone has no sparse
+step, rather than one that computes something else."""
 
 
 class Activation(ABC):
@@ -141,12 +168,85 @@ class Activation(ABC):
         """
         return {}
 
-    def after_training_step(self, sae: SAE[Any], feature_acts: Float[Tensor, "row d_sae"]) -> dict[str, Tensor | float]:
+    @property
+    def has_sparse_step(self) -> bool:
+        """Whether a training step can compute with the active features alone (`find_entries` and `entry_losses`)."""
+
+        def depth(name: str) -> int:  # of the class that defines the method; 0 for the class of this activation
+            return next(depth for depth, kind in enumerate(type(self).__mro__) if name in vars(kind))
+
+        return type(self).find_entries is not Activation.find_entries and all(
+            depth(sparse) <= depth(dense) for sparse, names in _COUNTERPARTS.items() for dense in names
+        )
+
+    def find_entries(
+        self, sae: SAE[Any], hidden_pre: Float[Tensor, "row d_sae"], kept: Bool[Tensor, " row"], most: int
+    ) -> Entries | None:
+        """Find the pre-activations on which the feature activations, or the gradient through them, depend, for a sparse step.
+
+        Args:
+            sae: the SAE in training.
+            hidden_pre: pre-activations `(row, d_sae)`, without a gradient.
+            kept: the positions that are not walls, `(row,)`; only they may have entries.
+            most: the largest number of entries that a sparse step is worth.
+
+        Returns:
+            The entries; every feature activation elsewhere is zero. None if there are more than `most`, or if the activation has no
+            sparse step.
+        """
+        return None
+
+    def activate_entries(self, sae: SAE[Any], hidden_pre: Float[Tensor, " entry"], entries: Entries) -> Float[Tensor, " entry"]:
+        """Compute the feature activations of the entries that `find_entries` found.
+
+        Args:
+            sae: the SAE in training.
+            hidden_pre: their pre-activations, `(entry,)`.
+            entries: the entries.
+
+        Returns:
+            Feature activations `(entry,)`.
+        """
+        return hidden_pre
+
+    def find_loss_entries(
+        self, sae: SAE[Any], step_input: TrainStepInput, hidden_pre: Float[Tensor, "row d_sae"], kept: Bool[Tensor, " row"]
+    ) -> Entries | None:
+        """Find the pre-activations on which its losses depend besides the active ones, such as those of dead features.
+
+        Args:
+            sae: the SAE in training.
+            step_input: what SAELens gives to a training step.
+            hidden_pre: pre-activations `(row, d_sae)`, without a gradient.
+            kept: the positions that are not walls, `(row,)`; only they may have entries.
+
+        Returns:
+            The entries; None for no such dependence.
+        """
+        return None
+
+    def entry_losses(
+        self, sae: SAE[Any], step_input: TrainStepInput, active: ActiveEntries, sae_out: Float[Tensor, "row d_in"]
+    ) -> dict[str, Tensor]:
+        """Compute what `losses` does, from entries.
+
+        Args:
+            sae: the SAE in training.
+            step_input: what SAELens gives to a training step; `sae_in` holds all rows, those of walls included.
+            active: the entries, with their values.
+            sae_out: the reconstructions of all rows.
+
+        Returns:
+            Weighted losses by name, scalars.
+        """
+        return {}
+
+    def after_training_step(self, sae: SAE[Any], feature_acts: Float[Tensor, "*entry"]) -> dict[str, Tensor | float]:
         """Update the tensors that it keeps but that the optimizer does not learn.
 
         Args:
             sae: the SAE in training.
-            feature_acts: the feature activations of the batch.
+            feature_acts: the feature activations of the batch, `(row, d_sae)`; after a sparse step only those of the entries, `(entry,)`.
 
         Returns:
             Metrics to log, by name.
@@ -188,6 +288,13 @@ class Activation(ABC):
     @abstractmethod
     def describe(self, cfg: Any) -> str:
         """Say in a few words which features are active at a position, for the card of a published SAE."""
+
+
+def state_tensor(sae: SAE[Any], name: str) -> Tensor:
+    """Return a tensor that an activation keeps in an SAE (`Activation.state`)."""
+    tensor = getattr(sae, name)
+    assert isinstance(tensor, Tensor)
+    return tensor
 
 
 ACTIVATIONS: dict[str, Activation] = {}

@@ -3,7 +3,7 @@
 `register_activation` adds one under a name that `MTSAEConfig.activation` then knows. The four here follow SAELens, use its autograd
 functions, and call settings, losses, coefficients and tensors by its names. There is no `rescale_acts_by_decoder_norm`: an MTSAE keeps the
 rows of its decoder at unit norm instead. Activation objects hold no tensors. What they keep is stored in the SAE, so that it is trained,
-moved and saved with the other weights.
+moved and saved with the other weights. JumpReLU is in `mtsae_lens.sae.jumprelu`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,19 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.activation_interface import ACTIVATIONS, Activation, StateTensor, register_activation
+from mtsae_lens.sae import jumprelu  # noqa: F401 -- registers it
+from mtsae_lens.sae.activation_interface import (
+    ACTIVATIONS,
+    Activation,
+    ActiveEntries,
+    StateTensor,
+    register_activation,
+    state_tensor,
+)
+from mtsae_lens.sae.sparse import Entries, decode_entries, largest_entries
 from mtsae_lens.upstream import BatchTopK as BatchTopKFunction
-from mtsae_lens.upstream import JumpReLU as JumpReLUFunction
-from mtsae_lens.upstream import Step, TrainCoefficientConfig, TrainStepInput, calculate_pre_act_loss, calculate_topk_aux_acts
 from mtsae_lens.upstream import TopK as TopKFunction
+from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, calculate_topk_aux_acts
 
 
 @dataclass(kw_only=True)
@@ -113,12 +121,6 @@ class ActivationTrainingFields(ActivationFields):
         ACTIVATIONS[self.activation].check_training(self)
 
 
-def _tensor(sae: SAE[Any], name: str) -> Tensor:
-    tensor = getattr(sae, name)
-    assert isinstance(tensor, Tensor)
-    return tensor
-
-
 @register_activation("relu")
 class ReLU(Activation):
     """Keep the positive pre-activations; sparsity comes from an L1 penalty, weighted by the norms of the decoder rows."""
@@ -141,8 +143,24 @@ class ReLU(Activation):
         return {"l1_loss": step_input.coefficients["l1"] * l1}
 
     @override
+    def find_entries(self, sae: SAE[Any], hidden_pre: Tensor, kept: Tensor, most: int) -> Entries | None:
+        return Entries.of_few(~(hidden_pre <= 0) & kept.unsqueeze(-1), most)  # a NaN must not vanish
+
+    @override
+    def entry_losses(
+        self, sae: SAE[Any], step_input: TrainStepInput, active: ActiveEntries, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        l1 = (active.feature_acts * sae.W_dec.norm(dim=-1)[active.entries.feature]).sum() / active.kept.sum()
+        return {"l1_loss": step_input.coefficients["l1"] * l1}
+
+    @override
     def describe(self, cfg: Any) -> str:
         return "those above zero"
+
+
+def _k_aux(sae: SAE[Any]) -> int:
+    """Return how many dead features learn the residual of a position (appendix B.1 of Gao et al. 2024)."""
+    return max(1, sae.cfg.d_in // 2)
 
 
 @register_activation("topk")
@@ -164,15 +182,48 @@ class TopK(Activation):
     def losses(
         self, sae: SAE[Any], step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
     ) -> dict[str, Tensor]:
-        dead = step_input.dead_neuron_mask
-        n_dead = 0 if dead is None else int(dead.sum())
-        if dead is None or n_dead == 0 or sae.cfg.aux_loss_coefficient == 0:
+        dead = self._dead(sae, step_input)
+        if dead is None:
             return {}
-        k_aux = max(1, sae.cfg.d_in // 2)  # appendix B.1 of Gao et al. 2024
-        aux_acts = calculate_topk_aux_acts(min(k_aux, n_dead), hidden_pre, dead)
+        aux_acts = calculate_topk_aux_acts(min(_k_aux(sae), int(dead.sum())), hidden_pre, dead)
         residual = (step_input.sae_in - sae_out).detach()
-        error = (aux_acts @ sae.W_dec - residual).pow(2).sum(dim=-1).mean()
-        return {"auxiliary_reconstruction_loss": sae.cfg.aux_loss_coefficient * min(n_dead / k_aux, 1.0) * error}
+        return self._aux_loss(sae, dead, aux_acts @ sae.W_dec - residual)
+
+    def _dead(self, sae: SAE[Any], step_input: TrainStepInput) -> Tensor | None:
+        """Return the mask of dead features, if there is an auxiliary loss and any feature is dead."""
+        dead = step_input.dead_neuron_mask
+        return None if dead is None or sae.cfg.aux_loss_coefficient == 0 or not dead.any() else dead
+
+    def _aux_loss(self, sae: SAE[Any], dead: Tensor, errors: Tensor) -> dict[str, Tensor]:
+        weight = sae.cfg.aux_loss_coefficient * min(int(dead.sum()) / _k_aux(sae), 1.0)
+        return {"auxiliary_reconstruction_loss": weight * errors.pow(2).sum(dim=-1).mean()}
+
+    @override
+    def find_entries(self, sae: SAE[Any], hidden_pre: Tensor, kept: Tensor, most: int) -> Entries | None:
+        if sae.cfg.k * len(hidden_pre) > most:
+            return None
+        values, features = hidden_pre.topk(sae.cfg.k, dim=-1, sorted=False)
+        return Entries.of_features(features, ~(values <= 0) & kept.unsqueeze(-1), sae.cfg.d_sae)  # a NaN must not vanish
+
+    @override
+    def find_loss_entries(self, sae: SAE[Any], step_input: TrainStepInput, hidden_pre: Tensor, kept: Tensor) -> Entries | None:
+        dead = self._dead(sae, step_input)
+        if dead is None:
+            return None
+        (features,) = dead.nonzero(as_tuple=True)
+        chosen = hidden_pre[:, features].topk(min(_k_aux(sae), len(features)), dim=-1, sorted=False).indices
+        return Entries.of_features(features[chosen], kept.unsqueeze(-1).expand_as(chosen), sae.cfg.d_sae)
+
+    @override
+    def entry_losses(
+        self, sae: SAE[Any], step_input: TrainStepInput, active: ActiveEntries, sae_out: Tensor
+    ) -> dict[str, Tensor]:
+        dead = self._dead(sae, step_input)
+        if dead is None:
+            return {}
+        residual = (step_input.sae_in - sae_out).detach()
+        errors = decode_entries(active.loss_hidden_pre, active.loss_entries, sae.W_dec) - residual
+        return self._aux_loss(sae, dead, errors[active.kept])
 
     @override
     def scale_features(self, sae: SAE[Any], factors: Tensor) -> None:
@@ -222,6 +273,17 @@ class BatchTopK(TopK):
         return feature_acts
 
     @override
+    def find_entries(self, sae: SAE[Any], hidden_pre: Tensor, kept: Tensor, most: int) -> Entries | None:
+        rows = kept.nonzero().squeeze(1)
+        n, shape = int(sae.cfg.k * len(rows)), (hidden_pre.shape[0], hidden_pre.shape[1])
+        if n > most:
+            return None
+        if len(rows) == len(kept):
+            return Entries.of_flat(largest_entries(hidden_pre, n), shape)
+        flat = largest_entries(hidden_pre[rows], n)  # walls take no part in the choice
+        return Entries.of_flat(rows[flat.div(shape[1], rounding_mode="floor")] * shape[1] + flat % shape[1], shape)
+
+    @override
     def check_training(self, cfg: Any) -> None:
         if not 0 < cfg.topk_threshold_lr <= 1:
             raise ConfigError(f"topk_threshold_lr must lie above 0 and be at most 1; got {cfg.topk_threshold_lr}")
@@ -229,7 +291,7 @@ class BatchTopK(TopK):
     @override
     @torch.no_grad()
     def after_training_step(self, sae: SAE[Any], feature_acts: Tensor) -> dict[str, Tensor | float]:
-        threshold, rate = _tensor(sae, "topk_threshold"), sae.cfg.topk_threshold_lr
+        threshold, rate = state_tensor(sae, "topk_threshold"), sae.cfg.topk_threshold_lr
         active = feature_acts[feature_acts > 0]
         if active.numel():
             threshold.mul_(1 - rate).add_(rate * active.min().to(threshold.dtype))
@@ -242,103 +304,4 @@ class BatchTopK(TopK):
     @override
     def scale_features(self, sae: SAE[Any], factors: Tensor) -> None:
         super().scale_features(sae, factors)
-        _tensor(sae, "topk_threshold").mul_(factors.mean())
-
-
-@register_activation("jumprelu")
-class JumpReLU(Activation):
-    """Keep the pre-activations above a learned threshold of the feature (Rajamanoharan et al. 2024, arXiv 2407.14435).
-
-    The thresholds learn through SAELens's straight-through estimators. In training they keep float32, as in SAELens: in bfloat16 the steps
-    of the optimizer would round away.
-    """
-
-    fields: ClassVar[tuple[str, ...]] = (
-        "jumprelu_init_threshold",
-        "jumprelu_bandwidth",
-        "jumprelu_sparsity_loss_mode",
-        "jumprelu_tanh_scale",
-        "jumprelu_ste_to_input",
-        "l0_coefficient",
-        "l0_warm_up_steps",
-        "pre_act_loss_coefficient",
-        "target_l0",
-    )
-
-    @override
-    def check_training(self, cfg: Any) -> None:
-        for name in ("jumprelu_bandwidth", "jumprelu_tanh_scale"):
-            if getattr(cfg, name) <= 0:
-                raise ConfigError(f"{name} must be positive; got {getattr(cfg, name)}")
-        for name in ("jumprelu_init_threshold", "pre_act_loss_coefficient"):
-            if (getattr(cfg, name) or 0) < 0:
-                raise ConfigError(f"{name} must not be negative; got {getattr(cfg, name)}")
-        if cfg.jumprelu_sparsity_loss_mode == "quadratic" and not (
-            cfg.target_l0 is not None and 0 < cfg.target_l0 <= cfg.d_sae
-        ):
-            raise ConfigError(
-                f"jumprelu_sparsity_loss_mode='quadratic' expected target_l0 above 0 and at most d_sae ({cfg.d_sae}), got "
-                f"{cfg.target_l0}; set target_l0 to the number of features that should be active at a position"
-            )
-
-    @override
-    def state(self, cfg: Any, *, training: bool) -> Mapping[str, StateTensor]:
-        if training:
-            return {"threshold": StateTensor(cfg.jumprelu_init_threshold, dtype=torch.float32)}
-        return {"threshold": StateTensor(0.0)}
-
-    @override
-    def function(self, cfg: Any) -> Callable[[Tensor], Tensor]:
-        return nn.ReLU()
-
-    @override
-    def apply(self, sae: SAE[Any], hidden_pre: Tensor) -> Tensor:
-        feature_acts = sae.activation_fn(hidden_pre)
-        return feature_acts * (hidden_pre > _tensor(sae, "threshold")).to(feature_acts.dtype)
-
-    @override
-    def apply_in_training(self, sae: SAE[Any], hidden_pre: Tensor, kept: Tensor) -> Tensor:
-        cfg, threshold = sae.cfg, _tensor(sae, "threshold").to(hidden_pre.dtype)
-        # SAELens's function sums the gradient of the threshold over the first dimension alone
-        rows = JumpReLUFunction.apply(hidden_pre.flatten(0, -2), threshold, cfg.jumprelu_bandwidth, cfg.jumprelu_ste_to_input)
-        return rows.view_as(hidden_pre)
-
-    @override
-    def coefficients(self, cfg: Any) -> dict[str, float | TrainCoefficientConfig]:
-        return {"l0": TrainCoefficientConfig(cfg.l0_coefficient, cfg.l0_warm_up_steps)}
-
-    @override
-    @torch.no_grad()
-    def before_training_step(self, sae: SAE[Any]) -> None:
-        _tensor(sae, "threshold").data.clamp_(min=0.0)  # below zero, negative pre-activations would pass
-
-    @override
-    def losses(
-        self, sae: SAE[Any], step_input: TrainStepInput, feature_acts: Tensor, hidden_pre: Tensor, sae_out: Tensor
-    ) -> dict[str, Tensor]:
-        cfg, threshold = sae.cfg, _tensor(sae, "threshold").to(hidden_pre.dtype)
-        norms = sae.W_dec.norm(dim=1)
-        if cfg.jumprelu_sparsity_loss_mode == "tanh":
-            sparsity = torch.tanh(cfg.jumprelu_tanh_scale * feature_acts * norms).sum(dim=-1)
-        else:
-            sparsity = Step.apply(hidden_pre, threshold, cfg.jumprelu_bandwidth, cfg.jumprelu_ste_to_input).sum(dim=-1)
-        if cfg.jumprelu_sparsity_loss_mode == "quadratic":
-            sparsity = 2 / cfg.target_l0 * (sparsity - cfg.target_l0) ** 2
-        losses = {"l0_loss": (step_input.coefficients["l0"] * sparsity).mean()}
-        if cfg.pre_act_loss_coefficient is not None:
-            losses["pre_act_loss"] = calculate_pre_act_loss(
-                cfg.pre_act_loss_coefficient, threshold, hidden_pre, step_input.dead_neuron_mask, norms
-            )
-        return losses
-
-    @override
-    def scale_features(self, sae: SAE[Any], factors: Tensor) -> None:
-        _tensor(sae, "threshold").data.mul_(factors)
-
-    @override
-    def export(self, sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {"threshold": _tensor(sae, "threshold")}, {"activation": self.name}
-
-    @override
-    def describe(self, cfg: Any) -> str:
-        return "those above the threshold of the feature"
+        state_tensor(sae, "topk_threshold").mul_(factors.mean())

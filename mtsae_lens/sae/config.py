@@ -19,6 +19,7 @@ ARCHITECTURE = "mtsae"
 TapInit = Literal["near", "far", "alike", "conv"]
 ReconstructionLoss = Literal["mse", "l2"]
 Hierarchy = Literal["none", "nested"]
+TrainingStep = Literal["auto", "sparse", "dense"]
 
 
 def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
@@ -58,6 +59,10 @@ class _TemporalFields(ActivationFields):
     """Factor on every scale but the first. Adam moves every encoder weight by about the same amount, and with the default dilations four
     times as many weights read the context as read the token itself; a gain below 1 reduces the noise they add. The paper has 1."""
 
+    context_rank: int | None = None
+    """Rank of the part of the encoder that reads the context, which is all scales but the first: with rank r it is a product `U V` of
+    `(n_context_scales * d_in, r)` and `(r, d_sae)`, and costs r instead of `n_context_scales * d_in` products a feature. None: full rank."""
+
     context_size: int = 128
     """Number of positions in a context. A 2-D input is read as contexts of this length, laid end to end."""
 
@@ -66,7 +71,7 @@ class _TemporalFields(ActivationFields):
     `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on contexts of your own
     (`mtsae_lens.training.fit`) and used on its own."""
 
-    def _validate_temporal_fields(self, d_sae: int, normalize_activations: str) -> None:
+    def _validate_temporal_fields(self, d_in: int, d_sae: int, normalize_activations: str) -> None:
         if not isinstance(self.dilations, tuple | list) or not all(type(d) is int and d >= 0 for d in self.dilations or (-1,)):
             raise ConfigError(
                 f"dilations must be whole numbers, 0 for the token alone, such as (0, 1, 2, 4, 8); got {self.dilations}"
@@ -91,12 +96,27 @@ class _TemporalFields(ActivationFields):
                 f"hierarchy='nested' needs at least two dilations, and a feature for each; got {self.dilations} and d_sae={d_sae}"
             )
         self._validate_learned_dilations()
+        self._validate_context_rank(d_in)
         if self.context_size < 2:
             raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
         if normalize_activations not in ("none", "expected_average_only_in"):
             raise ConfigError(
                 f"normalize_activations={normalize_activations!r} does not go with an MTSAE: whitening cannot be folded into depth-wise "
                 "taps, and norms of single tokens are undefined at a wall; use 'expected_average_only_in' or 'none'"
+            )
+
+    def _validate_context_rank(self, d_in: int) -> None:
+        rank, full = self.context_rank, d_in * (len(self.dilations) - 1)
+        if rank is None:
+            return
+        if not 1 <= rank < max(full, 1):
+            raise ConfigError(
+                f"context_rank must lie between 1 and {full - 1}, below the width of the context ({len(self.dilations) - 1} scales of "
+                f"d_in={d_in}); got {rank}: leave it out for full rank"
+            )
+        if self.hierarchy != "none":
+            raise ConfigError(
+                f"context_rank={rank} mixes the scales of the context, and hierarchy={self.hierarchy!r} must tell them apart; leave one out"
             )
 
     def _validate_learned_dilations(self) -> None:
@@ -137,7 +157,7 @@ class MTSAEConfig(_TemporalFields, SAEConfig):
     def __post_init__(self) -> None:
         check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
-        self._validate_temporal_fields(self.d_sae, self.normalize_activations)
+        self._validate_temporal_fields(self.d_in, self.d_sae, self.normalize_activations)
         inference = ACTIVATIONS[self.activation].inference
         if inference != self.activation:
             raise ConfigError(
@@ -174,6 +194,11 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     """How the filters start. `near` and `far`: the first scale reads the token itself, and every other scale reads the nearest or farthest
     token that it can reach, so that no two scales start the same. `alike`: all scales read the token itself. `conv`: uniformly random, as
     in `torch.nn.Conv1d`."""
+
+    training_step: TrainingStep = "auto"
+    """How a training step is computed. `sparse`: with the active features alone, so that its cost hardly exceeds that of the encoder's
+    forward product. `dense`: with all features. `auto`: sparse where so few features are active that it is cheaper, on a CPU or a CUDA GPU.
+    Both give the same weights up to rounding. A hook on the features makes a step dense in any case."""
 
     @classmethod
     def architecture(cls) -> str:
@@ -215,9 +240,14 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     def __post_init__(self) -> None:
         check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
         super().__post_init__()
-        self._validate_temporal_fields(self.d_sae, self.normalize_activations)
+        self._validate_temporal_fields(self.d_in, self.d_sae, self.normalize_activations)
         _one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
         _one_of("separation", self.separation, SEPARATIONS)
         _one_of("tap_init", self.tap_init, get_args(TapInit))
+        _one_of("training_step", self.training_step, get_args(TrainingStep))
+        if self.training_step == "sparse" and not ACTIVATIONS[self.activation].has_sparse_step:
+            raise ConfigError(
+                f"training_step='sparse' expected an activation that can list its active features, got {self.activation!r}; give 'auto'"
+            )
         if self.separation_coefficient < 0:
             raise ConfigError(f"separation_coefficient must not be negative; got {self.separation_coefficient}")

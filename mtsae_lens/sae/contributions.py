@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -40,7 +39,7 @@ def _encoder_by_scale(sae: TemporalEncoder, features: Tensor) -> Float[Tensor, "
         raise ConfigError(
             f"expected features as indices from 0 to {sae.cfg.d_sae - 1} in a row, such as torch.tensor([3, 14]); got {features.tolist()}"
         )
-    return rearrange(sae.W_enc[:, features], "(scale d_in) feature -> scale d_in feature", scale=len(sae.cfg.dilations))
+    return sae.encoder_by_scale(features)
 
 
 @torch.no_grad()
@@ -68,7 +67,7 @@ def scale_contributions(
 def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"]) -> Iterator[TapPart]:
     """Compute what each offset adds to the vector of each scale, one pair after another, so that only one is in memory.
 
-    `sum_o part_ko = z_k` exactly, so the parts times `W_enc`, summed, plus `b_enc` are the pre-activations.
+    `sum_o part_ko = z_k` exactly, so the parts times `encoder_by_scale`, summed, plus `b_enc` are the pre-activations.
 
     Args:
         sae: the SAE.

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from mtsae_lens.sae.sparse import Entries, sum_rows
+
 
 def group_sizes(d_sae: int, n_groups: int) -> list[int]:
     """Split features into groups of equal size, the first ones larger by one where the division leaves a rest.
@@ -63,3 +65,30 @@ def nested_reconstructions(
     sizes = group_sizes(W_dec.shape[0], n_groups)
     parts = [acts @ rows for acts, rows in zip(feature_acts.split(sizes, dim=-1), W_dec.split(sizes), strict=True)]
     return torch.stack(parts).cumsum(dim=0) + b_dec
+
+
+def decode_prefixes(
+    values: Float[Tensor, " entry"],
+    entries: Entries,
+    W_dec: Float[Tensor, "d_sae d_in"],
+    b_dec: Float[Tensor, " d_in"],
+    n_groups: int,
+) -> Float[Tensor, "n_groups row d_in"]:
+    """Compute what `nested_reconstructions` does from the active features alone; one group is a plain reconstruction.
+
+    Args:
+        values: feature activations of the entries.
+        entries: where they stand.
+        W_dec: decoder, `(d_sae, d_in)`.
+        b_dec: bias of the decoder, `(d_in,)`.
+        n_groups: number of groups.
+
+    Returns:
+        Reconstructions `(n_groups, row, d_in)`.
+    """
+    n_rows, d_sae = entries.shape
+    target = entries.row
+    if n_groups > 1:
+        target = target + n_rows * feature_groups(d_sae, n_groups).to(target.device)[entries.feature]
+    parts = sum_rows(W_dec, entries.feature, target, values, n_groups * n_rows)
+    return parts.unflatten(0, (n_groups, n_rows)).cumsum(dim=0) + b_dec

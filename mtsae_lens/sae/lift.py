@@ -91,7 +91,7 @@ class Lift:
 
 
 def encoder_by_scale(sae: TemporalEncoder) -> Float[Tensor, "n_scales d_sae d_in"]:
-    """Return `W_enc` as one matrix for each scale, with a row for each feature.
+    """Return the encoder as one matrix for each scale, with a row for each feature.
 
     Args:
         sae: the SAE.
@@ -99,7 +99,7 @@ def encoder_by_scale(sae: TemporalEncoder) -> Float[Tensor, "n_scales d_sae d_in
     Returns:
         A copy without gradient, `(n_scales, d_sae, d_in)`.
     """
-    return rearrange(sae.W_enc.detach(), "(scale d_in) d_sae -> scale d_sae d_in", scale=len(sae.cfg.dilations)).contiguous()
+    return rearrange(sae.encoder_by_scale().detach(), "scale d_in d_sae -> scale d_sae d_in").contiguous()
 
 
 def share_of_context(shares: Float[Tensor, "feature n_reads"], offsets: Sequence[int]) -> Float[Tensor, " feature"]:

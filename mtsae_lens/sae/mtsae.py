@@ -3,6 +3,7 @@
     x    = h - b_dec, zero at walls
     z_k  = g_k norm(conv_{r_k}(x))                    one vector per scale k and position; g = 1 for the first, `context_gain` for the others
     e    = act([z_1; ...; z_K] @ W_enc + b_enc)       zero at walls                       (eq. 3 of the paper)
+           act([z_1; [z_2; ...; z_K] @ W_context] @ W_enc + b_enc)                        with `context_rank`
     h'   = e @ W_dec + b_dec
 
 `encode` reads earlier positions, `decode` does not: an edit of a feature at position t changes the output at t alone.
@@ -16,7 +17,7 @@ from typing import Any, Self
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from sae_lens import SAE, TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
@@ -25,6 +26,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.activation_interface import Activation
 from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
+from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
 from mtsae_lens.sae.temporal import (
@@ -53,6 +55,7 @@ class TemporalEncoder(SAE[Any]):
 
     taps: nn.Parameter  # (n_scales, kernel_size, d_in)
     b_enc: nn.Parameter
+    W_context: nn.Parameter  # (n_context_scales * d_in, context_rank); only with context_rank
     log2_dilations: nn.Parameter  # (n_scales,); only with learn_dilations
 
     @property
@@ -95,12 +98,15 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Vectors `(..., n_scales, d_in)`.
         """
+        return temporal_convolution(reads, self.filters, self.used_offsets)
+
+    @property
+    def used_offsets(self) -> list[list[int]]:
+        """For every scale, the offsets that it reads, each once: with dilation 0 all taps share one, and the filter holds their sum."""
         cfg = self.cfg
         if cfg.learn_dilations:
-            used = [self.read_offsets] * len(cfg.dilations)
-        else:  # each offset once: with dilation 0 all taps share one, and the filter holds their sum
-            used = [list(dict.fromkeys(tap_offsets(cfg.kernel_size, d, cfg.padding))) for d in cfg.dilations]
-        return temporal_convolution(reads, self.filters, used)
+            return [self.read_offsets] * len(cfg.dilations)
+        return [list(dict.fromkeys(tap_offsets(cfg.kernel_size, dilation, cfg.padding))) for dilation in cfg.dilations]
 
     @override
     def get_activation_fn(self) -> Callable[[Tensor], Tensor]:
@@ -114,28 +120,6 @@ class TemporalEncoder(SAE[Any]):
     def _activate(self, hidden_pre: Float[Tensor, "*row d_sae"], kept: Bool[Tensor, "*row"]) -> Float[Tensor, "*row d_sae"]:
         """Compute feature activations; those at positions that are not kept are not used."""
         return self.activation.apply(self, hidden_pre)
-
-    def _create_parameters(self) -> None:
-        """Create all parameters; the base class would create a `W_enc` of another shape."""
-        cfg, like = self.cfg, {"dtype": self.dtype, "device": self.device}
-        n_scales = len(cfg.dilations)
-        self.taps = nn.Parameter(torch.zeros(n_scales, cfg.kernel_size, cfg.d_in, **like))
-        if cfg.learn_dilations:
-            self.log2_dilations = nn.Parameter(torch.tensor(cfg.dilations, **like).clamp(min=1).log2())
-        self.W_enc = nn.Parameter(torch.zeros(n_scales * cfg.d_in, cfg.d_sae, **like))
-        self.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
-        self.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
-        self.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
-        self._create_activation_state()
-
-    def _create_activation_state(self) -> None:
-        for name, spec in self.activation.state(self.cfg, training=isinstance(self, TrainingSAE)).items():
-            shape = (self.cfg.d_sae,) if spec.per_feature else ()
-            tensor = torch.full(shape, spec.start, dtype=spec.dtype or self.dtype, device=self.device)
-            if spec.learned:
-                self.register_parameter(name, nn.Parameter(tensor))
-            else:
-                self.register_buffer(name, tensor)
 
     @override
     def _apply(self, *args: Any, **kwargs: Any) -> Self:
@@ -208,6 +192,36 @@ class TemporalEncoder(SAE[Any]):
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
+    def encoder_input(self, z: Float[Tensor, "*row n_scales d_in"]) -> Float[Tensor, "*row encoder_d_in"]:
+        """Compute what `W_enc` multiplies: the scales side by side, or with `context_rank` the first scale and a projection of the others.
+
+        Args:
+            z: the vector of every scale, `(..., n_scales, d_in)`.
+
+        Returns:
+            The input of the encoder, `(..., n_scales * d_in)` or `(..., d_in + context_rank)`.
+        """
+        if self.cfg.context_rank is None:
+            return rearrange(z, "... scale d_in -> ... (scale d_in)")
+        context = rearrange(z[..., 1:, :], "... scale d_in -> ... (scale d_in)") @ self.W_context
+        return torch.cat([z[..., 0, :], context], dim=-1)
+
+    def encoder_by_scale(
+        self, features: Int[Tensor, " feature"] | slice = slice(None)
+    ) -> Float[Tensor, "n_scales d_in feature"]:
+        """Return the encoder weights of features as one matrix for each scale; with `context_rank` the product is written out.
+
+        Args:
+            features: indices of the features; all of them by default.
+
+        Returns:
+            Weights `(n_scales, d_in, feature)`: the pre-activations are `b_enc + sum_k z_k @ weights[k]`.
+        """
+        W_enc = self.W_enc[:, features]
+        if self.cfg.context_rank is not None:
+            W_enc = torch.cat([W_enc[: self.cfg.d_in], self.W_context @ W_enc[self.cfg.d_in :]])
+        return rearrange(W_enc, "(scale d_in) feature -> scale d_in feature", d_in=self.cfg.d_in)
+
     def features_from_scales(
         self, z: Float[Tensor, "*row n_scales d_in"], walls: Bool[Tensor, "*row"]
     ) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
@@ -220,10 +234,23 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Feature activations and pre-activations, both `(..., d_sae)`.
         """
-        hidden_pre = rearrange(z, "... scale d_in -> ... (scale d_in)") @ self._encoder_weights() + self.b_enc
-        hidden_pre = self.hook_sae_acts_pre(hidden_pre)
+        hidden_pre = self.hook_sae_acts_pre(self.encoder_input(z) @ self._encoder_weights() + self.b_enc)
+        return self.features_from_pre_activations(hidden_pre, walls), hidden_pre
+
+    def features_from_pre_activations(
+        self, hidden_pre: Float[Tensor, "*row d_sae"], walls: Bool[Tensor, "*row"]
+    ) -> Float[Tensor, "*row d_sae"]:
+        """Compute feature activations, zero at walls.
+
+        Args:
+            hidden_pre: pre-activations `(..., d_sae)`.
+            walls: the positions that are walls, `(...)`.
+
+        Returns:
+            Feature activations `(..., d_sae)`.
+        """
         feature_acts = self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
-        return self.hook_sae_acts_post(feature_acts), hidden_pre
+        return self.hook_sae_acts_post(feature_acts)
 
     def _encoder_weights(self) -> Float[Tensor, "encoder_d_in d_sae"]:
         return self.W_enc
@@ -295,7 +322,8 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
 
     Shapes: `taps (n_scales, kernel_size, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_dec
     (d_in,)`, and `log2_dilations (n_scales,)` if dilations are learned. JumpReLU adds
-    `threshold (d_sae,)`.
+    `threshold (d_sae,)`. With `context_rank` r the context is first multiplied by `W_context ((n_scales - 1) * d_in, r)`, and `W_enc` has
+    shape `(d_in + r, d_sae)`.
 
     >>> import torch
     >>> from mtsae_lens import MTSAE, MTSAEConfig
@@ -306,7 +334,7 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
 
     @override
     def initialize_weights(self) -> None:
-        self._create_parameters()
+        create_parameters(self)
 
     @override
     def encode(self, x: Tensor) -> Tensor:

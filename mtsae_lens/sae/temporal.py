@@ -49,7 +49,9 @@ def receptive_field(kernel_size: int, dilations: Sequence[int], padding: Padding
 
 def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
     """Return which rows are exactly zero."""
-    return (x == 0).all(dim=-1)
+    return (
+        torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1) == 0
+    )  # one pass; a comparison of every element takes several
 
 
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
@@ -199,7 +201,7 @@ def temporal_convolution(
     for scale, offsets in enumerate(used):
         total = reads[offsets[0]] * filters[scale, place[offsets[0]]]
         for offset in offsets[1:]:
-            total = total + reads[offset] * filters[scale, place[offset]]
+            total = torch.addcmul(total, reads[offset], filters[scale, place[offset]])
         scales.append(total)
     return torch.stack(scales, dim=-2)
 
@@ -226,12 +228,13 @@ def normalize_scales(
     Returns:
         Vectors of the same shape as `convolved`.
     """
-    z = convolved
-    if scale_norm != "none":
-        z = torch.nn.functional.layer_norm(convolved, convolved.shape[-1:], eps=NORM_EPS)
+    gains = convolved.new_full((convolved.shape[-2], 1), context_gain)
+    gains[0] = 1.0
+    if scale_norm == "none":
+        return convolved if context_gain == 1.0 else convolved * gains
+    z = torch.nn.functional.layer_norm(convolved, convolved.shape[-1:], eps=NORM_EPS)
     if scale_norm == "rescaled_layer_norm":
-        mean, std = x.mean(dim=-1, keepdim=True), x.std(dim=-1, keepdim=True, correction=0)
-        z = z * std.unsqueeze(-2) + mean.unsqueeze(-2)
-    if context_gain == 1.0:
-        return z
-    return torch.cat([z[..., :1, :], context_gain * z[..., 1:, :]], dim=-2)
+        mean = x.mean(dim=-1, keepdim=True)
+        std = torch.linalg.vector_norm(x - mean, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
+        return torch.addcmul(mean.unsqueeze(-2) * gains, z, std.unsqueeze(-2) * gains)
+    return z if context_gain == 1.0 else z * gains

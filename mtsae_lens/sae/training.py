@@ -21,16 +21,23 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
-from mtsae_lens.sae.hierarchy import nested_reconstructions, readable
+from mtsae_lens.sae.gathered import convolve_gathered
+from mtsae_lens.sae.hierarchy import readable
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
+from mtsae_lens.sae.sparse import column_major
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
+from mtsae_lens.sae.training_step import reconstruct
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     """A Multi-Scale Temporal SAE in training.
+
+    A step computes with the active features alone where that is cheaper (`MTTrainingSAEConfig.training_step`). For that `W_enc` is laid
+    out in memory by columns; in files it is laid out by rows.
 
     A batch is one of two things: rows `(batch * context_size, d_in)`, which are contexts laid end to end, or rows `(row, n_reads * d_in)` from
     `gather_reads`, which hold all that a position reads and can be mixed across contexts. `SequenceSAETrainingRunner` makes the latter.
@@ -44,8 +51,9 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def initialize_weights(self) -> None:
-        self._create_parameters()
+        create_parameters(self)
         cfg = self.cfg
+        self.W_enc.data = column_major(self.W_enc.data)
         nn.init.kaiming_uniform_(self.W_dec.data)
         if cfg.decoder_init_norm is not None:
             self.W_dec.data *= cfg.decoder_init_norm / self.W_dec.data.norm(dim=-1, keepdim=True)
@@ -58,6 +66,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             start = {"alike": own, "near": past[min(1, len(past) - 1)], "far": past[-1]}[cfg.tap_init]
             self.taps.data[0, own] = 1.0
             self.taps.data[1:, start] = 1.0
+        if cfg.context_rank is not None:  # the other factor is zero, and so is the product, but not the gradient
+            nn.init.normal_(self.W_context.data, std=len(self.W_context) ** -0.5)  # columns of about unit norm
         # training starts as a standard SAE: the first scale has the transpose of the decoder, the other scales have zeros
         self.W_enc.data[: cfg.d_in] = self.W_dec.data.T
 
@@ -67,7 +77,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         if self.cfg.hierarchy == "none":
             return self.W_enc
         mask = readable(self.cfg.d_sae, len(self.cfg.dilations)).to(self.W_enc)
-        return self.W_enc * mask.repeat_interleave(self.cfg.d_in, dim=0)
+        return (self.W_enc.T * mask.repeat_interleave(self.cfg.d_in, dim=0).T).T  # column-major as W_enc is
 
     @override
     def get_coefficients(self) -> dict[str, float | TrainCoefficientConfig]:
@@ -93,31 +103,28 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             step_input: the batch, and the coefficients, dead features and step number from the trainer.
 
         Returns:
-            Output, weighted losses by name, and metrics to log.
+            Output, weighted losses by name, and metrics to log. After a sparse step `feature_acts` is a sparse matrix (COO) and
+            neither it nor `hidden_pre` has a gradient.
 
         Raises:
             DataError: the batch is not made of whole contexts.
         """
         self.activation.before_training_step(self)
-        sae_in, reads, walls = self._split_reads(step_input.sae_in, step_input.n_training_steps)
-        x, keep = reads[0], ~walls
-        convolved = self.convolve(reads)
+        sae_in, x, convolved, walls = self._convolve_batch(step_input.sae_in, step_input.n_training_steps)
+        keep = ~walls
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
-        feature_acts, hidden_pre = (t.flatten(0, -2) for t in self.features_from_scales(z, walls))
-        sae_out = self.decode(feature_acts)
-
         kept_rows = keep.flatten()
-        reconstructions = sae_out[None]
-        if self.cfg.hierarchy == "nested":
-            reconstructions = nested_reconstructions(feature_acts, self.W_dec, self.b_dec, len(self.cfg.dilations))
-        squared_error = (reconstructions - sae_in).pow(2).sum(dim=-1)[:, kept_rows]
+        of_rows = replace(step_input, sae_in=sae_in)
+        encoder_in = self.encoder_input(z).flatten(0, -2)
+        reconstruction = reconstruct(self, encoder_in, self._encoder_weights(), ~kept_rows, of_rows)
+
+        squared_error = (reconstruction.prefixes - sae_in).pow(2).sum(dim=-1)[:, kept_rows]
         if self.cfg.reconstruction_loss == "mse":
             losses = {"mse_loss": squared_error.mean()}
         else:
             losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
-        kept_input = replace(step_input, sae_in=sae_in[kept_rows])
-        losses |= self.calculate_aux_loss(kept_input, feature_acts[kept_rows], hidden_pre[kept_rows], sae_out[kept_rows])
-        metrics = self.activation.after_training_step(self, feature_acts)
+        losses |= reconstruction.losses
+        metrics = reconstruction.metrics
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
             separation = separation_loss(self.cfg.separation, z, self.filters, keep)
@@ -128,30 +135,32 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics |= self._scale_statistics(convolved.detach()[keep])
         return TrainStepOutput(
             sae_in=sae_in,
-            sae_out=sae_out,
-            feature_acts=feature_acts,
-            hidden_pre=hidden_pre,
+            sae_out=reconstruction.sae_out,
+            feature_acts=reconstruction.feature_acts,
+            hidden_pre=reconstruction.hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics=metrics,
         )
 
-    def _split_reads(self, batch: Tensor, step: int) -> tuple[Tensor, dict[int, Tensor], Tensor]:
-        """Return the rows to reconstruct, what each reads at every offset, and which are walls.
+    def _convolve_batch(self, batch: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the rows to reconstruct, the centered activations of each position, their convolution, and which positions are walls.
 
         What is read is centered, and zero where nothing can be read.
         """
-        offsets = self.read_offsets
+        offsets, cfg = self.read_offsets, self.cfg
         # an encoder that reads no other position has rows of d_in either way, and no use for contexts
-        if batch.ndim == 2 and batch.shape[-1] == len(offsets) * self.cfg.d_in:
-            h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=self.cfg.d_in)
-            walls = find_walls(h)
-            x = (h - self.b_dec * self.cfg.apply_b_dec_to_input).masked_fill(walls.unsqueeze(-1), 0.0)
-            return h[:, 0], dict(zip(offsets, x.unbind(dim=1), strict=True)), walls[:, 0]
+        if batch.ndim == 2 and batch.shape[-1] == len(offsets) * cfg.d_in:
+            h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=cfg.d_in)
+            walls, center = find_walls(h), self.b_dec * cfg.apply_b_dec_to_input
+            used = [[offsets.index(offset) for offset in own] for own in self.used_offsets]
+            convolved = convolve_gathered(h, walls, center, self.filters, used)
+            x = (h[:, 0] - center).masked_fill(walls[:, :1], 0.0)
+            return h[:, 0], x, convolved, walls[:, 0]
         if step == 0:
-            check_whole_contexts(batch, self.cfg)
+            check_whole_contexts(batch, cfg)
         x, walls = self.read_contexts(batch)
-        return batch.flatten(0, -2), sequence_reads(x, offsets, self.cfg.padding), walls
+        return batch.flatten(0, -2), x, self.convolve(sequence_reads(x, offsets, cfg.padding)), walls
 
     @override
     def calculate_aux_loss(
@@ -175,12 +184,22 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             Pre-activations `(d_sae,)`.
         """
         z = normalize_scales(self.convolve(dict.fromkeys(self.read_offsets, h)), h, self.cfg.scale_norm, self.cfg.context_gain)
-        return z.flatten() @ self._encoder_weights()
+        return self.encoder_input(z) @ self._encoder_weights()
 
     @torch.no_grad()
     def normalize_decoder_(self) -> None:
         """Scale the decoder rows to unit norm, in place."""
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
+
+    @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        state_dict["W_enc"] = column_major(state_dict["W_enc"])  # files are row-major
+
+    @override
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_saving(state_dict)
+        state_dict["W_enc"] = state_dict["W_enc"].contiguous()
 
     @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
@@ -196,15 +215,24 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     def _scale_statistics(self, convolved: Tensor) -> dict[str, Tensor | float]:
         """Compute mean and standard deviation of each scale's convolution (table 1 of the paper), and the norm of its encoder weights."""
-        W_enc = rearrange(self.W_enc.detach(), "(scale d_in) d_sae -> scale (d_in d_sae)", d_in=self.cfg.d_in)
+        norms = self._encoder_norms()
         statistics: dict[str, Tensor | float] = {}
         for scale, dilation in enumerate(self.cfg.dilations):
             statistics[f"scale_{dilation}_mean"] = convolved[:, scale].mean()
             statistics[f"scale_{dilation}_std"] = convolved[:, scale].std()
-            statistics[f"scale_{dilation}_encoder_norm"] = W_enc[scale].norm()
+            statistics[f"scale_{dilation}_encoder_norm"] = norms[scale]
             if self.cfg.learn_dilations:
                 statistics[f"scale_{dilation}_learned_dilation"] = self.dilations[scale]
         return statistics
+
+    @torch.no_grad()
+    def _encoder_norms(self) -> list[Tensor]:
+        """Compute the norm of the encoder weights of each scale; that of a product `U V` is `sqrt(sum(U'U * V V'))`."""
+        if self.cfg.context_rank is None:
+            return [part.norm() for part in self.W_enc.split(self.cfg.d_in)]
+        own, V = self.W_enc[: self.cfg.d_in], self.W_enc[self.cfg.d_in :]
+        gram = V @ V.T
+        return [own.norm(), *((U.T @ U * gram).sum().clamp(min=0).sqrt() for U in self.W_context.split(self.cfg.d_in))]
 
 
 def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:

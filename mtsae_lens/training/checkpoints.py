@@ -210,9 +210,13 @@ def _check_fingerprint(path: Path, then: Mapping[str, Any], now: Mapping[str, An
 def _take_up(trainer: Trainer, numbers: _Numbers, tensors: dict[str, torch.Tensor]) -> None:
     restore_firing_counts(trainer, tensors, numbers.n_frac_active_samples)
     state: dict[int, dict[str, torch.Tensor]] = {}
+    parameters = [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
     for key, tensor in tensors.items():
         _, index, name = key.split(".")
-        state.setdefault(int(index), {})[name] = tensor
+        parameter = parameters[int(index)]
+        if tensor.ndim:  # laid out in memory as the weight is, which the fused optimizer takes for granted
+            laid_out = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor.view_as(parameter))
+        state.setdefault(int(index), {})[name] = laid_out if tensor.ndim else tensor
     trainer.optimizer.load_state_dict({"state": state, "param_groups": numbers.param_groups})
     trainer.lr_scheduler.load_state_dict(numbers.lr_scheduler)
     for name, scheduler_state in numbers.coefficient_schedulers.items():

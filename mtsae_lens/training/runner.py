@@ -196,7 +196,8 @@ class SequenceSAETrainingRunner:
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
         values["model_contents"] = list(model_stamps(cfg.model_name).values())
         values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
-        without_effect = {"metadata", "device", "skip_first_position"}  # the stream masks position 0 in any case
+        # the stream masks position 0 in any case, and how a step is computed is a matter of rounding
+        without_effect = {"metadata", "device", "skip_first_position", "training_step"}
         if isinstance(
             cfg.sae, MTTrainingSAEConfig
         ):  # so that a checkpoint may be older than the settings of another activation

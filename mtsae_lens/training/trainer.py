@@ -24,9 +24,11 @@ from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.interruption import Stopped, StopRequest, stop_on_signal
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
+from mtsae_lens.sae.sparse import firing_counts_of, select_rows
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
+from mtsae_lens.training.optimizer import update_in_memory_order
 from mtsae_lens.training.settings import BDecInit
 from mtsae_lens.training.start import look_ahead, start_b_dec_
 from mtsae_lens.training.wandb_run import histogram
@@ -103,6 +105,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.optimizer = torch.optim.AdamW(
             sae.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2), weight_decay=options.weight_decay, fused=True
         )
+        update_in_memory_order(self.optimizer)
         assert cfg.lr_end is not None
         ramps = cfg.lr_warm_up_steps + cfg.lr_decay_steps
         self.lr_scheduler = get_lr_scheduler(
@@ -280,8 +283,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
-        feature_acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
-        counts = (feature_acts != 0).sum(dim=0)
+        counts = firing_counts_of(output.feature_acts)
         count_firing(self, counts, int((output.sae_in != 0).any(dim=-1).sum()))
 
     @torch.no_grad()
@@ -289,12 +291,13 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         if not torch.isfinite(output.loss):
             raise DataError(f"the loss is {output.loss.item()} at step {self.n_training_steps}; {_REMEDY}")
         kept = (output.sae_in != 0).any(dim=-1)
-        feature_acts = output.feature_acts.to_dense() if output.feature_acts.is_sparse else output.feature_acts
-        output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts[kept])
+        feature_acts = select_rows(output.feature_acts, kept)
+        rates = firing_counts_of(feature_acts) / len(feature_acts)
+        output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts)
         row = self.build_train_step_log_dict(output=output, n_training_samples=self.n_training_samples)
         row["details/grad_norm"] = float(self.grad_norm)
         row["sparsity/never_fired"] = int(self.never_fired.sum())
-        row["sparsity/always_on"] = count_always_on((output.feature_acts != 0).float().mean(dim=0))
+        row["sparsity/always_on"] = count_always_on(rates)
         log.write(self.n_training_steps, row)
         if self.cfg.logger.log_to_wandb:
             wandb.log(row, step=self.n_training_steps)

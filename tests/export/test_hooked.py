@@ -46,6 +46,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("neox", "blocks.1.hook_resid_post", "mtsae", {"scale_norm": "layer_norm"}, "features_running"),
     ("neox", "blocks.0.hook_resid_pre", "mtsae", RELU, "features"),
     ("neox", "blocks.0.hook_resid_pre", "mtsae", {"activation": "jumprelu"}, "features"),
+    ("neox", "blocks.0.hook_resid_pre", "mtsae", {"context_rank": 6}, "features"),
     ("neox", "blocks.0.hook_resid_post", "standard", {}, "features_running"),
     ("neox", "blocks.0.hook_resid_post", "topk", {}, "features"),
     ("neox", "blocks.0.hook_resid_post", "jumprelu", {}, "features"),

@@ -101,6 +101,7 @@ def activations(model: HookedSAETransformer, tokens: Tensor, hook_name: str = RE
     "settings",
     [
         {"activation": "topk", "k": 8, "separation_coefficient": 0.1},
+        {"activation": "topk", "k": 8, "training_step": "sparse", "context_rank": 6},
         {"activation": "topk", "k": 8, "padding": "circular", "normalize_activations": "expected_average_only_in"},
         {
             "activation": "relu",
@@ -109,7 +110,7 @@ def activations(model: HookedSAETransformer, tokens: Tensor, hook_name: str = RE
             "normalize_activations": "expected_average_only_in",
         },
     ],
-    ids=["topk", "topk-scaled-circular", "relu-scaled"],
+    ids=["topk", "topk-sparse-narrow", "topk-scaled-circular", "relu-scaled"],
 )
 def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, tokens: Tensor, tmp_path: Path) -> None:
     def batches() -> Iterator[Tensor]:
@@ -152,6 +153,8 @@ def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, to
     assert trainer.n_training_steps == 80
     assert trainer.n_training_samples == 80 * batch_size
     assert unexplained() < 0.25 < before
+    if sae.cfg.activation == "topk":
+        assert trainer.feature_sparsity.sum().item() == pytest.approx(8 * (CONTEXT - 1) / CONTEXT, rel=0.2)
     assert 0 < trainer.feature_sparsity.max() <= 1
     if settings["activation"] == "topk":
         assert 0 < sae.cfg.metadata.l0 <= 8

@@ -46,6 +46,7 @@ SETTINGS = [
     {"scale_norm": "layer_norm", "dilations": (1, 3)},
     {"scale_norm": "none", "padding": "zero"},
     {"learn_dilations": True, "dilations": (0, 2)},
+    {"context_rank": 4},
 ]
 
 

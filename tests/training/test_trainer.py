@@ -87,6 +87,22 @@ def test_the_log_has_a_row_every_n_steps_with_finite_numbers(tmp_path: Path) -> 
     assert rows[-1]["losses/overall_loss"] < rows[0]["losses/overall_loss"]
 
 
+@pytest.mark.parametrize("activation", ["topk", "jumprelu"])
+def test_a_sparse_run_logs_and_counts_what_a_dense_one_does(activation: str, tmp_path: Path) -> None:
+    logs, counts = [], []
+    for way in ("sparse", "dense"):
+        trainer = make_trainer(tmp_path / way, training_step=way, activation=activation, dtype="float64", dilations=(0, 1, 2))
+        trainer.cfg.feature_sampling_window = 1000
+        trainer.fit()
+        logs.append(read_log(tmp_path / way / "training_log.jsonl"))
+        counts.append((trainer.act_freq_scores, trainer.n_forward_passes_since_fired))
+    assert len(logs[0]) == len(logs[1]) == 4
+    for sparse, dense in zip(*logs, strict=True):
+        assert sparse == pytest.approx(dense, rel=1e-3, abs=1e-4)
+    torch.testing.assert_close(*counts)
+    assert counts[0][0].sum() > 0
+
+
 def test_masked_rows_are_no_samples() -> None:
     trainer = make_trainer()
     trainer.cfg.feature_sampling_window = 1000
