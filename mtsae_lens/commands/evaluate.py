@@ -17,6 +17,7 @@ from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.origins import find_source
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.evaluation.memory import MEMORY_MEANINGS
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
@@ -61,8 +62,9 @@ _POSITIONS_PER_WEIGHT = 3
 
 def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     """Make the table of metrics, one column per SAE, with what each metric means."""
-    names = [name for name in METRIC_MEANINGS if any(name in column for column in columns.values())]
-    rows = [[name, *(column.get(name) for column in columns.values()), METRIC_MEANINGS[name]] for name in names]
+    meanings = METRIC_MEANINGS | MEMORY_MEANINGS
+    names = [name for name in meanings if any(name in column for column in columns.values())]
+    rows = [[name, *(column.get(name) for column in columns.values()), meanings[name]] for name in names]
     return Table(["metric", *columns, "meaning"], rows)
 
 

@@ -18,6 +18,7 @@ from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.massive import explain_without_massive
+from mtsae_lens.evaluation.memory import measure_memory
 from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
@@ -140,10 +141,14 @@ def evaluate_fidelity(
     metrics["dead_features"] = counts.n_silent
     metrics["always_on_features"] = counts.n_always_on
     metrics["n_features"] = sae.cfg.d_sae
-    batches = (
-        (_at_hook(sae, model, tokens), mask) for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True)
-    )
-    metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True):
+            yield _at_hook(sae, model, tokens), mask
+
+    metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches())
+    if isinstance(sae, TemporalEncoder) and sae.has_memory:
+        metrics |= measure_memory(sae, batches())
     metrics["n_tokens"] = int(kept.sum())
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics

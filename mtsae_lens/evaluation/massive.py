@@ -13,6 +13,29 @@ from torch import Tensor
 from mtsae_lens.data.massive import massive_positions, norm_limit
 
 
+class ExplainedVariance:
+    """Sums over rows, of which the explained variance `1 - sum ||x - x'||^2 / sum ||x - mean(x)||^2` is made."""
+
+    def __init__(self) -> None:
+        self.n_rows = 0
+        self._error = torch.zeros((), dtype=torch.float64)
+        self._squares, self._total = self._error.clone(), self._error.clone()
+
+    def add(self, x: Float[Tensor, "row d_in"], reconstruction: Float[Tensor, "row d_in"]) -> None:
+        """Add rows and their reconstructions."""
+        x, reconstruction = x.cpu().double(), reconstruction.cpu().double()
+        self._error += (x - reconstruction).pow(2).sum()
+        self._squares += x.pow(2).sum()
+        self._total = self._total + x.sum(dim=0)
+        self.n_rows += len(x)
+
+    @property
+    def value(self) -> float:
+        """The explained variance; NaN where nothing varies."""
+        variance = self._squares - self._total.pow(2).sum() / max(self.n_rows, 1)
+        return float(1 - self._error / variance) if variance > 0 else float("nan")
+
+
 @torch.no_grad()
 def explain_without_massive(
     sae: SAE[Any], batches: Iterable[tuple[Float[Tensor, "batch pos *heads d_in"], Bool[Tensor, "batch pos"]]]
@@ -29,9 +52,7 @@ def explain_without_massive(
     Returns:
         The explained variance (NaN where nothing varies), and the number of massive positions that were left out.
     """
-    limit, n_massive, n_rows = torch.inf, 0, 0
-    error = torch.zeros((), dtype=torch.float64)
-    squares, total = error.clone(), error.clone()
+    limit, n_massive, explained = torch.inf, 0, ExplainedVariance()
     for number, (h, counted) in enumerate(batches):
         rows = h.flatten(2).float()
         if number == 0:
@@ -39,11 +60,6 @@ def explain_without_massive(
         massive = massive_positions(rows, limit) & counted
         kept = counted & ~massive
         out = sae(h.masked_fill(~counted.view(*counted.shape, *(1,) * (h.ndim - 2)), 0.0)).flatten(2).float()
-        x = rows[kept].cpu().double()
-        error += (x - out[kept].cpu().double()).pow(2).sum()
-        squares += x.pow(2).sum()
-        total = total + x.sum(dim=0)
+        explained.add(rows[kept], out[kept])
         n_massive += int(massive.sum())
-        n_rows += len(x)
-    variance = squares - total.pow(2).sum() / max(n_rows, 1)
-    return (float(1 - error / variance) if variance > 0 else float("nan")), n_massive
+    return explained.value, n_massive

@@ -59,6 +59,10 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"this SAE has padding={cfg.padding!r}: its encoder reads later positions, which do not exist yet when a model generates; train "
             "one with padding='causal'"
         )
+    if sae.has_memory:
+        raise ModelError(
+            "this SAE has memory='predictive', and the exported model cannot run its recursion; train one with memory='none' to export it"
+        )
     tensors = {"filters": sae.filters, "W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec}
     if cfg.context_rank is not None:
         tensors["W_context"] = sae.W_context

@@ -20,6 +20,8 @@ TapInit = Literal["near", "far", "alike", "conv"]
 ReconstructionLoss = Literal["mse", "l2"]
 Hierarchy = Literal["none", "nested"]
 TrainingStep = Literal["auto", "sparse", "dense"]
+Memory = Literal["none", "predictive"]
+DILATIONS = (0, 1, 2, 4, 8)
 
 
 def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
@@ -31,8 +33,22 @@ def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
 class _TemporalFields(ActivationFields):
     """The settings that training and inference share."""
 
-    dilations: tuple[int, ...] = (0, 1, 2, 4, 8)
-    """Dilation of each scale, in positions: the paper's 1, 2, 4 and 8, and 0 for a scale that reads the current token alone."""
+    dilations: tuple[int, ...] = DILATIONS
+    """Dilation of each scale, in positions: the paper's 1, 2, 4 and 8, and 0 for a scale that reads the current token alone. With
+    `memory="predictive"` the default is (0,)."""
+
+    memory: Memory = "none"
+    """`predictive`: the decoder predicts each position from its own past reconstructions, and the features code only the difference
+    (`mtsae_lens.sae.memory`). The encoder then reads the current token alone. `none`: the decoder reads one position."""
+
+    memory_lags: tuple[int, ...] = (1, 2, 4, 8)
+    """How many positions back the prediction reads, with `memory="predictive"`."""
+
+    memory_decays: tuple[float, ...] = (0.5, 0.8, 0.95)
+    """Running averages of the past that the prediction reads: the share that each keeps at every position."""
+
+    memory_rank: int = 64
+    """Rank of the prediction, `d_in` at most."""
 
     kernel_size: int = 3
     """Number of taps of each scale."""
@@ -71,7 +87,38 @@ class _TemporalFields(ActivationFields):
     `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on contexts of your own
     (`mtsae_lens.training.fit`) and used on its own."""
 
+    @property
+    def n_memory_reads(self) -> int:
+        """Number of vectors that the prediction reads."""
+        return len(self.memory_lags) + len(self.memory_decays)
+
+    def _validate_memory(self) -> None:
+        _one_of("memory", self.memory, get_args(Memory))
+        self.memory_lags, self.memory_decays = tuple(self.memory_lags), tuple(self.memory_decays)
+        if self.memory == "none":
+            return
+        if self.dilations != (0,) or self.hierarchy != "none" or self.learn_dilations:
+            raise ConfigError(
+                f"memory='predictive' expected an encoder that reads the token alone (dilations=(0,), hierarchy='none', "
+                f"learn_dilations=False); got dilations={self.dilations}: leave these settings out"
+            )
+        if not all(type(lag) is int and 0 < lag < self.context_size for lag in self.memory_lags) or len(
+            set(self.memory_lags)
+        ) != len(self.memory_lags):
+            raise ConfigError(
+                f"memory_lags must be different whole numbers from 1 to context_size - 1 ({self.context_size - 1}); got {self.memory_lags}"
+            )
+        if not all(0 < decay < 1 for decay in self.memory_decays) or not self.n_memory_reads:
+            raise ConfigError(
+                f"expected memory_decays between 0 and 1, and at least one lag or decay; got memory_lags={self.memory_lags} and "
+                f"memory_decays={self.memory_decays}"
+            )
+        if self.memory_rank < 1:
+            raise ConfigError(f"memory_rank must be at least 1; got {self.memory_rank}")
+
     def _validate_temporal_fields(self, d_in: int, d_sae: int, normalize_activations: str) -> None:
+        if self.memory == "predictive" and tuple(self.dilations) == DILATIONS:
+            self.dilations = (0,)
         if not isinstance(self.dilations, tuple | list) or not all(type(d) is int and d >= 0 for d in self.dilations or (-1,)):
             raise ConfigError(
                 f"dilations must be whole numbers, 0 for the token alone, such as (0, 1, 2, 4, 8); got {self.dilations}"
@@ -97,6 +144,7 @@ class _TemporalFields(ActivationFields):
             )
         self._validate_learned_dilations()
         self._validate_context_rank(d_in)
+        self._validate_memory()
         if self.context_size < 2:
             raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
         if normalize_activations not in ("none", "expected_average_only_in"):
@@ -195,6 +243,9 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     token that it can reach, so that no two scales start the same. `alike`: all scales read the token itself. `conv`: uniformly random, as
     in `torch.nn.Conv1d`."""
 
+    memory_lr_ratio: float = 0.15
+    """Learning rate of the prediction over that of the other weights: at the full rate Adam loses what ridge regression gave it."""
+
     training_step: TrainingStep = "auto"
     """How a training step is computed. `sparse`: with the active features alone, so that its cost hardly exceeds that of the encoder's
     forward product. `dense`: with all features. `auto`: sparse where so few features are active that it is cheaper, on a CPU or a CUDA GPU.
@@ -249,5 +300,7 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
             raise ConfigError(
                 f"training_step='sparse' expected an activation that can list its active features, got {self.activation!r}; give 'auto'"
             )
+        if self.memory_lr_ratio <= 0:
+            raise ConfigError(f"memory_lr_ratio must be positive; got {self.memory_lr_ratio}")
         if self.separation_coefficient < 0:
             raise ConfigError(f"separation_coefficient must not be negative; got {self.separation_coefficient}")

@@ -76,6 +76,7 @@ def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"]) -> Itera
     Returns:
         An iterator over the parts, in the order of `read_pairs`.
     """
+    x = sae.code_difference(x)
     reads = sequence_reads(x, sae.read_offsets, sae.cfg.padding)
     filters, norm = sae.filters, sae.cfg.scale_norm
     factor: Tensor | None = None

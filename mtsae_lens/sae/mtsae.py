@@ -6,7 +6,8 @@
            act([z_1; [z_2; ...; z_K] @ W_context] @ W_enc + b_enc)                        with `context_rank`
     h'   = e @ W_dec + b_dec
 
-`encode` reads earlier positions, `decode` does not: an edit of a feature at position t changes the output at t alone.
+`encode` reads earlier positions, `decode` does not: an edit of a feature at position t changes the output at t alone. With
+`memory="predictive"` it is the other way round (`mtsae_lens.sae.memory`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.activation_interface import Activation
 from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
+from mtsae_lens.sae.memory import run_decoder, run_encoder
 from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
@@ -57,10 +59,14 @@ class TemporalEncoder(SAE[Any]):
     b_enc: nn.Parameter
     W_context: nn.Parameter  # (n_context_scales * d_in, context_rank); only with context_rank
     log2_dilations: nn.Parameter  # (n_scales,); only with learn_dilations
+    W_memory_in: nn.Parameter  # (n_memory_reads * d_in, memory_rank); only with memory, as W_memory_out
+    W_memory_out: nn.Parameter  # (memory_rank, d_in)
 
     @property
     def receptive_field(self) -> tuple[int, int]:
         """How many positions before and after the current one the encoder reads."""
+        if self.has_memory:
+            return self.cfg.context_size - 1, 0
         if self.cfg.learn_dilations:
             return self.cfg.max_lag, 0
         return receptive_field(self.cfg.kernel_size, self.cfg.dilations, self.cfg.padding)
@@ -189,8 +195,60 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Vectors `(batch, pos, n_scales, d_in)`.
         """
+        if self.has_memory:
+            return self._token_scale(self.code_difference(x))
         reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the decoder predicts from its own past (`mtsae_lens.sae.memory`)."""
+        return self.cfg.memory == "predictive"
+
+    def predict(self, past: Float[Tensor, "*row read_d_in"]) -> Float[Tensor, "*row d_in"]:
+        """Predict positions from what `Past.read` or `read_past` returned, as differences to `b_dec`."""
+        return past @ self.W_memory_in @ self.W_memory_out
+
+    def code_difference(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+        """Return what the features have to code: `x` itself, or with memory `x_t - p_t` (`run_encoder`), zero at walls.
+
+        Args:
+            x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+        """
+        return run_encoder(self, x) if self.has_memory else x
+
+    def encode_token(self, x: Float[Tensor, "*row d_in"], walls: Bool[Tensor, "*row"]) -> Float[Tensor, "*row d_sae"]:
+        """Compute the features of positions with an encoder that reads the token alone; no hook is called.
+
+        Args:
+            x: centered activations, `(..., d_in)`.
+            walls: the positions that are walls.
+
+        Returns:
+            Feature activations `(..., d_sae)`.
+        """
+        hidden_pre = self.encoder_input(self._token_scale(x)) @ self._encoder_weights() + self.b_enc
+        return self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
+
+    def _token_scale(self, x: Float[Tensor, "*row d_in"]) -> Float[Tensor, "*row 1 d_in"]:
+        return normalize_scales(self.convolve({0: x}), x, self.cfg.scale_norm, self.cfg.context_gain)
+
+    @override
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        return restore_output(self, self.hook_sae_recons(self._decode(feature_acts)))
+
+    def _decode(self, feature_acts: Tensor) -> Tensor:
+        if not self.has_memory:
+            return feature_acts @ self.W_dec + self.b_dec
+        if feature_acts.ndim not in (2, 3) or (feature_acts.ndim == 2 and len(feature_acts) % self.cfg.context_size):
+            raise DataError(
+                f"an SAE with memory decodes whole contexts: expected (batch, pos, {self.cfg.d_sae}), or rows that are contexts of "
+                f"{self.cfg.context_size} positions laid end to end; got shape {tuple(feature_acts.shape)}: give e.unsqueeze(0) for one context"
+            )
+        contexts = feature_acts
+        if feature_acts.ndim == 2:
+            contexts = rearrange(feature_acts, "(batch pos) d_sae -> batch pos d_sae", pos=self.cfg.context_size)
+        return (run_decoder(self, contexts) + self.b_dec).reshape(*feature_acts.shape[:-1], self.cfg.d_in)
 
     def encoder_input(self, z: Float[Tensor, "*row n_scales d_in"]) -> Float[Tensor, "*row encoder_d_in"]:
         """Compute what `W_enc` multiplies: the scales side by side, or with `context_rank` the first scale and a projection of the others.
@@ -341,8 +399,3 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
         sae_in, walls = self.read_contexts(x)
         feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), walls)
         return self._as_given(feature_acts, x)
-
-    @override
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        sae_out = self.hook_sae_recons(feature_acts @ self.W_dec + self.b_dec)
-        return restore_output(self, sae_out)

@@ -24,6 +24,10 @@ def create_parameters(sae: SAE[Any]) -> None:
     if cfg.context_rank is not None:
         sae.W_context = nn.Parameter(torch.zeros((n_scales - 1) * cfg.d_in, cfg.context_rank, **like))
         encoder_d_in = cfg.d_in + cfg.context_rank
+    if cfg.memory == "predictive":
+        rank = min(cfg.memory_rank, cfg.d_in)
+        sae.W_memory_in = nn.Parameter(torch.zeros(cfg.n_memory_reads * cfg.d_in, rank, **like))
+        sae.W_memory_out = nn.Parameter(torch.zeros(rank, cfg.d_in, **like))
     sae.W_enc = nn.Parameter(torch.zeros(encoder_d_in, cfg.d_sae, **like))
     sae.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
     sae.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
@@ -23,6 +23,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.gathered import convolve_gathered
 from mtsae_lens.sae.hierarchy import readable
+from mtsae_lens.sae.memory import read_past
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import seal_sae
@@ -31,6 +32,9 @@ from mtsae_lens.sae.sparse import column_major
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
 from mtsae_lens.sae.training_step import reconstruct
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
+
+_N_ERRORS = 512
+"""Errors of reconstruction that `memory_passes=0` draws from."""
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
@@ -66,6 +70,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             start = {"alike": own, "near": past[min(1, len(past) - 1)], "far": past[-1]}[cfg.tap_init]
             self.taps.data[0, own] = 1.0
             self.taps.data[1:, start] = 1.0
+        if self.has_memory:
+            self.register_buffer("recent_errors", torch.zeros(_N_ERRORS, cfg.d_in, dtype=self.dtype, device=self.device))
         if cfg.context_rank is not None:  # the other factor is zero, and so is the product, but not the gradient
             nn.init.normal_(self.W_context.data, std=len(self.W_context) ** -0.5)  # columns of about unit norm
         # training starts as a standard SAE: the first scale has the transpose of the decoder, the other scales have zeros
@@ -110,7 +116,14 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             DataError: the batch is not made of whole contexts.
         """
         self.activation.before_training_step(self)
-        sae_in, x, convolved, walls = self._convolve_batch(step_input.sae_in, step_input.n_training_steps)
+        predicted = None
+        if self.has_memory:  # the features code what the prediction leaves, and that is what they are to reconstruct
+            given, x, walls, predicted = self._predict_batch(step_input.sae_in, step_input.n_training_steps)
+            x, sae_in = x - predicted, given - predicted
+            convolved = self.convolve({0: x})
+        else:
+            sae_in, x, convolved, walls = self._convolve_batch(step_input.sae_in, step_input.n_training_steps)
+            given = sae_in
         keep = ~walls
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
         kept_rows = keep.flatten()
@@ -125,6 +138,12 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
         losses |= reconstruction.losses
         metrics = reconstruction.metrics
+        sae_out = reconstruction.sae_out
+        if predicted is not None:
+            self.remember_errors((sae_in - sae_out).detach()[kept_rows])
+            left, all_of_it = (rows[keep].detach().pow(2).sum() for rows in (x, x + predicted))
+            metrics["predicted_share"] = 1 - left / all_of_it.clamp(min=1e-12)
+            sae_out = sae_out + predicted
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
             separation = separation_loss(self.cfg.separation, z, self.filters, keep)
@@ -134,14 +153,69 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         if step_input.is_logging_step:
             metrics |= self._scale_statistics(convolved.detach()[keep])
         return TrainStepOutput(
-            sae_in=sae_in,
-            sae_out=reconstruction.sae_out,
+            sae_in=given,
+            sae_out=sae_out,
             feature_acts=reconstruction.feature_acts,
             hidden_pre=reconstruction.hidden_pre,
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics=metrics,
         )
+
+    def _predict_batch(self, batch: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the rows of the batch, the same centered, which are walls, and the prediction of each from an estimate of its past.
+
+        The past reconstructions are estimated by the activations less errors that the step before left, at other positions.
+        """
+        h, x, walls, past, weights = self._read_memory_batch(batch)
+        past = past.detach() - self._draw_errors(weights, step)
+        return h, x, walls, self.predict(past.flatten(1)).masked_fill(walls.unsqueeze(-1), 0.0)
+
+    def read_batch(
+        self, batch: Tensor
+    ) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row read_d_in"], Bool[Tensor, " row"]]:
+        """Read a batch of an SAE with memory.
+
+        Args:
+            batch: rows from `gather_past`, or whole contexts.
+
+        Returns:
+            The centered activations of each position, the activations before it as `read_past` reads them, and which positions are walls.
+        """
+        _, x, walls, past, _ = self._read_memory_batch(batch)
+        return x, past.flatten(1), walls
+
+    def _read_memory_batch(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        cfg, center = self.cfg, self.b_dec * self.cfg.apply_b_dec_to_input
+        n_reads, d_in = cfg.n_memory_reads, cfg.d_in
+        if batch.ndim == 2 and batch.shape[-1] == (1 + n_reads) * d_in + n_reads + 1:
+            h, read, weights, scale = batch.to(self.dtype).split([d_in, n_reads * d_in, n_reads, 1], dim=-1)
+            weights, walls = weights / scale, find_walls(h)  # the weights were scaled with the activations
+            x = (h - center).masked_fill(walls.unsqueeze(-1), 0.0)
+            past = rearrange(read, "row (read d_in) -> row read d_in", d_in=d_in) - weights.unsqueeze(-1) * self.b_dec
+            return h, x, walls, past, weights
+        x, walls = self.read_contexts(batch)
+        r = x - self.b_dec * (not cfg.apply_b_dec_to_input)
+        reads = [
+            read_past(of, ~walls, cfg.memory_lags, cfg.memory_decays).flatten(0, 1) for of in (r, torch.ones_like(r[..., :1]))
+        ]
+        past = rearrange(reads[0], "row (read d_in) -> row read d_in", d_in=d_in)
+        return batch.flatten(0, -2), x.flatten(0, 1), walls.flatten(), past, reads[1]
+
+    @torch.no_grad()
+    def _draw_errors(self, weights: Float[Tensor, "row read"], step: int) -> Float[Tensor, "row read d_in"]:
+        """Draw an error for everything that is read; that of a running average is smaller, because errors average out."""
+        generator = torch.Generator().manual_seed(step)
+        drawn = torch.randint(len(self.recent_errors), weights.shape, generator=generator).to(weights.device)
+        averaged = [((1 - b) / (1 + b)) ** 0.5 for b in self.cfg.memory_decays]
+        size = torch.tensor([1.0] * len(self.cfg.memory_lags) + averaged, device=weights.device, dtype=self.dtype)
+        return self.recent_errors[drawn] * ((weights > 0) * size).unsqueeze(-1)
+
+    @torch.no_grad()
+    def remember_errors(self, errors: Float[Tensor, "row d_in"]) -> None:
+        """Keep some errors of reconstruction for the next step."""
+        if len(errors):
+            self.recent_errors.copy_(errors[torch.arange(len(self.recent_errors), device=errors.device) % len(errors)])
 
     def _convolve_batch(self, batch: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the rows to reconstruct, the centered activations of each position, their convolution, and which positions are walls.
@@ -205,6 +279,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         self.activation.to_inference(self, state_dict)
+        state_dict.pop("recent_errors", None)
 
     @override
     def save_inference_model(self, path: str | Path) -> tuple[Path, Path]:

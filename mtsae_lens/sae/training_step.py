@@ -107,7 +107,7 @@ def _choose(
 def _reconstruct_densely(sae: Any, hidden_pre: Tensor, walls: Tensor, step_input: TrainStepInput) -> Reconstruction:
     hidden_pre = sae.hook_sae_acts_pre(hidden_pre)
     feature_acts = sae.features_from_pre_activations(hidden_pre, walls)
-    sae_out = sae.decode(feature_acts)
+    sae_out = restore_output(sae, sae.hook_sae_recons(feature_acts @ sae.W_dec + sae.b_dec))
     prefixes = sae_out[None]
     if sae.cfg.hierarchy == "nested":
         prefixes = nested_reconstructions(feature_acts, sae.W_dec, sae.b_dec, len(sae.cfg.dilations))

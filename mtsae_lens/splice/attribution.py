@@ -19,6 +19,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
+from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -85,7 +86,7 @@ def _nll_gradient(
     """Compute the gradient of the summed loss of counted tokens with respect to the feature activations."""
     with torch.enable_grad():
         edited = feature_acts.detach().clone().requires_grad_()
-        delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts).detach()
+        delta = decode_change(lm.sae, edited, feature_acts)
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         logits = lm.lazy_logits_from(tokens, lm.splice.add_delta(h, delta, everywhere))
         nll = logits[:, :-1][counted].nll(tokens[:, 1:][counted])

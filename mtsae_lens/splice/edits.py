@@ -21,8 +21,10 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.serialization import Serializable, register
+from mtsae_lens.upstream import restore_output
 
 SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model behaves as before."
 """What every report of an edit says."""
@@ -118,6 +120,24 @@ def register_edit(name: str) -> Callable[[EditClass], EditClass]:
     return register(EDITS, Edit, name)  # type: ignore[return-value, type-abstract]
 
 
+def decode_change(
+    sae: SAE[Any], edited: Float[Tensor, "batch pos d_sae"], feature_acts: Float[Tensor, "batch pos d_sae"]
+) -> Float[Tensor, "batch pos *d_in"]:
+    """Compute `decode(e') - decode(e)`.
+
+    The decoder of an SAE with memory would carry a change on to later positions. Here the recursion is that of the features as they were, so
+    a change at a position changes the output at that position alone, as with every other SAE: `(e' - e) @ W_dec`.
+
+    Args:
+        sae: the SAE.
+        edited: features e'.
+        feature_acts: features e.
+    """
+    if isinstance(sae, TemporalEncoder) and sae.has_memory:
+        return restore_output(sae, (edited - feature_acts) @ sae.W_dec)
+    return sae.decode(edited) - sae.decode(feature_acts).detach()
+
+
 class _EditOfFeatures(Edit):
     """Base of the edits that change feature activations."""
 
@@ -136,6 +156,8 @@ class _EditOfFeatures(Edit):
         sae, feature_acts = sae_state.sae, sae_state.feature_acts
         check_features(self.features, feature_acts.shape[-1])
         chosen = list(dict.fromkeys(self.features))
+        if isinstance(sae, TemporalEncoder) and sae.has_memory:
+            return decode_change(sae, self.apply(feature_acts), feature_acts)
         if len(chosen) >= feature_acts.shape[:-1].numel() or not _is_affine(sae):
             return sae.decode(self.apply(feature_acts)) - sae_state.sae_out
         place = {feature: number for number, feature in enumerate(chosen)}

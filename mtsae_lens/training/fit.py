@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
 from mtsae_lens.errors import DataError
+from mtsae_lens.sae.memory import gather_past
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
@@ -28,7 +29,7 @@ def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks, max_norm_multiple
 
     Returns:
         A function that iterates over batches from a step on. A row holds the activations of a position, and for an MTSAE also those at
-        every other offset that it reads.
+        every other offset that it reads. That of an SAE with memory holds its past (`gather_past`).
     """
     gather = partial(_gather_reads if isinstance(sae, MTTrainingSAE) else _gather_tokens, sae)
     return partial(stream.mixed, gather=gather, max_norm_multiple=max_norm_multiple)
@@ -46,6 +47,8 @@ def _gather_reads(sae: Any, h: Float[Tensor, "batch pos d_in"]) -> Callable[[Ten
         raise DataError(
             f"the SAE reads contexts of (context_size, d_in) = {expected}; got {tuple(h.shape[1:])}: make them equal"
         )
+    if sae.has_memory:
+        return gather_past(h, sae.cfg.memory_lags, sae.cfg.memory_decays)
     return gather_reads(h, sae.read_offsets, sae.cfg.padding)
 
 

@@ -127,3 +127,35 @@ def start_b_dec_(sae: TrainingSAE[Any], mean: Float[Tensor, " d_in"]) -> None:
     for name in ("b_enc", "b_gate", "b_mag"):  # a gated SAE has the last two
         if isinstance(bias := getattr(sae, name, None), Tensor):
             bias -= response
+
+
+_MEMORY_RIDGE = 1e-2  # of the mean squared regressor: some thousand positions decide over thousands of weights
+
+
+@torch.no_grad()
+def start_memory_(sae: MTTrainingSAE, batches: Sequence[Float[Tensor, "row d_in"]]) -> None:
+    """Set the prediction of a new SAE with memory to the best linear one of its rank, in place, with the activations as their own past.
+
+        min_P  sum_t ||x_t - past_t P||^2 + ridge ||P||^2,        then P V V' with V the first directions of what is predicted
+
+    (reduced-rank regression, Izenman 1975). A prediction that is not zero is left unchanged.
+
+    Args:
+        sae: the SAE; its `b_dec` has been set.
+        batches: as in training, scaled.
+    """
+    if sae.W_memory_in.any():
+        return
+    width = sae.cfg.n_memory_reads * sae.cfg.d_in
+    gram, cross = torch.zeros(width, width), torch.zeros(width, sae.cfg.d_in)
+    for batch in batches:
+        x, past, walls = sae.read_batch(batch)
+        past, r = past[~walls].cpu().float(), (x - sae.b_dec * (not sae.cfg.apply_b_dec_to_input))[~walls].cpu().float()
+        gram += past.T @ past
+        cross += past.T @ r
+    ridge = _MEMORY_RIDGE * gram.diagonal().mean().clamp(min=1e-12)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(width), cross)
+    predicted = weights.T @ gram @ weights  # second moments of the predictions
+    directions = torch.linalg.eigh(predicted).eigenvectors.flip(-1)[:, : sae.W_memory_out.shape[0]]
+    sae.W_memory_in.copy_(weights @ directions)
+    sae.W_memory_out.copy_(directions.T)

@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,7 +31,7 @@ from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.optimizer import update_in_memory_order
 from mtsae_lens.training.settings import BDecInit
-from mtsae_lens.training.start import look_ahead, start_b_dec_
+from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
 from mtsae_lens.training.wandb_run import histogram
 from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing, get_lr_scheduler
 
@@ -103,7 +104,11 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self._saved_step = 0
         self._warned = False
         self.optimizer = torch.optim.AdamW(
-            sae.parameters(), lr=cfg.lr, betas=(cfg.adam_beta1, cfg.adam_beta2), weight_decay=options.weight_decay, fused=True
+            parameter_groups(sae, cfg.lr),
+            lr=cfg.lr,
+            betas=(cfg.adam_beta1, cfg.adam_beta2),
+            weight_decay=options.weight_decay,
+            fused=True,
         )
         update_in_memory_order(self.optimizer)
         assert cfg.lr_end is not None
@@ -241,6 +246,10 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             scaler.scaling_factor = self.sae.cfg.d_in**0.5 / statistics.mean_norm
         if self.options.b_dec_init == "mean":
             start_b_dec_(self.sae, scaler(statistics.mean))
+        if isinstance(self.sae, MTTrainingSAE) and self.sae.has_memory:
+            first = list(islice(data, n_batches))
+            start_memory_(self.sae, [scaler(batch.to(self.sae.device)) for batch in first])
+            data = chain(first, data)
         return data
 
     @override
@@ -319,6 +328,14 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         if warning and not self._warned and self.n_training_steps >= self.dead_feature_window:
             self._warned = True
             progress.write(f"warning: step {self.n_training_steps}: {warning}", file=sys.stderr)
+
+
+def parameter_groups(sae: TrainingSAE[Any], lr: float) -> list[dict[str, Any]]:
+    """Group the weights for the optimizer: those of a prediction (`mtsae_lens.sae.memory`) have a learning rate of their own."""
+    named = dict(sae.named_parameters())
+    slow = [named.pop(name) for name in ("W_memory_in", "W_memory_out") if name in named]
+    groups: list[dict[str, Any]] = [{"params": list(named.values())}]
+    return [*groups, {"params": slow, "lr": lr * sae.cfg.memory_lr_ratio}] if slow else groups
 
 
 def logged_counts(row: Mapping[str, Any], d_sae: int) -> FiringCounts:

@@ -26,6 +26,7 @@ from mtsae_lens.data.precision import in_float32
 from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
+from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, only
@@ -102,7 +103,7 @@ def _amplified_logits(
     """Give the logits after the last token, with one feature amplified there in each row."""
     edited = feature_acts.repeat(len(features), 1, 1)
     edited[torch.arange(len(features)), -1, features] += amounts
-    delta = lm.sae.decode(edited) - lm.sae.decode(feature_acts)
+    delta = decode_change(lm.sae, edited, feature_acts)
     at_end = torch.zeros(len(features), tokens.shape[1], dtype=torch.bool, device=tokens.device)
     at_end[:, -1] = True
     many = h.expand(len(features), *h.shape[1:])

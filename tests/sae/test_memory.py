@@ -1,0 +1,278 @@
+"""Memory in the decoder: the recursion, its start, its training, and what ends the past."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
+from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.evaluation.memory import measure_memory
+from mtsae_lens.export.reduction import reduce_encoder
+from mtsae_lens.opening import load_sae
+from mtsae_lens.sae.contributions import offset_contributions
+from mtsae_lens.sae.memory import Past, gather_past, read_past
+from mtsae_lens.splice.edits import decode_change
+from mtsae_lens.training.fit import fit
+from mtsae_lens.training.start import start_memory_
+from mtsae_lens.training.trainer import TrainerOptions, parameter_groups
+from mtsae_lens.upstream import TrainStepInput
+
+BATCH, POS, D_IN, D_SAE = 3, 12, 8, 24
+LAGS, DECAYS = (1, 2, 5), (0.5, 0.9)
+
+
+def make_sae(kind: Any = MTSAE, config: Any = MTSAEConfig, **settings: Any) -> Any:
+    values: dict[str, Any] = {"k": 4, "memory": "predictive", "memory_lags": LAGS, "memory_decays": DECAYS, "context_size": POS}
+    torch.manual_seed(0)
+    return kind(config(d_in=D_IN, d_sae=D_SAE, **(values | settings)))
+
+
+def random_sae(**settings: Any) -> MTSAE:
+    sae = make_sae(**settings)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in sae.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+    return sae
+
+
+def contexts(n: int = BATCH, *, seed: int = 2) -> torch.Tensor:
+    return torch.randn(n, POS, D_IN, generator=torch.Generator().manual_seed(seed))
+
+
+def autoregressive(n: int, seed: int = 3, noise: float = 0.5) -> torch.Tensor:
+    """Contexts in which a third of the variance is said by the position before; position 0 is masked."""
+    generator = torch.Generator().manual_seed(seed)
+    A = torch.linalg.qr(torch.randn(D_IN, D_IN, generator=torch.Generator().manual_seed(9))).Q * 0.9
+    h = [torch.randn(n, D_IN, generator=generator)]
+    for _ in range(POS - 1):
+        h.append(h[-1] @ A + noise * torch.randn(n, D_IN, generator=generator))
+    x = torch.stack(h, dim=1)
+    x[:, 0] = 0
+    return x
+
+
+def test_the_past_position_by_position_is_that_of_the_whole_context() -> None:
+    generator = torch.Generator().manual_seed(0)
+    r, active = torch.randn(BATCH, POS, D_IN, generator=generator), torch.rand(BATCH, POS, generator=generator) > 0.3
+    past, reads = Past.empty(LAGS, DECAYS, r[:, 0]), []
+    for t in range(POS):
+        reads.append(past.read())
+        past.add(r[:, t], active[:, t])
+    assert_close(torch.stack(reads, dim=1), read_past(r, active, LAGS, DECAYS))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_rows_that_can_be_mixed_hold_the_past_of_their_contexts(scale: float) -> None:
+    sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig)
+    sae.b_dec.data = torch.randn(D_IN, generator=torch.Generator().manual_seed(5))
+    h = contexts()
+    h[:, 0] = h[1, 5] = 0
+    rows = gather_past(h, LAGS, DECAYS)(torch.arange(BATCH * POS).flip(0)) * scale
+    whole = sae.read_batch((h * scale).flatten(0, 1))
+    for ours, expected in zip(sae.read_batch(rows), whole, strict=True):
+        kept = ~whole[2]
+        assert_close(ours.flip(0)[kept], expected[kept], rtol=1e-4, atol=1e-5)
+
+
+def test_decode_is_the_recursion_of_the_formula() -> None:
+    sae = random_sae()
+    e = sae.encode(contexts())
+    assert (e[:, 0] == 0).all()  # a wall
+    expected = torch.zeros(BATCH, POS, D_IN)
+    average = [torch.zeros(BATCH, D_IN) for _ in DECAYS]
+    for t in range(1, POS):
+        lagged = [expected[:, t - lag] if t >= lag else torch.zeros(BATCH, D_IN) for lag in LAGS]
+        predicted = torch.cat([*lagged, *average], dim=-1) @ sae.W_memory_in @ sae.W_memory_out
+        expected[:, t] = predicted + e[:, t] @ sae.W_dec
+        average = [b * m + (1 - b) * expected[:, t] for b, m in zip(DECAYS, average, strict=True)]
+    assert_close(sae.decode(e), expected + sae.b_dec, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["topk", "relu", "jumprelu"])
+def test_forward_is_decode_of_encode_for_contexts_and_for_rows(activation: str) -> None:
+    sae, x = random_sae(activation=activation), contexts()
+    assert_close(sae(x), sae.decode(sae.encode(x)))
+    rows = sae.encode(x.flatten(0, 1))
+    assert_close(rows, sae.encode(x).flatten(0, 1))
+    assert_close(sae.decode(rows), sae(x).flatten(0, 1))
+
+
+def test_the_features_code_what_the_decoder_adds() -> None:
+    """`encode` and `decode` run the same recursion: what is left to code shrinks to nothing if the features can say everything."""
+    sae = make_sae(activation="relu")
+    eye = torch.cat([torch.eye(D_IN), -torch.eye(D_IN), torch.zeros(D_SAE - 2 * D_IN, D_IN)])
+    sae.W_dec.data, sae.W_enc.data, sae.taps.data[0, 0] = eye, eye.T.clone(), torch.ones(D_IN)
+    sae.W_memory_in.data.normal_(std=0.2)
+    sae.W_memory_out.data.normal_(std=0.2)
+    x = contexts()
+    assert_close(sae(x)[:, 1:], x[:, 1:], rtol=1e-4, atol=1e-5)
+    difference = sae.code_difference(sae.process_sae_in(x))
+    assert not torch.allclose(difference[:, 2:], x[:, 2:], atol=0.05)
+
+
+def test_a_wall_ends_the_past_and_the_future_does_not_matter() -> None:
+    sae, x = random_sae(), contexts()
+    x[:, 5] = 0
+    alone = x.clone()
+    alone[:, 1:5] = contexts(seed=7)[:, 1:5]
+    assert_close(sae.encode(x)[:, 6:], sae.encode(alone)[:, 6:])
+    assert_close(sae(x)[:, 6:], sae(alone)[:, 6:])
+    later = x.clone()
+    later[:, 9:] += 1
+    assert_close(sae.encode(later)[:, :9], sae.encode(x)[:, :9])
+    assert not torch.allclose(sae(later)[:, 9:], sae(x)[:, 9:])
+
+
+def test_the_scale_of_activations_folds() -> None:
+    sae, x = random_sae(), contexts()
+    before = sae.encode(2.5 * x), sae.decode(sae.encode(2.5 * x)) / 2.5
+    sae.fold_activation_norm_scaling_factor(2.5)
+    assert_close(sae.encode(x), before[0], rtol=1e-4, atol=1e-4)
+    assert_close(sae(x), before[1], rtol=1e-4, atol=1e-4)
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    sae, x = random_sae(), contexts()
+    sae.save_model(tmp_path)
+    assert_close(load_sae(tmp_path)(x), sae(x), rtol=0, atol=0)
+
+
+def test_the_prediction_starts_at_the_best_linear_one() -> None:
+    sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig)
+    h = autoregressive(400)
+    start_memory_(sae, [h.flatten(0, 1)])
+    x = h[:, 1:]
+    kept = torch.ones(x.shape[:2], dtype=torch.bool)
+    left = x - sae.predict(read_past(x, kept, LAGS, DECAYS)).detach()
+    share = 1 - left[:, 1:].pow(2).sum() / x[:, 1:].pow(2).sum()
+    truth = 1 - 0.25 / x[:, 1:].pow(2).mean()  # the noise is what cannot be predicted
+    assert share > truth - 0.03
+    start = sae.W_memory_in.data.clone()
+    start_memory_(sae, [contexts().flatten(0, 1)])
+    assert torch.equal(sae.W_memory_in.data, start)
+
+
+def test_training_explains_more_than_without_memory() -> None:
+    """On held-out contexts, by the true recursion, at the same L0 and the same number of steps."""
+
+    def unexplained(**settings: Any) -> float:
+        sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, k=2, **settings)
+        stream = StoredBlocks(autoregressive(200), batch_size_sequences=8)
+        fit(sae, stream, n_steps=250, batch_size_tokens=8 * POS, lr=5e-3, options=TrainerOptions(log_every_n_steps=1000))
+        x = autoregressive(60, seed=4)
+        inference = MTSAE(MTSAEConfig.from_dict(sae.cfg.get_inference_sae_cfg_dict()))
+        state = sae.state_dict()
+        sae.process_state_dict_for_saving_inference(state)
+        inference.load_state_dict(state)
+        return float((inference(x) - x)[:, 1:].detach().pow(2).sum() / x[:, 1:].pow(2).sum())
+
+    assert unexplained() < 0.8 * unexplained(memory="none", dilations=(0,))
+
+
+def test_a_sparse_step_is_the_dense_one() -> None:
+    gradients = {}
+    for way in ("sparse", "dense"):
+        sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, training_step=way)
+        sae.W_memory_in.data.normal_(generator=torch.Generator().manual_seed(1))
+        sae.W_memory_out.data.normal_(generator=torch.Generator().manual_seed(2), std=0.1)
+        coefficients = {name: 0.0 if isinstance(c, float) else c.value for name, c in sae.get_coefficients().items()}
+        output = sae.training_forward_pass(
+            TrainStepInput(
+                sae_in=autoregressive(4).flatten(0, 1),
+                coefficients=coefficients,
+                dead_neuron_mask=torch.arange(D_SAE) > 20,
+                n_training_steps=1,
+                is_logging_step=True,
+            )
+        )
+        output.loss.backward()
+        gradients[way] = {name: p.grad.clone() for name, p in sae.named_parameters() if p.grad is not None}
+        gradients[way]["sae_out"] = output.sae_out.detach()
+    assert gradients["sparse"].keys() == gradients["dense"].keys()
+    assert {"W_memory_in", "W_memory_out"} <= gradients["dense"].keys()
+    for name, gradient in gradients["dense"].items():
+        assert_close(gradients["sparse"][name], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_the_prediction_learns_at_its_own_rate() -> None:
+    sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, memory_lr_ratio=0.1)
+    groups = parameter_groups(sae, 1.0)
+    assert [group.get("lr") for group in groups] == [None, 0.1]
+    assert sum(len(group["params"]) for group in groups) == len(list(sae.parameters()))
+    assert len(parameter_groups(make_sae(MTTrainingSAE, MTTrainingSAEConfig, memory="none"), 1.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dilations": (0, 1)}, r"expected an encoder that reads the token alone .*got dilations=\(0, 1\)"),
+        ({"memory": "recurrent"}, "memory must be one of 'none', 'predictive'; got 'recurrent'"),
+        ({"memory_lags": (1, POS)}, "memory_lags must be different whole numbers from 1 to context_size - 1"),
+        ({"memory_lags": (), "memory_decays": ()}, "at least one lag or decay"),
+        ({"memory_decays": (1.0,)}, "expected memory_decays between 0 and 1"),
+        ({"memory_rank": 0}, "memory_rank must be at least 1; got 0"),
+    ],
+)
+def test_settings_that_cannot_be_used(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make_sae(**settings)
+
+
+def test_a_part_of_a_context_cannot_be_decoded() -> None:
+    with pytest.raises(DataError, match=r"decodes whole contexts: expected \(batch, pos, 24\).*got shape \(5, 24\)"):
+        random_sae().decode(torch.ones(5, D_SAE))
+    with pytest.raises(DataError, match="got a single position"):
+        random_sae().encode(contexts()[:, :1])
+
+
+def test_contributions_add_up_to_the_pre_activation() -> None:
+    sae, features = random_sae(), torch.arange(D_SAE)
+    h = contexts()
+    z = sae.encode_scales(sae.process_sae_in(h))
+    hidden_pre = sae.encoder_input(z) @ sae.W_enc + sae.b_enc
+    assert_close(offset_contributions(sae, h, features).sum(dim=2) + sae.b_enc, hidden_pre, rtol=1e-3, atol=1e-4)
+
+
+def test_an_edit_changes_the_output_at_its_position_alone() -> None:
+    sae, h = random_sae(), contexts()
+    e = sae.encode(h)
+    edited = e.clone()
+    edited[:, 5] *= 0.5
+    change = decode_change(sae, edited, e)
+    assert_close(change[:, 5], (edited - e)[:, 5] @ sae.W_dec)
+    assert not change[:, :5].any()
+    assert not change[:, 6:].any()
+    carried = sae.decode(edited) - sae.decode(e)  # what SAELens's own hooks do
+    assert carried[:, 6].norm() > 1e-3
+
+
+def test_the_parts_of_memory_are_measured() -> None:
+    sae, h = random_sae(), contexts(6)
+    counted = torch.ones(6, POS, dtype=torch.bool)
+    counted[:, 0] = False
+    measured = measure_memory(sae, [(h[:3], counted[:3]), (h[3:], counted[3:])])
+    x = h.clone()
+    x[:, 0] = 0
+
+    def explained(out: torch.Tensor) -> float:
+        own, out = h[counted], out[counted]
+        return float(1 - (own - out).detach().pow(2).sum() / (own - own.mean(dim=0)).pow(2).sum())
+
+    e = sae.encode(x)
+    coded = e @ sae.W_dec
+    assert measured["explained_variance_without_prediction"] == pytest.approx(explained(coded + sae.b_dec), abs=1e-4)
+    assert measured["predicted_variance"] == pytest.approx(explained(sae.decode(e) - coded), abs=1e-4)
+    assert measured["prediction_parameters"] == len(LAGS + DECAYS) * D_IN * D_IN + D_IN * D_IN
+    own = measured["explained_variance_with_another_past"]
+    assert own != pytest.approx(explained(sae.decode(e)), abs=1e-4)
+
+
+def test_a_model_with_memory_cannot_be_exported() -> None:
+    with pytest.raises(ModelError, match=r"memory='predictive', and the exported model cannot run its recursion"):
+        reduce_encoder(random_sae())
