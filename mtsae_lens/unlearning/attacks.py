@@ -195,9 +195,9 @@ def _matrices(model: AnyHookedModel) -> Iterator[tuple[Tensor, tuple[int, ...]]]
     """Yield each matrix of the layers with the axes over which its output channels sum."""
     if isinstance(model, HookedBridge):
         for module in model.blocks.modules():
-            axes = next((axes for kind, axes in _INPUT_AXIS.items() if isinstance(module, kind)), None)
-            if axes is not None:
-                yield module.weight, axes
+            axis = next((axis for kind, axis in _INPUT_AXIS.items() if isinstance(module, kind)), None)
+            if axis is not None:
+                yield module.weight, axis
         return
     for name, parameter in model.named_parameters():
         axes = _INPUT_AXES.get(name.rsplit(".", 1)[-1].lstrip("_"))

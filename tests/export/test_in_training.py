@@ -93,15 +93,19 @@ def test_it_is_copied_and_trained(exported: Callable[..., Any], tokens: torch.Te
     assert edit.masked is None
 
 
+def n_in_graphs() -> int:
+    """Count the tensors of this process that are part of a graph of gradients."""
+    gc.collect()
+    return sum(isinstance(thing, torch.Tensor) and thing.grad_fn is not None for thing in gc.get_objects())
+
+
 def test_nothing_of_a_call_stays(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
     model = exported("neox")
-    model(tokens)
-    gc.collect()
-    before = sum(isinstance(thing, torch.Tensor) and thing.grad_fn is not None for thing in gc.get_objects())
-    output = model(tokens)
-    del output
-    gc.collect()
-    assert sum(isinstance(thing, torch.Tensor) and thing.grad_fn is not None for thing in gc.get_objects()) == before == 0
+    before = n_in_graphs()  # other tests may have left some, such as those that compile
+    for _ in range(2):
+        output = model(tokens)
+        del output
+        assert n_in_graphs() == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -118,9 +118,12 @@ def test_errors_of_the_code_itself_pass() -> None:
 
 def test_the_step_is_restored_after_an_error(tiny_model: Any) -> None:
     sae = trained(tiny_model, n_steps=1)
-    block = compiled_step(sae, enabled=True)
-    block.__enter__()
-    assert "training_forward_pass" in vars(sae)
+
+    def fail_inside() -> None:
+        with compiled_step(sae, enabled=True):
+            assert "training_forward_pass" in vars(sae)
+            raise KeyError
+
     with pytest.raises(KeyError):
-        block.__exit__(KeyError, KeyError(), None)
+        fail_inside()
     assert "training_forward_pass" not in vars(sae)
