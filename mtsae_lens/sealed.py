@@ -32,21 +32,22 @@ def write_sealed_json(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, as_read | {DIGEST: digest_json(as_read)})
 
 
-def read_json(path: Path, shape: type[T], remedy: str) -> T:
+def read_json(path: Path, shape: type[T], remedy: str, *, sealed_with: str | None = None) -> T:
     """Read JSON that this package wrote, and check its shape and, if it is sealed, its digest.
 
     Args:
         path: file to read.
         shape: what it must hold, as pydantic validates it: a model, or such as `dict[str, Any]`.
         remedy: what the user should do if the file is damaged.
+        sealed_with: a key that was never written without a digest: a file that has the key and no digest is damaged.
 
     Raises:
         DataError: the file cannot be read, is not JSON, or has another shape or another digest.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and isinstance(content.get(DIGEST), str):
-            recorded = content.pop(DIGEST)
+        if isinstance(content, dict) and (DIGEST in content or sealed_with in content):
+            recorded = content.pop(DIGEST, None)
             if recorded != digest_json(content):
                 raise DataError(f"{path} is damaged (its content does not match its SHA-256); {remedy}")
         return TypeAdapter(shape).validate_python(content)

@@ -56,14 +56,14 @@ def _run_missing(
 ) -> dict[str, dict[str, Any]]:
     check_settings(folder, settings, has_results=_has_results(folder))
     paths = {name: folder / f"{name.replace('/', '__')}.json" for name in trials}
-    done = {name: _read_result(path, name) for name, path in paths.items() if path.exists()}
+    done = {name: _read_result(path, name, settings) for name, path in paths.items() if path.exists()}
     missing = {name: trial for name, trial in trials.items() if name not in done}
     compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
     with tqdm(total=len(trials), initial=len(trials) - len(missing), desc=description, unit="trial") as progress:
         try:
             for name, result in compute:
                 write_sealed_json(paths[name], dict(result) | {_NAME: name})
-                done[name] = _read_result(paths[name], name)
+                done[name] = _read_result(paths[name], name, settings)
                 progress.update()
         except TrainingInterrupted as stop:
             kept = f"{len(done)} of {len(trials)} trials are finished and kept in {folder}; the same command resumes"
@@ -71,9 +71,11 @@ def _run_missing(
     return {name: done[name] for name in trials}
 
 
-def _read_result(path: Path, name: str) -> dict[str, Any]:
+def _read_result(path: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     remedy = "delete this file, and the same command runs its trial again"
-    result = read_json(path, dict[str, Any], remedy)
+    result = read_json(path, dict[str, Any], remedy, sealed_with=_NAME)
+    if result == json.loads(json.dumps(settings)):  # which have no digest, as the results of version 0.1.0
+        raise DataError(f"{path} is damaged (it holds the settings of the run); {remedy}")
     if not result:
         raise DataError(f"{path} is damaged (it is empty); {remedy}")
     written_for = result.pop(_NAME, name)  # earlier versions did not write it

@@ -1,5 +1,6 @@
 """A grid that is stopped goes on where it was."""
 
+import json
 import multiprocessing
 import os
 import pickle
@@ -69,6 +70,24 @@ def test_a_damaged_result_is_one_line_that_says_what_to_delete(content: str, tmp
         run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
     (tmp_path / "x__0.json").unlink()
     assert run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test") == {"x/0": {"value": 1}}
+
+
+@pytest.mark.parametrize("damage", ["no digest", "a digest that is no text", "the settings"])
+def test_a_result_without_its_digest_and_the_settings_in_its_place_are_damaged(damage: str, tmp_path: Path) -> None:
+    """A result of version 0.1.0 has neither a digest nor a name, and is read."""
+    settings = {"a": 1}
+    run_trials(tmp_path, settings, {"x": counting([], "x")}, "test")
+    path = tmp_path / "x.json"
+    content = json.loads(path.read_text())
+    if damage == "no digest":
+        del content["sha256"]
+    elif damage == "the settings":
+        content = settings
+    else:
+        content["sha256"] = 7
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"x\.json is damaged .*delete this file"):
+        run_trials(tmp_path, settings, {"x": counting([], "x")}, "test")
 
 
 @pytest.mark.parametrize("content", ["null", "[]", "{", ""])
