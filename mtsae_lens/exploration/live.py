@@ -15,7 +15,7 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.firings import BatchReading, read_batch
 from mtsae_lens.sae.lift import encoder_by_scale
 from mtsae_lens.splice.attribution import token_nll
-from mtsae_lens.splice.edits import check_features
+from mtsae_lens.splice.feature_indices import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -29,7 +29,7 @@ class Contributions:
     offsets: dict[int, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """The tokens of a text, the features that fire on each token, and the loss of each token."""
 

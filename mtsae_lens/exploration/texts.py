@@ -17,7 +17,7 @@ from mtsae_lens.splice.attribution import token_nll
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReadTexts:
     """Contexts with their strongest features and their losses."""
 
