@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
 from threading import Event, Thread
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 from tqdm.auto import tqdm
 
@@ -20,7 +20,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _DELAY_SECONDS = 1.0
 _REFRESH_SECONDS = 10.0  # a step may take so long that nothing would move
-_open_phase: ContextVar[tqdm[Any] | None] = ContextVar("open_phase", default=None)
+_open_phase: ContextVar[tqdm | None] = ContextVar("open_phase", default=None)
 
 
 def track(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
@@ -92,7 +92,7 @@ def announced(action: str, unit: str) -> Callable[[Callable[P, T]], Callable[P, 
 
 
 @contextmanager
-def _shown(description: str, unit: str, total: int | None) -> Iterator[tqdm[Any]]:
+def _shown(description: str, unit: str, total: int | None) -> Iterator[tqdm]:
     """A bar that appears after a second, whether a step is done by then or not."""
     with tqdm(total=total, desc=description, unit=unit, delay=_DELAY_SECONDS, leave=None) as bar:
         if bar.disable:
@@ -108,7 +108,7 @@ def _shown(description: str, unit: str, total: int | None) -> Iterator[tqdm[Any]
             ticker.join()
 
 
-def _tick(bar: tqdm[Any], done: Event) -> None:
+def _tick(bar: tqdm, done: Event) -> None:
     wait = _DELAY_SECONDS
     while not done.wait(wait):
         bar.delay = 0  # else the bar would not know, when it is closed, that it was ever shown

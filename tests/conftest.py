@@ -20,7 +20,7 @@ import pytest
 import shapes
 import torch
 
-if os.environ.get("CHECK_SHAPES", "0") == "1":
+if os.environ.get("CHECK_SHAPES", "1") == "1":
     shapes.install()  # before the package is imported
 
 from folder_hub import FolderHub, install

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of tensors are checked while the tests run with `CHECK_SHAPES=1`, by jaxtyping's import hook and beartype.
+"""Shapes and dtypes of tensors are checked while the tests run, by jaxtyping's import hook and beartype; `CHECK_SHAPES=0` turns it off.
 
 Only annotations with a shape are checked. What else a caller may get wrong the package refuses itself, in words, and tests give it on purpose.
 A test that gives a wrong shape on purpose is marked `wrong_shapes`.

@@ -233,7 +233,7 @@ def test_tokens_and_masks_may_be_on_the_cpu(both: tuple[HookedLM, HookedLM], tab
     assert masked.device.type == "cpu"
     assert_same(on_device.feature_acts(table.tokens), on_cpu.feature_acts(table.tokens))
     assert_same(on_device.sae_input(table.tokens), on_cpu.sae_input(table.tokens))
-    h, where = on_cpu.activations(table.tokens), torch.arange(table.tokens.shape[1]) % 2 == 0
+    h, where = on_cpu.activations(table.tokens), torch.arange(table.tokens.shape[1]).expand(table.tokens.shape) % 2 == 0
     expected = on_cpu.splice.edited(h, edit, masked, where)
     assert_same(on_device.splice.edited(on_device.activations(table.tokens), edit, masked, where), expected)
 
@@ -327,7 +327,7 @@ def test_export(
     )
     edit = load_edit(tmp_path / "edit.json", lm.splice)
     (expected,) = measure_edits(lm, read_tokens(str(sea_file), "test", lm.cutter, 2), [edit])
-    assert measured["comparison"][str(sea_file)]["hook"]["nll_delta"] == pytest.approx(expected.nll_delta, abs=1e-4)
+    assert measured.comparison[str(sea_file)].hook.nll_delta == pytest.approx(expected.nll_delta, abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------- exploring, other tools

@@ -19,7 +19,7 @@ from mtsae_lens.records import Interval, Record, fields_of
 from mtsae_lens.unlearning.sweep import Outcome
 
 for _, module, _ in pkgutil.walk_packages(mtsae_lens.__path__, "mtsae_lens."):
-    if any(part in module for part in (".unlearning", ".experiments", ".evaluation", ".reporting")):
+    if any(part in module for part in (".unlearning", ".experiments", ".evaluation", ".reporting", ".commands")):
         importlib.import_module(module)
 
 
@@ -46,6 +46,7 @@ def test_a_record_read_back_is_the_same(cls: type[Record], data: st.DataObject) 
 def test_the_law_covers_the_records_of_every_experiment() -> None:
     names = {cls.__name__ for cls in record_classes()}
     assert {"UnlearningResult", "MethodsCell", "ReferenceCell", "StabilityCell", "TemporalTrial", "PaperRun"} <= names
+    assert {"DemoResult", "ExportResult"} <= names
 
 
 def test_a_key_with_a_default_is_left_out_and_one_without_is_null() -> None:

@@ -67,7 +67,7 @@ def check_versions(which: str) -> int:
         [*pip, pinned_torch()],
         [*pip, "-e", package, *TEST_TOOLS],
         [python, "-m", "pip", "list", "--disable-pip-version-check"],
-        [python, "-m", "pytest", *TESTS],
+        [python, "-m", "pytest", "-W", "default", *TESTS],  # other versions may warn of what goes
     ):
         code = subprocess.run(command, cwd=ROOT, check=False).returncode
         if code:

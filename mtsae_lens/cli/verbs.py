@@ -89,13 +89,13 @@ def generate(settings: GenerateSettings) -> None:
 
 def export(settings: ExportSettings) -> None:
     """Write an edited model as a Hugging Face folder, with the edit attached or imitated by changed weights."""
-    from mtsae_lens.commands.export import MODEL_FOLDER, comparison_table, run_export
+    from mtsae_lens.commands.export import MODEL_FOLDER, run_export
 
-    measured = run_export(settings)
-    if measured["comparison"]:
-        print_tables(comparison_table(measured))
+    result = run_export(settings)
+    if result.comparison:
+        print_tables(result.table())
     loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
-    say(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{measured['caveat']}")
+    say(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{result.caveat}")
     _name_report(settings)
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.checksums import write_checksums
-from mtsae_lens.commands.export_comparison import compare
+from mtsae_lens.commands.export_comparison import ExportResult, compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
@@ -33,7 +33,7 @@ from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
-from mtsae_lens.reporting.page import Section, Table, write_report
+from mtsae_lens.reporting.page import Section, write_report
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
@@ -70,17 +70,17 @@ def low_rank_settings(settings: ExportSettings) -> LowRankSettings:
 class Exported:
     """What was written, ready to be measured, and what else it is to be compared with."""
 
-    models: dict[str, Logits]
-    numbers: dict[str, Any]
+    model: Logits
+    numbers: dict[str, int | float | list[float]]
+    hook_projection: Logits | None = None
 
 
 @stopped_with(STARTS_ANEW)
 @in_output_folder
-def run_export(settings: ExportSettings) -> dict[str, Any]:
+def run_export(settings: ExportSettings) -> ExportResult:
     """Write the model to `OUT/model` and the comparison to `OUT/metrics.json` and `OUT/report.html`.
 
-    `metrics.json`: `form`; `caveat`, what the form is and is not; `comparison`, by corpus `role, n_tokens`, `hook` and `exported` (and for
-    `projected` `hook_projection`, the always-open projection at the hook), as `compare` gives them; `numbers` of the form; `provenance`.
+    `metrics.json` holds the result and its `provenance`.
 
     Raises:
         ConfigError: `low-rank` without text to forget and to retain, or a text in two roles.
@@ -104,22 +104,23 @@ def run_export(settings: ExportSettings) -> dict[str, Any]:
     edit = load_edit(settings.edit, lm.splice, model=lm.model)
     exported = _FORMS[settings.form](settings, lm, edit)
     comparison = {
-        source: {"role": role} | compare(lm, _read(settings, lm, source, "test", settings.n_contexts), edit, exported.models)
+        source: compare(
+            lm,
+            _read(settings, lm, source, "test", settings.n_contexts),
+            edit,
+            role,
+            exported.model,
+            exported.hook_projection,
+        )
         for source, role in settings.corpora().items()
     }
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    caveat = _CAVEATS[settings.form]
-    measured = {
-        "form": settings.form,
-        "caveat": caveat,
-        "comparison": comparison,
-        "numbers": exported.numbers,
-        "provenance": made,
-    }
-    write_metrics(settings.out, measured)
-    sections = [Section("Comparison with the edit at its hook", _COMPARED, comparison_table(measured))] if comparison else []
-    write_report(settings.out, "Export", f"{shorten(str(settings.edit))} as a model, {settings.form}. {caveat}", sections, made)
-    return measured
+    result = ExportResult(settings.form, _CAVEATS[settings.form], comparison, exported.numbers)
+    write_metrics(settings.out, result.to_json() | {"provenance": made})
+    sections = [Section("Comparison with the edit at its hook", _COMPARED, result.table())] if comparison else []
+    lead = f"{shorten(str(settings.edit))} as a model, {settings.form}. {result.caveat}"
+    write_report(settings.out, "Export", lead, sections, made)
+    return result
 
 
 def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
@@ -127,20 +128,19 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     difference = export_hooked(folder, lm, edit, _base_name(settings, lm), _made(settings))
     model = load_edited(folder, dtype=lm.model.cfg.dtype).to(settings.device)
     d_vocab = lm.model.cfg.d_vocab
-    numbers = {"max_log_prob_difference": difference}
 
     def logits(tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_vocab"]:
         return model(tokens, use_cache=False, **hugging_face_options(lm.left_padding(tokens))).logits[..., :d_vocab]
 
-    return Exported({"exported": logits}, numbers)
+    return Exported(logits, {"max_log_prob_difference": difference})
 
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
     twin = edit.as_projection(lm.sae)
     project_weights(base, twin, lm.splice.hook_name)
-    models = {"exported": _save(settings, lm, edit, base, _PROJECTED), "hook_projection": edited_logits(lm, twin)}
-    return Exported(models, {"n_directions": len(twin.basis)})
+    model = _save(settings, lm, edit, base, _PROJECTED)
+    return Exported(model, {"n_directions": len(twin.basis)}, edited_logits(lm, twin))
 
 
 def _low_rank(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
@@ -148,9 +148,14 @@ def _low_rank(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
     forget, *retain = [_read(settings, lm, source, "train", settings.train_contexts) for source in settings.corpora()]
     losses = train_low_rank(base, lm, edit, forget, retain, options)
-    numbers = {"rank": options.rank, "n_steps": options.n_steps, "losses": losses, "seconds": watch.seconds}
+    numbers: dict[str, int | float | list[float]] = {
+        "rank": options.rank,
+        "n_steps": options.n_steps,
+        "losses": losses,
+        "seconds": watch.seconds,
+    }
     what = _LOW_RANK.format(rank=options.rank, n_steps=options.n_steps)
-    return Exported({"exported": _save(settings, lm, edit, base, what)}, numbers)
+    return Exported(_save(settings, lm, edit, base, what), numbers)
 
 
 _FORMS: dict[Form, Callable[[ExportSettings, HookedLM, Edit], Exported]] = {
@@ -197,29 +202,3 @@ def _read(settings: ExportSettings, lm: HookedLM, source: str, split: Split, n_c
     if is_question_source(source):
         return read_questions(source, "select" if split == "train" else split, lm.cutter, n_contexts, seed=settings.seed)
     return read_tokens(source, split, lm.cutter, n_contexts, seed=settings.seed)
-
-
-def comparison_table(measured: dict[str, Any]) -> Table:
-    """Make a table with one row per corpus: change of the loss at the hook and in what was written, and how far that is from the hook."""
-    has_twin = measured["form"] == "projected"
-    header = [
-        "corpus",
-        "role",
-        "at the hook",
-        *(["projection at the hook"] if has_twin else []),
-        "exported",
-        "KL from the hook",
-    ]
-    rows = [
-        [
-            name,
-            row["role"],
-            f"{row['hook']['nll_delta']:+.3f}",
-            *([f"{row['hook_projection']['nll_delta']:+.3f}"] if has_twin else []),
-            f"{row['exported']['nll_delta']:+.3f}",
-            f"{row['exported']['kl_from_hook']:.3g}",
-            row["n_tokens"],
-        ]
-        for name, row in measured["comparison"].items()
-    ]
-    return Table([*header, "tokens"], rows)

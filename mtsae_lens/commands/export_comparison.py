@@ -2,34 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mtsae_lens.commands.export_settings import Form
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import Logits, in_chunks, lazily
 from mtsae_lens.progress import track
+from mtsae_lens.records import Record
+from mtsae_lens.reporting.page import Table
 from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits, measure_model
 from mtsae_lens.unlearning.measures.predictions import kl_of_logits
+from mtsae_lens.unlearning.task import Role
 
 
-def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
-    """Compare what an edit at its hook and other models do to a text, in nats per token.
+@dataclass(frozen=True)
+class ModelDistance(Record):
+    """How far a model is from the clean one on a text, in nats per token."""
 
-    `n_tokens`; `hook` with `nll_delta` and `kl` against the clean model; for every other model the same, and `kl_from_hook`, KL(model with
-    the edit at its hook || this one).
+    nll_delta: float
+    kl: float
+    """`KL(clean || this model)`."""
+    kl_from_hook: float | None = None
+    """`KL(model with the edit at its hook || this model)`; absent where this is that model."""
+
+
+@dataclass(frozen=True)
+class ExportComparison(Record):
+    """What an edit at its hook and the model that was written do to one text."""
+
+    role: Role
+    n_tokens: int
+    hook: ModelDistance
+    exported: ModelDistance
+    hook_projection: ModelDistance | None = None
+    """The always-open projection at the hook, of which `projected` is an imitation."""
+
+
+@dataclass(frozen=True)
+class ExportResult(Record):
+    """What was written, and how far it is from the edit at its hook."""
+
+    form: Form
+    caveat: str
+    """What the form is and is not."""
+    comparison: dict[str, ExportComparison]
+    """By corpus."""
+    numbers: dict[str, int | float | list[float]]
+    """Numbers of the form, such as the losses of a low-rank change."""
+
+    def table(self) -> Table:
+        """Make a table with one row per corpus: change of the loss at the hook and in what was written, and how far that is from the hook."""
+        has_twin = self.form == "projected"
+        header = [
+            "corpus",
+            "role",
+            "at the hook",
+            *(["projection at the hook"] if has_twin else []),
+            "exported",
+            "KL from the hook",
+            "tokens",
+        ]
+        return Table(header, [_row(name, compared) for name, compared in self.comparison.items()])
+
+
+def _row(name: str, compared: ExportComparison) -> list[Any]:
+    twin, exported = compared.hook_projection, compared.exported
+    return [
+        name,
+        compared.role,
+        f"{compared.hook.nll_delta:+.3f}",
+        *([] if twin is None else [f"{twin.nll_delta:+.3f}"]),
+        f"{exported.nll_delta:+.3f}",
+        f"{exported.kl_from_hook:.3g}",
+        compared.n_tokens,
+    ]
+
+
+def compare(
+    lm: HookedLM, table: TokenTable, edit: Edit, role: Role, exported: Logits, hook_projection: Logits | None = None
+) -> ExportComparison:
+    """Compare what an edit at its hook and other models do to a text.
+
+    Args:
+        lm: the clean model with its SAE.
+        table: the text.
+        edit: the edit at its hook.
+        role: of the text.
+        exported: the model that was written.
+        hook_projection: for `projected`, the always-open projection at the hook.
     """
     (hook,) = measure_edits(lm, table, [edit])
-    compared: dict[str, Any] = {"n_tokens": int(hook.n_tokens.sum())}
-    compared["hook"] = {"nll_delta": hook.nll_delta, "kl": hook.mean(hook.kl)}
-    for name, logits in models.items():
+
+    def distance(logits: Logits) -> ModelDistance:
         effect = measure_model(logits, lm.model, lm.cutter, table, lm.batch_size)
-        from_hook = mean_kl(lm, table, edited_logits(lm, edit), logits)
-        compared[name] = {"nll_delta": effect.nll_delta, "kl": effect.mean(effect.kl), "kl_from_hook": from_hook}
-    return compared
+        return ModelDistance(effect.nll_delta, effect.mean(effect.kl), mean_kl(lm, table, edited_logits(lm, edit), logits))
+
+    return ExportComparison(
+        role=role,
+        n_tokens=int(hook.n_tokens.sum()),
+        hook=ModelDistance(hook.nll_delta, hook.mean(hook.kl)),
+        exported=distance(exported),
+        hook_projection=None if hook_projection is None else distance(hook_projection),
+    )
 
 
 @torch.no_grad()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from mtsae_lens.data.choices import Dtype
 from mtsae_lens.settings import Settings
+
+if TYPE_CHECKING:
+    from mtsae_lens.unlearning.task import Role
 
 Form = Literal["hooked", "projected", "low-rank"]
 
@@ -53,7 +56,9 @@ class ExportSettings(Settings):
     device: str = "cpu"
     """Device to run on, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
 
-    def corpora(self) -> dict[str, str]:
+    def corpora(self) -> dict[str, Role]:
         """Return the role of every text."""
-        forget = {self.forget: "forget"} if self.forget else {}
-        return forget | dict.fromkeys(self.near, "near") | dict.fromkeys(self.retain, "far")
+        roles: dict[str, Role] = {self.forget: "forget"} if self.forget else {}
+        roles |= dict.fromkeys(self.near, "near")
+        roles |= dict.fromkeys(self.retain, "far")
+        return roles

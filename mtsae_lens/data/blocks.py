@@ -99,7 +99,7 @@ class SequenceBlocks(ABC):
             skip = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StoredBlocks(SequenceBlocks):
     """Contexts that are in memory already, epoch after epoch, each in its own order: for many trainings on one set."""
 

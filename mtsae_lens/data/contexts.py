@@ -144,7 +144,7 @@ class ContextStream:
             epoch += 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pieces:
     """The parts of contexts that belong to one document each, numbered from left to right and context by context."""
 
@@ -169,7 +169,7 @@ class TokenBatch(NamedTuple):
     """The piece of each token, numbered from 0 in this batch."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenTable:
     """A fixed set of contexts of one corpus: `tokens (n, pos)` and, for each, the document it begins in."""
 

@@ -59,7 +59,7 @@ def weights_in_float32(model: torch.nn.Module) -> Iterator[None]:
             cfg.dtype = dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What a model of transformers gives on probe tokens, taken before it is converted or wrapped.
 

@@ -88,7 +88,7 @@ class PlantedConfig:
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlantedSample:
     """Sequences and the truth about them. Position 0 is a wall, as BOS is in a language model."""
 
@@ -103,7 +103,7 @@ class PlantedSample:
         return active & ~before
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PlantedFeatures:
     """Which features there are, in the order of the dictionary, and how to draw sequences of them."""
 

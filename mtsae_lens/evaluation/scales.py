@@ -46,7 +46,7 @@ class ScalePredictivity:
         return values
 
 
-@dataclass
+@dataclass(eq=False)
 class _Moments:
     """Second moments of regressors and targets, a constant among the regressors."""
 

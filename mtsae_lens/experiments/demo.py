@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from mtsae_lens.exploration.examples import FeatureExamples, top_examples
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
-from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.records import Record, Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.explorer.page import INDEX_FILE
 from mtsae_lens.reporting.features import feature_cards
 from mtsae_lens.reporting.figures import scale_curves, training_curves
@@ -44,16 +45,25 @@ ARCHITECTURES = (ARCHITECTURE, BASELINE)
 _EDITED = "Features that were edited"
 
 
+@dataclass(frozen=True)
+class DemoResult(Record):
+    """What the demo measured."""
+
+    fidelity: dict[str, dict[str, int | float | None]]
+    """By architecture, SAELens's metrics and those of `evaluate_fidelity`; None where one is not finite."""
+    unlearning: UnlearningResult
+
+
 @stopped_with(GOES_ON)
 @in_output_folder
-def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
+def run_demo(settings: DemoSettings) -> tuple[DemoResult, list[Table]]:
     """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page `explore/`.
 
     Trainings, evaluations and the unlearning experiment are kept in the folder as soon as they are done, and the same call goes on from
     there.
 
     Returns:
-        The metrics, and the tables to print.
+        What was measured, and the tables to print.
 
     Raises:
         ConfigError: the folder holds results of other settings.
@@ -71,18 +81,16 @@ def run_demo(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
     trials["unlearning"] = partial(_unlearning, settings, lm)
     digests = {name: weights_digest(sae) for name, sae in saes.items()}
     done = run_trials(settings.out / "trials", _depends_on(settings) | {"sae_sha256": digests}, trials, "Demo")
-    fidelity = {name: done[name] for name in ARCHITECTURES}
-    unlearning = UnlearningResult.from_json(done["unlearning"])
+    result = DemoResult.from_json({"fidelity": {name: done[name] for name in ARCHITECTURES}, "unlearning": done["unlearning"]})
 
     forget_table = read_tokens(settings.forget, "tune", cutter, settings.contexts_per_split, seed=settings.seed)
-    features = top_examples(lm, forget_table, unlearning.chosen.features[: settings.n_shown_features], n_examples=3)
+    features = top_examples(lm, forget_table, result.unlearning.chosen.features[: settings.n_shown_features], n_examples=3)
     explored = run_explore(settings.exploration())[0] if settings.n_explored_tokens else None
 
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    metrics = {"fidelity": fidelity, "unlearning": unlearning.to_json(), "provenance": made}
-    write_metrics(settings.out, metrics)
-    _write_report(settings, metrics, unlearning, (features, explored), lm.sae.cfg)
-    return metrics, [metrics_table(fidelity), effects_table(unlearning)]
+    write_metrics(settings.out, result.to_json() | {"provenance": made})
+    _write_report(settings, result, made, (features, explored), lm.sae.cfg)
+    return result, [metrics_table(result.fidelity), effects_table(result.unlearning)]
 
 
 def _fidelity(settings: DemoSettings, sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter) -> dict[str, Any]:
@@ -104,22 +112,22 @@ def _depends_on(settings: DemoSettings) -> dict[str, Any]:
 
 def _write_report(
     settings: DemoSettings,
-    metrics: dict[str, Any],
-    measured: UnlearningResult,
+    result: DemoResult,
+    made: dict[str, Any],
     features: tuple[Sequence[FeatureExamples], dict[str, Any] | None],
     config: Any,
 ) -> None:
     edited, explored = features
     logs = {name: read_log(settings.training(name).out / "training_log.jsonl") for name in ARCHITECTURES}
     fidelity_text = (
-        f"SAELens's run_evals on {metrics['fidelity'][ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
+        f"SAELens's run_evals on {result.fidelity[ARCHITECTURE]['n_tokens']:,.0f} held-out tokens. Both SAEs were trained on the same "
         "rows in the same order, with the same width, L0, steps and schedule."
     )
     unlearning = settings.unlearning()
     budgets = {"near": unlearning.near_budget, "far": unlearning.far_budget}
     sections = [
-        Section("How good is the SAE?", fidelity_text, table=metrics_table(metrics["fidelity"])),
-        *unlearning_sections(measured, budgets),
+        Section("How good is the SAE?", fidelity_text, table=metrics_table(result.fidelity)),
+        *unlearning_sections(result.unlearning, budgets),
         Section(
             _EDITED,
             f"The places in held-out text of {settings.forget} where they fire most. Darker is stronger, and the frame marks the peak.",
@@ -138,19 +146,18 @@ def _write_report(
         f"embedded language model, and what the model forgets when features of {settings.forget!r} are edited."
     )
     places = {section.title: f"section-{number}" for number, section in enumerate(sections, start=1)}
-    summary = _summary(settings, metrics["fidelity"], measured, places, explored)
-    write_report(settings.out, "mtsae-lens demo", lead, sections, metrics["provenance"], summary)
+    summary = _summary(settings, result, places, explored)
+    write_report(settings.out, "mtsae-lens demo", lead, sections, made, summary)
 
 
 def _summary(
     settings: DemoSettings,
-    fidelity: Mapping[str, Mapping[str, Any]],
-    measured: UnlearningResult,
+    result: DemoResult,
     places: Mapping[str, str],
     explored: dict[str, Any] | None,
 ) -> list[str]:
     """Say what was trained and how good it is, what was unlearned and at what cost, and where to look next."""
-    own, baseline = (fidelity[name] for name in ARCHITECTURES)
+    own, baseline = (result.fidelity[name] for name in ARCHITECTURES)
     beside = baseline["explained_variance"]
     trained = (
         f"Trained: an MTSAE on {settings.training_tokens:,} tokens. It {fidelity_summary(own)}. A TopK SAE with the same training explains "
@@ -164,7 +171,7 @@ def _summary(
     look = Markup(
         "Look next at {}; then give your own text: <code>mtsae unlearn {} --forget FILE --retain FILE</code>."
     ).format(Markup(", at ").join(links), shlex.quote(str(_shared_path(settings.out) / ARCHITECTURE)))
-    return [trained, unlearning_summary(measured), look]
+    return [trained, unlearning_summary(result.unlearning), look]
 
 
 def _shared_path(out: Path) -> Path:

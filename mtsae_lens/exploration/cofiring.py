@@ -18,7 +18,7 @@ from mtsae_lens.progress import track
 _PAIRS_AT_ONCE = 2_000_000  # 24 bytes each, several times over
 
 
-@dataclass
+@dataclass(eq=False)
 class CofiringSample:
     """Firings, as pairs (token, feature), of a sample of contexts that is spread evenly over the text: about `N_COFIRING_TOKENS` tokens."""
 

@@ -23,7 +23,7 @@ class ContextTokens(NamedTuple):
     tokens: list[int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextBatch:
     """Some contexts of one corpus."""
 

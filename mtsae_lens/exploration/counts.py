@@ -16,7 +16,7 @@ from mtsae_lens.exploration.plan import N_HISTOGRAM_BINS, PERSISTENCE_LAGS
 _LOWEST, _HIGHEST = 1e-3, 4.0
 
 
-@dataclass
+@dataclass(eq=False)
 class FeatureCounts:
     """Running sums over batches, on the CPU. Their size does not grow with the text.
 

@@ -16,7 +16,7 @@ from mtsae_lens.exploration.firings import Firings
 from mtsae_lens.exploration.plan import Plan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entries:
     """Firings that enter a list, and the slots they are put in."""
 
@@ -30,7 +30,7 @@ SHOWN = ("hidden_pre", "activations", "scales", "offsets", "token_scales")
 """Fields of `ExampleList` that have a row for each slot that was ever filled."""
 
 
-@dataclass
+@dataclass(eq=False)
 class ExampleList:
     """Slots for the examples of every feature, `n` per feature, in no order. An empty slot has the key -inf.
 

@@ -25,7 +25,7 @@ from mtsae_lens.progress import track
 FEATURES_PER_GROUP = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class HeldContexts:
     """The contexts that hold examples, by number."""
 
@@ -57,7 +57,7 @@ class HeldContexts:
         return [shorten_name([name for name, begin in self.spans[row] if begin <= position][-1]) for row, position in places]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ExampleRows:
     """Examples of some features, in the order of the table. `fields` are those of `ExampleList`."""
 

@@ -25,7 +25,7 @@ from mtsae_lens.sae.lift import Lift, share_of_context
 _FEATURES_AT_ONCE = 4_096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Effects:
     """What was measured after the pass over the text."""
 

@@ -17,7 +17,7 @@ from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchReading:
     """A batch as the SAE reads it."""
 
@@ -34,7 +34,7 @@ class BatchReading:
         return tuple(tap_parts(self.temporal, self.x)) if self.temporal is not None and self.x is not None else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Firings:
     """All firings of a batch, one entry each, ordered by context and position."""
 

@@ -13,7 +13,7 @@ from mtsae_lens.data.vocabularies import token_texts
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.firings import BatchReading, read_batch
 from mtsae_lens.sae.lift import encoder_by_scale
-from mtsae_lens.splice.edits import check_features
+from mtsae_lens.splice.feature_indices import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -27,7 +27,7 @@ class Contributions:
     offsets: dict[int, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TextFeatures:
     """The tokens of a text, the features that fire on each token, and the loss of each token."""
 

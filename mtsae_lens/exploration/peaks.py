@@ -11,7 +11,7 @@ from torch import Tensor
 from mtsae_lens.exploration.survey import Survey
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Peaks:
     """One entry per (feature, rank); rows of `tokens` are distinct contexts."""
 

@@ -15,7 +15,7 @@ from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ReadTexts:
     """Contexts with their strongest features and their losses."""
 

@@ -180,19 +180,6 @@ def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d
             handle.remove()
 
 
-@torch.no_grad()
-def max_log_prob_difference(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> float:
-    """Compute the largest difference between the log-probabilities of a Hugging Face model and of `lm` with the edit.
-
-    Args:
-        model: a Hugging Face model.
-        lm: the model with its SAE.
-        edit: the edit in `lm`.
-        tokens: what both read.
-    """
-    return _largest_difference(*_both_logits(model, lm, edit, tokens))
-
-
 def _largest_difference(got: Float[Tensor, "*n d_vocab"], expected: Float[Tensor, "*n d_vocab"]) -> float:
     return (log_probs_of(got) - log_probs_of(expected)).abs().max().item()
 

@@ -8,57 +8,26 @@ from this package or from outside; `docs/how-to/own-edit.md` shows one.
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any, ClassVar, Literal, TypeVar, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.feature_indices import check_features, feature_indices
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.serialization import Serializable, register
 from mtsae_lens.upstream import restore_output
 
 SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model behaves as before."
 """What every report of an edit says."""
-
-
-@dataclass(frozen=True, eq=False)
-class SAEState:
-    """Input and features of an SAE at its hook. The reconstruction is computed once, however many edits need it.
-
-    Args:
-        sae: the SAE.
-        sae_in: its input.
-        feature_acts: the feature activations, before any edit.
-    """
-
-    sae: SAE[Any]
-    sae_in: Float[Tensor, "batch pos *d_in"]
-    feature_acts: Float[Tensor, "batch pos d_sae"]
-
-    @cached_property
-    def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
-        """The reconstruction from the features before any edit."""
-        return self.sae.decode(self.feature_acts)
-
-    def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:
-        """Select some contexts of the batch.
-
-        Args:
-            kept: True for the contexts to keep.
-
-        Returns:
-            Their state; this object itself if all are kept.
-        """
-        return self if bool(kept.all()) else SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept])
 
 
 class Edit(Serializable, ABC):
@@ -370,29 +339,6 @@ def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank
     # on the CPU, as not every device has float64
     _, singular, rows = torch.linalg.svd(directions.detach().cpu().double(), full_matrices=False)
     return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float().to(directions.device)
-
-
-def feature_indices(features: Any) -> tuple[int, ...]:
-    """Read indices from a tuple, list, array or tensor of integers.
-
-    Raises:
-        ConfigError: something else, such as a single number.
-    """
-    try:
-        given: list[Any] = features.tolist() if hasattr(features, "tolist") else list(features)
-        if any(isinstance(feature, bool) for feature in given):
-            raise TypeError("a truth value is no index")
-        return tuple(operator.index(feature) for feature in given)
-    except TypeError as error:
-        raise ConfigError(
-            f"features must be whole numbers in a tuple, list or tensor, such as (3, 14); got {features!r}"
-        ) from error
-
-
-def check_features(features: Sequence[int], d_sae: int) -> None:
-    """Raise `ConfigError` for a feature that the SAE does not have."""
-    if any(not 0 <= feature < d_sae for feature in features):
-        raise ConfigError(f"features must lie between 0 and {d_sae - 1}; got {min(features)} to {max(features)}")
 
 
 def _check_finite(name: str, value: Any) -> None:

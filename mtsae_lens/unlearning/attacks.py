@@ -155,7 +155,7 @@ def _shifted(spans: Spans, by: int, lost: int) -> Spans:
 _INPUT_AXES = {"W_Q": (1,), "W_K": (1,), "W_V": (1,), "W_O": (0, 1), "W_in": (0,), "W_gate": (0,), "W_out": (0,)}
 """Axes of a `HookedTransformer`'s matrices over which an output channel sums; heads first, where there are any."""
 
-_INPUT_AXIS = {nn.Linear: (1,), Conv1D: (0,)}
+_INPUT_AXIS: dict[type[nn.Module], tuple[int, ...]] = {nn.Linear: (1,), Conv1D: (0,)}
 """The same of the modules of a bridge."""
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from mtsae_lens.errors import MTSAEError, TrainingInterrupted
 from mtsae_lens.experiments import demo as module
-from mtsae_lens.experiments.demo import DemoSettings, run_demo
+from mtsae_lens.experiments.demo import DemoResult, DemoSettings, run_demo
 from mtsae_lens.exploration import explore
 from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.reporting.page import Table
@@ -45,15 +45,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> DemoSettings:
 
 
 @pytest.fixture(scope="module")
-def made(settings: DemoSettings) -> tuple[dict[str, Any], list[Table]]:
+def made(settings: DemoSettings) -> tuple[DemoResult, list[Table]]:
     return run_demo(settings)
 
 
-def test_the_demo(settings: DemoSettings, made: tuple[dict[str, Any], list[Table]]) -> None:
-    metrics, tables = made
-    assert json.loads((settings.out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    assert set(metrics["fidelity"]) == {"mtsae", "topk"}
-    assert metrics["unlearning"]["corpora"].keys() == {"kjv", "sotu"}
+def test_the_demo(settings: DemoSettings, made: tuple[DemoResult, list[Table]]) -> None:
+    result, tables = made
+    metrics = json.loads((settings.out / "metrics.json").read_text())
+    assert set(metrics) == {"fidelity", "unlearning", "provenance"}
+    assert DemoResult.from_json(metrics) == result
+    assert set(result.fidelity) == {"mtsae", "topk"}
+    assert result.unlearning.corpora.keys() == {"kjv", "sotu"}
     assert [table.header[0] for table in tables] == ["metric", "corpus"]
     page = (settings.out / "report.html").read_text()
     for title in (
@@ -72,7 +74,7 @@ def test_the_demo(settings: DemoSettings, made: tuple[dict[str, Any], list[Table
 
 
 def test_typed_again_it_trains_and_explores_nothing_anew(
-    settings: DemoSettings, made: tuple[dict[str, Any], list[Table]], monkeypatch: pytest.MonkeyPatch
+    settings: DemoSettings, made: tuple[DemoResult, list[Table]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
         raise AssertionError("this was done before")
@@ -81,12 +83,11 @@ def test_typed_again_it_trains_and_explores_nothing_anew(
     monkeypatch.setattr(explore, "_pass_over_text", fail)
     for name in ("unlearn", "evaluate_fidelity"):
         monkeypatch.setattr(module, name, fail)
-    metrics, _ = run_demo(settings)
-    assert {**metrics, "provenance": None} == {**made[0], "provenance": None}
+    assert run_demo(settings)[0] == made[0]
 
 
 def test_stopped_it_says_what_to_type_and_goes_on_from_there(
-    settings: DemoSettings, made: tuple[dict[str, Any], list[Table]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: DemoSettings, made: tuple[DemoResult, list[Table]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A signal in the training, then one in the unlearning: what was done is not done again, and the numbers are the same."""
     settings = settings.model_copy(update={"out": tmp_path})
@@ -112,19 +113,19 @@ def test_stopped_it_says_what_to_type_and_goes_on_from_there(
         assert stop.value.signal_number == number
     n_trained = len(trained)
     monkeypatch.setattr(module, "evaluate_fidelity", lambda *arguments: pytest.fail("this was done before"))
-    metrics, _ = run_demo(settings)
+    result, _ = run_demo(settings)
     assert (n_trained, len(trained)) == (16, 16)  # eight steps of each architecture
-    assert metrics["fidelity"] == made[0]["fidelity"]
-    assert metrics["unlearning"]["corpora"] == made[0]["unlearning"]["corpora"]
+    assert result.fidelity == made[0].fidelity
+    assert result.unlearning.corpora == made[0].unlearning.corpora
 
 
-def test_the_report_opens_with_what_happened(settings: DemoSettings, made: tuple[dict[str, Any], list[Table]]) -> None:
-    metrics, page = made[0], (settings.out / "report.html").read_text()
+def test_the_report_opens_with_what_happened(settings: DemoSettings, made: tuple[DemoResult, list[Table]]) -> None:
+    result, page = made[0], (settings.out / "report.html").read_text()
     summary = page[page.index('<div class="summary">') : page.index("<section")]
     trained, unlearned, look = summary.split("<p>")[1:]
-    own, row = metrics["fidelity"]["mtsae"], metrics["unlearning"]["corpora"]["kjv"]
+    own, row = result.fidelity["mtsae"], result.unlearning.to_json()["corpora"]["kjv"]
     assert f"explains {own['explained_variance']:.1%}" in trained
-    assert f"{metrics['fidelity']['topk']['explained_variance']:.1%}" in trained
+    assert f"{result.fidelity['topk']['explained_variance']:.1%}" in trained
     assert f"{row['nll_delta']:+.3f} nats per token" in unlearned
     assert f"A model that never saw the text has {row['nll_reference'] - row['nll_clean']:+.3f}" in unlearned
     assert "far text whose loss rises most (sotu)" in unlearned

@@ -101,7 +101,7 @@ def test_from_training_to_export(
     for form in ("hooked", "low-rank"):
         settings = {"form": form, "forget": sea, "retain": (land,), "n_steps": 2, "n_contexts": 3, "train_contexts": 4}
         exported = run_export(ExportSettings(sae=sae, edit=edit, out=tmp_path / form, **settings))
-        assert all(math.isfinite(value) for value in numbers(exported["comparison"]))
+        assert all(math.isfinite(value) for value in numbers(exported.to_json()["comparison"]))
 
 
 def test_a_run_is_not_resumed_in_another_dtype(tiny_settings: Callable[..., TrainSettings], tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, SAEState, orthonormal_rows
+from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import Splice, open_positions
 
 ACTS = torch.tensor([[[0.0, 2.0, 3.0], [0.0, 0.0, 5.0], [1.0, 0.0, 0.0]]])

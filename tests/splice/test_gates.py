@@ -32,6 +32,7 @@ def acts(n: int = 8, n_positions: int = 20, seed: int = 0) -> Tensor:
     return values.clamp(min=0) * (torch.rand(values.shape, generator=torch.Generator().manual_seed(seed + 1)) < 0.5)
 
 
+@pytest.mark.wrong_shapes
 def test_what_is_no_gate_is_refused() -> None:
     assert torch.equal(FeatureActiveGate([1, 2]).features, torch.tensor([1, 2]))  # type: ignore[arg-type]
     for features in (3, [0.5], torch.tensor([True, False])):
@@ -75,6 +76,7 @@ def test_running_evidence_by_hand() -> None:
     assert state.tolist() == [-0.25]
 
 
+@pytest.mark.wrong_shapes
 def test_weights_may_be_whole_numbers() -> None:
     one, other = (RunningEvidenceGate([0, 3], weights, 0.8, 1.5) for weights in ([1, 2], torch.tensor([1.0, 2.0])))  # type: ignore[arg-type]
     assert torch.equal(one.score(acts()), other.score(acts()))

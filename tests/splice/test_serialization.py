@@ -17,7 +17,7 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.export.card import describe_edit
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import EDITS, DirectionEdit, Edit, FeatureClamp, FeatureEdit, SAEState, register_edit
+from mtsae_lens.splice.edits import EDITS, DirectionEdit, Edit, FeatureClamp, FeatureEdit, register_edit
 from mtsae_lens.splice.gates import (
     GATES,
     AlwaysOpen,
@@ -27,6 +27,7 @@ from mtsae_lens.splice.gates import (
     SequenceRateGate,
     register_gate,
 )
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import Splice
 
 

@@ -96,7 +96,7 @@ def task(text_file: Path, sea_file: Path) -> Task:
 
 def gated(lm: Any) -> FeatureEdit:
     gate = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 8.0)
-    return FeatureEdit(tuple(range(lm.sae.cfg.d_sae)), 1.0, gate)
+    return FeatureEdit(tuple(range(lm.sae.cfg.d_sae)), 4.0, gate)
 
 
 def test_an_edit_is_the_same_change_with_other_weights_that_are_the_same(lm: Any, task: Task) -> None:
@@ -110,7 +110,7 @@ def test_an_edit_is_the_same_change_with_other_weights_that_are_the_same(lm: Any
         assert on_a_copy[source].gate_open == 1.0
         for name in ("n_tokens", "nll_clean", "nll_edited", "kl", "agreements", "hits", "suffix"):
             torch.testing.assert_close(getattr(on_a_copy[source], name), getattr(effect, name), atol=1e-3, rtol=1e-4)
-        assert abs(effect.nll_delta) > 5e-3
+        assert abs(effect.nll_delta) > 1e-2
 
 
 def test_weights_change_and_nothing_changes_nothing(lm: Any, task: Task) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, SAEState
+from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.unlearning.candidates import Grid, feature_candidates, gather_evidence
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence

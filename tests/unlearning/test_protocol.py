@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import TopKSAE, TopKSAEConfig
+from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit
@@ -158,11 +160,40 @@ def test_near_text_is_spared_by_the_choice_only_where_some_edit_has_no_gate(
     assert asked == [(False, 1.0), (True, 1.0)]
 
 
-def test_choose_and_measure(lm: Any, task: Task, tiny_model: Any) -> None:
-    gated = replace(SETTINGS, grid=replace(GRID, false_positive_rates=(0.05,)))  # near text leaves one feature of this SAE
-    chosen = choose(lm, task, gated, tiny_model)
+N_TELLING = 8
+
+
+@pytest.fixture
+def telling_lm(lm: HookedLM, task: Task) -> HookedLM:
+    """The model with an SAE whose first features fire on the commonest words of the forget text; the others are random directions."""
+    tokens = {source: task.table(source, "select", lm.cutter).tokens for source in (task.forget, *task.sources("far"), "kjv")}
+    elsewhere = torch.cat([tokens[source].flatten() for source in tokens if source != task.forget])
+    counts = tokens[task.forget].flatten().bincount(minlength=lm.model.cfg.d_vocab)
+    counts[elsewhere] = 0
+    h, mean = lm.activations(tokens[task.forget]), lm.activations(tokens["kjv"]).flatten(0, 1).mean(dim=0)
+    words = torch.stack([h[tokens[task.forget] == token].mean(dim=0) - mean for token in counts.topk(N_TELLING).indices])
+    others = torch.randn(32 - N_TELLING, h.shape[-1], generator=torch.Generator().manual_seed(0))
+    sae = TopKSAE(TopKSAEConfig(d_in=h.shape[-1], d_sae=32, k=1, metadata=SAEMetadata(hook_name=lm.splice.hook_name)))
+    directions = torch.cat([words, others])
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    for parameter, value in ((sae.W_dec, directions), (sae.W_enc, directions.T), (sae.b_dec, mean)):
+        parameter.data.copy_(value)
+    return replace(lm, splice=Splice(sae))
+
+
+def test_what_tells_forget_text_apart_is_chosen(telling_lm: HookedLM, task: Task) -> None:
+    chosen = choose(telling_lm, task, SETTINGS)
+    assert {1, 2} <= {outcome.setting["n_features"] for outcome in chosen.sweep}
+    assert set(chosen.edit.features) & set(range(N_TELLING))
+    (outcome,) = (outcome for outcome in chosen.sweep if outcome.setting == chosen.setting)
+    # what an edit does to a random model's loss may have either sign
+    assert abs(outcome.forget) > 10 * max(abs(outcome.near), abs(outcome.far))
+
+
+def test_choose_and_measure(lm: Any, telling_lm: HookedLM, task: Task, tiny_model: Any) -> None:
+    chosen = choose(telling_lm, task, SETTINGS, tiny_model)
     sizes = {o.setting["n_features"] for o in chosen.sweep}
-    assert {1} < sizes
+    assert {1, 2} <= sizes
     assert max(sizes) <= 32  # no more than there are
     gate = RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 8.0)
     chosen = replace(chosen, candidate=candidate_of(FeatureEdit(tuple(range(12)), 2.0, gate)))

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import check_features
+from mtsae_lens.splice.feature_indices import check_features
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import select
 
