@@ -11,6 +11,7 @@ from sae_lens import LoggingConfig, TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
+from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -101,4 +102,6 @@ def fit(
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=20,
     )
-    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream), options or TrainerOptions(log_every_n_steps=100)).fit()
+    options = options or TrainerOptions(log_every_n_steps=100)
+    waits = stream.waits if isinstance(stream, ContextBlocks) else None
+    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream), options, waits=waits).fit()
