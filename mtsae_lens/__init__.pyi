@@ -1,5 +1,6 @@
 """The names of the package. `__init__.py` loads each at its first use."""
 
+from .data.activation_cache import ActivationCache as ActivationCache
 from .data.contexts import ContextCutter as ContextCutter
 from .data.contexts import TokenTable as TokenTable
 from .data.contexts import read_tokens as read_tokens
@@ -34,6 +35,7 @@ from .splice.splicing import Splice as Splice
 from .training.recipe import train_sae as train_sae
 from .training.runner import SequenceSAETrainingRunner as SequenceSAETrainingRunner
 from .training.settings import TrainSettings as TrainSettings
+from .training.several import train_saes as train_saes
 from .unlearning.finetuning.sweeps import register_loss as register_loss
 from .unlearning.gating import fit_gate as fit_gate
 from .unlearning.measures.effects import measure_edits as measure_edits

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from types import FrameType
 
 from mtsae_lens.errors import TrainingInterrupted
@@ -33,16 +34,34 @@ class Stopped(Exception):
 
 
 _requests: list[StopRequest] = []  # of the `stop_on_signal` blocks that are open, the innermost last
+_abandoned: ContextVar[threading.Event | None] = ContextVar("abandoned", default=None)  # of the work of one thread
 
 
 def raise_if_stopped() -> None:
-    """Leave a long step early, between two of its parts; does nothing outside `stop_on_signal`.
+    """Leave a long step early, between two of its parts; does nothing outside `stop_on_signal` and `abandoned_by`.
 
     Raises:
-        Stopped: a signal asked to stop. Whoever opened `stop_on_signal` catches it.
+        Stopped: a signal asked to stop, or nobody wants the result. Whoever opened `stop_on_signal` or `abandoned_by` catches it.
     """
     if _requests and _requests[-1].signal_number is not None:
         raise Stopped(_requests[-1].signal_number)
+    abandoned = _abandoned.get()
+    if abandoned is not None and abandoned.is_set():
+        raise Stopped(signal.SIGINT)
+
+
+@contextmanager
+def abandoned_by(event: threading.Event) -> Iterator[None]:
+    """Let `raise_if_stopped` end the work of this thread once another thread sets the event.
+
+    Args:
+        event: set when nobody wants the result any more.
+    """
+    token = _abandoned.set(event)
+    try:
+        yield
+    finally:
+        _abandoned.reset(token)
 
 
 @contextmanager

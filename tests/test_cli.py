@@ -194,7 +194,8 @@ def test_a_number_that_was_not_finite_is_called_unknown(
     mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     metrics = {"final": {"metrics/explained_variance": None, "metrics/l0": 4.0}, "n_training_steps": 12, "n_features": 32}
-    monkeypatch.setattr("mtsae_lens.commands.train.run_train", lambda *_, **__: metrics | {"never_fired": 3, "always_on": None})
+    metrics |= {"waits": {"time/wait_for_activations_s": 1.0, "time/wait_for_sae_s": 2.0}, "never_fired": 3, "always_on": None}
+    monkeypatch.setattr("mtsae_lens.commands.train.run_train", lambda *_, **__: metrics)
     outcome = train(out=tmp_path / "sae")
     assert outcome.code == 0, outcome.err
     assert "explained variance unknown, L0 4.0; of 32 features 3 never fired and unknown fired on over half" in outcome.out

@@ -125,8 +125,9 @@ def _shown_type(field: FieldInfo) -> Any:
         return list[str] | None
     if _takes_several(field):
         inner = next(kind for kind in (field.annotation, *get_args(field.annotation)) if get_origin(kind) is tuple)
-        element = next(kind for kind in get_args(inner) if kind is not ...)
-        return list[element] | None
+        element: Any = next(kind for kind in get_args(inner) if kind is not ...)
+        shown: Any = str if get_origin(element) is dict else element  # a mapping is typed as YAML
+        return list[shown] | None
     kind: Any = str if Path in _types_in(field.annotation) else field.annotation
     return kind | None if field.is_required() or field.default is None else kind
 

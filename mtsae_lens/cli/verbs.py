@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from mtsae_lens.cli.output import print_tables, say, say_aside
+from mtsae_lens.commands.cache_settings import CacheSettings
 from mtsae_lens.commands.evaluate_settings import EvaluateSettings
 from mtsae_lens.commands.explore_settings import ExploreSettings
 from mtsae_lens.commands.export_settings import ExportSettings
@@ -27,25 +29,46 @@ def train(
     settings: TrainSettings, *, resume: Annotated[bool, Parameter(help="Continue the run in `--out`.", negative="")] = False
 ) -> None:
     """Train an SAE on the activations of a language model."""
-    from mtsae_lens.commands.train import run_train
+    from mtsae_lens.commands.train import run_train, run_train_saes
 
+    if settings.saes:
+        for name, metrics in run_train_saes(settings, resume=resume).items():
+            _say_what_was_trained(settings.out / name, metrics)
+        return
     if resume and not (settings.out / "checkpoints").is_dir():
         say_aside(f"no checkpoint in {settings.out}: starting from the beginning")
-    metrics = run_train(settings, resume=resume)
-    final = metrics["final"]
+    _say_what_was_trained(settings.out, run_train(settings, resume=resume))
+
+
+def _say_what_was_trained(out: Path, metrics: dict[str, Any]) -> None:
+    final, waits = metrics["final"], metrics["waits"]
+    for_activations, for_sae = waits["time/wait_for_activations_s"], waits["time/wait_for_sae_s"]
     explained_variance = _format(final.get("metrics/explained_variance"), ".3f")
     l0 = _format(final.get("metrics/l0"), ".1f")
     never_fired, always_on = _format(metrics["never_fired"], ","), _format(metrics["always_on"], ",")
     say(
         f"trained {metrics['n_training_steps']:,} steps: on training batches explained variance {explained_variance}, L0 {l0}; "
         f"of {metrics['n_features']:,} features {never_fired} never fired and {always_on} fired on over half of the tokens; "
-        f"saved in {settings.out}"
+        f"the SAE waited {for_activations:.1f} s for activations, and their reader {for_sae:.1f} s for the SAE; saved in {out}"
     )
 
 
 def _format(value: float | None, form: str) -> str:
     """Format a number. None stands for one that was not finite, or that an older log does not hold."""
     return "unknown" if value is None else format(value, form)
+
+
+def cache(settings: CacheSettings) -> None:
+    """Keep the activations of a language model on disk, for `mtsae train --cache`.
+
+    Finished work is kept. Run the same command again to resume.
+    """
+    from mtsae_lens.commands.cache import run_cache
+
+    contents = run_cache(settings).contents
+    say(
+        f"{contents.n_tokens:,} tokens of {len(contents.hooks)} hooks in {settings.out}; train with mtsae train --cache {settings.out}"
+    )
 
 
 def evaluate(settings: EvaluateSettings) -> None:
@@ -165,6 +188,7 @@ def _name_report(settings: Any) -> None:
 
 VERBS: tuple[Callable[..., None], ...] = (
     train,
+    cache,
     evaluate,
     unlearn,
     unlearn_benchmark,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
@@ -40,8 +41,18 @@ class SequenceBlocks(ABC):
     seed: int
 
     @abstractmethod
-    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
-        """Number and contexts of every block from `first` on, masked positions zero."""
+    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
+        """Yield number and contexts of every block from `first` on, masked positions zero."""
+
+    def context_order(self, number: int, n_contexts: int) -> Int[Tensor, " context"]:
+        """Return the order in which training reads the contexts of a block; here, the order that they are in.
+
+        Args:
+            number: of the block.
+            n_contexts: in the block.
+        """
+        del number
+        return torch.arange(n_contexts)
 
     def generator(self, block: int) -> torch.Generator:
         """The randomness of one block."""
@@ -50,10 +61,12 @@ class SequenceBlocks(ABC):
     def sequences(self, first_step: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
         """Batches of `batch_size_sequences` contexts laid end to end, masked rows zero."""
         block, skip = divmod(first_step, self.block_size_batches)
-        for _, h in self.blocks(block):
-            for batch in h.split(self.batch_size_sequences)[skip:]:
-                yield rearrange(batch, "batch pos d_in -> (batch pos) d_in")
-            skip = 0
+        with closing(self.blocks(block)) as blocks:
+            for number, h in blocks:
+                for contexts in self.context_order(number, len(h)).split(self.batch_size_sequences)[skip:]:
+                    yield rearrange(h[contexts.to(h.device)], "batch pos d_in -> (batch pos) d_in")
+                skip = 0
+                del h  # let go of the block before the next one is read
 
     def mixed(
         self, first_step: int = 0, gather: Gather = gather_tokens, max_norm_multiple: float | None = None
@@ -75,28 +88,38 @@ class SequenceBlocks(ABC):
             DataError: a block has fewer unmasked rows than batches.
         """
         block, skip = divmod(first_step, self.block_size_batches)
-        for number, h in self.blocks(block):
-            n_batches = len(h) // self.batch_size_sequences
-            kept = (h != 0).any(dim=-1).flatten().nonzero().squeeze(-1)
-            if len(kept) < n_batches:
-                raise DataError(
-                    f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "
-                    "text that holds more than special tokens, and a hook whose activations are not zero"
+        with closing(self.blocks(block)) as blocks:
+            for number, h in blocks:
+                rows = self._mixed_rows(number, h, max_norm_multiple)
+                gather_rows = gather(h)
+                for batch in rows.tensor_split(len(h) // self.batch_size_sequences)[skip:]:
+                    yield gather_rows(batch)
+                skip = 0
+                del h, gather_rows  # let go of the block before the next one is read
+
+    def _mixed_rows(
+        self, number: int, h: Float[Tensor, "batch pos d_in"], max_norm_multiple: float | None
+    ) -> Int[Tensor, " row"]:
+        """Return the flat positions of the rows of a block that are trained on, in their order. The block itself is not copied."""
+        n_positions, n_batches = h.shape[1], len(h) // self.batch_size_sequences
+        contexts = self.context_order(number, len(h)).to(h.device)
+        kept = (h != 0).any(dim=-1)[contexts].flatten().nonzero().squeeze(-1)
+        if len(kept) < n_batches:
+            raise DataError(
+                f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "
+                "text that holds more than special tokens, and a hook whose activations are not zero"
+            )
+        if max_norm_multiple is not None:
+            massive = massive_positions(h, norm_limit(h, max_norm_multiple))[contexts].flatten()[kept]
+            if massive.any():
+                tell_once(
+                    f"training leaves out positions whose activations are over {max_norm_multiple:g} times as long as the median "
+                    f"(attention sinks): {int(massive.sum()):,} of the first {len(kept):,}. max_norm_multiple: null keeps them",
+                    about="massive activations",
                 )
-            if max_norm_multiple is not None:
-                massive = massive_positions(h, norm_limit(h, max_norm_multiple)).flatten()[kept]
-                if massive.any():
-                    tell_once(
-                        f"training leaves out positions whose activations are over {max_norm_multiple:g} times as long as the median "
-                        f"(attention sinks): {int(massive.sum()):,} of the first {len(kept):,}. max_norm_multiple: null keeps them",
-                        about="massive activations",
-                    )
-                kept = kept[~massive]
-            order = torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)
-            gather_rows = gather(h)
-            for rows in kept[order].tensor_split(n_batches)[skip:]:
-                yield gather_rows(rows)
-            skip = 0
+            kept = kept[~massive]
+        mixed = kept[torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)]
+        return contexts[mixed // n_positions] * n_positions + mixed % n_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +142,7 @@ class StoredBlocks(SequenceBlocks):
                 f"expected real activations; got {self.h.dtype}: give them as float32 (h.float(), of complex ones h.real)"
             )
 
-    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
         """Blocks that go on over the end of an epoch."""
         n_sequences = self.batch_size_sequences * self.block_size_batches
         number = first

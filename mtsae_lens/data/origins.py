@@ -17,7 +17,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from mtsae_lens.assets import EMBEDDED_MODELS
 from mtsae_lens.data.bridges import BRIDGE_PREFIX
@@ -32,7 +32,7 @@ ELSEWHERE = "elsewhere:"
 DIGESTS = "local_contents"
 """Field of the metadata: digests of what is local, by field; there is one, if only an empty one, in every SAE recorded here."""
 
-Field = Literal["model_name", "dataset_path"]
+Field: TypeAlias = Literal["model_name", "dataset_path"]
 _OPTION: dict[Field, str] = {"model_name": "--model", "dataset_path": "--dataset"}
 _MODEL_SUFFIXES = (".json", ".safetensors", ".model", ".txt")
 _CHUNK, _N_CHUNKS = 65_536, 16
@@ -47,16 +47,25 @@ def record_origins(metadata: SAEMetadata, model: str | None, source: str | None)
         source: of text, as `read_documents` takes it; None for rows that were given as an object.
     """
     recorded: dict[Field, str | None] = {
-        "model_name": None if model is None else _absolute("model_name", model),
-        "dataset_path": None if source is None else _absolute("dataset_path", source),
+        "model_name": None if model is None else absolute_name("model_name", model),
+        "dataset_path": None if source is None else absolute_name("dataset_path", source),
     }
-    digests = {}
     for name, value in recorded.items():
         setattr(metadata, name, value)
-        files = _files_of(name, value)
-        if files:
-            digests[name] = _digest(files)
-    setattr(metadata, DIGESTS, digests)
+    setattr(metadata, DIGESTS, digest_contents(recorded))
+
+
+def digest_contents(recorded: Mapping[Field, str | None]) -> dict[str, str]:
+    """Digest the contents of what is local and here.
+
+    Args:
+        recorded: names of model and text as `absolute_name` returns them, by their fields of the metadata.
+
+    Returns:
+        Digests by field, without those of names that stand for no file here.
+    """
+    files = {name: _files_of(name, value) for name, value in recorded.items()}
+    return {name: _digest(found) for name, found in files.items() if found}
 
 
 def find_model(metadata: SAEMetadata, sae: Path | str) -> str | None:
@@ -150,7 +159,13 @@ def _map_parts(
     return "+".join(changed)
 
 
-def _absolute(name: Field, value: str) -> str:
+def absolute_name(name: Field, value: str) -> str:
+    """Return the name of a model or text with local paths made absolute, as an SAE records it.
+
+    Args:
+        name: its field of the metadata.
+        value: the name as it was given.
+    """
     fixed = EMBEDDED_MODELS if name == "model_name" else (EMBEDDED,)
 
     def change(path: str) -> str:

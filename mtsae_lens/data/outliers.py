@@ -8,12 +8,13 @@ offset is such that the norm of the mean is `mean_to_variation` times that of wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
+from typing_extensions import override
 
 from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.errors import ConfigError
@@ -68,7 +69,11 @@ class OutlierBlocks(SequenceBlocks):
         for name in ("batch_size_sequences", "block_size_batches", "seed"):
             object.__setattr__(self, name, getattr(self.stream, name))
 
-    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+    @override
+    def context_order(self, number: int, n_contexts: int) -> Int[Tensor, " context"]:
+        return self.stream.context_order(number, n_contexts)
+
+    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
         """See `SequenceBlocks.blocks`."""
         _, h = next(self.stream.blocks(0))
         reference = h[(h != 0).any(dim=-1)]

@@ -15,7 +15,7 @@ SAELens's own generators draw every row independently of the others; here rows f
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -200,7 +200,7 @@ class PlantedBlocks(SequenceBlocks):
     block_size_batches: int = 16
     seed: int = 0
 
-    def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
+    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
         """Each block from its own generator, so none repeats and any can be entered."""
         number = first
         while True:

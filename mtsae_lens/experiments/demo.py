@@ -36,7 +36,7 @@ from mtsae_lens.splice.edit_files import weights_digest
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.training.log import read_log
-from mtsae_lens.training.recipe import train_sae
+from mtsae_lens.training.several import train_saes
 from mtsae_lens.trials import Trial, run_trials
 from mtsae_lens.unlearning.results import UnlearningResult
 
@@ -73,8 +73,7 @@ def run_demo(settings: DemoSettings) -> tuple[DemoResult, list[Table]]:
     model = load_language_model("embedded")
     assert model.tokenizer is not None
     cutter = ContextCutter(model.tokenizer, settings.training(ARCHITECTURE).context_size)
-    for architecture in ARCHITECTURES:
-        train_sae(settings.training(architecture), model, resume=True)
+    train_saes([settings.training(architecture) for architecture in ARCHITECTURES], model, resume=True)
     saes = {architecture: load_sae(settings.training(architecture).out) for architecture in ARCHITECTURES}
     lm = HookedLM(model, Splice(saes[ARCHITECTURE]), cutter)
     trials: dict[str, Trial] = {name: partial(_fidelity, settings, sae, model, cutter) for name, sae in saes.items()}

@@ -11,6 +11,7 @@ from sae_lens import LoggingConfig, TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
+from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.memory import gather_past
 from mtsae_lens.sae.temporal import gather_reads
@@ -107,4 +108,5 @@ def fit(
         n_batches_for_norm_estimate=20,
     )
     options = options or TrainerOptions(log_every_n_steps=100)
-    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream, options.max_norm_multiple), options).fit()
+    waits = stream.waits if isinstance(stream, ContextBlocks) else None
+    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream, options.max_norm_multiple), options, waits=waits).fit()

@@ -8,7 +8,9 @@ from typing import Any
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from torch import Tensor
 
+from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.choices import FLOAT32
+from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
@@ -16,8 +18,10 @@ from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
 from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
 from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.dilations import select_dilations
-from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
+from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.runner_checks import check_config
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
@@ -117,6 +121,9 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
         autocast_lm=settings.autocast_lm,
         compile_sae=settings.compile_sae,
         compile_llm=settings.compile_llm,
+        use_cached_activations=settings.cache is not None,
+        cached_activations_path=None if settings.cache is None else str(settings.cache),
+        prefetch_llm_batches=settings.device.startswith("cuda") if settings.prefetch is None else settings.prefetch,
         logger=LoggingConfig(
             log_to_wandb=settings.wandb,
             wandb_project=settings.wandb_project,
@@ -126,6 +133,18 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
         checkpoint_path=None,
         output_path=str(settings.out),
         verbose=False,
+    )
+
+
+def trainer_options(settings: TrainSettings) -> TrainerOptions:
+    """Return the settings of a run for which SAELens's configuration has no field."""
+    return TrainerOptions(
+        weight_decay=settings.weight_decay,
+        b_dec_init=settings.b_dec_init,
+        max_norm_multiple=settings.max_norm_multiple,
+        text_seed=settings.text_seed,
+        log_every_n_steps=settings.log_every_n_steps,
+        checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
     )
 
 
@@ -166,7 +185,7 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
     """
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
-    runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model)
+    runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model, options=trainer_options(plain))
     if not isinstance(runner.sae, MTTrainingSAE):
         raise ConfigError(f"dilations={AUTO!r} is for architecture {ARCHITECTURE!r}; got {settings.architecture!r}")
     _, h = next(runner.stream.blocks(0))
@@ -181,7 +200,7 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
 
     Args:
         settings: the settings of the run.
-        model: a hooked language model; None to load the one that the settings name.
+        model: a hooked language model; None to load the one that the settings name. A cache needs none.
         resume: whether to continue the run in the output folder from its newest checkpoint.
 
     Returns:
@@ -191,27 +210,45 @@ def train_sae(settings: TrainSettings, model: Any = None, *, resume: bool = Fals
         ConfigError: no run can follow the settings.
         OutputError: the folder holds another run, and `resume` is False.
     """
+    return make_runner(settings, model, resume=resume).run(resume=resume)
+
+
+def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = False) -> SequenceSAETrainingRunner:
+    """Check settings and make the runner that carries them out.
+
+    Args:
+        settings: the settings of the run.
+        model: a hooked language model; None to load the one that the settings name. A cache needs none.
+        resume: whether the output folder may hold the run already.
+
+    Returns:
+        The runner.
+
+    Raises:
+        ConfigError: no run can follow the settings.
+        OutputError: the folder holds another run, and `resume` is False.
+    """
+    if settings.saes:
+        raise ConfigError(
+            "saes holds several SAEs, and this trains one; call train_saes(settings_of_each(settings)), or leave saes out"
+        )
+    settings = adopt_cache(settings)
     check_settings(settings)
-    check_source(settings.dataset)
+    if settings.cache is None:
+        check_source(settings.dataset)
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
         raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
-    if model is None:
-        model = load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
-    d_in = resolve_hook(model, settings.hook_name)
+    if settings.cache is not None:
+        d_in = ActivationCache.open(settings.cache).check_hook(settings.hook_name)
+    else:
+        model = model or load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
+        d_in = resolve_hook(model, settings.hook_name)
     first_block: list[Tensor] = []
     if settings.sae.get("dilations") == AUTO:
         settings, h = select_from_data(settings, model, d_in)
         first_block = [h]
         del h  # it is let go when it has been trained on
-    cfg = runner_config(settings, d_in)
-    options = TrainerOptions(
-        weight_decay=settings.weight_decay,
-        b_dec_init=settings.b_dec_init,
-        max_norm_multiple=settings.max_norm_multiple,
-        log_every_n_steps=settings.log_every_n_steps,
-        checkpoint_every_n_steps=settings.checkpoint_every_n_steps,
-    )
-    runner = SequenceSAETrainingRunner(cfg, override_model=model, options=options)
-    if first_block:
+    runner = SequenceSAETrainingRunner(runner_config(settings, d_in), override_model=model, options=trainer_options(settings))
+    if first_block and isinstance(runner.stream, ContextBlocks):
         runner.stream.read_already.append(first_block.pop())
-    return runner.run(resume=resume)
+    return runner

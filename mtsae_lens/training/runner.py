@@ -6,7 +6,7 @@ import copy
 import json
 import tempfile
 from contextlib import nullcontext
-from dataclasses import MISSING, Field, asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,19 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig, TrainingSAE, TrainingSAEConfig
 from safetensors.torch import save_file
 
+from mtsae_lens.data.activation_cache import ActivationCache, CachedActivations
 from mtsae_lens.data.activations import ActivationReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import FLOAT32
+from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import check_rows, check_source, read_documents, read_rows
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.data.massive import MASSIVE
-from mtsae_lens.data.origins import record_origins, share_metadata
-from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype, unfollowed_options
+from mtsae_lens.data.origins import DIGESTS, record_origins, share_metadata
+from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype, torch_dtype
+from mtsae_lens.data.shared_pass import SharedBlocks
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten
@@ -36,27 +39,10 @@ from mtsae_lens.training.checkpoints import delete_other_checkpoints, list_check
 from mtsae_lens.training.compiling import compile_function, compiled_step
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import LOG_FILE, restore_log
+from mtsae_lens.training.runner_checks import check_config, open_cache
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
 from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, HfDataset
-
-_FOLLOWED = frozenset(
-    "sae model_name hook_name hook_head_index dataset_path context_size from_pretrained_path n_batches_in_buffer training_tokens "
-    "store_batch_size_prompts disable_concat_sequences device llm_device seed prepend_bos autocast autocast_lm train_batch_size_tokens "
-    "adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles dead_feature_window "
-    "feature_sampling_window logger n_checkpoints output_path resume_from_checkpoint model_from_pretrained_kwargs "
-    "n_batches_for_norm_estimate compile_sae sae_compilation_mode compile_llm llm_compilation_mode".split()
-)
-"""Settings of SAELens's configuration that this runner reads."""
-
-_NO_EFFECT = frozenset(
-    "hook_eval dataset_trust_remote_code streaming is_dataset_tokenized cached_activations_path act_store_device n_eval_batches "
-    "eval_batch_size_prompts checkpoint_path save_final_checkpoint verbose sae_lens_version sae_lens_training_version".split()
-)
-"""Settings whose value changes nothing that is trained here. Every other setting must be left at its default."""
-
-_ALSO_CARRIED_OUT: dict[str, Any] = {"exclude_special_tokens": True}
-"""Values besides the default that say what this runner does anyway."""
 
 
 class SequenceSAETrainingRunner:
@@ -66,10 +52,13 @@ class SequenceSAETrainingRunner:
     (`mtsae_lens.data`). Of `model_from_pretrained_kwargs` only `dtype` is followed; others are refused. Contexts stay whole; special tokens and
     position 0 are masked. The optimizer is AdamW. The log is JSONL, and wandb if asked for. `resume=True` continues a run to the same
     weights as without an interruption. Any architecture in SAELens's registry can be trained, on the same rows.
+    With `use_cached_activations=True` it trains from
+    the cache of `mtsae cache` in the folder `cached_activations_path`, and no language model is loaded. `prefetch_llm_batches` reads one block
+    of activations ahead, whatever number it gives.
 
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
-        override_model: a hooked model to use instead of loading `cfg.model_name`.
+        override_model: a hooked model to use instead of loading `cfg.model_name`; a cache needs none.
         override_dataset: rows with a `text` column, to use instead of `cfg.dataset_path`. They are read once in every epoch, so a
             generator is refused. Token ids (`input_ids`) are refused too, because they may be of another tokenizer than the model's.
         override_sae: an SAE to train further.
@@ -91,7 +80,10 @@ class SequenceSAETrainingRunner:
         options: TrainerOptions | None = None,
     ) -> None:
         check_config(cfg)
-        if override_dataset is None:
+        self.cache = None
+        if cfg.use_cached_activations:
+            self.cache = open_cache(cfg, override_dataset)
+        elif override_dataset is None:
             check_source(cfg.dataset_path)
         else:
             check_rows(override_dataset)
@@ -105,12 +97,21 @@ class SequenceSAETrainingRunner:
             self.options = replace(self.options, checkpoint_every_n_steps=every)
         for device in (cfg.device, cfg.sae.device):
             check_device(device)
-        dtype = recorded_dtype(cfg.model_from_pretrained_kwargs)
-        self.model = override_model or load_language_model(
-            cfg.model_name, device=cfg.llm_device or cfg.device, dtype=dtype or FLOAT32
-        )
-        self._check_model(dtype)
-        self.stream = self._build_stream(override_dataset)
+        self.model: AnyHookedModel | None = None
+        """The language model; None where a cache is read."""
+        self.stream: ContextBlocks | SharedBlocks
+        if self.cache is None:
+            dtype = recorded_dtype(cfg.model_from_pretrained_kwargs)
+            model = override_model or load_language_model(
+                cfg.model_name, device=cfg.llm_device or cfg.device, dtype=dtype or FLOAT32
+            )
+            self.model = model
+            self._check_model(model, dtype)
+            self._model_dtype = dtype_name(model.cfg.dtype)
+            self.stream = self._build_stream(model, override_dataset)
+        else:
+            self._model_dtype = self.cache.contents.model_dtype
+            self.stream = self._build_cached_stream(self.cache)
         self.sae = override_sae or self._build_sae()
         self.sae.to(cfg.device)
         if isinstance(self.sae, TemporalEncoder):  # an SAE made before this was checked may say otherwise
@@ -119,30 +120,54 @@ class SequenceSAETrainingRunner:
     @property
     def _half_precision(self) -> str | None:
         """The name of the model's dtype where that is half precision."""
-        dtype = self.model.cfg.dtype
-        return dtype_name(dtype) if dtype in HALF_PRECISION else None
+        return self._model_dtype if torch_dtype(self._model_dtype) in HALF_PRECISION else None
 
-    def _check_model(self, dtype: str | None) -> None:
-        if dtype not in (None, dtype_name(self.model.cfg.dtype)):
+    @property
+    def text_seed(self) -> int:
+        """The seed of the order of the text."""
+        return self.cfg.seed if self.options.text_seed is None else self.options.text_seed
+
+    def _check_model(self, model: AnyHookedModel, dtype: str | None) -> None:
+        if dtype not in (None, dtype_name(model.cfg.dtype)):
             raise ConfigError(
-                f"model_from_pretrained_kwargs say dtype {dtype!r}, the model that was given is in {dtype_name(self.model.cfg.dtype)}; make "
+                f"model_from_pretrained_kwargs say dtype {dtype!r}, the model that was given is in {dtype_name(model.cfg.dtype)}; make "
                 "them equal"
             )
-        width = resolve_hook(self.model, self.cfg.hook_name, self.cfg.hook_head_index)
+        width = resolve_hook(model, self.cfg.hook_name, self.cfg.hook_head_index)
         if width != self.cfg.sae.d_in:
             raise ModelError(
                 f"{self.cfg.hook_name} of {self.cfg.model_name} has width {width}, but the SAE has d_in={self.cfg.sae.d_in}"
             )
-        if self.cfg.context_size > self.model.cfg.n_ctx:
-            raise ConfigError(
-                f"context_size={self.cfg.context_size} is longer than the model's context of {self.model.cfg.n_ctx}"
-            )
+        if self.cfg.context_size > model.cfg.n_ctx:
+            raise ConfigError(f"context_size={self.cfg.context_size} is longer than the model's context of {model.cfg.n_ctx}")
 
-    def _build_stream(self, override_dataset: HfDataset | None) -> SequenceActivations:
+    @property
+    def _batch_size_sequences(self) -> int:
+        return self.cfg.train_batch_size_tokens // self.cfg.context_size
+
+    @property
+    def _block_size_batches(self) -> int:
+        return max(1, self.cfg.n_batches_in_buffer * self.cfg.store_batch_size_prompts // self._batch_size_sequences)
+
+    def _build_cached_stream(self, cache: ActivationCache) -> CachedActivations:
         cfg = self.cfg
-        assert self.model.tokenizer is not None
+        return CachedActivations(
+            cache,
+            (cfg.hook_name,),
+            self._batch_size_sequences,
+            self._block_size_batches,
+            seed=cfg.seed,
+            text_seed=self.text_seed,
+            n_batches=cfg.total_training_steps,
+            to_device=cfg.device,
+            prefetch=bool(cfg.prefetch_llm_batches),
+        )
+
+    def _build_stream(self, model: AnyHookedModel, override_dataset: HfDataset | None) -> SequenceActivations:
+        cfg = self.cfg
+        assert model.tokenizer is not None
         cutter = ContextCutter(
-            tokenizer=self.model.tokenizer,
+            tokenizer=model.tokenizer,
             context_size=cfg.context_size,
             prepend_bos=cfg.prepend_bos,
             packed=not cfg.disable_concat_sequences,
@@ -151,22 +176,22 @@ class SequenceSAETrainingRunner:
         read = partial(read_documents, cfg.dataset_path, "train")
         if override_dataset is not None:
             read = partial(read_rows, override_dataset)
-        n_sequences = cfg.train_batch_size_tokens // cfg.context_size
         return SequenceActivations(
-            reader=ActivationReader(self.model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm, self._run_with_cache()),
-            contexts=ContextStream(read, cutter, cfg.seed),
-            batch_size_sequences=n_sequences,
-            block_size_batches=max(1, cfg.n_batches_in_buffer * cfg.store_batch_size_prompts // n_sequences),
+            reader=ActivationReader(model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm, self._run_with_cache(model)),
+            contexts=ContextStream(read, cutter, self.text_seed),
+            batch_size_sequences=self._batch_size_sequences,
+            block_size_batches=self._block_size_batches,
             lm_batch_size_sequences=cfg.store_batch_size_prompts,
             seed=cfg.seed,
             n_batches=cfg.total_training_steps,
+            prefetch=bool(cfg.prefetch_llm_batches),
         )
 
-    def _run_with_cache(self) -> Any:
+    def _run_with_cache(self, model: AnyHookedModel) -> Any:
         cfg = self.cfg
         if not cfg.compile_llm:
             return None
-        return compile_function(self.model.run_with_cache, "compile_llm", cfg.llm_compilation_mode)
+        return compile_function(model.run_with_cache, "compile_llm", cfg.llm_compilation_mode)
 
     def _build_sae(self) -> TrainingSAE[Any]:
         if self.cfg.from_pretrained_path is not None:
@@ -194,8 +219,12 @@ class SequenceSAETrainingRunner:
             None if multiple == MASSIVE else str(multiple)
         )  # None where a checkpoint is older than this
         values["model_dtype"] = self._half_precision  # None as where a checkpoint is older than this
-        values["model_contents"] = list(model_stamps(cfg.model_name).values())
-        values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if self._reads_dataset else []
+        # None for what an older checkpoint cannot have
+        values["text_seed"] = None if self.text_seed == cfg.seed else self.text_seed
+        values["cache"] = None if self.cache is None else self.cache.digest
+        is_live = self.cache is None
+        values["model_contents"] = list(model_stamps(cfg.model_name).values()) if is_live else []
+        values["dataset_contents"] = list(text_stamps(cfg.dataset_path).values()) if is_live and self._reads_dataset else []
         # the stream masks position 0 in any case, and how a step is computed is a matter of rounding
         without_effect = {"metadata", "device", "skip_first_position", "training_step"}
         if isinstance(
@@ -224,9 +253,30 @@ class SequenceSAETrainingRunner:
             return self._train(resume)
 
     def _train(self, resume: bool) -> TrainingSAE[Any]:
+        trainer, was_resumed = self.prepare(resume=resume)
+        with wandb_run(self.cfg, self.options.run_dir, resume=was_resumed):
+            with compiled_step(self.sae, enabled=self.cfg.compile_sae, mode=self.cfg.sae_compilation_mode):
+                trainer.fit()
+            return self.save(trainer)
+
+    def prepare(self, *, resume: bool) -> tuple[SequenceSAETrainer, bool]:
+        """Make the trainer of the run. Whoever calls this holds the output folder.
+
+        Args:
+            resume: whether to continue from the newest checkpoint.
+
+        Returns:
+            The trainer, and whether it continues from a checkpoint.
+        """
         self._set_metadata()
-        batches = batches_for(self.sae, self.stream, self.options.max_norm_multiple)
-        trainer = SequenceSAETrainer(self.cfg.to_sae_trainer_config(), self.sae, batches, self.options, self._fingerprint())
+        trainer = SequenceSAETrainer(
+            self.cfg.to_sae_trainer_config(),
+            self.sae,
+            batches_for(self.sae, self.stream, self.options.max_norm_multiple),
+            self.options,
+            self._fingerprint(),
+            self.stream.waits,
+        )
         candidates = [Path(self.cfg.resume_from_checkpoint)] if self.cfg.resume_from_checkpoint else []
         if resume and not candidates and trainer.checkpoints_dir is not None:
             candidates = list_checkpoints(trainer.checkpoints_dir)
@@ -236,14 +286,23 @@ class SequenceSAETrainingRunner:
         out = self.options.run_dir
         if checkpoint is not None and out is not None:
             restore_log(out / LOG_FILE, checkpoint / LOG_FILE)
-        with wandb_run(self.cfg, out, resume=checkpoint is not None):
-            with compiled_step(self.sae, enabled=self.cfg.compile_sae, mode=self.cfg.sae_compilation_mode):
-                sae = trainer.fit()
-            if out is not None:
-                self._save(sae, trainer, out)
-                if self.cfg.logger.log_to_wandb:
-                    self._log_final_model(out)
-        return sae
+        return trainer, checkpoint is not None
+
+    def save(self, trainer: SequenceSAETrainer) -> TrainingSAE[Any]:
+        """Write the SAE of a trainer that has ended into the output folder, if there is one.
+
+        Args:
+            trainer: from `prepare`.
+
+        Returns:
+            The SAE.
+        """
+        out = self.options.run_dir
+        if out is not None:
+            self._save(self.sae, trainer, out)
+            if self.cfg.logger.log_to_wandb:
+                self._log_final_model(out)
+        return self.sae
 
     def _log_final_model(self, out: Path) -> None:
         """Send the SAE to wandb, with no path of this machine in its settings."""
@@ -281,67 +340,11 @@ class SequenceSAETrainingRunner:
         ).split():
             setattr(metadata, name, getattr(cfg, name))
         record_origins(metadata, cfg.model_name, cfg.dataset_path)
+        if self.cache is not None:  # the files themselves may be on another machine
+            setattr(metadata, DIGESTS, self.cache.contents.local_contents)
         if self._half_precision is not None:  # as SAELens records it, and loads the model again
             metadata.model_from_pretrained_kwargs = {"dtype": self._half_precision}
 
 
 def _options_dict(options: TrainerOptions) -> dict[str, Any]:
     return asdict(options) | {"run_dir": str(options.run_dir)}
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default if field.default_factory is MISSING else field.default_factory()
-
-
-def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
-    """Check SAELens's configuration.
-
-    Args:
-        cfg: the configuration.
-
-    Raises:
-        ConfigError: settings contradict each other, or the runner does not carry them out.
-    """
-    if cfg.sae.normalize_activations == "covariance_whitening":
-        raise ConfigError(
-            "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
-        )
-    if not getattr(cfg.sae, "skip_first_position", True):
-        raise ConfigError(
-            "skip_first_position=False is not carried out by this runner, which masks position 0 of every context, as HookedLM and the "
-            "export do; leave it at True, or train on contexts of your own with mtsae_lens.training.fit.fit"
-        )
-    for field in fields(cfg):
-        value, default = getattr(cfg, field.name), _default(field)
-        if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
-            continue
-        raise ConfigError(f"{field.name}={value!r} is not carried out by this runner; leave it at {default!r}")
-    options = cfg.model_from_pretrained_kwargs or {}
-    if not_followed := unfollowed_options(options):
-        raise ConfigError(
-            f"expected model_from_pretrained_kwargs with dtype only, got {', '.join(not_followed)}, which this runner does not carry "
-            "out; leave it out, or make the model yourself and give it as override_model"
-        )
-    for name, value in options.items():
-        if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
-            raise ConfigError(
-                f"model_from_pretrained_kwargs are written as JSON: give {name}={dtype_name(value)!r}, not {value}"
-            )
-    if cfg.train_batch_size_tokens % cfg.context_size:
-        multiple = max(1, round(cfg.train_batch_size_tokens / cfg.context_size)) * cfg.context_size
-        raise ConfigError(
-            f"train_batch_size_tokens={cfg.train_batch_size_tokens} is not a multiple of context_size={cfg.context_size}: a batch is "
-            f"made of whole contexts; use {multiple}"
-        )
-    if cfg.total_training_steps < 1:
-        raise ConfigError(
-            f"training_tokens={cfg.training_tokens} is less than one batch of {cfg.train_batch_size_tokens} tokens; give more"
-        )
-    k = getattr(cfg.sae, "k", 1)
-    if k > cfg.sae.d_sae and getattr(cfg.sae, "activation", "topk") == "topk":  # SAELens's default of 100 may be more
-        raise ConfigError(f"the SAE has k={k} and only d_sae={cfg.sae.d_sae} features; give a smaller k (--set k=16)")
-    sae_context_size = getattr(cfg.sae, "context_size", cfg.context_size)
-    if sae_context_size != cfg.context_size:
-        raise ConfigError(
-            f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal"
-        )

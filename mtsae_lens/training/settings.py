@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from mtsae_lens.data.choices import FLOAT32, Dtype
 from mtsae_lens.settings import Settings
+from mtsae_lens.yaml_values import parse_yaml
 
 BDecInit = Literal["mean", "zeros"]
 
@@ -26,6 +27,9 @@ class TrainSettings(Settings):
     dataset: str = "embedded"
     """Training text: `embedded`, one embedded domain, a dataset on the hub, or a .txt, .jsonl or .parquet file or a folder of them. Join
     several texts with `+`."""
+    cache: Path | None = None
+    """Folder that `mtsae cache` wrote. Training reads its activations, and no language model is loaded. Model, text, hook and context size are
+    those of the cache."""
     architecture: str = "mtsae"
     """Architecture of the SAE: `mtsae`, or any that SAELens trains, such as `topk` or `standard`."""
     d_sae: int = Field(1024, gt=0)
@@ -79,7 +83,13 @@ class TrainSettings(Settings):
     compile_llm: bool = False
     """Compile the language model with `torch.compile`. The first forward pass takes a minute or more."""
     seed: int = Field(0, ge=0, lt=2**32)
-    """Random seed."""
+    """Random seed of the SAE, and of the order in which it reads activations."""
+    text_seed: int | None = Field(None, ge=0, lt=2**32)
+    """Random seed of the order of the text, or of the contexts of a cache. By default it is `seed`. SAEs of several seeds read the same text in
+    the same order, or the same cache, if it is given."""
+    prefetch: bool | None = None
+    """Read activations on a thread while the SAE trains. It doubles the memory of the buffer and changes no result. By default it is on if
+    `device` is a CUDA GPU."""
     device: str = "cpu"
     """Device to run on, such as `cpu`, `cuda`, `cuda:1` or `mps`."""
     wandb: bool = False
@@ -90,9 +100,20 @@ class TrainSettings(Settings):
     """Account or team of Weights & Biases. By default it is your own account."""
     wandb_run_name: str | None = None
     """Name of the run on Weights & Biases. By default Weights & Biases chooses one."""
+    saes: tuple[dict[str, Any], ...] = Field(())
+    """Settings of several SAEs to train in one pass over the text or the cache, each with its own folder in `out`. An entry holds what differs
+    from the other settings, and may hold a `name` for its folder, such as `{name: k16, sae: {k: 16}}`."""
     sae: dict[str, Any] = Field(default_factory=dict, json_schema_extra={"option": "--set"})
     """Setting of the SAE architecture, such as `k=16`, `dilations=[0,1,4]` or `l1_coefficient=0.01`. `dilations=auto` selects the dilations
     from the first training activations."""
+
+    @field_validator("saes", mode="before")
+    @classmethod
+    def _parse_entries(cls, value: Any) -> Any:
+        """Parse the entries that were typed on the command line, which are YAML."""
+        if isinstance(value, list | tuple):
+            return tuple(parse_yaml(entry, f"--saes {entry[:80]}:") if isinstance(entry, str) else entry for entry in value)
+        return value
 
     @classmethod
     def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:

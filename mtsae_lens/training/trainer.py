@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from mtsae_lens.data.massive import MASSIVE
+from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
-from mtsae_lens.interruption import Stopped, StopRequest, stop_on_signal
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.sparse import firing_counts_of, select_rows
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -32,6 +32,7 @@ from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.optimizer import update_in_memory_order
 from mtsae_lens.training.settings import BDecInit
 from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
+from mtsae_lens.training.steps import train_side_by_side
 from mtsae_lens.training.wandb_run import histogram
 from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing, get_lr_scheduler
 
@@ -53,6 +54,9 @@ class TrainerOptions:
     """Leave out of the loss positions whose activations are more than this many times as long as the median (attention sinks,
     `mtsae_lens.data.massive`); None keeps them."""
 
+    text_seed: int | None = None
+    """The seed of the order of the text; None for the seed of the configuration."""
+
     log_every_n_steps: int = 10
     checkpoint_every_n_steps: int = 500
     run_dir: Path | None = None
@@ -66,6 +70,9 @@ class TrainerOptions:
                 f"expected max_norm_multiple above 1, or None to keep all positions; got {self.max_norm_multiple}"
             )
 
+
+WAIT_FOR_ACTIVATIONS, WAIT_FOR_SAE = "time/wait_for_activations_s", "time/wait_for_sae_s"
+"""Names in the log of the seconds since the last row in which the SAE waited for activations, and their reader for the SAE."""
 
 _REMEDY = "lower the learning rate (--lr), or check the activations for NaN or infinity"
 
@@ -86,6 +93,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         batches: a function that iterates over the batches from a step on; masked rows are zero.
         options: settings beyond SAELens's.
         fingerprint: the settings that must be the same when a checkpoint is continued.
+        waits: what the source of the batches measures of its waiting, for the log.
     """
 
     def __init__(
@@ -95,11 +103,13 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         batches: Batches,
         options: TrainerOptions,
         fingerprint: dict[str, Any] | None = None,
+        waits: Waits | None = None,
     ) -> None:
         super().__init__(cfg=cfg, sae=sae, data_provider=iter(()))
         self.batches = batches
         self.options = options
         self.fingerprint = fingerprint or {}
+        self._waits, self._logged_waits = waits, Waits()
         self.grad_norm = 0.0
         self._saved_step = 0
         self._warned = False
@@ -163,15 +173,23 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             DataError: activations that cannot be trained on, or a loss or weights that are not finite.
             TrainingInterrupted: Ctrl-C or SIGTERM came; the step was finished and the state is saved, if there is a `run_dir`.
         """
+        train_side_by_side([self])
+        return self.finish()
+
+    def begin(self, batches: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """Prepare the first step.
+
+        Args:
+            batches: from the next step on.
+
+        Returns:
+            The batches that the steps read, those that a new run reads for its start included.
+        """
         self.sae.to(self.cfg.device)
-        with stop_on_signal() as stop:
-            try:
-                data = self.batches(self.n_training_steps)
-                if self.n_training_steps == 0:
-                    data = self._start(data)
-                self._run_steps(data, stop)
-            except Stopped as stopped:
-                raise self._interrupted(stopped.signal_number) from None
+        return self._start(batches) if self.n_training_steps == 0 else batches
+
+    def finish(self) -> TrainingSAE[Any]:
+        """Return the SAE after the last step, with its activation scale folded in."""
         self._check_finite()
         if self.activation_scaler.scaling_factor is not None:
             self.sae.fold_activation_norm_scaling_factor(self.activation_scaler.scaling_factor)
@@ -179,21 +197,18 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.set_final_sae_metadata()
         return self.sae
 
-    def _run_steps(self, data: Iterator[torch.Tensor], stop: StopRequest) -> None:
-        total_steps = self.cfg.total_training_steps
-        log_path = self._run_dir / LOG_FILE if self._run_dir else None
-        progress = tqdm(
-            total=total_steps, initial=self.n_training_steps, desc=f"Training {self.sae.cfg.architecture()}", unit="step"
-        )
-        with TrainingLog(log_path, self.n_training_steps) as log, progress:
-            while self.n_training_steps < total_steps:
-                self._run_step(next(data), log, progress)
-                if self._is_checkpoint_step() or (stop and self.checkpoints_dir):
-                    self._save_checkpoint()
-                if stop.signal_number is not None:
-                    raise Stopped(stop.signal_number)
+    def open_log(self) -> TrainingLog:
+        """Open the log of the run at the step that it has reached."""
+        return TrainingLog(self._run_dir / LOG_FILE if self._run_dir else None, self.n_training_steps)
 
-    def _run_step(self, batch: torch.Tensor, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
+    def run_step(self, batch: torch.Tensor, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
+        """Take the next step, and log it if it is due.
+
+        Args:
+            batch: rows of activations.
+            log: the log of the run.
+            progress: the bar to move.
+        """
         sparsity_log = self.maybe_reset_sparsity()
         if sparsity_log and self.cfg.logger.log_to_wandb:
             wandb.log(sparsity_log, step=self.n_training_steps)
@@ -203,6 +218,11 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         progress.update()
         if logged:
             self._log(output, log, progress)
+
+    def save_if_due(self, *, stops: bool) -> None:
+        """Save a checkpoint after a step where one is due, or where the run stops."""
+        if self._is_checkpoint_step() or (stops and self.checkpoints_dir):
+            self._save_checkpoint()
 
     def _is_checkpoint_step(self) -> bool:
         step = self.n_training_steps
@@ -215,7 +235,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self._saved_step = self.n_training_steps
         save_checkpoint(self, self.checkpoints_dir, self.fingerprint)
 
-    def _interrupted(self, signal_number: int) -> TrainingInterrupted:
+    def interrupted(self, signal_number: int) -> TrainingInterrupted:
         """Save the state if it is not saved yet, and say how to resume. Called between two steps."""
         step = self.n_training_steps
         if step == 0:
@@ -307,6 +327,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         row["details/grad_norm"] = float(self.grad_norm)
         row["sparsity/never_fired"] = int(self.never_fired.sum())
         row["sparsity/always_on"] = count_always_on(rates)
+        row |= self._new_waits()
         log.write(self.n_training_steps, row)
         if self.cfg.logger.log_to_wandb:
             wandb.log(row, step=self.n_training_steps)
@@ -321,6 +342,17 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             always_on=row["sparsity/always_on"],
         )
         self._warn_if_collapsed(row, progress)
+
+    def _new_waits(self) -> dict[str, float]:
+        """Return the seconds that each side has waited since the last row of the log."""
+        if self._waits is None:
+            return {}
+        now, before = replace(self._waits), self._logged_waits
+        self._logged_waits = now
+        return {
+            WAIT_FOR_ACTIVATIONS: round(now.for_activations - before.for_activations, 4),
+            WAIT_FOR_SAE: round(now.for_sae - before.for_sae, 4),
+        }
 
     def _warn_if_collapsed(self, row: Mapping[str, Any], progress: tqdm) -> None:  # type: ignore[type-arg]
         """Print the warning once, not before features can count as dead."""

@@ -33,6 +33,12 @@ def test_other_dimensions_and_masked_positions_are_as_they_were() -> None:
     assert (outliers[:, 1:, 4:] != plain[:, 1:, 4:]).all()
 
 
+def test_contexts_are_read_in_the_order_of_the_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StoredBlocks, "context_order", lambda _, number, n_contexts: torch.arange(n_contexts).flip(0))
+    plain, outliers = (next(blocks.sequences()) for blocks in (stream(), OutlierBlocks(stream())))
+    assert torch.equal(outliers[:, :4], plain[:, :4])
+
+
 @pytest.mark.parametrize("settings", [{"n_dimensions": 0}, {"scale": 0.0}, {"mean_to_variation": -1.0}], ids=str)
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="expected"):

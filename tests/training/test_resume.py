@@ -41,7 +41,13 @@ def train(settings: TrainSettings, *, resume: bool = False) -> None:
 
 
 def same_run(one: Path, other: Path) -> bool:
-    return all((one / name).read_bytes() == (other / name).read_bytes() for name in (WEIGHTS, LOG, "sparsity.safetensors"))
+    """Whether two runs have the same weights and the same log but for the times in it."""
+    same_bytes = all((one / name).read_bytes() == (other / name).read_bytes() for name in (WEIGHTS, "sparsity.safetensors"))
+    return same_bytes and logged(one) == logged(other)
+
+
+def logged(out: Path) -> list[dict[str, Any]]:
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in read_log(out / LOG)]
 
 
 def steps_saved(out: Path) -> list[int]:

@@ -15,8 +15,9 @@ from sae_lens import SAE, LanguageModelSAERunnerConfig, LoggingConfig
 
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.errors import ConfigError, DataError, ModelError
-from mtsae_lens.training import runner as runner_module
-from mtsae_lens.training.runner import SequenceSAETrainingRunner, check_config
+from mtsae_lens.training import runner_checks
+from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.training.runner_checks import check_config
 
 
 def config(model: Any, **changes: Any) -> LanguageModelSAERunnerConfig[Any]:
@@ -92,7 +93,6 @@ def test_ways_to_load_a_model_that_are_not_carried_out_are_refused(kwargs: dict[
 @pytest.mark.parametrize(
     ("name", "value", "default"),
     [
-        ("use_cached_activations", True, "False"),
         ("seqpos_slice", (1, None), r"\(None,\)"),
         ("sequence_separator_token", None, "'bos'"),
         ("exclude_special_tokens", [3, 4], "False"),
@@ -108,6 +108,20 @@ def test_a_setting_that_is_not_carried_out_is_refused(name: str, value: Any, def
     setattr(cfg, name, value)
     with pytest.raises(ConfigError, match=f"^{name}=.* is not carried out by this runner; leave it at {default}$"):
         SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
+
+
+def test_a_cache_is_needed_where_one_is_asked_for(tiny_model: Any, tmp_path: Path) -> None:
+    cfg = config(tiny_model)
+    cfg.use_cached_activations = True
+    with pytest.raises(ConfigError, match="use_cached_activations needs the folder of a cache; give cached_activations_path="):
+        SequenceSAETrainingRunner(cfg)
+    cfg.cached_activations_path = str(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"expected a cache of activations, got no cache\.json in it; make one with mtsae cache"
+    ):
+        SequenceSAETrainingRunner(cfg)
+    with pytest.raises(ConfigError, match="training from a cache reads no dataset"):
+        SequenceSAETrainingRunner(cfg, override_dataset=TEXTS)
 
 
 def test_position_0_is_masked_in_training_and_in_use(tiny_model: Any) -> None:
@@ -165,5 +179,5 @@ def test_a_setting_that_says_what_is_done_anyway_is_taken(name: str, value: Any,
 
 def test_every_setting_is_followed_without_effect_or_refused() -> None:
     names = {field.name for field in dataclasses.fields(LanguageModelSAERunnerConfig)}
-    assert names >= runner_module._FOLLOWED | runner_module._NO_EFFECT
-    assert not runner_module._FOLLOWED & runner_module._NO_EFFECT
+    assert names >= runner_checks._FOLLOWED | runner_checks._NO_EFFECT
+    assert not runner_checks._FOLLOWED & runner_checks._NO_EFFECT

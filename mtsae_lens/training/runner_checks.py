@@ -1,0 +1,133 @@
+"""Check a `LanguageModelSAERunnerConfig` of SAELens: what this package's runner follows, what changes nothing, and what it refuses."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, fields
+from typing import Any
+
+import torch
+from sae_lens import LanguageModelSAERunnerConfig
+
+from mtsae_lens.data.activation_cache import ActivationCache
+from mtsae_lens.data.choices import FLOAT32
+from mtsae_lens.data.origins import absolute_name
+from mtsae_lens.data.precision import dtype_name, recorded_dtype, unfollowed_options
+from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.upstream import HfDataset
+
+_FOLLOWED = frozenset(
+    "sae model_name hook_name hook_head_index dataset_path context_size from_pretrained_path n_batches_in_buffer training_tokens "
+    "store_batch_size_prompts disable_concat_sequences device llm_device seed prepend_bos autocast autocast_lm train_batch_size_tokens "
+    "adam_beta1 adam_beta2 lr lr_scheduler_name lr_warm_up_steps lr_end lr_decay_steps n_restart_cycles dead_feature_window "
+    "feature_sampling_window logger n_checkpoints output_path resume_from_checkpoint model_from_pretrained_kwargs "
+    "n_batches_for_norm_estimate use_cached_activations cached_activations_path prefetch_llm_batches "
+    "compile_sae sae_compilation_mode compile_llm llm_compilation_mode".split()
+)
+"""Settings of SAELens's configuration that this runner reads."""
+
+_NO_EFFECT = frozenset(
+    "hook_eval dataset_trust_remote_code streaming is_dataset_tokenized act_store_device n_eval_batches "
+    "eval_batch_size_prompts checkpoint_path save_final_checkpoint verbose sae_lens_version sae_lens_training_version".split()
+)
+"""Settings whose value changes nothing that is trained here. Every other setting must be left at its default."""
+
+_ALSO_CARRIED_OUT: dict[str, Any] = {"exclude_special_tokens": True}
+"""Values besides the default that say what this runner does anyway."""
+
+
+def open_cache(cfg: LanguageModelSAERunnerConfig[Any], override_dataset: HfDataset | None) -> ActivationCache:
+    """Open the cache of a configuration, and check that it holds what the configuration names.
+
+    Args:
+        cfg: with `use_cached_activations=True`.
+        override_dataset: rows that were given in place of a text, which a cache cannot have.
+
+    Raises:
+        ConfigError: the cache was made from something else, or settings that a cache cannot follow.
+        DataError: the cache is damaged or not complete.
+    """
+    if override_dataset is not None or cfg.hook_head_index is not None or cfg.autocast_lm:
+        raise ConfigError(
+            "training from a cache reads no dataset, no single head and no autocast of the language model; leave out override_dataset, "
+            "hook_head_index and autocast_lm"
+        )
+    if cfg.cached_activations_path is None:
+        raise ConfigError("use_cached_activations needs the folder of a cache; give cached_activations_path='runs/cache'")
+    cache = ActivationCache.open(cfg.cached_activations_path)
+    contents = cache.contents
+    if cache.check_hook(cfg.hook_name) != cfg.sae.d_in:
+        raise ModelError(
+            f"{cfg.hook_name} in {cache.folder} has width {contents.hooks[cfg.hook_name]}, but the SAE has d_in={cfg.sae.d_in}"
+        )
+    expected = {
+        "model_name": (absolute_name("model_name", cfg.model_name), contents.model_name),
+        "dataset_path": (absolute_name("dataset_path", cfg.dataset_path), contents.dataset_path),
+        "context_size": (cfg.context_size, contents.context_size),
+        "prepend_bos": (cfg.prepend_bos, contents.prepend_bos),
+        "disable_concat_sequences": (cfg.disable_concat_sequences, contents.disable_concat_sequences),
+        "dtype": (recorded_dtype(cfg.model_from_pretrained_kwargs) or FLOAT32, contents.model_dtype),
+    }
+    for name, (given, recorded) in expected.items():
+        if given != recorded:
+            raise ConfigError(
+                f"{cache.folder} holds activations with {name}={recorded!r}, got {given!r}; give that, or make another cache"
+            )
+    return cache
+
+
+def _default(field: Field[Any]) -> Any:
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
+    """Check SAELens's configuration.
+
+    Args:
+        cfg: the configuration.
+
+    Raises:
+        ConfigError: settings contradict each other, or the runner does not carry them out.
+    """
+    if cfg.sae.normalize_activations == "covariance_whitening":
+        raise ConfigError(
+            "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
+        )
+    if not getattr(cfg.sae, "skip_first_position", True):
+        raise ConfigError(
+            "skip_first_position=False is not carried out by this runner, which masks position 0 of every context, as HookedLM and the "
+            "export do; leave it at True, or train on contexts of your own with mtsae_lens.training.fit.fit"
+        )
+    for field in fields(cfg):
+        value, default = getattr(cfg, field.name), _default(field)
+        if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
+            continue
+        raise ConfigError(f"{field.name}={value!r} is not carried out by this runner; leave it at {default!r}")
+    options = cfg.model_from_pretrained_kwargs or {}
+    if not_followed := unfollowed_options(options):
+        raise ConfigError(
+            f"expected model_from_pretrained_kwargs with dtype only, got {', '.join(not_followed)}, which this runner does not carry "
+            "out; leave it out, or make the model yourself and give it as override_model"
+        )
+    for name, value in options.items():
+        if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
+            raise ConfigError(
+                f"model_from_pretrained_kwargs are written as JSON: give {name}={dtype_name(value)!r}, not {value}"
+            )
+    if cfg.train_batch_size_tokens % cfg.context_size:
+        multiple = max(1, round(cfg.train_batch_size_tokens / cfg.context_size)) * cfg.context_size
+        raise ConfigError(
+            f"train_batch_size_tokens={cfg.train_batch_size_tokens} is not a multiple of context_size={cfg.context_size}: a batch is "
+            f"made of whole contexts; use {multiple}"
+        )
+    if cfg.total_training_steps < 1:
+        raise ConfigError(
+            f"training_tokens={cfg.training_tokens} is less than one batch of {cfg.train_batch_size_tokens} tokens; give more"
+        )
+    k = getattr(cfg.sae, "k", 1)
+    if k > cfg.sae.d_sae and getattr(cfg.sae, "activation", "topk") == "topk":  # SAELens's default of 100 may be more
+        raise ConfigError(f"the SAE has k={k} and only d_sae={cfg.sae.d_sae} features; give a smaller k (--set k=16)")
+    sae_context_size = getattr(cfg.sae, "context_size", cfg.context_size)
+    if sae_context_size != cfg.context_size:
+        raise ConfigError(
+            f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal"
+        )
