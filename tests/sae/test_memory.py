@@ -276,3 +276,20 @@ def test_the_parts_of_memory_are_measured() -> None:
 def test_a_model_with_memory_cannot_be_exported() -> None:
     with pytest.raises(ModelError, match=r"memory='predictive', and the exported model cannot run its recursion"):
         reduce_encoder(random_sae())
+
+
+def test_it_is_spliced_by_saelens_too(tiny_model: Any) -> None:
+    """Without an edit and with the error term nothing changes; without the error term the model reads `decode(encode(h))`."""
+    hook = "blocks.0.hook_resid_post"
+    sae = make_sae(MTSAE, lambda **values: MTSAEConfig(**(values | {"d_in": tiny_model.cfg.d_model})))
+    for parameter in sae.parameters():
+        parameter.data = 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
+    sae.cfg.metadata.hook_name = hook
+    tokens = torch.randint(10, tiny_model.cfg.d_vocab, (2, POS), generator=torch.Generator().manual_seed(1))
+    clean = tiny_model(tokens, prepend_bos=False)
+    assert_close(
+        tiny_model.run_with_saes(tokens, saes=[sae], use_error_term=True, prepend_bos=False), clean, rtol=1e-4, atol=1e-4
+    )
+    replaced = tiny_model.run_with_hooks(tokens, fwd_hooks=[(hook, lambda h, hook: sae(h))], prepend_bos=False)
+    assert_close(tiny_model.run_with_saes(tokens, saes=[sae], prepend_bos=False), replaced, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(replaced, clean, atol=1e-2)

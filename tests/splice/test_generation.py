@@ -32,6 +32,9 @@ def hooked_lm(model: Any, **settings: Any) -> HookedLM:
     generator = torch.Generator().manual_seed(0)
     for parameter in sae.parameters():
         parameter.data += 0.5 * torch.randn(parameter.shape, generator=generator)
+    if sae.has_memory:  # a recursion that grows would leave float32
+        sae.W_memory_in.data *= 0.1
+        sae.W_memory_out.data *= 0.3
     sae.cfg.metadata.hook_name = HOOK
     return HookedLM(model, Splice(sae), ContextCutter(model.tokenizer, 64))
 
@@ -59,7 +62,15 @@ def edit_of_kind(kind: str, gate: Gate, d_in: int) -> Edit:
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("n_positions", [1, 2, 9])
 @pytest.mark.parametrize(
-    "settings", [{}, {"skip_first_position": False}, {"learn_dilations": True, "max_lag": 20}, {"dilations": (0,)}], ids=str
+    "settings",
+    [
+        {},
+        {"skip_first_position": False},
+        {"learn_dilations": True, "max_lag": 20},
+        {"dilations": (0,)},
+        {"dilations": (0,), "memory": "predictive"},
+    ],
+    ids=str,
 )
 def test_the_cache_changes_no_token(tiny_model: Any, settings: dict[str, Any], n_positions: int, gate: str) -> None:
     lm, tokens = hooked_lm(tiny_model, **settings), prompts(tiny_model, n_positions)
