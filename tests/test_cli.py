@@ -360,7 +360,7 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ),
         ({"architecture": "topk"}, ("--set", "normalize_activations=covariance_whitening"), "covariance_whitening"),
         ({"architecture": "matryoshka_batchtopk"}, ("--set", "k=4"), "matryoshka_widths must not be empty"),
-        ({"device": "gpu"}, (), "device 'gpu' cannot be used here.*try --device cpu"),
+        ({"device": "gpu"}, (), "expected a usable device, got 'gpu'.*give --device cpu"),
         ({"seed": 5_000_000_000}, (), "setting seed: .*got 5000000000"),
         ({"seed": -1}, (), "setting seed: .*got -1"),
         ({}, ("--set", "d_in=7"), "has width 32, but the SAE has d_in=7"),
@@ -407,14 +407,18 @@ def test_bad_config_files(train: Callable[..., Any], tmp_path: Path, content: st
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("empty.txt", b"", r"empty\.txt: no text in it"),
+        ("empty.txt", b"", r"empty\.txt: expected at least one non-empty document"),
         ("binary.txt", bytes(range(256)) * 9, r"binary\.txt: binary, not text"),
-        ("latin.txt", "na\u00efve ".encode("latin-1") * 99, r"latin\.txt: not UTF-8 at byte 2; convert it with: iconv"),
-        ("notext.jsonl", b'{"body": "x"}\n', r"notext\.jsonl:1: needed an object with a string under 'text'"),
+        (
+            "latin.txt",
+            "na\u00efve ".encode("latin-1") * 99,
+            r"latin\.txt: expected UTF-8, got something else at byte 2; convert it with: iconv",
+        ),
+        ("notext.jsonl", b'{"body": "x"}\n', r"notext\.jsonl:1: expected an object with a string under 'text'"),
         ("bad.jsonl", b"{\n", r"bad\.jsonl:1: not JSON"),
-        ("bad.parquet", b"x" * 99, r"bad\.parquet: not a parquet file"),
-        ("some.pdf", b"x", r"cannot read \.pdf; needed one of \.txt, \.jsonl, \.parquet"),
-        ("short.txt", b"Too short.", "no context of 32 tokens; give more text or a smaller context size"),
+        ("bad.parquet", b"x" * 99, r"bad\.parquet: expected a parquet file"),
+        ("some.pdf", b"x", r"expected a file that ends with one of \.txt, \.jsonl, \.parquet .* got \.pdf; convert it"),
+        ("short.txt", b"Too short.", "at least one context of 32 tokens.* give more text"),
     ],
 )
 def test_bad_texts(train: Callable[..., Any], tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -424,7 +428,7 @@ def test_bad_texts(train: Callable[..., Any], tmp_path: Path, name: str, content
 
 def test_parquet_without_text(train: Callable[..., Any], tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
-    assert_refused(train(dataset=tmp_path / "a.parquet"), "no column 'text'; it has body, n", tmp_path / "out")
+    assert_refused(train(dataset=tmp_path / "a.parquet"), "expected a column 'text', got body, n", tmp_path / "out")
 
 
 @pytest.mark.parametrize("dataset", ["missing.txt", "/missing/a.jsonl", "nothing"])
@@ -438,15 +442,23 @@ def test_the_hub_offline(train: Callable[..., Any], tmp_path: Path) -> None:
         outcome, "'monology/pile-uncopyrighted' cannot be read from the Hugging Face hub.*or 'embedded'", tmp_path / "out"
     )
     outcome = train(model="pythia-70m")
-    assert_refused(outcome, "pythia-70m: the Hugging Face hub cannot be reached.*use --model embedded", tmp_path / "out")
+    assert_refused(
+        outcome,
+        "pythia-70m: expected the model in the local cache or a reachable Hugging Face hub.*give --model embedded",
+        tmp_path / "out",
+    )
 
 
 # ---------------------------------------------------------------------------------------------- models and SAEs
 
 
 def test_unknown_models(train: Callable[..., Any], tmp_path: Path) -> None:
-    assert_refused(train(model="pythia-70"), "no language model 'pythia-70'.*Did you mean .*'pythia-70m'", tmp_path / "out")
-    assert_refused(train(model=tmp_path), r"no config\.json; needed a Hugging Face model folder", tmp_path / "out")
+    assert_refused(
+        train(model="pythia-70"), "expected a model folder.* got 'pythia-70'.*Did you mean .*'pythia-70m'", tmp_path / "out"
+    )
+    assert_refused(
+        train(model=tmp_path), r"expected config\.json, got none; give a Hugging Face model folder", tmp_path / "out"
+    )
 
 
 def test_nan_weights(train: Callable[..., Any], tmp_path: Path, tiny_model_dir: Path) -> None:

@@ -197,9 +197,9 @@ def test_an_assignment_is_given_once() -> None:
         ({"sae": {"device": math.inf}}, "--set device: give --device"),
         (
             {"device": "meta"},
-            "device 'meta' cannot be used here",
+            "expected a usable device, got 'meta'",
         ),
-        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"device": "gpu"}, "expected a usable device, got 'gpu'"),
         ({"architecture": "topk", "sae": {"d_sae": -math.inf}}, "d_sae must be a whole number"),
         ({"architecture": "topk", "sae": {"k": "many"}}, "k must be a whole number; got 'many'"),
         ({"architecture": "batchtopk", "sae": {"k": math.nan}}, "k must be a finite number"),

@@ -19,7 +19,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
         (
             "caf\udce9 au lait",
             5,
-            r"--prompt holds the lone surrogate '\udce9' (the byte 0xe9, which is not UTF-8) at character 4",
+            r"expected --prompt to be valid Unicode, got the lone surrogate '\udce9' (the byte 0xe9, which is not UTF-8) at character 4",
         ),
         ("\ud83d", 5, r"the lone surrogate '\ud83d' at character 1"),
         ("the sea " * 50, 5, "more than the model's context of 64; give a shorter prompt"),

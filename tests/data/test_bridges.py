@@ -214,7 +214,7 @@ def test_what_has_no_bridge_is_refused(tmp_path: Path, save_neox: Callable[..., 
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(ModelError, match=r"expected config\.json, got none"):
         load_language_model(f"bridge:{tmp_path}")
     with pytest.raises(ModelError, match=r"Did you mean .*'pythia-70m'"):
         load_language_model("bridge:pythia-70")

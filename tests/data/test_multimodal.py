@@ -106,7 +106,7 @@ def test_the_language_model_inside(
 
 def test_without_a_bridge_the_family_inside_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
     save(gemma3, tmp_path, tiny_model_dir)
-    with pytest.raises(ModelError, match=r"Gemma3ForCausalLM .*as a bridge it may run: bridge:"):
+    with pytest.raises(ModelError, match=r"Gemma3ForCausalLM .*try it as a bridge: bridge:"):
         load_language_model(str(tmp_path))
 
 

@@ -84,7 +84,7 @@ def test_every_kind_gives_the_same_logits_after_its_trip(kind: str, gate: str, l
 
 
 def test_every_number_of_a_file_matters(lm: HookedLM, tmp_path: Path) -> None:
-    """The trip is not blind: an edit that differs in one setting gives other logits."""
+    """The trip is not blind: an edit that differs in one setting got others."""
     tokens = torch.randint(1, 4000, (4, 16), generator=torch.Generator().manual_seed(2))
     path = tmp_path / "edit.json"
     for kind, part, name, value in (

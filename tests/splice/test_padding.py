@@ -246,7 +246,7 @@ def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], m
         type(lm.model), "forward", lambda self, tokens, attention_mask=None, **options: forward(self, tokens, **options)
     )
     for call in (lm.activations, lm.feature_acts, lm.generate):
-        with pytest.raises(ModelError, match=r"behind padding otherwise than alone .* give prompts of one length") as refused:
+        with pytest.raises(ModelError, match=r"equal logits with and without padding.* give prompts of one length") as refused:
             call(padded(prompts()))
         assert "\n" not in str(refused.value)
     lm.activations(prompts()[0])  # without padding nothing is asked

@@ -45,7 +45,7 @@ def test_a_role_that_does_not_exist() -> None:
 
 def test_a_source_may_be_a_path_but_no_list(text_file: Path) -> None:
     assert Corpus(text_file, "far") == Corpus(str(text_file), "far")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"got a list\. Texts in memory go into a file first"):
+    with pytest.raises(DataError, match=r"got a list; write texts in memory to a file first"):
         Corpus(["one", "two"], "far")  # type: ignore[arg-type]
 
 
