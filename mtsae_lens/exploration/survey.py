@@ -109,7 +109,11 @@ class Survey:
         self.held = {context: self.held[context] for context in used if context >= 0}
 
     def save(self, path: Path) -> None:
-        """Write the whole state to one file, atomically."""
+        """Write the whole state to one file, atomically.
+
+        Args:
+            path: the file to write.
+        """
         self._forget()
         named = {f"{prefix}.{name}": tensor for prefix, part in self._parts() for name, tensor in _tensors(part).items()}
         named |= {

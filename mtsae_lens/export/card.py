@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how to load it, what the edit does, and where it came from."""
+"""Write the README of an exported model: what it is, how to load it, what the edit does, and where the edit came from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from mtsae_lens.splice.edits import Edit
 
 
 def describe_edit(edit: Edit) -> str:
-    """Describe an edit and its gate in a sentence."""
+    """Describe an edit and its gate in one sentence.
+
+    Args:
+        edit: the edit.
+    """
     what = edit.describe()
     return f"{what[0].upper()}{what[1:]}, {edit.gate.describe()}."
 
@@ -37,7 +41,7 @@ def model_card(
     parts = [
         "---\nlibrary_name: transformers\ntags: [unlearning, sparse-autoencoder]\n---",
         f"# {title}",
-        f"Base model: {escape_markdown(name)}; its licence holds here too. Hook: {code_span(hook_name)}. Edit: {describe_edit(edit)}",
+        f"Base model: {escape_markdown(name)}; its license applies here too. Hook: {code_span(hook_name)}. Edit: {describe_edit(edit)}",
         *(f"## {heading}\n\n{text}" for heading, text in sections.items()),
         "## Where it came from\n\n```json\n" + json.dumps(shorten_settings(provenance or {}), indent=1) + "\n```",
     ]
