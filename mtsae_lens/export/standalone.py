@@ -117,8 +117,8 @@ def check_files(folder: Path, starts: tuple[str, ...] = ("",)) -> None:
                 raise ValueError(f"{folder / name}: {error.strerror}; copy the whole folder again") from error
             if digest.hexdigest() != recorded:
                 raise ValueError(
-                    f"{folder / name} is damaged (its content does not match {CHECKSUMS_FILE}); copy the folder again, or delete "
-                    f"{CHECKSUMS_FILE} if you changed the file on purpose"
+                    f"{folder / name}: expected the content listed in {CHECKSUMS_FILE}, got other content (the file is damaged); copy the "
+                    f"folder again, or delete {CHECKSUMS_FILE} if you changed the file on purpose"
                 )
 
 
@@ -545,7 +545,7 @@ def visible_positions(attention: Any, n_past: int, n_new: int) -> Tensor | None:
         places = torch.arange(n_positions, device=allowed.device)
         reads_ahead = (allowed & (places > places[n_past:, None])).any(
             dim=-1, keepdim=True
-        )  # as padding may, which reads nothing else
+        )  # padding may read ahead, because it has nothing else to read
         attention = (allowed & ~reads_ahead).any(dim=1)
     if attention.ndim != 2:
         raise ValueError(f"expected an attention_mask (batch, pos), got shape {tuple(attention.shape)}; give one of that shape")

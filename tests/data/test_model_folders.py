@@ -65,7 +65,8 @@ def test_quantized_weights(folder: Path, settings: dict[str, Any], nested: bool,
     set_config(folder, **({"text_config": part} if nested else part))
     refused(
         folder,
-        rf"quantized weights \(quantization_config in config.json says .*{settings.get('quant_method', '8bit')}.*give the folder of the original",
+        r"quantized weights \(quantization_config in config.json says "
+        rf".*{settings.get('quant_method', '8bit')}.*give the folder of the original",
     )
 
 

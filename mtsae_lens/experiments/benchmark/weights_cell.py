@@ -1,4 +1,4 @@
-"""Methods that change weights, and the reference, under the protocol of the edits."""
+"""Measure methods that change weights, and the reference, under the protocol of the edits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mtsae_lens.unlearning.task import SPARED
 def weights_cell(
     setup: BenchmarkSetup, size: BenchmarkSize, method: str, runs: tuple[Sweep, ...], seed: int, *, attacked: bool
 ) -> MethodsCell:
-    """Measure one method: every snapshot of every run is an outcome on TUNE, and the chosen ones are measured on TEST.
+    """Measure one method: every snapshot of every run is an outcome on TUNE, and the chosen snapshots are measured on TEST.
 
     The models of all snapshots are in memory at once.
 
@@ -33,8 +33,8 @@ def weights_cell(
         setup: the models and tables of the task.
         size: how much work to do.
         method: name of the loss.
-        runs: what is tried of it.
-        seed: of the order in which text is seen.
+        runs: the runs to try.
+        seed: seed of the order in which text is read.
         attacked: whether the main model is measured in full and attacked.
     """
     setup = setup.opened()
@@ -71,16 +71,16 @@ def _trained(setup: BenchmarkSetup, runs: tuple[Sweep, ...], seed: int) -> Itera
             for snapshot in finetune(setup.lm.model, run.loss, forget, retain, setup.lm.cutter, settings):
                 yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
         except DivergedError:
-            continue  # what came before it is kept; on another model a rate may be too high
+            continue  # earlier snapshots are kept; a learning rate may be too high for another model
 
 
 def reference_cell(setup: BenchmarkSetup, size: BenchmarkSize, *, attacked: bool) -> ReferenceCell:
-    """Measure the model that was trained without the text: what complete forgetting looks like, and how fast it learns.
+    """Measure the reference: what complete forgetting looks like, and how fast that model learns the text.
 
     Args:
         setup: the models and tables of the task.
         size: how much work to do.
-        attacked: whether the reference is taught the text as an attacker would.
+        attacked: whether the reference is trained on the text as an attacker would.
     """
     setup = setup.opened()
     lm, task, reference = setup.lm, setup.task, setup.reference
