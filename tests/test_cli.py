@@ -176,7 +176,7 @@ def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path,
     other = tmp_path / "other.yaml"
     other.write_text(config.read_text().replace('"n_draws": 50', '"n_draws": 60'))
     refused = mtsae("paper", *options[:-1], other, "--out", tmp_path / "paper")
-    assert_refused(refused, r"holds results made with other settings \(n_draws\)")
+    assert_refused(refused, r"got results made with other settings \(n_draws\)")
 
 
 def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path) -> None:
@@ -269,10 +269,10 @@ def test_settings_that_could_only_fail_later_are_refused(mtsae: Callable[..., An
     assert_refused(refused, "context_size=96 does not divide the paper's batch of 2,048 tokens", tmp_path / "out")
     config.write_text("planted: {context_size: 32, lags: [[1, 2]]}\n")
     refused = mtsae("planted", "--config", config, "--out", tmp_path / "out")
-    assert_refused(refused, "context_size must be at least 64", tmp_path / "out")
+    assert_refused(refused, "context_size of at least 64", tmp_path / "out")
     config.write_text("planted: {}\n")
     refused = mtsae("planted", "--config", config, "--d-sae", 100, "--out", tmp_path / "out")
-    assert_refused(refused, "--d-sae must be at least 160", tmp_path / "out")
+    assert_refused(refused, "--d-sae of at least 160", tmp_path / "out")
     config.write_text("n_features: []\nforget: kjv\nretain: [sotu]\n")
     refused = mtsae("unlearn", tmp_path, "--config", config, "--out", tmp_path / "out")
     assert_refused(refused, "setting n_features", tmp_path / "out")
@@ -339,20 +339,20 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ({"context_size": 128, "batch_size_tokens": 128}, (), "context_size=128 is longer than the model's context of 64"),
         ({"batch_size_tokens": 100}, (), "train_batch_size_tokens=100 is not a multiple of context_size=32.*use 96"),
         ({"training_tokens": 10}, (), "training_tokens=10 is less than one batch of 64 tokens; give more"),
-        ({"architecture": "mtsea"}, (), "unknown architecture 'mtsea'.*Did you mean 'mtsae'"),
-        ({"d_sae": 0}, (), "setting d_sae: .*greater than 0; got 0"),
-        ({"lr": -1}, (), r"setting lr: .*greater than 0; got -1$"),
-        ({}, ("--set", "dilation=[1]"), "has no setting 'dilation'.*Did you mean 'dilations'"),
-        ({}, ("--set", "k"), "--set k: needed NAME=VALUE, such as --set k=16"),
-        ({}, ("--set", "k=33"), "k must lie between 1 and the 32 features that --d-sae gives; got 33"),
-        ({}, ("--set", "padding=left"), "padding must be one of 'causal', 'circular', 'zero'; got 'left'"),
-        ({}, ("--set", "dilations=[-1]"), r"dilations must be whole numbers.*got \[-1\]"),
-        ({}, ("--set", "k=abc"), "k must be a whole number; got 'abc'"),
-        ({}, ("--set", "k=4.5"), r"k must be a whole number; got 4\.5"),
+        ({"architecture": "mtsea"}, (), "expected a known architecture, got 'mtsea'.*Did you mean 'mtsae'"),
+        ({"d_sae": 0}, (), "setting d_sae: .*greater than 0, got 0"),
+        ({"lr": -1}, (), r"setting lr: .*greater than 0, got -1$"),
+        ({}, ("--set", "dilation=[1]"), "got 'dilation'.*Did you mean 'dilations'"),
+        ({}, ("--set", "k"), "--set: expected NAME=VALUE, got 'k'; give such as --set k=16"),
+        ({}, ("--set", "k=33"), "k from 1 to 32, the number of features .--d-sae., got 33"),
+        ({}, ("--set", "padding=left"), "padding out of 'causal', 'circular', 'zero', got 'left'"),
+        ({}, ("--set", "dilations=[-1]"), r"dilations .*whole numbers.*got \[-1\]"),
+        ({}, ("--set", "k=abc"), "expected k to be a whole number, got 'abc'"),
+        ({}, ("--set", "k=4.5"), r"expected k to be a whole number, got 4\.5"),
         ({}, ("--set", "k=["), r"--set k=\[: the value is not YAML"),
-        ({}, ("--set", "dilations=3"), "dilations must be whole numbers.*got 3"),
+        ({}, ("--set", "dilations=3"), "dilations .*whole numbers.*got 3"),
         ({}, ("--set", "normalize_activations=banana"), "normalize_activations must be .*Got banana"),
-        ({"architecture": "topk"}, ("--set", "k=33"), "k must lie between 1 and the 32 features that --d-sae gives; got 33"),
+        ({"architecture": "topk"}, ("--set", "k=33"), "k from 1 to 32, the number of features .--d-sae., got 33"),
         (
             {"architecture": "topk"},
             ("--set", "aux_loss_coefficient=1.0"),
@@ -364,11 +364,15 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ({"seed": 5_000_000_000}, (), "setting seed: .*got 5000000000"),
         ({"seed": -1}, (), "setting seed: .*got -1"),
         ({}, ("--set", "d_in=7"), "has width 32, but the SAE has d_in=7"),
-        ({}, ("--set", "normalize_activations=layer_norm"), "does not go with an MTSAE.*use 'expected_average_only_in'"),
+        (
+            {},
+            ("--set", "normalize_activations=layer_norm"),
+            "'expected_average_only_in' or 'none' for an MTSAE, got 'layer_norm'",
+        ),
         (
             {},
             ("--set", "normalize_activations=covariance_whitening"),
-            "does not go with an MTSAE.*use 'expected_average_only_in'",
+            "'expected_average_only_in' or 'none' for an MTSAE, got 'layer_norm'",
         ),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, dict | tuple) else "",
@@ -382,12 +386,12 @@ def test_bad_settings(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("learning_rate: 0.1\n", "unknown setting 'learning_rate'"),
-        ("d_sea: 3\n", "unknown setting 'd_sea'.*Did you mean 'd_sae'"),
+        ("learning_rate: 0.1\n", "expected a known setting, got 'learning_rate'"),
+        ("d_sea: 3\n", "expected a known setting, got 'd_sea'.*Did you mean 'd_sae'"),
         ("d_sae: [1\n", "not YAML"),
         ("\t- x", "not YAML"),
-        ("just words\n", "needed a mapping of settings to values"),
-        ("", "needed a mapping of settings to values"),
+        ("just words\n", "a mapping of settings to values"),
+        ("", "a mapping of settings to values"),
         ("checkpoint_every_n_steps: often\n", "setting checkpoint_every_n_steps: .*got 'often'"),
         ("sae: 3\n", "setting sae: .*got 3"),
         (b"\xff\xfe\x00", "not YAML"),
@@ -408,7 +412,7 @@ def test_bad_config_files(train: Callable[..., Any], tmp_path: Path, content: st
     ("name", "content", "message"),
     [
         ("empty.txt", b"", r"empty\.txt: expected at least one non-empty document"),
-        ("binary.txt", bytes(range(256)) * 9, r"binary\.txt: binary, not text"),
+        ("binary.txt", bytes(range(256)) * 9, r"binary\.txt: expected text, got binary data"),
         (
             "latin.txt",
             "na\u00efve ".encode("latin-1") * 99,
@@ -433,7 +437,11 @@ def test_parquet_without_text(train: Callable[..., Any], tmp_path: Path) -> None
 
 @pytest.mark.parametrize("dataset", ["missing.txt", "/missing/a.jsonl", "nothing"])
 def test_missing_text(train: Callable[..., Any], tmp_path: Path, dataset: str) -> None:
-    assert_refused(train(dataset=dataset), f"no file, folder or embedded domain '{dataset}'", tmp_path / "out")
+    assert_refused(
+        train(dataset=dataset),
+        f"expected a file, a folder, an embedded domain or owner/name on the hub, got '{dataset}'",
+        tmp_path / "out",
+    )
 
 
 def test_the_hub_offline(train: Callable[..., Any], tmp_path: Path) -> None:
@@ -503,13 +511,13 @@ def test_a_reference_of_a_shorter_context(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cfg.json", None, r"no cfg\.json; expected the --out folder of a finished 'mtsae train'"),
+        ("cfg.json", None, r"expected cfg\.json, got none; give the --out folder of a finished 'mtsae train'"),
         ("sae_weights.safetensors", None, r"no sae_weights\.safetensors; expected"),
-        ("sae_weights.safetensors", b"garbage" * 99, r"the SAE cannot be loaded \(SafetensorError"),
-        ("sae_weights.safetensors", b"", r"the SAE cannot be loaded \(SafetensorError"),
-        ("cfg.json", b'{"architecture": ', r"the SAE cannot be loaded \(JSONDecodeError"),
-        ("cfg.json", b"\xff\xff", r"the SAE cannot be loaded \(UnicodeDecodeError"),
-        ("cfg.json", b'{"architecture": "other", "dtype": "float32", "device": "cpu"}', "the SAE cannot be loaded.*other"),
+        ("sae_weights.safetensors", b"garbage" * 99, r"got one that cannot be loaded \(SafetensorError"),
+        ("sae_weights.safetensors", b"", r"got one that cannot be loaded \(SafetensorError"),
+        ("cfg.json", b'{"architecture": ', r"got one that cannot be loaded \(JSONDecodeError"),
+        ("cfg.json", b"\xff\xff", r"got one that cannot be loaded \(UnicodeDecodeError"),
+        ("cfg.json", b'{"architecture": "other", "dtype": "float32", "device": "cpu"}', "got one that cannot be loaded.*other"),
     ],
 )
 def test_broken_saes(
@@ -540,7 +548,7 @@ def test_a_text_that_is_given_twice_is_not_left_out(
     mtsae: Callable[..., Any], train: Callable[..., Any], tiny_sae_dir: Path, text_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    joined = r"--{0} takes one text and is given several times; join the texts with '\+', such as --{0} FIRST\+SECOND"
+    joined = r"--{0}: expected one text, got several; join the texts with '\+', such as --{0} FIRST\+SECOND"
     twice = ("--forget", text_file, "--forget", "kjv", "--retain", "sotu", "--out", out)
     assert_refused(mtsae("unlearn", tiny_sae_dir, *twice), joined.format("forget"), out)
     assert_refused(mtsae("unlearn-benchmark", *twice), joined.format("forget"), out)
@@ -576,7 +584,7 @@ def test_unwritable_out(mtsae: Callable[..., Any], train: Callable[..., Any], ti
 
 def test_a_run_is_not_written_over(train: Callable[..., Any], tiny_sae_dir: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in files_in(tiny_sae_dir)}
-    assert_refused(train(out=tiny_sae_dir), "holds a run already; continue it with --resume, or give another --out")
+    assert_refused(train(out=tiny_sae_dir), "holds a run already; give --resume, or another --out")
     assert {path: path.stat().st_mtime_ns for path in files_in(tiny_sae_dir)} == before
 
 

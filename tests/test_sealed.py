@@ -52,7 +52,8 @@ def test_every_flipped_bit_of_the_tensors_is_told(tmp_path: Path) -> None:
         path.write_bytes(whole)
         flip(path, place, place % 8)
         with pytest.raises(
-            DataError, match=r"a\.safetensors is damaged \(its content does not match its SHA-256\); copy it again"
+            DataError,
+            match=r"a\.safetensors: expected the content of its SHA-256, got other content \(damaged\); copy it again",
         ):
             read_tensors(path, "copy it again")
 
@@ -112,7 +113,9 @@ def test_sealed_json(tmp_path: Path) -> None:
     write_sealed_json(path, {"b": (1, 2.5), "a": {"c": None}, 3: "x"})
     assert read_json(path, dict[str, Any], "") == {"b": [1, 2.5], "a": {"c": None}, "3": "x"}
     path.write_text(path.read_text().replace("2.5", "2.4"))
-    with pytest.raises(DataError, match=r"a\.json is damaged \(its content does not match its SHA-256\); delete it"):
+    with pytest.raises(
+        DataError, match=r"a\.json: expected the content of its SHA-256, got other content \(damaged\); delete it"
+    ):
         read_json(path, dict[str, Any], "delete it")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in content.items() if name != DIGEST}))

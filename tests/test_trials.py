@@ -38,7 +38,7 @@ def test_a_trial_that_was_stopped_is_made_again_and_the_others_are_kept(tmp_path
     def stopped() -> dict[str, Any]:
         raise TrainingInterrupted(signal.SIGTERM, "not saved")
 
-    with pytest.raises(TrainingInterrupted, match="1 of 2 trials are done and kept") as caught:
+    with pytest.raises(TrainingInterrupted, match="1 of 2 trials are finished and kept") as caught:
         run_trials(tmp_path, {}, {"x": counting(calls, "x"), "y": stopped}, "test")
     assert caught.value.signal_number == signal.SIGTERM
     results = run_trials(tmp_path, {}, {"x": counting(calls, "x"), "y": counting(calls, "y")}, "test")
@@ -64,7 +64,7 @@ def test_a_damaged_result_is_one_line_that_says_what_to_delete(content: str, tmp
     run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
     (tmp_path / "x__0.json").write_text(content)
     with pytest.raises(
-        DataError, match=r"^[^\n]*x__0\.json is damaged [^\n]*; delete this file, and the same command runs its trial again$"
+        DataError, match=r"^[^\n]*x__0\.json: [^\n]*damaged[^\n]*; delete this file and run the same command again$"
     ):
         run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
     (tmp_path / "x__0.json").unlink()
@@ -83,7 +83,7 @@ def test_a_flipped_digit_of_a_result_is_told_and_results_from_before_are_read(tm
     run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
     path = tmp_path / "x.json"
     path.write_text(path.read_text().replace('"value": 1', '"value": 3'))
-    with pytest.raises(DataError, match="its content does not match its SHA-256"):
+    with pytest.raises(DataError, match="expected the content of its SHA-256, got other content"):
         run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
     path.write_text('{"value": 3}')
     assert run_trials(tmp_path, {}, {"x": counting([], "x")}, "test") == {"x": {"value": 3}}
@@ -165,7 +165,7 @@ def test_a_signal_stops_the_workers_and_keeps_what_is_done(tmp_path: Path) -> No
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     stops, waits = partial(signal_the_parent_once, tmp_path / "x.json"), partial(wait_for, tmp_path / "never")
     trials = {"x": partial(where, 1), "y": stops, "z": waits}
-    with pytest.raises(TrainingInterrupted, match="1 of 3 trials are done and kept") as stopped:
+    with pytest.raises(TrainingInterrupted, match="1 of 3 trials are finished and kept") as stopped:
         run_trials(tmp_path, {}, trials, "test", n_workers=2)
     assert stopped.value.signal_number == signal.SIGTERM
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers

@@ -216,7 +216,7 @@ class EditedLayer:
         for part, known, names in (("edit", EDITS, self.edit), ("gate", GATES, self.gate)):
             if names["kind"] not in known:
                 raise ValueError(
-                    f"expected an {part} out of {', '.join(known)}, got {names['kind']!r}; load it with mtsae_lens.load_edit"
+                    f"expected a known {part} ({', '.join(known)}), got {names['kind']!r}; load it with mtsae_lens.load_edit"
                 )
             self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in names.items() if isinstance(value, list)}
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()

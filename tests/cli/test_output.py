@@ -58,7 +58,7 @@ def test_an_output_that_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(
-        OutputLost, match=r"standard output cannot be written .No space left on device.*results in files"
+        OutputLost, match=r"expected a writable standard output, got No space left on device.*results in files"
     ) as caught:
         say("x")
     assert not caught.value.is_pipe
@@ -99,7 +99,7 @@ def test_an_option_given_twice_is_told(mtsae: Callable[..., Any], arguments: tup
         (("generate", "x", "--edit", "", "--prompt", "y"), "setting edit: expected a value, got an empty text"),
         (("upload", "x", "me/y", "--dry-run", ""), "setting dry_run: expected a value, got an empty text"),
         (("unlearn", "x", "--forget", "kjv", "--retain", ""), "setting retain: expected a value, got an empty text"),
-        (("train", "--out", "~nobody-here/x"), "no user of that name"),
+        (("train", "--out", "~nobody-here/x"), "which names an unknown user"),
         (("train", "--model", "m" * 5000), "expected a name, got 5,000 characters"),
         (("evaluate", "a\x1b[2Jb"), r"a\x1b[2Jb: no cfg.json"),
     ],
@@ -131,7 +131,9 @@ def run(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
 def test_a_full_standard_output_is_one_line() -> None:
     with open("/dev/full", "w") as full:
         done = run("say('x' * 100_000)", stdout=full)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: standard output cannot be written (No space")]
+    lines = [
+        line for line in done.stderr.splitlines() if line.startswith("error: expected a writable standard output, got No space")
+    ]
     assert (done.returncode, len(lines)) == (1, 1), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -143,7 +145,7 @@ def test_a_closed_pipe_is_one_line() -> None:
     with os.fdopen(writer, "w") as pipe:
         done = run("[say('x' * 10_000) for _ in range(100)]", stdout=pipe)
     assert done.returncode == 141, done.stderr
-    assert "error: standard output cannot be written (Broken pipe)" in done.stderr
+    assert "error: expected a writable standard output (Broken pipe)" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

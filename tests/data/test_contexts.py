@@ -262,5 +262,5 @@ def test_a_source_may_be_a_path_but_no_list(cutter: ContextCutter, text_file: Pa
 def test_a_split_that_does_not_exist(cutter: ContextCutter, text_file: Path) -> None:
     with pytest.raises(DataError, match="train, select, tune, test, or None for all, got 'validation'"):
         read_tokens(text_file, "validation", cutter, 2)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="max_contexts must be at least 1; got 0"):
+    with pytest.raises(DataError, match="max_contexts of at least 1, got 0"):
         read_tokens(text_file, "test", cutter, 0)

@@ -171,7 +171,7 @@ def test_parquet_with_numbers_under_text_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", ["no-such-domain", "missing.txt", "./missing", "/missing/folder"])
 def test_what_is_no_source_is_refused_at_once(source: str) -> None:
-    with pytest.raises(DataError, match="no file, folder or embedded domain"):
+    with pytest.raises(DataError, match="expected a file, a folder, an embedded domain"):
         check_source(source)
 
 
@@ -214,7 +214,7 @@ def test_a_file_with_a_plus_in_its_name_is_that_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("source", ["kjv+no-such-domain", "no-such-domain+kjv", "kjv+./missing.txt"])
 def test_a_bad_part_of_joined_sources_is_named_before_any_work(source: str) -> None:
     bad = next(part for part in source.split("+") if part != "kjv")
-    with pytest.raises(DataError, match=f"no file, folder or embedded domain '{bad}'"):
+    with pytest.raises(DataError, match=f"expected a file, a folder, an embedded domain or owner/name on the hub, got '{bad}'"):
         check_source(source)
 
 
@@ -226,7 +226,7 @@ def test_every_part_of_joined_sources_is_opened_before_any_work(tmp_path: Path) 
 
 @pytest.mark.parametrize("source", ["kjv+", "+kjv", "kjv++sotu", "+"])
 def test_joined_sources_need_every_part(source: str) -> None:
-    with pytest.raises(DataError, match="no file, folder or embedded domain"):
+    with pytest.raises(DataError, match="expected a file, a folder, an embedded domain"):
         check_source(source)
 
 

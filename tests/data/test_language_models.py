@@ -174,7 +174,7 @@ def test_broken_folders_are_refused(tiny_model_dir: Path, tmp_path: Path) -> Non
         load_language_model(str(tmp_path))
     folder = changed_copy(tiny_model_dir, tmp_path / "a")
     (tmp_path / "a" / "model.safetensors").unlink()
-    with pytest.raises(ModelError, match=r"no \.safetensors file"):
+    with pytest.raises(ModelError, match=r"expected \.safetensors files"):
         load_language_model(folder)
     folder = changed_copy(tiny_model_dir, tmp_path / "b")
     (tmp_path / "b" / "model.safetensors").write_bytes(b"garbage" * 99)

@@ -99,7 +99,7 @@ def test_damaged_configs(folder: Path, content: str, pattern: str) -> None:
     (folder / "config.json").write_text(content)
     refused(folder, pattern)
     (folder / "config.json").write_bytes(b"\xff\xfe\x00{")
-    refused(folder, "cannot be read as JSON")
+    refused(folder, "expected JSON")
 
 
 def test_adapters(folder: Path) -> None:
@@ -114,7 +114,7 @@ def test_other_weight_formats(folder: Path, tiny_llama_dir: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, r"expected \.safetensors files, got none, but pickled weights \(pytorch_model\.bin\); .* convert them")
     (folder / "pytorch_model.bin").rename(folder / "model.Q4_K_M.gguf")
-    refused(folder, r"no \.safetensors file, but GGUF weights \(model\.Q4_K_M\.gguf\)")
+    refused(folder, r"expected \.safetensors files, got none, but GGUF weights \(model\.Q4_K_M\.gguf\)")
     (folder / "config.json").unlink()
     refused(folder, r"expected config\.json, got none, but GGUF weights")
     refused(folder / "model.Q4_K_M.gguf", "expected a model folder or a name")
@@ -144,7 +144,7 @@ def test_tokenizers(folder: Path, save_llama: Callable[..., Path], tmp_path: Pat
     (folder / "tokenizer.json").write_text("{")
     refused(folder, "expected a Hugging Face model")
     (folder / "tokenizer.json").unlink()
-    refused(folder, r"no tokenizer \(tokenizer\.json, tokenizer\.model or vocab\.json\)")
+    refused(folder, r"expected a tokenizer \(tokenizer\.json, tokenizer\.model or vocab\.json\), got none")
     refused(save_llama(tmp_path / "small", vocab_size=1000), "at most 1,000 tokens, as the model has embeddings, got 4,096")
 
 

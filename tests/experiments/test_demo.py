@@ -107,9 +107,7 @@ def test_stopped_it_says_what_to_type_and_goes_on_from_there(
     for number in (signal.SIGTERM, signal.SIGINT):
         with monkeypatch.context() as patch:
             patch.setattr(module, "unlearn", stopped)
-            with pytest.raises(
-                TrainingInterrupted, match=r"^what is done is kept; the same command goes on from there$"
-            ) as stop:
+            with pytest.raises(TrainingInterrupted, match=r"^finished work is kept; run the same command to resume$") as stop:
                 run_demo(settings)
         assert stop.value.signal_number == number
     n_trained = len(trained)

@@ -160,7 +160,7 @@ def test_stopped_at_any_step_and_carried_on(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Survey, "add", interrupted_add)
-    with pytest.raises(TrainingInterrupted, match="same command goes on"):
+    with pytest.raises(TrainingInterrupted, match="same command to resume"):
         run(lm, corpora, tmp_path / "out")
     monkeypatch.setattr(Survey, "add", original_add)
     assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["survey.safetensors"]
@@ -195,7 +195,7 @@ def test_killed_while_writing(
 
     with monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail)
-        with pytest.raises(TrainingInterrupted, match="same command goes on"):
+        with pytest.raises(TrainingInterrupted, match="same command to resume"):
             run(lm, corpora, tmp_path)
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(DataError, match=r"no explore\.json; give the --out folder of a finished `mtsae explore`"):

@@ -49,7 +49,7 @@ def test_what_cannot_be_explained(lm: Any) -> None:
     with pytest.raises(DataError, match=r"expected at most 32 tokens, the context size of the SAE, got .*; give a shorter one"):
         explain(lm, TEXT * 9)
     for text, message in (
-        (["a", "b"], "the text must be one string; got a list"),
+        (["a", "b"], "the text to be one string, got a list"),
         (None, "got a NoneType"),
         (b"a", "got a bytes"),
         ("caf\udce9 au lait", r"lone surrogate '\\udce9' \(the byte 0xe9, which is not UTF-8\) at character 4"),

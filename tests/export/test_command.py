@@ -143,7 +143,7 @@ def test_a_family_that_cannot_be_exported_is_refused_before_its_weights_are_read
     (folder / "model.safetensors").write_bytes(b"broken")
     for prefix in ("", "bridge:"):
         outcome = export("hooked", "--model", f"{prefix}{folder}")
-        assert (outcome.code, "models of type 'gemma3_text' cannot be exported; expected gpt_neox" in outcome.error) == (
+        assert (outcome.code, "expected a model of type gpt_neox" in outcome.error) == (
             2,
             True,
         )
@@ -158,7 +158,7 @@ def test_what_cannot_be_written_is_one_line(
     assert (outcome.code, "--form" in outcome.error) == (2, True)
     for again in ("--near", "--retain"):
         outcome = export("low-rank", "--forget", "kjv", "--retain", "sotu", again, "kjv")
-        assert (outcome.code, "kjv is given in two roles" in outcome.error) == (2, True)
+        assert (outcome.code, "got two for kjv" in outcome.error) == (2, True)
     outcome = export("hooked", "--forget", "no such text")
     assert outcome.code == 2
     outcome = export("low-rank", "--forget", sea_file, "--retain", "kjv", "--rank", 0)

@@ -153,12 +153,12 @@ def test_a_cache_that_was_copied_goes_on_and_one_that_was_cut_or_made_elsewhere_
         again = model(tokens[:, 9:], past_key_values=copied).logits
         assert torch.equal(first, again)
         copied.crop(-12)
-        with pytest.raises(ValueError, match="begin again with an empty one"):
+        with pytest.raises(ValueError, match="give an empty one"):
             model(tokens[:, 9:], past_key_values=copied)
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        with pytest.raises(ValueError, match="made, cut or copied without the edit"):
+        with pytest.raises(ValueError, match="made, cut or copied without it"):
             model(tokens[:, 9:], past_key_values=base(tokens[:, :9], use_cache=True).past_key_values)
-    with pytest.raises(ValueError, match="needs input_ids"):
+    with pytest.raises(ValueError, match="expected input_ids"):
         model(inputs_embeds=model.get_input_embeddings()(tokens))
     torch.testing.assert_close(log_probs(model, tokens), log_probs(load_edited(folder), tokens))
 
@@ -222,7 +222,9 @@ def test_a_flipped_bit_is_told(name: str, exported: Callable[..., Any]) -> None:
     content = bytearray((folder / name).read_bytes())
     content[-3] ^= 1
     (folder / name).write_bytes(content)
-    damaged = rf"{name} is damaged \(its content does not match SHA256SUMS\); copy the folder again, or delete SHA256SUMS"
+    damaged = (
+        rf"{name}: expected the content listed in SHA256SUMS, got other content .*; copy the folder again, or delete SHA256SUMS"
+    )
     with pytest.raises(ValueError, match=damaged):
         load_edited(folder)
     if name.startswith(("hook", "edit")):
@@ -354,7 +356,7 @@ def test_half_precision(
 
     monkeypatch.setattr(hooked, "reduce_encoder", wrong)
     if name != "directions":  # which is no edit of features
-        with pytest.raises(ModelError, match="the exported edit gives other activations"):
+        with pytest.raises(ModelError, match="expected the exported edit to give the same activations"):
             export_hooked(tmp_path / "wrong", lm, EDITS[name], model_dirs[family])
     monkeypatch.undo()
     lm.model.unembed.W_U.data *= 1.2

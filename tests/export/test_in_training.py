@@ -204,7 +204,7 @@ def test_no_text_is_longer_than_the_context(exported: Callable[..., Any], tokens
     for cache in (True, False):
         options = GREEDY | {"use_cache": cache, "attention_mask": torch.ones_like(prompt)}
         assert model.generate(prompt, **(options | {"max_new_tokens": 55})).shape == (1, 64)
-        with pytest.raises(ValueError, match=r"65 positions are more than the model's context of 64; give a shorter prompt"):
+        with pytest.raises(ValueError, match=r"at most 64 positions, the model's context, got 65; give a shorter prompt"):
             model.generate(prompt, **(options | {"max_new_tokens": 58}))
     behind = padded([torch.full((61,), 11), prompt[0, :4]], "left")
     assert model(**behind).logits.shape[1] == 61

@@ -57,7 +57,7 @@ def test_width_at_a_head(models: dict[str, Any], prefix: str, name: str) -> None
 
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_hook_without_heads_has_no_head(models: dict[str, Any], prefix: str) -> None:
-    with pytest.raises(ModelError, match=r"'blocks\.1\.hook_resid_post' is not divided into heads"):
+    with pytest.raises(ModelError, match=r"expected a hook with heads, got 'blocks\.1\.hook_resid_post'"):
         resolve_hook(models[prefix], "blocks.1.hook_resid_post", 0)
 
 

@@ -187,7 +187,7 @@ def test_command_mistakes(hub: Any, mtsae: Callable[..., Any], tiny_sae_dir: Pat
     (tmp_path / "full" / "mine.txt").write_text("mine")
     refused = mtsae("upload", tiny_sae_dir, "me/things", "--dry-run", tmp_path / "full")
     assert refused.code == 2
-    assert "holds files" in refused.error
+    assert "got one with files" in refused.error
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
     (tmp_path / "metrics.json").write_text('{"a": 1}')
     assert "mtsae evaluate" in mtsae("upload", tiny_sae_dir, "me/things", "--metrics", tmp_path / "metrics.json").error

@@ -61,7 +61,8 @@ def test_another_setting(save: Callable[[Path], Path], tmp_path: Path) -> None:
         load_sae(folder)
     (folder / CFG).write_text(json.dumps(cfg | {"k": 5}))
     with pytest.raises(
-        ModelError, match=r"cfg\.json has other settings than were saved with the weights; copy the folder again"
+        ModelError,
+        match=r"cfg\.json: expected the settings that were saved with the weights, got others; copy the folder again",
     ):
         load_sae(folder)
     SAE.load_from_disk(folder).save_model(folder)  # as the error says

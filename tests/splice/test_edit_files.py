@@ -133,7 +133,10 @@ def test_the_digest_sees_every_parameter() -> None:
             {"edit": {"kind": "clamp", "features": [1], "values": [], "where": "fires"}},
             "damaged edit.*a value for each feature",
         ),
-        ({"edit": {"kind": "directions", "basis": [[1.0, 1.0]], "center": [0.0, 0.0], "multiplier": 0}}, "must be orthonormal"),
+        (
+            {"edit": {"kind": "directions", "basis": [[1.0, 1.0]], "center": [0.0, 0.0], "multiplier": 0}},
+            "expected orthonormal directions",
+        ),
         ({"gate": {"kind": "sequence_rate", "features": [1]}}, "damaged edit"),
         ({"sae": {}}, "damaged edit"),
     ],
@@ -227,7 +230,7 @@ def test_an_edit_of_another_architecture_is_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["sae"]["architecture"] = "topk"
     path.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="an SAE of architecture 'topk'; this one is 'mtsae'"):
+    with pytest.raises(ModelError, match="an SAE of architecture 'topk', as the edit was made for, got 'mtsae'"):
         load_edit(path, splice())
 
 
@@ -242,7 +245,9 @@ def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tmp_p
     changed = copy.deepcopy(lm.model)
     for parameter in changed.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(MTSAEWarning, match="the edit was made on bert-t5-gemma, and this bert-t5-gemma predicts other tokens"):
+    with pytest.warns(
+        MTSAEWarning, match="the edit was made on bert-t5-gemma, and this bert-t5-gemma has different predictions"
+    ):
         load_edit(path, lm.splice, model=changed)
     content = json.loads(path.read_text())
     del content["model"]

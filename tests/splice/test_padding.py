@@ -207,7 +207,7 @@ def test_padding_on_the_right_needs_nothing_but_to_be_continued(lm_of: Callable[
     for row, prompt in zip(lm.feature_acts(tokens), alone, strict=True):
         assert_close(row[: prompt.shape[1]], lm.feature_acts(prompt)[0], **CLOSE)
         assert not row[prompt.shape[1] :].any()
-    with pytest.raises(DataError, match=r"prompt 1 of the batch is padded on the right.*padding_side=\"left\"") as refused:
+    with pytest.raises(DataError, match=r"prompt 1 of the batch padded on the right.*padding_side=\"left\"") as refused:
         lm.generate(tokens, None, **GREEDY)
     assert "\n" not in str(refused.value)
 
@@ -218,7 +218,7 @@ def test_rows_of_padding_alone(lm_of: Callable[..., HookedLM], kind: str) -> Non
     lm = lm_of(kind, bos=False, pad=7)
     assert not lm.feature_acts(tokens)[3].any()
     assert measure_edits(lm, table(tokens), [EDIT])[0].n_tokens.tolist() == [10, 5, 2, 0]
-    with pytest.raises(DataError, match="prompt 3 of the batch is padding alone"):
+    with pytest.raises(DataError, match="only padding in prompt 3 of the batch"):
         lm.generate(tokens, EDIT, **GREEDY)
     only_bos = padded([*prompts(), torch.tensor([[0]])])  # which is a prompt: text follows the BOS
     lm = lm_of(kind)

@@ -99,5 +99,5 @@ def test_a_twin_is_the_same_edit_with_values_of_its_own_features(
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no kind of edit 'clamp-all'\. Did you mean 'clamp_all'"):
+    with pytest.raises(ConfigError, match=r"got 'clamp-all'\. Did you mean 'clamp_all'"):
         Grid(edits=("clamp-all",))

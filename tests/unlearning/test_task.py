@@ -39,7 +39,7 @@ def test_every_other_choice_of_roles_is_a_task(roles: list[str]) -> None:
 
 
 def test_a_role_that_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match="role of kjv must be one of forget, near, far, neutral; got 'retain'"):
+    with pytest.raises(ConfigError, match="role out of forget, near, far, neutral for kjv, got 'retain'"):
         Corpus("kjv", "retain")  # type: ignore[arg-type]
 
 
@@ -54,7 +54,7 @@ def test_a_corpus_has_one_role(text_file: Path, sea_file: Path, monkeypatch: pyt
     monkeypatch.chdir(text_file.parent)
     for first, second in ((str(text_file), str(text_file)), ("kjv", "kjv"), (str(text_file), text_file.name)):
         for roles in (("near", "far"), ("far", "neutral"), ("far", "far")):
-            with pytest.raises(DataError, match="given in two roles"):
+            with pytest.raises(DataError, match="expected one role for each text"):
                 Task((sea, Corpus(first, roles[0]), Corpus(second, roles[1])))  # type: ignore[arg-type]
     Task((sea, Corpus(str(text_file), "far"), Corpus("kjv", "near")))
 
@@ -103,7 +103,7 @@ def test_of_questions_all_are_for_select_and_so_many_a_context_for_other_splits(
 def test_a_source_is_checked_before_any_work(text_file: Path) -> None:
     for source in (str(text_file), "kjv", FACTS):
         check_corpus(source)
-    with pytest.raises(DataError, match="no file, folder or embedded domain"):
+    with pytest.raises(DataError, match="expected a file, a folder, an embedded domain"):
         check_corpus("no-such-text")
 
 

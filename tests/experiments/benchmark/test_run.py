@@ -26,10 +26,10 @@ from mtsae_lens.unlearning.task import Corpus
     ("settings", "message"),
     [
         ({"tasks": ("domain", "peple")}, r"no task 'peple'. Did you mean 'people'"),
-        ({"losses": ("npo", "simnp")}, r"no method 'simnp' that changes weights. Did you mean 'simnpo'"),
-        ({"near": ("milton",)}, "give --forget too"),
-        ({"retain": ("milton",)}, "give --forget too"),
-        ({"neutral": ("milton",)}, "give --forget too"),
+        ({"losses": ("npo", "simnp")}, r"got 'simnp'. Did you mean 'simnpo'"),
+        ({"near": ("milton",)}, "give --forget"),
+        ({"retain": ("milton",)}, "give --forget"),
+        ({"neutral": ("milton",)}, "give --forget"),
     ],
 )
 def test_what_does_not_exist_is_refused(settings: dict[str, Any], message: str) -> None:

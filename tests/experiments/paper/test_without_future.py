@@ -46,5 +46,5 @@ def test_a_causal_sae_loses_nothing(setup: PaperSetup) -> None:
 
 
 def test_it_knows_two_ways(sae: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'withhold', 'replace'; got 'hide'"):
+    with pytest.raises(ConfigError, match=r"'withhold', 'replace', got 'hide'"):
         without_future(sae, "hide")  # type: ignore[arg-type]

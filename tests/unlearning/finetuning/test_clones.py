@@ -79,7 +79,7 @@ def test_files_that_are_not_weights_of_this_model_are_refused(
         load_weights(path, tiny_model)
     wider = load_language_model(str(save_neox(tmp_path / "wider", intermediate_size=96)))
     save_weights(path, wider)
-    with pytest.raises(ModelError, match=r"blocks.0.mlp.W_in has shape \(32, 96\), needed \(32, 64\)"):
+    with pytest.raises(ModelError, match=r"blocks.0.mlp.W_in of shape \(32, 64\), got \(32, 96\)"):
         load_weights(path, tiny_model)
 
 

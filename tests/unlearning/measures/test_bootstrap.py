@@ -131,7 +131,7 @@ def test_two_levels_say_what_they_need() -> None:
     ones = torch.ones(4).double()
     with pytest.raises(DataError, match="shared_documents=False"):
         two_level_interval([ones, ones[:3]], [ones, ones[:3]], 0)
-    with pytest.raises(DataError, match="each seed needs its sums"):
+    with pytest.raises(DataError, match="sums and tokens of the same documents for each seed"):
         two_level_interval([], [], 0)
     low, high = two_level_interval([ones, ones[:3]], [ones, ones[:3]], 0, shared_documents=False)
     assert low == high == 1.0

@@ -153,7 +153,7 @@ def test_no_more_tokens_than_allowed(cutter: ContextCutter) -> None:
 
 def test_a_text_without_counted_tokens_is_refused(cutter: ContextCutter) -> None:
     empty = TokenTable("empty", torch.zeros(2, 5, dtype=torch.long), ("a", "b"))
-    with pytest.raises(DataError, match="empty: no token in it whose prediction counts; give text to fit"):
+    with pytest.raises(DataError, match="empty: expected tokens whose prediction is counted, got none; give text to fit"):
         calibrated_loss(CLEAN, CLEAN, cutter, empty, text(2, seed=0))
-    with pytest.raises(DataError, match="empty: no token in it whose prediction counts"):
+    with pytest.raises(DataError, match="empty: expected tokens whose prediction is counted"):
         calibrated_loss(CLEAN, CLEAN, cutter, text(2, seed=0), empty)

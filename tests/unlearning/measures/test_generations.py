@@ -124,7 +124,7 @@ def test_texts_end_at_the_first_special_token(lm: HookedLM, table: TokenTable) -
 
     written = continue_texts(lm, table, GREEDY, model=Ending())  # type: ignore[arg-type]
     assert written.texts == ((), *[(5, 6)] * 3, (), (5, 6))  # batches of four
-    with pytest.raises(DataError, match="every continuation ends at once"):
+    with pytest.raises(DataError, match="expected continuations, got only empty ones"):
         generation_health(lm, dataclasses.replace(written, texts=((),) * 6))
 
 
@@ -136,7 +136,7 @@ def test_prompts_with_padding_are_left_out(lm: HookedLM, table: TokenTable) -> N
     assert torch.equal(continuations.prompts, table.tokens[[0, 2, 3, 4, 5], :6])
     assert len(continuations.texts) == 5
     tokens[:, 3] = 0
-    with pytest.raises(DataError, match="every prompt has a separator or padding"):
+    with pytest.raises(DataError, match="prompts without separators and padding"):
         continue_texts(lm, dataclasses.replace(table, tokens=tokens), GREEDY)
 
 
@@ -153,13 +153,13 @@ def test_samples_stand_side_by_side(lm: HookedLM, table: TokenTable) -> None:
 
 
 def test_what_cannot_be_generated_is_refused(lm: HookedLM, table: TokenTable) -> None:
-    with pytest.raises(ConfigError, match="temperature >= 0; got 16, 48 and -1"):
+    with pytest.raises(ConfigError, match="temperature >= 0, got 16, 48 and -1"):
         Decoding(temperature=-1)
     with pytest.raises(ConfigError, match="have 70 tokens, the model's context 64"):
         continue_texts(lm, table, Decoding(10, 60))
-    with pytest.raises(ConfigError, match="the prompt has 40"):
+    with pytest.raises(ConfigError, match=r"of prompt .*got .* and 40"):
         continue_texts(lm, table, Decoding(40, 5))
-    with pytest.raises(ConfigError, match="an edit or another model, not both"):
+    with pytest.raises(ConfigError, match="expected an edit or another model, got both"):
         continue_texts(lm, table, GREEDY, edit=strong(lm), model=lm.model)
     with pytest.raises(ConfigError, match="causal gate"):
         continue_texts(lm, table, GREEDY, edit=FeatureEdit((1,), gate=SequenceRateGate(torch.tensor([1]), 0.1)))

@@ -93,7 +93,5 @@ def test_a_score_gives_a_number_for_each_feature(evidence: SelectionEvidence, va
         def __call__(self, evidence: SelectionEvidence) -> Any:
             return values
 
-    with pytest.raises(
-        ConfigError, match=rf"the score 'short' must give .* {evidence.lm.sae.cfg.d_sae} features; it gave {came}"
-    ):
+    with pytest.raises(ConfigError, match=rf"the score 'short' to return .*{evidence.lm.sae.cfg.d_sae},.* got {came}"):
         feature_scores(Short(), evidence)

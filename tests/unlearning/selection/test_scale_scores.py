@@ -81,7 +81,7 @@ def test_a_score_is_kept_to_features_of_chosen_scales(lm: Any, table: TokenTable
             kept = feature % 3 in places
             assert restricted[feature] == (whole[feature] if kept else -torch.inf)
     assert FromScales(score, (1, 4)).name == "frequency from scales 1, 4"
-    with pytest.raises(ConfigError, match=r"no scale of dilation 2; it has 0, 1, 4"):
+    with pytest.raises(ConfigError, match=r"dilations out of 0, 1, 4, got 2"):
         FromScales(score, (1, 2))(evidence)
 
 

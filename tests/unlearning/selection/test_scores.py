@@ -82,5 +82,5 @@ def test_a_name_that_is_taken_or_missing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"'attribution' exists already \(.*effect_scores\.Attribution\)"):
         register_score(Other)
     assert SCORES["attribution"] is before
-    with pytest.raises(ConfigError, match="a score is a dataclass"):
+    with pytest.raises(ConfigError, match="expected a dataclass"):
         register_score(make_score)
