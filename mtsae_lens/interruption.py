@@ -73,14 +73,14 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def stopped_with(message: str, *, unless_told: bool = False) -> Iterator[None]:
+def stopped_with(message: str, *, keep_inner_message: bool = False) -> Iterator[None]:
     """End the block at once on SIGINT or SIGTERM, with a sentence that says what was kept and what to type.
 
     Code inside that uses `stop_on_signal` is stopped first: it saves its state, and its own message is replaced by this one, or kept.
 
     Args:
         message: what is kept, and what to type to continue.
-        unless_told: whether the message of the code inside is kept, because it says more.
+        keep_inner_message: whether the message of the code inside is kept, because it says more.
 
     Raises:
         TrainingInterrupted: a signal arrived.
@@ -99,7 +99,7 @@ def stopped_with(message: str, *, unless_told: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise TrainingInterrupted(came, message) from stop
     except TrainingInterrupted as stop:
-        if unless_told:
+        if keep_inner_message:
             raise
         raise TrainingInterrupted(stop.signal_number, message) from stop
     finally:

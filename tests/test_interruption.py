@@ -52,9 +52,9 @@ def test_a_sentence_that_says_more_stands() -> None:
         raise TrainingInterrupted(signal.SIGINT, "3 of 5 trials are done")
 
     with pytest.raises(TrainingInterrupted, match=r"^3 of 5 trials are done$"):
-        stopped_with("what is done is kept", unless_told=True)(grid)()
+        stopped_with("what is done is kept", keep_inner_message=True)(grid)()
     with pytest.raises(TrainingInterrupted, match=r"^what is done is kept$"):
-        stopped_with("what is done is kept", unless_told=True)(lambda: signal.raise_signal(signal.SIGINT))()
+        stopped_with("what is done is kept", keep_inner_message=True)(lambda: signal.raise_signal(signal.SIGINT))()
 
 
 def test_nothing_happens_without_a_signal() -> None:

@@ -11,7 +11,11 @@ PEOPLE_FILE = ASSETS_DIR / "people.json"
 
 
 def embedded_model_dir(name: str) -> Path:
-    """Folder, in Hugging Face layout, of an embedded language model."""
+    """Return the folder of an embedded language model, in Hugging Face layout.
+
+    Args:
+        name: `embedded` or `embedded-retrained`.
+    """
     if name not in EMBEDDED_MODELS:
         raise ModelError(f"no embedded model {name!r}.{nearest(name, EMBEDDED_MODELS)}")
     return ASSETS_DIR / name

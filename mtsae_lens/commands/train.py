@@ -28,7 +28,7 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     return f"{text} Warning: {warning}." if warning else text
 
 
-@stopped_with("saved work is kept; give --resume to continue", unless_told=True)
+@stopped_with("saved work is kept; give --resume to continue", keep_inner_message=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train an SAE, save it, and write `metrics.json` and `report.html`.

@@ -1,6 +1,6 @@
 """Name the dtypes of a language model and the splits of a text, for settings and for code.
 
-They have a module of their own so that the settings of a command can be read without importing torch.
+They are in a separate module so that the settings of a command can be read without importing torch.
 """
 
 from __future__ import annotations

@@ -56,7 +56,14 @@ class ContextCutter:
         return torch.tensor(sorted(i for i in ids if i is not None), dtype=torch.long)
 
     def special_positions(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Return a mask that is True at special tokens."""
+        """Return a mask that is True at special tokens.
+
+        Args:
+            tokens: contexts or prompts, `(batch, pos)`.
+
+        Returns:
+            The mask, `(batch, pos)`.
+        """
         return torch.isin(tokens, self.special_token_ids.to(tokens.device))
 
     def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
@@ -91,7 +98,11 @@ class ContextCutter:
         return bos if bos is not None else self.tokenizer.eos_token_id
 
     def token_ids(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
-        """Yield the name and the token ids of every document, tokenizing several documents in one call."""
+        """Yield the name and the token ids of every document, tokenizing several documents in one call.
+
+        Args:
+            documents: the documents.
+        """
         iterator = iter(documents)
         while chunk := list(islice(iterator, _DOCUMENTS_AT_ONCE)):
             encoded = self.tokenizer(
@@ -107,11 +118,19 @@ class ContextCutter:
         return Packer(start, self.context_size - len(start), self._separator)
 
     def cut(self, documents: Iterable[Document]) -> Iterator[tuple[str, list[int]]]:
-        """Yield every context as a pair: the name of the document in which it begins, and its tokens."""
+        """Yield every context as a pair: the name of the document in which it begins, and its tokens.
+
+        Args:
+            documents: the documents.
+        """
         yield from ((context.document, context.tokens) for context in self.contexts(documents))
 
     def contexts(self, documents: Iterable[Document]) -> Iterator[Context]:
-        """Yield the contexts of documents, in the order of the documents."""
+        """Yield the contexts of documents, in the order of the documents.
+
+        Args:
+            documents: the documents.
+        """
         ids, packer = self.token_ids(documents), self.packer
         return packer.pack(ids) if self.packed else chain.from_iterable(starmap(packer.fill, ids))
 
@@ -194,7 +213,14 @@ class TokenTable:
         return len(self.documents)
 
     def batches(self, batch_size: int) -> Sequence[Int[Tensor, "batch pos"]]:
-        """Split the tokens into batches of `batch_size` contexts; the last batch may be smaller."""
+        """Split the tokens into batches of `batch_size` contexts; the last batch may be smaller.
+
+        Args:
+            batch_size: contexts per batch.
+
+        Returns:
+            Token ids `(batch, pos)` of each batch.
+        """
         return self.tokens.split(batch_size)
 
     def counted(self, cutter: ContextCutter) -> Bool[Tensor, "n pred"]:

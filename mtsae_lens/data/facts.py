@@ -29,12 +29,20 @@ _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
 
 
 def is_fact_source(source: str) -> bool:
-    """Return whether a source names questions rather than text."""
+    """Return whether a source names questions rather than text.
+
+    Args:
+        source: name of a source.
+    """
     return source.startswith(PREFIX)
 
 
 def is_test_only(source: str) -> bool:
-    """Return whether a source asks about people who are held out from selection and tuning."""
+    """Return whether a source asks about people who are held out from selection and tuning.
+
+    Args:
+        source: name of a source.
+    """
     return source.startswith(f"{PREFIX}strangers:")
 
 

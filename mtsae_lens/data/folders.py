@@ -21,7 +21,11 @@ _N_SHOWN = 3  # names listed for each reason
 
 
 def text_suffix(path: Path) -> str | None:
-    """Return the suffix that decides how a file is read, without the suffix of its compression; None if the file is not read."""
+    """Return the suffix that decides how a file is read, without the suffix of its compression; None if the file is not read.
+
+    Args:
+        path: the file, which need not exist.
+    """
     name = path.name.lower()
     for compressed in COMPRESSED:
         if name.endswith(compressed):
@@ -66,7 +70,13 @@ class FolderFiles:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, path: Path, folder: Path, reason: str) -> None:
-        """Record that a file or folder is left out, with the reason."""
+        """Record that a file or folder is left out, with the reason.
+
+        Args:
+            path: the file or folder.
+            folder: the folder that is searched.
+            reason: the reason in words.
+        """
         self.skipped.setdefault(reason, []).append(str(path.relative_to(folder)))
 
     def describe_skipped(self) -> str:

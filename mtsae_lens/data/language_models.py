@@ -18,7 +18,7 @@ from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.conversion import Reference, weights_in_float32
 from mtsae_lens.data.model_folders import FolderModel, one_line, read_folder
 from mtsae_lens.data.precision import HALF_PRECISION, torch_dtype
-from mtsae_lens.data.vocabularies import special_tokens, undo_invented_tokens
+from mtsae_lens.data.vocabularies import remove_placeholder_tokens, special_tokens
 from mtsae_lens.errors import ModelError, nearest
 from mtsae_lens.progress import announced
 from mtsae_lens.upstream import (
@@ -106,7 +106,7 @@ def _bridge_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dt
     )  # taken first, because the bridge puts its hooks into this same model
     own = special_tokens(loaded.tokenizer)
     bridge = boot_bridge(str(folder), device, dtype=dtype, hf_model=hf_model, tokenizer=loaded.tokenizer)
-    undo_invented_tokens(bridge.tokenizer, own)
+    remove_placeholder_tokens(bridge.tokenizer, own)
     bridge.cfg.n_ctx = limit
     bridge.cfg.model_name = folder.resolve().name
     with weights_in_float32(bridge):
@@ -133,7 +133,7 @@ def _load_folder(folder: Path, device: str, n_ctx: int | None, dtype: torch.dtyp
     del loaded, hf_model  # so that each weight is freed once it is copied
     own = special_tokens(tokenizer)
     model = HookedSAETransformer(cfg, tokenizer, move_to_device=False)
-    undo_invented_tokens(model.tokenizer, own)
+    remove_placeholder_tokens(model.tokenizer, own)
     model.load_and_process_state_dict(
         state_dict, fold_ln=False, center_writing_weights=False, center_unembed=False, fold_value_biases=False
     )

@@ -57,7 +57,11 @@ class FolderModel:
         return self.model.get_input_embeddings().weight.shape[0]
 
     def context_limit(self, default: int) -> int:
-        """Return the number of positions that the model was made for, or `default` if its config does not say."""
+        """Return the number of positions that the model was made for, or `default` if its config does not say.
+
+        Args:
+            default: the value if the config has none.
+        """
         limit = getattr(self.config, "max_position_embeddings", None)
         return limit if isinstance(limit, int) and limit > 0 else default
 
@@ -151,7 +155,11 @@ def read_folder(folder: Path, dtype: torch_dtype) -> FolderModel:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the class of an error and the first 200 characters of its message, without line breaks."""
+    """Return the class of an error and the first 200 characters of its message, without line breaks.
+
+    Args:
+        error: the error.
+    """
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 

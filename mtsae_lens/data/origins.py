@@ -87,7 +87,11 @@ def find_source(metadata: SAEMetadata, sae: Path | str) -> str | None:
 
 
 def share_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of an SAE for use on other machines: `elsewhere:NAME` in place of every path, and no digests of local files."""
+    """Return the metadata of an SAE for use on other machines: `elsewhere:NAME` in place of every path, and no digests of local files.
+
+    Args:
+        metadata: the metadata, which is not changed.
+    """
     shared = {name: value for name, value in metadata.items() if name != DIGESTS}
     is_recorded_here = DIGESTS in metadata
     for name in _OPTION:
@@ -97,7 +101,11 @@ def share_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def display_name(name: str) -> str:
-    """Return a readable name of a model or text: the last component of a path, or of `elsewhere:NAME`."""
+    """Return a readable name of a model or text: the last component of a path, or of `elsewhere:NAME`.
+
+    Args:
+        name: name of a model or text, as the metadata record it.
+    """
     prefix, bare = _split_bridge(name)
     parts = [split_part(part) for part in source_parts(bare)]
     return prefix + "+".join(

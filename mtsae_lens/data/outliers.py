@@ -74,7 +74,11 @@ class OutlierBlocks(SequenceBlocks):
             object.__setattr__(self, name, getattr(self.stream, name))
 
     def blocks(self, first: int) -> Iterator[tuple[int, Float[Tensor, "batch pos d_in"]]]:
-        """Yield numbered blocks, see `SequenceBlocks.blocks`."""
+        """Yield numbered blocks, see `SequenceBlocks.blocks`.
+
+        Args:
+            first: number of the first block.
+        """
         _, h = next(self.stream.blocks(0))
         reference = h[(h != 0).any(dim=-1)]
         for number, block in self.stream.blocks(first):

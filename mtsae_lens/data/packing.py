@@ -37,7 +37,12 @@ class Packer:
     separator: int | None
 
     def fill(self, name: str, ids: Sequence[int]) -> Iterator[Context]:
-        """Yield the contexts that the tokens of one document fill; fewer than `room` tokens at its end are dropped."""
+        """Yield the contexts that the tokens of one document fill; fewer than `room` tokens at its end are dropped.
+
+        Args:
+            name: name of the document.
+            ids: its token ids.
+        """
         for place in range(0, len(ids) - self.room + 1, self.room):
             yield Context([*self.start, *ids[place : place + self.room]], ((name, 0),))
 
@@ -82,7 +87,12 @@ class DrawnDocuments:
         self.some_are_short = False
 
     def add(self, name: str, ids: Sequence[int]) -> None:
-        """Add one document."""
+        """Add one document.
+
+        Args:
+            name: name of the document.
+            ids: its token ids.
+        """
         n_whole = len(ids) // self.packer.room
         self.whole.extend(self.packer.fill(name, ids))
         rest = ids[n_whole * self.packer.room :]

@@ -278,7 +278,11 @@ class Question:
 
 
 def make_questions(people: Sequence[Person]) -> Iterator[Question]:
-    """Yield a question for every fact and every template, training and held-out; `answer` begins with the space that precedes it."""
+    """Yield a question for every fact and every template, training and held-out; `answer` begins with the space that precedes it.
+
+    Args:
+        people: the people to ask about.
+    """
     for person in people:
         for attribute in ATTRIBUTES:
             for held_out, templates in ((False, TRAIN_TEMPLATES[attribute]), (True, TEST_TEMPLATES[attribute])):

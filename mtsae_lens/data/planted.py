@@ -230,7 +230,7 @@ class PlantedBlocks(SequenceBlocks):
             number += 1
 
 
-def rows(sample: PlantedSample) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
+def flatten_positions(sample: PlantedSample) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row feature"]]:
     """Return the activations and the true feature activations of all positions but the first, as rows.
 
     Args:

@@ -39,7 +39,11 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name of a dtype in configurations, such as `bfloat16`."""
+    """Return the name of a dtype in configurations, such as `bfloat16`.
+
+    Args:
+        dtype: a torch dtype.
+    """
     return str(dtype).removeprefix("torch.")
 
 
@@ -59,7 +63,11 @@ def recorded_dtype(from_pretrained_kwargs: Mapping[str, Any] | None) -> str | No
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """Cast half precision to float32; return float32 and float64 unchanged."""
+    """Cast half precision to float32; return float32 and float64 unchanged.
+
+    Args:
+        values: a tensor of any shape.
+    """
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 

@@ -39,7 +39,11 @@ class RowChoice:
         return self.column == TEXT and self.field is None
 
     def matches(self, found: Any) -> bool:
-        """Return whether the value found in a row's field equals the wanted value."""
+        """Return whether the value found in a row's field equals the wanted value.
+
+        Args:
+            found: the value in the row.
+        """
         if isinstance(found, bool):
             return self.value.lower() == str(found).lower()
         if isinstance(found, int | float):
@@ -180,7 +184,11 @@ class RowReader:
 
 
 def field_names(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a row, and the fields of nested columns as `column.field`."""
+    """Return the columns of a row, and the fields of nested columns as `column.field`.
+
+    Args:
+        row: the row.
+    """
     nested = [f"{name}.{field}" for name, value in row.items() if isinstance(value, Mapping) for field in value]
     return [*map(str, row), *nested]
 

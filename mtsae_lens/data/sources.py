@@ -43,7 +43,11 @@ class SourcePart:
 
 
 def local_path(name: str) -> Path | None:
-    """Return the file or folder of this name, with `~` expanded; None if it does not exist."""
+    """Return the file or folder of this name, with `~` expanded; None if it does not exist.
+
+    Args:
+        name: a path, absolute or relative to the working directory.
+    """
     try:
         path = Path(name).expanduser()
         return path if name.strip() and path.exists() else None
@@ -52,7 +56,11 @@ def local_path(name: str) -> Path | None:
 
 
 def source_parts(source: str) -> list[str]:
-    """Return the parts of a source that are joined by `+`. A file may have a `+` in its name: the longest name that exists is used."""
+    """Return the parts of a source that are joined by `+`. A file may have a `+` in its name: the longest name that exists is used.
+
+    Args:
+        source: the source.
+    """
     pieces = source.split("+")
     if len(pieces) == 1 or not all(pieces) or _is_one_text(source):
         return [source]

@@ -40,11 +40,15 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, n_embeddings
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:
-    """Return the BOS, EOS and padding tokens of a tokenizer; None for a token that it does not have."""
+    """Return the BOS, EOS and padding tokens of a tokenizer; None for a token that it does not have.
+
+    Args:
+        tokenizer: the tokenizer.
+    """
     return {kind: getattr(tokenizer, kind) for kind in ("bos_token", "eos_token", "pad_token")}
 
 
-def undo_invented_tokens(tokenizer: PreTrainedTokenizerBase, own: Mapping[str, str | None]) -> None:
+def remove_placeholder_tokens(tokenizer: PreTrainedTokenizerBase, own: Mapping[str, str | None]) -> None:
     """Remove the EOS token that TransformerLens gives a tokenizer without one, and also uses as its BOS and padding token.
 
     The model has no embedding for that token, or it is the token for unknown text. If a tokenizer has its own EOS token and no BOS

@@ -17,7 +17,7 @@ from sae_lens import SAE
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from mtsae_lens.data.planted import PlantedFeatures, PlantedSample, rows
+from mtsae_lens.data.planted import PlantedFeatures, PlantedSample, flatten_positions
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.upstream import mean_correlation_coefficient
@@ -134,8 +134,8 @@ def recover(sae: SAE[Any], splits: PlantedSplits) -> Recovery:
         ConfigError: the SAE has fewer features than are planted.
     """
     dictionary = splits.features.dictionary
-    _, planted_select = rows(splits.select)
-    h, planted = rows(splits.test)
+    _, planted_select = flatten_positions(splits.select)
+    h, planted = flatten_positions(splits.test)
     encoded = [sae.encode(sample.h.to(sae.device)) for sample in (splits.select, splits.test)]
     acts_select, acts = (x[:, 1:].flatten(0, 1).cpu() for x in encoded)
     if acts_select.shape[1] < planted.shape[1]:
@@ -199,7 +199,7 @@ def linear_oracle(splits: PlantedSplits, offsets: Sequence[int] = (0,)) -> Float
         return gather_reads(sample.h, offsets, "causal")(positions)
 
     x_select, x = read(splits.select), read(splits.test)
-    truth_select, truth = (rows(sample)[1] > 0 for sample in (splits.select, splits.test))
+    truth_select, truth = (flatten_positions(sample)[1] > 0 for sample in (splits.select, splits.test))
     covariance = torch.cov(x_select.T)
     ridge = 1e-4 * covariance.diagonal().mean() * torch.eye(len(covariance))
     present, absent = (

@@ -1,6 +1,6 @@
 """Run SAEBench's evaluations on an MTSAE or any other SAELens SAE.
 
-This module does not import sae-bench, because sae-bench 0.6.0 requires numpy below 2. It needs an environment of its own: see
+This module does not import sae-bench, because sae-bench 0.6.0 requires numpy below 2. It needs a separate environment: see
 `examples/saebench/`.
 
 Which evaluations of SAEBench 0.6.0 work with an encoder that reads earlier positions depends on what they pass to `sae.encode`:

@@ -66,7 +66,11 @@ def _off_diagonal(pairs: Float[Tensor, "*some n_scales n_scales"]) -> Tensor:
 
 @register_separation("cosine")
 def cosine_separation(scales: Scales) -> Float[Tensor, ""]:
-    """Compute `1 / (K (K - 1)) * sum_{i != j} max(0, cos(z_i, z_j))`, averaged over positions (eq. 4 of the paper)."""
+    """Compute `1 / (K (K - 1)) * sum_{i != j} max(0, cos(z_i, z_j))`, averaged over positions (eq. 4 of the paper).
+
+    Args:
+        scales: vectors and filters of the scales.
+    """
     directions = torch.nn.functional.normalize(scales.z, dim=-1)
     return _off_diagonal(torch.einsum("rid,rjd->rij", directions, directions)).clamp(min=0).mean()
 

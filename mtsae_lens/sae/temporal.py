@@ -63,7 +63,7 @@ def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
 
 
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
-    """Count the walls at or before each position; a tap reads only where the count is that of its own position.
+    """Count the walls at or before each position; a tap reads only positions with the same count as the current position.
 
     With circular padding a wall at the start of the context (BOS) does not count if it is the only one: the paper's padding wraps
     around it.

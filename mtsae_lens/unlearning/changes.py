@@ -27,7 +27,7 @@ from mtsae_lens.unlearning.measures.effects import (
     measure_model,
 )
 from mtsae_lens.unlearning.measures.gate_quality import measure_gate
-from mtsae_lens.unlearning.measures.generations import Decoding, Sample, continue_texts, generation_health, samples
+from mtsae_lens.unlearning.measures.generations import Decoding, Sample, continue_texts, decode_samples, generation_health
 from mtsae_lens.unlearning.results import (
     CorpusEffect,
     DocumentEffect,
@@ -239,7 +239,7 @@ def _generations(
         clean = continue_texts(lm, table, decoding)
         changed = continue_texts(lm, table, decoding, edit=change.edit, model=change.weights)
         health[source] = GenerationComparison(generation_health(lm, clean), generation_health(lm, changed))
-        shown[source] = samples(lm, clean, changed, n_samples=4)
+        shown[source] = decode_samples(lm, clean, changed, n_samples=4)
     return health, shown
 
 

@@ -58,7 +58,7 @@ def sweep(lm: HookedLM, task: Task, candidates: Sequence[Candidate]) -> list[Out
     with phase(f"trying {len(edits)} edits on TUNE", "run", n_runs):
         effects = {source: edit_losses(lm, table, edits) for source, table in tables.items()}
     return [
-        outcome(task, candidate.setting, {source: of_source[place] for source, of_source in effects.items()})
+        summarize_outcome(task, candidate.setting, {source: of_source[place] for source, of_source in effects.items()})
         for place, candidate in enumerate(candidates)
     ]
 
@@ -67,7 +67,7 @@ def _tables(lm: HookedLM, task: Task) -> Mapping[str, TokenTable]:
     return task.tables("tune", lm.cutter, ("forget", *SPARED))
 
 
-def outcome(task: Task, setting: Setting, effects: Mapping[str, EditLoss]) -> Outcome:
+def summarize_outcome(task: Task, setting: Setting, effects: Mapping[str, EditLoss]) -> Outcome:
     """Summarize the effects of one setting on all corpora.
 
     Args:

@@ -9,7 +9,7 @@ import torch
 from sae_lens.synthetic import FeatureDictionary
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures, PlantedSample, rows
+from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures, PlantedSample, flatten_positions
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.evaluation.time_scales import mean_run_length
 
@@ -171,7 +171,7 @@ def test_onsets() -> None:
 
 
 def test_rows_leave_the_wall_out(sample: PlantedSample) -> None:
-    h, acts = rows(sample)
+    h, acts = flatten_positions(sample)
     assert torch.equal(h, sample.h[:, 1:].reshape(-1, 24))
     assert torch.equal(acts, sample.feature_acts[:, 1:].reshape(-1, 34))
 

@@ -15,7 +15,7 @@ from mtsae_lens.experiments.benchmark.cells import (
     MethodsCell,
     ReadSetting,
 )
-from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep
+from mtsae_lens.experiments.benchmark.reading import find_main_place, most, nearest, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
 from mtsae_lens.splice.gates import Gate
@@ -61,7 +61,7 @@ def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, see
         places = read_sweep(outcomes, math.log(setup.lm.model.cfg.d_vocab), setup.goal)
         test = _measure_on_test(setup, size, candidates, outcomes, places, seed, controlled=name == architecture)
         further = harm = None
-        main = main_place(places)
+        main = find_main_place(places)
         if attacked and main is not None and name in (architecture, DIRECTION):
             change = Change(candidates[main].edit)
             further = measure_further(setup.lm, setup.task, change, setup.reference, seed)

@@ -50,7 +50,7 @@ def nearest(budget: float) -> str:
     return f"{budget:g} goal"
 
 
-def main_place(places: Mapping[str, int]) -> int | None:
+def find_main_place(places: Mapping[str, int]) -> int | None:
     """Return the index of the one setting that is measured in full and attacked; None if there is none.
 
     Args:

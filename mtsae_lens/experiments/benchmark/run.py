@@ -36,7 +36,7 @@ from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
 
-@stopped_with(GOES_ON, unless_told=True)
+@stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
     """Train the SAEs, run every method on every task, and write `metrics.json` and `report.html`.
@@ -110,7 +110,9 @@ def _check_reference(settings: BenchmarkSettings) -> None:
             reference, model, ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
         )
     except ModelError as error:
-        raise ModelError(f"{error} (--reference; where there is none, put 'reference: null' into a --config file)") from error
+        raise ModelError(
+            f"{error} (--reference; if there is no reference, put 'reference: null' into a --config file)"
+        ) from error
 
 
 def _losses(settings: BenchmarkSettings) -> Sequence[str]:

@@ -12,13 +12,13 @@ from mtsae_lens.experiments.benchmark.arms import BenchmarkSize
 from mtsae_lens.experiments.benchmark.attack_cell import attack
 from mtsae_lens.experiments.benchmark.cells import MeasuredCorpus, MethodResult, MethodsCell, ReadSetting, ReferenceCell
 from mtsae_lens.experiments.benchmark.edit_cells import summarize_with_documents
-from mtsae_lens.experiments.benchmark.reading import main_place, read_sweep
+from mtsae_lens.experiments.benchmark.reading import find_main_place, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.unlearning.changes import Change, measure_further
 from mtsae_lens.unlearning.finetuning.finetune import DivergedError, finetune
 from mtsae_lens.unlearning.finetuning.sweeps import Sweep
 from mtsae_lens.unlearning.measures.effects import as_logits, model_losses
-from mtsae_lens.unlearning.sweep import Setting, outcome
+from mtsae_lens.unlearning.sweep import Setting, summarize_outcome
 from mtsae_lens.unlearning.task import SPARED
 
 
@@ -44,7 +44,7 @@ def weights_cell(
     models = [as_logits(weights, lm.cutter) for _, weights in trained]
     losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
     outcomes = [
-        outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})
+        summarize_outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})
         for place, (setting, _) in enumerate(trained)
     ]
     places = read_sweep(outcomes, math.log(lm.model.cfg.d_vocab), setup.goal)
@@ -54,7 +54,7 @@ def weights_cell(
         effects = Change(weights=trained[place][1]).effects(lm, tables)
         corpora[place] = {source: summarize_with_documents(effect, seed) for source, effect in effects.items()}
     test = {name: ReadSetting(setting=trained[place][0], corpora=corpora[place]) for name, place in places.items()}
-    main, further, harm = main_place(places), None, None
+    main, further, harm = find_main_place(places), None, None
     if attacked and main is not None:
         change = Change(weights=trained[main][1])
         further = measure_further(lm, task, change, setup.reference, seed)

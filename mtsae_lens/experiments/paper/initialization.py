@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mtsae_lens.experiments.paper.measures import finite
 from mtsae_lens.experiments.paper.published import SCALE_STD, STD_RATIO, PublishedSettings
-from mtsae_lens.experiments.paper.reproduction import build_runner, curve
+from mtsae_lens.experiments.paper.reproduction import build_runner, read_curve
 from mtsae_lens.experiments.paper.results import NullDistribution, ZeroRateGradients
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import TapMoments, convolution_std, tap_moments
@@ -135,7 +135,7 @@ def gradients_without_learning(setup: PaperSetup, settings: PublishedSettings, s
     still = replace(settings, lr=0.0, weight_decay=0.0, training_tokens=n_batches * settings.batch_size_tokens)
     with tempfile.TemporaryDirectory() as folder:
         build_runner(setup, still, seed, Path(folder)).run()
-        rows = curve(read_log(Path(folder) / "training_log.jsonl"), still)
+        rows = read_curve(read_log(Path(folder) / "training_log.jsonl"), still)
     norms = [row.grad_norm for row in rows]
     values = torch.tensor(norms, dtype=torch.float64)
     summary = {"mean": float(values.mean()), "std": float(values.std()), "min": min(norms), "max": max(norms)}

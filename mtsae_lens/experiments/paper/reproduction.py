@@ -85,7 +85,7 @@ def build_runner(setup: PaperSetup, settings: PublishedSettings, seed: int, out:
     return SequenceSAETrainingRunner(runner_config(setup, settings, seed, out), override_model=setup.model, options=options)
 
 
-def curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> tuple[TrainingStep, ...]:
+def read_curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> tuple[TrainingStep, ...]:
     """Return loss terms, gradient norm and learning rate of each step.
 
     A row of the log holds the learning rate of the next step, so the rates are shifted by one.
@@ -147,7 +147,7 @@ def reproduce_seed(
     untrained.cfg.metadata = deepcopy(trained.cfg.metadata)
     before = {name: parameter.detach() for name, parameter in untrained.named_parameters()}
     return PaperRun(
-        curve=curve(read_log(folder / "training_log.jsonl"), settings),
+        curve=read_curve(read_log(folder / "training_log.jsonl"), settings),
         table_1=scale_statistics(trained, h),
         trained=paper_metrics(trained, setup, table, h),
         untrained=paper_metrics(untrained, setup, table, h),

@@ -55,7 +55,7 @@ def planted_settings(settings: PaperSettings) -> PlantedSettings:
     return replace(full, d_sae=160, n_test_sequences=16) if settings.quick else full
 
 
-@stopped_with(GOES_ON, unless_told=True)
+@stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run every part, and write `metrics.json` (one key per part, and `provenance`) and `report.html`. Finished work is not repeated.

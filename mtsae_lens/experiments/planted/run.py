@@ -77,7 +77,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-@stopped_with(GOES_ON, unless_told=True)
+@stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run the comparison and the ablations, and write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.

@@ -36,7 +36,11 @@ class Batch:
         return torch.zeros_like(self.tokens, dtype=torch.bool) if self.left_padding is None else self.left_padding
 
     def to(self, device: torch.device | str | None) -> Batch:
-        """Return a copy on another device."""
+        """Return a copy on another device.
+
+        Args:
+            device: the device.
+        """
         return Batch(self.tokens.to(device), self.counted.to(device), self.padding.to(device))
 
 

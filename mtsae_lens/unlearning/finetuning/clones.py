@@ -20,7 +20,7 @@ from mtsae_lens.files import write_bytes
 def clone_model(model: HookedSAETransformer, dtype: torch.dtype | None = None) -> HookedSAETransformer:
     """Return a copy of a model: the same weights in separate memory, the same tokenizer, no hooks, and `requires_grad` off.
 
-    The clone is constructed anew, because `copy.deepcopy` does not copy completely: SAELens wraps the forward function of every MLP in
+    The clone is newly constructed, because `copy.deepcopy` does not copy completely: SAELens wraps the forward function of every MLP in
     a closure that a deep copy shares, so the copy would go on using the MLPs of the original.
 
     Args:

@@ -229,7 +229,7 @@ class Sample(Record):
     edited: str
 
 
-def samples(lm: HookedLM, clean: Continuations, edited: Continuations, n_samples: int = 8) -> tuple[Sample, ...]:
+def decode_samples(lm: HookedLM, clean: Continuations, edited: Continuations, n_samples: int = 8) -> tuple[Sample, ...]:
     """Decode the first texts, to read them side by side.
 
     Args:

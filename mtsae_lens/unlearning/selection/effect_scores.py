@@ -11,7 +11,7 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.unlearning.selection.attribution import single_feature_effects
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
-from mtsae_lens.unlearning.selection.frequency_scores import only
+from mtsae_lens.unlearning.selection.frequency_scores import keep_eligible
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.statistics import first_contexts
 
@@ -33,7 +33,7 @@ def net_effect(
     Returns:
         One score per feature; `-inf` if editing the feature does not raise the loss on the forget text.
     """
-    return only(forget > 0, forget - retain_weight * highest_retain.clamp(min=0))
+    return keep_eligible(forget > 0, forget - retain_weight * highest_retain.clamp(min=0))
 
 
 @dataclass(frozen=True)

@@ -91,12 +91,12 @@ class SelectionEvidence:
 
     @cached_property
     def forget_change(self) -> LossChange:
-        """What ablating each feature is expected to do to the forget corpus; nats per token."""
+        """Return the expected change of the loss on the forget corpus when each feature is ablated, in nats per token."""
         return self._of(loss_change, self.forget)
 
     @cached_property
     def retain_changes(self) -> tuple[LossChange, ...]:
-        """The same on each retain corpus."""
+        """Return the expected change of the loss on each retain corpus when each feature is ablated, in nats per token."""
         texts = track(self.retain, "attributing the loss on text to keep", "text")
         return tuple(self._of(loss_change, table) for table in texts)
 

@@ -17,7 +17,7 @@ from mtsae_lens.unlearning.selection.ranking import frequency_ratio_scores
 _EPSILON = 1e-21  # as in DSG: a feature that never fires on the retain text gets a very large ratio, not an infinite one
 
 
-def only(eligible: Bool[Tensor, " d_sae"], score: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+def keep_eligible(eligible: Bool[Tensor, " d_sae"], score: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
     """Keep the score of eligible features, and set it to `-inf` for the others.
 
     Args:
@@ -45,7 +45,7 @@ class Frequency:
             evidence: SELECT text of the corpora.
         """
         rate = evidence.forget_statistics.rate
-        return only((evidence.highest_retain_rate < self.max_retain_rate) & (rate > 0), rate)
+        return keep_eligible((evidence.highest_retain_rate < self.max_retain_rate) & (rate > 0), rate)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class SquaredMeanRatio:
         ratio = forget / (retain + _EPSILON)
         threshold = torch.quantile(ratio, self.ratio_percentile / 100)
         eligible = (ratio >= threshold) & (forget > 0)
-        return only(eligible.to(statistics.rate.device), forget.to(statistics.rate))
+        return keep_eligible(eligible.to(statistics.rate.device), forget.to(statistics.rate))
 
 
 @dataclass(frozen=True)
@@ -114,4 +114,4 @@ class FrequencyDifference:
         """
         forget = evidence.forget_statistics
         eligible = (forget.mean >= self.min_activation_ratio * evidence.highest_retain_mean) & (forget.rate > 0)
-        return only(eligible, forget.rate - evidence.highest_retain_rate)
+        return keep_eligible(eligible, forget.rate - evidence.highest_retain_rate)

@@ -27,7 +27,7 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
-from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, only
+from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, keep_eligible
 
 NEUTRAL_PROMPTS = ("From my experience,", "I think that", "It is")
 N_LENS_TOKENS = 20  # as in the paper
@@ -149,4 +149,4 @@ class OutputScore:
             evidence: SELECT text of the corpora.
         """
         amounts = self.factor * evidence.forget_statistics.mean_activation
-        return only(self.eligible(evidence) > -torch.inf, output_scores(evidence.lm, amounts, prompts=self.prompts))
+        return keep_eligible(self.eligible(evidence) > -torch.inf, output_scores(evidence.lm, amounts, prompts=self.prompts))

@@ -21,7 +21,7 @@ from mtsae_lens.sae.lift import Lift
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
-from mtsae_lens.unlearning.selection.frequency_scores import only
+from mtsae_lens.unlearning.selection.frequency_scores import keep_eligible
 
 
 @torch.no_grad()
@@ -97,4 +97,4 @@ class FromScales:
             )
         chosen = [place for place, dilation in enumerate(available) if dilation in self.dilations]
         share = driven_by(evidence.lm, evidence.forget)[:, chosen].sum(dim=1)
-        return only(share >= self.min_share, self.score(evidence))
+        return keep_eligible(share >= self.min_share, self.score(evidence))

@@ -21,10 +21,10 @@ from mtsae_lens.unlearning.measures.generations import (
     Decoding,
     clean_log_prob,
     continue_texts,
+    decode_samples,
     distinct_share,
     generation_health,
     repeated_share,
-    samples,
 )
 
 GREEDY = Decoding(n_prompt_tokens=6, n_new_tokens=10)
@@ -142,14 +142,14 @@ def test_prompts_with_padding_are_left_out(lm: HookedLM, table: TokenTable) -> N
 
 def test_samples_stand_side_by_side(lm: HookedLM, table: TokenTable) -> None:
     clean, edited = (continue_texts(lm, table, GREEDY, edit=edit) for edit in (None, strong(lm)))
-    shown = samples(lm, clean, edited, n_samples=2)
+    shown = decode_samples(lm, clean, edited, n_samples=2)
     assert len(shown) == 2
     decode = lm.cutter.tokenizer.decode
     assert shown[1].prompt == decode(table.tokens[1, 1:6].tolist())
     assert (shown[1].clean, shown[1].edited) == (decode(list(clean.texts[1])), decode(list(edited.texts[1])))
     other = dataclasses.replace(edited, prompts=edited.prompts.flip(0))
     with pytest.raises(DataError, match="for the same prompts"):
-        samples(lm, clean, other)
+        decode_samples(lm, clean, other)
 
 
 def test_what_cannot_be_generated_is_refused(lm: HookedLM, table: TokenTable) -> None:
