@@ -1,4 +1,4 @@
-"""What the tests share: tiny random language models, generated texts, a tiny trained SAE, and the command line in-process."""
+"""Provide shared fixtures: tiny random language models, generated texts, a tiny trained SAE, and the command line in-process."""
 
 from __future__ import annotations
 

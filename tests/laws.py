@@ -1,4 +1,4 @@
-"""Laws that every MTSAE obeys: each `check_*` raises AssertionError where an SAE breaks one. `h` is `(batch, pos, d_in)`, no walls."""
+"""Laws that every MTSAE obeys: each `check_*` raises AssertionError if an SAE violates one. `h` is `(batch, pos, d_in)`, without walls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of tensors are checked while the tests run with `CHECK_SHAPES=1`, by jaxtyping's import hook and beartype.
+"""Check shapes and dtypes of tensors during the tests with `CHECK_SHAPES=1`, by jaxtyping's import hook and beartype.
 
 Only annotations with a shape are checked. What else a caller may get wrong the package refuses itself, in words, and tests give it on purpose.
 A test that gives a wrong shape on purpose is marked `wrong_shapes`.

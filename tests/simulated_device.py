@@ -1,4 +1,4 @@
-"""A simulated device: tensors that say they are on `npu:0`, hold a tensor of the CPU, and refuse what a graphics card refuses.
+"""Simulate a device: tensors that report `npu:0`, hold a CPU tensor, and refuse what a GPU refuses.
 
 What it imitates:
 

@@ -1,4 +1,4 @@
-"""The command line: what works, and one line, exit code 2 and nothing half-written for what does not."""
+"""Test the command line: what works, and for errors one line, exit code 2 and no partial files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation shows works: Python examples run as written, commands are ones that the command line takes, pages are reachable."""
+"""Test the documentation: Python examples run as written, commands are accepted, and pages are reachable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whatever goes wrong."""
+"""Test that files and folders appear whole or not at all, for every kind of failure."""
 
 from __future__ import annotations
 

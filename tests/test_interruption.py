@@ -1,4 +1,4 @@
-"""A signal ends a command at once, with the sentence that was given for it."""
+"""Test that a signal ends a command at once, with the given message."""
 
 from __future__ import annotations
 

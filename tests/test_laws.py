@@ -1,4 +1,4 @@
-"""Every law on every variant, and for every law twins broken on purpose that it must catch."""
+"""Test every law on every variant, and that every law fails on its broken twins."""
 
 from __future__ import annotations
 

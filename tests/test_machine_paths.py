@@ -1,4 +1,4 @@
-"""Home folders are found, and records that people read hold no absolute path."""
+"""Test that home folders are expanded, and that records for readers hold no absolute path."""
 
 from __future__ import annotations
 

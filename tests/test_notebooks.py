@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, asserts included, at a small size; as committed, each claim has its picture and its assert."""
+"""Test that every notebook runs at a small size, asserts included, and that each claim in a committed notebook has a picture and an assert."""
 
 import ast
 import base64

@@ -1,4 +1,4 @@
-"""An SAE with its model, opened as a notebook would."""
+"""Test opening an SAE with its model, as in a notebook."""
 
 from __future__ import annotations
 

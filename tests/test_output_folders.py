@@ -1,4 +1,4 @@
-"""A folder for results is created, proved to be writable, and held by one process; a failure leaves no empty one."""
+"""Test that a folder for results is created, checked and held by one process, and that a failure leaves no empty folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's Python example runs as written, and its tree is the tree."""
+"""Test that the README's Python example runs as written, and that its tree matches the package."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Provenance says how a result was made; metrics are written whole."""
+"""Test that provenance describes how a result was made, and that metrics are written whole."""
 
 from __future__ import annotations
 

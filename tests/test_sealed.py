@@ -1,4 +1,4 @@
-"""Damage in a sealed file is told when it is read; files from before are read too."""
+"""Test that damage in a sealed file is detected, and that older files without a digest are read."""
 
 from __future__ import annotations
 

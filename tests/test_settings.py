@@ -1,4 +1,4 @@
-"""Settings written in Python, in YAML and on the command line are checked alike."""
+"""Test that settings in Python, in YAML and on the command line are checked in the same way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A grid that is stopped goes on where it was."""
+"""Test that a stopped grid resumes."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""The exploration page as a reader meets it, in Chromium."""
+"""Test the exploration page in Chromium, as a reader uses it."""
 
 from __future__ import annotations
 

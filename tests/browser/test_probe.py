@@ -1,4 +1,4 @@
-"""The text box of `FeatureProbe` as a reader meets it: its JavaScript in Chromium, its Python here, joined as a notebook joins them."""
+"""Test the text box of `FeatureProbe`: its JavaScript in Chromium and its Python here, connected as in a notebook."""
 
 from __future__ import annotations
 

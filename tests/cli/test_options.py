@@ -1,4 +1,4 @@
-"""Options come from the settings: every setting has one, with its sentence, and its text reaches the setting."""
+"""Test that every setting has an option with its description, and that the text of the option reaches the setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What reaches the terminal: no control character, and one line where the output is full or closed."""
+"""Test the output to the terminal: no control characters, and a one-line error if the output is full or closed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mtsae evaluate`: which text is read for what."""
+"""Test which text `mtsae evaluate` reads for which measurement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mtsae explore`: facts written, carried on, refused."""
+"""Test `mtsae explore`: facts are written, resumed, and refused for other settings."""
 
 from __future__ import annotations
 

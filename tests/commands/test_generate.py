@@ -1,4 +1,4 @@
-"""What `mtsae generate` is asked to continue."""
+"""Test which prompts `mtsae generate` accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mtsae export-neuronpedia`: from what `mtsae explore` wrote to the files that Neuronpedia imports."""
+"""Test `mtsae export-neuronpedia` from the output of `mtsae explore` to the files that Neuronpedia imports."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command that writes results refuses a folder that another process writes, and leaves no empty one when it fails."""
+"""Test that every command that writes results refuses a folder in use, and leaves no empty folder after an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of texts share."""
+"""Provide shared fixtures of the tests of texts."""
 
 from __future__ import annotations
 

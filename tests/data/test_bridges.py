@@ -1,4 +1,4 @@
-"""Bridges: Hugging Face's logits, `HookedTransformer`'s hook names, and the same edits as in a `HookedTransformer`."""
+"""Test bridges: Hugging Face's logits, the hook names of `HookedTransformer`, and the same edits as in a `HookedTransformer`."""
 
 from __future__ import annotations
 

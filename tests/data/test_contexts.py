@@ -1,4 +1,4 @@
-"""Contexts: packing loses nothing, unpacked contexts hold one document, tables hold one split."""
+"""Test contexts: packing loses no token, unpacked contexts hold one document, tables hold one split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Half precision is judged by the model itself: huge activations load where float32 agrees, and a wrong twin is refused in any precision."""
+"""Test the check of conversions: a model with huge activations loads in half precision, and a broken twin is refused in every precision."""
 
 from __future__ import annotations
 

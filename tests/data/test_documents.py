@@ -1,4 +1,4 @@
-"""Documents: every kind of source, splits, and the bounded shuffle."""
+"""Test documents: every kind of source, the splits, and the shuffle within a bounded buffer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Questions about the invented people: who is asked what in which split, and which tokens are the answer."""
+"""Test the questions about the invented people: which questions are in which split, and which tokens are the answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders: links are followed once, hidden files are not read, and what is left out is told."""
+"""Test folders: links are followed once, hidden files are not read, and files that are left out are reported."""
 
 from __future__ import annotations
 

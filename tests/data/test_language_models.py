@@ -1,4 +1,4 @@
-"""Loading: the hooked model gives Hugging Face's logits or is refused; hooks are checked by name and width."""
+"""Test loading: a hooked model gives Hugging Face's logits or is refused; hooks are checked by name and width."""
 
 from __future__ import annotations
 

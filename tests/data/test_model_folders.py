@@ -1,4 +1,4 @@
-"""What a model folder holds is told from its small files; what cannot be used is refused in one line, before weights are read."""
+"""Test that model folders that cannot be used are refused in one line, before weights are read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Of a multimodal folder the language model inside is loaded, with hooks, and gives the logits that the whole gives for text."""
+"""Test that the language model inside a multimodal folder is loaded with hooks and gives the logits of the whole model for text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an SAE was trained on is found from anywhere, told when it is gone, and never taken for another thing of the same name."""
+"""Test that the model and text of an SAE are found from any directory, reported if missing, and never confused with others of the same name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outlier dimensions are what they say they are, and leave everything else as it was."""
+"""Test that outlier dimensions have the promised moments, and that other dimensions are unchanged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted sequences hold what they say they hold."""
+"""Test that planted sequences have the promised properties."""
 
 from __future__ import annotations
 

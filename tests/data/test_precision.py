@@ -1,4 +1,4 @@
-"""Half precision: what its names are, that losses are not rounded to it, and which differences it explains."""
+"""Test half precision: its names, losses that are not rounded to it, and the differences that rounding explains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files: compressed ones, those of another kind than their name says, and what is no regular file."""
+"""Test text files: compressed files, files with the wrong suffix, and files that are not regular."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer fits its model, and another model the tokens of a first, or an error says what does not."""
+"""Test the checks that a tokenizer fits its model, and that two models read the same tokens."""
 
 from __future__ import annotations
 

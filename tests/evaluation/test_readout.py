@@ -1,4 +1,4 @@
-"""In half precision `run_evals` is given float32 to compute with."""
+"""Test that `run_evals` gets float32 from a model in half precision."""
 
 from __future__ import annotations
 

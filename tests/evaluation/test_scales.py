@@ -1,4 +1,4 @@
-"""R^2 of features by scale, against least squares."""
+"""Test the R^2 of features by scale against least squares."""
 
 from __future__ import annotations
 

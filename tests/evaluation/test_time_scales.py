@@ -1,4 +1,4 @@
-"""Time scales of features that were made by hand."""
+"""Test the time scales of hand-made features."""
 
 from __future__ import annotations
 

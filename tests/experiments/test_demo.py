@@ -1,4 +1,4 @@
-"""`mtsae demo` from training to report, in little."""
+"""Test `mtsae demo` from training to report, with small settings."""
 
 from __future__ import annotations
 

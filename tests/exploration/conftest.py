@@ -1,4 +1,4 @@
-"""Texts of two kinds, and SAEs of two kinds, to explore."""
+"""Provide texts of two kinds and SAEs of two kinds to explore."""
 
 from __future__ import annotations
 

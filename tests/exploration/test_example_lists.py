@@ -1,4 +1,4 @@
-"""The lists hold what sorting all firings would give, whatever comes in which batch."""
+"""Test that the lists hold what sorting all firings would give, for any batches."""
 
 from __future__ import annotations
 

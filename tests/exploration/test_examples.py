@@ -1,4 +1,4 @@
-"""Examples without a folder: those of the pass, as cards too."""
+"""Test examples without a folder against those of the pass, and as cards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The folder of facts: whole, the same after an interruption, and refused to other settings."""
+"""Test the folder of facts: complete, identical after an interruption, and refused for other settings."""
 
 from __future__ import annotations
 

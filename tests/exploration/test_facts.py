@@ -1,4 +1,4 @@
-"""Facts that are opened, and folders that hold none."""
+"""Test opening facts, and folders without facts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Typed text, in Python and in the notebook's box."""
+"""Test the analysis of a typed text, in Python and in the notebook's text box."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contributions sum to the pre-activation, and a pass that was stopped ends as one that was not."""
+"""Test that contributions sum to the pre-activation, and that a resumed pass gives the result of an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`mtsae export`: three forms of one edit, and one line for what cannot be written."""
+"""Test `mtsae export`: three forms of one edit, and a one-line error for what cannot be exported."""
 
 from __future__ import annotations
 

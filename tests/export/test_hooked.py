@@ -1,4 +1,4 @@
-"""An exported model is the hooked one with its edit: same predictions, same text, without this package."""
+"""Test that an exported model equals the hooked one with its edit: same predictions, same text, without this package."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An exported model is a model: it is copied, trained and given padded batches, and nothing of one call is left for the next."""
+"""Test that an exported model can be copied, trained and given padded batches, and keeps no state between calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fine-tune of low rank: it comes nearer to the edited model, touches what it may touch, and repeats itself."""
+"""Test the low-rank fine-tune: it approaches the edited model, changes only its matrices, and is reproducible."""
 
 from __future__ import annotations
 

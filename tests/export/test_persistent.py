@@ -1,4 +1,4 @@
-"""Weights that imitate an edit: exactly where they can, and saved as an ordinary model."""
+"""Test weights that imitate an edit: exact if possible, and saved as an ordinary model."""
 
 from __future__ import annotations
 

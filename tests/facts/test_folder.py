@@ -1,4 +1,4 @@
-"""What is no folder of facts is refused in one line."""
+"""Test that a folder without valid facts is refused in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Texts that are no texts: files of every kind under every name."""
+"""Try files that are not texts: files of every kind under every name."""
 
 from __future__ import annotations
 

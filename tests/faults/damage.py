@@ -1,4 +1,4 @@
-"""Damaged files: what is read again is checked, so that damage is refused or does no harm."""
+"""Damage files that are read again: damage must be refused or be harmless."""
 
 from __future__ import annotations
 

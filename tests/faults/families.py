@@ -1,4 +1,4 @@
-"""Every family of trials."""
+"""List every family of trials."""
 
 from __future__ import annotations
 

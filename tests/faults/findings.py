@@ -1,4 +1,4 @@
-"""What a trial found: one word, and the detail that makes a failure understandable."""
+"""Describe what a trial found: one word, and the details of a failure."""
 
 from __future__ import annotations
 

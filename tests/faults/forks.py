@@ -1,4 +1,4 @@
-"""Processes by fork: a child has every import and the language model already, so a trial costs no ten seconds of start."""
+"""Fork processes that have imported everything and loaded the language model, so that a trial does not take ten seconds to start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Long work that may be interrupted: how it is begun, how it goes on, and what it must end in."""
+"""Define long jobs that may be interrupted: how they start, how they resume, and what they must produce."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage to a file, drawn at random: what disks, editors and failed copies do."""
+"""Damage a file at random, as disks, editors and failed copies do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""File operations of a process, counted, so that it can be ended or refused at any one of them.
+"""Count the file operations of a process, so that it can be killed or refused at any of them.
 
 Python's audit events see every open, rename, removal and new folder, whichever library asks for it; writes, `fsync`, safetensors and
 Parquet are counted by replacing their functions. All of it is for a forked child: nothing is put back.

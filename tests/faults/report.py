@@ -1,4 +1,4 @@
-"""Counts of a run: JSON, and a table in Markdown."""
+"""Report the counts of a run as JSON and as a table in Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the trials share: the embedded model, two texts, a small SAE, and what every command makes of it, undisturbed."""
+"""Provide what the trials share: the embedded model, two texts, a small SAE, and the undisturbed results of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SAEs on one attention head, in models where keys and values have fewer heads than queries: trained, measured, unlearned, explored."""
+"""Test SAEs on one attention head, in models with fewer key and value heads than query heads: trained, measured, unlearned, explored."""
 
 from __future__ import annotations
 

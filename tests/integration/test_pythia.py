@@ -1,4 +1,4 @@
-"""The mission's own model and text by their names, without the hub: a random Pythia-70m of the very configuration, rows like the Pile's."""
+"""Test the names of the default model and text without the hub: a random model configured like Pythia-70m, and rows like the Pile's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Against the real SAELens and TransformerLens: trainer, splice, `run_evals`, saving, edits."""
+"""Test against the real SAELens and TransformerLens: trainer, splice, `run_evals`, saving, edits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `mtsae_lens.upstream` takes from SAELens and TransformerLens still exists and still means what this package relies on.
+"""Test that the names that `mtsae_lens.upstream` imports from SAELens and TransformerLens exist and have the meaning that this package needs.
 
 One contract for each name. A failure here after an update says which assumption broke; `make versions` runs this file on the lowest and on
 the newest versions that pyproject.toml allows.

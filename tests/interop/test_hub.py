@@ -1,4 +1,4 @@
-"""What is uploaded comes back bit for bit, with a card, and without the paths of the machine it left."""
+"""Test that an uploaded SAE loads bit for bit, with a card, and without paths of the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The export against a synthetic folder of facts: SAEDashboard's fields, and nothing that its reader would refuse."""
+"""Test the export of a synthetic folder of facts: SAEDashboard's fields, and nothing that its reader refuses."""
 
 from __future__ import annotations
 

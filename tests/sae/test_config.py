@@ -1,4 +1,4 @@
-"""What a configuration refuses, and that it survives JSON."""
+"""Test which configurations are refused, and that configurations survive JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Contributions by hand. That they sum to the pre-activation is a law (`tests/laws.py`)."""
+"""Test contributions on small cases worked out by hand. That they sum to the pre-activation is a law (`tests/laws.py`)."""
 
 from __future__ import annotations
 

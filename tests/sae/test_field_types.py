@@ -1,4 +1,4 @@
-"""Values of another type than a configuration declares are refused in one line, in every architecture that SAELens has."""
+"""Test that values of the wrong type are refused in one line, in every architecture that SAELens has."""
 
 from __future__ import annotations
 

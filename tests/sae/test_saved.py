@@ -1,4 +1,4 @@
-"""A flipped bit of an SAE is told by our loader, and by SAELens's where the class is ours; SAEs from before load."""
+"""Test that a flipped bit of an SAE is detected by our loader, and by SAELens's loader for our class, and that older SAEs load."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A `cfg.json` is not believed: what no SAE can be is one line, before anything is built."""
+"""Test that an invalid `cfg.json` is refused in one line, before anything is built."""
 
 from __future__ import annotations
 

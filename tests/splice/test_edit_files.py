@@ -1,4 +1,4 @@
-"""An edit comes back from its file as it was, and only for the SAE that it belongs to."""
+"""Test that an edit is read from its file unchanged, and only for the SAE that it belongs to."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits: what each does by hand, the identity where it should do nothing, and nothing at all where positions are masked."""
+"""Test edits on cases worked out by hand, the identity of an empty edit, and that masked positions are never edited."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gates: by hand, their score against their threshold, and whether they look ahead."""
+"""Test gates: by hand, their score against their threshold, and whether they are causal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Generation with an edit in place: the KV cache changes nothing but the time."""
+"""Test that the KV cache does not change what is generated with an edit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a `HookedLM` is given, and how it shows itself."""
+"""Test the input checks and the representation of a `HookedLM`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts of several lengths at once, padded on the left, are read, measured and continued as each alone, in every kind of model."""
+"""Test that prompts of different lengths, padded on the left, are read, measured and continued as if alone, in every kind of model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Edits and gates know their form in a file: equal objects, registered classes of one's own, and classes that cannot be saved."""
+"""Test the file format of edits and gates: equality, classes that users register, and classes that cannot be saved."""
 
 from __future__ import annotations
 

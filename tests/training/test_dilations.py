@@ -1,4 +1,4 @@
-"""Dilations selected from data: the lags that were put there."""
+"""Test that the dilations selected from data are the lags in the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`fit` trains as the runner does, on any blocks."""
+"""Test that `fit` trains as the runner does, on any blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Interrupted and resumed, a run ends in the very weights and log rows of a run that was not."""
+"""Test that a resumed run ends with the weights and log rows of an uninterrupted run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the runner is given instead of a source of its own."""
+"""Test the runner with rows or a model given as objects."""
 
 from __future__ import annotations
 

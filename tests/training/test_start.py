@@ -1,4 +1,4 @@
-"""Where training starts: the scale, `b_dec`, and what cannot be trained on."""
+"""Test the start of training: the scale, `b_dec`, and activations that cannot be trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks: curves are those of a plain loop with the hook in place, tables hold what they say, rounding is by output channel."""
+"""Test attacks: relearning curves against a plain loop, diluted tables, and rounding by output channel."""
 
 from __future__ import annotations
 

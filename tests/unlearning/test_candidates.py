@@ -1,4 +1,4 @@
-"""Candidates: what is ranked against which text, every setting of the grid once, the dense direction in every strength."""
+"""Test candidates: which text features are ranked on, every setting of the grid once, and the dense direction at every multiplier."""
 
 from __future__ import annotations
 

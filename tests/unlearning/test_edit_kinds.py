@@ -1,4 +1,4 @@
-"""Every kind of edit does what its formula says, with values of SELECT text, and only to the features it is given."""
+"""Test that every kind of edit follows its formula, with values from SELECT text, for the given features only."""
 
 from __future__ import annotations
 

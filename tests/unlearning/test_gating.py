@@ -1,4 +1,4 @@
-"""The gate: it tells texts apart, its fit is that of a logistic regression by hand, its thresholds keep their rate."""
+"""Test the gate: it separates texts, its fit is a logistic regression, and its thresholds keep their rate."""
 
 from __future__ import annotations
 

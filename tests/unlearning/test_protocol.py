@@ -1,4 +1,4 @@
-"""The protocol: what decides on TUNE, which text is read when, and what is refused."""
+"""Test the protocol: what decides on TUNE, which text is read when, and what is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps: an outcome is that of the worst corpus of each role, and what decides between outcomes."""
+"""Test sweeps: an outcome is that of the worst corpus of each role, and the choice between outcomes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tasks: roles, what may not be given twice, and how much of each corpus is read of which split."""
+"""Test tasks: roles, repeated texts, and how much of each corpus is read from which split."""
 
 from __future__ import annotations
 

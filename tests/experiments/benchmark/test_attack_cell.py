@@ -1,4 +1,4 @@
-"""Attacks on a change: what each is measured on, and that none has seen TEST text."""
+"""Test attacks on a change: which text each is measured on, and that no attacker sees TEST text."""
 
 from __future__ import annotations
 

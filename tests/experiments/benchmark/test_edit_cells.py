@@ -1,4 +1,4 @@
-"""Cells of edits: TEST decides nothing, every corpus is measured, and controls are other features."""
+"""Test the cells of edits: TEST decides nothing, every corpus is measured, and controls use other features."""
 
 from __future__ import annotations
 

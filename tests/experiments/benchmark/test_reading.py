@@ -1,4 +1,4 @@
-"""From a sweep to the settings that are measured: two for each budget."""
+"""Test which settings of a sweep are measured: two for each budget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmark's command: what it refuses, in which order it works, and the page of cells made by hand."""
+"""Test the benchmark's command: what it refuses, the order of its work, and the report of hand-made cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells of methods that change weights: every snapshot is an outcome on TUNE, the chosen ones are measured on TEST."""
+"""Test the cells of methods that change weights: every snapshot is an outcome on TUNE, the chosen ones are measured on TEST."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An SAE without the future reads none, and is otherwise the SAE that it was."""
+"""Test that an SAE without the future reads no later position, and is otherwise unchanged."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The page is written whole, holds every shard, and asks nothing of a network."""
+"""Test that the page is written whole, holds every shard, and requests nothing from a network."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A quantile read off a histogram is that of the firings themselves, to within a bin."""
+"""Test that a quantile from a histogram equals that of the firings, to within a bin."""
 
 from __future__ import annotations
 

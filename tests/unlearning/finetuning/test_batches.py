@@ -1,4 +1,4 @@
-"""Batches take tables in turn and every context once an epoch; no document is on both sides of a split."""
+"""Test that batches take tables in turn and every context once per epoch, and that no document is on both sides of a split."""
 
 from __future__ import annotations
 

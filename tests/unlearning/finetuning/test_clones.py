@@ -1,4 +1,4 @@
-"""Clones share no weight with the original, and weights come back from a file as they were."""
+"""Test that clones share no weight with the original, and that weights survive a file."""
 
 from __future__ import annotations
 

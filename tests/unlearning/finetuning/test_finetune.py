@@ -1,4 +1,4 @@
-"""Finetuning: the given model never changes, a snapshot is what a plain training loop gives, weights survive a file."""
+"""Test finetuning: the given model never changes, and a snapshot equals that of a plain training loop."""
 
 from __future__ import annotations
 

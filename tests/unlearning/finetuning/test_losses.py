@@ -1,4 +1,4 @@
-"""Losses: each is its formula, worked out token by token, and sees counted tokens only."""
+"""Test each loss against its formula, token by token, and that it uses counted tokens only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every loss is tried on text and on questions, with settings that can run."""
+"""Test that every loss is tried on text and on questions, with valid settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interval over documents: what it covers, what it pairs, and what it cannot say."""
+"""Test the intervals over documents: coverage, pairing and invalid input."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The calibrated loss: blind to a shift of logits, not to a change of what is predicted where."""
+"""Test that the calibrated loss ignores a shift of logits, but not other changes of predictions."""
 
 from __future__ import annotations
 

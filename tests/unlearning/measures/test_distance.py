@@ -1,4 +1,4 @@
-"""Distance to the reference: nothing from itself, the right sign, and truth ratios against one question at a time."""
+"""Test the distance to the reference: 0 from itself, the sign, and truth ratios against single questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Effects of edits: nothing for an edit of nothing, and else what a whole forward pass with a hook gives."""
+"""Test effects of edits: none for an empty edit, otherwise those of a forward pass with a hook."""
 
 from __future__ import annotations
 

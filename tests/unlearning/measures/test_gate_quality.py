@@ -1,4 +1,4 @@
-"""How well a gate tells texts apart: the AUROC against pairs counted one by one, and what a gate's shares are shares of."""
+"""Test gate quality: the AUROC against counted pairs, and the meaning of a gate's shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of continuations: by hand, against one text at a time, and the same for the same seed."""
+"""Test the measures of continuations: by hand, against single texts, and reproducible with a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attribution is the derivative of the loss, feature by feature, for any SAE at any hook."""
+"""Test that attribution is the derivative of the loss, feature by feature, for any SAE at any hook."""
 
 from __future__ import annotations
 

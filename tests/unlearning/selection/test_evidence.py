@@ -1,4 +1,4 @@
-"""What scores read: every retain corpus counts, nothing is computed before it is asked for, and nothing twice."""
+"""Test what scores read: every retain corpus, each quantity only when needed, and only once."""
 
 from __future__ import annotations
 

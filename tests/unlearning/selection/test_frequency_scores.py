@@ -1,4 +1,4 @@
-"""Scores from firing statistics, counted by hand."""
+"""Test scores from firing statistics against counts by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The output score is that of one forward pass per feature and prompt, and high for a feature that writes a token."""
+"""Test the output score against one forward pass per feature and prompt, and for a feature that writes a token."""
 
 from __future__ import annotations
 

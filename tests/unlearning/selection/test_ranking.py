@@ -1,4 +1,4 @@
-"""Which features are chosen, which random ones stand beside them, and how often the gate opens where it should not."""
+"""Test which features are chosen, which random features are drawn, and how often the gate opens by mistake."""
 
 from __future__ import annotations
 

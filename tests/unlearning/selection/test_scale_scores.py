@@ -1,4 +1,4 @@
-"""Shares of time scales are the exact contributions averaged, and restrict any score."""
+"""Test that shares of time scales are averaged exact contributions, and restrict any score."""
 
 from __future__ import annotations
 

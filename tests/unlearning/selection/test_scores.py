@@ -1,4 +1,4 @@
-"""Scores by name: each can be made and called, and what is unknown is an error with the nearest names."""
+"""Test scores by name: each can be constructed and called, and an unknown name gives the nearest ones."""
 
 from __future__ import annotations
 

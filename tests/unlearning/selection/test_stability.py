@@ -1,4 +1,4 @@
-"""Overlap of choices: by hand, against simulated chance, and for SAEs that are the same in disguise."""
+"""Test the overlap of choices: by hand, against simulated chance, and for SAEs with permuted features."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Firing statistics on a case small enough to count by hand."""
+"""Test firing statistics on a case small enough to count by hand."""
 
 from __future__ import annotations
 
