@@ -20,7 +20,7 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check the parameters and the result of a function whose annotation has a shape; the package's names are looked up where it stands."""
+    """Check the parameters and the result of a function against its shape annotations, with names resolved in its module."""
     annotations = {name: hint for name, hint in function.__annotations__.items() if _SHAPE.search(str(hint))}
     if not annotations:
         return function

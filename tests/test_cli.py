@@ -644,7 +644,7 @@ def test_disk_full_while_training(train: Callable[..., Any], tmp_path: Path, siz
 
 
 def test_an_error_of_ours_is_not_swallowed(mtsae: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is no mistake of the user's stays a traceback."""
+    """An error that the user did not cause is raised with its traceback."""
     monkeypatch.setattr("mtsae_lens.commands.evaluate.run_evaluate", lambda settings: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         mtsae("evaluate", "x")

@@ -59,7 +59,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """What a page registers is gone after it."""
+    """Remove what a page registers after its examples."""
     every = (SEPARATIONS, SCORES, EDITS, GATES)
     before = {id(registry): set(registry) for registry in every}
     yield
@@ -78,7 +78,7 @@ def test_python_examples_run(path: Path, workplace: Path, registries: None) -> N
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=page_name)
 def test_commands_are_taken(path: Path) -> None:
-    """Verbs, options and the kinds of their values; nothing is run."""
+    """Verbs, options and the types of their values are accepted; nothing is run."""
     for words in commands(path.read_text()):
         app.parse_args([re.sub(r"\$\w+", "0", word) for word in words], exit_on_error=False, print_error=False)
 

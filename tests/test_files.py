@@ -134,7 +134,7 @@ def test_a_library_that_fails_leaves_the_file_that_was_there(tmp_path: Path) -> 
 
 
 def run_and_kill(action: Callable[[], None]) -> None:
-    """Run something in a process of its own that kills itself, as `kill -9` would."""
+    """Run a function in a separate process that kills itself, as `kill -9` would."""
     child = os.fork()
     if child == 0:
         try:

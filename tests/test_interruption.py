@@ -31,7 +31,7 @@ def test_a_signal_becomes_one_sentence(number: signal.Signals) -> None:
 
 
 def test_work_inside_that_listens_for_itself_goes_first() -> None:
-    """It saves; what the command says about the whole goes before what it says."""
+    """The inner code saves its state; the message of the outer command replaces its message."""
     saved = []
 
     @stopped_with("the whole")

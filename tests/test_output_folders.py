@@ -18,7 +18,7 @@ from mtsae_lens.output_folders import LOCK_FILE, check_output_folder, hold_outpu
 
 
 def in_another_process(action: Callable[[], None]) -> str:
-    """Run something in a process of its own; returns the OutputError that it ended in, or nothing."""
+    """Run a function in a separate process, and return the OutputError that it raised, or nothing."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -182,9 +182,9 @@ def test_a_function_that_holds_the_folder_of_its_settings(tmp_path: Path) -> Non
 
     @in_output_folder
     def run(settings: Settings, *, more: int) -> int:
-        """What it does."""
+        """Return the number of results."""
         assert "expected a free folder" in in_another_process(lambda: hold(settings.out))
         return more
 
     assert run(Settings(), more=3) == 3
-    assert run.__doc__ == "What it does."
+    assert run.__doc__ == "Return the number of results."

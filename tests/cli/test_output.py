@@ -115,7 +115,7 @@ def test_empty_and_impossible_options(
 
 
 def run(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own with a verb that needs no model."""
+    """Run the command line in a separate process with a verb that needs no model."""
     program = (
         "import sys, mtsae_lens.cli as cli\n"
         "from mtsae_lens.cli.output import say\n"

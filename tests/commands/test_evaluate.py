@@ -67,7 +67,7 @@ def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_p
 
 
 def test_no_more_text_is_read_than_was_asked_for(tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--n-contexts` bounds what the scales read too, whatever their own setting."""
+    """`--n-contexts` also bounds what the scale analysis reads, even if its own setting is larger."""
     asked: list[int] = []
     original = module.read_tokens
 

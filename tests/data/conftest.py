@@ -9,5 +9,5 @@ from mtsae_lens.data import notices
 
 @pytest.fixture(autouse=True)
 def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an earlier test told is told again."""
+    """Forget which warnings were printed, so that each test can see them again."""
     monkeypatch.setattr(notices, "_told", set())

@@ -101,7 +101,7 @@ def test_activations_are_hooked_transformers(bridge: Any, tiny_model: Any, token
 
 
 def test_saelens_own_bridge_calls_no_hook_under_an_alias(bridge: Any, tokens: torch.Tensor, tiny_model_dir: Path) -> None:
-    """Why `HookedBridge` exists: a twin without it takes the edit and does nothing."""
+    """This is why `HookedBridge` exists: with SAELens's own bridge, an edit changes nothing."""
     zero = [(HOOK, lambda h, hook: torch.zeros_like(h))]
     clean = bridge(tokens, prepend_bos=False)
     assert not torch.allclose(bridge.run_with_hooks(tokens, fwd_hooks=zero, prepend_bos=False), clean, atol=1e-2)

@@ -37,7 +37,7 @@ def save_tokenizer(folder: Path, n_tokens: int, text: str = TEXT, **special: str
 
 @pytest.fixture
 def save(tmp_path: Path, save_neox: Callable[..., Path]) -> Callable[..., str]:
-    """A tiny model of so many embeddings, with a tokenizer of its own."""
+    """Save a tiny model with a given number of embeddings, and its tokenizer."""
 
     def call(name: str, n_embeddings: int, n_tokens: int, text: str = TEXT, **special: str) -> str:
         folder = save_neox(tmp_path / name, vocab_size=n_embeddings, bos_token_id=None, eos_token_id=None)
@@ -122,7 +122,7 @@ def test_a_reference_with_more_logits_is_refused(save: Callable[..., str], tmp_p
 
 
 def test_the_benchmark_checks_its_reference(lm: Any, save: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reference with another tokenizer has a loss on the same numbers, and it means nothing."""
+    """The loss of a reference with a different tokenizer cannot be compared."""
     monkeypatch.setattr(BenchmarkSetup, "lm", property(lambda _: replace(lm)))
     corpora = (Corpus("kjv", "forget"), Corpus("sotu", "far"))
     task = BenchmarkTask("own", corpora, "kjv", ("sotu",))

@@ -187,7 +187,7 @@ def test_stopped_at_any_step_and_carried_on(
 def test_killed_while_writing(
     made: dict[str, Exploration], random_lm: Any, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is there half, and the same call goes on without looking at a text again."""
+    """No file is incomplete, and the same call finishes without reading the text again."""
     lm = random_lm("mtsae")
 
     def fail(*arguments: Any, **options: Any) -> None:
@@ -254,7 +254,7 @@ def test_no_context_is_none_and_not_all(corpora: Corpora) -> None:
 
 
 def test_persistence_that_was_never_seen_is_unknown(look: Any, lm: Any, corpora: Corpora) -> None:
-    """A feature that fires only where nothing follows does not have a persistence of 0."""
+    """A feature that fires only at the end of contexts has an unknown persistence, not 0."""
     survey = look(lm, corpora)
     one, other = survey.counts.n_active_in_all.topk(2).indices.tolist()
     survey.counts.could_persist[2:, one] = survey.counts.persisted[2:, one] = 0

@@ -69,7 +69,7 @@ def log_probs(model: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
 
 
 def reread(lm: HookedLM, tokens: torch.Tensor, edit: Edit, n_new: int) -> torch.Tensor:
-    """Greedy decoding that reads the whole text anew for every token."""
+    """Decode greedily, reading the whole text again for every token."""
     for _ in range(n_new):
         tokens = torch.cat([tokens, edited_log_probs(lm, tokens, edit)[:, -1:].argmax(-1)], dim=1)
     return tokens

@@ -129,7 +129,7 @@ def resume_damaged(
 
 
 def _results(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the state that a run goes on from: a damaged checkpoint may stay where another was taken."""
+    """Return the results without the state for resuming, because a damaged checkpoint may remain if another one was used."""
     return {name: value for name, value in found.items() if not name.startswith("checkpoints/")}
 
 

@@ -29,12 +29,12 @@ class Ended:
 
 
 class Child:
-    """A forked process in a folder of its own.
+    """A forked process in a separate folder.
 
     Args:
-        call: what it does; a `SystemExit` gives its exit code, another exception its traceback and `UNCAUGHT`.
+        call: the function to run; a `SystemExit` gives its exit code, another exception its traceback and `UNCAUGHT`.
         folder: its working directory.
-        name: of the files beside `folder` that receive stdout and stderr.
+        name: name of the files next to `folder` that receive stdout and stderr.
     """
 
     def __init__(self, call: Callable[[], object], folder: Path, name: str = "child") -> None:

@@ -28,7 +28,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(home: Path, *arguments: Any) -> str:
-    """The real command line, in a process whose only hub is the cache."""
+    """Run the command line in a process that can reach only the hub's cache."""
     command = [sys.executable, "-m", "mtsae_lens.cli", *map(str, arguments)]
     done = subprocess.run(command, env=os.environ | environment(home), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

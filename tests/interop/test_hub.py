@@ -70,7 +70,7 @@ def test_the_law_sees_a_changed_weight(hub: Any, tmp_path: Path) -> None:
 
 
 def test_paths_of_the_machine_stay_there(hub: Any, tiny_sae_dir: Path, tmp_path: Path) -> None:
-    """A real training's folder holds absolute paths of model, text and output; none of them is sent."""
+    """The folder of a real training holds absolute paths of model, text and output; none of them is uploaded."""
     assert str(tmp_path.parent.parent) in (tiny_sae_dir / "runner_cfg.json").read_text()
     upload_sae(tiny_sae_dir, "me/things", "a")
     files = {str(path.relative_to(hub.root)): path.read_bytes() for path in hub.root.rglob("*") if path.is_file()}

@@ -235,7 +235,7 @@ def test_an_edit_of_another_architecture_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tmp_path: Path) -> None:
-    """The same model in other forms is recognized, other weights under the same name are told, and older files say nothing."""
+    """Other implementations of the same model are recognized, other weights under the same name give a warning, and older files give none."""
     path = tmp_path / "edit.json"
     save_edit(path, FeatureEdit((1,)), lm.splice, model=lm.model)
     with warnings.catch_warnings():

@@ -51,7 +51,7 @@ def strong_edits(d_in: int, d_sae: int) -> dict[str, Edit]:
 
 
 def idle_edits(d_in: int, d_sae: int) -> dict[str, Edit]:
-    """One of each kind that is to do nothing."""
+    """Return one edit of each kind that should change nothing."""
     never = RunningEvidenceGate(torch.arange(4), torch.ones(4), 0.9, float("inf"))
     return {
         "no feature": FeatureEdit(()),

@@ -94,7 +94,7 @@ def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
     ids=["BOS alone", "padding and BOS", "padding at the end", "only BOS is left", "no BOS", "inner", "nothing else"],
 )
 def test_left_padding(lm: HookedLM, bos: bool, prompt: list[int], padding: list[int]) -> None:
-    """Of a tokenizer whose padding token, 0, is also its BOS; the first token after padding begins the context."""
+    """The tokenizer's padding token, 0, is also its BOS token; the context begins with the last one."""
     assert lm.cutter.tokenizer.pad_token_id == lm.cutter.tokenizer.bos_token_id == 0
     lm = replace(lm, cutter=replace(lm.cutter, prepend_bos=bos))
     found = lm.left_padding(torch.tensor([prompt]))

@@ -238,7 +238,7 @@ def test_a_separator_at_the_start_of_a_whole_context_is_text(lm_of: Callable[...
 
 
 def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one whose forward pass takes a mask and leaves it aside."""
+    """A model whose forward pass ignores the mask is refused."""
     lm = lm_of("bridge:gpt2")
     forward = type(lm.model).forward
     monkeypatch.setattr(padding_module, "_probed", set())

@@ -95,7 +95,7 @@ SOME: list[Edit | Gate] = [
 
 
 def copied(value: Any) -> Any:
-    """The same values in tensors of their own."""
+    """Return the same values in different tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Edit | Gate):

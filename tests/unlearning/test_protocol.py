@@ -238,7 +238,7 @@ def test_no_feature_that_prefers_the_forget_text_is_an_error(lm: Any, task: Task
 
 
 def test_a_collapsed_sae_is_named_as_the_reason(lm: Any, task: Task) -> None:
-    """Its few features fire everywhere, so none prefers any text."""
+    """Its few active features fire everywhere, so none prefers any text."""
     sae = copy.deepcopy(lm.sae)
     sae.b_enc.data[: sae.cfg.k] = 1e6
     collapsed = HookedLM(lm.model, Splice(sae), lm.cutter, lm.batch_size)

@@ -196,7 +196,7 @@ def cells() -> dict[str, Any]:
 
 
 def read(cells: dict[str, Any]) -> dict[str, Cell]:
-    """What is not given is zero or absent."""
+    """Read a cell whose missing values are zero or absent."""
     kinds: dict[str, type[Cell]] = {"reference": ReferenceCell, "stability": StabilityCell}
     return {name: filled(kinds.get(name.split("/")[1], MethodsCell), cell) for name, cell in cells.items()}
 

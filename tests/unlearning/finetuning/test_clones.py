@@ -18,7 +18,7 @@ TOKENS = torch.arange(1, 41).view(2, 20)
 
 
 def check_a_clone_is_free(clone: Callable[[Any], Any], model: Any) -> None:
-    """Each weight of a clone changes what the clone says, and nothing that the original says."""
+    """Changing any weight of a clone changes the clone's logits, and not those of the original."""
     before = model(TOKENS, prepend_bos=False)
     assert torch.equal(clone(model)(TOKENS, prepend_bos=False), before)
     for name in ("embed.W_E", "blocks.0.mlp.W_in", "blocks.1.attn.W_Q", "blocks.1.mlp.b_out", "ln_final.w", "unembed.W_U"):

@@ -110,7 +110,7 @@ def test_each_loss_is_its_formula(tiny_model: Any, changed: Any, forget: Batch, 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_tokens_that_do_not_count_do_not_matter(name: str, tiny_model: Any, changed: Any, forget: Batch, retain: Batch) -> None:
-    """What stands after the last counted token is seen by no loss; that token, or what it is predicted from, by all."""
+    """No loss depends on tokens after the last counted one; every loss depends on that token and on the tokens that predict it."""
     loss = SimNPO(beta=0.1) if name == "simnpo" else LOSSES[name]()  # with its own beta it is flat in so bad a model
     before = loss.value(Step(changed, tiny_model, forget, retain))
     for last, same in ((11, True), (9, False)):

@@ -46,7 +46,7 @@ def test_any_seed_that_a_command_takes_will_do() -> None:
 
 
 def paired(n: int = 60, gap: float = 0.1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two methods whose effects vary much from document to document, and alike."""
+    """Make two methods whose effects vary greatly between documents, in the same way."""
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(20, 200, (n,), generator=generator).double()
     document = torch.randn(n, generator=generator).double()

@@ -22,7 +22,7 @@ def bigram(seed: int = 0) -> Tensor:
 
 
 def model_of(table: Tensor) -> Logits:
-    """A language model of 40 words whose logits depend on the last one alone."""
+    """Make a language model of 40 words whose logits depend only on the last token."""
     return lambda tokens: table[tokens]
 
 

@@ -62,7 +62,7 @@ def test_matched_random_takes_what_there_is() -> None:
 
 
 def test_twins_fire_as_often_and_as_strongly() -> None:
-    """Rate and mean activation are unrelated here, so a match in rate alone is none in activation."""
+    """Rate and mean activation are unrelated here, so a match in rate alone does not match the activation."""
     generator = torch.Generator().manual_seed(3)
     rate, strength = torch.rand(2, 600, generator=generator).mul(6).sub(7).exp()
     forget = FiringStatistics("c", rate, strength, 1000)

@@ -49,7 +49,7 @@ class FirstOrLast:
 
 @dataclass(frozen=True)
 class Same:
-    """Chooses the same whatever the text."""
+    """A score that chooses the same features for every text."""
 
     name = "same"
 
