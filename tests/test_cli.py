@@ -562,7 +562,7 @@ def test_unlearn_refuses_an_sae_that_cannot_generate_before_any_work(
     monkeypatch.setattr("mtsae_lens.commands.unlearn.choose", lambda *_: pytest.fail("it went to work"))
     for name, settings, hook_name, message in (
         ("circular", ("--set", "k=4", "--set", "padding=circular"), HOOK, "reads later positions"),
-        ("embed", (), "hook_embed", "does not run hook_embed"),
+        ("embed", (), "hook_embed", "got hook_embed, where an edit changes nothing"),
     ):
         assert train(*settings, out=tmp_path / name, hook_name=hook_name).code == 0
         outcome = mtsae("unlearn", tmp_path / name, "--forget", text_file, "--retain", "sotu", "--out", tmp_path / "out")

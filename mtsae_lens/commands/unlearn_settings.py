@@ -76,7 +76,7 @@ class UnlearnSettings(Settings):
 
         for score in scores:
             if score not in SCORES:
-                raise ConfigError(f"expected a score out of {', '.join(SCORES)}, got {score!r}.{nearest(score, SCORES)}")
+                raise ConfigError(f"expected a known score, got {score!r}.{nearest(score, SCORES)}")
         return scores
 
     @field_validator("edits")

@@ -128,7 +128,7 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
         DataError: the source does not exist or has no such split.
     """
     if source not in SOURCES:
-        raise DataError(f"expected one of {', '.join(SOURCES)}, got {source!r}.{nearest(source, SOURCES)}")
+        raise DataError(f"expected known questions, got {source!r}.{nearest(source, SOURCES)}")
     if split not in _SPLITS:
         raise DataError(
             f"expected a split of questions ({', '.join(_SPLITS)}), got {split!r}; to train, read the text 'people' or 'people_forget'"

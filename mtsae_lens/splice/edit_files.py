@@ -147,7 +147,7 @@ def _what_is_wrong(error: ValidationError) -> str:
         return f"expected JSON, got {first['msg']!r}; save the edit again"
     if first["loc"] in ((), ("format",)):
         return f"expected an edit in the format {FORMAT!r}, got another file; give one that 'mtsae unlearn' wrote to edit.json"
-    return f"expected an edit, got a damaged one ({describe_first(error)}); save the edit again"
+    return f"expected an edit, got a damaged edit ({describe_first(error)}); save the edit again"
 
 
 def _to_json(part: str, value: Serializable, **others: Any) -> dict[str, Any]:
@@ -161,15 +161,15 @@ def _to_json(part: str, value: Serializable, **others: Any) -> dict[str, Any]:
     name = type(value).__name__
     if not isinstance(value, Serializable):
         raise DataError(
-            f"expected a registered {part} to save, got a {name}; let its class inherit from mtsae_lens.{part.capitalize()} and decorate it "
-            f'with @register_{part}("a_name")'
+            f"expected a registered {part} to save, got one of class {name}; let its class inherit from mtsae_lens.{part.capitalize()} and "
+            f'decorate it with @register_{part}("a_name")'
         )
     content = value.to_json()
     try:
         type(value).from_json(PartRecord.model_validate(content).fields, **others)
     except ConfigError as error:
         raise DataError(
-            f"expected a {part} that can be read back, got a {name} that cannot ({error}); mend the fields of its class"
+            f"expected a {part} that can be read back, got one of class {name} that cannot ({error}); mend the fields of its class"
         ) from error
     return content
 
@@ -187,11 +187,12 @@ def _build(path: Path, part: str, record: PartRecord, registry: dict[str, type[P
         )
     if cls is None:
         raise DataError(
-            f"{path}: expected a {part} out of {', '.join(sorted(registry))}, got {record.kind[:60]!r} (damaged edit); save the edit again"
+            f"{path}: expected one of {', '.join(sorted(registry))} as {part}, got {record.kind[:60]!r} (damaged edit); save the edit again"
         )
     try:
         built = cls.from_json(record.fields, **others)
         built.check_fits(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
     except ConfigError as error:
-        raise DataError(f"{path}: damaged edit ({part}.{error}); save the edit again") from error
+        separator = ": " if str(error).startswith("expected ") else "."  # an error of one field begins with its name
+        raise DataError(f"{path}: damaged edit ({part}{separator}{error}); save the edit again") from error
     return built

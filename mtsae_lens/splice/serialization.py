@@ -69,7 +69,7 @@ class Serializable:
         """
         if not self.kind:
             raise DataError(
-                f"expected a registered {_family(type(self))} to save, got a {type(self).__name__}; decorate the class with "
+                f"expected a registered {_family(type(self))} to save, got one of class {type(self).__name__}; decorate the class with "
                 f'@register_{_family(type(self))}("a_name")'
             )
         _schema(type(self))  # type: ignore[arg-type]  # classes are hashable

@@ -162,7 +162,7 @@ def check_edit_kind(name: str) -> None:
         ConfigError: there is no such kind.
     """
     if name not in EDIT_KINDS:
-        raise ConfigError(f"expected a kind of edit out of {', '.join(EDIT_KINDS)}, got {name!r}.{nearest(name, EDIT_KINDS)}")
+        raise ConfigError(f"expected a known kind of edit, got {name!r}.{nearest(name, EDIT_KINDS)}")
 
 
 def _clamp(evidence: SelectionEvidence, where: Where) -> MakeEdit:

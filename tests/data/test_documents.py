@@ -136,7 +136,7 @@ def test_shuffle_stream_reads_no_farther_than_its_buffer() -> None:
         ("ids.jsonl", b'{"input_ids": [1, 2]}\n', "ids.jsonl:1: .*token ids .input_ids. are not read"),
         ("rows.jsonl", b'{"text": "a"}\n["a"]\n', "rows.jsonl:2: expected an object .* got a list"),
         ("latin.jsonl", b'{"text": "a"}\n{"text": "\xe9"}\n', "latin.jsonl:2: expected UTF-8, got something else at byte 10"),
-        ("half.jsonl", b'{"text": "ab \\ud83d"}\n', "half.jsonl:1: got half of a surrogate pair at character 3"),
+        ("half.jsonl", b'{"text": "ab \\ud83d"}\n', "half.jsonl:1: .*got half of a surrogate pair at character 3"),
         (
             "of windows.txt",
             "some words".encode("utf-16"),
@@ -249,7 +249,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no \.txt, \.jsonl, \.parquet file"):
+    with pytest.raises(DataError, match=r"\.txt, \.jsonl, \.parquet files, got none"):
         check_source(str(tmp_path))
 
 
@@ -408,7 +408,7 @@ def test_home_is_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("source", ["kjv?column=text", "embedded@domain=kjv", "biographies:forget?column=text"])
 def test_what_ships_with_the_package_has_no_columns(source: str) -> None:
-    with pytest.raises(DataError, match="expected 'kjv' alone"):
+    with pytest.raises(DataError, match="alone, because text of the package"):
         check_source(source)
 
 

@@ -280,5 +280,5 @@ def test_a_hook_that_is_never_run_is_refused(tiny_model: Any) -> None:
 
 
 def test_attention_patterns_are_refused(tiny_model: Any) -> None:
-    with pytest.raises(ModelError, match="is not"):
+    with pytest.raises(ModelError, match=r"expected activations .batch, pos"):
         resolve_hook(tiny_model, "blocks.0.attn.hook_pattern")

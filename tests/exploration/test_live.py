@@ -59,7 +59,7 @@ def test_what_cannot_be_explained(lm: Any) -> None:
             explain(lm, text)  # type: ignore[arg-type]
         assert "\n" not in str(refused.value)
     read = explain(lm, TEXT)
-    with pytest.raises(ConfigError, match="between 0 and 31"):
+    with pytest.raises(ConfigError, match="from 0 to 31"):
         read.activations(32)
     with pytest.raises(ConfigError, match=r"expected a position between 0 and .*, got 99"):
         read.contributions(0, 99)

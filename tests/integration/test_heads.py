@@ -133,4 +133,4 @@ def test_by_the_command_line(
     edit = tmp_path / "unlearned" / "edit.json"
     outcome = mtsae("generate", out, "--edit", edit, "--prompt", "the cat", "--max-new-tokens", 4)
     assert outcome.code == 0, outcome.err
-    assert "blocks.1.attn.hook_v cannot be exported" in mtsae("export", out, "--edit", edit, "--out", tmp_path / "e").error
+    assert "to export, got blocks.1.attn.hook_v" in mtsae("export", out, "--edit", edit, "--out", tmp_path / "e").error

@@ -109,7 +109,7 @@ def test_an_edit_of_another_sae_or_hook_is_refused(tmp_path: Path) -> None:
     save_edit(tmp_path / "edit.json", FeatureEdit((1,)), splice())
     with pytest.raises(ModelError, match="other weights"):
         load_edit(tmp_path / "edit.json", splice(seed=1))
-    with pytest.raises(ModelError, match=r"belongs to blocks\.0.*the SAE to blocks\.1"):
+    with pytest.raises(ModelError, match=r"expected an SAE at blocks\.0.*got one at blocks\.1"):
         load_edit(tmp_path / "edit.json", splice(hook_name="blocks.1.hook_resid_post"))
 
 
@@ -127,11 +127,11 @@ def test_the_digest_sees_every_parameter() -> None:
     [
         ({"format": "other"}, "expected an edit in the format"),
         ({"edit": {"kind": "features", "features": "many"}}, "damaged edit"),
-        ({"gate": {"kind": "moon"}}, "unknown gate 'moon'"),
-        ({"edit": {"kind": "moon", "features": [1]}}, "unknown edit 'moon'"),
+        ({"gate": {"kind": "moon"}}, "as gate, got 'moon'"),
+        ({"edit": {"kind": "moon", "features": [1]}}, "as edit, got 'moon'"),
         (
             {"edit": {"kind": "clamp", "features": [1], "values": [], "where": "fires"}},
-            "damaged edit.*a value for each feature",
+            "damaged edit.*one value for each feature",
         ),
         (
             {"edit": {"kind": "directions", "basis": [[1.0, 1.0]], "center": [0.0, 0.0], "multiplier": 0}},

@@ -143,7 +143,7 @@ def test_generation_refuses_a_gate_that_looks_ahead(name: str) -> None:
         if GATES[name].causal:
             StreamingEdit(Splice(sae), edit)
         else:
-            with pytest.raises(ConfigError, match="SequenceRateGate reads the whole context before it opens"):
+            with pytest.raises(ConfigError, match="a SequenceRateGate, which reads the whole context before it opens"):
                 StreamingEdit(Splice(sae), edit)
 
 

@@ -76,7 +76,7 @@ def test_a_source_is_no_table(lm: HookedLM) -> None:
 def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
     sae = copy.deepcopy(lm.sae)
     sae.cfg.metadata.hook_name = "blocks.77.hook_resid_post"
-    with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', which .* does not have\. Did you mean 'blocks\."):
+    with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', got .* without it\. Did you mean 'blocks\."):
         HookedLM(lm.model, Splice(sae), lm.cutter)
 
 
@@ -128,7 +128,7 @@ def _run_with_edit(lm: HookedLM, tokens: torch.Tensor) -> None:
 )
 def test_a_hook_that_never_runs_is_an_error(use: Any, opened: HookedLM) -> None:
     """A bridge is refused before it is run, a `HookedTransformer` after it has run without the hook."""
-    with pytest.raises(ModelError, match=r"not run blocks\.0\.hook_mlp_in|blocks\.0\.hook_mlp_in but does not run it"):
+    with pytest.raises(ModelError, match=r"got blocks\.0\.hook_mlp_in, where an edit changes nothing"):
         use(HookedLM(opened.model, Splice(opened.sae), opened.cutter), torch.tensor([[0, 11, 12, 13]]))
 
 

@@ -255,7 +255,7 @@ def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], m
 def test_saelens_evaluation_of_padded_contexts_is_refused(lm_of: Callable[..., HookedLM]) -> None:
     """It calls the model without a mask."""
     lm = lm_of("neox")
-    with pytest.raises(DataError, match=r"prompts: contexts are padded on the left, .*; pad on the right"):
+    with pytest.raises(DataError, match=r"prompts: expected contexts without padding on the left, .*; pad on the right"):
         evaluate_fidelity(lm.sae, lm.model, lm.cutter, table(padded(prompts())))
 
 

@@ -152,8 +152,8 @@ def test_what_is_not_registered_says_so(splice: Splice, tmp_path: Path) -> None:
         gate = AlwaysOpen()
 
     for edit, message in (
-        (Other(), r"edit of type Other cannot be saved; .*mtsae_lens\.Edit and decorate it with @register_edit"),
-        (Shift(torch.zeros(8)), r'got a Shift; decorate the class with @register_edit\("a_name"\)'),
+        (Other(), r"got one of class Other; .*mtsae_lens\.Edit and decorate it with @register_edit"),
+        (Shift(torch.zeros(8)), r'got one of class Shift; decorate the class with @register_edit\("a_name"\)'),
         (FeatureEdit((1,), gate=many_fire()), r"a ManyFire cannot be saved.*@register_gate"),
     ):
         with pytest.raises(DataError, match=message):
@@ -217,7 +217,7 @@ def test_what_could_not_be_read_back_is_not_written(splice: Splice, tmp_path: Pa
 
 
 def test_names_are_taken_once() -> None:
-    with pytest.raises(ConfigError, match="gate 'always' exists already"):
+    with pytest.raises(ConfigError, match="a new name for a gate, got 'always'"):
         register_gate("always")(ManyFire)
     with pytest.raises(ConfigError, match="expected a class that inherits from Gate"):
         register_gate("shift")(Shift)  # type: ignore[type-var]

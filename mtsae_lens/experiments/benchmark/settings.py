@@ -81,7 +81,7 @@ class BenchmarkSettings(Settings):
 
         for task in tasks:
             if task not in TASKS:
-                raise ConfigError(f"expected a task out of {', '.join(TASKS)}, got {task!r}.{nearest(task, TASKS)}")
+                raise ConfigError(f"expected a known task, got {task!r}.{nearest(task, TASKS)}")
         return tasks
 
     @field_validator("losses")

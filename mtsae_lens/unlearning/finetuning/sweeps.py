@@ -163,4 +163,4 @@ def check_loss(name: str) -> None:
         ConfigError: no loss has this name.
     """
     if name not in LOSSES:
-        raise ConfigError(f"expected a loss out of {', '.join(LOSSES)}, got {name!r}.{nearest(name, LOSSES)}")
+        raise ConfigError(f"expected a known loss, got {name!r}.{nearest(name, LOSSES)}")

@@ -72,7 +72,7 @@ def make_score(name: str, **settings: Any) -> FeatureScore:
         ConfigError: there is no such score, or it has no such setting.
     """
     if name not in SCORES:
-        raise ConfigError(f"expected a score out of {', '.join(SCORES)}, got {name!r}.{nearest(name, SCORES)}")
+        raise ConfigError(f"expected a known score, got {name!r}.{nearest(name, SCORES)}")
     known = [setting.name for setting in dataclasses.fields(SCORES[name])]  # type: ignore[arg-type]
     for setting in settings:
         if setting not in known:

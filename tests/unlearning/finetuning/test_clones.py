@@ -75,7 +75,7 @@ def test_files_that_are_not_weights_of_this_model_are_refused(
     with pytest.raises(DataError):
         load_weights(path, tiny_model)
     path.write_bytes(b"no weights")
-    with pytest.raises(DataError, match="not a safetensors file"):
+    with pytest.raises(DataError, match="expected a safetensors file"):
         load_weights(path, tiny_model)
     wider = load_language_model(str(save_neox(tmp_path / "wider", intermediate_size=96)))
     save_weights(path, wider)
@@ -84,5 +84,5 @@ def test_files_that_are_not_weights_of_this_model_are_refused(
 
 
 def test_a_bridge_is_refused(tiny_model_dir: Path) -> None:
-    with pytest.raises(ModelError, match=r"got a HookedBridge: load it without 'bridge:'"):
+    with pytest.raises(ModelError, match=r"got a HookedBridge; load it without 'bridge:'"):
         clone_model(load_language_model(f"bridge:{tiny_model_dir}"))

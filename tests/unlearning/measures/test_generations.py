@@ -148,7 +148,7 @@ def test_samples_stand_side_by_side(lm: HookedLM, table: TokenTable) -> None:
     assert shown[1].prompt == decode(table.tokens[1, 1:6].tolist())
     assert (shown[1].clean, shown[1].edited) == (decode(list(clean.texts[1])), decode(list(edited.texts[1])))
     other = dataclasses.replace(edited, prompts=edited.prompts.flip(0))
-    with pytest.raises(DataError, match="for the same prompts"):
+    with pytest.raises(DataError, match="of the same prompts"):
         decode_samples(lm, clean, other)
 
 

@@ -60,7 +60,7 @@ def test_halves_keep_roles_and_share_no_document(evidence: SelectionEvidence) ->
 
 
 def test_something_to_retain_is_needed(evidence: SelectionEvidence) -> None:
-    with pytest.raises(DataError, match="text to retain"):
+    with pytest.raises(DataError, match="expected near or far text"):
         SelectionEvidence(evidence.lm, evidence.forget)
 
 

@@ -103,5 +103,5 @@ def test_select_gives_the_first_of_the_ranking() -> None:
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="no number"):
+    with pytest.raises(DataError, match="expected a number for each feature"):
         ranking(torch.tensor([0.0, float("nan")]))

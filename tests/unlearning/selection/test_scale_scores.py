@@ -87,5 +87,5 @@ def test_a_score_is_kept_to_features_of_chosen_scales(lm: Any, table: TokenTable
 
 def test_an_sae_without_scales_is_refused(lm: Any, table: TokenTable) -> None:
     sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=12, k=4, metadata=SAEMetadata(hook_name=HOOK)))
-    with pytest.raises(ConfigError, match="no time scales"):
+    with pytest.raises(ConfigError, match="expected an SAE with time scales"):
         driven_by(dataclasses.replace(lm, splice=Splice(sae)), table)

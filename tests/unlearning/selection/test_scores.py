@@ -38,7 +38,7 @@ def test_settings_are_those_of_the_class() -> None:
 
 
 def test_unknown_names_and_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"no score 'atribution'\. Did you mean 'attribution'"):
+    with pytest.raises(ConfigError, match=r"got 'atribution'\. Did you mean 'attribution'"):
         make_score("atribution")
     with pytest.raises(ConfigError, match=r"no setting 'retain_wieght'\. Did you mean 'retain_weight'"):
         make_score("attribution", retain_wieght=1.0)
@@ -60,7 +60,7 @@ class Loudest:
 def test_a_registered_score_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch, evidence: SelectionEvidence) -> None:
     monkeypatch.setitem(SCORES, "loudest", Loudest)
     monkeypatch.delitem(SCORES, "loudest")
-    with pytest.raises(ConfigError, match="no score 'loudest'"):
+    with pytest.raises(ConfigError, match="got 'loudest'"):
         make_score("loudest")
     assert register_score(Loudest) is Loudest
     assert make_score("loudest", floor=2.0) == Loudest(floor=2.0)
@@ -79,7 +79,7 @@ def test_a_name_that_is_taken_or_missing_is_refused() -> None:
             raise NotImplementedError
 
     before = SCORES["attribution"]
-    with pytest.raises(ConfigError, match=r"'attribution' exists already \(.*effect_scores\.Attribution\)"):
+    with pytest.raises(ConfigError, match=r"got 'attribution', which .*effect_scores\.Attribution has"):
         register_score(Other)
     assert SCORES["attribution"] is before
     with pytest.raises(ConfigError, match="expected a dataclass"):

@@ -99,5 +99,5 @@ def test_decoders_that_cannot_be_compared_are_refused() -> None:
         decoder_match(W_dec, [0], torch.randn(4, 2), [0], torch.Generator())
     with pytest.raises(ConfigError, match="empty"):
         decoder_match(W_dec, [], W_dec, [0], torch.Generator())
-    with pytest.raises(ConfigError, match="between 0 and 3"):
+    with pytest.raises(ConfigError, match="from 0 to 3"):
         decoder_match(W_dec, [4], W_dec, [0], torch.Generator())
