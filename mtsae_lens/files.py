@@ -2,7 +2,7 @@
 
 While it is written, a file or folder has a temporary name, `.NAME.HOST-PID-RANDOM.partial`, so two processes never share one. A folder
 that is replaced is first renamed to `.NAME.HOST-PID-RANDOM.old`. If a process is killed, the next process that writes in the same place
-restores a lost folder and deletes the other leftovers; files of running processes are left alone.
+restores a lost folder and deletes the other leftovers; it does not touch the files of running processes.
 """
 
 from __future__ import annotations

@@ -47,7 +47,9 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
     folder = Path(folder)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: expected {name}, got none; give the --out folder of a finished 'mtsae train'")
+            raise ModelError(
+                f"{folder}: expected {name} in this folder, got no such file; give the --out folder of a finished 'mtsae train'"
+            )
     check_saved_config(folder / "cfg.json")
     try:
         sae = SAE.load_from_disk(folder, device=device)

@@ -115,7 +115,7 @@ def check_output_folder(out: Path) -> None:
 
 
 class _Checked(Exception):
-    """Ends a check like a failure, so that nothing is left behind."""
+    """Raised to end a check like a failure, so that the folder is removed again."""
 
 
 def _holds_nothing(out: Path) -> bool:

@@ -117,7 +117,7 @@ def unregister(architecture: str) -> None:
     """Remove an architecture from SAELens's registries, which refuse a second registration: a reloaded module registers again.
 
     Args:
-        architecture: the name it was registered under; one that is not registered is left alone.
+        architecture: the name it was registered under; nothing happens if it is not registered.
     """
     for registry in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY):
         registry.pop(architecture, None)

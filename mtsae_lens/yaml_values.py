@@ -138,7 +138,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             f"{place} expected YAML in UTF-8, got something else at byte {error.start}; save it as UTF-8"
         ) from error
     except (OSError, ValueError) as error:  # a name with a zero byte
-        raise ConfigError(f"{place} {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"{place} expected a readable file, got the error {getattr(error, 'strerror', None) or error}; check its path and permissions"
+        ) from error
     content = parse_yaml(text, place)
     if not isinstance(content, dict):
         raise ConfigError(f"{place} expected a mapping of settings to values, got {_kind(content)}; give such as 'seed: 1'")

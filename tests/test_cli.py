@@ -395,7 +395,7 @@ def test_bad_settings(
         ("checkpoint_every_n_steps: often\n", "setting checkpoint_every_n_steps: .*got 'often'"),
         ("sae: 3\n", "setting sae: .*got 3"),
         (b"\xff\xfe\x00", "not YAML"),
-        (None, "--config .*: No such file"),
+        (None, "--config .*: expected a readable file, got the error No such file"),
     ],
 )
 def test_bad_config_files(train: Callable[..., Any], tmp_path: Path, content: str | bytes | None, message: str) -> None:

@@ -193,8 +193,8 @@ def test_an_assignment_is_given_once() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sae": {"metadata": "x"}}, "--set metadata: the run records it itself"),
-        ({"sae": {"device": math.inf}}, "--set device: give --device"),
+        ({"sae": {"metadata": "x"}}, "got --set metadata, which the run records itself; leave it out"),
+        ({"sae": {"device": math.inf}}, "got --set device, which belongs to the run; give --device"),
         (
             {"device": "meta"},
             "expected a usable device, got 'meta'",

@@ -15,7 +15,10 @@ def embedded_model_dir(name: str) -> Path:
 
     Args:
         name: `embedded` or `embedded-retrained`.
+
+    Raises:
+        ModelError: there is no embedded model of this name.
     """
     if name not in EMBEDDED_MODELS:
-        raise ModelError(f"no embedded model {name!r}.{nearest(name, EMBEDDED_MODELS)}")
+        raise ModelError(f"expected an embedded model, got {name!r}.{nearest(name, EMBEDDED_MODELS)}")
     return ASSETS_DIR / name

@@ -56,7 +56,7 @@ def weights_in_float32(model: torch.nn.Module) -> Iterator[None]:
     """Hold a model's half-precision weights in float32 within this context; afterwards they are restored bit for bit.
 
     One tensor is cast at a time, so the model takes twice its memory, not three times. Tensors that a model keeps in float32 anyway,
-    such as rotary frequencies, are left alone.
+    such as rotary frequencies, are not changed.
 
     Args:
         model: the model, changed in place.

@@ -132,7 +132,9 @@ def scan_folder(folder: Path) -> FolderFiles:
                 found.files.append(path)
         except OSError as error:
             if path == folder:
-                raise DataError(f"{path}: {error.strerror or error}") from error
+                raise DataError(
+                    f"{path}: expected a readable folder, got the error {error.strerror or error}; check its path and permissions"
+                ) from error
             found.skip(path, folder, _reason(path, error))
         _check_size(folder, n_entries, len(found.files), len(pending))
     found.files.sort()

@@ -266,5 +266,7 @@ def _digest(files: Iterable[Path]) -> str:
                     content.seek(start)
                     digest.update(content.read(_CHUNK))
         except OSError as error:
-            raise DataError(f"{file}: {error.strerror or error}") from error
+            raise DataError(
+                f"{file}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+            ) from error
     return digest.hexdigest()[:32]

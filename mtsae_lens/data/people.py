@@ -1,4 +1,4 @@
-"""Invent people whose facts the embedded language models know by heart.
+"""Invent people whose facts the embedded language models have memorized.
 
 Real knowledge cannot be held out of a corpus with certainty; invented facts can. Each person has one value for each of ten attributes,
 drawn uniformly from a closed vocabulary of sixteen values, so the chance level is 1/16 and a wrong answer is unambiguous. Biographies

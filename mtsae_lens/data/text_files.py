@@ -81,7 +81,9 @@ def _read_file(path: Path, reader: RowReader) -> Iterator[str]:
             f"{path}: expected a whole file, got a damaged or truncated one ({type(error).__name__}: {_one_line(error)}); make it again"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or _one_line(error)}") from error
+        raise DataError(
+            f"{path}: expected a readable file, got the error {error.strerror or _one_line(error)}; check its path and permissions"
+        ) from error
 
 
 @contextmanager

@@ -50,7 +50,9 @@ def check_saved_config(path: Path) -> None:
             )
         content = from_json(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from error
+        raise ModelError(
+            f"{path}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+        ) from error
     except ValueError as error:
         kind = "UnicodeDecodeError" if isinstance(error, UnicodeDecodeError) else "JSONDecodeError"
         raise ModelError(

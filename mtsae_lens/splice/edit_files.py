@@ -135,7 +135,9 @@ def read_edit_file(path: Path) -> EditFile:
             )
         return EditFile.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(
+            f"{path}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+        ) from error
     except ValidationError as error:
         raise DataError(f"{path}: {_what_is_wrong(error)}") from error
 

@@ -23,7 +23,7 @@ from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 AUTO = "auto"
-_RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
+_RECORDED = {"metadata": "which the run records itself; leave it out", "device": "which belongs to the run; give --device"}
 """Fields of every architecture that settings of the SAE may not set."""
 _ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
 
@@ -50,7 +50,7 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
     valid = [field.name for field in fields(config_class) if field.init]
     for name in settings.sae:
         if name in _RECORDED:
-            raise ConfigError(f"--set {name}: {_RECORDED[name]}")
+            raise ConfigError(f"expected a setting of the SAE, got --set {name}, {_RECORDED[name]}")
         if name not in valid:
             raise ConfigError(
                 f"expected a setting of architecture {settings.architecture!r}, got {name!r}.{nearest(name, valid)}"

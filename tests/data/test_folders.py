@@ -81,7 +81,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     found = scan_folder(tmp_path)
     assert found.files == [tmp_path / "a.txt"]
     assert found.skipped == {"cannot be read: Permission denied": ["c.txt", "closed"]}
-    with pytest.raises(DataError, match="closed: Permission denied"):
+    with pytest.raises(DataError, match="closed: expected a readable folder, got the error Permission denied"):
         scan_folder(tmp_path / "closed")
 
 

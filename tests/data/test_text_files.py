@@ -124,7 +124,7 @@ def test_a_file_that_goes_away(tmp_path: Path) -> None:
     texts = read_texts(tmp_path)
     next(texts)
     (tmp_path / "b.jsonl").unlink()
-    with pytest.raises(DataError, match=r"b.jsonl: No such file"):
+    with pytest.raises(DataError, match=r"b.jsonl: expected a readable file, got the error No such file"):
         list(texts)
 
 

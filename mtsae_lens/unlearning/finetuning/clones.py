@@ -93,7 +93,9 @@ def load_weights(path: Path, like: HookedSAETransformer) -> HookedSAETransformer
     try:
         weights = load_file(path)
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(
+            f"{path}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+        ) from error
     except SafetensorError as error:
         raise DataError(f"{path}: expected a safetensors file, got {error}; give one that save_weights wrote") from error
     expected = {name: tuple(value.shape) for name, value in like.named_parameters()}
