@@ -538,8 +538,8 @@ def test_a_missing_sae(mtsae: Callable[..., Any], tmp_path: Path) -> None:
 
 def test_unlearn_says_what_is_missing(mtsae: Callable[..., Any], tiny_sae_dir: Path, text_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    assert_refused(mtsae("unlearn", tiny_sae_dir, "--out", out), "--forget is needed", out)
-    assert_refused(mtsae("unlearn", tiny_sae_dir, "--out", out, "--forget", text_file), "--retain is needed", out)
+    assert_refused(mtsae("unlearn", tiny_sae_dir, "--out", out), "expected --forget, got none", out)
+    assert_refused(mtsae("unlearn", tiny_sae_dir, "--out", out, "--forget", text_file), "expected --retain, got none", out)
     outcome = mtsae("unlearn", tiny_sae_dir, "--out", out, "--forget", text_file, "--retain", "shakespear")
     assert_refused(outcome, "'shakespear'.*Did you mean 'shakespeare'", out)
 
@@ -575,7 +575,7 @@ def test_unlearn_refuses_an_sae_that_cannot_generate_before_any_work(
 def test_unwritable_out(mtsae: Callable[..., Any], train: Callable[..., Any], tiny_sae_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     for out in (tmp_path / "file", tmp_path / "file" / "sub"):
-        message = f"--out {out}: cannot be written .*; give a folder that you may write to"
+        message = f"--out {out}: expected a writable folder, got .*; give a folder that you may write to"
         assert_refused(train(out=out), message)
         assert_refused(mtsae("evaluate", tiny_sae_dir, "--out", out), message)
         assert_refused(mtsae("unlearn", tiny_sae_dir, "--forget", "kjv", "--retain", "sotu", "--out", out), message)
@@ -604,7 +604,7 @@ def test_disk_full_at_the_metrics(
 
     monkeypatch.setattr("os.fsync", full)
     outcome = mtsae("evaluate", tiny_sae_dir, "--out", tmp_path / "out", "--n-contexts", 4)
-    assert_refused(outcome, r"metrics\.json: cannot be written \(No space left on device\)", tmp_path / "out")
+    assert_refused(outcome, r"metrics\.json: expected to write this file, got No space left on device", tmp_path / "out")
 
 
 @contextmanager
@@ -622,7 +622,7 @@ def test_a_report_that_does_not_fit(train: Callable[..., Any], tmp_path: Path) -
     with files_of_at_most(200_000):
         outcome = train()
     assert outcome.code == 2
-    assert re.search(r"report\.html: cannot be written \(File too large\)", outcome.error)
+    assert re.search(r"report\.html: expected to write this file, got File too large", outcome.error)
     assert not [path for path in files_in(tmp_path / "out") if "report" in path.name]
 
 
@@ -639,7 +639,7 @@ def test_disk_full_while_training(train: Callable[..., Any], tmp_path: Path, siz
     with files_of_at_most(size):
         outcome = train("--config", tmp_path / "c.yaml", "--set", "k=4")
     assert outcome.code == 2
-    assert "cannot be written" in outcome.error
+    assert "expected to write this file" in outcome.error
     assert not list((tmp_path / "out").rglob("*.partial"))
 
 

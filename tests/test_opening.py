@@ -25,7 +25,7 @@ def test_a_folder_may_be_a_string_and_the_rest_left_out(tiny_sae_dir: Path) -> N
 
 
 def test_a_folder_without_an_sae(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"expected cfg\.json, got none; give the --out folder"):
+    with pytest.raises(ModelError, match=r"expected cfg\.json in this folder, got no such file; give the --out folder"):
         load_sae(str(tmp_path))
 
 

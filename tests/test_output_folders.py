@@ -145,13 +145,15 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "file/sub", "loop", "dangling", "n" * 300, "new/" + "n" * 300):
-        with pytest.raises(OutputError, match=r"^--out .*: cannot be written \(.*\); give a folder that you may write to$"):
+        with pytest.raises(
+            OutputError, match=r"^--out .*: expected a writable folder, got .*; give a folder that you may write to$"
+        ):
             hold(tmp_path / name)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="expected a writable folder"):
         hold(Path("out"))
     monkeypatch.chdir(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"file", "loop", "dangling"}
@@ -171,7 +173,7 @@ def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / LOCK_FILE).symlink_to(tmp_path / "precious")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="expected a writable folder"):
         hold(tmp_path / "out")
     assert (tmp_path / "precious").read_text() == "kept"
 

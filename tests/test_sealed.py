@@ -90,7 +90,7 @@ def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "a.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.safetensors is damaged .*; delete it"):
+    with pytest.raises(DataError, match=r"a\.safetensors: expected .*, got .* \(damaged\); delete it"):
         read_tensors(path, "delete it")
 
 
@@ -133,5 +133,5 @@ def test_json_of_another_shape_is_one_line(tmp_path: Path, content: bytes | None
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"^[^\n]*a\.json is damaged \([^\n]*\); delete it$"):
+    with pytest.raises(DataError, match=r"^[^\n]*a\.json: expected [^\n]*, got [^\n]* \(damaged\); delete it$"):
         read_json(path, dict[str, Any], "delete it")

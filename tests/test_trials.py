@@ -75,7 +75,9 @@ def test_a_damaged_result_is_one_line_that_says_what_to_delete(content: str, tmp
 def test_damaged_settings_are_one_line_that_says_what_to_delete(content: str, tmp_path: Path) -> None:
     run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
     (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(DataError, match=r"^[^\n]*settings\.json is damaged [^\n]*: delete the folder [^\n]*$"):
+    with pytest.raises(
+        DataError, match=r"^[^\n]*settings\.json: expected [^\n]*, got [^\n]*\(damaged\); delete the folder [^\n]*$"
+    ):
         run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
 
 
@@ -95,7 +97,7 @@ def test_a_result_of_another_trial_is_refused(tmp_path: Path, damage: str) -> No
     run_trials(tmp_path, {}, trials, "test")
     other = (tmp_path / "x__1.json").read_text() if damage == "another trial" else "{}"
     (tmp_path / "x__0.json").write_text(other)
-    with pytest.raises(DataError, match=r"x__0\.json is damaged.*delete this file"):
+    with pytest.raises(DataError, match=r"x__0\.json: expected the result of .*\(damaged\); delete this file"):
         run_trials(tmp_path, {}, trials, "test")
 
 

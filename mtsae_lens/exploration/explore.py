@@ -53,7 +53,7 @@ def _kept(state: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
         write_tensors(path, {name: compute()})
     tensors, _ = read_tensors(path, _REMEDY)
     if name not in tensors:
-        raise DataError(f"{path} is damaged (it holds no {name!r}); {_REMEDY}")
+        raise DataError(f"{path}: expected a tensor {name!r} in this file, got none (damaged); {_REMEDY}")
     return tensors[name]
 
 

@@ -152,7 +152,9 @@ class Survey:
             self.held = dict(zip(contexts, zip(spans, tokens, strict=True), strict=True))
             self.n_batches = int(numbers["n_batches"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
+            raise DataError(
+                f"{path}: expected the state of a pass over the text, got {type(error).__name__}: {error} (damaged); {_REMEDY}"
+            ) from error
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         yield "counts", self.counts

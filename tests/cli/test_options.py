@@ -113,7 +113,7 @@ def test_a_project_of_wandb_turns_logging_on() -> None:
         (("train", "--set", "k"), "--set: expected NAME=VALUE, got 'k'; give such as --set k=16"),
         (("planted", "--planted", "d_in"), "--planted: expected NAME=VALUE"),
         (("train", "--out", ""), "setting out: expected a value, got an empty text"),
-        (("evaluate",), "--sae is needed"),
+        (("evaluate",), "expected --sae, got none"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(words: tuple[Any, ...], message: str, mtsae: Any) -> None:

@@ -100,8 +100,8 @@ def test_an_option_given_twice_is_told(mtsae: Callable[..., Any], arguments: tup
         (("upload", "x", "me/y", "--dry-run", ""), "setting dry_run: expected a value, got an empty text"),
         (("unlearn", "x", "--forget", "kjv", "--retain", ""), "setting retain: expected a value, got an empty text"),
         (("train", "--out", "~nobody-here/x"), "which names an unknown user"),
-        (("train", "--model", "m" * 5000), "expected a name, got 5,000 characters"),
-        (("evaluate", "a\x1b[2Jb"), r"a\x1b[2Jb: no cfg.json"),
+        (("train", "--model", "m" * 5000), "bytes, got 5,000 characters"),
+        (("evaluate", "a\x1b[2Jb"), r"a\x1b[2Jb: expected cfg.json"),
     ],
 )
 def test_empty_and_impossible_options(
@@ -145,7 +145,7 @@ def test_a_closed_pipe_is_one_line() -> None:
     with os.fdopen(writer, "w") as pipe:
         done = run("[say('x' * 10_000) for _ in range(100)]", stdout=pipe)
     assert done.returncode == 141, done.stderr
-    assert "error: expected a writable standard output (Broken pipe)" in done.stderr
+    assert "error: expected a writable standard output, got Broken pipe" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

@@ -48,4 +48,4 @@ def test_mistakes(mtsae: Callable[..., Any], facts: Path, tmp_path: Path) -> Non
         "got one with files; give a new or empty folder" in mtsae("export-neuronpedia", facts, "--out", tmp_path / "full").error
     )
     assert "mtsae explore" in mtsae("export-neuronpedia", tmp_path / "full", "--out", tmp_path / "new").error
-    assert "--out is needed" in mtsae("export-neuronpedia", facts).error
+    assert "expected --out, got none" in mtsae("export-neuronpedia", facts).error

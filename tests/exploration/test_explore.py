@@ -302,7 +302,7 @@ def test_a_damaged_result_of_a_stopped_run_is_one_line(content: bytes | None, tm
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged if content is None else content)
-    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it; the same command makes it again$"
+    again = r"^[^\n]*ablation\.safetensors: expected [^\n]*damaged\); delete it; the same command makes it again$"
     with pytest.raises(DataError, match=again):
         module._kept(tmp_path, "ablation", lambda: torch.ones(3))
 
@@ -319,7 +319,9 @@ def test_damaged_facts_say_what_to_delete(random_lm: Any, corpora: Corpora, tmp_
         content = bytearray((tmp_path / name).read_bytes())
         content[len(content) // 2] ^= 0x10
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json; the same command"):
+        with pytest.raises(
+            DataError, match=rf"^[^\n]*{name}: expected [^\n]*damaged\); delete [^\n]*explore\.json; the same command"
+        ):
             run()
         (tmp_path / "explore.json").unlink()
         assert run() == whole

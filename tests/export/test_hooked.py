@@ -245,17 +245,25 @@ def test_a_hook_of_another_sae_is_refused(exported: Callable[..., Any]) -> None:
     content["sae"]["weights_sha256"] = "0"
     (folder / "edit.json").write_text(json.dumps(content))
     (folder / "SHA256SUMS").unlink()
-    with pytest.raises(ValueError, match="belongs to another SAE"):
+    with pytest.raises(ValueError, match="of one SAE and hook, got different ones"):
         load_edited(folder)
 
 
 @pytest.mark.parametrize(
     ("options", "edit", "message"),
     [
-        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "expected an SAE at blocks"),
+        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "expected an edit at blocks"),
         ({"padding": "circular"}, EDITS["features"], "reads later positions"),
-        ({}, FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)), "SequenceRateGate cannot be exported"),
-        ({"kind": "standard", "normalize_activations": "layer_norm"}, EDITS["features"], "normalize_activations='layer_norm'"),
+        (
+            {},
+            FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)),
+            "that the stand-alone loader knows .*, got a SequenceRateGate",
+        ),
+        (
+            {"kind": "standard", "normalize_activations": "layer_norm"},
+            EDITS["features"],
+            "normalize_activations='none' .* got 'layer_norm'",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(

@@ -35,7 +35,7 @@ def test_no_field_of_any_architecture_takes_what_it_cannot_be(architecture: str)
             continue
         messages = {repr(value): refusal(config_class, field.name, value) for value in WRONG}
         accepted = [value for value, message in messages.items() if message is None]
-        assert all(message is None or message.startswith(f"{field.name} must be ") for message in messages.values())
+        assert all(message is None or message.startswith(f"expected {field.name} to be ") for message in messages.values())
         assert not any("\n" in (message or "") for message in messages.values())
         assert accepted in ([], ["'5x'"]), field.name  # a field of text takes any
 
