@@ -396,10 +396,10 @@ def check_features(features: Sequence[int], d_sae: int) -> None:
     Raises:
         ConfigError: an index is out of range.
     """
-    if any(not 0 <= feature < d_sae for feature in features):
-        raise ConfigError(
-            f"expected features from 0 to {d_sae - 1}, got {min(features)} to {max(features)}; give indices of this SAE's features"
-        )
+    unknown = [feature for feature in features if not 0 <= feature < d_sae]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise ConfigError(f"expected features from 0 to {d_sae - 1}, got {shown}; give indices of this SAE's features")
 
 
 def _check_finite(name: str, value: Any) -> None:

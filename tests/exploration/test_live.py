@@ -86,7 +86,7 @@ def test_the_box(lm: Any) -> None:
     assert box.activations == pytest.approx(read.activations(5))
     assert box.contributions["feature"] == 5
     box.feature = 99
-    assert "between 0 and 31" in box.error
+    assert "from 0 to 31" in box.error
     box.feature = STRONGEST
     assert box.error == ""
     box.text = TEXT * 9

@@ -368,5 +368,5 @@ def test_half_precision(
             export_hooked(tmp_path / "wrong", lm, EDITS[name], model_dirs[family])
     monkeypatch.undo()
     lm.model.unembed.W_U.data *= 1.2
-    with pytest.raises(ModelError, match=f"other logits .* of which rounding to {dtype} explains"):
+    with pytest.raises(ModelError, match=f"got others .* of which rounding to {dtype} explains"):
         export_hooked(tmp_path / "other", lm, EDITS[name], model_dirs[family])

@@ -116,7 +116,7 @@ def test_of_features_their_decoder_rows_are_projected_out(make_lm: Callable[...,
 
 def test_another_hook_or_family_is_refused(model_dirs: dict[str, str], tmp_path: Path) -> None:
     base = open_base(model_dirs["neox"])
-    with pytest.raises(ModelError, match="expected an SAE at blocks"):
+    with pytest.raises(ModelError, match="expected an edit at blocks"):
         project_weights(base, EDITS["centred"], "blocks.0.hook_mlp_out")
     from transformers import OPTConfig, OPTForCausalLM
 

@@ -25,7 +25,7 @@ from mtsae_lens.unlearning.task import Corpus
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": ("domain", "peple")}, r"no task 'peple'. Did you mean 'people'"),
+        ({"tasks": ("domain", "peple")}, r"expected a known task, got 'peple'. Did you mean 'people'"),
         ({"losses": ("npo", "simnp")}, r"got 'simnp'. Did you mean 'simnpo'"),
         ({"near": ("milton",)}, "give --forget"),
         ({"retain": ("milton",)}, "give --forget"),
@@ -56,7 +56,9 @@ def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
     monkeypatch.setattr(module, "run_trials", lambda *_, **__: pytest.fail("it went to work"))
     wide = save_neox(tmp_path / "wide", vocab_size=4224)
     given = {"model": str(tiny_model_dir), "forget": "kjv", "retain": ("sotu",), "context_size": 32, "out": tmp_path / "out"}
-    with pytest.raises(ModelError, match=r"wide has logits for 4,224 tokens.*'reference: null' into a --config file"):
+    with pytest.raises(
+        ModelError, match=r"expected wide to have 4,096 logits like .*, got 4,224.*'reference: null' into a --config file"
+    ):
         run_benchmark(BenchmarkSettings(**given, reference=str(wide)))
 
 
