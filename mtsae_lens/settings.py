@@ -146,5 +146,5 @@ def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str
             raise ConfigError(f"{option}: expected NAME=VALUE, got {shown!r}; give such as {option} k=16")
         if name in parsed:
             raise ConfigError(f"{option}: expected one value for {name}, got two; give it once")
-        parsed[name] = parse_yaml(value, f"{option} {shown}: the value is")
+        parsed[name] = parse_yaml(value, f"{option} {shown}:")
     return parsed

@@ -147,7 +147,7 @@ def test_train_evaluate_unlearn(
     assert outcome.code == 0, outcome.err
     assert outcome.out.count("It is said that") == 2
     too_long = mtsae("generate", sae, *arguments[:-1], 500)
-    assert_refused(too_long, "more than the model's context of 64")
+    assert_refused(too_long, "expected at most 64 tokens, the model's context, got .* and 500 new ones")
 
 
 def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path, tmp_path: Path) -> None:
@@ -248,7 +248,11 @@ def test_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
 def test_planted_refuses_what_cannot_be_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
     config = tmp_path / "planted.yaml"
     config.write_text("planted: {dim: 16}")
-    assert_refused(mtsae("planted", "--config", config, "--out", tmp_path / "out"), "no field 'dim'", tmp_path / "out")
+    assert_refused(
+        mtsae("planted", "--config", config, "--out", tmp_path / "out"),
+        "expected a field of PlantedConfig, got 'dim'",
+        tmp_path / "out",
+    )
     config.write_text("planted: {lags: [[4, 2]]}")
     assert_refused(mtsae("planted", "--config", config, "--out", tmp_path / "out"), "near < far", tmp_path / "out")
 
@@ -259,14 +263,14 @@ def test_paper_refuses_a_context_longer_than_the_models(
     outcome = mtsae(
         "paper", "--model", tiny_model_dir, "--hook-name", HOOK, "--dataset", text_file, "--out", tmp_path / "paper"
     )
-    assert_refused(outcome, "context_size=128 is longer than the model's context of 64", tmp_path / "paper")
+    assert_refused(outcome, "context_size of at most 64, the model's context, got 128", tmp_path / "paper")
 
 
 def test_settings_that_could_only_fail_later_are_refused(mtsae: Callable[..., Any], tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text("context_size: 96\n")
     refused = mtsae("paper", "--config", config, "--out", tmp_path / "out")
-    assert_refused(refused, "context_size=96 does not divide the paper's batch of 2,048 tokens", tmp_path / "out")
+    assert_refused(refused, "context_size that divides the paper's batch of 2,048, got 96", tmp_path / "out")
     config.write_text("planted: {context_size: 32, lags: [[1, 2]]}\n")
     refused = mtsae("planted", "--config", config, "--out", tmp_path / "out")
     assert_refused(refused, "context_size of at least 64", tmp_path / "out")
@@ -334,7 +338,7 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         (
             {"hook_name": "blocks.0.hook_resid_pst"},
             (),
-            r"no hook 'blocks\.0\.hook_resid_pst'.*Did you mean 'blocks\.0\.hook_resid_post'",
+            r"expected a hook of .*, got 'blocks\.0\.hook_resid_pst'.*Did you mean 'blocks\.0\.hook_resid_post'",
         ),
         ({"context_size": 128, "batch_size_tokens": 128}, (), "context_size=128 is longer than the model's context of 64"),
         ({"batch_size_tokens": 100}, (), "train_batch_size_tokens=100 is not a multiple of context_size=32.*use 96"),
@@ -349,7 +353,7 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
         ({}, ("--set", "dilations=[-1]"), r"dilations .*whole numbers.*got \[-1\]"),
         ({}, ("--set", "k=abc"), "expected k to be a whole number, got 'abc'"),
         ({}, ("--set", "k=4.5"), r"expected k to be a whole number, got 4\.5"),
-        ({}, ("--set", "k=["), r"--set k=\[: the value is not YAML"),
+        ({}, ("--set", "k=["), r"--set k=\[: expected YAML, got an error"),
         ({}, ("--set", "dilations=3"), "dilations .*whole numbers.*got 3"),
         ({}, ("--set", "normalize_activations=banana"), "normalize_activations must be .*Got banana"),
         ({"architecture": "topk"}, ("--set", "k=33"), "k from 1 to 32, the number of features .--d-sae., got 33"),
@@ -388,13 +392,13 @@ def test_bad_settings(
     [
         ("learning_rate: 0.1\n", "expected a known setting, got 'learning_rate'"),
         ("d_sea: 3\n", "expected a known setting, got 'd_sea'.*Did you mean 'd_sae'"),
-        ("d_sae: [1\n", "not YAML"),
-        ("\t- x", "not YAML"),
+        ("d_sae: [1\n", "expected YAML"),
+        ("\t- x", "expected YAML"),
         ("just words\n", "a mapping of settings to values"),
         ("", "a mapping of settings to values"),
         ("checkpoint_every_n_steps: often\n", "setting checkpoint_every_n_steps: .*got 'often'"),
         ("sae: 3\n", "setting sae: .*got 3"),
-        (b"\xff\xfe\x00", "not YAML"),
+        (b"\xff\xfe\x00", "expected YAML in UTF-8"),
         (None, "--config .*: expected a readable file, got the error No such file"),
     ],
 )
@@ -419,7 +423,7 @@ def test_bad_config_files(train: Callable[..., Any], tmp_path: Path, content: st
             r"latin\.txt: expected UTF-8, got something else at byte 2; convert it with: iconv",
         ),
         ("notext.jsonl", b'{"body": "x"}\n', r"notext\.jsonl:1: expected an object with a string under 'text'"),
-        ("bad.jsonl", b"{\n", r"bad\.jsonl:1: not JSON"),
+        ("bad.jsonl", b"{\n", r"bad\.jsonl:1: expected JSON that can be read"),
         ("bad.parquet", b"x" * 99, r"bad\.parquet: expected a parquet file"),
         ("some.pdf", b"x", r"expected a file that ends with one of \.txt, \.jsonl, \.parquet .* got \.pdf; convert it"),
         ("short.txt", b"Too short.", "at least one context of 32 tokens.* give more text"),
@@ -479,7 +483,7 @@ def test_nan_weights(train: Callable[..., Any], tmp_path: Path, tiny_model_dir: 
 
 def test_an_sae_of_another_width(mtsae: Callable[..., Any], tiny_sae_dir: Path, tmp_path: Path) -> None:
     outcome = mtsae("evaluate", tiny_sae_dir, "--model", "embedded", "--out", tmp_path / "out")
-    assert_refused(outcome, "of embedded has width 128, but the SAE has d_in=32", tmp_path / "out")
+    assert_refused(outcome, "an SAE with d_in=128 for .* of embedded, got d_in=32", tmp_path / "out")
 
 
 def test_an_sae_of_a_longer_context(mtsae: Callable[..., Any], save_neox: Any, tiny_sae_dir: Path, tmp_path: Path) -> None:
@@ -511,8 +515,12 @@ def test_a_reference_of_a_shorter_context(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("cfg.json", None, r"expected cfg\.json, got none; give the --out folder of a finished 'mtsae train'"),
-        ("sae_weights.safetensors", None, r"no sae_weights\.safetensors; expected"),
+        (
+            "cfg.json",
+            None,
+            r"expected cfg\.json in this folder, got no such file; give the --out folder of a finished 'mtsae train'",
+        ),
+        ("sae_weights.safetensors", None, r"expected sae_weights\.safetensors in this folder, got no such file"),
         ("sae_weights.safetensors", b"garbage" * 99, r"got one that cannot be loaded \(SafetensorError"),
         ("sae_weights.safetensors", b"", r"got one that cannot be loaded \(SafetensorError"),
         ("cfg.json", b'{"architecture": ', r"got one that cannot be loaded \(JSONDecodeError"),
@@ -533,7 +541,7 @@ def test_broken_saes(
 
 
 def test_a_missing_sae(mtsae: Callable[..., Any], tmp_path: Path) -> None:
-    assert_refused(mtsae("evaluate", tmp_path / "no", "--out", tmp_path / "out"), r"no/?: no cfg\.json", tmp_path / "out")
+    assert_refused(mtsae("evaluate", tmp_path / "no", "--out", tmp_path / "out"), r"no/?: expected cfg\.json", tmp_path / "out")
 
 
 def test_unlearn_says_what_is_missing(mtsae: Callable[..., Any], tiny_sae_dir: Path, text_file: Path, tmp_path: Path) -> None:
