@@ -212,7 +212,7 @@ def test_an_sae_that_is_dead_is_measured_too(mtsae: Callable[..., Any], train: C
     metrics = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
     assert (metrics["l0"], metrics["dead_features"]) == (0, 32)
     assert metrics["relative_reconstruction_bias"] is None
-    assert "0 of 32 features fire" in (tmp_path / "evaluated" / "report.html").read_text()
+    assert "got 0 of 32; give more contexts or features" in (tmp_path / "evaluated" / "report.html").read_text()
 
 
 TINY_PLANT = """
