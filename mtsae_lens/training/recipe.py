@@ -75,6 +75,8 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         )
     try:
         return config_class(**values)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"expected settings of architecture {settings.architecture!r}, got an error ({' '.join(str(error).split())}); change --set"

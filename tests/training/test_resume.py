@@ -372,7 +372,7 @@ def test_a_state_of_another_shape_is_told(key: str, value: Any, interrupted: Cal
     path.write_text(json.dumps(content if value == "gone" else content | {key: value}))
     with pytest.raises(
         DataError,
-        match=r"^[^\n]*step_000000007[^\n]*: expected a checkpoint, got [^\n]* \(damaged\); delete [^\n]*step_000000007 and resume again$",
+        match=r"^[^\n]*step_000000007[^\n]*: expected [^\n]*, got [^\n]* \(damaged\); delete [^\n]*step_000000007 and resume again$",
     ):
         train(interrupted(), resume=True)
 
