@@ -122,7 +122,7 @@ def test_an_overflow_in_float16_is_called_that(tmp_path: Path, tiny_model_dir: P
     folder = save("llama", tmp_path / "llama", tiny_model_dir, outliers=3e6)
     for name in (f"bridge:{folder}", str(folder)):
         with pytest.raises(
-            ModelError, match=r"expected finite logits, got NaN or infinity in float16 .the model itself .*give dtype bfloat16"
+            ModelError, match=r"expected finite logits, got NaN or infinity in float16 .the model itself.*give dtype bfloat16"
         ):
             load_language_model(name, dtype="float16")
         load_language_model(name, dtype="bfloat16")

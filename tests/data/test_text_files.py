@@ -103,7 +103,7 @@ def test_pipes_and_sockets_are_refused_and_not_waited_for(tmp_path: Path, monkey
     with socket.socket(socket.AF_UNIX) as server:
         server.bind("socket.jsonl")
         for name in ("pipe.txt", "socket.jsonl"):
-            with pytest.raises(DataError, match=f"{name}: not a regular file"):
+            with pytest.raises(DataError, match=f"{name}: expected a regular file"):
                 list(read_texts(Path(name)))
 
 

@@ -93,7 +93,7 @@ def test_measured_and_edited(models: dict[str, Any], prefix: str, name: str, tex
     options = {"max_new_tokens": 6, "do_sample": False, "stop_at_eos": False}
     assert lm.generate(prompt, FeatureEdit(tuple(range(32)), 3.0), **options).shape == (2, 14)
     sae.cfg.metadata.hook_head_index = HEADS[name]
-    with pytest.raises(ModelError, match=f"got hook_head_index={HEADS[name]}"):
+    with pytest.raises(ModelError, match=f"expected hook_head_index .*, got {HEADS[name]};"):
         check_fits(sae, model)
 
 

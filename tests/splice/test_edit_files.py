@@ -267,5 +267,5 @@ def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         load_edit(tmp_path / "edit.json", splice())
     (tmp_path / "edit.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="expected JSON"):
         load_edit(tmp_path / "edit.json", splice())

@@ -114,7 +114,7 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
     narrow = DirectionEdit(directions(4), torch.zeros(4))
     with pytest.raises(ConfigError, match="width 8, as the activations, got 4"):
         random_splice().edited(activations(), narrow)
-    with pytest.raises(ConfigError, match="does not say which hook it belongs to"):
+    with pytest.raises(ConfigError, match="expected an SAE that names its hook"):
         Splice(MTSAE(MTSAEConfig(d_in=8, d_sae=16, k=4, context_size=12)))
 
 

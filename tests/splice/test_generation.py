@@ -233,7 +233,7 @@ def test_what_generate_is_asked_for(tiny_model_dir: Path, kind: str) -> None:
             ({"max_new_tokens": -1}, "at least 0, got -1"),
             ({"max_new_tokens": 2.0}, r"an integer of at least 0, got 2\.0"),
             ({"max_new_tokens": True}, "got True"),
-            ({"max_new_token": 3}, r"no option 'max_new_token'\. Did you mean 'max_new_tokens'"),
+            ({"max_new_token": 3}, r"expected an option of generate, got 'max_new_token'\. Did you mean 'max_new_tokens'"),
             ({"return_type": "embeds"}, "'tokens' or 'str', got 'embeds'"),
         ):
             with pytest.raises(ConfigError, match=message) as refused:

@@ -154,7 +154,7 @@ def test_what_is_not_registered_says_so(splice: Splice, tmp_path: Path) -> None:
     for edit, message in (
         (Other(), r"got one of class Other; .*mtsae_lens\.Edit and decorate it with @register_edit"),
         (Shift(torch.zeros(8)), r'got one of class Shift; decorate the class with @register_edit\("a_name"\)'),
-        (FeatureEdit((1,), gate=many_fire()), r"a ManyFire cannot be saved.*@register_gate"),
+        (FeatureEdit((1,), gate=many_fire()), r"got one of class ManyFire; decorate .*@register_gate"),
     ):
         with pytest.raises(DataError, match=message):
             save_edit(tmp_path / "edit.json", edit, splice)  # type: ignore[arg-type]
@@ -209,7 +209,7 @@ def test_what_could_not_be_read_back_is_not_written(splice: Splice, tmp_path: Pa
     for gate, message in (
         (HoldsASet({"a"}), "set.* cannot be saved.*define to_json"),
         (Local((1,)), "name 'local' is not defined"),
-        (never, r"read back \(threshold: "),
+        (never, r"read back, got .* \(threshold: "),
     ):
         with pytest.raises(DataError, match=message):
             save_edit(tmp_path / "edit.json", FeatureEdit((1,), gate=gate), splice)

@@ -40,7 +40,9 @@ def test_settings_are_those_of_the_class() -> None:
 def test_unknown_names_and_settings_are_named() -> None:
     with pytest.raises(ConfigError, match=r"got 'atribution'\. Did you mean 'attribution'"):
         make_score("atribution")
-    with pytest.raises(ConfigError, match=r"no setting 'retain_wieght'\. Did you mean 'retain_weight'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a setting of the score 'attribution', got 'retain_wieght'\. Did you mean 'retain_weight'"
+    ):
         make_score("attribution", retain_wieght=1.0)
 
 
@@ -65,7 +67,7 @@ def test_a_registered_score_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch,
     assert register_score(Loudest) is Loudest
     assert make_score("loudest", floor=2.0) == Loudest(floor=2.0)
     assert torch.equal(make_score("loudest")(evidence), evidence.forget_statistics.mean_activation)
-    with pytest.raises(ConfigError, match=r"no setting 'flor'\. Did you mean 'floor'"):
+    with pytest.raises(ConfigError, match=r"expected a setting of the score 'loudest', got 'flor'\. Did you mean 'floor'"):
         make_score("loudest", flor=1.0)
     assert register_score(Loudest) is Loudest  # as when a module is loaded once more
 
