@@ -155,7 +155,7 @@ def test_samples_stand_side_by_side(lm: HookedLM, table: TokenTable) -> None:
 def test_what_cannot_be_generated_is_refused(lm: HookedLM, table: TokenTable) -> None:
     with pytest.raises(ConfigError, match="temperature >= 0, got 16, 48 and -1"):
         Decoding(temperature=-1)
-    with pytest.raises(ConfigError, match="expected at most 64 tokens of prompt and continuation.* got 70"):
+    with pytest.raises(ConfigError, match=r"expected at most 64 tokens of prompt and continuation.* got 70"):
         continue_texts(lm, table, Decoding(10, 60))
     with pytest.raises(ConfigError, match=r"of prompt .*got .* and 40"):
         continue_texts(lm, table, Decoding(40, 5))
