@@ -1,4 +1,4 @@
-"""How far an exported model is from the edit at its hook that it stands for."""
+"""Compare an exported model with the edit at its hook."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ from mtsae_lens.unlearning.measures.predictions import kl_of_logits
 
 
 def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Logits]) -> dict[str, Any]:
-    """Compare what an edit at its hook and other models do to a text, in nats per token.
+    """Compare the effects of an edit at its hook and of other models on a text, in nats per token.
 
-    `n_tokens`; `hook` with `nll_delta` and `kl` against the clean model; for every other model the same, and `kl_from_hook`, KL(model with
-    the edit at its hook || this one).
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+        edit: the edit.
+        models: models by name.
+
+    Returns:
+        `n_tokens`; `hook` with `nll_delta` and `kl` relative to the clean model; for every other model the same, and `kl_from_hook`,
+        which is KL(model with the edit at its hook || this model).
     """
     (hook,) = measure_edits(lm, table, [edit])
     compared: dict[str, Any] = {"n_tokens": int(hook.n_tokens.sum())}
@@ -34,7 +41,14 @@ def compare(lm: HookedLM, table: TokenTable, edit: Edit, models: Mapping[str, Lo
 
 @torch.no_grad()
 def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
-    """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token."""
+    """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token.
+
+    Args:
+        lm: the model, for its tokenization.
+        table: the text.
+        target: the model that the other one should imitate.
+        model: the other model.
+    """
     total, n_tokens = 0.0, 0
     for tokens, counted, _ in track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch"):
         both = [lazily(each, tokens)[:, :-1][counted] for each in (target, model)]

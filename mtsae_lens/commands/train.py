@@ -1,4 +1,4 @@
-"""Train an SAE of any registered architecture on any language model's activations."""
+"""Train an SAE of any registered architecture on the activations of any language model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mtsae_lens.training.trainer import logged_counts
 
 def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     if "sparsity/never_fired" not in final:
-        return ""  # a log from before these were counted
+        return ""  # an older log does not contain these counts
     text = (
         f"Of {d_sae:,} features, {final['sparsity/never_fired']:,} never fired in the whole run, {final['sparsity/dead_features']:,} did "
         f"not fire within the dead-feature window, and {final['sparsity/always_on']:,} fired on more than half of the tokens of the last batch."
@@ -28,15 +28,22 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     return f"{text} Warning: {warning}." if warning else text
 
 
-@stopped_with("saved checkpoints are kept; --resume continues from the last one", unless_told=True)
+@stopped_with("saved checkpoints are kept; give --resume to continue from the last one", keep_inner_message=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train an SAE, save it, and write `metrics.json` and `report.html`.
 
-    `metrics.json`: `final` (the last row of the training log), `n_features`, `never_fired` (features that fired at no step of the run),
-    `always_on` (features that fire on over half of the tokens of the last batch), `warning` (if the SAE looks collapsed), `resumed` (then
-    `seconds` are those of the last part), `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or
-    learned), `provenance`.
+    `metrics.json` has `final` (the last row of the training log), `n_features`, `never_fired` (features that fired at no step of the
+    run), `always_on` (features that fire on more than half of the tokens of the last batch), `warning` (if the SAE looks collapsed),
+    `resumed` (then `seconds` are those of the last part), `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given,
+    selected or learned), and `provenance`.
+
+    Args:
+        settings: what to train.
+        resume: whether to continue the run in the output folder.
+
+    Returns:
+        The content of `metrics.json`.
     """
     watch = Stopwatch()
     sae = train_sae(settings, resume=resume)
