@@ -164,7 +164,7 @@ def _shifted(spans: Spans, by: int, lost: int) -> Spans:
 _INPUT_AXES = {"W_Q": (1,), "W_K": (1,), "W_V": (1,), "W_O": (0, 1), "W_in": (0,), "W_gate": (0,), "W_out": (0,)}
 """Axes of a `HookedTransformer`'s weight matrices over which an output channel sums; the head axis, if any, comes first."""
 
-_INPUT_AXIS = {nn.Linear: (1,), Conv1D: (0,)}
+_INPUT_AXIS: dict[type[nn.Module], tuple[int, ...]] = {nn.Linear: (1,), Conv1D: (0,)}
 """The same for the modules of a bridge."""
 
 
@@ -183,6 +183,7 @@ def quantize(model: AnyHookedModel, n_bits: int) -> AnyHookedModel:
 
     Returns:
         The quantized clone.
+
     Raises:
         ConfigError: `n_bits` is less than 2.
         ModelError: the model has no attention or MLP matrix, so nothing would be rounded; or see `clone_model`.
