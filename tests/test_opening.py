@@ -107,7 +107,7 @@ def test_model_and_text_are_found_from_another_directory(
     assert mtsae("upload", "../p/sae", "me/x", "--dry-run", "up").code == 0
     for path in [path for folder in ("up", "e") for path in (tmp_path / "q" / folder).rglob("*") if path.is_file()]:
         assert str(tmp_path).encode() not in path.read_bytes(), path
-    shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", *few)
+    shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", "--dataset", "../p/t.txt", *few)
     assert "expected lm, on which it was trained, got no such file or folder on this machine; give --model" in shared.error
     shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", "--model", "../p/lm", *few)
     assert "expected t.txt, on which it was trained, got no such file or folder on this machine; give --dataset" in shared.error
