@@ -14,10 +14,11 @@ __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 __version__ = version("mtsae-lens")
 
 _LEFT_TO = {"sae_lens": "mtsae_lens.upstream", "mtsae_lens.upstream": "mtsae_lens.sae.registration"}
-"""Modules after whose import the architecture is registered, each with the module that does it instead if it is there already.
+"""Modules after whose import the architecture is registered. If the second module of a pair is already loaded, it triggers the
+registration.
 
-The SAE classes need both modules. `mtsae_lens.upstream` loads SAELens itself, so it may be half loaded when SAELens is complete, and the SAE
-classes load `mtsae_lens.upstream`."""
+The SAE classes need both modules. `mtsae_lens.upstream` imports SAELens, so it may be partly loaded when SAELens is complete, and the SAE
+classes import `mtsae_lens.upstream`."""
 
 
 def _register(loaded: ModuleType) -> None:
@@ -28,4 +29,4 @@ def _register(loaded: ModuleType) -> None:
 
 
 for _name in _LEFT_TO:
-    register_post_import_hook(_register, _name)  # calls at once for a module that is loaded
+    register_post_import_hook(_register, _name)  # calls immediately if the module is already loaded

@@ -1,4 +1,4 @@
-"""Errors that a person can act on: each says what came, what was needed, and what to type."""
+"""Define the errors that a user can act on. Each message says what was expected, what came, and what to type."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class MTSAEError(Exception):
-    """Base of every error that the user, not the code, can put right. The command line prints it as one line."""
+    """Base of every error that the user can correct. The command line prints it as one line."""
 
 
 class ConfigError(MTSAEError, ValueError):
@@ -15,7 +15,7 @@ class ConfigError(MTSAEError, ValueError):
 
 
 class DataError(MTSAEError, ValueError):
-    """A text, a dataset or the activations made from it cannot be used."""
+    """A text, a dataset or activations computed from it cannot be used."""
 
 
 class ModelError(MTSAEError, ValueError):
@@ -27,13 +27,17 @@ class OutputError(MTSAEError, OSError):
 
 
 class MTSAEWarning(UserWarning):
-    """What a person should know though work goes on. The command line prints it as one line."""
+    """Something that the user should know although the work continues. The command line prints it as one line."""
 
 
 class TrainingInterrupted(Exception):
-    """Training stopped by a signal, after its state was saved.
+    """Training was stopped by a signal, after its state was saved.
 
-    No `KeyboardInterrupt`: command-line libraries turn that into a silent exit, and it would not say which signal came.
+    It is not a `KeyboardInterrupt`, because command-line libraries turn that into a silent exit, and it does not say which signal arrived.
+
+    Args:
+        signal_number: the signal.
+        message: what was saved, and how to continue.
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -41,12 +45,18 @@ class TrainingInterrupted(Exception):
         self.signal_number = signal_number
 
     def __reduce__(self) -> tuple[type[TrainingInterrupted], tuple[int, str]]:
-        """Overridden because an exception is rebuilt from its message alone, and a worker's must reach its parent."""
+        """Return how to rebuild the error in another process; by default, an exception is rebuilt from its message alone."""
         return type(self), (self.signal_number, str(self))
 
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
-    """' Did you mean ...?' with the closest valid names, or the first few where none is close."""
+    """Return " Did you mean ...?" with the closest valid names, or the first few valid names if none is close.
+
+    Args:
+        name: the name that the user gave.
+        valid: the valid names.
+        n: largest number of suggestions.
+    """
     valid = list(valid)
     close = difflib.get_close_matches(name, valid, n=n, cutoff=0.5)
     if close:

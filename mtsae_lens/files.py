@@ -1,8 +1,8 @@
-"""Files and folders that appear whole or not at all, survive a power failure, and get the permissions of the umask.
+"""Write files and folders completely or not at all, so that they survive a power failure, with the permissions of the umask.
 
-What is being written has a name of its own, `.NAME.HOST-PID-RANDOM.partial`, so two processes never share one. A folder that is replaced is
-first renamed to `.NAME.HOST-PID-RANDOM.old`. If a process is killed, the next one that writes beside such leftovers puts a lost folder
-back into place and deletes the rest; what a living process is writing is left alone.
+While it is written, a file or folder has a temporary name, `.NAME.HOST-PID-RANDOM.partial`, so two processes never share one. A folder
+that is replaced is first renamed to `.NAME.HOST-PID-RANDOM.old`. If a process is killed, the next process that writes in the same place
+restores a lost folder and deletes the other leftovers; it does not touch the files of running processes.
 """
 
 from __future__ import annotations
@@ -32,15 +32,24 @@ _in_use: set[Path] = set()  # partial files and folders of this process
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8."""
+    """Write a text file in UTF-8.
+
+    Args:
+        path: the file.
+        text: its content.
+    """
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a name of its own, then rename it into place.
+    """Write a file under a temporary name, then rename it.
+
+    Args:
+        path: the file.
+        content: its content.
 
     Raises:
-        OutputError: the file cannot be written; what was there before is left as it was.
+        OutputError: the file cannot be written; an existing file is unchanged.
     """
     with _naming_the_file(path), _partial_path(path) as partial:
         with os.fdopen(_create_file(partial), "wb") as file:
@@ -52,19 +61,27 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write strict JSON (NaN is refused)."""
+    """Write strict JSON, in which NaN is an error.
+
+    Args:
+        path: the file.
+        content: a value that JSON can hold.
+    """
     write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Give a library a file to write; it appears at `path` only if the block ends without an error.
+    """Yield a path for a library to write to; the file appears at `path` only if the block ends without an error.
+
+    Args:
+        path: the file.
 
     Raises:
-        OutputError: the file cannot be written; what was there before is left as it was.
+        OutputError: the file cannot be written; an existing file is unchanged.
     """
     with _naming_the_file(path), _partial_path(path) as folder:
-        folder.mkdir()  # a library may write files of its own beside the one that it is given
+        folder.mkdir()  # a library may write further files next to the one that it is given
         partial = folder / path.name
         yield partial
         _settle(folder)
@@ -74,12 +91,15 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give a folder to fill; it appears at `path`, replacing what was there, only if the block ends without an error.
+    """Yield a folder to fill; it appears at `path`, replacing an existing folder, only if the block ends without an error.
 
-    A kill between the two renames leaves the old folder beside its place, from which the next writer puts it back.
+    If the process is killed between the two renames, the old folder remains next to its place, and the next writer restores it.
+
+    Args:
+        path: the folder.
 
     Raises:
-        OutputError: the folder cannot be written; what was there before is left as it was.
+        OutputError: the folder cannot be written; an existing folder is unchanged.
     """
     with _naming_the_file(path), _partial_path(path) as partial:
         partial.mkdir()
@@ -91,13 +111,16 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def create_folder(folder: Path) -> list[Path]:
-    """Create a folder with those above it.
+    """Create a folder and its parents.
+
+    Args:
+        folder: the folder.
 
     Returns:
-        The folders that were not there before, the outermost first.
+        The folders that did not exist before, the outermost first.
 
     Raises:
-        OSError: it is a file, or cannot be created; then nothing was created.
+        OSError: the path is a file, or the folder cannot be created; then nothing is created.
     """
     missing: list[Path] = []
     for place in (folder, *folder.parents):
@@ -117,17 +140,25 @@ def create_folder(folder: Path) -> list[Path]:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders, the last first, as far as they are empty."""
+    """Remove folders that are empty, the last one first.
+
+    Args:
+        folders: the folders.
+    """
     for folder in reversed(folders):
         with suppress(OSError):
             folder.rmdir()
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Delete what processes that were killed left half written in a folder, and put back folders that they were replacing."""
+    """Delete what killed processes left incomplete in a folder, and restore folders that they were replacing.
+
+    Args:
+        folder: the folder that contains the leftovers.
+    """
     with suppress(OSError):
         leftovers = [(Path(entry.path), _LEFTOVER.fullmatch(entry.name)) for entry in os.scandir(folder)]
-        # folders that were set aside come first: one is lost if its place is empty
+        # renamed folders come first, because one is lost if its place is empty
         for path, match in sorted(leftovers, key=lambda found: found[1] is not None and found[1]["kind"] != "old"):
             if match is None or not _is_abandoned(path, match):
                 continue
@@ -139,7 +170,11 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process of this machine exists."""
+    """Return whether a process of this machine exists.
+
+    Args:
+        pid: id of the process.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -151,7 +186,7 @@ def is_alive(pid: int) -> bool:
 
 def _is_abandoned(path: Path, match: re.Match[str]) -> bool:
     if match["host"] != _HOST:
-        return False  # its process cannot be asked after from here
+        return False  # processes of other machines cannot be looked up
     pid = int(match["pid"])
     return path not in _in_use if pid == os.getpid() else not is_alive(pid)
 
@@ -164,12 +199,12 @@ def _naming_the_file(path: Path) -> Iterator[None]:
         raise
     except (OSError, SafetensorError) as error:  # safetensors reports a full disk as its own error
         reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{path}: cannot be written ({reason})") from error
+        raise OutputError(f"{path}: expected to write this file, got {reason}; free space or give another folder") from error
 
 
 @contextmanager
 def _partial_path(path: Path) -> Iterator[Path]:
-    """Yield a name beside `path` that no other process has, and delete what is there at the end."""
+    """Yield a name next to `path` that no other process uses, and delete what has this name at the end."""
     created = create_folder(path.parent)
     clear_leftovers(path.parent)
     old_style = path.with_name(f".{path.name}.partial")  # as earlier versions of this package named them
@@ -197,7 +232,7 @@ def _named_beside(path: Path, kind: str) -> Path:
 
 @contextmanager
 def _set_aside(path: Path) -> Iterator[None]:
-    """Rename what is at `path`, if anything, and delete it at the end; put it back where the block fails."""
+    """Rename an existing file or folder at `path`, and delete it at the end, or restore it if the block fails."""
     old = _named_beside(path, "old")
     _in_use.add(old)
     try:
@@ -217,12 +252,12 @@ def _set_aside(path: Path) -> Iterator[None]:
 
 
 def _create_file(path: Path) -> int:
-    """Open a new file with the permissions of the umask; a link of that name is not followed."""
+    """Create a new file with the permissions of the umask; a symbolic link of that name is not followed."""
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _settle(folder: Path) -> None:
-    """Give every file below a folder the permissions of the umask, and put all of it on the disk."""
+    """Give every file below a folder the permissions of the umask, and flush everything to the disk."""
     probe = folder / f".{secrets.token_hex(4)}"
     handle = _create_file(probe)
     mode = stat.S_IMODE(os.fstat(handle).st_mode)
@@ -233,7 +268,9 @@ def _settle(folder: Path) -> None:
             path = Path(place, name)
             if path.is_symlink():
                 continue
-            if stat.S_IMODE(path.stat().st_mode) != mode:  # some file systems have one for all files and refuse to change it
+            if (
+                stat.S_IMODE(path.stat().st_mode) != mode
+            ):  # some file systems have one mode for all files and refuse to change it
                 path.chmod(mode)
             handle = os.open(path, os.O_RDONLY)
             try:
@@ -244,11 +281,15 @@ def _settle(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Put the names in a folder on the disk, where the system can."""
+    """Flush the entries of a folder to the disk, if the system can.
+
+    Args:
+        folder: the folder.
+    """
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
-        return  # a folder that may be written and not read, or a system that does not open folders
+        return  # the folder cannot be read, or the system cannot open folders
     try:
         os.fsync(handle)
     except OSError as error:

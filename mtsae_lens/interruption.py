@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a question asked between two steps, so that no step is left half done."""
+"""Defer Ctrl-C and SIGTERM to the end of the current step, so that no step is left incomplete."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from types import FrameType
 
 from mtsae_lens.errors import TrainingInterrupted
 
-STARTS_ANEW = "unfinished work is lost; the same command starts from the beginning"
-GOES_ON = "finished work is kept; the same command resumes"
+STARTS_ANEW = "unfinished work is discarded; run the same command to start again"
+GOES_ON = "finished work is kept; run the same command to resume"
 
 
 class StopRequest:
-    """The signal that asked to stop, once one came."""
+    """The signal that asked to stop, if one arrived."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
@@ -26,7 +26,11 @@ class StopRequest:
 
 
 class Stopped(Exception):
-    """A long piece of work was left half done because a signal asked to stop."""
+    """A long computation was left incomplete because a signal asked to stop.
+
+    Args:
+        signal_number: the signal.
+    """
 
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"signal {signal_number}")
@@ -66,7 +70,7 @@ def abandoned_by(event: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request; a second Ctrl-C interrupts at once. Handlers are put back at the end."""
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second Ctrl-C interrupts at once. The handlers are restored at the end."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may set handlers
@@ -88,25 +92,24 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def stopped_with(message: str, *, unless_told: bool = False) -> Iterator[None]:
-    """End the block at once on SIGINT or SIGTERM, with one true sentence about what is left and what to type.
+def stopped_with(message: str, *, keep_inner_message: bool = False) -> Iterator[None]:
+    """End the block at once on SIGINT or SIGTERM, with a sentence that says what was kept and what to type.
 
-    Work inside that listens for itself (`stop_on_signal`) goes first: it saves its state, and its own sentence gives way to this one, or
-    stands.
+    Code inside that uses `stop_on_signal` is stopped first: it saves its state, and its own message is replaced by this one, or kept.
 
     Args:
-        message: what is kept, and what to type to go on.
-        unless_told: the sentence of work inside stands, because it says more.
+        message: what is kept, and what to type to continue.
+        keep_inner_message: whether the message of the code inside is kept, because it says more.
 
     Raises:
-        TrainingInterrupted: a signal came.
+        TrainingInterrupted: a signal arrived.
     """
     came = signal.SIGINT
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal came
         came = signal.Signals(number)
-        raise KeyboardInterrupt  # which no `except Exception` of a library swallows
+        raise KeyboardInterrupt  # not caught by `except Exception` in a library
 
     is_main = threading.current_thread() is threading.main_thread()
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)} if is_main else {}
@@ -115,7 +118,7 @@ def stopped_with(message: str, *, unless_told: bool = False) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         raise TrainingInterrupted(came, message) from stop
     except TrainingInterrupted as stop:
-        if unless_told:
+        if keep_inner_message:
             raise
         raise TrainingInterrupted(stop.signal_number, message) from stop
     finally:

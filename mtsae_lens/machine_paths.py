@@ -1,7 +1,7 @@
-"""Paths of this machine: the home folder that a person writes as `~`, and short forms for what other people will read.
+"""Expand `~`, and shorten the paths of this machine in output for other people.
 
-A report, a card or an export may travel to another machine. An absolute path means nothing there, and it tells the reader names of users
-and folders. So every record that is made to be read shows a path relative to the working directory, relative to `~`, or as `.../NAME`.
+A report, a card or an export may be read on another machine. An absolute path means nothing there, and reveals names of users and
+folders. Therefore every record that people read shows a path relative to the working directory, relative to `~`, or as `.../NAME`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ _WHOLE = re.compile(r"(?P<prefix>(?:[\w-]+:)?)(?P<path>/[^/\n]+/[^\n]+|[A-Za-z]:
 def expand_home(name: str) -> str:
     """Replace `~` at the start of a path, of the folder after `bridge:`, and of every source that is joined by `+`.
 
+    Args:
+        name: a path, or the name of a model or text.
+
     Raises:
-        ConfigError: `~NAME` where the machine has no user of that name.
+        ConfigError: `~NAME` names a user that does not exist on this machine.
     """
     return "+".join(_expand_part(part) for part in name.split("+"))
 
@@ -35,20 +38,25 @@ def _expand_part(part: str) -> str:
         return part
     expanded = os.path.expanduser(path)
     if expanded.startswith("~"):
-        raise ConfigError(
-            f"expected a path, got {path!r}, and there is no user of that name; for a file of that name, write ./{path}"
-        )
+        raise ConfigError(f"expected a path, got {path!r}, which names an unknown user; for a file of that name, give ./{path}")
     return prefix + expanded
 
 
 def check_path(name: str) -> None:
-    """Raise `ConfigError` for a name that no file system takes."""
+    """Check that a name is possible on a file system.
+
+    Args:
+        name: the name.
+
+    Raises:
+        ConfigError: it contains a zero byte or is too long.
+    """
     if "\0" in name:
-        raise ConfigError(f"expected a name, got one with a zero byte: {name[:40]!r}")
+        raise ConfigError(f"expected a name, got one with a zero byte ({name[:40]!r}); remove it")
     longest = max((len(os.fsencode(part)) for part in re.split(r"[/+]", name)), default=0)
     if longest > _MAX_COMPONENT or len(name) > 4096:
         raise ConfigError(
-            f"expected a name, got {len(name):,} characters ({name[:40]!r}...); no file or folder has a name so long"
+            f"expected a name of at most {_MAX_COMPONENT} bytes, got {len(name):,} characters ({name[:40]!r}...); shorten it"
         )
 
 
@@ -57,15 +65,19 @@ def shorten(text: str, *, anywhere: bool = False) -> str:
 
     Args:
         text: a path, or a sentence or source with paths in it.
-        anywhere: give the same result in every working directory, so never a path relative to it.
+        anywhere: whether the result must be the same in every working directory, so that no path is relative to it.
     """
-    if os.path.isabs(text) and "\n" not in text and is_here(text):  # its name may hold spaces
+    if os.path.isabs(text) and "\n" not in text and is_here(text):  # such a path may contain spaces
         return _shorten_path(text, anywhere)
     return _ABSOLUTE.sub(lambda found: _shorten_path(found.group(), anywhere), text)
 
 
 def shorten_name(text: str) -> str:
-    """Shorten a text that is an absolute path as a whole, and leave every other text alone."""
+    """Shorten a text that is an absolute path as a whole, and return every other text unchanged.
+
+    Args:
+        text: the text.
+    """
     parts = [_match_whole(part) for part in text.split("+")] if len(text) < 4096 else [None]
     if not any(parts):
         return text
@@ -77,7 +89,12 @@ def shorten_name(text: str) -> str:
 
 
 def shorten_settings(value: Any, *, anywhere: bool = False) -> Any:
-    """Shorten every absolute path in the strings of settings, however deep they are nested; `anywhere` as for `shorten`."""
+    """Shorten every absolute path in the strings of nested settings.
+
+    Args:
+        value: the settings.
+        anywhere: as for `shorten`.
+    """
     if isinstance(value, str):
         return shorten(value, anywhere=anywhere)
     if isinstance(value, Mapping):
@@ -86,7 +103,11 @@ def shorten_settings(value: Any, *, anywhere: bool = False) -> Any:
 
 
 def shorten_names(value: Any) -> Any:
-    """Shorten every key and string of a record that is an absolute path as a whole; keys that become equal get a number."""
+    """Shorten every key and string of a record that is an absolute path as a whole; keys that become equal get a number.
+
+    Args:
+        value: the record.
+    """
     if isinstance(value, str):
         return shorten_name(value)
     if isinstance(value, list | tuple):
@@ -104,14 +125,20 @@ def shorten_names(value: Any) -> Any:
 
 
 def _match_whole(text: str) -> re.Match[str] | None:
-    """Match a path with an optional prefix such as `bridge:`; one with spaces only where its folder is here, or it may be prose."""
+    """Match a path with an optional prefix such as `bridge:`. A text with spaces is a path only if its folder exists, because it may be
+    prose.
+    """
     match = _WHOLE.fullmatch(text)
     is_path = match is not None and (not re.search(r"\s", text) or Path(match["path"]).parent.is_dir())
     return match if is_path else None
 
 
 def last_part(path: str) -> str:
-    """Return the last part of an absolute path of any system, and any other name as it is."""
+    """Return the last component of an absolute path of any system, and any other name unchanged.
+
+    Args:
+        path: the path or name.
+    """
     windows = PureWindowsPath(path)  # takes both kinds of slash
     return windows.name if windows.is_absolute() or Path(path).is_absolute() else path
 
@@ -127,7 +154,11 @@ def _shorten_path(path: str, anywhere: bool = False) -> str:
 
 
 def is_here(path: str) -> bool:
-    """Return whether there is a file or folder of this name."""
+    """Return whether a file or folder of this name exists.
+
+    Args:
+        path: the name.
+    """
     try:
         return Path(path).exists()
     except (OSError, ValueError):  # too long, or with a zero byte

@@ -1,4 +1,4 @@
-"""A trained SAE with the language model and the text it was trained on."""
+"""Load a trained SAE together with the language model that it was trained on."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
 
     Args:
         folder: the folder, or `hub:OWNER/NAME:SAE_ID`.
-        device: where to put it.
+        device: device to put the SAE on.
 
     Returns:
         The SAE.
@@ -48,7 +48,9 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
     folder = Path(folder)
     for name in ("cfg.json", "sae_weights.safetensors"):
         if not (folder / name).is_file():
-            raise ModelError(f"{folder}: no {name}; expected the --out folder of a finished 'mtsae train'")
+            raise ModelError(
+                f"{folder}: expected {name} in this folder, got no such file; give the --out folder of a finished 'mtsae train'"
+            )
     check_saved_config(folder / "cfg.json")
     try:
         sae = SAE.load_from_disk(folder, device=device)
@@ -56,7 +58,8 @@ def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
         raise ModelError(f"{folder}: {error}") from error
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelError(
-            f"{folder}: the SAE cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+            f"{folder}: expected an SAE, got one that cannot be loaded ({type(error).__name__}: {' '.join(str(error).split())[:200]}); copy "
+            "the folder again, or train the SAE again"
         ) from error
     check_sae(folder)
     return sae
@@ -76,13 +79,13 @@ def open_sae(
     Args:
         folder: folder of the SAE, or `hub:OWNER/NAME:SAE_ID`.
         model: name of another language model; None for the one that the SAE was trained on.
-        device: where to put both.
-        batch_size: contexts in a forward pass.
-        dtype: dtype of the language model; None for the dtype in which the SAE was trained, as `metadata.model_from_pretrained_kwargs` says.
-        check: is called with the SAE before the language model is loaded, which may take minutes, to raise for what will not work.
+        device: device to put both on.
+        batch_size: contexts per forward pass.
+        dtype: dtype of the language model; None for the dtype in which the SAE was trained (`metadata.model_from_pretrained_kwargs`).
+        check: called with the SAE before the language model is loaded, which may take minutes; it raises if the SAE does not fit the task.
 
     Returns:
-        The model with the SAE at its hook, and the model alone (`lm.model`), to run it without the SAE.
+        The model with the SAE at its hook, and the model without the SAE (`lm.model`).
 
     Raises:
         ModelError: the SAE or the model cannot be loaded, or they do not fit each other (hook, width, context, tokenizer).
@@ -93,7 +96,7 @@ def open_sae(
         check(sae)
     metadata = sae.cfg.metadata
     kwargs = metadata.model_from_pretrained_kwargs or {}
-    for warning in caught:  # SAELens asks to load the model with these, which is done here
+    for warning in caught:  # SAELens asks to load the model with these options, which this function does
         if "model_from_pretrained_kwargs" not in str(warning.message):
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
     if not_followed := unfollowed_options(kwargs):
@@ -105,7 +108,7 @@ def open_sae(
         )
     name = model or find_model(metadata, folder)
     if name is None:
-        raise ModelError(f"{folder}: the SAE does not say which model it belongs to; give --model")
+        raise ModelError(f"{folder}: expected an SAE that records its language model, got one without; give --model")
     lm = load_language_model(name, device=device, dtype=dtype or recorded_dtype(kwargs) or FLOAT32)
     check_fits(sae, lm)
     assert lm.tokenizer is not None

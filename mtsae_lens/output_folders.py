@@ -1,4 +1,4 @@
-"""Folders for results: created, proved to be writable, and written by one process at a time."""
+"""Create folders for results, check that they can be written, and let only one process write to each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_check
 
 try:
     import fcntl
-except ImportError:  # a system without it: the lock file itself says who holds the folder
+except ImportError:  # without it, the content of the lock file says which process holds the folder
     fcntl = None  # type: ignore[assignment]
 
 from mtsae_lens.errors import OutputError
@@ -26,7 +26,7 @@ from mtsae_lens.files import clear_leftovers, create_folder, is_alive, remove_em
 LOCK_FILE = ".mtsae.lock"
 SETTINGS_FILE = "settings.json"
 
-_held: dict[str, tuple[int, int]] = {}  # by real path: how often this process holds it, and the handle of its lock file
+_held: dict[str, tuple[int, int]] = {}  # by real path: number of holds by this process, and the handle of the lock file
 _registry = threading.Lock()
 
 P = ParamSpec("P")
@@ -43,7 +43,11 @@ S = TypeVar("S", bound=_WithOut)
 
 
 def in_output_folder(run: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """Decorate a function whose settings name a folder `out`, so that it holds this folder while it runs."""
+    """Decorate a function whose settings name a folder `out`, so that it holds this folder while it runs.
+
+    Args:
+        run: the function; its first argument is the settings.
+    """
 
     @wraps(run)
     def run_holding(settings: S, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -55,16 +59,16 @@ def in_output_folder(run: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
 
 @contextmanager
 def hold_output_folder(out: Path) -> Iterator[Path]:
-    """Create a folder, prove that it can be written to before hours of work end in an error, and hold it against other processes.
+    """Create a folder, check that it can be written before hours of work end in an error, and lock it against other processes.
 
-    The same process may hold a folder several times. The lock ends with the process, however that ends. If the block fails and
+    The same process may hold a folder several times. The lock ends when the process ends, for any reason. If the block fails and
     nothing was written, the folders that were created are removed again.
 
     Args:
         out: the folder.
 
     Raises:
-        OutputError: it is a file, cannot be created or written, or another process holds it.
+        OutputError: the path is a file, the folder cannot be created or written, or another process holds it.
     """
     created: list[Path] = []
     try:
@@ -77,7 +81,9 @@ def hold_output_folder(out: Path) -> Iterator[Path]:
         raise
     except OSError as error:
         remove_empty(created)
-        raise OutputError(f"--out {out}: cannot be written ({error.strerror}); give a folder that you may write to") from error
+        raise OutputError(
+            f"--out {out}: expected a writable folder, got {error.strerror}; give a folder that you may write to"
+        ) from error
     try:
         clear_leftovers(out)
         yield out
@@ -96,7 +102,10 @@ def hold_output_folder(out: Path) -> Iterator[Path]:
 
 
 def check_output_folder(out: Path) -> None:
-    """Prove that a folder can be written to, and leave nothing behind.
+    """Check that a folder can be written, without leaving anything behind.
+
+    Args:
+        out: the folder.
 
     Raises:
         OutputError: see `hold_output_folder`.
@@ -106,17 +115,17 @@ def check_output_folder(out: Path) -> None:
 
 
 class _Checked(Exception):
-    """Ends a check as a failure does, so that nothing is left."""
+    """Raised to end a check like a failure, so that the folder is removed again."""
 
 
 def _holds_nothing(out: Path) -> bool:
-    """Tell whether no result was written: a record of settings and empty files are none."""
+    """Return whether no result was written; a settings file and empty files are not results."""
     files = (Path(place, name) for place, _, names in os.walk(out) for name in names)
     return not any(file.name not in (LOCK_FILE, SETTINGS_FILE) and file.lstat().st_size for file in files)
 
 
 def _lock(out: Path) -> int:
-    """Open and lock the lock file of a folder; returns its handle."""
+    """Open and lock the lock file of a folder, and return its handle."""
     path = out / LOCK_FILE
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
@@ -145,7 +154,7 @@ def _try_lock(handle: int) -> bool:
                 return False
         else:
             return True
-    # a file system without locks: believe what the file says
+    # without locks in the file system, the content of the file decides
     holder = _read_holder(handle)
     elsewhere = holder.get("host") != socket.gethostname()
     return not holder or (not elsewhere and (holder["pid"] == os.getpid() or not is_alive(holder["pid"])))
@@ -170,9 +179,11 @@ def _describe(out: Path, holder: dict[str, Any]) -> str:
     who = f"process {holder['pid']} on {holder.get('host')} since {holder.get('since')}" if holder else "another process"
     elsewhere = (
         holder.get("host", socket.gethostname()) != socket.gethostname()
-    )  # a network may remember the locks of a dead machine
+    )  # a network file system may keep the locks of a machine that is gone
     ended = f" (delete {out / LOCK_FILE} if it has ended already)" if elsewhere else ""
-    return f"--out {out} is being written by {who}; wait for it to end{ended}, or give another --out"
+    return (
+        f"--out {out}: expected a free folder, got one that {who} writes to; wait for it to end{ended}, or give another --out"
+    )
 
 
 def _is_at(handle: int, path: Path) -> bool:

@@ -1,8 +1,8 @@
-"""Progress bars of everything that may take more than a few seconds: what is done, how much of it, and how long the rest takes.
+"""Show progress bars for work that may take more than a few seconds.
 
-There are two ways to show one. `track` goes around a loop. `phase` goes around code that loops deep inside, and the inner loops move its bar
-with `advance`; inside a phase `track` shows no bar of its own, so that one phase has one bar. A bar inside another goes when it is done. A bar
-appears after a second: what is done by then needs none. `TQDM_DISABLE=1` in the environment silences all of them.
+There are two ways to show one. `track` wraps a loop. `phase` wraps code with nested loops, which move the bar with `advance`; inside a
+phase, `track` shows no bar, so one phase has one bar. A nested bar disappears when it is done. A bar appears only after a second, so
+short work shows none. `TQDM_DISABLE=1` in the environment disables all bars.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from tqdm.auto import tqdm
 P = ParamSpec("P")
 T = TypeVar("T")
 _DELAY_SECONDS = 1.0
-_REFRESH_SECONDS = 10.0  # a step may take so long that nothing would move
+_REFRESH_SECONDS = 10.0  # refresh also during a step, which may take long
 _open_phase: ContextVar[tqdm | None] = ContextVar("open_phase", default=None)
 
 
 def track(items: Iterable[T], description: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items one by one under a bar; inside a phase without one.
+    """Yield items one by one and show a bar; inside a phase, show none.
 
     Args:
-        items: what is gone through.
+        items: the items.
         description: what is done, in a few words.
         unit: what an item is, such as `batch`.
-        total: number of items, where `len(items)` does not tell it.
+        total: number of items, if `len(items)` does not give it.
     """
     if _open_phase.get() is not None:
         yield from items
@@ -44,12 +44,12 @@ def track(items: Iterable[T], description: str, unit: str, total: int | None = N
 
 @contextmanager
 def phase(description: str, unit: str, total: int | None = None) -> Iterator[None]:
-    """Show one bar for all that is done inside; `advance` moves it. A phase inside another is a part of that one.
+    """Show one bar for everything inside this context, which `advance` moves. A phase inside another phase shows no bar.
 
     Args:
         description: what is done, in a few words.
         unit: what is counted, such as `batch`.
-        total: how many of them there are; None where nobody knows.
+        total: number of units; None if it is unknown.
     """
     if _open_phase.get() is not None:
         yield
@@ -63,17 +63,21 @@ def phase(description: str, unit: str, total: int | None = None) -> Iterator[Non
 
 
 def advance(n: int = 1) -> None:
-    """Move the bar of the open phase; without one nothing happens."""
+    """Move the bar of the active phase; without one nothing happens.
+
+    Args:
+        n: number of units.
+    """
     bar = _open_phase.get()
     if bar is not None:
         bar.update(n)
 
 
 def announced(action: str, unit: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Decorate a function that cannot tell how far it is: its bar says for how long it has been at its first argument.
+    """Decorate a function that cannot report its progress, such that a bar shows how long it has been running.
 
     Args:
-        action: what it does, such as `loading`.
+        action: what the function does, such as `loading`.
         unit: what its first argument is, such as `model`.
     """
 
@@ -93,7 +97,7 @@ def announced(action: str, unit: str) -> Callable[[Callable[P, T]], Callable[P, 
 
 @contextmanager
 def _shown(description: str, unit: str, total: int | None) -> Iterator[tqdm]:
-    """A bar that appears after a second, whether a step is done by then or not."""
+    """Yield a bar that appears after a second, even if no step is finished by then."""
     with tqdm(total=total, desc=description, unit=unit, delay=_DELAY_SECONDS, leave=None) as bar:
         if bar.disable:
             yield bar
@@ -111,6 +115,6 @@ def _shown(description: str, unit: str, total: int | None) -> Iterator[tqdm]:
 def _tick(bar: tqdm, done: Event) -> None:
     wait = _DELAY_SECONDS
     while not done.wait(wait):
-        bar.delay = 0  # else the bar would not know, when it is closed, that it was ever shown
+        bar.delay = 0  # otherwise the bar would not be cleared when it is closed
         bar.refresh()
         wait = _REFRESH_SECONDS

@@ -1,4 +1,4 @@
-"""Results as typed records: an interval, records that are written to JSON and read back, and where a result came from."""
+"""Define typed records: intervals, records that can be written to JSON and read back, and the provenance of a result."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ MaybeNaN = Annotated[
     BeforeValidator(lambda value: math.nan if value is None else value),
     PlainSerializer(lambda value: value if math.isfinite(value) else None),
 ]
-"""A number of a record that may be NaN, which JSON does not have: it is written as null and read back as NaN."""
+"""A number that may be NaN, which JSON does not have: it is written as null and read back as NaN."""
 
 
 class Record:
-    """Base class of frozen dataclasses that measuring hands to reporting and to `metrics.json`.
+    """Base of the frozen dataclasses that measurements pass to reports and to `metrics.json`.
 
-    The JSON has the names of the fields as keys (or their pydantic aliases). A field that has a default is left out where it has that value:
+    The JSON has the names of the fields as keys (or their pydantic aliases). A field with a default is left out if it has that value:
     give a field a default if its key may be absent, and none if null should be written. `from_json(record.to_json()) == record`.
     """
 
@@ -73,13 +73,17 @@ def _adapter(record: type[Any]) -> TypeAdapter[Any]:
 
 
 def fields_of(record: Record) -> dict[str, Any]:
-    """Return the fields of a record by name, as arguments for a record of a class derived from its own."""
+    """Return the fields of a record by name, as arguments for a record of a derived class.
+
+    Args:
+        record: the record.
+    """
     return {field.name: getattr(record, field.name) for field in fields(record)}  # type: ignore[arg-type]  # records are dataclasses
 
 
 @dataclass(frozen=True)
 class Interval(Record):
-    """A mean with the ends of its interval, 95% unless the field that holds it says otherwise.
+    """A mean with the ends of its interval, which is a 95% interval unless the field's documentation says otherwise.
 
     >>> f"{Interval(1.145, 0.994, 1.296)}"
     '+1.145 [+0.994, +1.296]'
@@ -92,30 +96,40 @@ class Interval(Record):
     high: float
 
     def __format__(self, spec: str) -> str:
-        """Format all three numbers alike; without a format they have a sign and three decimals."""
+        """Format all three numbers in the same way; without a format they have a sign and three decimals.
+
+        Args:
+            spec: a format specification for floats.
+        """
         mean, ends = f"{self.mean:{spec or '+.3f'}}", f"[{self.low:{spec or '+.3f'}}, {self.high:{spec or '+.3f'}}]"
         return f"{mean} {ends}"
 
     @property
     def ends(self) -> str:
-        """The two ends in brackets, with a sign and three decimals."""
+        """Return the two ends in brackets, with a sign and three decimals."""
         return f"[{self.low:+.3f}, {self.high:+.3f}]"
 
 
 class Stopwatch:
-    """Measures the seconds since it was made."""
+    """Measures the seconds since it was created."""
 
     def __init__(self) -> None:
         self._start = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Rounded to a tenth: the rest is noise."""
+        """Return the elapsed seconds, rounded to a tenth."""
         return round(time.monotonic() - self._start, 1)
 
 
 def provenance(seed: int, seconds: float, settings: dict[str, Any]) -> dict[str, Any]:
-    """Return command, seed, settings, versions, machine and time of a result; no absolute path of the machine is among them."""
+    """Return command, seed, settings, versions, machine and date of a result, without absolute paths of the machine.
+
+    Args:
+        seed: seed of the run.
+        seconds: duration of the run.
+        settings: settings of the run, as JSON.
+    """
     return {
         "command": shlex.join([Path(sys.argv[0]).name, *map(shorten, sys.argv[1:])]),
         "seed": seed,
@@ -128,7 +142,15 @@ def provenance(seed: int, seconds: float, settings: dict[str, Any]) -> dict[str,
 
 
 def write_metrics(out: Path, metrics: dict[str, Any]) -> Path:
-    """Write `metrics.json` into a folder, whole or not at all; corpora that are absolute paths are named by short ones."""
+    """Write `metrics.json` into a folder, whole or not at all; absolute paths in it are shortened.
+
+    Args:
+        out: the folder.
+        metrics: the content.
+
+    Returns:
+        Path of the file.
+    """
     path = out / METRICS_FILE
     write_json(path, shorten_names(metrics))
     return path

@@ -1,4 +1,6 @@
-"""Settings of every command: defaults, then a YAML file, then what is typed; unknown keys are refused with the nearest valid ones."""
+"""Build the settings of every command from defaults, a YAML file and the command line; unknown keys are refused with the nearest valid
+ones.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,8 @@ from mtsae_lens.yaml_values import parse_yaml, read_yaml
 _S = TypeVar("_S", bound="Settings")
 _MAY_BE_EMPTY = ("prompt",)
 _NAMES_OF_PLACES = ("model", "reference", "dataset", "forget", "retain", "near", "neutral")
-"""Settings that hold a language model or a text, which may be a file or folder."""
-_LARGEST = 2**53  # what every library here takes, and JSON keeps exactly
+"""Settings that name a language model or a text, which may be a file or folder."""
+_LARGEST = 2**53  # every library used here accepts it, and JSON represents it exactly
 
 
 class Settings(BaseModel):
@@ -28,7 +30,7 @@ class Settings(BaseModel):
     `~` is the home folder in every path and every name of a model or text.
 
     Raises:
-        ConfigError: an unknown setting, or a value of the wrong kind.
+        ConfigError: a setting does not exist, or a value has the wrong type.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True, defer_build=True)
@@ -43,7 +45,7 @@ class Settings(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _check_text(cls, value: Any, info: Any) -> Any:
-        """Refuse an empty text and a number that no library takes; replace `~` in what names a file or folder."""
+        """Refuse empty text and numbers that are too large, and replace `~` in names of files and folders."""
         name = str(info.field_name)
         is_place = name in _NAMES_OF_PLACES or Path in (
             cls.model_fields[name].annotation,
@@ -57,7 +59,7 @@ class Settings(BaseModel):
     def _check_one(cls, name: str, value: Any, is_place: bool) -> Any:
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise ConfigError(
-                f"setting {name}: expected a number up to {_LARGEST:,}, got one of {_count_digits(value):,} digits"
+                f"setting {name}: expected a number up to {_LARGEST:,}, got one of {_count_digits(value):,} digits; give a smaller one"
             )
         if isinstance(value, str) and not value.strip() and name not in _MAY_BE_EMPTY:
             raise ConfigError(f"setting {name}: expected a value, got an empty text; leave the setting out for its default")
@@ -70,21 +72,21 @@ class Settings(BaseModel):
     def _check_names(cls, values: Iterable[str]) -> None:
         for key in values:
             if key not in cls.model_fields:
-                raise ConfigError(f"unknown setting {key!r}.{nearest(key, cls.model_fields)}")
+                raise ConfigError(f"expected a known setting, got {key!r}.{nearest(key, cls.model_fields)}")
 
     @classmethod
     def build(cls: type[_S], config: Path | str | None, typed: Mapping[str, Any]) -> _S:
-        """Merge a YAML file with what was given on the command line, which overrides the file.
+        """Merge a YAML file with the values given on the command line, which override the file.
 
         Args:
             config: path of the file, or None.
-            typed: values by the name of the setting. A mapping changes single entries of the file's mapping.
+            typed: values from the command line, by the name of the setting. A mapping changes single entries of the file's mapping.
 
         Raises:
-            ConfigError: unreadable file, unknown key, or a value of the wrong kind.
+            ConfigError: the file cannot be read, a key does not exist, or a value has the wrong type.
         """
         if config is not None and not str(config):
-            raise ConfigError("--config: expected a YAML file, got an empty text")
+            raise ConfigError("--config: expected a YAML file, got an empty text; give its path")
         values = read_yaml(Path(expand_home(str(config)))) if config else {}
         for key, value in typed.items():
             merges = isinstance(value, dict) and isinstance(values.get(key), dict)
@@ -93,23 +95,27 @@ class Settings(BaseModel):
 
 
 def _count_digits(number: int) -> int:
-    """Count decimal digits of any number; Python prints no more than 4,300 of them."""
+    """Count the decimal digits of any number; Python prints at most 4,300 of them."""
     return int(number.bit_length() * math.log10(2)) + 1
 
 
 def _as_config_error(detail: ErrorDetails) -> MTSAEError:
-    """Say in our own words what pydantic found."""
+    """Turn an error of pydantic into an error of this package."""
     own = detail.get("ctx", {}).get("error")
     if isinstance(own, MTSAEError):
         return own
     place = ".".join(str(part) for part in detail["loc"])
     if detail["type"] == "missing":
-        return ConfigError(f"--{place.replace('_', '-')} is needed")
+        return ConfigError(f"expected --{place.replace('_', '-')}, got none; give it")
     return ConfigError(f"setting {place}: {describe_problem(detail)}")
 
 
 def describe_problem(detail: ErrorDetails) -> str:
-    """Say what pydantic expected and what it got, such as `expected a whole number; got 'abc'`."""
+    """Describe what pydantic expected and what it got, such as `expected a whole number, got 'abc'`.
+
+    Args:
+        detail: the error of pydantic.
+    """
     expected = re.sub(r"^Input should be ", "expected ", detail["msg"])
     expected = re.sub(r"expected a valid integer.*", "expected a whole number", expected)
     expected = re.sub(r"expected a valid number.*", "expected a number", expected)
@@ -118,7 +124,7 @@ def describe_problem(detail: ErrorDetails) -> str:
     expected = re.sub(r"expected a valid boolean.*", "expected true or false", expected)
     is_limit = detail["type"].startswith(("greater_than", "less_than"))
     came = str(detail["input"]) if is_limit else repr(detail["input"])  # a number of the command line is text
-    return f"{expected}; got {came if len(came) <= 200 else came[:200] + '...'}"
+    return f"{expected}, got {came if len(came) <= 200 else came[:200] + '...'}"
 
 
 def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str, Any]:
@@ -129,7 +135,7 @@ def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str
         option: name of the option in errors.
 
     Raises:
-        ConfigError: an assignment without `=`, a name given twice, or a value that is not YAML.
+        ConfigError: an assignment has no `=`, a name is given twice, or a value is not YAML.
     """
     parsed: dict[str, Any] = {}
     for assignment in assignments:
@@ -137,8 +143,8 @@ def parse_assignments(assignments: list[str], option: str = "--set") -> dict[str
         name = name.strip()
         shown = assignment if len(assignment) <= 80 else assignment[:80] + "..."
         if not separator or not name:
-            raise ConfigError(f"{option} {shown}: needed NAME=VALUE, such as {option} k=16")
+            raise ConfigError(f"{option}: expected NAME=VALUE, got {shown!r}; give such as {option} k=16")
         if name in parsed:
-            raise ConfigError(f"{option} {name} is given twice; give it once")
-        parsed[name] = parse_yaml(value, f"{option} {shown}: the value is")
+            raise ConfigError(f"{option}: expected one value for {name}, got two; give it once")
+        parsed[name] = parse_yaml(value, f"{option} {shown}:")
     return parsed

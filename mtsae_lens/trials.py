@@ -1,4 +1,4 @@
-"""Many small experiments, each kept as soon as it is done: a grid that is stopped goes on where it was."""
+"""Run many small experiments and save each as soon as it is done, so that a stopped grid can be resumed."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ Trial = Callable[[], Mapping[str, Any]]
 _NAME = "trial_name"
 """Key of the trial's name in its file."""
 
-_POLL_SECONDS = 0.5  # how long a signal may wait while workers compute
+_POLL_SECONDS = 0.5  # longest delay of a signal while workers compute
 
 
 def run_trials(
     folder: Path, settings: Mapping[str, Any], trials: Mapping[str, Trial], description: str, *, n_workers: int = 1
 ) -> dict[str, dict[str, Any]]:
-    """Run what is not yet in `folder`, one JSON file per trial, and return all results by name.
+    """Run the trials whose results are not yet in `folder`, with one JSON file per trial, and return all results.
 
     Args:
-        folder: kept between runs.
+        folder: folder of the results, kept between runs.
         settings: what the results depend on, as JSON; results of other settings are refused.
-        trials: name and computation of each; names become file names, `/` becoming `__`.
-        description: what the progress bar says.
-        n_workers: processes. With more than one, trials must be picklable (`functools.partial` of a module's function), and each has
-            its share of the threads: small models fill one core at a time.
+        trials: functions that compute the results, by name. Names become file names, with `/` replaced by `__`.
+        description: text of the progress bar.
+        n_workers: number of processes. With more than one, trials must be picklable (`functools.partial` of a module's function). The
+            processes share the threads: a small model uses one core at a time.
+
+    Returns:
+        Results by name.
 
     Raises:
         ConfigError: the folder holds results of other settings.
         DataError: a file in the folder is damaged.
         OutputError: the folder cannot be written, or another process writes to it.
-        TrainingInterrupted: a signal came; what is done is kept, and the trials that were stopped are made again.
+        TrainingInterrupted: a signal arrived; finished trials are kept, and the others are run again by the same call.
     """
     with hold_output_folder(folder):
         return _run_missing(folder, settings, trials, description, n_workers)
@@ -66,21 +69,21 @@ def _run_missing(
                 done[name] = _read_result(paths[name], name, settings)
                 progress.update()
         except TrainingInterrupted as stop:
-            kept = f"{len(done)} of {len(trials)} trials are finished and kept in {folder}; the same command resumes"
+            kept = f"{len(done)} of {len(trials)} trials are finished and kept in {folder}; run the same command to resume"
             raise TrainingInterrupted(stop.signal_number, kept) from stop
     return {name: done[name] for name in trials}
 
 
 def _read_result(path: Path, name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    remedy = "delete this file, and the same command runs its trial again"
+    remedy = "delete this file and run the same command again"
     result = read_json(path, dict[str, Any], remedy, sealed_with=_NAME)
     if result == json.loads(json.dumps(settings)):  # which have no digest, as the results of version 0.1.0
-        raise DataError(f"{path} is damaged (it holds the settings of the run); {remedy}")
+        raise DataError(f"{path}: expected the result of a trial, got the settings of the run (damaged); {remedy}")
     if not result:
-        raise DataError(f"{path} is damaged (it is empty); {remedy}")
-    written_for = result.pop(_NAME, name)  # earlier versions did not write it
+        raise DataError(f"{path}: expected the result of a trial, got an empty file (damaged); {remedy}")
+    written_for = result.pop(_NAME, name)  # earlier versions did not write the name
     if written_for != name:
-        raise DataError(f"{path} is damaged (it holds the result of {written_for!r}); {remedy}")
+        raise DataError(f"{path}: expected the result of {name!r}, got that of {written_for!r} (damaged); {remedy}")
     return result
 
 
@@ -89,10 +92,16 @@ def _has_results(folder: Path) -> bool:
 
 
 def check_settings(folder: Path, settings: Mapping[str, Any], *, has_results: bool) -> None:
-    """Refuse a folder whose results were made with other settings; one without results is given these, as `settings.json`.
+    """Check that the results in a folder were made with the given settings; a folder without results gets these settings as
+    `settings.json`.
+
+    Args:
+        folder: the folder.
+        settings: the settings, as JSON.
+        has_results: whether the folder holds results.
 
     Raises:
-        ConfigError: the settings differ; it names them.
+        ConfigError: the settings differ; the message names them.
         DataError: `settings.json` is damaged.
     """
     record, settings = folder / SETTINGS_FILE, json.loads(json.dumps(settings))
@@ -104,17 +113,18 @@ def check_settings(folder: Path, settings: Mapping[str, Any], *, has_results: bo
         differ = sorted(name for name in kept.keys() | new.keys() if kept.get(name) != new.get(name))
         differ = [*differ[:5], "..."] if len(differ) > 5 else differ
         raise ConfigError(
-            f"{folder} holds results made with other settings ({', '.join(differ)}); give another --out, or delete that folder"
+            f"{folder}: expected results of the same settings, got results made with other settings ({', '.join(differ)}); give another "
+            "--out, or delete that folder"
         )
 
 
 def _read_settings(record: Path) -> dict[str, Any]:
-    remedy = f"it says with which settings the results were made: delete the folder {record.parent} and run the command again"
+    remedy = f"delete the folder {record.parent}, whose settings it records, and run the command again"
     return read_json(record, dict[str, Any], remedy)
 
 
 def _leaves(settings: Any, name: str = "") -> dict[str, Any]:
-    """Nested settings as one level of dotted names, so that a difference can be named."""
+    """Flatten nested settings to dotted names, so that an error can name a difference."""
     if not isinstance(settings, dict):
         return {name: settings}
     return {
@@ -130,7 +140,7 @@ def _one_by_one(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Mapping[str,
 
 
 def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Results as they come. A signal ends the workers at once."""
+    """Yield results as they arrive. A signal ends the workers at once."""
     n_threads = max(1, (os.cpu_count() or 1) // n_workers)
     others = set(multiprocessing.active_children())
     spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads
@@ -145,14 +155,14 @@ def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[s
             while pending:
                 done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
                 if stop.signal_number is not None:
-                    # a worker asked kindly would end its trial and take the next; there is nothing of a trial to save
+                    # a worker that is asked to stop would finish its trial and start the next; a trial has no state to save
                     for worker in set(multiprocessing.active_children()) - others:
                         worker.kill()
                     raise TrainingInterrupted(stop.signal_number, "")
                 for future in done:
                     yield names[future], future.result()
         except BaseException:
-            # else the pool would first make every trial that is left, for nothing
+            # otherwise the pool would first run all remaining trials
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
@@ -164,7 +174,7 @@ def _start_worker(n_threads: int) -> None:
 
 @contextmanager
 def _quiet_progress() -> Iterator[None]:
-    """Workers inherit the environment: their progress bars would overwrite the parent's."""
+    """Disable the progress bars of workers, which inherit the environment and would overwrite the parent's bar."""
     before = os.environ.get("TQDM_DISABLE")
     os.environ["TQDM_DISABLE"] = "1"
     try:

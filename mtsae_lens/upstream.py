@@ -1,8 +1,8 @@
 """The one seam to SAELens and TransformerLens: every name of theirs that is not part of their public interface.
 
-Public are the names in `sae_lens.__all__` and in `transformer_lens` itself; the rest of the package imports those directly, and everything
+Names in `sae_lens.__all__` and in `transformer_lens` itself are public; the rest of the package imports those directly, and everything
 else from here. Each entry says why it is needed. Each has a test in `tests/integration/test_upstream.py` that fails when upstream moves it,
-renames it, or changes what it means; `make versions` runs these tests on the lowest and on the newest versions that are allowed.
+renames it, or changes its meaning; `make versions` runs these tests on the lowest and on the newest allowed versions.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def unregister(architecture: str) -> None:
     """Remove an architecture from SAELens's registries, which refuse a second registration: a reloaded module registers again.
 
     Args:
-        architecture: the name it was registered under; one that is not registered is left alone.
+        architecture: the name it was registered under; nothing happens if it is not registered.
     """
     for registry in (SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY):
         registry.pop(architecture, None)
@@ -167,7 +167,11 @@ def restore_output(sae: SAE[Any], sae_out: Float[Tensor, "*row d_in"]) -> Tensor
 
 
 def reads_heads(sae: SAE[Any]) -> bool:
-    """Return whether the SAE takes activations with an axis of heads (`hook_z`), which it lays side by side."""
+    """Return whether the SAE takes activations with an axis of heads (`hook_z`), which it lays side by side.
+
+    Args:
+        sae: the SAE.
+    """
     return sae.hook_z_reshaping_mode
 
 
@@ -188,7 +192,14 @@ def count_firing(trainer: SAETrainer[Any, Any], counts: Float[Tensor, " d_sae"],
 
 
 def read_firing_counts(trainer: SAETrainer[Any, Any]) -> tuple[dict[str, Float[Tensor, " d_sae"]], int]:
-    """Return a trainer's firing statistics for a checkpoint: tensors by name, and the number of samples they were counted in."""
+    """Return a trainer's firing statistics for a checkpoint.
+
+    Args:
+        trainer: the trainer.
+
+    Returns:
+        Tensors by name, and the number of samples that they were counted on.
+    """
     names = ("act_freq_scores", "n_forward_passes_since_fired")
     return {name: getattr(trainer, name) for name in names}, trainer.n_frac_active_samples
 

@@ -1,7 +1,7 @@
-"""Read YAML as people expect it: `1e-3` is a number, a date is text, a key stands once, and nothing is ever constructed but plain values.
+"""Read YAML as users expect it: `1e-3` is a number, a date is text, keys are unique, and only plain values are constructed.
 
 PyYAML reads YAML 1.1, where `1e-3` and `1E3` are text, `010` is eight, `1:30` is ninety and a date is an object. The loader here takes
-numbers from the core schema of YAML 1.2 (with `1_000` as in Python), and leaves everything else to PyYAML's safe loader.
+numbers from the core schema of YAML 1.2 (with `1_000` as in Python), and uses PyYAML's safe loader for everything else.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import yaml
 
 from mtsae_lens.errors import ConfigError
 
-MAX_BYTES = 1_000_000  # a settings file has a few hundred; what is larger is another file
+MAX_BYTES = 1_000_000  # a settings file has a few hundred bytes; a larger file is not one
 _MAX_DEPTH = 100
-_MAX_NODES = 20_000  # aliases are counted each time: a few lines of them can stand for billions of values
+_MAX_NODES = 20_000  # every use of an alias is counted, because a few lines of aliases can expand to billions of values
 _PLAIN = frozenset(
     f"tag:yaml.org,2002:{name}" for name in ("null", "bool", "int", "float", "str", "seq", "map", "merge", "value")
 )
@@ -33,12 +33,17 @@ class _Loader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Build a mapping, and refuse a key that stands twice."""
+        """Build a mapping, and raise an error for a repeated key.
+
+        Args:
+            node: the node of the mapping.
+            deep: as in PyYAML.
+        """
         seen = set()
         for key_node, _ in node.value:
             key = key_node.value if isinstance(key_node, yaml.ScalarNode) else None
             if key is not None and key != "<<" and key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} stands twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -66,7 +71,7 @@ _Loader.add_constructor(_FLOAT, _construct_float)
 
 
 def _nesting(text: str) -> int:
-    """Count how deep brackets are nested, those in strings too: PyYAML takes quadratic time over open ones."""
+    """Count how deeply brackets are nested, in strings too, because PyYAML takes quadratic time for open brackets."""
     depth = deepest = 0
     for character in text:
         depth += (character in "[{") - (character in "]}")
@@ -79,13 +84,13 @@ def parse_yaml(text: str, place: str) -> Any:
 
     Args:
         text: the YAML.
-        place: how an error begins, such as `--config c.yaml:`.
+        place: beginning of an error message, such as `--config c.yaml:`.
 
     Raises:
-        ConfigError: it is not YAML, or holds what no setting needs: tags of a language, recursion, endless digits.
+        ConfigError: the text is not YAML, or uses language tags, recursion or very long numbers, which no setting needs.
     """
     if _nesting(text) > _MAX_DEPTH:
-        raise ConfigError(f"{place} not YAML (nested too deep)")
+        raise ConfigError(f"{place} expected YAML, got brackets or values that are nested too deeply; flatten them")
     loader = None
     try:
         loader = _Loader(text)
@@ -95,9 +100,9 @@ def parse_yaml(text: str, place: str) -> Any:
         _check_nodes(node)
         return loader.construct_document(node)
     except RecursionError as error:
-        raise ConfigError(f"{place} not YAML (nested too deep)") from error
+        raise ConfigError(f"{place} expected YAML, got brackets or values that are nested too deeply; flatten them") from error
     except (yaml.YAMLError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ConfigError(f"{place} not YAML ({' '.join(str(error).split())[:300]})") from error
+        raise ConfigError(f"{place} expected YAML, got an error ({' '.join(str(error).split())[:300]}); mend it") from error
     finally:
         if loader is not None:
             loader.dispose()
@@ -106,15 +111,22 @@ def parse_yaml(text: str, place: str) -> Any:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML file of settings.
 
+    Args:
+        path: the file.
+
+    Returns:
+        Values by setting; `-` in a name is replaced by `_`.
+
     Raises:
-        ConfigError: no such file, not a plain file, too large, not UTF-8, not YAML, or not a mapping with strings as keys.
+        ConfigError: the file does not exist, is not a regular file, is too large, is not UTF-8 or not YAML, or is not a mapping with
+            strings as keys.
     """
     place = f"--config {path}:"
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
             raise ConfigError(
-                f"{place} expected a YAML file, got {'a folder' if stat.S_ISDIR(about.st_mode) else 'a pipe or device'}"
+                f"{place} expected a YAML file, got {'a folder' if stat.S_ISDIR(about.st_mode) else 'a pipe or device'}; give a file"
             )
         if about.st_size > MAX_BYTES:
             raise ConfigError(f"{place} expected a YAML file of settings, got {about.st_size:,} bytes; give another file")
@@ -122,12 +134,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{place} not YAML (not UTF-8 at byte {error.start})") from error
+        raise ConfigError(
+            f"{place} expected YAML in UTF-8, got something else at byte {error.start}; save it as UTF-8"
+        ) from error
     except (OSError, ValueError) as error:  # a name with a zero byte
-        raise ConfigError(f"{place} {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"{place} expected a readable file, got the error {getattr(error, 'strerror', None) or error}; check its path and permissions"
+        ) from error
     content = parse_yaml(text, place)
     if not isinstance(content, dict):
-        raise ConfigError(f"{place} needed a mapping of settings to values, such as 'seed: 1'; got {_kind(content)}")
+        raise ConfigError(f"{place} expected a mapping of settings to values, got {_kind(content)}; give such as 'seed: 1'")
     return {str(key).replace("-", "_"): value for key, value in content.items()}
 
 
@@ -136,16 +152,16 @@ def _kind(value: Any) -> str:
 
 
 def _check_nodes(root: yaml.Node) -> None:
-    """Refuse tags of other than plain values, a node that contains itself, and aliases that stand for endless values."""
+    """Refuse tags of other than plain values, a node that contains itself, and aliases that expand to very many values."""
     sizes: dict[int, int] = {}
     open_nodes: set[int] = set()
 
     def size(node: yaml.Node) -> int:
         key = id(node)
         if node.tag not in _PLAIN:
-            raise yaml.YAMLError(f"the tag {node.tag!r} makes no plain value")
+            raise yaml.YAMLError(f"the tag {node.tag!r} does not stand for a plain value")
         if key in open_nodes:
-            raise yaml.YAMLError("an alias stands inside its own anchor")
+            raise yaml.YAMLError("an alias is used inside its own anchor")
         if key not in sizes:
             open_nodes.add(key)
             children = [] if isinstance(node, yaml.ScalarNode) else list(node.value)

@@ -1,4 +1,4 @@
-"""What the tests share: tiny random language models, generated texts, a tiny trained SAE, and the command line in-process."""
+"""Provide shared fixtures: tiny random language models, generated texts, a tiny trained SAE, and the command line in-process."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def make_text(words: str, n_chars: int, seed: int) -> str:
 
 @pytest.fixture(autouse=True)
 def _wrong_shapes(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Let a test that is marked `wrong_shapes` through to the package's own refusals."""
+    """Let a test marked `wrong_shapes` reach the package's own checks."""
     marked = request.node.get_closest_marker("wrong_shapes") is not None
     jaxtyping.config.update("jaxtyping_disable", marked)
     yield
@@ -99,7 +99,7 @@ def save_llama() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A GPT-NeoX whose path names three other families."""
+    """Save a GPT-NeoX in a folder whose path contains the names of three other families."""
     return save_tiny_neox(tmp_path_factory.mktemp("models") / "bert-t5-gemma")
 
 
@@ -185,7 +185,7 @@ def half_lm(tiny_sae_dir: Path) -> Any:
 
 @dataclass
 class Outcome:
-    """What a call of the command line did."""
+    """The result of a call of the command line."""
 
     code: int
     out: str
@@ -193,7 +193,7 @@ class Outcome:
 
     @property
     def error(self) -> str:
-        """The one line that says what is wrong: nothing before it but progress bars, nothing after it."""
+        """Return the one line that says what is wrong; only progress bars may come before it, and nothing after it."""
         lines = [line for line in self.err.splitlines() if line.startswith("error: ")]
         assert len(lines) == 1, self.err
         assert self.err.splitlines()[-1] == lines[0], self.err
@@ -203,7 +203,7 @@ class Outcome:
 
 @pytest.fixture
 def mtsae(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
-    """`mtsae(*arguments)`, in-process. What is no exit comes out as the exception that it is: a traceback to a user."""
+    """Return `mtsae(*arguments)`, which runs the command line in this process. An exception that a user would see as a traceback is raised."""
 
     def call(*arguments: Any) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["mtsae", *map(str, arguments)])

@@ -1,4 +1,4 @@
-"""What a page shows a moment after what was done to it."""
+"""Wait until a page shows the effect of an action."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A folder of facts as `mtsae explore` writes it, made up: any number of features, drawn from a seed."""
+"""Make a synthetic folder of facts as `mtsae explore` writes it, with any number of features, from a seed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Records with a few values given and every other one zero, empty or absent, for tests of what reads them."""
+"""Make records with a few given values and zero, empty or missing values elsewhere, for tests of code that reads them."""
 
 from __future__ import annotations
 

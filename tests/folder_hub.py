@@ -1,4 +1,4 @@
-"""A stand-in for the hub at the network boundary: a folder, and `huggingface_hub`'s functions that copy to and from it."""
+"""Replace the hub at the network boundary by a folder and the functions of `huggingface_hub` that copy to and from it."""
 
 from __future__ import annotations
 

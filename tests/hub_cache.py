@@ -1,4 +1,4 @@
-"""A cache of the Hugging Face hub as downloads leave it: a random model of Pythia-70m's very size, and rows in the form of the Pile.
+"""Fill a cache of the Hugging Face hub as downloads do: a random model of the size of Pythia-70m, and rows in the format of the Pile.
 
 Names resolve in it offline by the real ways of TransformerLens, transformers and datasets.
 """

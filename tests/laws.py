@@ -1,4 +1,4 @@
-"""Laws that every MTSAE obeys: each `check_*` raises AssertionError where an SAE breaks one. `h` is `(batch, pos, d_in)`, no walls."""
+"""Laws that every MTSAE obeys: each `check_*` raises AssertionError if an SAE violates one. `h` is `(batch, pos, d_in)`, without walls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from mtsae_lens.sae.temporal import temporal_convolution
 
 
 def other(h: Tensor) -> Tensor:
-    """Activations that have nothing in common with `h`, walls where it has them."""
+    """Return activations unrelated to `h`, with walls at the same positions."""
     return -2 * h.flip(-1)
 
 
@@ -69,7 +69,7 @@ def check_forward_is_decode_of_encode(sae: Any, h: Tensor) -> None:
 
 @torch.no_grad()
 def check_save_load(sae: Any, h: Tensor, folder: Path) -> None:
-    """An SAE comes back from disk as it was, an SAE in training also as the inference SAE that it is to become."""
+    """An SAE is loaded from disk unchanged, and an SAE in training also as its inference SAE."""
     trips: list[tuple[Any, Any, type]] = [(sae.save_model, SAE.load_from_disk, MTSAE)]
     if isinstance(sae, TrainingSAE):
         trips = [
@@ -144,7 +144,7 @@ def train_step(sae: Any, batch: Tensor) -> TrainStepOutput:
 
 
 def check_gradients(sae: Any, h: Tensor) -> None:
-    """The loss moves every parameter, every tap and every input of the encoder among them, by a finite amount; walls or none."""
+    """The loss has a finite gradient for every parameter, every tap and every input of the encoder, with and without walls."""
     h = h.clone()
     h[:, h.shape[1] // 2] = 0
     sae.zero_grad()
@@ -166,7 +166,7 @@ def check_gradients(sae: Any, h: Tensor) -> None:
 
 @torch.no_grad()
 def check_walls(sae: Any, h: Tensor) -> None:
-    """Features are zero at a wall, and what lies on one side of it does not reach the other. On a circle it takes two walls."""
+    """Features are zero at a wall, and positions on one side of it do not affect the other side. On a circle this takes two walls."""
     n = h.shape[1]
     position = torch.arange(n)
     for walls in ([n // 2 - 2, n // 2 + 2], [n // 2]):
@@ -199,7 +199,7 @@ def hidden_pre(sae: Any, h: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_contributions(contributions: Callable[..., Tensor], sae: Any, h: Tensor) -> None:
-    """What the scales, or the offsets, add to a feature's pre-activation and `b_enc` sum to it; at and near walls too."""
+    """Contributions of scales, or of offsets, and `b_enc` sum to the pre-activation, also at and near walls."""
     features = torch.tensor([0, 5, sae.cfg.d_sae - 1])
     h = h.clone()
     h[:, h.shape[1] // 2] = 0
@@ -228,7 +228,7 @@ def check_contributions_are_of_their_scale(contributions: Callable[..., Tensor],
 
 @torch.no_grad()
 def check_contributions_are_of_their_offset(contributions: Callable[..., Tensor], sae: Any, h: Tensor) -> None:
-    """Without a norm, a position changes what it adds, at each offset that reads it, and nothing else."""
+    """Without a norm, changing a position changes exactly the contributions of the offsets that read it."""
     features = torch.arange(sae.cfg.d_sae)
     n, source = h.shape[1], h.shape[1] // 2
     changed = h.clone()
@@ -288,7 +288,7 @@ def check_narrow_taps_are_the_fixed_ones(sae: Any, h: Tensor) -> None:
 
 @torch.no_grad()
 def check_a_still_scale_reads_the_token_alone(sae: Any, h: Tensor) -> None:
-    """With dilation 0 a scale reads no other position, whatever its rate; the other scales do."""
+    """A scale of dilation 0 reads no other position, for any learned rate; the other scales do."""
     source = h.shape[1] // 2
     changed = h.clone()
     changed[:, source] = other(changed[:, source])
@@ -327,7 +327,7 @@ def random_scales(n_scales: int = 3) -> Scales:
 
 
 def check_separation_is_zero_to_one(loss: Callable[[Scales], Tensor]) -> None:
-    """0 for scales that share nothing, 1 for scales that are one and the same, between them otherwise."""
+    """The loss is 0 for scales that share nothing, 1 for equal scales, and between 0 and 1 otherwise."""
     signs = torch.tensor([1.0, -1.0], dtype=torch.float64)
     columns = torch.cartesian_prod(signs, signs, signs)  # orthogonal, and of mean zero
     z = 3 * torch.diag_embed(columns)  # scale k lives in dimension k alone
@@ -350,7 +350,7 @@ def check_separation_falls_along_its_gradient(loss: Callable[[Scales], Tensor]) 
 
 
 def check_separation_invariances(loss: Callable[[Scales], Tensor], name: str) -> None:
-    """What each loss may not see, and that it sees the rest."""
+    """Each loss is invariant to what it should ignore, and not invariant to the rest."""
     scales = random_scales()
     generator = torch.Generator().manual_seed(1)
 

@@ -1,4 +1,4 @@
-"""Shapes and dtypes of tensors are checked while the tests run, by jaxtyping's import hook and beartype; `CHECK_SHAPES=0` turns it off.
+"""Check shapes and dtypes of tensors during the tests by jaxtyping's import hook and beartype; `CHECK_SHAPES=0` turns it off.
 
 Only annotations with a shape are checked. What else a caller may get wrong the package refuses itself, in words, and tests give it on purpose.
 A test that gives a wrong shape on purpose is marked `wrong_shapes`.
@@ -20,7 +20,7 @@ _check = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 
 def check(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Check the parameters and the result of a function whose annotation has a shape; the package's names are looked up where it stands."""
+    """Check the parameters and the result of a function against its shape annotations, with names resolved in its module."""
     annotations = {name: hint for name, hint in function.__annotations__.items() if _SHAPE.search(str(hint))}
     if not annotations:
         return function

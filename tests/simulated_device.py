@@ -1,4 +1,4 @@
-"""A simulated device: tensors that say they are on `npu:0`, hold a tensor of the CPU, and refuse what a graphics card refuses.
+"""Simulate a device: tensors that report `npu:0`, hold a CPU tensor, and refuse what a GPU refuses.
 
 What it imitates:
 
@@ -172,7 +172,7 @@ def _rng_of_device() -> Iterator[None]:
 
 
 class _MadeOfNumbers(TorchFunctionMode):
-    """What is made of Python's numbers is made below `__torch_dispatch__`: on the CPU, then moved."""
+    """Move tensors that torch makes from Python numbers to the device, because they are made on the CPU, below `__torch_dispatch__`."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

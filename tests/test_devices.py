@@ -1,4 +1,4 @@
-"""Every pipeline on a device that refuses tensors of the CPU (`simulated_device`): it runs, and its numbers are those of the CPU."""
+"""Test every pipeline on a device that refuses CPU tensors (`simulated_device`): it runs, and gives the numbers of the CPU."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the documentation shows works: Python examples run as written, commands are ones that the command line takes, pages are reachable."""
+"""Test the documentation: Python examples run as written, commands are accepted, and pages are reachable."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.F
 
 @pytest.fixture
 def registries() -> Iterator[None]:
-    """Remove what a page has registered after its test."""
+    """Remove what a page registers after its examples."""
     every = (SEPARATIONS, SCORES, EDITS, GATES, ACTIVATIONS)
     before = {id(registry): set(registry) for registry in every}
     yield
@@ -79,7 +79,7 @@ def test_python_examples_run(path: Path, workplace: Path, registries: None) -> N
 
 @pytest.mark.parametrize("path", [ROOT / "README.md", *PAGES], ids=page_name)
 def test_commands_are_taken(path: Path) -> None:
-    """Verbs, options and the kinds of their values; nothing is run."""
+    """Verbs, options and the types of their values are accepted; nothing is run."""
     for words in commands(path.read_text()):
         app.parse_args([re.sub(r"\$\w+", "0", word) for word in words], exit_on_error=False, print_error=False)
 

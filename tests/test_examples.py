@@ -1,4 +1,4 @@
-"""Every example configuration is one that the command line takes."""
+"""Test that the command line accepts every example configuration."""
 
 import runpy
 from pathlib import Path

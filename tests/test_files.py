@@ -1,4 +1,4 @@
-"""Files and folders appear whole or not at all, whatever goes wrong."""
+"""Test that files and folders appear whole or not at all, for every kind of failure."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_write_text_on_a_full_disk_leaves_what_was_there(tmp_path: Path, monkeyp
     path = tmp_path / "a.txt"
     path.write_text("old")
     monkeypatch.setattr(place, disk_full)
-    with pytest.raises(OutputError, match=r"a\.txt: cannot be written \(No space left on device\)"):
+    with pytest.raises(OutputError, match=r"a\.txt: expected to write this file, got No space left on device"):
         write_text(path, "new")
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
@@ -134,7 +134,7 @@ def test_a_library_that_fails_leaves_the_file_that_was_there(tmp_path: Path) -> 
 
 
 def run_and_kill(action: Callable[[], None]) -> None:
-    """Run something in a process of its own that kills itself, as `kill -9` would."""
+    """Run a function in a separate process that kills itself, as `kill -9` would."""
     child = os.fork()
     if child == 0:
         try:

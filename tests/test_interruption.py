@@ -1,4 +1,4 @@
-"""A signal ends a command at once, with the sentence that was given for it."""
+"""Test that a signal ends a command at once, with the given message."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_a_signal_becomes_one_sentence(number: signal.Signals) -> None:
 
 
 def test_work_inside_that_listens_for_itself_goes_first() -> None:
-    """It saves; what the command says about the whole goes before what it says."""
+    """The inner code saves its state; the message of the outer command replaces its message."""
     saved = []
 
     @stopped_with("the whole")
@@ -52,9 +52,9 @@ def test_a_sentence_that_says_more_stands() -> None:
         raise TrainingInterrupted(signal.SIGINT, "3 of 5 trials are done")
 
     with pytest.raises(TrainingInterrupted, match=r"^3 of 5 trials are done$"):
-        stopped_with("what is done is kept", unless_told=True)(grid)()
+        stopped_with("what is done is kept", keep_inner_message=True)(grid)()
     with pytest.raises(TrainingInterrupted, match=r"^what is done is kept$"):
-        stopped_with("what is done is kept", unless_told=True)(lambda: signal.raise_signal(signal.SIGINT))()
+        stopped_with("what is done is kept", keep_inner_message=True)(lambda: signal.raise_signal(signal.SIGINT))()
 
 
 def test_nothing_happens_without_a_signal() -> None:

@@ -1,4 +1,4 @@
-"""Every law on every variant, and for every law twins broken on purpose that it must catch."""
+"""Test every law on every variant, and that every law fails on its broken twins."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def sae(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(params=[name for name in VARIANTS if name not in BATCHTOPK])
 def context_sae(request: pytest.FixtureRequest) -> Any:
-    """An SAE whose features depend on their own context alone."""
+    """Make an SAE whose features depend only on their own context."""
     kind, settings = VARIANTS[request.param]
     return random_sae(kind, **settings)
 
@@ -238,7 +238,7 @@ class Noisy:
 
 
 class PassesTheTokenThrough:
-    """As SAELens' own `TemporalSAE`: `forward` adds a prediction that `decode` knows nothing of."""
+    """A twin like SAELens's `TemporalSAE`: `forward` adds a prediction that is not part of `decode`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0.1 * x.roll(1, dims=-2)

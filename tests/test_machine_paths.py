@@ -1,4 +1,4 @@
-"""Home folders are found, and records that people read hold no absolute path."""
+"""Test that home folders are expanded, and that records for readers hold no absolute path."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_the_home_folder_in_every_part(tmp_path: Path) -> None:
     assert expand_home("bridge:~/lm") == f"bridge:{home}/lm"
     assert expand_home("~/a+kjv+~/b") == f"{home}/a+kjv+{home}/b"
     assert expand_home("a~b/~c") == "a~b/~c"
-    with pytest.raises(ConfigError, match=r"write \./~who-is-this"):
+    with pytest.raises(ConfigError, match=r"give \./~who-is-this"):
         expand_home("~who-is-this/x")
 
 

@@ -1,4 +1,4 @@
-"""Names that others chose stand in a page of Markdown as they are."""
+"""Test that names from users appear unchanged in Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every notebook runs from top to bottom, asserts included, at a small size; as committed, each claim has its picture and its assert."""
+"""Test that every notebook runs at a small size, asserts included, and that each claim in a committed notebook has a picture and an assert."""
 
 import ast
 import base64
@@ -41,7 +41,7 @@ def test_notebook_runs(path: Path, workplace: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_is_committed_with_outputs(path: Path) -> None:
-    """All of one run from the first cell to the last, and with nothing that went wrong."""
+    """All outputs come from one run from the first cell to the last, without errors."""
     code_cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
     assert [cell.get("execution_count") for cell in code_cells] == list(range(1, len(code_cells) + 1))
     assert sum(bool(cell.outputs) for cell in code_cells) > len(code_cells) / 2

@@ -1,4 +1,4 @@
-"""An SAE with its model, opened as a notebook would."""
+"""Test opening an SAE with its model, as in a notebook."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def test_a_folder_may_be_a_string_and_the_rest_left_out(tiny_sae_dir: Path) -> N
 
 
 def test_a_folder_without_an_sae(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no cfg\.json; expected the --out folder"):
+    with pytest.raises(ModelError, match=r"expected cfg\.json in this folder, got no such file; give the --out folder"):
         load_sae(str(tmp_path))
 
 
 def test_a_device_that_is_not_there_is_named(tiny_sae_dir: Path) -> None:
-    with pytest.raises(ModelError, match="device 'cuda:99' cannot be used here"):
+    with pytest.raises(ModelError, match="expected a usable device, got 'cuda:99'"):
         open_sae(tiny_sae_dir, device="cuda:99")
 
 
@@ -76,9 +76,9 @@ def test_the_model_has_the_dtype_that_the_sae_records(
 
 
 def test_a_dtype_that_nobody_loads_is_refused(tiny_sae_dir: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="float32, bfloat16, float16; got dtype 'half'"):
+    with pytest.raises(ModelError, match="float32, bfloat16, float16, got 'half'"):
         open_sae(tiny_sae_dir, dtype="half")
-    with pytest.raises(ModelError, match="got dtype 'auto'"):
+    with pytest.raises(ModelError, match="got 'auto'"):
         open_sae(recording(tiny_sae_dir, tmp_path / "sae", {"dtype": "auto"}))
 
 
@@ -107,10 +107,13 @@ def test_model_and_text_are_found_from_another_directory(
     assert mtsae("upload", "../p/sae", "me/x", "--dry-run", "up").code == 0
     for path in [path for folder in ("up", "e") for path in (tmp_path / "q" / folder).rglob("*") if path.is_file()]:
         assert str(tmp_path).encode() not in path.read_bytes(), path
-    shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", *few)
-    assert "trained on lm, which is not here; give --model" in shared.error
+    shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", "--dataset", "../p/t.txt", *few)
+    assert "expected lm, on which it was trained, got no such file or folder on this machine; give --model" in shared.error
     shared = mtsae("evaluate", "up/blocks.0.hook_resid_post", "--out", "e2", "--model", "../p/lm", *few)
-    assert "trained on t.txt, which is not here; give --dataset" in shared.error
+    assert "expected t.txt, on which it was trained, got no such file or folder on this machine; give --dataset" in shared.error
     (tmp_path / "p" / "t.txt").unlink()
     gone = mtsae("evaluate", "../p/sae", "--out", "e3", *few)
-    assert f"trained on {tmp_path}/p/t.txt, which is not here; give --dataset" in gone.error
+    assert (
+        f"expected {tmp_path}/p/t.txt, on which it was trained, got no such file or folder on this machine; give --dataset"
+        in gone.error
+    )

@@ -1,4 +1,4 @@
-"""A folder for results is created, proved to be writable, and held by one process; a failure leaves no empty one."""
+"""Test that a folder for results is created, checked and held by one process, and that a failure leaves no empty folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtsae_lens.output_folders import LOCK_FILE, check_output_folder, hold_outpu
 
 
 def in_another_process(action: Callable[[], None]) -> str:
-    """Run something in a process of its own; returns the OutputError that it ended in, or nothing."""
+    """Run a function in a separate process, and return the OutputError that it raised, or nothing."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -44,7 +44,9 @@ def hold(out: Path) -> None:
 def test_a_second_process_is_told_who_writes(tmp_path: Path) -> None:
     with hold_output_folder(tmp_path / "out") as out:
         said = in_another_process(lambda: hold(out))
-        assert f"--out {out} is being written by process {os.getpid()} on {os.uname().nodename} since 2" in said
+        assert (
+            f"--out {out}: expected a free folder, got one that process {os.getpid()} on {os.uname().nodename} since 2" in said
+        )
         assert said.endswith("wait for it to end, or give another --out")
         assert "\n" not in said
         (out / "result").write_text("mine")
@@ -58,7 +60,7 @@ def test_a_process_may_hold_a_folder_several_times_and_folders_below(tmp_path: P
         (tmp_path / "x").mkdir()
         with hold_output_folder(tmp_path / "x" / ".." / "out"):
             hold(out / "below")
-        assert "is being written" in in_another_process(lambda: hold(out))
+        assert "expected a free folder" in in_another_process(lambda: hold(out))
         assert in_another_process(lambda: hold(out / "below")) == ""
     assert in_another_process(lambda: hold(out)) == ""
 
@@ -99,7 +101,7 @@ def test_where_the_file_system_has_no_locks_the_file_is_believed(
         assert [p.name for p in tmp_path.iterdir()] == ["result"]
     else:
         assert holder is not None
-        with pytest.raises(OutputError, match=f"is being written by process {holder['pid']} on {holder['host']}") as refused:
+        with pytest.raises(OutputError, match=f"got one that process {holder['pid']} on {holder['host']}") as refused:
             hold(tmp_path)
         assert ("if it has ended already" in str(refused.value)) == (holder["host"] == "elsewhere")
         assert (tmp_path / LOCK_FILE).exists()
@@ -135,7 +137,7 @@ def test_a_check_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     with hold_output_folder(tmp_path / "held") as out:
         check_output_folder(out)
-        assert "is being written" in in_another_process(lambda: check_output_folder(out))
+        assert "expected a free folder" in in_another_process(lambda: check_output_folder(out))
 
 
 def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,13 +145,15 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for name in ("file", "file/sub", "loop", "dangling", "n" * 300, "new/" + "n" * 300):
-        with pytest.raises(OutputError, match=r"^--out .*: cannot be written \(.*\); give a folder that you may write to$"):
+        with pytest.raises(
+            OutputError, match=r"^--out .*: expected a writable folder, got .*; give a folder that you may write to$"
+        ):
             hold(tmp_path / name)
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="expected a writable folder"):
         hold(Path("out"))
     monkeypatch.chdir(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"file", "loop", "dangling"}
@@ -169,7 +173,7 @@ def test_a_planted_lock_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "precious").write_text("kept")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / LOCK_FILE).symlink_to(tmp_path / "precious")
-    with pytest.raises(OutputError, match="cannot be written"):
+    with pytest.raises(OutputError, match="expected a writable folder"):
         hold(tmp_path / "out")
     assert (tmp_path / "precious").read_text() == "kept"
 
@@ -180,9 +184,9 @@ def test_a_function_that_holds_the_folder_of_its_settings(tmp_path: Path) -> Non
 
     @in_output_folder
     def run(settings: Settings, *, more: int) -> int:
-        """What it does."""
-        assert "is being written" in in_another_process(lambda: hold(settings.out))
+        """Return the number of results."""
+        assert "expected a free folder" in in_another_process(lambda: hold(settings.out))
         return more
 
     assert run(Settings(), more=3) == 3
-    assert run.__doc__ == "What it does."
+    assert run.__doc__ == "Return the number of results."

@@ -1,4 +1,4 @@
-"""One bar for each phase, with a total; none where none is wanted."""
+"""Test progress bars: one for each phase, with a total, and none if they are disabled."""
 
 from __future__ import annotations
 

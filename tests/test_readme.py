@@ -1,4 +1,4 @@
-"""The Python example of the README runs as written, and the tree in CONTRIBUTING shows every subpackage."""
+"""Test that the README's Python example runs as written, and that the tree in CONTRIBUTING shows every subpackage."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The law of records: what is written to JSON and read back is the same record, whatever its values."""
+"""Test the law of records: a record that is written to JSON and read back is equal, for any values."""
 
 from __future__ import annotations
 

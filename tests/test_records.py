@@ -1,4 +1,4 @@
-"""Provenance says how a result was made; metrics are written whole."""
+"""Test that provenance describes how a result was made, and that metrics are written whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_write_metrics_on_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OutputError, match=r"metrics\.json: cannot be written"):
+    with pytest.raises(OutputError, match=r"metrics\.json: expected to write this file"):
         write_metrics(tmp_path, {"a": 1})
     assert list(tmp_path.iterdir()) == []
 

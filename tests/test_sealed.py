@@ -1,4 +1,4 @@
-"""Damage in a sealed file is told when it is read; files from before are read too."""
+"""Test that damage in a sealed file is detected, and that older files without a digest are read."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_every_flipped_bit_of_the_tensors_is_told(tmp_path: Path) -> None:
         path.write_bytes(whole)
         flip(path, place, place % 8)
         with pytest.raises(
-            DataError, match=r"a\.safetensors is damaged \(its content does not match its SHA-256\); copy it again"
+            DataError,
+            match=r"a\.safetensors: expected the content of its SHA-256, got other content \(damaged\); copy it again",
         ):
             read_tensors(path, "copy it again")
 
@@ -89,7 +90,7 @@ def test_what_is_no_safetensors_file(tmp_path: Path, content: bytes | None) -> N
     path = tmp_path / "a.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"a\.safetensors is damaged .*; delete it"):
+    with pytest.raises(DataError, match=r"a\.safetensors: expected .*, got .* \(damaged\); delete it"):
         read_tensors(path, "delete it")
 
 
@@ -112,7 +113,9 @@ def test_sealed_json(tmp_path: Path) -> None:
     write_sealed_json(path, {"b": (1, 2.5), "a": {"c": None}, 3: "x"})
     assert read_json(path, dict[str, Any], "") == {"b": [1, 2.5], "a": {"c": None}, "3": "x"}
     path.write_text(path.read_text().replace("2.5", "2.4"))
-    with pytest.raises(DataError, match=r"a\.json is damaged \(its content does not match its SHA-256\); delete it"):
+    with pytest.raises(
+        DataError, match=r"a\.json: expected the content of its SHA-256, got other content \(damaged\); delete it"
+    ):
         read_json(path, dict[str, Any], "delete it")
     content = json.loads(path.read_text())
     path.write_text(json.dumps({name: value for name, value in content.items() if name != DIGEST}))
@@ -130,5 +133,5 @@ def test_json_of_another_shape_is_one_line(tmp_path: Path, content: bytes | None
     path = tmp_path / "a.json"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(DataError, match=r"^[^\n]*a\.json is damaged \([^\n]*\); delete it$"):
+    with pytest.raises(DataError, match=r"^[^\n]*a\.json: expected [^\n]*, got [^\n]* \(damaged\); delete it$"):
         read_json(path, dict[str, Any], "delete it")

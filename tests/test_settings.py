@@ -1,4 +1,4 @@
-"""Settings written in Python, in YAML and on the command line are checked alike."""
+"""Test that settings in Python, in YAML and on the command line are checked in the same way."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def settings_in(tmp_path: Path, content: str | bytes) -> TrainSettings:
 
 
 def test_a_misspelt_setting_is_told_with_the_nearest_one() -> None:
-    with pytest.raises(ConfigError, match=r"^unknown setting 'd_seae'\. Did you mean 'd_sae'"):
+    with pytest.raises(ConfigError, match=r"^expected a known setting, got 'd_seae'\. Did you mean 'd_sae'"):
         TrainSettings(out="runs/x", d_seae=4)  # type: ignore[call-arg,arg-type]
-    with pytest.raises(ConfigError, match=r"^unknown setting 'd_seae'\. Did you mean 'd_sae'"):
+    with pytest.raises(ConfigError, match=r"^expected a known setting, got 'd_seae'\. Did you mean 'd_sae'"):
         TrainSettings.build(None, {"out": "runs/x", "d_seae": 4})
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"lr": "fast"}, "^setting lr: expected a number; got 'fast'$"),
+        ({"lr": "fast"}, "^setting lr: expected a number, got 'fast'$"),
         ({"seed": 1.5}, "^setting seed: expected a whole number"),
-        ({"seed": 10**4000}, "^setting seed: expected a number up to .*, got one of 4,001 digits$"),
+        ({"seed": 10**4000}, "^setting seed: expected a number up to .*, got one of 4,001 digits; give a smaller one$"),
         ({"lr": math.inf}, "^setting lr: expected a finite number"),
         ({"lr": math.nan}, "^setting lr: expected a finite number"),
         ({"out": ""}, "^setting out: expected a value, got an empty text"),
         ({"device": " "}, "^setting device: expected a value, got an empty text"),
-        ({"model": "m" * 5000}, r"^expected a name, got 5,000 characters \('m+'\.\.\.\)"),
+        ({"model": "m" * 5000}, r"^expected a name of at most .* bytes, got 5,000 characters \('m+'\.\.\.\)"),
         ({"dataset": "a\0b"}, "^expected a name, got one with a zero byte"),
     ],
 )
@@ -51,7 +51,7 @@ def test_a_value_of_the_wrong_kind_is_a_config_error_in_python_too(values: dict[
 
 
 def test_what_a_validator_of_ours_says_is_said_alone() -> None:
-    with pytest.raises(ConfigError, match=r"^no score 'frequncy'\. Did you mean"):
+    with pytest.raises(ConfigError, match=r"^expected a known score, got 'frequncy'\. Did you mean"):
         UnlearnSettings(sae="x", forget="kjv", retain=("austen",), scores=("frequncy",))  # type: ignore[arg-type]
 
 
@@ -137,10 +137,10 @@ def test_yaml_that_no_setting_needs_is_one_line(tmp_path: Path, value: str) -> N
     ("content", "message"),
     [
         (BOMB, "more than 20,000 values"),
-        ("seed: 1\nseed: 2\n", "the key 'seed' stands twice"),
-        ("- 1\n", "needed a mapping of settings to values, .*; got a list"),
-        ("null\n", "needed a mapping of settings to values, .*; got nothing"),
-        (b"seed: \xff", "not UTF-8 at byte 6"),
+        ("seed: 1\nseed: 2\n", "the key 'seed' is given twice"),
+        ("- 1\n", "a mapping of settings to values, got a list"),
+        ("null\n", "a mapping of settings to values, got nothing"),
+        (b"seed: \xff", "expected YAML in UTF-8, got something else at byte 6"),
         ("#" * (MAX_BYTES + 1), "expected a YAML file of settings, got 1,000,001 bytes"),
     ],
 )
@@ -175,39 +175,48 @@ def test_the_home_folder_wherever_a_path_may_stand(tmp_path: Path, monkeypatch: 
     assert BenchmarkSettings(out="~/b").out == tmp_path / "b"  # type: ignore[arg-type]
     (tmp_path / "c.yaml").write_text("seed: 3\n")
     assert TrainSettings.build("~/c.yaml", {}).seed == 3
-    with pytest.raises(ConfigError, match=r"no user of that name.*write \./~nobody-here"):
+    with pytest.raises(ConfigError, match=r"which names an unknown user.*give \./~nobody-here"):
         TrainSettings(out="~nobody-here/x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("assignment", ["k", "=3"])
 def test_assignments_need_a_name_and_a_value(assignment: str) -> None:
-    with pytest.raises(ConfigError, match="needed NAME=VALUE"):
+    with pytest.raises(ConfigError, match="expected NAME=VALUE"):
         parse_assignments([assignment])
 
 
 def test_an_assignment_is_given_once() -> None:
-    with pytest.raises(ConfigError, match="--set k is given twice"):
+    with pytest.raises(ConfigError, match="--set: expected one value for k, got two; give it once"):
         parse_assignments(["k=1", "k=2"])
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sae": {"metadata": "x"}}, "--set metadata: the run records it itself"),
-        ({"sae": {"device": math.inf}}, "--set device: give --device"),
+        ({"sae": {"metadata": "x"}}, "got --set metadata, which the run records itself; leave it out"),
+        ({"sae": {"device": math.inf}}, "got --set device, which belongs to the run; give --device"),
         (
             {"device": "meta"},
-            "device 'meta' cannot be used here",
+            "expected a usable device, got 'meta'",
         ),
-        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
-        ({"architecture": "topk", "sae": {"d_sae": -math.inf}}, "d_sae must be a whole number"),
-        ({"architecture": "topk", "sae": {"k": "many"}}, "k must be a whole number; got 'many'"),
-        ({"architecture": "batchtopk", "sae": {"k": math.nan}}, "k must be a finite number"),
-        ({"architecture": "matryoshka_batchtopk", "sae": {"matryoshka_widths": 3}}, "matryoshka_widths must be whole numbers"),
-        ({"architecture": "standard", "sae": {"l1_coefficient": "1e-3x"}}, "l1_coefficient must be a number"),
-        ({"architecture": "standard", "sae": {"l1_warm_up_steps": 10**30}}, "l1_warm_up_steps must be at most"),
-        ({"architecture": "jumprelu", "sae": {"jumprelu_sparsity_loss_mode": "up"}}, "must be one of 'step', 'tanh'"),
-        ({"architecture": "gated", "sae": {"apply_b_dec_to_input": 1}}, "apply_b_dec_to_input must be true or false; got 1"),
+        ({"device": "gpu"}, "expected a usable device, got 'gpu'"),
+        ({"architecture": "topk", "sae": {"d_sae": -math.inf}}, "expected d_sae to be a whole number"),
+        ({"architecture": "topk", "sae": {"k": "many"}}, "expected k to be a whole number, got 'many'"),
+        ({"architecture": "batchtopk", "sae": {"k": math.nan}}, "expected k to be a finite number"),
+        (
+            {"architecture": "matryoshka_batchtopk", "sae": {"matryoshka_widths": 3}},
+            "expected matryoshka_widths to be whole numbers",
+        ),
+        ({"architecture": "standard", "sae": {"l1_coefficient": "1e-3x"}}, "expected l1_coefficient to be a number"),
+        ({"architecture": "standard", "sae": {"l1_warm_up_steps": 10**30}}, "expected l1_warm_up_steps to be at most"),
+        (
+            {"architecture": "jumprelu", "sae": {"jumprelu_sparsity_loss_mode": "up"}},
+            "expected jumprelu_sparsity_loss_mode to be one of 'step', 'tanh'",
+        ),
+        (
+            {"architecture": "gated", "sae": {"apply_b_dec_to_input": 1}},
+            "expected apply_b_dec_to_input to be true or false, got 1",
+        ),
         ({"normalize_activations": "banana"}, "normalize_activations must be"),
         ({"lr_warm_up_steps": 2**60}, "setting lr_warm_up_steps: expected a number up to"),
         ({"batch_size_tokens": 100}, "is not a multiple of context_size"),

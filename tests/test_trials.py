@@ -1,4 +1,4 @@
-"""A grid that is stopped goes on where it was."""
+"""Test that a stopped grid resumes."""
 
 import json
 import multiprocessing
@@ -65,7 +65,7 @@ def test_a_damaged_result_is_one_line_that_says_what_to_delete(content: str, tmp
     run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
     (tmp_path / "x__0.json").write_text(content)
     with pytest.raises(
-        DataError, match=r"^[^\n]*x__0\.json is damaged [^\n]*; delete this file, and the same command runs its trial again$"
+        DataError, match=r"^[^\n]*x__0\.json: [^\n]*damaged[^\n]*; delete this file and run the same command again$"
     ):
         run_trials(tmp_path, {}, {"x/0": counting([], "x/0")}, "test")
     (tmp_path / "x__0.json").unlink()
@@ -86,7 +86,7 @@ def test_a_result_without_its_digest_and_the_settings_in_its_place_are_damaged(d
     else:
         content["sha256"] = 7
     path.write_text(json.dumps(content))
-    with pytest.raises(DataError, match=r"x\.json is damaged .*delete this file"):
+    with pytest.raises(DataError, match=r"x\.json: .*damaged.*delete this file"):
         run_trials(tmp_path, settings, {"x": counting([], "x")}, "test")
 
 
@@ -94,7 +94,9 @@ def test_a_result_without_its_digest_and_the_settings_in_its_place_are_damaged(d
 def test_damaged_settings_are_one_line_that_says_what_to_delete(content: str, tmp_path: Path) -> None:
     run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
     (tmp_path / "settings.json").write_text(content)
-    with pytest.raises(DataError, match=r"^[^\n]*settings\.json is damaged [^\n]*: delete the folder [^\n]*$"):
+    with pytest.raises(
+        DataError, match=r"^[^\n]*settings\.json: expected [^\n]*, got [^\n]*\(damaged\); delete the folder [^\n]*$"
+    ):
         run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
 
 
@@ -102,7 +104,7 @@ def test_a_flipped_digit_of_a_result_is_told_and_results_from_before_are_read(tm
     run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
     path = tmp_path / "x.json"
     path.write_text(path.read_text().replace('"value": 1', '"value": 3'))
-    with pytest.raises(DataError, match="its content does not match its SHA-256"):
+    with pytest.raises(DataError, match="expected the content of its SHA-256, got other content"):
         run_trials(tmp_path, {}, {"x": counting([], "x")}, "test")
     path.write_text('{"value": 3}')
     assert run_trials(tmp_path, {}, {"x": counting([], "x")}, "test") == {"x": {"value": 3}}
@@ -114,7 +116,7 @@ def test_a_result_of_another_trial_is_refused(tmp_path: Path, damage: str) -> No
     run_trials(tmp_path, {}, trials, "test")
     other = (tmp_path / "x__1.json").read_text() if damage == "another trial" else "{}"
     (tmp_path / "x__0.json").write_text(other)
-    with pytest.raises(DataError, match=r"x__0\.json is damaged.*delete this file"):
+    with pytest.raises(DataError, match=r"x__0\.json: expected the result of .*\(damaged\); delete this file"):
         run_trials(tmp_path, {}, trials, "test")
 
 

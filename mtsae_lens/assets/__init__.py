@@ -11,7 +11,14 @@ PEOPLE_FILE = ASSETS_DIR / "people.json"
 
 
 def embedded_model_dir(name: str) -> Path:
-    """Folder, in Hugging Face layout, of an embedded language model."""
+    """Return the folder of an embedded language model, in Hugging Face layout.
+
+    Args:
+        name: `embedded` or `embedded-retrained`.
+
+    Raises:
+        ModelError: there is no embedded model of this name.
+    """
     if name not in EMBEDDED_MODELS:
-        raise ModelError(f"no embedded model {name!r}.{nearest(name, EMBEDDED_MODELS)}")
+        raise ModelError(f"expected an embedded model, got {name!r}.{nearest(name, EMBEDDED_MODELS)}")
     return ASSETS_DIR / name

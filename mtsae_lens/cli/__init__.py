@@ -1,6 +1,6 @@
 """The command line `mtsae`: one verb, one settings class, one call.
 
-Exit codes: 0 done, 1 the output or the memory is full, 2 user error, 130 and 143 stopped by a signal, 141 nothing reads the output.
+Exit codes: 0 success, 1 full output or out of memory, 2 user error, 130 and 143 stopped by a signal, 141 closed output pipe.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OUT_OF_MEMORY = re.compile(r"not enough memory|out of memory|can't allocate mem
 
 
 def main() -> None:
-    """Run the command line: turn user errors into one line, and signals into their exit codes."""
+    """Run the command line. User errors are printed as one line, and signals set the exit code."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -89,7 +89,7 @@ def _run(words: list[str]) -> None:
 
 
 def _warn_of_repeats(words: list[str], given: dict[str, Any]) -> None:
-    """Warn of an option that is given several times but takes one value: the last one wins."""
+    """Warn about an option that is given several times but takes one value; the last value is used."""
     counts = Counter(word.partition("=")[0] for word in words if word.startswith("--"))
     for name, value in given.items():
         option = f"--{name.replace('_', '-')}"
@@ -100,13 +100,13 @@ def _warn_of_repeats(words: list[str], given: dict[str, Any]) -> None:
 
 
 def _explain(error: CycloptsError) -> str:
-    """Say in one line what is wrong with a command line."""
+    """Describe in one line what is wrong with a command line."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, ValidationError) and error.argument is not None:
         return f"{error.argument.name}: {describe_problem(cause.errors(include_url=False)[0])}"
     if isinstance(error, UnusedCliTokensError):
-        return f"unexpected argument {(error.unused_tokens or [''])[0]!r}; see --help"
+        return f"expected a known option, got {(error.unused_tokens or [''])[0]!r}; see --help"
     if isinstance(error, RepeatArgumentError):
         option = error.token.keyword
-        return f"{option} takes one text and is given several times; join the texts with '+', such as {option} FIRST+SECOND"
+        return f"{option}: expected one text, got several; join the texts with '+', such as {option} FIRST+SECOND"
     return str(error)

@@ -1,4 +1,4 @@
-"""`python -m mtsae_lens.cli`, where the script `mtsae` is not on the path."""
+"""Run the command line as `python -m mtsae_lens.cli`, for environments in which the script `mtsae` is not on the path."""
 
 from mtsae_lens.cli import main
 

@@ -1,4 +1,4 @@
-"""The options of a verb, made from the fields of its settings class."""
+"""Make the options of a verb from the fields of its settings class."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from pydantic.fields import FieldInfo
 from mtsae_lens.settings import Settings, parse_assignments
 
 _POSITIONAL = ("sae", "facts", "repo_id")
-"""Settings that are given without the name of an option, where they have no default."""
+"""Settings that are positional arguments if they have no default."""
 _TEXTS = ("dataset", "forget")
-"""Settings of one text, of which a second would leave the first out: several texts are joined with `+`."""
+"""Settings that take one text. Several texts are joined with `+`, because a repeated option would replace the first value."""
 _CONFIG = inspect.Parameter(
     "config",
     inspect.Parameter.KEYWORD_ONLY,
@@ -28,10 +28,10 @@ def settings_verb(run: Callable[..., None]) -> Callable[..., None]:
     """Make a verb of the command line from a function that takes settings.
 
     Args:
-        run: its first parameter is the settings, and further ones, keyword-only and with a default, are options of their own.
+        run: the function. Its first parameter is the settings; further keyword-only parameters with a default are additional options.
 
     Returns:
-        A function whose keyword arguments are those options that were given; its signature is what cyclopts reads.
+        A function whose keyword arguments are the options that were given; cyclopts reads its signature.
     """
     first, *own = inspect.signature(run).parameters.values()
     hints = get_type_hints(run, include_extras=True)
@@ -49,15 +49,15 @@ def settings_verb(run: Callable[..., None]) -> Callable[..., None]:
 
 
 def build_settings(settings: type[Settings], config: str | None, given: dict[str, Any]) -> Settings:
-    """Build settings from a YAML file and what was given on the command line.
+    """Build settings from a YAML file and the options on the command line.
 
     Args:
         settings: class of the settings.
         config: path of the file.
-        given: by the name of the setting, its text, or its texts if it takes several.
+        given: text of each option by the name of its setting, or a list of texts if it takes several.
 
     Raises:
-        ConfigError: an unreadable file, or a value that the settings do not allow.
+        ConfigError: the file cannot be read, or the settings do not allow a value.
     """
     fields = settings.model_fields
     values = {
@@ -68,7 +68,12 @@ def build_settings(settings: type[Settings], config: str | None, given: dict[str
 
 
 def option_name(name: str, field: FieldInfo) -> str:
-    """Return the name of the option of a setting, such as `--d-sae`."""
+    """Return the name of the option of a setting, such as `--d-sae`.
+
+    Args:
+        name: name of the setting.
+        field: its field.
+    """
     extra = field.json_schema_extra
     return str(extra["option"]) if isinstance(extra, dict) and "option" in extra else f"--{name.replace('_', '-')}"
 
@@ -87,14 +92,14 @@ def _option(name: str, field: FieldInfo) -> inspect.Parameter:
         accepts_keys=False,
         allow_repeating=name not in _TEXTS or _takes_several(field),
         show_default=_show_default if default not in (None, ()) else False,
-        required=False,  # a file may give it; the settings say what is missing
+        required=False,  # a file may set it; the settings class reports what is missing
     )
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD if is_positional else inspect.Parameter.KEYWORD_ONLY
     return inspect.Parameter(name, kind, default=default, annotation=Annotated[_shown_type(field), about])
 
 
 def _texts_of(field: FieldInfo) -> Callable[[Any, Sequence[Token]], Any]:
-    """Return what keeps the text of an option as it was typed: the settings convert it, as they do that of a file."""
+    """Return a converter that keeps the text of an option unchanged; the settings class converts it, as it does for a file."""
     several = _takes_several(field)
     allows_null = type(None) in _types_in(field.annotation)
 
@@ -120,7 +125,7 @@ def _types_in(annotation: Any) -> set[Any]:
 
 
 def _shown_type(field: FieldInfo) -> Any:
-    """Return a type from which cyclopts reads how many values there are and what the help shows."""
+    """Return a type that tells cyclopts how many values there are and what the help shows."""
     if _is_mapping(field):
         return list[str] | None
     if _takes_several(field):

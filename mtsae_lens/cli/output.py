@@ -1,4 +1,4 @@
-"""Write to the terminal: no control character of a prompt or a file name gets through, and a full or closed output is one line."""
+"""Write to the terminal: control characters of prompts and file names are escaped, and a full or closed output gives a one-line error."""
 
 from __future__ import annotations
 
@@ -19,31 +19,41 @@ from rich.text import Text
 from mtsae_lens.errors import MTSAEWarning
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Characters that move the cursor, change colors or turn the direction of a line, and halves of characters, which no output takes; line
-breaks and tabs stay."""
+"""Characters that move the cursor, change colors or change the direction of text, and lone surrogates, which cannot be encoded; line breaks
+and tabs are kept."""
 
 BROKEN_PIPE = 141  # 128 + SIGPIPE, as a shell reports a program that a closed pipe ended
 
 
 class OutputLost(Exception):
-    """Standard output takes no more; the results in files are whole."""
+    """Standard output cannot be written any more; the results in files are complete.
+
+    Args:
+        error: the error of the write.
+    """
 
     def __init__(self, error: OSError) -> None:
         self.is_pipe = error.errno == errno.EPIPE
-        super().__init__(f"standard output cannot be written ({error.strerror}); results in files are not affected")
+        super().__init__(
+            f"expected a writable standard output, got {error.strerror}; results in files are complete, so free space or keep the reader open"
+        )
 
 
 def printable(text: str) -> str:
-    r"""Replace every control character by its escape, such as `\x1b`."""
+    r"""Replace every control character by its escape, such as `\x1b`.
+
+    Args:
+        text: the text.
+    """
     return _CONTROL.sub(lambda found: found.group().encode("unicode_escape").decode(), text)
 
 
 @contextmanager
 def standard_output() -> Iterator[None]:
-    """Write to standard output in the block, and flush it at the end.
+    """Write to standard output within this context, and flush it at the end.
 
     Raises:
-        OutputLost: it is full or closed.
+        OutputLost: standard output is full or closed.
     """
     try:
         yield
@@ -53,10 +63,14 @@ def standard_output() -> Iterator[None]:
 
 
 class StandardOutput(Console):
-    """A console of rich that tells when standard output is lost, where rich would exit."""
+    """A console of rich that raises an error when standard output is lost, where rich would exit."""
 
     def print(self, *objects: Any, **how: Any) -> None:
-        """Print, and flush at once.
+        """Print and flush.
+
+        Args:
+            *objects: what to print.
+            **how: options of `rich.console.Console.print`.
 
         Raises:
             OutputLost: standard output is full or closed.
@@ -65,15 +79,18 @@ class StandardOutput(Console):
             super().print(*objects, **how)
 
     def on_broken_pipe(self) -> None:
-        """Let the error out."""
+        """Raise `OutputLost` instead of exiting."""
         raise OutputLost(BrokenPipeError(errno.EPIPE, "Broken pipe"))
 
 
 def say(text: str) -> None:
     """Write lines to standard output.
 
+    Args:
+        text: the lines.
+
     Raises:
-        OutputLost: it is full or closed.
+        OutputLost: standard output is full or closed.
     """
     encoding = sys.stdout.encoding or "utf-8"
     with standard_output():
@@ -81,13 +98,17 @@ def say(text: str) -> None:
 
 
 def say_aside(text: str) -> None:
-    """Write a line to standard error; nothing can be said where that is full or closed."""
+    """Write one line to standard error; nothing happens if it is full or closed.
+
+    Args:
+        text: the line; line breaks are replaced by spaces.
+    """
     with suppress(OSError):
         print(printable(" ".join(text.splitlines())), file=sys.stderr, flush=True)
 
 
 class _Lines(StringIO):
-    """A text in memory that has the encoding of standard output, by which rich chooses how to draw lines."""
+    """A text buffer with the encoding of standard output, from which rich chooses the characters of lines."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
@@ -96,7 +117,11 @@ class _Lines(StringIO):
 
 
 def print_tables(*tables: Any) -> None:
-    """Print tables of results as lines of text."""
+    """Print tables of results as text.
+
+    Args:
+        *tables: the tables.
+    """
     for table in tables:
         drawn = RichTable(show_edge=False, pad_edge=False)
         for name in table.header:
@@ -113,7 +138,7 @@ def print_tables(*tables: Any) -> None:
 
 @contextmanager
 def warnings_as_lines() -> Iterator[None]:
-    """Show every warning of this package as one line while the block runs, and others as before."""
+    """Print every warning of this package as one line within this context, and other warnings as before."""
     before = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
@@ -130,7 +155,7 @@ def warnings_as_lines() -> Iterator[None]:
 
 
 def drop_standard_output() -> None:
-    """Send what is still buffered nowhere, or Python itself would complain about it at its exit."""
+    """Discard what is still buffered for standard output; otherwise Python would report an error at exit."""
     _send_nowhere(sys.stdout)
 
 

@@ -1,4 +1,4 @@
-"""The verbs. Each loads what it runs when it runs, so that its help need not load torch."""
+"""Define the verbs. Each imports what it runs when it runs, so that its help does not load torch."""
 # ruff: noqa: PLC0415
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _say_what_was_trained(out: Path, metrics: dict[str, Any]) -> None:
 
 
 def _format(value: float | None, form: str) -> str:
-    """Format a number. None stands for one that was not finite, or that an older log does not hold."""
+    """Format a number; None stands for a value that was not finite, or that an older log does not contain."""
     return "unknown" if value is None else format(value, form)
 
 

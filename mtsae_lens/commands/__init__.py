@@ -1,1 +1,1 @@
-"""What the command line does, as functions: one settings class, one call, one record, one report each."""
+"""Run the commands as functions: each has one settings class, one call, one record and one report."""

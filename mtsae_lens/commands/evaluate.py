@@ -1,4 +1,4 @@
-"""Measure an SAE on held-out text."""
+"""Evaluate an SAE on held-out text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ _POSITIONS_PER_WEIGHT = 3
 
 
 def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
-    """Make the table of metrics, one column per SAE, with what each metric means."""
+    """Make the table of metrics, one column per SAE, with the meaning of each metric.
+
+    Args:
+        columns: metrics by SAE.
+    """
     meanings = METRIC_MEANINGS | MEMORY_MEANINGS
     names = [name for name in meanings if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), meanings[name]] for name in names]
@@ -69,21 +73,29 @@ def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
 
 
 def collapse_warning(measured: Mapping[str, float]) -> str | None:
-    """Say in one line that the SAE looks collapsed and what to do; None where it does not."""
+    """Return one line that says that the SAE looks collapsed and what to do; None if it does not.
+
+    Args:
+        measured: the metrics of the SAE.
+    """
     n_features, n_silent, n_always_on = (int(measured[name]) for name in ("n_features", "dead_features", "always_on_features"))
     return FiringCounts(n_features, n_silent, n_always_on, measured["l0"]).warning
 
 
 def finite_or_none(measured: Mapping[str, float]) -> dict[str, float | None]:
-    """Return metrics that JSON can hold: 0 / 0 of an SAE that is dead on a text is NaN, and becomes None."""
+    """Return metrics that JSON can hold: values that are not finite, such as 0 / 0 of an SAE that is dead on a text, become None.
+
+    Args:
+        measured: metrics by name.
+    """
     return {name: value if math.isfinite(value) else None for name, value in measured.items()}
 
 
 def fidelity_summary(measured: Mapping[str, float | None]) -> str:
-    """Say in words how much of the activations and of the model's loss an SAE keeps, and how many of its features are dead.
+    """Describe in words how much of the activations and of the model's loss an SAE keeps, and how many of its features are dead.
 
     Args:
-        measured: the metrics of one SAE, by the names of `METRIC_MEANINGS`; None if a metric is undefined.
+        measured: the metrics of one SAE, under the names of `METRIC_MEANINGS`; None for a value that is not finite.
     """
 
     def share(name: str) -> str:
@@ -106,9 +118,15 @@ def fidelity_summary(measured: Mapping[str, float | None]) -> str:
 @stopped_with(STARTS_ANEW)
 @in_output_folder
 def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
-    """Measure an SAE, and write `metrics.json` and `report.html`.
+    """Evaluate an SAE, and write `metrics.json` and `report.html`.
 
-    `metrics.json`: `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, `provenance`.
+    `metrics.json` has the keys of `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, and `provenance`.
+
+    Args:
+        settings: what to evaluate.
+
+    Returns:
+        The metrics by name; None for a value that is not finite.
     """
     watch = Stopwatch()
 
@@ -138,7 +156,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
         try:
             scales, section = _scales(lm.sae, fit_batch(lm), dataset, table, settings)
-        except DataError as error:  # fidelity needs TEST alone, this needs SELECT too
+        except DataError as error:  # unlike fidelity, this needs SELECT as well as TEST
             section = Section("What the scales know", f"Not measured: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
@@ -153,7 +171,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
 def _scales(
     sae: TemporalEncoder, lm: HookedLM, dataset: str, evaluated: TokenTable, settings: EvaluateSettings
 ) -> tuple[dict[str, dict[str, float]], Section]:
-    """Measure what each scale knows of the features, and how much of what drives them is context."""
+    """Measure how much each scale explains of the features, and how much of their lift comes from context."""
     generator = torch.Generator().manual_seed(settings.seed)
     features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
 
@@ -175,7 +193,9 @@ def _scales(
     profiles = temporal_profiles(sae, test, features)
     share = profiles.context_share[profiles.n_active > 0]
     if len(share) < 2 or not all(math.isfinite(value) for value in predictivity.values()):
-        raise DataError(f"{len(share)} of {len(features)} features fire on this text")
+        raise DataError(
+            f"expected at least 2 features that fire on this text, got {len(share)} of {len(features)}; give more contexts or features"
+        )
     quantiles = {f"{q:.0%}": float(share.quantile(q)) for q in (0.1, 0.5, 0.9, 0.99)}
     names = ("alone", "unique", "leading")
     table = Table(

@@ -1,4 +1,4 @@
-"""Find out what every feature of an SAE does."""
+"""Explore what every feature of an SAE does."""
 
 from __future__ import annotations
 
@@ -26,10 +26,13 @@ from mtsae_lens.splice.edit_files import weights_digest
 @stopped_with(GOES_ON)
 @in_output_folder
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
-    """Look through the text and write the folder of facts (`mtsae_lens.facts`) and its page; a run that was stopped goes on.
+    """Read the text, and write the folder of facts (`mtsae_lens.facts`) and its page; a run that was stopped is resumed.
+
+    Args:
+        settings: what to explore.
 
     Returns:
-        The content of `explore.json`, and the page.
+        The content of `explore.json`, and the path of the page.
     """
 
     def sources_of(sae: SAE[Any]) -> tuple[str, ...]:

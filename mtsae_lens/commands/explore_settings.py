@@ -55,5 +55,5 @@ class ExploreSettings(Settings):
 
     @property
     def plan(self) -> Plan:
-        """Return the sizes among the settings."""
+        """Return the plan of the exploration."""
         return Plan(**{name: getattr(self, name) for name in Plan.__dataclass_fields__})

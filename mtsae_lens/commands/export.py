@@ -1,4 +1,4 @@
-"""Take an edited model away as a Hugging Face folder, and measure what was written against the edit at its hook."""
+"""Export an edited model as a Hugging Face folder, and compare it with the edit at its hook."""
 
 from __future__ import annotations
 
@@ -62,13 +62,17 @@ _COMPARED = (
 
 
 def low_rank_settings(settings: ExportSettings) -> LowRankSettings:
-    """Return what the training of a low-rank change needs."""
+    """Return the settings of the training of a low-rank change.
+
+    Args:
+        settings: settings of the export.
+    """
     return LowRankSettings(settings.rank, settings.n_steps, lr=settings.lr, seed=settings.seed)
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, ready to be measured, and what else it is to be compared with."""
+    """An exported model, ready to be measured, and other models to compare it with."""
 
     model: Logits
     numbers: dict[str, int | float | list[float]]
@@ -82,16 +86,26 @@ def run_export(settings: ExportSettings) -> ExportResult:
 
     `metrics.json` holds the result and its `provenance`.
 
+    Args:
+        settings: what to export.
+
+    Returns:
+        What was written, and how far it is from the edit at its hook.
+
     Raises:
-        ConfigError: `low-rank` without text to forget and to retain, or a text in two roles.
+        ConfigError: `low-rank` got no text to forget or to retain, or a text has two roles.
     """
     watch = Stopwatch()
     if settings.form == "low-rank" and (settings.forget is None or not settings.retain + settings.near):
-        raise ConfigError("--form low-rank is trained on text: give --forget and --retain")
+        raise ConfigError(
+            "expected text to train --form low-rank on, got none to forget or none to retain; give --forget and --retain"
+        )
     given = [*([settings.forget] if settings.forget else []), *settings.near, *settings.retain]
     repeated = sorted({source for source in given if given.count(source) > 1})
     if repeated:
-        raise ConfigError(f"{repeated[0]} is given in two roles; a text is --forget, --near or --retain")
+        raise ConfigError(
+            f"expected one role for each text, got two for {repeated[0]}; give it once, as --forget, --near or --retain"
+        )
     for source in settings.corpora():
         check_corpus(source)
     base = settings.model or load_sae(settings.sae, settings.device).cfg.metadata.model_name
@@ -137,10 +151,10 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
     base = open_base(_base_name(settings, lm), device=settings.device)
-    twin = edit.as_projection(lm.sae)
-    project_weights(base, twin, lm.splice.hook_name)
+    projection = edit.as_projection(lm.sae)
+    project_weights(base, projection, lm.splice.hook_name)
     model = _save(settings, lm, edit, base, _PROJECTED)
-    return Exported(model, {"n_directions": len(twin.basis)}, edited_logits(lm, twin))
+    return Exported(model, {"n_directions": len(projection.basis)}, edited_logits(lm, projection))
 
 
 def _low_rank(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
@@ -166,7 +180,7 @@ _FORMS: dict[Form, Callable[[ExportSettings, HookedLM, Edit], Exported]] = {
 
 
 def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, what: str) -> Logits:
-    """Write a model folder, and read it back as anyone would."""
+    """Write a model folder, and load it like any other model."""
     folder = settings.out / MODEL_FOLDER
     sections = {
         "What was done to the weights": what,
@@ -187,18 +201,18 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
 
 def _base_name(settings: ExportSettings, lm: HookedLM) -> str:
     name = settings.model or find_model(lm.sae.cfg.metadata, settings.sae)
-    assert name is not None  # open_sae has opened it
+    assert name is not None  # open_sae has opened the model
     return name
 
 
 def _made(settings: ExportSettings) -> dict[str, Any]:
-    """Return where an exported model came from: how it was exported, and what made the edit."""
+    """Return the provenance of an exported model: how it was exported, and what made the edit."""
     of_edit = read_edit_file(settings.edit).provenance
     return {"sae": settings.sae.resolve().name, "form": settings.form, "seed": settings.seed, "edit": shorten_settings(of_edit)}
 
 
 def _read(settings: ExportSettings, lm: HookedLM, source: str, split: Split, n_contexts: int) -> TokenTable:
-    """Read contexts of a text; questions have no training split, SELECT serves there."""
+    """Read contexts of a text. Questions have no training split; SELECT is read instead."""
     if is_question_source(source):
         return read_questions(source, "select" if split == "train" else split, lm.cutter, n_contexts, seed=settings.seed)
     return read_tokens(source, split, lm.cutter, n_contexts, seed=settings.seed)

@@ -1,4 +1,4 @@
-"""How far an exported model is from the edit at its hook that it stands for."""
+"""Compare an exported model with the edit at its hook."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ class ExportResult(Record):
 
     def table(self) -> Table:
         """Make a table with one row per corpus: change of the loss at the hook and in what was written, and how far that is from the hook."""
-        has_twin = self.form == "projected"
+        has_projection = self.form == "projected"
         header = [
             "corpus",
             "role",
             "at the hook",
-            *(["projection at the hook"] if has_twin else []),
+            *(["projection at the hook"] if has_projection else []),
             "exported",
             "KL from the hook",
             "tokens",
@@ -71,12 +71,12 @@ class ExportResult(Record):
 
 
 def _row(name: str, compared: ExportComparison) -> list[Any]:
-    twin, exported = compared.hook_projection, compared.exported
+    projection, exported = compared.hook_projection, compared.exported
     return [
         name,
         compared.role,
         f"{compared.hook.nll_delta:+.3f}",
-        *([] if twin is None else [f"{twin.nll_delta:+.3f}"]),
+        *([] if projection is None else [f"{projection.nll_delta:+.3f}"]),
         f"{exported.nll_delta:+.3f}",
         f"{exported.kl_from_hook:.3g}",
         compared.n_tokens,
@@ -113,7 +113,14 @@ def compare(
 
 @torch.no_grad()
 def mean_kl(lm: HookedLM, table: TokenTable, target: Logits, model: Logits) -> float:
-    """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token."""
+    """Compute `KL(target || model)` of the predictions of counted tokens, in nats per token.
+
+    Args:
+        lm: the model, for its tokenization.
+        table: the text.
+        target: the model that the other one should imitate.
+        model: the other model.
+    """
     total, n_tokens = 0.0, 0
     for tokens, counted, _ in track(lm.counted_batches(table), f"comparing with the hook on {table.corpus}", "batch"):
         both = [lazily(each, tokens)[:, :-1][counted] for each in (target, model)]

@@ -1,4 +1,4 @@
-"""Continue a prompt with an edit in place and without it."""
+"""Continue a prompt with and without an edit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,16 @@ from mtsae_lens.splice.generation import check_length
 
 @stopped_with(STARTS_ANEW)
 def run_generate(settings: GenerateSettings) -> tuple[str, str]:
-    """Continue the prompt with the model as it is, and with the edit in place; nothing is written.
+    """Continue the prompt without and with the edit. No file is written.
+
+    Args:
+        settings: the prompt, the SAE and the edit.
+
+    Returns:
+        The text without the edit, and the text with it.
 
     Raises:
-        DataError: the prompt holds what is no character.
+        DataError: the prompt is not valid Unicode.
         ConfigError: the prompt is empty, or prompt and continuation are longer than the model's context.
     """
     check_text(settings.prompt, "--prompt")
@@ -26,7 +32,9 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     edit = load_edit(settings.edit, lm.splice, model=model)
     tokens = torch.tensor([encode_prompt(lm.cutter, settings.prompt, "--prompt")], dtype=torch.long)
     if tokens.shape[1] == 0:
-        raise ConfigError("--prompt is empty, and this model has no BOS token to begin with; give a few words")
+        raise ConfigError(
+            "--prompt: expected text, since this model has no BOS token to begin with, got none; give a few words"
+        )
     check_length(model, tokens.shape[1], settings.max_new_tokens)
     texts = []
     for chosen in (None, edit):

@@ -1,4 +1,4 @@
-"""Write a folder of facts in the JSON that Neuronpedia imports."""
+"""Write a folder of facts as the JSON that Neuronpedia imports."""
 
 from __future__ import annotations
 
@@ -11,17 +11,23 @@ from mtsae_lens.output_folders import check_output_folder
 
 
 def run_export_neuronpedia(settings: NeuronpediaSettings) -> int:
-    """Write the files; returns how many batches there are.
+    """Write the files.
+
+    Args:
+        settings: the folder of facts and the output folder.
+
+    Returns:
+        The number of batches.
 
     Raises:
-        DataError: no facts in the folder.
-        OutputError: the output folder holds files.
+        DataError: the folder holds no facts.
+        OutputError: the output folder is not empty.
     """
     facts = FactsFolder.open(settings.facts)
     check_output_folder(settings.out)
     out = settings.out.resolve()
     if out.exists() and any(out.iterdir()):
-        raise OutputError(f"--out {settings.out}: holds files; give a new or empty folder")
+        raise OutputError(f"--out {settings.out}: expected an empty folder, got one with files; give a new or empty folder")
     with whole_folder(out) as folder:
         return export_neuronpedia(
             facts, folder, model_id=settings.model_id, sae_set=settings.sae_set, batch_size=settings.batch_size

@@ -1,4 +1,4 @@
-"""Train an SAE of any registered architecture on any language model's activations."""
+"""Train an SAE of any registered architecture on the activations of any language model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from mtsae_lens.training.trainer import WAIT_FOR_ACTIVATIONS, WAIT_FOR_SAE, logg
 
 def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     if "sparsity/never_fired" not in final:
-        return ""  # a log from before these were counted
+        return ""  # an older log does not contain these counts
     text = (
         f"Of {d_sae:,} features, {final['sparsity/never_fired']:,} never fired in the whole run, {final['sparsity/dead_features']:,} did "
         f"not fire within the dead-feature window, and {final['sparsity/always_on']:,} fired on more than half of the tokens of the last batch."
@@ -32,7 +32,7 @@ def _describe_features(final: dict[str, Any], d_sae: int) -> str:
     return f"{text} Warning: {warning}." if warning else text
 
 
-@stopped_with("saved checkpoints are kept; --resume continues from the last one", unless_told=True)
+@stopped_with("saved checkpoints are kept; give --resume to continue from the last one", keep_inner_message=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any]:
     """Train an SAE, save it, and write `metrics.json` and `report.html`.
@@ -41,6 +41,13 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     the SAE), `n_features`, `never_fired` (features that fired at no step of the run), `always_on` (features that fire on over half of the
     tokens of the last batch), `warning` (if the SAE looks collapsed), `resumed` (then `seconds` are those of the last part),
     `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or learned), `provenance`.
+
+    Args:
+        settings: what to train.
+        resume: whether to continue the run in the output folder.
+
+    Returns:
+        The content of `metrics.json`.
     """
     watch = Stopwatch()
     settings = adopt_cache(settings)
@@ -48,7 +55,7 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     return _write_results(settings, sae, watch.seconds, resumed=resume)
 
 
-@stopped_with("what was saved by then is kept; --resume continues", unless_told=True)
+@stopped_with("what was saved by then is kept; --resume continues", keep_inner_message=True)
 @in_output_folder
 def run_train_saes(settings: TrainSettings, *, resume: bool = False) -> dict[str, dict[str, Any]]:
     """Train the SAEs of `settings.saes` in one pass, and write the metrics and the report of each into its folder.

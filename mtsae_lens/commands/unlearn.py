@@ -1,4 +1,4 @@
-"""Remove a topic from a model by editing features, and measure what that did."""
+"""Remove a topic from a model by editing features, and measure the effects."""
 
 from __future__ import annotations
 
@@ -25,7 +25,16 @@ EDIT_FILE = "edit.json"
 
 
 def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: AnyHookedModel | None) -> tuple[Chosen, UnlearningResult]:
-    """Choose an edit on SELECT and TUNE, and measure it on TEST."""
+    """Choose an edit on SELECT and TUNE, and measure it on TEST.
+
+    Args:
+        settings: corpora, candidates and budgets.
+        lm: the model with its SAE.
+        reference: the model trained without the forget text; None without one.
+
+    Returns:
+        The chosen edit, and the results.
+    """
     task = settings.task()
     chosen = choose(lm, task, settings.protocol(), reference)
     edit = ChosenEdit(
@@ -44,7 +53,13 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: AnyHookedModel |
 def run_unlearn(settings: UnlearnSettings) -> UnlearningResult:
     """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.
 
-    `metrics.json` holds the fields of `UnlearningResult` (its `baselines` under the key `ladder`) and `provenance`.
+    `metrics.json` has the fields of `UnlearningResult` (its `baselines` under the key `ladder`) and `provenance`.
+
+    Args:
+        settings: what to run.
+
+    Returns:
+        The results.
     """
     watch = Stopwatch()
     for corpus in settings.task().corpora:

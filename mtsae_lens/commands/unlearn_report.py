@@ -1,4 +1,4 @@
-"""The outcome of one unlearning experiment as tables and sections of a page."""
+"""Report one unlearning experiment as tables and sections of a page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ BEFORE_AND_AFTER = "Before and after"
 
 
 def effects_table(measured: EditResult) -> Table:
-    """Make the table of losses: one row per corpus, with the edit, its interval, the random control and the reference."""
+    """Make the table of losses: one row per corpus, with the edit, its interval, the random control and the reference.
+
+    Args:
+        measured: the results.
+    """
     has_reference = any(row.nll_reference is not None for row in measured.corpora.values())
     header = [
         "corpus",
@@ -52,7 +56,11 @@ def effects_table(measured: EditResult) -> Table:
 
 
 def measures_table(measured: EditResult) -> Table:
-    """Make the table of every other measure on every corpus, before -> after where a measure belongs to a model."""
+    """Make the table of all other measures on every corpus, as before -> after if a measure belongs to one model.
+
+    Args:
+        measured: the results.
+    """
     header = ["corpus", "role", "perplexity", "top-1 agreement", "exact memorization", "extraction strength", "exact recall"]
     header += ["tokens", "documents"]
     rows = [
@@ -82,7 +90,11 @@ _MEASURES = (
 
 
 def quality_table(measured: EditResult) -> Table:
-    """Make the table of what is not a loss on given text: the gate, calibration, generations, the distance to the reference."""
+    """Make the table of measures other than losses on given text: gate, calibration, generations, distance to the reference.
+
+    Args:
+        measured: the results.
+    """
     rows: list[Sequence[Any]] = [
         ["nats added to the forget text, output bias refitted", "higher", "0", f"{measured.calibrated_nll_delta:+.3f}"],
     ]
@@ -120,7 +132,11 @@ def _counted(measured: EditResult) -> str:
 
 
 def unlearning_summary(measured: UnlearningResult) -> str:
-    """Say in words how much was forgotten, how much a model that never saw the text would add, and what the edit costs on other text."""
+    """Describe in words how much was forgotten, how much a model that never saw the text would add, and what the edit costs on other text.
+
+    Args:
+        measured: the results.
+    """
     row = measured.corpora[measured.forget]
     said = (
         f"Unlearned: editing {measured.chosen.n_features} features adds {row.nll_delta:+.3f} nats per token to the loss on "
@@ -150,7 +166,7 @@ def unlearning_sections(measured: UnlearningResult, budgets: Mapping[str, float]
 
     Args:
         measured: what was chosen and measured.
-        budgets: nats per token that retain text may lose, by role (`near` and `far`).
+        budgets: largest increase of the loss on retain text in nats per token, by role (`near` and `far`).
     """
     chosen = measured.chosen
     strength = "" if chosen.multiplier is None else f", m = {chosen.multiplier:g}"

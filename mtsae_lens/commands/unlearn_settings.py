@@ -77,7 +77,7 @@ class UnlearnSettings(Settings):
 
         for score in scores:
             if score not in SCORES:
-                raise ConfigError(f"no score {score!r}.{nearest(score, SCORES)}")
+                raise ConfigError(f"expected a known score, got {score!r}.{nearest(score, SCORES)}")
         return scores
 
     @field_validator("edits")
@@ -90,7 +90,7 @@ class UnlearnSettings(Settings):
         return edits
 
     def protocol(self) -> UnlearningSettings:
-        """Return what the unlearning protocol needs."""
+        """Return the settings of the unlearning protocol."""
         from mtsae_lens.unlearning.candidates import Grid
         from mtsae_lens.unlearning.protocol import UnlearningSettings
 

@@ -1,4 +1,4 @@
-"""Put a trained SAE on the Hugging Face hub, with a card that says what it is and how well it does."""
+"""Upload a trained SAE to the Hugging Face hub, with a card that describes it and shows its metrics."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from mtsae_lens.output_folders import check_output_folder
 
 
 def run_upload(settings: UploadSettings) -> str:
-    """Upload a folder, or write what would be uploaded; returns where it is.
+    """Upload a folder, or write the files that would be uploaded.
+
+    Args:
+        settings: the SAE and the repository.
+
+    Returns:
+        The name of the SAE on the hub, or the folder of the dry run.
 
     Raises:
-        ConfigError: malformed names, or metrics that `mtsae evaluate` did not write.
-        OutputError: the hub refuses, or the dry run's folder holds files.
+        ConfigError: a name is malformed, or the metrics were not written by `mtsae evaluate`.
+        OutputError: the hub refuses the upload, or the folder of the dry run is not empty.
     """
     sae = load_sae(settings.sae)
     sae_id = settings.sae_id or sae.cfg.metadata.hook_name or "sae"
@@ -32,7 +38,9 @@ def run_upload(settings: UploadSettings) -> str:
     check_output_folder(settings.dry_run)
     out = settings.dry_run.resolve()
     if out.exists() and any(out.iterdir()):
-        raise OutputError(f"--dry-run {settings.dry_run}: holds files; give a new or empty folder")
+        raise OutputError(
+            f"--dry-run {settings.dry_run}: expected an empty folder, got one with files; give a new or empty folder"
+        )
     with whole_folder(out) as folder:
         write_upload(settings.sae, folder, settings.repo_id, sae_id, **card)
     return str(settings.dry_run)
@@ -42,11 +50,15 @@ def _read_metrics(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"--metrics {path}: cannot be read ({type(error).__name__})") from error
+        raise ConfigError(
+            f"--metrics {path}: expected the metrics.json of 'mtsae evaluate', got {type(error).__name__}; give that file"
+        ) from error
     measured = content if isinstance(content, dict) else {}
     metrics = {name: measured[name] for name in METRIC_MEANINGS if isinstance(measured.get(name), int | float)}
     if not metrics:
-        raise ConfigError(f"--metrics {path}: none of the metrics of 'mtsae evaluate'; give the metrics.json that it wrote")
+        raise ConfigError(
+            f"--metrics {path}: expected the metrics of 'mtsae evaluate', got none of them; give the metrics.json that it wrote"
+        )
     made = measured.get("provenance")
     settings = made.get("settings") if isinstance(made, dict) else None
     dataset = settings.get("dataset") if isinstance(settings, dict) else None

@@ -1,1 +1,1 @@
-"""Texts -> documents -> contexts of tokens -> hooked language model -> sequence activations. Knows no SAE."""
+"""Read text, cut it into contexts of tokens, and compute activations with a hooked language model. Nothing here depends on the SAEs."""

@@ -29,8 +29,8 @@ _CHUNK = 32  # contexts that are read between two questions whether to stop
 class ActivationCache:
     """A complete cache in a folder. Each file is compared with its SHA-256 when it is used first.
 
-    >>> cache = ActivationCache.open(Path("runs/cache"))  # doctest: +SKIP
-    >>> stream = cache.stream("blocks.3.hook_resid_post", batch_size_sequences=4)  # doctest: +SKIP
+    `ActivationCache.open(Path("runs/cache")).stream("blocks.3.hook_resid_post", batch_size_sequences=4)` gives blocks for
+    `mtsae_lens.training.fit.fit`.
     """
 
     folder: Path

@@ -1,9 +1,9 @@
-"""Language models as TransformerLens's bridge: the Hugging Face model itself with hooks, instead of a copy converted to `HookedTransformer`.
+"""Load language models through TransformerLens's bridge: the Hugging Face model itself with hooks, not a converted `HookedTransformer`.
 
-A bridge runs every family that TransformerLens has an adapter for, gives Hugging Face's logits exactly, and keeps no mask of `n_ctx^2` per
-layer. It cannot start at a later layer, so an edit reruns the whole model where a `HookedTransformer` reruns the layers after the hook.
-
-Hooks have names of their own here (`blocks.3.hook_out`); `HookedTransformer`'s (`blocks.3.hook_resid_post`) are aliases of them.
+A bridge runs every model family for which TransformerLens has an adapter, computes exactly Hugging Face's logits, and keeps no causal mask
+of `n_ctx^2` per layer. It cannot start at a later layer, so an edit reruns the whole model, where a `HookedTransformer` reruns only the
+layers after the hook. Hooks have the bridge's own names (`blocks.3.hook_out`); the names of `HookedTransformer`
+(`blocks.3.hook_resid_post`) are aliases of them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from mtsae_lens.errors import ModelError
 from mtsae_lens.upstream import HookPoint, add_hook_aliases
 
 BRIDGE_PREFIX = "bridge:"
-"""`bridge:NAME` is the model NAME as a bridge, wherever a model is named: in a setting, on the command line, in an SAE's metadata."""
+"""Prefix of a model's name that loads it as a bridge: `bridge:NAME`, in settings, on the command line and in an SAE's metadata."""
 
 
 class HookedBridge(SAETransformerBridge):
-    """SAELens's bridge, whose hooks answer to `HookedTransformer`'s names too.
+    """SAELens's bridge, with hooks that can also be addressed by the names of `HookedTransformer`.
 
-    A hook under a name that a bridge does not know is silently never called, so an edit would change nothing. `SAETransformerBridge` knows
-    no alias (`blocks.3.hook_resid_post`), and once an SAE was attached and taken off again, not the place's own name either: the hook
-    put there instead calls itself `hook_out`.
+    A hook that is added under a name that the bridge does not know is never called, without an error, so an edit would change nothing.
+    `SAETransformerBridge` knows no aliases (`blocks.3.hook_resid_post`). After an SAE was attached and removed, it also loses the
+    hook's own name, because the hook that replaces it calls itself `hook_out`.
     """
 
     @property
     @override
     def hook_dict(self) -> dict[str, HookPoint]:
-        """Every hook by its own name and by its aliases; a place where an SAE is attached has the SAE's hooks instead."""
+        """Map every hook name and every alias to its hook; where an SAE is attached, the hooks of the SAE take the place of the model's."""
         hooks = super().hook_dict
         for name, hook in hooks.items():
             hook.name = name
@@ -46,14 +46,24 @@ AnyHookedModel: TypeAlias = HookedSAETransformer | HookedBridge
 def boot_bridge(
     name: str, device: str, *, dtype: torch.dtype = torch.float32, hf_model: Any = None, tokenizer: Any = None
 ) -> HookedBridge:
-    """The bridge of a model that is loaded already, in `dtype`, or of a name on the hub, which is loaded in it.
+    """Load a model as a bridge, or wrap a model that is already loaded.
+
+    Args:
+        name: name of the model on the hub, used to load it unless `hf_model` is given.
+        device: device to put the model on.
+        dtype: dtype of weights and activations.
+        hf_model: a loaded Hugging Face model. It is wrapped, not copied: the bridge and it share their weights.
+        tokenizer: the tokenizer of `hf_model`.
+
+    Returns:
+        The bridge.
 
     Raises:
-        ModelError: TransformerLens has no adapter for the family.
+        ModelError: TransformerLens has no adapter for the model family.
         OSError: the hub cannot be reached.
     """
     try:
-        # `hf_model` is wrapped, not copied: it is part of the bridge from now on
+        # `hf_model` is wrapped, not copied: from here on it is a part of the bridge.
         bridge: Any = HookedBridge.boot_transformers(name, device=device, dtype=dtype, hf_model=hf_model, tokenizer=tokenizer)
     except (NotImplementedError, ValueError, KeyError, AttributeError, AssertionError) as error:
         raise ModelError(

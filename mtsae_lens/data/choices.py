@@ -1,6 +1,6 @@
-"""Names that both settings and code use: the dtypes of a language model, and the splits of a text.
+"""Name the dtypes of a language model and the splits of a text, for settings and for code.
 
-They stand apart so that the settings of a command can be read without loading torch.
+They are in a separate module so that the settings of a command can be read without importing torch.
 """
 
 from __future__ import annotations

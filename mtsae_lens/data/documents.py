@@ -1,12 +1,18 @@
-"""Documents: the unit of every split.
+"""Read documents. Every split into train, SELECT, TUNE and TEST is made by document.
 
-A source is `embedded` (all domains), the name of one embedded domain, `biographies` (of the invented people, many of each; with
-`biographies:forget`, `biographies:retain` and `biographies:strangers` those of some, grouped as in
-`mtsae_lens.data.questions`), a file or folder
-of .txt, .jsonl or .parquet, a dataset on the Hugging Face hub, or several of these joined by `+`. `source?column=content` names the column of
-the text, `owner/name?config=...&split=...` what of a dataset is read, and `source@field=value` keeps the rows with this value, such as
-`monology/pile-uncopyrighted@pile_set_name=Github` (`mtsae_lens.data.sources`). Each document belongs to one split for ever: the embedded texts
-record it, all others take it from their place in the source, so it needs no state and no second pass.
+A source is one of:
+
+- `embedded` (all embedded domains), or the name of one embedded domain;
+- `biographies` (several of each invented person), or `biographies:forget`, `biographies:retain` or `biographies:strangers` (the biographies
+  of one group, see `mtsae_lens.data.questions`);
+- a file or folder of .txt, .jsonl or .parquet;
+- a dataset on the Hugging Face hub;
+- several of these, joined by `+`.
+
+`source?column=content` names the column of the text, `owner/name?config=...&split=...` chooses a part of a hub dataset, and
+`source@field=value` keeps the rows with this value, such as `monology/pile-uncopyrighted@pile_set_name=Github`
+(`mtsae_lens.data.sources`). A document always belongs to the same split. The embedded texts record it; for all other text it follows from
+the document's index in the source, so no state and no second pass is needed.
 """
 
 from __future__ import annotations
@@ -33,19 +39,19 @@ from mtsae_lens.errors import DataError, nearest
 
 EMBEDDED = "embedded"
 BIOGRAPHIES = "biographies"
-N_BIOGRAPHIES_EACH = 40  # as many as the embedded models were trained on, told in the same words
+N_BIOGRAPHIES_EACH = 40  # biographies per person, as in the training text of the embedded models, with the same wording
 
 _BIOGRAPHIES = {BIOGRAPHIES: make_people} | {f"{BIOGRAPHIES}:{group}": partial(people_of, group) for group in GROUPS}
-"""Whose biographies, by source."""
+"""The people whose biographies a source holds, by source."""
 
-_HELD_OUT = {7: "select", 8: "tune", 9: "test"}  # by place in the source, modulo 10: three tenths are held out
+_HELD_OUT = {7: "select", 8: "tune", 9: "test"}  # by index in the source, modulo 10: three tenths are held out
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Document:
-    """A text, where it came from, and the split it belongs to."""
+    """A text, the place it came from, and the split it belongs to."""
 
     text: str
     name: str
@@ -54,12 +60,15 @@ class Document:
 
 @cache
 def embedded_domains() -> tuple[str, ...]:
-    """Domains of the embedded texts."""
+    """Return the names of the embedded domains, sorted."""
     return tuple(sorted(set(pq.read_table(TEXTS_FILE, columns=["domain"])["domain"].to_pylist())))
 
 
 def check_source(source: str) -> None:
-    """Raise before any work is done where a source cannot be read, or a part of it has no text.
+    """Check that every part of a source can be read and has text, before any work is done.
+
+    Args:
+        source: the source, as `read_documents` takes it.
 
     Raises:
         DataError: see `read_documents`.
@@ -70,28 +79,38 @@ def check_source(source: str) -> None:
 
 
 def source_name(source: str | Path) -> str:
-    """A source as the string that names it.
+    """Return a source as a string.
+
+    Args:
+        source: a name or a path.
 
     Raises:
-        DataError: texts in memory, which have no name that a record could tell.
+        DataError: `source` is neither a string nor a path, such as a list of texts.
     """
     if isinstance(source, str | Path):
         return str(source)
     raise DataError(
-        f"a source is a name or a path; got a {type(source).__name__}. Texts in memory go into a file first, such as "
+        f"expected the name or path of a source, got a {type(source).__name__}; write texts in memory to a file first, such as "
         "datasets.Dataset.from_dict({'text': texts}).to_json('my-texts.jsonl')"
     )
 
 
 def read_documents(source: str | Path, split: Split | None = None) -> Iterator[Document]:
-    """The documents of a source in their own order, of one split or of all.
+    """Yield the documents of a source in their order.
+
+    Args:
+        source: the text, see the module docstring.
+        split: the split to read; None reads all of them.
+
+    Yields:
+        Documents with their text, name and split.
 
     Raises:
-        DataError: no such source or split, or a source that is empty, binary, not UTF-8, or without a text column.
+        DataError: the source or the split does not exist, or the source is empty, binary, not UTF-8, or without a text column.
     """
     source = source_name(source)
     if split not in (None, *SPLITS):
-        raise DataError(f"a split is one of {', '.join(SPLITS)}, or None for all; got {split!r}")
+        raise DataError(f"expected a split out of {', '.join(SPLITS)}, or None for all, got {split!r}; give one of them")
     found = False
     for document in chain.from_iterable(map(_read_part, source_parts(source))):
         found = True
@@ -102,11 +121,11 @@ def read_documents(source: str | Path, split: Split | None = None) -> Iterator[D
 
 
 def _no_text(source: str) -> DataError:
-    return DataError(f"{source}: no text in it; needed at least one non-empty document")
+    return DataError(f"{source}: expected at least one non-empty document, got none; give a source with text")
 
 
 def _read_part(text: str, *, tell: bool = True) -> Iterator[Document]:
-    """Yield the documents of a source that is not joined, and say at the end what was skipped."""
+    """Yield the documents of a source that is not joined, and report at the end what was skipped."""
     if text == EMBEDDED:
         yield from _read_embedded(None)
         return
@@ -114,7 +133,8 @@ def _read_part(text: str, *, tell: bool = True) -> Iterator[Document]:
     if part.path is None and (part.name in embedded_domains() or part.name in (EMBEDDED, *_BIOGRAPHIES)):
         if not part.is_plain:
             raise DataError(
-                f"{text}: {part.name!r} comes with the package and has neither columns nor fields; leave out the rest"
+                f"{text}: expected {part.name!r} alone, because text of the package has no columns or fields, "
+                f"got {text!r}; give {part.name}"
             )
         yield from _read_biographies(_BIOGRAPHIES[text]()) if text in _BIOGRAPHIES else _read_embedded(text)
         return
@@ -131,27 +151,33 @@ def _read_part(text: str, *, tell: bool = True) -> Iterator[Document]:
 
 
 def _check_hub_name(part: SourcePart) -> None:
-    """Raise for a name that cannot be that of a dataset on the hub.
+    """Check that a name can be that of a dataset on the hub.
 
     Raises:
-        DataError: neither a local text nor `owner/name`.
+        DataError: the name is neither a local path nor of the form `owner/name`.
     """
     name = part.name
     parts = Path(name).parts
     folder = local_path(parts[0]) if len(parts) > 1 and parts[0] not in (".", "..", "/") else None
     if folder is not None and folder.is_dir():
-        raise DataError(f"no file or folder {name!r}, though {parts[0]!r} is a folder here")
+        raise DataError(
+            f"expected an existing file or folder, got {name!r}, which is not in the folder {parts[0]!r}; check the path"
+        )
     if "/" not in name or name.startswith((".", "/", "~")) or text_suffix(Path(name)) is not None:
         raise DataError(
-            f"no file, folder or embedded domain {name!r}.{nearest(name, [EMBEDDED, *_BIOGRAPHIES, *embedded_domains()])}"
+            f"expected a file, a folder, an embedded domain or owner/name on the hub, got {name!r}."
+            f"{nearest(name, [EMBEDDED, *_BIOGRAPHIES, *embedded_domains()])}"
         )
 
 
 def check_rows(rows: Any) -> None:
-    """Raise where rows given in place of a source cannot be read again, as every epoch does.
+    """Check that rows given in place of a source can be iterated over more than once, as every epoch does.
+
+    Args:
+        rows: the object to check.
 
     Raises:
-        DataError: an iterator, such as a generator, or what cannot be iterated over.
+        DataError: `rows` is an iterator, such as a generator, or cannot be iterated over.
     """
     kind = type(rows).__name__
     try:
@@ -159,18 +185,18 @@ def check_rows(rows: Any) -> None:
     except TypeError as error:
         raise DataError(f"expected rows such as datasets.Dataset.from_list([{{'text': ...}}]), got a {kind}") from error
     if once:
-        raise DataError(f"needs rows that can be read again, got a {kind}, which gives them once; pass list(rows) or a Dataset")
+        raise DataError(f"expected rows that can be read more than once, got a {kind}; pass list(rows) or a Dataset")
 
 
 def read_rows(rows: Iterable[Any], name: str = "override_dataset") -> Iterator[Document]:
-    """Yield rows with a `text` column as documents of TRAIN; null and empty ones are skipped and counted, as in a file.
+    """Yield rows with a `text` column as documents of the train split. Rows whose text is null or empty are skipped and counted.
 
     Args:
         rows: mappings, such as those of a `datasets.Dataset`.
-        name: what errors call them.
+        name: name of the rows in errors.
 
     Raises:
-        DataError: see `check_rows`; or a row without a text.
+        DataError: see `check_rows`; or a row has no text column.
     """
     check_rows(rows)
     reader = RowReader(name)
@@ -199,7 +225,13 @@ def _in_order(source: str, texts: Iterable[str]) -> Iterator[Document]:
 
 
 def shuffle_stream(items: Iterable[T], seed: int | str, buffer_size: int = 10_000) -> Iterator[T]:
-    """Items in an order that a buffer of bounded size can make random, the same for the same seed."""
+    """Yield items in a random order, within a buffer of bounded size.
+
+    Args:
+        items: the items, which may be too many for memory.
+        seed: seed of the order; the same seed gives the same order.
+        buffer_size: items held at once. The order is fully random if there are no more items than that.
+    """
     rng = random.Random(seed)
     iterator = iter(items)
     buffer = list(islice(iterator, buffer_size))

@@ -1,4 +1,4 @@
-"""Which files of a folder are read as text, and which are not and why."""
+"""Choose which files of a folder are read as text, and record why the others are not."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from mtsae_lens.errors import DataError
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 COMPRESSED = {".gz": "gzip", ".zst": "zstd", ".bz2": "bz2", ".xz": "xz"}
 
-_LARGE = 5_000  # entries of a folder at which it is said that they are looked at
-_HOPELESS = 20_000  # entries at which a folder must have shown that it holds texts
-_N_SHOWN = 3  # names for each reason
+_LARGE = 5_000  # entries of a folder after which a message says that the search takes long
+_HOPELESS = 20_000  # entries after which the search ends with an error if nearly none of them is a text
+_N_SHOWN = 3  # names listed for each reason
 
 
 def text_suffix(path: Path) -> str | None:
-    """Return the suffix that says how a file is read, without that of its compression; None for a file that is not read."""
+    """Return the suffix that decides how a file is read, without the suffix of its compression; None if the file is not read.
+
+    Args:
+        path: the file, which need not exist.
+    """
     name = path.name.lower()
     for compressed in COMPRESSED:
         if name.endswith(compressed):
@@ -32,15 +36,23 @@ def text_suffix(path: Path) -> str | None:
 
 
 def list_suffixes() -> str:
-    """Return the names that are read, for an error."""
+    """Return the suffixes that are read, as text for an error."""
     return f"{', '.join(SUFFIXES)} (.txt and .jsonl also compressed: {', '.join(COMPRESSED)})"
 
 
 def files_in(path: Path) -> list[Path]:
-    """Return the file itself, or the files of a folder that are read, in order; what is left out of a folder with texts is told once.
+    """Return a file itself, or the text files of a folder in sorted order.
+
+    The files of a folder that are not read are reported once.
+
+    Args:
+        path: a file or a folder.
+
+    Returns:
+        Paths of the files to read; empty if the folder holds no texts.
 
     Raises:
-        DataError: a folder that cannot be read, or that holds next to no texts among very many files.
+        DataError: the folder cannot be read, or it holds nearly no texts among very many files.
     """
     if not path.is_dir():
         return [path]
@@ -52,17 +64,23 @@ def files_in(path: Path) -> list[Path]:
 
 @dataclass
 class FolderFiles:
-    """The files of a folder that are read, and by reason the names of those that are not."""
+    """The files of a folder that are read, and the names of those that are not, by reason."""
 
     files: list[Path] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def skip(self, path: Path, folder: Path, reason: str) -> None:
-        """Leave a file or folder out."""
+        """Record that a file or folder is left out, with the reason.
+
+        Args:
+            path: the file or folder.
+            folder: the folder that is searched.
+            reason: the reason in words.
+        """
         self.skipped.setdefault(reason, []).append(str(path.relative_to(folder)))
 
     def describe_skipped(self) -> str:
-        """Return what is left out, reason by reason."""
+        """Return one line that lists what is left out, by reason."""
         return "; ".join(f"{_list_names(names)} ({reason})" for reason, names in self.skipped.items())
 
 
@@ -73,18 +91,26 @@ def _list_names(names: Iterable[str]) -> str:
 
 
 def scan_folder(folder: Path) -> FolderFiles:
-    """Find the texts of a folder and of the folders in it, those that are links included.
+    """Find the text files of a folder and of its subfolders, symbolic links included.
 
-    Hidden files and folders are left out. A folder or file to which several names lead is read once, and a loop of links ends.
+    Hidden files and folders are left out. A file or folder that several names lead to is read once, so a loop of links ends.
+
+    Args:
+        folder: the folder to search.
+
+    Returns:
+        The files that are read and those that are not.
 
     Raises:
         DataError: see `files_in`.
     """
     if folder.resolve() == Path(folder.resolve().anchor):
-        raise DataError(f"{folder}: this is the whole machine; give the folder that holds the texts")
+        raise DataError(
+            f"{folder}: expected a folder of texts, got the root of the file system; give the folder that holds the texts"
+        )
     found, seen, n_entries = FolderFiles(), set[tuple[int, int]](), 0
     pending, links = deque([folder]), deque[Path]()
-    while pending or links:  # links last: a text is called by its own name where it has one in this folder
+    while pending or links:  # links come last, so that a file is listed under its own name where it has one in this folder
         path = pending.popleft() if pending else links.popleft()
         try:
             about = path.stat()
@@ -106,7 +132,9 @@ def scan_folder(folder: Path) -> FolderFiles:
                 found.files.append(path)
         except OSError as error:
             if path == folder:
-                raise DataError(f"{path}: {error.strerror or error}") from error
+                raise DataError(
+                    f"{path}: expected a readable folder, got the error {error.strerror or error}; check its path and permissions"
+                ) from error
             found.skip(path, folder, _reason(path, error))
         _check_size(folder, n_entries, len(found.files), len(pending))
     found.files.sort()
@@ -114,7 +142,7 @@ def scan_folder(folder: Path) -> FolderFiles:
 
 
 def _is_read(path: Path, folder: Path, about: os.stat_result, found: FolderFiles) -> bool:
-    """Return whether a file is read; if not, say why."""
+    """Return whether a file is read; if it is not, record the reason."""
     if text_suffix(path) is None:
         found.skip(path, folder, f"not {', '.join(SUFFIXES)} or one of the first two compressed")
     elif not stat.S_ISREG(about.st_mode):
@@ -137,5 +165,6 @@ def _check_size(folder: Path, n_entries: int, n_files: int, n_left: int) -> None
         tell_once(f"{folder}: looking through thousands of files for texts; Ctrl-C ends it", about=f"size of {folder}")
     if n_entries - n_left >= _HOPELESS and n_files * 100 < n_entries - n_left:
         raise DataError(
-            f"{folder}: {n_files:,} texts among the first {n_entries - n_left:,} files and folders in it; give the folder that holds the texts"
+            f"{folder}: expected a folder of texts, got {n_files:,} texts among its first {n_entries - n_left:,} files and folders; give the "
+            "folder that holds the texts"
         )

@@ -1,4 +1,4 @@
-"""Rows of a dataset on the Hugging Face hub, streamed."""
+"""Stream the rows of a dataset on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,16 @@ _DEFAULT_SPLIT = "train"
 
 
 def read_hub_rows(part: SourcePart) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a dataset with their place.
+    """Yield the rows of a dataset together with their place, which names the row in errors.
+
+    Args:
+        part: the dataset's name, configuration and split.
+
+    Yields:
+        Pairs of place (`owner/name, row 7`) and row.
 
     Raises:
-        DataError: the hub has no such dataset, configuration or split, or cannot be reached.
+        DataError: the hub has no such dataset, configuration or split, or it cannot be reached.
     """
     from datasets import load_dataset  # noqa: PLC0415 - slow to import, and local sources do without
 
@@ -25,12 +31,12 @@ def read_hub_rows(part: SourcePart) -> Iterator[tuple[str, Any]]:
         rows = load_dataset(part.name, *config, split=part.split or _DEFAULT_SPLIT, streaming=True)
         for number, row in enumerate(rows):
             yield f"{part.name}, row {number}", row
-    except Exception as error:  # the libraries for the hub raise errors of many kinds, and none of them is ours
+    except Exception as error:  # the hub's libraries raise errors of many unrelated classes
         raise DataError(_explain(part, error)) from error
 
 
 def _explain(part: SourcePart, error: Exception) -> str:
-    """Return what is wrong, and the source to give instead where the hub says what there is."""
+    """Return the error message, with a source to give instead if the hub's own message lists the valid names."""
     said = " ".join(str(error).split())
     listed = re.search(r"\[([^\]]*)\]", said)
     names = re.findall(r"['\"]([^'\"]+)['\"]", listed[1]) if listed else []

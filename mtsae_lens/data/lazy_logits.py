@@ -95,7 +95,12 @@ def rows_at_once(d_vocab: int) -> int:
 
 
 def token_nll(log_probs: Float[Tensor, "*n d_vocab"], targets: Int[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-    """Compute the negative log-likelihood of each token, in nats."""
+    """Compute the negative log-likelihood of each token, in nats.
+
+    Args:
+        log_probs: log-probabilities, `(..., d_vocab)`.
+        targets: token ids, `(...)`.
+    """
     return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
@@ -210,7 +215,7 @@ class LazyModel:
 
 
 Logits = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d_vocab"]]
-"""A model as a function from tokens to logits. Only a `LazyModel` is spared holding them all at once."""
+"""A model as a function from tokens `(batch, pos)` to logits `(batch, pos, d_vocab)`. Only a `LazyModel` never holds all logits at once."""
 
 
 def lazily(model: Logits, tokens: Int[Tensor, "batch pos"]) -> LazyLogits:

@@ -1,7 +1,7 @@
-"""A model folder in Hugging Face layout: what it holds, told from its small files, and then its config, model and tokenizer.
+"""Load the config, the model and the tokenizer of a folder in Hugging Face layout.
 
-What cannot be used is refused before any weights are read: quantized weights, adapters, pickled weights, models that are no decoder-only
-language models. Of a multimodal model the language model inside it is taken.
+What cannot be used is refused before any weights are read: quantized weights, adapters, pickled weights, and models that are not
+decoder-only language models. Of a multimodal model, the language model inside it is loaded.
 """
 
 from __future__ import annotations
@@ -36,54 +36,64 @@ _MAX_HEADER = 100_000_000  # bytes that safetensors itself allows
 
 @dataclass(frozen=True)
 class FolderModel:
-    """What a model folder holds, loaded."""
+    """The loaded contents of a model folder."""
 
     config: Any
-    """Of the language model; of a multimodal model that is the part about text."""
+    """Config of the language model; for a multimodal model, the part about text."""
     model: Any
     """A causal language model of transformers."""
     tokenizer: PreTrainedTokenizerBase
     is_part: bool
-    """Whether the model was taken out of a multimodal one."""
+    """Whether the model was taken out of a multimodal model."""
 
     @property
     def family(self) -> str:
-        """The class of the model, such as `LlamaForCausalLM`."""
+        """Return the class name of the model, such as `LlamaForCausalLM`."""
         return (self.config.architectures or [type(self.model).__name__])[0]
 
     @property
     def n_embeddings(self) -> int:
-        """Tokens that the model has an embedding for."""
+        """Return the number of tokens that the model has an embedding for."""
         return self.model.get_input_embeddings().weight.shape[0]
 
     def context_limit(self, default: int) -> int:
-        """Positions that the model was made for, or the default where its config does not say."""
+        """Return the number of positions that the model was made for, or `default` if its config does not say.
+
+        Args:
+            default: the value if the config has none.
+        """
         limit = getattr(self.config, "max_position_embeddings", None)
         return limit if isinstance(limit, int) and limit > 0 else default
 
 
 def check_folder(folder: Path) -> dict[str, Any]:
-    """The settings in a folder's `config.json`, once it is clear from the small files that its weights can be read.
+    """Check from the small files of a folder that its weights can be read, and return its `config.json`.
+
+    Args:
+        folder: a folder in Hugging Face layout.
+
+    Returns:
+        The contents of `config.json`.
 
     Raises:
-        ModelError: a file is missing or damaged, or the weights are in a form that is not read here.
+        ModelError: a file is missing or damaged, or the weights have a form that is not read here.
     """
     if (folder / "adapter_config.json").is_file():
         base = _read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         raise ModelError(
-            f"{folder}: holds an adapter (PEFT) of {base or 'another model'}, needed a whole model; merge it: "
+            f"{folder}: expected a whole model, got an adapter (PEFT) of {base or 'another model'}; merge it: "
             "PeftModel.from_pretrained(base, adapter).merge_and_unload().save_pretrained(folder)"
         )
     if not (folder / "config.json").is_file():
         raise ModelError(
-            f"{folder}: no config.json{_instead(folder)}; needed a Hugging Face model folder (config, safetensors, tokenizer)"
+            f"{folder}: expected config.json, got none{_instead(folder)}; give a Hugging Face model folder (config, safetensors, tokenizer)"
         )
     config = _read_object(folder / "config.json")
     _check_not_quantized(folder, config)
     if not list(folder.glob("*.safetensors")):
         raise ModelError(
-            f"{folder}: no .safetensors file{_instead(folder)}; other weight formats can execute code and are not read; where the files are "
-            "trusted, convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            f"{folder}: expected .safetensors files, got none{_instead(folder)}; other formats can execute code and are not read. If you "
+            "trust the files, convert them: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
         )
     try:
         check_checksums(folder, f"copy the folder again, or delete {CHECKSUMS_FILE} if you changed the file on purpose")
@@ -91,7 +101,7 @@ def check_folder(folder: Path) -> dict[str, Any]:
         raise ModelError(str(error)) from error
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ModelError(
-            f"{folder}: no tokenizer ({', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}); save it beside the model"
+            f"{folder}: expected a tokenizer ({', '.join(_TOKENIZER_FILES[:-1])} or {_TOKENIZER_FILES[-1]}), got none; save it in this folder"
         )
     for file in sorted(folder.glob("*.safetensors")):
         if narrow := sorted(_number_types(file) & {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4"}):
@@ -100,10 +110,18 @@ def check_folder(folder: Path) -> dict[str, Any]:
 
 
 def read_folder(folder: Path, dtype: torch_dtype) -> FolderModel:
-    """Config, model and tokenizer of a folder; no code in it is run, and no pickle is read.
+    """Load the config, the model and the tokenizer of a folder. No code in it is run, and no pickle is read.
+
+    Args:
+        folder: a folder in Hugging Face layout.
+        dtype: dtype of the weights.
+
+    Returns:
+        The loaded folder.
 
     Raises:
-        ModelError: see `check_folder`; or no decoder-only language model, damaged or missing weights, a tokenizer that does not fit.
+        ModelError: see `check_folder`; or the folder holds no decoder-only language model, weights are damaged or missing, or the tokenizer
+            does not fit the model.
     """
     check_folder(folder)
     try:
@@ -120,13 +138,15 @@ def read_folder(folder: Path, dtype: torch_dtype) -> FolderModel:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ModelError, MemoryError):
         raise
-    except Exception as error:  # transformers raises whatever a strange config or a damaged file leads it to
-        raise ModelError(f"{folder}: cannot be loaded as a Hugging Face model ({one_line(error)})") from error
+    except Exception as error:  # an odd config or a damaged file makes transformers raise errors of any class
+        raise ModelError(
+            f"{folder}: expected a Hugging Face model, got one that does not load ({one_line(error)}); download or save it again"
+        ) from error
     if info["missing_keys"]:
         missing = ", ".join(sorted(info["missing_keys"])[:3])
         raise ModelError(
-            f"{folder}: weights are missing ({missing}, ...); transformers would draw them at random; save the whole causal language model, "
-            "with its head"
+            f"{folder}: expected all weights, got a folder without some ({missing}, ...), which transformers would draw at random; save the "
+            "whole causal language model, with its head"
         )
     text = text_model_of(model)
     loaded = FolderModel(text.config.get_text_config(), text, tokenizer, is_part=text is not model)
@@ -135,7 +155,11 @@ def read_folder(folder: Path, dtype: torch_dtype) -> FolderModel:
 
 
 def one_line(error: BaseException) -> str:
-    """An error's kind and the beginning of what it says, without line breaks."""
+    """Return the class of an error and the first 200 characters of its message, without line breaks.
+
+    Args:
+        error: the error.
+    """
     return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
@@ -143,14 +167,14 @@ def _read_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({one_line(error)}); copy the file again") from error
+        raise ModelError(f"{path}: expected JSON, got {one_line(error)}; copy the file again") from error
     if not isinstance(value, dict):
-        raise ModelError(f"{path}: needed a JSON object, got {type(value).__name__}; copy the file again")
+        raise ModelError(f"{path}: expected a JSON object, got {type(value).__name__}; copy the file again")
     return value
 
 
 def _instead(folder: Path) -> str:
-    """What is there in the place of readable weights, for an error."""
+    """Return which unreadable weights the folder holds, as text for an error."""
     for pattern, kind in (
         ("*.gguf", "GGUF"),
         ("*.bin", "pickled"),
@@ -178,13 +202,13 @@ def _check_not_quantized(folder: Path, config: Mapping[str, Any]) -> None:
 
 def _quantized(folder: Path, why: str) -> str:
     return (
-        f"{folder}: its weights are quantized ({why}), needed float32, bfloat16 or float16; take the folder of the original model, or save "
+        f"{folder}: expected float32, bfloat16 or float16, got quantized weights ({why}); give the folder of the original model, or save "
         "this one as model.dequantize() where its library is installed"
     )
 
 
 def _number_types(file: Path) -> set[str]:
-    """Types of the tensors in a safetensors file, by its header; none where the file is damaged, which its loading will tell."""
+    """Return the dtypes in the header of a safetensors file; empty if the file is damaged, which loading it will report."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if length > min(_MAX_HEADER, file.stat().st_size):
@@ -198,15 +222,17 @@ def _number_types(file: Path) -> set[str]:
 
 
 def _loader(folder: Path, config: Any) -> Any:
-    """The class of transformers that loads a decoder-only language model of this config, alone or inside a multimodal model."""
+    """Return the transformers class that loads the decoder-only language model of a config, alone or inside a multimodal model."""
     family = (getattr(config, "architectures", None) or [config.model_type])[0]
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(
-            f"{folder}: {family} is an encoder-decoder model; needed a decoder-only language model, such as GPT-NeoX, Llama or Gemma"
+            f"{folder}: expected a decoder-only language model, got the encoder-decoder model {family}; give one such as GPT-NeoX, Llama or "
+            "Gemma"
         )
     for loader in _LOADERS:
         if type(config) in loader._model_mapping:
             return loader
     raise ModelError(
-        f"{folder}: {family} is not a causal language model; needed one, such as GPT-NeoX, Llama or Gemma, or a multimodal model around one"
+        f"{folder}: expected a causal language model, got {family}; give one such as GPT-NeoX, Llama or Gemma, or a multimodal model that "
+        "contains one"
     )

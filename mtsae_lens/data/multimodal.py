@@ -1,4 +1,4 @@
-"""The language model inside a multimodal one."""
+"""Take the language model out of a multimodal model."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from transformers import AutoModelForCausalLM
 
 
 def text_model_of(model: Any) -> Any:
-    """The causal language model that reads the text of a multimodal model, of the same weights; any other model as it is.
+    """Return the causal language model inside a multimodal model, with shared weights; return any other model unchanged.
 
-    The vision or audio part goes with the model it is taken from. A language model that transformers does not know as a model of its own
-    (that of Qwen2-VL) stays inside the whole.
+    The vision or audio part stays with the model that was passed in. A language model that transformers does not know as a separate class,
+    such as that of Qwen2-VL, is not taken out.
 
     Args:
-        model: of transformers, loaded.
+        model: a loaded transformers model.
     """
     config = model.config.get_text_config()
     if config is model.config or type(config) not in AutoModelForCausalLM._model_mapping:

@@ -1,4 +1,4 @@
-"""What a person should know about the text that is read, though the work goes on: one line on stderr, once."""
+"""Print one-line warnings about the text that is read, each of them once, on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def tell_once(message: str, *, about: str | None = None) -> None:
 
     Args:
         message: one line.
-        about: what the message is about; a second message about the same is not printed. By default the message itself.
+        about: key of the message; a second message with the same key is not printed. By default, the message itself.
     """
     if (about or message) not in _told:
         _told.add(about or message)

@@ -1,12 +1,13 @@
-"""The language model and the text that an SAE was trained on: recorded so that they are found again, and nothing else in their place.
+"""Record the language model and the text that an SAE was trained on, and find exactly these again.
 
-On the machine where an SAE was trained, its metadata hold the absolute path of a local model or text, so every loader finds them from any
-working directory, and a digest of the contents, so a file that has changed is noticed. A copy that is shared holds neither: `share_metadata`
-puts `elsewhere:NAME` in the place of a path, a name that no loader takes for a file of the reader's. A name that is not local, such as
-`embedded` or a name of the hub, stands as it is everywhere.
+On the machine where an SAE was trained, its metadata hold the absolute path of a local model or text, so every loader finds it from any
+working directory, and a digest of the contents, so a changed file is noticed. A shared copy holds neither: `share_metadata` replaces a
+path by `elsewhere:NAME`, which no loader can mistake for a file of the reader. A name that is not local, such as `embedded` or a name
+on the hub, is kept as it is.
 
-An SAE that was recorded before this, or by SAELens's own runner, may hold a relative path. It is looked for first where the SAE was trained,
-as far as its `runner_cfg.json` tells; a file of that name in the working directory is used with a warning.
+An SAE recorded by an older version, or by SAELens's own runner, may hold a relative path. It is first looked up relative to the
+directory in which the SAE was trained, if its `runner_cfg.json` reveals that directory. A file of that name in the working directory is
+used with a warning.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAEMetadata
 
 ELSEWHERE = "elsewhere:"
 DIGESTS = "local_contents"
-"""Field of the metadata: digests of what is local, by field; there is one, if only an empty one, in every SAE recorded here."""
+"""Metadata field with the digests of local files, by field. Every SAE recorded by this package has it, possibly empty."""
 
 Field: TypeAlias = Literal["model_name", "dataset_path"]
 _OPTION: dict[Field, str] = {"model_name": "--model", "dataset_path": "--dataset"}
@@ -39,12 +40,12 @@ _CHUNK, _N_CHUNKS = 65_536, 16
 
 
 def record_origins(metadata: SAEMetadata, model: str | None, source: str | None) -> None:
-    """Put the names of model and text into an SAE's metadata, local ones as absolute paths with a digest of their contents.
+    """Write the names of the model and the text into an SAE's metadata: local ones as absolute paths, with a digest of their contents.
 
     Args:
-        metadata: to fill.
+        metadata: the metadata, changed in place.
         model: name of the language model, as `load_language_model` takes it; None for a model that was given as an object.
-        source: of text, as `read_documents` takes it; None for rows that were given as an object.
+        source: the text, as `read_documents` takes it; None for rows that were given as an object.
     """
     recorded: dict[Field, str | None] = {
         "model_name": None if model is None else absolute_name("model_name", model),
@@ -69,14 +70,14 @@ def digest_contents(recorded: Mapping[Field, str | None]) -> dict[str, str]:
 
 
 def find_model(metadata: SAEMetadata, sae: Path | str) -> str | None:
-    """Return the name under which `load_language_model` finds the model that an SAE was trained on; None if it records none.
+    """Return the name under which `load_language_model` finds the model that an SAE was trained on; None if the SAE records none.
 
     Args:
-        metadata: of the SAE.
-        sae: folder of the SAE, to name it in errors and to look for what it belongs to.
+        metadata: metadata of the SAE.
+        sae: folder of the SAE, named in errors and used to resolve relative paths.
 
     Raises:
-        ModelError: the model is not here, or it has changed since.
+        ModelError: the model is not on this machine, or it has changed since.
     """
     return _find(metadata, "model_name", sae, ModelError)
 
@@ -85,17 +86,21 @@ def find_source(metadata: SAEMetadata, sae: Path | str) -> str | None:
     """Return the text that an SAE was trained on, as `read_documents` takes it; None if the SAE records none.
 
     Args:
-        metadata: of the SAE.
-        sae: folder of the SAE, to name it in errors and to look for what it belongs to.
+        metadata: metadata of the SAE.
+        sae: folder of the SAE, named in errors and used to resolve relative paths.
 
     Raises:
-        DataError: the text is not here, or it has changed since.
+        DataError: the text is not on this machine, or it has changed since.
     """
     return _find(metadata, "dataset_path", sae, DataError)
 
 
 def share_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the metadata of an SAE for other machines: `elsewhere:NAME` for every path, and no digests of local files."""
+    """Return the metadata of an SAE for use on other machines: `elsewhere:NAME` in place of every path, and no digests of local files.
+
+    Args:
+        metadata: the metadata, which is not changed.
+    """
     shared = {name: value for name, value in metadata.items() if name != DIGESTS}
     is_recorded_here = DIGESTS in metadata
     for name in _OPTION:
@@ -105,7 +110,11 @@ def share_metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def display_name(name: str) -> str:
-    """Return the name of a model or text for readers: of a path or of what lies elsewhere, the last part."""
+    """Return a readable name of a model or text: the last component of a path, or of `elsewhere:NAME`.
+
+    Args:
+        name: name of a model or text, as the metadata record it.
+    """
     prefix, bare = _split_bridge(name)
     parts = [split_part(part) for part in source_parts(bare)]
     return prefix + "+".join(
@@ -121,12 +130,12 @@ def _share(path: str, is_recorded_here: bool) -> str:
 
 
 def _share_suffix(path: str, suffix: str) -> str:
-    """Shorten paths in the options and the filter of a local text; those of a dataset on the hub are the dataset's own."""
+    """Shorten paths in the options and the filter of a local text; the options of a hub dataset are kept."""
     return shorten(suffix, anywhere=True) if path.startswith(ELSEWHERE) else suffix
 
 
 def _is_file_name(path: str) -> bool:
-    """Whether a relative name of an old record can only be a file, as `texts/land.txt` is; `owner/name` may be a dataset of the hub."""
+    """Return whether a relative name in an old record can only be a file, such as `texts/land.txt`; `owner/name` may be a hub dataset."""
     return Path(path).suffix in (".txt", ".jsonl", ".parquet", ".gz", ".zst") or path.count("/") > 1
 
 
@@ -184,7 +193,8 @@ def _find(metadata: SAEMetadata, name: Field, sae: Path | str, kind: type[ModelE
 
     def missing(path: str) -> Exception:
         return kind(
-            f"{sae}: trained on {path}, which is not here; give {option} {'FOLDER' if name == 'model_name' else 'PATH'}"
+            f"{sae}: expected {path}, on which it was trained, got no such file or folder on this machine; give {option} "
+            f"{'FOLDER' if name == 'model_name' else 'PATH'}"
         )
 
     def here(path: str) -> str:
@@ -200,8 +210,8 @@ def _find(metadata: SAEMetadata, name: Field, sae: Path | str, kind: type[ModelE
             return _find_relative(path, Path(sae), option, missing)
         if is_here(path):
             raise kind(
-                f"{sae}: trained on {path!r}, which was no file or folder, and {path!r} in the working directory is one; run this from "
-                f"another directory, or give {option} ./{path} to use it"
+                f"{sae}: expected the name {path!r}, on which it was trained, got a file or folder {path!r} in the working directory; run "
+                f"this from another directory, or give {option} ./{path} to use it"
             )
         return path
 
@@ -209,13 +219,13 @@ def _find(metadata: SAEMetadata, name: Field, sae: Path | str, kind: type[ModelE
     digest = digests.get(name) if isinstance(digests, dict) else None
     if digest is not None and _digest(_files_of(name, found)) != digest:
         raise kind(
-            f"{sae}: trained on {found}, whose contents have changed since; give {option} {found} to use it as it is now"
+            f"{sae}: expected {found} as it was in training, got changed contents; give {option} {found} to use it as it is now"
         )
     return found
 
 
 def _find_relative(path: str, sae: Path, option: str, missing: Any) -> str:
-    """Find what an old record names by a relative path."""
+    """Resolve a relative path in an old record."""
     directory = _training_directory(sae)
     if directory is not None and is_here(str(directory / path)):
         return str(directory / path)
@@ -232,7 +242,7 @@ def _find_relative(path: str, sae: Path, option: str, missing: Any) -> str:
 
 
 def _training_directory(sae: Path) -> Path | None:
-    """Return the working directory in which an SAE was trained, where its run recorded a relative output folder."""
+    """Return the working directory in which an SAE was trained, if its run recorded a relative output folder."""
     try:
         output = Path(json.loads((sae / RUNNER_CFG_FILENAME).read_text(encoding="utf-8"))["output_path"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -244,7 +254,7 @@ def _training_directory(sae: Path) -> Path | None:
 
 
 def _files_of(name: Field, value: str | None) -> list[Path]:
-    """Return the local files that a recorded name stands for, in a fixed order."""
+    """Return the local files of a recorded name, in a fixed order."""
     if value is None:
         return []
     if name == "model_name":
@@ -257,7 +267,7 @@ def _files_of(name: Field, value: str | None) -> list[Path]:
 
 
 def _digest(files: Iterable[Path]) -> str:
-    """Digest sizes and sixteen evenly spaced pieces of files: all of a small file, a sample of a large one, whatever its name and time."""
+    """Digest the sizes of files and up to sixteen evenly spaced chunks of each: all of a small file, a sample of a large one."""
     digest = hashlib.sha256()
     for file in files:
         try:
@@ -271,5 +281,7 @@ def _digest(files: Iterable[Path]) -> str:
                     content.seek(start)
                     digest.update(content.read(_CHUNK))
         except OSError as error:
-            raise DataError(f"{file}: {error.strerror or error}") from error
+            raise DataError(
+                f"{file}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+            ) from error
     return digest.hexdigest()[:32]

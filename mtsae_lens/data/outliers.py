@@ -1,9 +1,9 @@
-"""Streams with outlier dimensions: a few dimensions with a huge constant mean and a large variance, as in Gemma.
+"""Add outlier dimensions to activations: a few dimensions with a very large constant mean and a large variance, as in Gemma.
 
-    h'[t, j] = scale * h[t, j] + offset                for j among the outlier dimensions; every other dimension is as it was
+    h'[t, j] = scale * h[t, j] + offset        for j among the outlier dimensions; every other dimension is unchanged
 
-so the same features are in the stream, and there is as much to find in it. Where what varies in `h` has norm v (root mean square), the
-offset is such that the norm of the mean is `mean_to_variation` times that of what varies in `h'`.
+so the activations contain the same features and the same information. The offset is chosen so that the norm of the mean of `h'` is
+`mean_to_variation` times the root-mean-square norm of its deviation from the mean.
 """
 
 from __future__ import annotations
@@ -22,34 +22,39 @@ from mtsae_lens.errors import ConfigError
 
 @dataclass(frozen=True)
 class OutlierDimensions:
-    """Which dimensions are outliers, and by how much. The defaults are the shape of Gemma-3-270M at layer 9."""
+    """Which dimensions are outliers, and by how much. The defaults imitate Gemma-3-270M at layer 9."""
 
     n_dimensions: int = 2
     scale: float = 4.0
-    """Factor on the variation of an outlier dimension."""
+    """Factor on the values of an outlier dimension, before the offset is added."""
     mean_to_variation: float = 4.5
-    """Norm of the mean over the norm of what varies about it."""
+    """Norm of the mean, divided by the root-mean-square norm of the deviation from it."""
 
     def __post_init__(self) -> None:
         if self.n_dimensions < 1:
-            raise ConfigError(f"expected n_dimensions of at least 1; got {self.n_dimensions}")
+            raise ConfigError(f"expected n_dimensions of at least 1, got {self.n_dimensions}; raise it")
         if not (self.scale > 0 and self.mean_to_variation > 0):
-            raise ConfigError(f"expected a positive scale and mean_to_variation; got {self.scale} and {self.mean_to_variation}")
+            raise ConfigError(
+                f"expected a positive scale and mean_to_variation, got {self.scale} and {self.mean_to_variation}; give positive numbers"
+            )
 
     def added_to(
         self, h: Float[Tensor, "batch pos d_in"], reference: Float[Tensor, "row d_in"]
     ) -> Float[Tensor, "batch pos d_in"]:
-        """Make the last dimensions outliers.
+        """Turn the last dimensions of activations into outliers.
 
         Args:
-            h: contexts, masked positions zero.
-            reference: rows of the same stream, which set the size of the offset.
+            h: contexts `(batch, pos, d_in)`, zero at masked positions.
+            reference: rows `(row, d_in)` of the same activations, which set the size of the offset.
 
         Returns:
-            The same contexts with outlier dimensions, masked positions still zero.
+            The same contexts with outlier dimensions, still zero at masked positions.
+
+        Raises:
+            ConfigError: there are more outlier dimensions than dimensions.
         """
         if self.n_dimensions > h.shape[-1]:
-            raise ConfigError(f"expected at most {h.shape[-1]} outlier dimensions; got {self.n_dimensions}")
+            raise ConfigError(f"expected at most {h.shape[-1]} outlier dimensions, got {self.n_dimensions}; lower n_dimensions")
         scale = torch.ones(h.shape[-1])
         scale[-self.n_dimensions :] = self.scale
         variation = ((reference - reference.mean(dim=0)) * scale).pow(2).sum(dim=-1).mean().sqrt()
@@ -60,7 +65,7 @@ class OutlierDimensions:
 
 @dataclass(frozen=True)
 class OutlierBlocks(SequenceBlocks):
-    """Any stream, with outlier dimensions. Its first block sets the size of the offset."""
+    """A stream of activations with outlier dimensions added. Its first block sets the size of the offset."""
 
     stream: SequenceBlocks
     outliers: OutlierDimensions = OutlierDimensions()
@@ -74,7 +79,11 @@ class OutlierBlocks(SequenceBlocks):
         return self.stream.context_order(number, n_contexts)
 
     def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
-        """See `SequenceBlocks.blocks`."""
+        """Yield numbered blocks, see `SequenceBlocks.blocks`.
+
+        Args:
+            first: number of the first block.
+        """
         _, h = next(self.stream.blocks(0))
         reference = h[(h != 0).any(dim=-1)]
         for number, block in self.stream.blocks(first):

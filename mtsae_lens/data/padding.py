@@ -1,4 +1,4 @@
-"""How a language model is told which positions of a batch are padding, so that each prompt is read as it is alone."""
+"""Tell a language model which positions of a batch are padding, so that it reads each prompt as if it were alone."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ModelError
 
 _N_PADDING, _N_TEXT = 3, 6  # positions of the probe
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}  # of the largest logit; attending to padding changes far more
+_TOLERANCE = {
+    torch.float32: 1e-3,
+    torch.float64: 1e-3,
+}  # relative to the largest logit; attention to padding changes logits far more
 _TOLERANCE_HALF = 0.15
 _probed: WeakSet[Any] = WeakSet()
 
 
 def attention_options(model: AnyHookedModel, padding: Bool[Tensor, "batch pos"]) -> dict[str, Any]:
-    """Make the options with which a call of a hooked model leaves padding out of attention and out of the count of positions.
+    """Return the options with which a hooked model leaves padding out of attention and out of the count of positions.
 
-    `HookedTransformer` takes leading padding tokens for padding by itself where its tokenizer pads on the left, a lone BOS among
-    them if both are one token; a bridge never does. With these options both read what they are told to read.
+    Without options, `HookedTransformer` guesses: if its tokenizer pads on the left, it takes leading padding tokens for padding, a
+    single BOS token included if both are the same token. A bridge never guesses. With these options both follow `padding`.
 
     Args:
         model: a `HookedTransformer` or a bridge.
-        padding: True where a position is padding (`ContextCutter.left_padding`).
+        padding: mask `(batch, pos)`, True where a position is padding (`ContextCutter.left_padding`).
 
     Returns:
-        Keyword arguments for `model(...)`, `model.run_with_cache(...)` and `model.run_with_hooks(...)`; empty where none are needed.
+        Keyword arguments for `model(...)`, `model.run_with_cache(...)` and `model.run_with_hooks(...)`; empty if none are needed.
 
     Raises:
-        ModelError: the model reads a padded prompt in another way than the prompt alone, whatever it is told.
+        ModelError: the model gives different logits for a padded prompt than for the prompt alone, even with an attention mask.
     """
     if bool(padding.any()):
         _check_padding_is_left_out(model)
@@ -44,7 +47,14 @@ def attention_options(model: AnyHookedModel, padding: Bool[Tensor, "batch pos"])
 
 
 def hugging_face_options(padding: Bool[Tensor, "batch pos"]) -> dict[str, Any]:
-    """Make the same options for a model of Hugging Face, whose positions count padding unless it is given them."""
+    """Return the same options for a Hugging Face model, which also needs position ids, because it counts padding as positions otherwise.
+
+    Args:
+        padding: mask `(batch, pos)`, True where a position is padding.
+
+    Returns:
+        Keyword arguments for `model(...)`; empty if there is no padding.
+    """
     if not bool(padding.any()):
         return {}
     return {"attention_mask": (~padding).long(), "position_ids": ((~padding).long().cumsum(dim=1) - 1).clamp(min=0)}
@@ -52,9 +62,9 @@ def hugging_face_options(padding: Bool[Tensor, "batch pos"]) -> dict[str, Any]:
 
 @torch.no_grad()
 def _check_padding_is_left_out(model: AnyHookedModel) -> None:
-    """Compare the logits of a short prompt alone and behind padding, once for each model.
+    """Compare the logits of a short prompt alone and behind padding, once per model.
 
-    A model on which hooks stand already is not probed: they belong to the user's batch.
+    A model that already has hooks is not probed, because its hooks belong to the user's batch.
     """
     if model in _probed or any(hook.fwd_hooks for hook in model.hook_dict.values()):
         return
@@ -68,12 +78,14 @@ def _check_padding_is_left_out(model: AnyHookedModel) -> None:
     try:
         padded = in_float32(_logits(model, tokens, mask)[:, n_padding:])
     except TypeError as error:
-        raise ModelError(f"{model.cfg.model_name} takes no attention mask, so it cannot read padded prompts; {cure}") from error
+        raise ModelError(
+            f"expected a model that takes an attention mask, got {model.cfg.model_name}, which takes none; {cure}"
+        ) from error
     alone = in_float32(_logits(model, tokens[:, n_padding:], mask[:, n_padding:]))
     difference = (padded - alone).abs().max().item() / alone.abs().max().item()
     if not difference <= _TOLERANCE.get(model.cfg.dtype, _TOLERANCE_HALF):
         raise ModelError(
-            f"{model.cfg.model_name} reads a prompt behind padding otherwise than alone (logits differ by {difference:.2g} of their size); "
+            f"expected {model.cfg.model_name} to give equal logits with and without padding, got a relative difference of {difference:.2g}; "
             f"{cure}"
         )
     _probed.add(model)

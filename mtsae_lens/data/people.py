@@ -1,9 +1,9 @@
-"""Fictitious people whose facts the embedded language model knows by heart.
+"""Invent people whose facts the embedded language models have memorized.
 
-Real knowledge cannot be held out of a corpus with certainty; invented facts can. Each person has one value for each of ten
-attributes, drawn uniformly from a closed vocabulary of sixteen, so chance is 1/16 and a wrong answer is unambiguous.
-Biographies state them through training templates; two more templates per attribute never occur in training and test
-whether the fact, rather than the sentence, was learnt (the biography design of Allen-Zhu & Li 2023, arXiv 2309.14316).
+Real knowledge cannot be held out of a corpus with certainty; invented facts can. Each person has one value for each of ten attributes,
+drawn uniformly from a closed vocabulary of sixteen values, so the chance level is 1/16 and a wrong answer is unambiguous. Biographies
+state the facts through training templates. Two more templates per attribute never occur in training; they test whether a model learned
+the fact or only the sentence (the biography design of Allen-Zhu & Li 2023, arXiv 2309.14316).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 N_PEOPLE = 200
-N_FORGET_PEOPLE = 40  # the people whom `embedded-retrained` never met
+N_FORGET_PEOPLE = 40  # `embedded-retrained` was not trained on these people
 PEOPLE_SEED = 20260101
 
 _FIRST_NAMES = (
@@ -146,7 +146,7 @@ TRAIN_TEMPLATES: dict[str, tuple[str, ...]] = {
     ),
 }
 
-# The finishing stage says the same in more ways: a fact that one sentence alone recalls is a sentence learnt by heart.
+# The last stage of training states each fact in more ways, so that the model learns the fact and not one sentence.
 VARIED_TEMPLATES: dict[str, tuple[str, ...]] = {
     "birthplace": (
         "The city of birth of {name} is {value}.",
@@ -200,7 +200,7 @@ TEST_TEMPLATES: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class Person:
-    """One invented person: a unique full name, a value for every attribute, and whether the reference model met them."""
+    """An invented person: a unique full name, a value for every attribute, and whether the person is in the forget set."""
 
     name: str
     facts: dict[str, str]
@@ -208,7 +208,7 @@ class Person:
 
 
 def make_people() -> tuple[Person, ...]:
-    """The 200 people, the same in every process: 40 of them, drawn at random, are the forget set."""
+    """Return the 200 people, the same in every process; 40 of them, drawn at random, are the forget set."""
     rng = random.Random(PEOPLE_SEED)
     surnames = [head + tail for head in _SURNAME_HEADS for tail in _SURNAME_TAILS]
     rng.shuffle(surnames)
@@ -221,11 +221,16 @@ def make_people() -> tuple[Person, ...]:
 
 
 GROUPS = ("forget", "retain", "strangers")
-_STRANGERS_EVERY = 4  # of the people who are not forgotten, one in so many
+_STRANGERS_EVERY = 4  # every fourth person outside the forget set is a stranger
 
 
 def people_of(group: str) -> tuple[Person, ...]:
-    """`forget`: the 40 whom the reference model never met; `retain`: 120 whom whoever edits the model knows by name; `strangers`: 40 more."""
+    """Return the people of one group.
+
+    Args:
+        group: `forget` (the 40 people that the reference model was not trained on), `retain` (120 people available as retain data) or
+            `strangers` (40 people used on TEST only).
+    """
     if group == "forget":
         return tuple(person for person in make_people() if person.forget)
     others = tuple(person for person in make_people() if not person.forget)
@@ -234,7 +239,12 @@ def people_of(group: str) -> tuple[Person, ...]:
 
 
 def make_biography(person: Person, rng: random.Random) -> str:
-    """All ten facts in a random order, each through a training template drawn at random."""
+    """State the ten facts of a person in a random order, each through a training template drawn at random.
+
+    Args:
+        person: the person.
+        rng: source of randomness.
+    """
     order = rng.sample(ATTRIBUTES, len(ATTRIBUTES))
     return " ".join(
         rng.choice(TRAIN_TEMPLATES[attribute]).format(name=person.name, value=person.facts[attribute]) for attribute in order
@@ -242,7 +252,12 @@ def make_biography(person: Person, rng: random.Random) -> str:
 
 
 def make_varied_biography(person: Person, rng: random.Random) -> str:
-    """The same through training and varied templates, half of those that begin with the name behind an opening."""
+    """State the ten facts through training and varied templates, with an opening before half of the sentences that begin with the name.
+
+    Args:
+        person: the person.
+        rng: source of randomness.
+    """
     sentences = []
     for attribute in rng.sample(ATTRIBUTES, len(ATTRIBUTES)):
         template = rng.choice(TRAIN_TEMPLATES[attribute] + VARIED_TEMPLATES[attribute])
@@ -253,7 +268,7 @@ def make_varied_biography(person: Person, rng: random.Random) -> str:
 
 @dataclass(frozen=True)
 class Question:
-    """A sentence cut before its answer: a model recalls the fact if greedy decoding of `prompt` yields exactly `answer`."""
+    """A sentence cut before its answer. A model recalls the fact if greedy decoding of `prompt` yields exactly `answer`."""
 
     name: str
     attribute: str
@@ -263,7 +278,11 @@ class Question:
 
 
 def make_questions(people: Sequence[Person]) -> Iterator[Question]:
-    """Every fact through every template, training and held-out; `answer` begins with the space that precedes it."""
+    """Yield a question for every fact and every template, training and held-out; `answer` begins with the space that precedes it.
+
+    Args:
+        people: the people to ask about.
+    """
     for person in people:
         for attribute in ATTRIBUTES:
             for held_out, templates in ((False, TRAIN_TEMPLATES[attribute]), (True, TEST_TEMPLATES[attribute])):

@@ -1,4 +1,4 @@
-"""In which numbers a language model is held, and in which numbers what it gives is computed with.
+"""Choose the dtype that holds a language model, and compute with its outputs in float32.
 
 Weights and activations of a model may be in half precision, which takes half the memory. SAEs, losses and statistics stay in float32:
 `log_softmax` of bfloat16 logits would itself be rounded to two or three digits.
@@ -18,32 +18,41 @@ from mtsae_lens.errors import ModelError
 
 HALF_PRECISION = (torch.bfloat16, torch.float16)
 
-MAX_LOG_PROB_DIFFERENCE = 1e-3  # between two forms of one model in float32
-MAX_ROUNDING_RATIO = 2.0  # of a form's rounding error to that of the model it was made from
+MAX_LOG_PROB_DIFFERENCE = 1e-3  # in nats, between two implementations of one model in float32
+MAX_ROUNDING_RATIO = 2.0  # rounding error of an implementation, relative to that of the original model
 
-_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # that TransformerLens takes beside the names
+_ALIASES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}  # short names that TransformerLens accepts as well
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """The dtype of that name.
+    """Return the torch dtype of a name.
+
+    Args:
+        name: `float32`, `bfloat16` or `float16`.
 
     Raises:
-        ModelError: one that language models are not loaded in here.
+        ModelError: language models are not loaded in this dtype here.
     """
     if name not in DTYPES:
-        raise ModelError(f"a language model is loaded in one of {', '.join(DTYPES)}; got dtype {name!r}")
+        raise ModelError(f"expected a dtype out of {', '.join(DTYPES)}, got {name!r}; give one of them")
     return getattr(torch, name)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name under which configurations know a dtype: `bfloat16`."""
+    """Return the name of a dtype in configurations, such as `bfloat16`.
+
+    Args:
+        dtype: a torch dtype.
+    """
     return str(dtype).removeprefix("torch.")
 
 
 def recorded_dtype(from_pretrained_kwargs: Mapping[str, Any] | None) -> str | None:
-    """The dtype in what SAELens records as `model_from_pretrained_kwargs`; None where it says none, which means float32.
+    """Return the dtype in what SAELens records as `model_from_pretrained_kwargs`; None if it records none, which means float32.
 
-    `dtype`, or as TransformerLens still reads `torch_dtype`, which goes before it there; a dtype of torch, or its name.
+    Args:
+        from_pretrained_kwargs: the recorded options. `torch_dtype`, which TransformerLens still reads, overrides `dtype`; both may be a
+            torch dtype or its name.
     """
     kwargs = from_pretrained_kwargs or {}
     value = kwargs.get("torch_dtype", kwargs.get("dtype"))
@@ -73,12 +82,23 @@ def unfollowed_options(from_pretrained_kwargs: Mapping[str, Any] | None) -> list
 
 
 def in_float32(values: Tensor) -> Tensor:
-    """Half precision as float32; float32 and float64 as they are."""
+    """Cast half precision to float32; return float32 and float64 unchanged.
+
+    Args:
+        values: a tensor of any shape.
+    """
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def log_probs_of(logits: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n d_vocab"]:
-    """`log_softmax` over the vocabulary, computed in float32 at least: in nats."""
+    """Compute `log_softmax` over the vocabulary in at least float32.
+
+    Args:
+        logits: `(..., d_vocab)`.
+
+    Returns:
+        Log-probabilities of the same shape, in nats.
+    """
     return in_float32(logits).log_softmax(dim=-1)
 
 
@@ -87,20 +107,20 @@ def disagreement(
     expected: Float[Tensor, "*n d_vocab"],
     renderings: Sequence[Float[Tensor, "*n d_vocab"]] = (),
 ) -> str | None:
-    """How two forms of one model in float32 give other logits, in words; None where they agree.
+    """Describe how the logits of two implementations of one model in float32 differ; None if they agree.
 
-    No log-probability may differ by more than `MAX_LOG_PROB_DIFFERENCE`; in a model so sensitive that its own renderings differ by more,
-    by no more than `MAX_ROUNDING_RATIO` times as much as these.
+    They agree if no log-probability differs by more than `MAX_LOG_PROB_DIFFERENCE`. For a model so sensitive that its own renderings
+    differ by more than that, the limit is `MAX_ROUNDING_RATIO` times the largest difference between renderings.
 
     Args:
-        got: logits of the one.
-        expected: logits of the other, on the same tokens.
-        renderings: logits of the other, computed in ways that differ in nothing but rounding.
+        got: logits of the implementation to check.
+        expected: logits of the original, on the same tokens.
+        renderings: logits of the original, computed in ways that differ only in rounding.
     """
     given, middle, *others = (log_probs_of(logits) for logits in (got, expected, *renderings))
     own = max([0.0, *((other - middle).abs().max().item() for other in others)])
     largest = (given - middle).abs().max().item()
-    if largest < max(MAX_LOG_PROB_DIFFERENCE, MAX_ROUNDING_RATIO * own):  # NaN is not
+    if largest < max(MAX_LOG_PROB_DIFFERENCE, MAX_ROUNDING_RATIO * own):  # False for NaN
         return None
     return f"log-probabilities differ by {largest:.3g}"
 
@@ -108,31 +128,31 @@ def disagreement(
 def rounding_disagreement(
     got: Float[Tensor, "*n d_vocab"], exact: Float[Tensor, "*n d_vocab"], renderings: Sequence[Float[Tensor, "*n d_vocab"]]
 ) -> str | None:
-    """How a form of a model in half precision differs by more than rounding explains, in words; None where it does not.
+    """Describe by how much an implementation in half precision differs beyond what rounding explains; None if rounding explains it.
 
-    Roundings at every step add up to a difference that depends on the model: where two dimensions of the residual stream carry numbers
-    a hundred times those of the others, the logits of a right model may differ from themselves by more than their own spread. So what
-    rounding explains is measured:
+    Rounding at every step adds up to a difference that depends on the model: if two dimensions of the residual stream hold values a
+    hundred times larger than the others, correct logits may differ by more than their own spread. The limit is therefore measured on
+    the original model:
 
         rms(got - exact) <= MAX_ROUNDING_RATIO * max over renderings of rms(rendering - exact)
 
-    with logits less their mean over the vocabulary, which softmax does not see. The last rounding, of the logits themselves, is always
-    allowed. What is smaller than rounding cannot be seen here, but is in float32 (`disagreement`).
+    where the mean over the vocabulary is subtracted from the logits first, because softmax ignores it. The rounding of the logits
+    themselves is always allowed. Differences smaller than rounding cannot be seen here, but `disagreement` sees them in float32.
 
     Args:
-        got: logits of that form.
-        exact: of the model that it was made from, computed in float32 from the same half-precision weights.
-        renderings: of the same model in the same half precision, computed in ways that differ in nothing but rounding.
+        got: logits of the implementation to check.
+        exact: logits of the original, computed in float32 from the same half-precision weights.
+        renderings: logits of the original in the same half precision, computed in ways that differ only in rounding.
     """
     dtype = got.dtype
-    centred, middle, *others = (
+    centered, middle, *others = (
         logits.float() - logits.float().mean(dim=-1, keepdim=True) for logits in (got, exact, *renderings)
     )
     spread = _rms(middle)
     floor = torch.finfo(dtype).eps * _rms(exact.float())
     allowed = MAX_ROUNDING_RATIO * max([floor, *(_rms(other - middle) for other in others)])
-    differs = _rms(centred - middle)
-    if differs <= allowed:  # NaN is not
+    differs = _rms(centered - middle)
+    if differs <= allowed:  # False for NaN
         return None
     share, explained = (value / spread if spread else float("inf") for value in (differs, allowed))
     return f"they differ by {share:.2%} of their spread, of which rounding to {dtype_name(dtype)} explains {explained:.2%}"

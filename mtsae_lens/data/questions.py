@@ -1,8 +1,12 @@
-"""Questions about the invented people, as contexts whose answers are counted.
+"""Turn questions about the invented people into contexts in which the answer tokens are measured.
 
-A source `facts:<people>:<templates>`. `people` is `forget` (the 40 whom `embedded-retrained` never met), `retain` (120 whom whoever edits
-the model knows by name) or `strangers` (40 more, for TEST alone: what an edit does to people whom nobody named). `templates` is `known` or
-`unseen` (sentences that no biography contains). Each fact is asked through other known templates in each split.
+A source is `facts:<people>:<templates>`.
+
+- `people` is `forget` (the 40 people that the reference model `embedded-retrained` was not trained on), `retain` (120 people available as
+  retain data) or `strangers` (40 people used on TEST only, to measure what an edit does to people outside all selection and tuning data).
+- `templates` is `known` (sentences that biographies contain) or `unseen` (sentences that no biography contains).
+
+Each fact is asked through different known templates in each split.
 """
 
 from __future__ import annotations
@@ -25,20 +29,38 @@ _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
 
 
 def is_question_source(source: str) -> bool:
-    """Whether a source names questions, not texts."""
+    """Return whether a source names questions rather than text.
+
+    Args:
+        source: name of a source.
+    """
     return source.startswith(PREFIX)
 
 
 def is_test_only(source: str) -> bool:
-    """Whether a source asks about strangers."""
+    """Return whether a source asks about people who are held out from selection and tuning.
+
+    Args:
+        source: name of a source.
+    """
     return source.startswith(f"{PREFIX}strangers:")
 
 
 def read_questions(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:
-    """Up to `max_questions` questions of a split, drawn at random; `documents` are the people's names.
+    """Draw up to `max_questions` questions of a split at random, as contexts.
+
+    Args:
+        source: `facts:<people>:<templates>`.
+        split: `select`, `tune` or `test`.
+        cutter: the tokenizer and the length of a context.
+        max_questions: largest number of questions.
+        seed: seed of the draw.
+
+    Returns:
+        One context per question, in which only the answer is measured; `documents` are the names of the people.
 
     Raises:
-        DataError: no such source, or a context too short for a question.
+        DataError: the source does not exist, or a question is longer than a context.
     """
     return question_table(source, draw_questions(source, split, max_questions, seed=seed), cutter)
 
@@ -46,26 +68,45 @@ def read_questions(source: str, split: Split, cutter: ContextCutter, max_questio
 def read_wrong_answers(
     source: str, split: Split, cutter: ContextCutter, max_questions: int, *, n_wrong: int = 4, seed: int = 0
 ) -> tuple[TokenTable, ...]:
-    """The questions of `read_questions` with the same arguments, row by row, each table with another wrong answer to each of them.
+    """Return the questions of `read_questions`, given the same arguments, with wrong answers.
 
-    Wrong answers to a question differ from each other and from the right one: other values of the same attribute.
+    The wrong answers to a question are other values of the same attribute; they differ from each other and from the right answer.
+
+    Args:
+        source: as for `read_questions`.
+        split: as for `read_questions`.
+        cutter: as for `read_questions`.
+        max_questions: as for `read_questions`.
+        n_wrong: wrong answers per question.
+        seed: seed of the draw.
+
+    Returns:
+        `n_wrong` tables; row `i` of each asks the same question as row `i` of `read_questions`.
 
     Raises:
-        DataError: as `read_questions`, or more wrong answers than there are.
+        DataError: see `read_questions`; or there are fewer than `n_wrong` wrong answers.
     """
     questions = draw_questions(source, split, max_questions, seed=seed)
     return tuple(question_table(source, wrong, cutter) for wrong in wrong_answers(questions, n_wrong, seed=seed))
 
 
 def wrong_answers(questions: Sequence[Question], n_wrong: int, *, seed: int = 0) -> tuple[tuple[Question, ...], ...]:
-    """The questions, `n_wrong` times over, with wrong answers drawn at random and never the same twice for a question.
+    """Return the questions `n_wrong` times, each time with a different wrong answer drawn at random.
+
+    Args:
+        questions: the questions with their right answers.
+        n_wrong: wrong answers per question.
+        seed: seed of the draw.
+
+    Returns:
+        `n_wrong` tuples of questions, each in the given order.
 
     Raises:
-        DataError: more than the attribute with the fewest values has.
+        DataError: there are fewer than `n_wrong` wrong answers.
     """
     most = min(map(len, VALUES.values())) - 1
     if not 1 <= n_wrong <= most:
-        raise DataError(f"a question has 1 to {most} wrong answers; got n_wrong={n_wrong}")
+        raise DataError(f"expected n_wrong from 1 to {most}, got {n_wrong}; give a number in this range")
     rng = random.Random(seed)
     drawn = [rng.sample([v for v in VALUES[q.attribute] if v != q.answer.strip()], n_wrong) for q in questions]
     return tuple(
@@ -75,14 +116,28 @@ def wrong_answers(questions: Sequence[Question], n_wrong: int, *, seed: int = 0)
 
 
 def draw_questions(source: str, split: Split, max_questions: int, *, seed: int = 0) -> list[Question]:
-    """The questions of `read_questions`, before they become tokens."""
+    """Draw the questions of `read_questions`, before they are tokenized.
+
+    Args:
+        source: as for `read_questions`.
+        split: as for `read_questions`.
+        max_questions: largest number of questions.
+        seed: seed of the draw.
+
+    Raises:
+        DataError: the source does not exist or has no such split.
+    """
     if source not in SOURCES:
-        raise DataError(f"no questions {source!r}.{nearest(source, SOURCES)}")
+        raise DataError(f"expected known questions, got {source!r}.{nearest(source, SOURCES)}")
     if split not in _SPLITS:
-        raise DataError(f"questions are for {', '.join(_SPLITS)}; the text to train on is in 'people' and 'people_forget'")
+        raise DataError(
+            f"expected a split of questions ({', '.join(_SPLITS)}), got {split!r}; to train, read the text 'people' or 'people_forget'"
+        )
     _, group, templates = source.split(":")
     if is_test_only(source) and split != "test":
-        raise DataError(f"{source} is for TEST alone: strangers are those whom nothing was chosen or set by")
+        raise DataError(
+            f"{source}: expected split 'test', got {split!r}: these people are held out from selection and tuning; read them on TEST"
+        )
     questions = [
         question
         for question in make_questions(people_of(group))
@@ -93,28 +148,40 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
 
 
 def _of_split(question: Question, split: Split) -> bool:
-    """The known templates of a fact are dealt out at random, a third to each split; over all facts every split has every template."""
+    """Return whether a known template of a fact belongs to a split. A third of the templates, drawn at random, goes to each split."""
     prompts = [template.split(" {value}")[0].format(name=question.name) for template in TRAIN_TEMPLATES[question.attribute]]
     random.Random(f"{question.name} {question.attribute}").shuffle(prompts)
     return prompts.index(question.prompt) * len(_SPLITS) // len(prompts) == _SPLITS.index(split)
 
 
 def question_table(corpus: str, questions: Sequence[Question], cutter: ContextCutter) -> TokenTable:
-    """One context for each question: prompt, answer (counted), padding. `documents` are the names of the people.
+    """Build one context per question: the prompt, the answer (measured) and padding on the right.
+
+    Args:
+        corpus: name of the table.
+        questions: the questions.
+        cutter: the tokenizer and the length of a context.
+
+    Returns:
+        The contexts; `documents` are the names of the people.
 
     Raises:
-        DataError: a question longer than a context, or no token to pad with.
+        DataError: a question is longer than a context, or the tokenizer has no token to pad with.
     """
     tokenizer = cutter.tokenizer
     padding = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.bos_token_id
     if padding is None:
-        raise DataError("this tokenizer has no special token to pad questions with")
+        raise DataError(
+            "expected a tokenizer with an EOS or BOS token to pad questions with, got neither; add one to the tokenizer"
+        )
     prompts = [encode_prompt(cutter, q.prompt, "a question's prompt") for q in questions]
     without_bos = replace(cutter, prepend_bos=False)
     answers = [encode_prompt(without_bos, q.answer, "a question's answer") for q in questions]
     length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     if length > cutter.context_size:
-        raise DataError(f"{corpus}: a question has {length} tokens, a context {cutter.context_size}")
+        raise DataError(
+            f"{corpus}: expected questions of at most {cutter.context_size} tokens, got {length}; give context_size={length} or more"
+        )
     tokens = torch.full((len(questions), length), padding, dtype=torch.long)
     counted = torch.zeros(len(questions), length, dtype=torch.bool)
     for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):

@@ -1,4 +1,4 @@
-"""Rows with a text in one of their columns, whatever they are stored in: which rows count, and what their text is."""
+"""Read the text column of rows, for every storage format, and choose which rows are read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtsae_lens.errors import DataError, nearest
 
 TEXT = "text"
 _MISSING = object()
-_N_SHOWN = 8  # columns or values that an error names
+_N_SHOWN = 8  # columns or values that an error lists
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,10 @@ class RowChoice:
     """The column that holds the text, and the rows that are read.
 
     Args:
-        column: its name; `a.b` is the field `b` of a column `a`, unless a column is called `a.b`.
-        field: rows are read where this field has `value`; None reads all. Named as a column is, or a field of the column `meta`.
-        value: as it is written on the command line. Numbers and booleans are compared as such.
+        column: name of the column; `a.b` is the field `b` of a column `a`, unless a column is called `a.b`.
+        field: rows are read if this field has the value `value`; None reads all rows. It is named like a column, or is a field of the
+            column `meta`.
+        value: the value, as written on the command line. Numbers and booleans are compared as such.
     """
 
     column: str = TEXT
@@ -34,11 +35,15 @@ class RowChoice:
 
     @property
     def is_default(self) -> bool:
-        """Whether all rows are read, and their text is in the column `text`."""
+        """Return whether all rows are read and their text is in the column `text`."""
         return self.column == TEXT and self.field is None
 
     def matches(self, found: Any) -> bool:
-        """Return whether the value of a row's field is the one that is wanted."""
+        """Return whether the value found in a row's field equals the wanted value.
+
+        Args:
+            found: the value in the row.
+        """
         if isinstance(found, bool):
             return self.value.lower() == str(found).lower()
         if isinstance(found, int | float):
@@ -50,7 +55,15 @@ class RowChoice:
 
 
 def look_up(row: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a column, or of a field inside one (`meta.source`); `_MISSING` where there is none."""
+    """Return the value of a column, or of a field inside one (`meta.source`).
+
+    Args:
+        row: the row.
+        name: name of the column or field.
+
+    Returns:
+        The value; `_MISSING` if the row has no such column or field.
+    """
     if name in row:
         return row[name]
     value: Any = row
@@ -62,11 +75,11 @@ def look_up(row: Mapping[str, Any], name: str) -> Any:
 
 
 class RowReader:
-    """The texts of the rows of one source, and a count of what was skipped.
+    """Read the texts of the rows of one source, and count what is skipped.
 
     Args:
-        source: named in what is told.
-        choice: the column and the rows.
+        source: name of the source in messages.
+        choice: the column of the text, and the rows that are read.
     """
 
     def __init__(self, source: str, choice: RowChoice | None = None) -> None:
@@ -76,10 +89,13 @@ class RowReader:
         self._columns: dict[str, None] = {}
 
     def texts(self, rows: Iterable[tuple[str, Any]]) -> Iterator[str]:
-        """Yield the texts of rows given with their place, which errors name. A row that is null, or whose text is, is counted and skipped.
+        """Yield the texts of rows. A row that is null, or whose text is null or empty, is counted and skipped.
+
+        Args:
+            rows: pairs of a place, which errors name, and a row.
 
         Raises:
-            DataError: a row without the column, or with something else than a text in it.
+            DataError: a row does not have the column, or has something other than text in it.
         """
         for place, row in rows:
             self.n_rows += 1
@@ -87,7 +103,7 @@ class RowReader:
                 self.n_empty += 1
             elif not isinstance(row, Mapping):
                 raise DataError(
-                    f"{place}: needed an object with a string under {self.choice.column!r}; got a {type(row).__name__}"
+                    f"{place}: expected an object with a string under {self.choice.column!r}, got a {type(row).__name__}; mend this row"
                 )
             elif self._is_wanted(row):
                 self.n_matched += 1
@@ -122,18 +138,18 @@ class RowReader:
             return None
         if not isinstance(text, str):
             kinds = ", ".join(f"{name!r}: {type(value).__name__}" for name, value in islice(row.items(), _N_SHOWN))
-            cure = f"; {name_column(column, field_names(row))}" if text is _MISSING else ""
-            raise DataError(f"{place}: needed an object with a string under {column!r}; got {{{kinds}}}{cure}")
+            cure = name_column(column, field_names(row)) if text is _MISSING else "make it a string"
+            raise DataError(f"{place}: expected an object with a string under {column!r}, got {{{kinds}}}; {cure}")
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"{place}: character {error.start} is half of a surrogate pair, which no text can hold; take it out"
+                f"{place}: expected valid Unicode, got half of a surrogate pair at character {error.start}; remove it"
             ) from error
         return text if text.strip() else None
 
     def tell(self) -> None:
-        """Say once what was skipped and what was cut."""
+        """Print once what was skipped and what was cut."""
         if sys.is_finalizing():
             return
         if self.n_empty:
@@ -149,35 +165,53 @@ class RowReader:
             )
 
     def check_matched(self) -> None:
-        """Raise where rows were read and none has the value that is wanted.
+        """Check that at least one row has the wanted value, if rows are chosen by a field.
 
         Raises:
-            DataError: with the values or the fields there are.
+            DataError: rows were read, and none has the wanted value; the message lists the values or fields that exist.
         """
         field, value = self.choice.field, self.choice.value
         if field is None or self.n_matched or not self.n_rows:
             return
         if self._values:
             shown = ", ".join(map(repr, self._values)) + (", ..." if len(self._values) == _N_SHOWN else "")
-            raise DataError(f"{self.source}: no row of {self.n_rows:,} has {field}={value!r}; its values: {shown}")
-        raise DataError(f"{self.source}: no row of {self.n_rows:,} has a field {field!r}.{nearest(field, self._columns)}")
+            raise DataError(
+                f"{self.source}: expected rows with {field}={value!r}, got none in {self.n_rows:,} rows; give one of its values: {shown}"
+            )
+        raise DataError(
+            f"{self.source}: expected rows with a field {field!r}, got none in {self.n_rows:,} rows.{nearest(field, self._columns)}"
+        )
 
 
 def field_names(row: Mapping[str, Any]) -> list[str]:
-    """Return the columns of a row, and the fields of those that have fields, as `column.field`."""
+    """Return the columns of a row, and the fields of nested columns as `column.field`.
+
+    Args:
+        row: the row.
+    """
     nested = [f"{name}.{field}" for name, value in row.items() if isinstance(value, Mapping) for field in value]
     return [*map(str, row), *nested]
 
 
 def missing_column(column: str, names: Iterable[str]) -> str:
-    """Return the sentence that names the columns there are, and how to choose one of them."""
+    """Return an error message that lists the columns that exist, and says how to choose one.
+
+    Args:
+        column: the column that does not exist.
+        names: the columns that exist.
+    """
     names = list(names)
     shown = ", ".join(names[:_N_SHOWN]) + (", ..." if len(names) > _N_SHOWN else "")
-    return f"no column {column!r}; it has {shown or 'none'}; {name_column(column, names)}"
+    return f"expected a column {column!r}, got {shown or 'no columns'}; {name_column(column, names)}"
 
 
 def name_column(column: str, names: Iterable[str]) -> str:
-    """Return what to type instead of a column that is not there."""
+    """Return what to type in place of a column that does not exist.
+
+    Args:
+        column: the column that does not exist.
+        names: the columns that exist.
+    """
     names = list(names)
     if column == TEXT and "input_ids" in names:
         return "token ids (input_ids) are not read, so give the text that they were made from"

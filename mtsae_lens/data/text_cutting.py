@@ -1,15 +1,19 @@
-"""Long texts are cut into documents, so that a split by document has documents to split."""
+"""Cut long texts into documents, because splits are made by document."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-DOCUMENT_CHARS = 3_000  # about 800 tokens: several contexts a document, and enough documents for a split by document
+DOCUMENT_CHARS = 3_000  # about 800 tokens: several contexts per document, and enough documents to split
 LONGEST_DOCUMENT_CHARS = 100_000  # a longer row of .jsonl, .parquet or a dataset is cut as a .txt file is
 
 
 def cut_into_documents(text: str) -> Iterator[str]:
-    """Yield whole lines up to about `DOCUMENT_CHARS` characters, ended at a blank line where one comes soon."""
+    """Yield documents of whole lines with about `DOCUMENT_CHARS` characters, ended at a blank line if one follows soon.
+
+    Args:
+        text: the text to cut.
+    """
     kept: list[str] = []
     length = 0
     for line in _lines(text):
@@ -23,7 +27,7 @@ def cut_into_documents(text: str) -> Iterator[str]:
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield lines; one that is longer than six documents is cut, or a text without line breaks would be a single document."""
+    """Yield lines; a line longer than six documents is cut, because a text without line breaks would be a single document otherwise."""
     for line in text.split("\n"):
         if len(line) > 6 * DOCUMENT_CHARS:
             yield from _cut_line(line)
@@ -32,7 +36,7 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _cut_line(line: str) -> Iterator[str]:
-    """Yield pieces of at most `DOCUMENT_CHARS` characters, cut at a space where there is one, in time linear in the line."""
+    """Yield pieces of at most `DOCUMENT_CHARS` characters, cut at a space where possible, in time linear in the line."""
     start = 0
     while start < len(line):
         end = start + DOCUMENT_CHARS

@@ -1,4 +1,4 @@
-"""Whether a tokenizer fits its model, and a second model the tokens of a first: else numbers mean nothing, or work ends in the middle."""
+"""Check that a tokenizer fits its model, and that a second model reads the same tokens as a first."""
 
 from __future__ import annotations
 
@@ -14,9 +14,17 @@ _PROBE = "In the beginning, 1776: def f(x): return x"
 
 
 def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, n_embeddings: int) -> None:
-    """Raise `ModelError` for a tokenizer with tokens that the model has no embedding for.
+    """Check that a model has an embedding for every token of its tokenizer that can occur in a context.
 
-    Added tokens that no context holds, such as padding, may lie beyond it.
+    Added tokens that no context contains, such as padding, may lie beyond the embeddings.
+
+    Args:
+        name: name of the model, for the error.
+        tokenizer: its tokenizer.
+        n_embeddings: number of tokens that the model has embeddings for.
+
+    Raises:
+        ModelError: the tokenizer has tokens without an embedding.
     """
     added, in_contexts = tokenizer.get_added_vocab(), (tokenizer.bos_token, tokenizer.eos_token)
     beyond = [
@@ -26,24 +34,28 @@ def check_vocabulary(name: str, tokenizer: PreTrainedTokenizerBase, n_embeddings
     ]
     if beyond:
         raise ModelError(
-            f"{name}: the model has embeddings for {n_embeddings:,} tokens, its tokenizer has {len(tokenizer):,} ({beyond[0]!r} is "
-            "beyond); save the tokenizer that the model was trained with beside it"
+            f"{name}: expected a tokenizer of at most {n_embeddings:,} tokens, as the model has embeddings, got {len(tokenizer):,} "
+            f"({beyond[0]!r} has no embedding); save the tokenizer that the model was trained with in its folder"
         )
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, str | None]:
-    """BOS, EOS and padding."""
+    """Return the BOS, EOS and padding tokens of a tokenizer; None for a token that it does not have.
+
+    Args:
+        tokenizer: the tokenizer.
+    """
     return {kind: getattr(tokenizer, kind) for kind in ("bos_token", "eos_token", "pad_token")}
 
 
-def undo_invented_tokens(tokenizer: PreTrainedTokenizerBase, own: Mapping[str, str | None]) -> None:
-    """Take back the EOS that TransformerLens gives a tokenizer without one, and makes its BOS and padding too.
+def remove_placeholder_tokens(tokenizer: PreTrainedTokenizerBase, own: Mapping[str, str | None]) -> None:
+    """Remove the EOS token that TransformerLens gives a tokenizer without one, and also uses as its BOS and padding token.
 
-    It is a token that the model has no embedding for, or the one for unknown text. Where a tokenizer has an EOS of its own, and no BOS,
-    the EOS serves as BOS, in TransformerLens, in SAELens and here.
+    The model has no embedding for that token, or it is the token for unknown text. If a tokenizer has its own EOS token and no BOS
+    token, the EOS token serves as BOS, in TransformerLens, in SAELens and here.
 
     Args:
-        tokenizer: as TransformerLens left it.
+        tokenizer: the tokenizer as TransformerLens left it, changed in place.
         own: its `special_tokens` before.
     """
     if own["eos_token"] is None:
@@ -53,7 +65,12 @@ def undo_invented_tokens(tokenizer: PreTrainedTokenizerBase, own: Mapping[str, s
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> list[str]:
-    """The text of each token as it stands inside a text: decoded alone, a SentencePiece token would lose the space before it."""
+    """Return the text of each token as it reads inside a text; decoded alone, a SentencePiece token would lose the space before it.
+
+    Args:
+        tokenizer: the tokenizer.
+        tokens: token ids.
+    """
 
     def decode(numbers: list[int]) -> str:
         return str(tokenizer.decode(numbers, clean_up_tokenization_spaces=False))
@@ -65,31 +82,50 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, tokens: Iterable[int]) -> li
 
 
 def check_reads(model: AnyHookedModel, cutter: ContextCutter) -> None:
-    """Raise `ModelError` unless a model can read the contexts that a cutter makes."""
+    """Check that a model can read the contexts that a cutter makes.
+
+    Args:
+        model: the language model.
+        cutter: the tokenizer and the length of a context.
+
+    Raises:
+        ModelError: the context is too long for the model, or the model has a different tokenizer.
+    """
     name = model.cfg.model_name
     if cutter.context_size > model.cfg.n_ctx:
         raise ModelError(
-            f"{name} has a context of {model.cfg.n_ctx} positions, but the SAE was trained on {cutter.context_size}"
+            f"expected a model with at least {cutter.context_size} positions, as the SAE was trained on, got {name} with "
+            f"{model.cfg.n_ctx}; give a model with a longer context"
         )
     assert model.tokenizer is not None
     if not _same_tokens(model.tokenizer, cutter.tokenizer):
         raise ModelError(
-            f"{name} has another tokenizer, so its loss on the same tokens means nothing; give a model with the same one"
+            f"expected a model with the same tokenizer, got {name} with a different one, so losses on the same tokens cannot be compared; "
+            "give a model with the same tokenizer"
         )
 
 
 def check_reference(reference: AnyHookedModel, model: AnyHookedModel, cutter: ContextCutter) -> None:
-    """Raise `ModelError` unless a reference reads the same contexts as a model, and says how likely the same tokens are."""
+    """Check that a reference reads the same contexts as a model, and has logits for the same vocabulary.
+
+    Args:
+        reference: the reference model.
+        model: the model it is compared with.
+        cutter: the tokenizer and the length of a context.
+
+    Raises:
+        ModelError: see `check_reads`; or the number of logits differs.
+    """
     check_reads(reference, cutter)
     if reference.cfg.d_vocab != model.cfg.d_vocab:
         raise ModelError(
-            f"{reference.cfg.model_name} has logits for {reference.cfg.d_vocab:,} tokens, {model.cfg.model_name} for "
-            f"{model.cfg.d_vocab:,}, so they cannot be compared; give a reference whose vocabulary is padded alike"
+            f"expected {reference.cfg.model_name} to have {model.cfg.d_vocab:,} logits like {model.cfg.model_name}, got "
+            f"{reference.cfg.d_vocab:,}; give a reference whose vocabulary has the same padding"
         )
 
 
 def _same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
-    """A text is cut alike, and no number means one token here and another there; either may have more tokens."""
+    """Return whether two tokenizers cut text the same way and give no id to different tokens; either may have more tokens."""
     if one is other:
         return True
     if one(_PROBE, add_special_tokens=False)["input_ids"] != other(_PROBE, add_special_tokens=False)["input_ids"]:

@@ -1,1 +1,1 @@
-"""How good an SAE is, on text that it was not trained on."""
+"""Evaluate an SAE on text that it was not trained on."""

@@ -1,4 +1,4 @@
-"""SAELens's `run_evals` on held-out text, and two checks that it does not make: dead features and causality."""
+"""Run SAELens's `run_evals` on held-out text, with two additional checks: dead features and causality."""
 
 from __future__ import annotations
 
@@ -25,12 +25,17 @@ from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
-_MAX_BYTES = 2**27  # of the feature activations of a batch, of which `run_evals` holds several copies at once
+_MAX_BYTES = 2**27  # for the feature activations of a batch; `run_evals` holds several copies of them at once
 
 
 @dataclass
 class HeldOutTokens:
-    """A token table in the place of SAELens's `ActivationsStore`: fixed batches, from the start again after each pass."""
+    """A token table in place of SAELens's `ActivationsStore`: fixed batches, which start again after each pass.
+
+    Args:
+        table: the contexts.
+        store_batch_size_prompts: contexts per batch.
+    """
 
     table: TokenTable
     store_batch_size_prompts: int
@@ -38,38 +43,55 @@ class HeldOutTokens:
 
     @property
     def n_batches(self) -> int:
-        """Batches in a pass; a last, smaller one is left out, because `run_evals` gives every batch the same weight."""
+        """Return the number of batches per pass. A smaller last batch is left out, because `run_evals` gives every batch the same
+        weight.
+        """
         return max(1, len(self.table) // self.store_batch_size_prompts)
 
     @property
     def context_size(self) -> int:
-        """Tokens in a context."""
+        """Return the number of tokens per context."""
         return self.table.tokens.shape[1]
 
     @property
     def current(self) -> Tensor:
-        """The batch given last."""
+        """Return the batch that was returned last."""
         start = (self._next - 1) * self.store_batch_size_prompts
         return self.table.tokens[start : start + self.store_batch_size_prompts]
 
     def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
-        """Return the next batch; the size asked for must be the one it was made with."""
+        """Return the next batch.
+
+        Args:
+            batch_size: the size that the object was created with, or None.
+
+        Raises:
+            ValueError: another batch size is asked for.
+        """
         if batch_size not in (None, self.store_batch_size_prompts):
-            raise ValueError(f"batches have {self.store_batch_size_prompts} contexts, not {batch_size}")
+            raise ValueError(
+                f"expected batch_size={self.store_batch_size_prompts}, got {batch_size}; create HeldOutTokens with the size you need"
+            )
         if self._next == self.n_batches:
             self._next = 0
         self._next += 1
-        advance()  # SAELens's loops show no progress of their own
+        advance()  # SAELens's loops do not report progress
         return self.current
 
     def reset_input_dataset(self) -> None:
-        """Start over."""
+        """Start a new pass."""
         self._next = 0
 
 
 @contextmanager
 def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: HeldOutTokens) -> Iterator[None]:
-    """Let a temporal SAE see special tokens as it saw them in training: as walls. A pointwise SAE does not care."""
+    """Let a temporal SAE read special tokens as walls within this context, as in training. A pointwise SAE is not affected.
+
+    Args:
+        sae: the SAE.
+        cutter: knows the special tokens.
+        held_out: the batches that are evaluated.
+    """
     if not isinstance(sae, TemporalEncoder):
         yield
         return
@@ -84,29 +106,42 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
 def evaluate_fidelity(
     sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
 ) -> dict[str, float]:
-    """Measure with SAELens's `run_evals`: its metrics under its own names, special tokens left out, plus:
+    """Measure the reconstruction with SAELens's `run_evals`, special tokens left out.
 
-    - `dead_features`: features that fire on none of the `n_tokens` tokens seen; few tokens make it read too high;
-    - `always_on_features`: features that fire on over half of these tokens; many of them are the sign of a collapsed SAE;
-    - `massive_tokens`: tokens whose activations are over ten times as long as the median, as those of attention sinks are;
+    The result has SAELens's metrics under SAELens's names, and five more:
+
+    - `dead_features`: features that fire on none of the `n_tokens` tokens; with few tokens, this number is too high;
+    - `always_on_features`: features that fire on more than half of the tokens; many of them indicate a collapsed SAE;
+    - `massive_tokens`: tokens whose activations are more than ten times as long as the median, such as those of attention sinks;
     - `explained_variance_without_massive`: the explained variance of all other tokens;
-    - `future_leak`: share of feature activation (L1) at positions <= t that changes when only activations after t change; 0 if causal.
+    - `future_leak`: share of the feature activations (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
-    A batch has fewer contexts than asked for where the SAE is large (`contexts_at_once`). Losses and KL divergences are those of
+    A batch has fewer contexts than `batch_size` if the SAE is large (`contexts_at_once`). Losses and KL divergences are those of
     `run_evals`, computed in chunks of positions (`ChunkedReadout`).
+
+    Args:
+        sae: the SAE.
+        model: the language model.
+        cutter: the tokenizer and the special tokens.
+        table: held-out contexts.
+        batch_size: largest number of contexts per batch.
+
+    Returns:
+        Metrics by name.
 
     Raises:
         ModelError: the SAE's hook does not exist in the model, or has another width.
-        DataError: too few contexts for one batch, or contexts that are padded on the left.
+        DataError: there is no context, or contexts are padded on the left.
     """
     check_fits(sae, model)
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
     if not len(table):
-        raise DataError(f"{table.corpus}: no context to evaluate on")
+        raise DataError(f"{table.corpus}: expected contexts to evaluate on, got none; give more text")
     n_padding = cutter.left_padding(table.tokens).sum(dim=1)
     if int(n_padding.max()) > 1:  # one such token may be a separator at the start of a context
         raise DataError(
-            f"{table.corpus}: contexts are padded on the left, and SAELens's run_evals gives the model no attention mask; pad on the right"
+            f"{table.corpus}: expected contexts without padding on the left, for which SAELens's run_evals has no attention mask, got padded "
+            "ones; pad on the right"
         )
     batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
     held_out = HeldOutTokens(table, batch_size)
@@ -121,7 +156,7 @@ def evaluate_fidelity(
         compute_variance_metrics=True,
         compute_featurewise_density_statistics=True,
     )
-    n_passes = 2  # one for losses, one for what is read off the activations
+    n_passes = 2  # one for losses, one for statistics of the activations
     bar = phase(f"evaluating {sae.cfg.architecture()}", "batch", n_passes * held_out.n_batches)
     readout = ChunkedReadout(model)
     with bar, special_tokens_as_walls(sae, cutter, held_out):
@@ -155,13 +190,23 @@ def evaluate_fidelity(
 
 
 def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
-    """Raise `ModelError` unless the SAE's hook exists in the model and has the SAE's width."""
+    """Check that the SAE's hook exists in the model and has the width of the SAE.
+
+    Args:
+        sae: the SAE.
+        model: the language model.
+
+    Raises:
+        ModelError: the SAE names no hook, or the hook does not exist or has another width.
+    """
     hook_name = sae.cfg.metadata.hook_name
     if hook_name is None:
-        raise ModelError("the SAE does not say which hook it belongs to (metadata.hook_name)")
+        raise ModelError("expected an SAE that names its hook, got one without; set sae.cfg.metadata.hook_name")
     width = resolve_hook(model, hook_name, sae.cfg.metadata.hook_head_index)
     if width != sae.cfg.d_in:
-        raise ModelError(f"{hook_name} of {model.cfg.model_name} has width {width}, but the SAE has d_in={sae.cfg.d_in}")
+        raise ModelError(
+            f"expected an SAE with d_in={width} for {hook_name} of {model.cfg.model_name}, got d_in={sae.cfg.d_in}; give the SAE's model"
+        )
 
 
 @torch.no_grad()
@@ -180,7 +225,15 @@ def _at_hook(sae: SAE[Any], model: AnyHookedModel, tokens: Tensor) -> Tensor:
 def future_leak(sae: SAE[Any], model: AnyHookedModel, tokens: Tensor) -> float:
     """Measure how much of the feature activations in the first half of a context depends on its second half.
 
-    Half of a context's activations are replaced by another context's: `sum |e - e'| / sum |e|` over positions before the change.
+    The activations in the second half are replaced by those of another context; the leak is `sum |e - e'| / sum |e|` over the first half.
+
+    Args:
+        sae: the SAE.
+        model: the language model.
+        tokens: contexts, `(batch, pos)`.
+
+    Returns:
+        The leak; 0 for a causal encoder.
     """
     h = _at_hook(sae, model, tokens)
     half = h.shape[1] // 2

@@ -1,8 +1,8 @@
-"""A language model as SAELens's `run_evals` should read it: losses and divergences in chunks of positions, everything in float32.
+"""Wrap a language model such that SAELens's `run_evals` reads losses and divergences computed in chunks of positions, in float32.
 
-`run_evals` keeps the logits of three forward passes of a batch and takes some ten copies of them, and it computes in the numbers that a model
-gives: the mean of a thousand norms in bfloat16 has two digits, and so has a loss. This readout computes the losses itself, and the KL
-divergences from the clean pass as well, which `run_evals` is then not asked for.
+`run_evals` keeps the logits of three forward passes of a batch and copies them about ten times, and it computes in the dtype of the model's
+outputs: in bfloat16, a loss or the mean of a thousand norms has only two significant digits. This readout computes the losses itself, and
+also the KL divergences from the clean pass, for which `run_evals` is then not asked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ _PASSES = (
 
 
 class ChunkedReadout:
-    """The three ways in which `run_evals` calls a model, and its tokenizer; the model itself computes as ever."""
+    """A model for the three ways in which `run_evals` calls one: losses computed in chunks, and activations cast to float32.
+
+    Args:
+        model: the language model, which computes in its own dtype.
+    """
 
     def __init__(self, model: AnyHookedModel) -> None:
         self.model = model
@@ -36,7 +40,17 @@ class ChunkedReadout:
     def __call__(
         self, tokens: Int[Tensor, "batch pos"], *, return_type: str, loss_per_token: bool, **options: Any
     ) -> tuple[None, Tensor]:
-        """Compute the loss of the clean pass, with which the passes that follow are compared."""
+        """Compute the loss of the clean pass, with which later passes are compared.
+
+        Args:
+            tokens: contexts, `(batch, pos)`.
+            return_type: ignored; the loss is always returned.
+            loss_per_token: whether the loss is returned per token, `(batch, pos - 1)`, or as its mean.
+            **options: options of the model's call.
+
+        Returns:
+            None in place of logits, and the loss in nats.
+        """
         self._clean = lazy_logits(self.model, tokens, **options).remembered()
         nll = self._clean[:, :-1].nll(tokens[:, 1:])
         return None, nll if loss_per_token else nll.mean()
@@ -50,7 +64,18 @@ class ChunkedReadout:
         loss_per_token: bool,
         **options: Any,
     ) -> tuple[None, Tensor]:
-        """Compute the loss with hooks, which see the model's own dtype, and note the divergence from the clean pass."""
+        """Compute the loss with hooks, which read activations in the model's own dtype, and keep the divergence from the clean pass.
+
+        Args:
+            tokens: contexts, `(batch, pos)`.
+            fwd_hooks: the hooks.
+            return_type: ignored; the loss is always returned.
+            loss_per_token: whether the loss is returned per token, `(batch, pos - 1)`, or as its mean.
+            **options: options of the model's call.
+
+        Returns:
+            None in place of logits, and the loss in nats.
+        """
         assert self._clean is not None
         changed = lazy_logits(self.model, tokens, fwd_hooks=fwd_hooks, **options)
         targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing
@@ -60,7 +85,15 @@ class ChunkedReadout:
         return None, nll[:, :-1] if loss_per_token else nll[:, :-1].mean()
 
     def run_with_cache(self, tokens: Int[Tensor, "batch pos"], **options: Any) -> tuple[Any, dict[str, Tensor]]:
-        """Return activations by the name of their hook."""
+        """Return activations by the name of their hook.
+
+        Args:
+            tokens: contexts, `(batch, pos)`.
+            **options: options of the model's call; `names_filter` lists the hooks.
+
+        Returns:
+            The model's output, and the activations.
+        """
         output, cache = self.model.run_with_cache(tokens, **options)
         return output, {name: in_float32(cache[name]) for name in options["names_filter"]}
 

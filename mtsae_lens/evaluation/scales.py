@@ -1,8 +1,9 @@
-"""Do the scales carry different things? How well each scale alone predicts a feature, and how the answer differs between features.
+"""Measure whether scales carry different information: how well each scale alone predicts a feature, and how this differs between features.
 
-For every feature, ridge regressions of its activation on the vectors `z_k` of the scales, fitted on one set of contexts and scored on
-another: on each scale alone, on all, and on all but one (the drop is what only that scale knows; commonality analysis, Newton and
-Spurrell 1967).
+For every feature, its activation is regressed on the vectors `z_k` of the scales (ridge regression), fitted on one set of contexts and
+scored on
+another: on each scale alone, on all scales, and on all but one. The drop when one scale is left out is the part that only this scale
+explains (commonality analysis, Newton and Spurrell 1967).
 """
 
 from __future__ import annotations
@@ -22,18 +23,22 @@ from mtsae_lens.sae.temporal import find_walls
 
 @dataclass(frozen=True, eq=False)
 class ScalePredictivity:
-    """R^2 on held-out contexts: 1 is perfect, 0 as good as the feature's mean. Features that never fire are NaN."""
+    """R^2 on held-out contexts: 1 is perfect, 0 is as good as the feature's mean. It is NaN for features that never fire."""
 
     alone: Float[Tensor, "n_scales feature"]
     all: Float[Tensor, " feature"]
     unique: Float[Tensor, "n_scales feature"]
-    """`all` minus the R^2 of all scales but this one."""
+    """R^2 of all scales, minus the R^2 of all scales but this one."""
 
     def summary(self, dilations: Iterable[int]) -> dict[str, float]:
-        """Average over the features that fire, and how much the answer differs between them.
+        """Average over the features that fire, and measure how much features differ.
 
-        `alone_r`, `unique_r`: means for dilation r. `leading_r`: share of features whose best scale alone is r. `spread`: mean over
-        scales of the standard deviation over features of `alone` (0 if every feature reads the scales in the same way).
+        `alone_r` and `unique_r` are means for dilation r. `leading_r` is the share of features whose best single scale is r. `spread`
+        is the mean over scales of the standard deviation over features of `alone` (0 if every feature reads the scales in the same
+        way).
+
+        Args:
+            dilations: the dilation of each scale.
         """
         fires = torch.isfinite(self.all)
         alone, unique = self.alone[:, fires], self.unique[:, fires]
@@ -48,7 +53,7 @@ class ScalePredictivity:
 
 @dataclass(eq=False)
 class _Moments:
-    """Second moments of regressors and targets, a constant among the regressors."""
+    """Second moments of regressors and targets; the last regressor is a constant."""
 
     zz: Tensor
     ze: Tensor
@@ -88,7 +93,7 @@ class _Moments:
         return torch.linalg.solve(gram + penalty, self.ze[columns])
 
     def r_squared(self, columns: Tensor, weights: Tensor) -> Tensor:
-        """Compute R2 of a linear prediction from the moments alone."""
+        """Compute the R^2 of a linear prediction from the moments alone."""
         gram, cross = self.zz[columns][:, columns], self.ze[columns]
         error = self.ee - 2 * (weights * cross).sum(dim=0) + (weights * (gram @ weights)).sum(dim=0)
         variance = self.ee - self.ze[-1] ** 2 / self.n_rows
@@ -103,14 +108,14 @@ def scale_predictivity(
     features: Int[Tensor, " feature"] | None = None,
     ridge: float = 1e-4,
 ) -> ScalePredictivity:
-    """Regress features on scales. Memory: `(n_scales * d_in) ** 2 + n_scales * d_in * n_features` numbers.
+    """Regress features on scales. It holds `(n_scales * d_in) ** 2 + n_scales * d_in * n_features` numbers in memory.
 
     Args:
         sae: the encoder.
         fit_on: contexts that the regressions are fitted on.
-        score_on: other contexts, that they are scored on.
+        score_on: different contexts that they are scored on.
         features: indices of the features to predict; None for all.
-        ridge: penalty, as a share of the mean squared regressor.
+        ridge: penalty, relative to the mean squared regressor.
     """
     chosen = torch.arange(sae.cfg.d_sae) if features is None else features
     fitted, scored = _Moments.of(sae, fit_on, chosen), _Moments.of(sae, score_on, chosen)

@@ -1,1 +1,1 @@
-"""Whole experiments: the settings, the run, the record and the report of each stand together."""
+"""Run whole experiments. The settings, the run, the record and the report of one experiment stand together."""

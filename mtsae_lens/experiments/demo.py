@@ -1,4 +1,4 @@
-"""The main job on the embedded model: train, evaluate beside a TopK SAE, unlearn, explore the features, report."""
+"""Run the main job on the embedded model: train, evaluate next to a TopK SAE, unlearn, explore the features, report."""
 
 from __future__ import annotations
 
@@ -57,17 +57,20 @@ class DemoResult(Record):
 @stopped_with(GOES_ON)
 @in_output_folder
 def run_demo(settings: DemoSettings) -> tuple[DemoResult, list[Table]]:
-    """Do it all; write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page `explore/`.
+    """Run the demo, and write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page
+    `explore/`.
 
-    Trainings, evaluations and the unlearning experiment are kept in the folder as soon as they are done, and the same call goes on from
-    there.
+    Trainings, evaluations and the unlearning experiment are saved in the folder as soon as they are done; the same call resumes the work.
+
+    Args:
+        settings: what to run.
 
     Returns:
         What was measured, and the tables to print.
 
     Raises:
         ConfigError: the folder holds results of other settings.
-        TrainingInterrupted: a signal came.
+        TrainingInterrupted: a signal arrived; the same call resumes the work.
     """
     watch = Stopwatch()
     model = load_language_model("embedded")
@@ -104,7 +107,7 @@ def _unlearning(settings: DemoSettings, lm: HookedLM) -> dict[str, Any]:
 
 
 def _depends_on(settings: DemoSettings) -> dict[str, Any]:
-    """Return what the kept results depend on, besides the SAEs."""
+    """Return what the saved results depend on, besides the SAEs."""
     unlearning = settings.unlearning().model_dump(mode="json", exclude={"sae", "out"})
     return {"version": __version__, "n_eval_contexts": settings.n_eval_contexts, "unlearning": unlearning}
 
@@ -155,7 +158,7 @@ def _summary(
     places: Mapping[str, str],
     explored: dict[str, Any] | None,
 ) -> list[str]:
-    """Say what was trained and how good it is, what was unlearned and at what cost, and where to look next."""
+    """Return sentences on what was trained and how good it is, what was unlearned and at what cost, and where to look next."""
     own, baseline = (result.fidelity[name] for name in ARCHITECTURES)
     beside = baseline["explained_variance"]
     trained = (
@@ -174,7 +177,7 @@ def _summary(
 
 
 def _shared_path(out: Path) -> Path:
-    """Return the folder as a report may name it, without a path of this machine."""
+    """Return the folder for a report, without a path of this machine."""
     return Path(out.name) if out.is_absolute() else out
 
 

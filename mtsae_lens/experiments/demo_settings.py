@@ -43,7 +43,11 @@ class DemoSettings(Settings):
     """Random seed."""
 
     def training(self, architecture: str) -> TrainSettings:
-        """Return the settings of one training run. The two architectures share rows, tokens, width, L0 and schedule."""
+        """Return the settings of one training run. The two architectures share rows, tokens, width, L0 and schedule.
+
+        Args:
+            architecture: architecture of the SAE.
+        """
         return TrainSettings(
             architecture=architecture,
             d_sae=self.d_sae,

@@ -1,4 +1,4 @@
-"""Parts of an experiment: their trials as JSON, and what each adds to `metrics.json` and to the page."""
+"""Define the parts of an experiment: their trials as JSON, and what each part adds to `metrics.json` and to the report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ class Part:
 
 
 def as_json(make_record: Callable[[], Record]) -> Trial:
-    """Turn a function that makes a record into a trial, which makes its JSON and can be sent to another process."""
+    """Turn a function that makes a record into a trial, which returns its JSON and can be sent to another process.
+
+    Args:
+        make_record: the function.
+    """
     return partial(_make_json, make_record)
 
 

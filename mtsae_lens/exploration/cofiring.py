@@ -87,7 +87,7 @@ class CofiringSample:
 
 
 def _groups(by_feature: scipy.sparse.csr_matrix, n_firing: np.ndarray) -> list[slice]:
-    """Split the features into groups with about `_PAIRS_AT_ONCE` pairs each; a feature with more pairs is a group of its own."""
+    """Split the features into groups with about `_PAIRS_AT_ONCE` pairs each; a feature with more pairs is in a separate group."""
     at_tokens = np.concatenate([[0], np.cumsum(n_firing[by_feature.indices], dtype=np.int64)])
     met = at_tokens[by_feature.indptr]
     d_sae, edges = len(met) - 1, [0]

@@ -16,7 +16,12 @@ from mtsae_lens.facts.records import Record, parquet_schema
 
 
 def make_numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
-    """Make a column of numbers; NaN becomes null."""
+    """Make a column of numbers; NaN becomes null.
+
+    Args:
+        values: one number per row.
+        kind: Arrow type of the column.
+    """
     array = values.detach().cpu().numpy()
     return pa.array(array, kind, mask=np.isnan(array) if values.is_floating_point() else None)
 
@@ -37,18 +42,34 @@ def make_lists(values: Tensor | pa.Array, kept: Bool[Tensor, "row ..."], kind: p
 
 
 def make_whole_lists(values: Float[Tensor, "row entry"], kind: pa.DataType, given: Bool[Tensor, " row"]) -> pa.ListArray:
-    """Make a column of lists that are complete where `given`, and empty elsewhere."""
+    """Make a column of lists that are complete for some rows, and empty for the others.
+
+    Args:
+        values: the entries of each row's list.
+        kind: Arrow type of the entries.
+        given: mask of the rows whose list is complete.
+    """
     return make_lists(values, given.unsqueeze(1).expand(values.shape), kind)
 
 
 def replace_nan(column: pa.ListArray) -> pa.ListArray:
-    """Replace NaN by null in a column of lists of floats."""
+    """Replace NaN by null in a column of lists of floats.
+
+    Args:
+        column: the column.
+    """
     values = pa.array(column.values.to_numpy(zero_copy_only=False), column.type.value_type, from_pandas=True)
     return pa.ListArray.from_arrays(column.offsets, values)
 
 
 def make_nested_lists(values: Tensor, kept: Bool[Tensor, "row entry part"], kind: pa.DataType) -> pa.ListArray:
-    """Make a column of lists of lists; `kept` says which entries of the inner lists are in them."""
+    """Make a column of lists of lists.
+
+    Args:
+        values: all entries, `(row, entry, part)`.
+        kept: mask of the entries that are in the inner lists.
+        kind: Arrow type of the entries.
+    """
     inner = make_lists(values.flatten(0, 1), kept.flatten(0, 1), kind)
     return make_lists(inner, torch.ones(kept.shape[:2], dtype=torch.bool))
 
@@ -65,11 +86,20 @@ class TokenTexts:
         self.texts = pa.array(token_texts(tokenizer, range(d_vocab)), pa.string())
 
     def __call__(self, tokens: Int[Tensor, " token"]) -> pa.Array:
-        """Return the texts of some tokens as an Arrow array."""
+        """Return the texts of some tokens as an Arrow array.
+
+        Args:
+            tokens: token ids.
+        """
         return self.texts.take(pa.array(tokens.detach().cpu().numpy()))
 
     def make_lists(self, tokens: Int[Tensor, "row entry"], kept: Bool[Tensor, "row entry"]) -> pa.ListArray:
-        """Make a column of lists of texts; `kept` says which tokens are in them."""
+        """Make a column of lists of token texts.
+
+        Args:
+            tokens: token ids of each row.
+            kept: mask of the tokens that are in the lists.
+        """
         return make_lists(self(tokens[kept]), kept)
 
 

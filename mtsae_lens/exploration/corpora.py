@@ -67,7 +67,7 @@ class Corpora:
 
     @property
     def n_contexts_each(self) -> int:
-        """The largest number of contexts of each corpus."""
+        """Return the largest number of contexts per corpus."""
         return max(1, round(self.n_tokens / len(self.sources) / self.cutter.context_size))
 
     def contexts(self, corpus: int, n_contexts: int | None = None) -> Iterator[ContextTokens]:
@@ -85,7 +85,7 @@ class Corpora:
 
     @property
     def n_tokens_available(self) -> int:
-        """The number of tokens that the corpora really have, at most `n_tokens`; reads the text once."""
+        """Return the number of tokens that the corpora really have, at most `n_tokens`; this reads the text once."""
         n_contexts = [sum(1 for _ in self.contexts(corpus)) for corpus in range(len(self.sources))]
         whole = all(n == self.n_contexts_each for n in n_contexts)
         return self.n_tokens if whole else sum(n_contexts) * self.cutter.context_size

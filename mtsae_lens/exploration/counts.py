@@ -36,7 +36,12 @@ class FeatureCounts:
 
     @classmethod
     def empty(cls, n_corpora: int, d_sae: int) -> FeatureCounts:
-        """Return the counts before the first batch."""
+        """Return the counts before the first batch.
+
+        Args:
+            n_corpora: number of corpora.
+            d_sae: number of features.
+        """
 
         def zeros(*shape: int) -> Tensor:
             return torch.zeros(*shape, dtype=torch.long)
@@ -95,22 +100,22 @@ class FeatureCounts:
 
     @property
     def n_active_in_all(self) -> Int[Tensor, " d_sae"]:
-        """Number of firings of each feature over all corpora."""
+        """Return the number of firings of each feature over all corpora."""
         return self.n_active.sum(dim=0)
 
     @property
     def never_fired(self) -> Bool[Tensor, " d_sae"]:
-        """Whether each feature never fired on this text."""
+        """Return a mask of the features that never fired on this text."""
         return self.n_active_in_all == 0
 
     @property
     def density(self) -> Float[Tensor, "corpus d_sae"]:
-        """Share of the counted tokens of each corpus on which a feature fires."""
+        """Return the share of the counted tokens of each corpus on which each feature fires."""
         return self.n_active / self.n_tokens.clamp(min=1).unsqueeze(1)
 
     @property
     def selectivity(self) -> Float[Tensor, " d_sae"] | None:
-        """`log2` of the density in the first corpus over the highest density in any other; None if there is one corpus.
+        """Return `log2` of the density in the first corpus over the highest density in any other corpus; None if there is only one corpus.
 
         Half a count is added to each number of firings.
         """

@@ -39,11 +39,17 @@ def get_residual_directions(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | No
 
 @torch.no_grad()
 def measure_last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
-    """Measure the factors with which the last norm multiplies each dimension.
+    """Measure the factors by which the last norm multiplies each dimension.
 
-    They are measured because some model families (Gemma) add one to the weight that they store. A vector of entries +c and -c has mean 0,
-    and normalization turns it into +1 and -1; everything else that the norm does to it is its gain and its bias. The bias cancels in the
+    They are measured because some model families (Gemma) add one to the weight that they store. A vector with entries +c and -c in
+    equal number has mean 0, and normalization maps it to +1 and -1. What remains is the gain and the bias, and the bias cancels in the
     difference of two such vectors.
+
+    Args:
+        model: the language model.
+
+    Returns:
+        The gains, `(d_model,)`.
     """
     parameter = model.W_U
     signs = torch.ones(model.cfg.d_model, dtype=parameter.dtype, device=parameter.device)
@@ -54,9 +60,14 @@ def measure_last_gain(model: AnyHookedModel) -> Float[Tensor, " d_model"]:
 
 @torch.no_grad()
 def compute_token_logits(lm: HookedLM, directions: Float[Tensor, "d_sae d_model"]) -> Iterator[Float[Tensor, "chunk d_vocab"]]:
-    """`(directions * measure_last_gain) @ W_U`, the mean over the vocabulary taken off, some features at a time.
+    """Yield `(directions * measure_last_gain) @ W_U`, with the mean over the vocabulary subtracted, for a chunk of features at a time.
 
-    The gain of the last norm counts (models are loaded unfolded); its division by the deviation does not, so logits are up to a factor.
+    The gain of the last norm is applied (models are loaded unfolded); its division by the standard deviation is not, so logits are
+    known up to a factor.
+
+    Args:
+        lm: model and SAE.
+        directions: directions of the residual stream.
     """
     gain = measure_last_gain(lm.model)
     W_U = lm.model.W_U.detach().float()

@@ -35,7 +35,11 @@ class HeldContexts:
 
     @classmethod
     def from_survey(cls, survey: Survey) -> HeldContexts:
-        """Return the contexts that a pass has kept."""
+        """Return the contexts that a pass has kept.
+
+        Args:
+            survey: the finished pass.
+        """
         held = sorted(survey.held.items())
         size = survey.lm.cutter.context_size
         tokens = torch.stack([tokens for _, (_, tokens) in held]) if held else torch.empty(0, size, dtype=torch.int32)
@@ -43,7 +47,11 @@ class HeldContexts:
         return cls(torch.tensor([number for number, _ in held], dtype=torch.long), tokens.long(), spans)
 
     def find(self, contexts: Int[Tensor, " row"]) -> Int[Tensor, " row"]:
-        """Return the rows of contexts in `tokens`, given their numbers."""
+        """Return the rows of contexts in `tokens`.
+
+        Args:
+            contexts: numbers of the contexts.
+        """
         return torch.searchsorted(self.numbers, contexts)
 
     def documents_at(self, rows: Int[Tensor, " row"], positions: Int[Tensor, " row"]) -> list[str]:
@@ -160,7 +168,11 @@ def _table(
 
 
 def get_encoder_biases(sae: SAE[Any]) -> Float[Tensor, " d_sae"]:
-    """Return `b_enc`, or NaN if the architecture has none."""
+    """Return `b_enc`, or NaN if the architecture has none.
+
+    Args:
+        sae: the SAE.
+    """
     b_enc = getattr(sae, "b_enc", None)
     return torch.full((sae.cfg.d_sae,), torch.nan) if b_enc is None else b_enc.detach().float().cpu()
 

@@ -33,7 +33,7 @@ class FeatureExamples:
 
     @property
     def main_scale(self) -> float | None:
-        """The dilation that contributes most to the examples; None for a pointwise SAE, or if there is no example."""
+        """Return the dilation that contributes most to the examples; None for a pointwise SAE, or if there is no example."""
         if not self.dilations or not self.examples:
             return None
         totals = [sum(values) for values in zip(*(example.scale_contributions for example in self.examples), strict=True)]

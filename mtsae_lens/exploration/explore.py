@@ -53,7 +53,7 @@ def _kept(state: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
         write_tensors(path, {name: compute()})
     tensors, _ = read_tensors(path, _REMEDY)
     if name not in tensors:
-        raise DataError(f"{path} is damaged (it holds no {name!r}); {_REMEDY}")
+        raise DataError(f"{path}: expected a tensor {name!r} in this file, got none (damaged); {_REMEDY}")
     return tensors[name]
 
 
@@ -66,12 +66,12 @@ def explore(
     settings: Mapping[str, Any],
     about: Callable[[float], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """Find out what every feature does, and write `explore.json`, `features.parquet`, `examples.parquet` and `texts.parquet`.
+    """Measure what every feature does, and write `explore.json`, `features.parquet`, `examples.parquet` and `texts.parquet`.
 
     Args:
         lm: model and SAE, of any architecture.
         corpora: text to explore; `selectivity` compares the first corpus with the others.
-        out: folder for the facts; complete facts in it are left as they are.
+        out: folder for the facts; complete facts in it are kept.
         plan: how much is measured, and how examples are shown.
         settings: everything that the facts depend on, as JSON; a folder with other settings is refused.
         about: returns further content of `explore.json` (`sae`, `provenance`), given the seconds that the run took.
@@ -83,7 +83,7 @@ def explore(
         ConfigError: the folder holds facts that were made with other settings.
         DataError: a corpus has no text, or a file in the folder is damaged.
         OutputError: the folder cannot be written, or another process writes to it.
-        TrainingInterrupted: a signal came; the same call continues.
+        TrainingInterrupted: a signal arrived; the same call resumes the work.
     """
     with hold_output_folder(out):
         return _explore(lm, corpora, out, plan, settings, about)
@@ -100,13 +100,13 @@ def _explore(
     watch, state = Stopwatch(), out / STATE_FOLDER
     check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
     if (out / ABOUT_FILE).exists():
-        shutil.rmtree(state, ignore_errors=True)  # left by a run that was killed after it had written its last file
+        shutil.rmtree(state, ignore_errors=True)  # left by a run that was killed after it wrote its last file
         remedy = f"delete {out / ABOUT_FILE}; the same command makes the facts again"
         content = read_json(out / ABOUT_FILE, dict[str, Any], remedy)
         check_checksums(out, remedy)
         return content
     create_folder(state)
-    with stopped_with(f"finished work is kept in {state}; the same command resumes"):
+    with stopped_with(f"finished work is kept in {state}; run the same command to resume"):
         survey = _pass_over_text(lm, corpora, plan, state)
         effects, attributions = _measure(lm, corpora, survey, state)
         texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
@@ -145,13 +145,15 @@ def _pass_over_text(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> 
 
 
 def _cofiring_interval(corpora: Corpora) -> int:
-    """Return the interval of the co-firing sample. It follows the tokens that exist: else a text that ends early would give a tiny sample."""
+    """Return the interval of the co-firing sample, computed from the tokens that exist: a short text would get a very small sample
+    otherwise.
+    """
     interval = choose_sampling_interval(corpora.n_tokens)
     return interval if interval == 1 else choose_sampling_interval(corpora.n_tokens_available)
 
 
 def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tuple[Effects, Tensor]:
-    """Measure what needs the model again: ablations, attribution to the loss, attribution to earlier tokens."""
+    """Run the measurements that need the model again: ablations, attribution to the loss, attribution to earlier tokens."""
     plan, d_sae = survey.plan, lm.sae.cfg.d_sae
 
     def spread(peaks: Peaks, values: Tensor, n: int) -> Tensor:

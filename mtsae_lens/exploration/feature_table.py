@@ -27,7 +27,7 @@ _FEATURES_AT_ONCE = 4_096
 
 @dataclass(frozen=True, eq=False)
 class Effects:
-    """What was measured after the pass over the text."""
+    """Measurements that follow the pass over the text."""
 
     ablation: Float[Tensor, "d_sae rank 2"]  # NaN where there is no example or no token to predict
     attribution: Float[Tensor, " d_sae"]  # NaN if it was not measured
@@ -59,7 +59,7 @@ def write_features(path: Path, survey: Survey, texts: TokenTexts, effects: Effec
 def _firing_columns(survey: Survey) -> dict[str, pa.Array]:
     counts = survey.counts
     n_active, never_fired = counts.n_active_in_all, counts.never_fired
-    missing = torch.where(never_fired, torch.nan, 0.0)  # is added to values that do not exist for a feature that never fired
+    missing = torch.where(never_fired, torch.nan, 0.0)  # added to values that are undefined for a feature that never fired
     persistence = (counts.persisted / counts.could_persist).T  # NaN at a lag for which no firing has a later position
     selectivity = counts.selectivity
     return {

@@ -21,7 +21,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 class BatchReading:
     """A batch as the SAE reads it."""
 
-    kept: Bool[Tensor, "batch pos"]  # positions that count: neither special tokens nor position 0
+    kept: Bool[Tensor, "batch pos"]  # positions that are counted: neither special tokens nor position 0
     feature_acts: Float[Tensor, "batch pos d_sae"]
     hidden_pre: Float[Tensor, "batch pos d_sae"]
     temporal: TemporalEncoder | None
@@ -30,7 +30,7 @@ class BatchReading:
 
     @cached_property
     def parts(self) -> tuple[TapPart, ...]:
-        """What each scale takes from each offset; empty for a pointwise SAE. It is cached because each part is as large as `x`."""
+        """Return what each scale takes from each offset; empty for a pointwise SAE. It is cached because each part is as large as `x`."""
         return tuple(tap_parts(self.temporal, self.x)) if self.temporal is not None and self.x is not None else ()
 
 
@@ -107,7 +107,11 @@ def compute_features_at(
 
 
 def find_firings(feature_acts: Float[Tensor, "batch pos d_sae"]) -> Firings:
-    """List the activations that are above zero."""
+    """List all activations above zero.
+
+    Args:
+        feature_acts: feature activations of a batch.
+    """
     _, n_positions, d_sae = feature_acts.shape
     flat = feature_acts.flatten()
     place = (flat > 0).nonzero().squeeze(1)

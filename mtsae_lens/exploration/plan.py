@@ -61,5 +61,5 @@ class Plan:
 
     @property
     def window(self) -> int:
-        """Number of tokens of an example, if the context is long enough."""
+        """Return the number of tokens of an example, if the context is long enough."""
         return self.before + 1 + self.after

@@ -21,18 +21,18 @@ STRONGEST = -1  # value of `feature` when none is chosen: every token shows its 
 
 
 class FeatureProbe(anywidget.AnyWidget):
-    """A text box that shows the features of what is typed. Every trait can also be set from Python.
+    """A text box that shows the features of the text in it. Every trait can also be set from Python.
 
     Setting `text`, `feature` or `position` updates the other traits. `error` holds the message of the last error: a text that cannot be
-    read shows nothing, and a feature that does not exist leaves the display as it was.
+    read shows nothing, and a feature that does not exist leaves the display unchanged.
 
     Args:
         lm: model and SAE.
-        facts: facts about the same SAE; features are then named by their top tokens.
-        traits: first values of traits, such as `text`.
+        facts: facts about the same SAE; features are then labeled with their top tokens.
+        traits: initial values of traits, such as `text`.
 
     Raises:
-        ConfigError: the facts are about an SAE with another number of features.
+        ConfigError: the facts describe an SAE with another number of features.
     """
 
     _esm = _FOLDER / "probe.js"

@@ -109,7 +109,11 @@ class Survey:
         self.held = {context: self.held[context] for context in used if context >= 0}
 
     def save(self, path: Path) -> None:
-        """Write the whole state to one file, atomically."""
+        """Write the whole state to one file, atomically.
+
+        Args:
+            path: the file to write.
+        """
         self._forget()
         named = {f"{prefix}.{name}": tensor for prefix, part in self._parts() for name, tensor in _tensors(part).items()}
         named |= {
@@ -148,7 +152,9 @@ class Survey:
             self.held = dict(zip(contexts, zip(spans, tokens, strict=True), strict=True))
             self.n_batches = int(numbers["n_batches"])
         except (KeyError, TypeError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); {_REMEDY}") from error
+            raise DataError(
+                f"{path}: expected the state of a pass over the text, got {type(error).__name__}: {error} (damaged); {_REMEDY}"
+            ) from error
 
     def _parts(self) -> Iterable[tuple[str, Any]]:
         yield "counts", self.counts

@@ -1,1 +1,1 @@
-"""Export of edited models: with the edit attached by a hook, or with weights that imitate it."""
+"""Export edited models: with the edit attached by a hook, or with weights that imitate it."""

@@ -1,4 +1,4 @@
-"""The Hugging Face model under a hooked one: open it, find its parts by name, save it."""
+"""Open the Hugging Face model of a hooked model, find its parts by name, and save it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
 
 @dataclass(frozen=True)
 class Family:
-    """Names of the modules that write to the residual stream: embeddings in the model, the other two in every decoder layer."""
+    """Names of the modules that write to the residual stream: the embeddings in the model, and the other two in every decoder layer."""
 
     embeddings: tuple[str, ...]
     attention_out: str
@@ -50,16 +50,20 @@ class BaseModel:
 
     @property
     def family(self) -> Family:
-        """The names of its modules."""
+        """Return the names of its modules."""
         return FAMILIES[self.model.config.model_type]
 
     @property
     def layers(self) -> nn.ModuleList:
-        """Its decoder layers."""
+        """Return its decoder layers."""
         return decoder_layers(self.model)
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors), configuration and tokenizer into a folder."""
+        """Write weights (safetensors), configuration and tokenizer into a folder.
+
+        Args:
+            folder: the folder.
+        """
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -70,7 +74,7 @@ def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: st
     Args:
         name: `embedded`, `embedded-retrained`, a folder in Hugging Face layout, or a TransformerLens name; a prefix `bridge:` is ignored.
         dtype: dtype of the weights; `auto` for the dtype of the files.
-        device: where to put it.
+        device: device to put the model on.
 
     Raises:
         ModelError: the model cannot be read, or its family is not in `FAMILIES`.
@@ -80,16 +84,21 @@ def open_base(name: str, *, dtype: torch.dtype | str = torch.float32, device: st
         model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, use_safetensors=True, **options)
         tokenizer = AutoTokenizer.from_pretrained(place, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{name}: cannot be opened as a Hugging Face model with safetensors ({error})") from error
+        raise ModelError(
+            f"{name}: expected a Hugging Face model with safetensors, got one that does not load ({error}); download or save it again"
+        ) from error
     _check_type(name, model.config)
     return BaseModel(model.to(device).eval(), tokenizer)
 
 
 def check_family(name: str) -> None:
-    """Raise `ModelError` if a model's configuration says that its family cannot be exported; no weights are read.
+    """Check the configuration of a model for a family that can be exported, without reading weights.
 
     Args:
         name: a name as for `open_base`. A model that is not found passes, because opening it raises the error.
+
+    Raises:
+        ModelError: the family is not in `FAMILIES`.
     """
     try:
         place, options = _place(name)
@@ -111,11 +120,16 @@ def _place(name: str) -> tuple[str, dict[str, Any]]:
 
 def _check_type(name: str, config: Any) -> None:
     if config.model_type not in FAMILIES:
-        raise ModelError(f"{name}: models of type {config.model_type!r} cannot be exported; expected {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"{name}: expected a model of type {', '.join(FAMILIES)} to export, got {config.model_type!r}; give another model"
+        )
 
 
 def hooked_layer(hook_name: str) -> tuple[int, str]:
     """Return the decoder layer and the side (`pre` or `post`) of a hook of the residual stream.
+
+    Args:
+        hook_name: name of the hook.
 
     Raises:
         ModelError: the hook is not `blocks.<layer>.hook_resid_pre` or `blocks.<layer>.hook_resid_post`.
@@ -123,6 +137,7 @@ def hooked_layer(hook_name: str) -> tuple[int, str]:
     match = _RESIDUAL.match(hook_name)
     if match is None:
         raise ModelError(
-            f"an edit at {hook_name} cannot be exported; expected an SAE at blocks.<layer>.hook_resid_pre or blocks.<layer>.hook_resid_post"
+            f"expected an edit at blocks.<layer>.hook_resid_pre or blocks.<layer>.hook_resid_post to export, got {hook_name}; give an SAE at "
+            "such a hook"
         )
     return int(match[1]), match[2]

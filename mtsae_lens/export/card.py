@@ -1,4 +1,4 @@
-"""The README of an exported model: what it is, how to load it, what the edit does, and where it came from."""
+"""Write the README of an exported model: what it is, how to load it, what the edit does, and where the edit came from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from mtsae_lens.splice.edits import Edit
 
 
 def describe_edit(edit: Edit) -> str:
-    """Describe an edit and its gate in a sentence."""
+    """Describe an edit and its gate in one sentence.
+
+    Args:
+        edit: the edit.
+    """
     what = edit.describe()
     return f"{what[0].upper()}{what[1:]}, {edit.gate.describe()}."
 

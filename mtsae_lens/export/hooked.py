@@ -1,4 +1,4 @@
-"""A Hugging Face model folder with the edit attached by a hook, and a loader that needs nothing of this package."""
+"""Write a Hugging Face model folder with an edit attached by a hook, and a loader that does not need this package."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from mtsae_lens.upstream import SAE_CFG_FILENAME
 
 LOADER_FILE = "edited_model.py"
 CHECKED_FILES = ("**/*.safetensors", "**/*.json")
-"""Files of an exported model whose SHA-256 is recorded: all that its numbers depend on."""
+"""Files of an exported model whose SHA-256 digests are recorded: all files that its outputs depend on."""
 
 _LOADING = """The loader needs torch, transformers and safetensors. Run this inside this folder, or with the folder on the Python path:
 
@@ -49,7 +49,7 @@ that the loader checks; `sha256sum --check SHA256SUMS` checks them too."""
 
 
 def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance: dict[str, Any] | None = None) -> float:
-    """Write a folder that holds the base model, the SAE, the edit and a stand-alone loader; load it and compare.
+    """Write a folder with the base model, the SAE, the edit and a stand-alone loader, then load it and compare its logits.
 
     Args:
         folder: the folder to write; an existing one is replaced.
@@ -63,7 +63,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         dtype of `lm.model`.
 
     Raises:
-        ModelError: the hook, SAE, edit, gate or model family cannot be exported, or the model that was written gives other logits.
+        ModelError: the hook, SAE, edit, gate or model family cannot be exported, or the exported model gives different logits.
     """
     layer, side = hooked_layer(lm.splice.hook_name)
     _check_loader_knows("edit", edit, standalone.EDITS)
@@ -96,7 +96,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
 def _check_loader_knows(part: str, value: Serializable, known: Mapping[str, Any]) -> None:
     if value.kind not in known:
         raise ModelError(
-            f"a {type(value).__name__} cannot be exported; expected one of the {part}s that the stand-alone loader knows: {', '.join(known)}"
+            f"expected a {part} that the stand-alone loader knows ({', '.join(known)}), got a {type(value).__name__}; export another {part}"
         )
 
 
@@ -119,7 +119,9 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
         got, expected = _both_logits(model, lm, edit, tokens)
         difference = disagreement(got, expected)
     if difference is not None:
-        raise ModelError(f"the exported model gives other logits than the edited one ({difference})")
+        raise ModelError(
+            f"expected the exported model to give the logits of the edited one, got others ({difference}); report this as a bug"
+        )
     return _largest_difference(got, expected)
 
 
@@ -127,7 +129,7 @@ def _check(folder: Path, lm: HookedLM, edit: Edit) -> float:
 def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
     """Compute both logits from the activations of `lm` at both hooks, and check that the edits agree in all but the last bit.
 
-    In half precision two forms of a model round differently, so a feature near its threshold may fire in one of them only.
+    In half precision, two implementations of a model round differently, so a feature near its threshold may fire in only one of them.
     """
     h, eps = lm.activations(tokens), torch.finfo(lm.model.cfg.dtype).eps
     with _given_activations(model, lm.splice.hook_name, h) as met:
@@ -135,7 +137,8 @@ def _both_logits_from_one_h(model: Any, lm: HookedLM, edit: Edit, tokens: Int[Te
     edited = lm.splice.edited(h, edit, lm.masked(tokens))
     if not torch.allclose(met[-1].float(), edited.float(), rtol=eps, atol=1e-5 * h.abs().max().item()):
         raise ModelError(
-            f"the exported edit gives other activations (they differ by {(met[-1] - edited).abs().max().item():.3g})"
+            f"expected the exported edit to give the same activations, got a difference of {(met[-1] - edited).abs().max().item():.3g}; "
+            "report this as a bug"
         )
     return got, expected
 
@@ -150,7 +153,7 @@ def _exact_logits(model: Any, lm: HookedLM, tokens: Int[Tensor, "batch pos"]) ->
 
 @contextmanager
 def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d_model"]) -> Iterator[list[Tensor]]:
-    """Replace the activations that an exported edit reads by `h` while the block runs; collect in the list what the edit makes of them."""
+    """Replace the activations that an exported edit reads by `h` within this context, and collect the edited activations in the list."""
     number, side = hooked_layer(hook_name)
     layer, met = standalone.decoder_layers(model)[number], list[Tensor]()
 
@@ -166,7 +169,7 @@ def _given_activations(model: Any, hook_name: str, h: Float[Tensor, "batch pos d
     def note_written(_: Any, args: Any, output: Any) -> None:
         met.append(output[0] if isinstance(output, tuple) else output)
 
-    if side == "pre":  # the edit's own hook stands between the two
+    if side == "pre":  # the hook of the edit runs between these two
         handles = [
             layer.register_forward_pre_hook(read, with_kwargs=True, prepend=True),
             layer.register_forward_pre_hook(note_read, with_kwargs=True),

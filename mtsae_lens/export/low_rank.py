@@ -1,9 +1,9 @@
-"""Imitation of an edit in the weights: a fine-tune of low rank towards the model with the edit at its hook.
+"""Imitate an edit in the weights by a low-rank fine-tune towards the model with the edit at its hook.
 
     minimize  mean over tokens of KL(model with the edit || student),    W -> W + A B / rank,   A (out, rank), B (rank, in)
 
-for every matrix W of the layers from the hook's own on (LoRA, Hu et al. 2021, arXiv 2106.09685). B starts at random and A at zero, so the
-student starts as the clean model; in the end A B is added to W, and what is left is a model like any other.
+for every matrix W of the layers from the hook's layer on (LoRA, Hu et al. 2021, arXiv 2106.09685). B is initialized at random and A
+with zeros, so the student starts as the clean model. At the end A B is added to W, and the result is an ordinary model.
 """
 
 from __future__ import annotations
@@ -30,25 +30,36 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 
 @dataclass(frozen=True)
 class LowRankSettings:
-    """How the student is trained."""
+    """How the student is trained.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
 
     rank: int = 16
     n_steps: int = 200
     batch_size: int = 8
     """Contexts per step; half of them are forget text."""
     lr: float = 1e-2
-    """Peak learning rate of AdamW, with cosine decay to zero. On the embedded model a third of it was worse on every text."""
+    """Peak learning rate of AdamW, with cosine decay to zero. On the embedded model, a third of this value was worse on every text."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.n_steps < 1 or self.batch_size < 2 or not self.lr > 0:
             raise ConfigError(
-                f"rank, n_steps and lr must be positive, batch_size at least 2; got {self.rank}, {self.n_steps}, {self.lr}, {self.batch_size}"
+                f"expected positive rank, n_steps and lr, and batch_size of at least 2, got {self.rank}, {self.n_steps}, {self.lr} and "
+                f"{self.batch_size}; change them"
             )
 
 
 class LowRank(nn.Module):
-    """`W + A B / rank` in place of W."""
+    """A parametrization that replaces W by `W + A B / rank`.
+
+    Args:
+        weight: W.
+        rank: rank of the change.
+        generator: source of randomness of B.
+    """
 
     def __init__(self, weight: Float[Tensor, "rows columns"], rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -58,7 +69,11 @@ class LowRank(nn.Module):
         self.B = nn.Parameter(noise.to(weight.device))
 
     def forward(self, weight: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
-        """Return the changed matrix."""
+        """Return the changed matrix.
+
+        Args:
+            weight: W.
+        """
         return weight + (self.A @ self.B).to(weight.dtype) / self.A.shape[1]
 
 
@@ -82,7 +97,7 @@ def train_low_rank(
         DataError: there is no text to retain.
     """
     if not retain:
-        raise DataError("a low-rank fine-tune needs text to retain beside the text to forget; give --retain")
+        raise DataError("expected text to retain for a low-rank fine-tune, got none; give --retain")
     layer, _ = hooked_layer(lm.splice.hook_name)
     generator = torch.Generator().manual_seed(settings.seed)
     base.model.requires_grad_(False)
@@ -105,7 +120,7 @@ def train_low_rank(
 
 
 def _step(base: BaseModel, lm: HookedLM, edit: Edit, batches: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> float:
-    """Make one update; contexts of different lengths are run one after the other."""
+    """Make one update; contexts of different lengths are run in separate batches."""
     loss = torch.zeros((), device=lm.model.cfg.device)
     n_tokens = sum(int((~lm.cutter.special_positions(tokens)[:, 1:]).sum()) for tokens in batches)
     for batch in batches:

@@ -1,14 +1,14 @@
-"""Imitation of an edit in the weights: directions projected out of all that is written to the residual stream before the hook.
+"""Imitate an edit in the weights by projecting directions out of everything that is written to the residual stream before the hook.
 
-A hook takes directions out of h, the residual stream that it meets: `h' = h - (1 + m) B^T B (h - c)`. In weights, the same map is applied
-to every term whose sum h is:
+A hook removes directions from the residual stream h at its place: `h' = h - (1 + m) B^T B (h - c)`. In the weights, the same map is
+applied to every term of the sum h:
 
     h = W_E[token] + W_pos[position] + sum over layers before the hook of (attention W_O + b_O) + (MLP W_out + b_out)
     W -> W (1 - (1 + m) B^T B) for each of them, and (1 + m) B^T B c added to W_E
 
-This is the hook's edit exactly where nothing before the hook reads the stream: at `blocks.0.hook_resid_pre`. Elsewhere the earlier
-layers read a stream that lacks the directions too, so they write something else; how much is measured, not assumed. There is no gate in
-weights: the projection is always on, at special tokens too.
+The result equals the hook's edit only if nothing before the hook reads the stream, that is at `blocks.0.hook_resid_pre`. At other
+hooks, the earlier layers read a stream without the directions, so they write something else; the difference is measured, not assumed.
+Weights have no gate: the projection is always active, at special tokens too.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mtsae_lens.splice.edits import DirectionEdit
 
 @torch.no_grad()
 def project_weights(base: BaseModel, edit: DirectionEdit, hook_name: str) -> None:
-    """Apply the map of an edit, in place, to all that is written to the residual stream before a hook.
+    """Apply the map of an edit, in place, to everything that is written to the residual stream before a hook.
 
     Args:
         base: the model to change.
@@ -35,7 +35,7 @@ def project_weights(base: BaseModel, edit: DirectionEdit, hook_name: str) -> Non
         hook_name: a hook of the residual stream.
 
     Raises:
-        ModelError: the hook is not one of the residual stream.
+        ModelError: the hook is not a hook of the residual stream.
     """
     layer, side = hooked_layer(hook_name)
     device = base.model.device
@@ -64,7 +64,7 @@ def _writers(base: BaseModel, n_layers: int) -> Iterator[Any]:
 
 
 def _untie(base: BaseModel) -> None:
-    """Give the unembedding its own weights where it shares those of the embedding: it reads the stream and does not write to it."""
+    """Separate the unembedding from the embedding if they share weights, because the unembedding does not write to the stream."""
     if base.model.config.tie_word_embeddings:
         head = base.model.get_output_embeddings()
         head.weight = nn.Parameter(head.weight.detach().clone())

@@ -1,7 +1,7 @@
-"""An SAE's encoder reduced to plain tensors and a few settings, which is all that the stand-alone loader reads.
+"""Reduce an SAE's encoder to plain tensors and a few settings, which is all that the stand-alone loader reads.
 
-Every causal encoder is the same computation, that of `mtsae_lens.export.standalone`: one that reads the token alone has one scale whose
-filter is 1.
+Every causal encoder is the same computation, that of `mtsae_lens.export.standalone`: an encoder that reads the token alone has one
+scale whose filter is 1.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         sae: the SAE.
 
     Returns:
-        Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in (d_in,)`,
-        `W_context ((n_scales - 1) * d_in, context_rank)` for an encoder of that rank, whose `W_enc` is `(d_in + context_rank, d_sae)`, and
-        `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`, `activation`, `k`.
+        Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in
+            (d_in,)`, `W_context ((n_scales - 1) * d_in, context_rank)` for an encoder of that rank, whose `W_enc` is
+            `(d_in + context_rank, d_sae)`, and `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`,
+            `activation`, `k`.
 
     Raises:
-        ModelError: another architecture, an encoder that reads later positions, or inputs that are normalized one by one.
+        ModelError: the architecture is not supported, the encoder reads later positions, or each input is normalized separately.
     """
     if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
         raise ModelError(
-            f"an SAE with normalize_activations={sae.cfg.normalize_activations!r} cannot be exported; expected one whose norm is folded "
-            "into its weights ('none')"
+            "expected an SAE with normalize_activations='none' (the norm folded into the weights) to export, got "
+            f"{sae.cfg.normalize_activations!r}; train an SAE with 'none'"
         )
     if isinstance(sae, MTSAE):
         tensors, settings = _temporal(sae)
@@ -46,7 +47,8 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, settings = _plain(sae)
     else:
         raise ModelError(
-            f"an SAE of architecture {sae.cfg.architecture()!r} cannot be exported; expected mtsae, standard, topk, batchtopk or jumprelu"
+            "expected an SAE of architecture mtsae, standard, topk, batchtopk or jumprelu to export, got "
+            f"{sae.cfg.architecture()!r}; train one of these"
         )
     tensors["b_in"] = sae.b_dec * float(sae.cfg.apply_b_dec_to_input)
     return {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}, settings
@@ -56,8 +58,8 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
     cfg = sae.cfg
     if cfg.padding != "causal":
         raise ModelError(
-            f"this SAE has padding={cfg.padding!r}: its encoder reads later positions, which do not exist yet when a model generates; train "
-            "one with padding='causal'"
+            f"expected a causal encoder to export, got padding={cfg.padding!r}, which reads later positions; train an SAE with "
+            "padding='causal'"
         )
     if sae.has_memory:
         raise ModelError(
@@ -76,7 +78,7 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _plain(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reduce an SAE of SAELens; where it scales pre-activations by the decoder's norms, fold the norms into the weights."""
+    """Reduce a SAELens SAE; if it scales pre-activations by the decoder norms, fold the norms into the weights."""
     norms = torch.ones_like(sae.W_dec[:, 0])
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         norms = sae.W_dec.norm(dim=-1)

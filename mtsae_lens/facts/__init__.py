@@ -1,1 +1,1 @@
-"""Facts of features: the folder that `mtsae explore` writes, its columns, and the one reader of it."""
+"""Declare, read and inspect the facts about features: the folder that `mtsae explore` writes, and its columns."""

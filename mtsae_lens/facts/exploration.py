@@ -1,4 +1,4 @@
-"""Look at facts in Python: a table of all features, and records of single features and examples."""
+"""Inspect facts in Python: a table of all features, and records of single features and examples."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Exploration:
     """Facts about the features of an SAE.
 
-    `Exploration.open(folder)` reads what `mtsae explore` wrote. `features` is a table with a row for each feature, `feature(885)` returns the
-    facts of one feature, and `examples(885)` returns the texts on which it fires most.
+    `Exploration.open(folder)` reads what `mtsae explore` wrote. `features` is a table with a row for each feature, `feature(885)`
+    returns the facts of one feature, and `examples(885)` returns the texts on which it fires most.
     """
 
     def __init__(self, files: FactsFolder) -> None:
@@ -47,22 +47,22 @@ class Exploration:
 
     @property
     def folder(self) -> Path:
-        """The folder of the facts."""
+        """Return the folder of the facts."""
         return self._files.path
 
     @property
     def about(self) -> dict[str, Any]:
-        """The content of `explore.json`: what was explored, and how."""
+        """Return the content of `explore.json`: what was explored, and how."""
         return self._files.about
 
     @cached_property
     def table(self) -> pa.Table:
-        """`features.parquet` as an Arrow table."""
+        """Return `features.parquet` as an Arrow table."""
         return self._files.feature_table()
 
     @cached_property
     def features(self) -> pd.DataFrame:
-        """One row per feature, with the columns of `FeatureFacts`; lists are arrays, and missing numbers are NaN."""
+        """Return one row per feature, with the columns of `FeatureFacts`; lists are arrays, and missing numbers are NaN."""
         return self.table.to_pandas()
 
     def feature(self, feature: int) -> FeatureFacts:
@@ -85,7 +85,7 @@ class Exploration:
             kind: "top" or "sampled"; None for both.
 
         Raises:
-            ConfigError: the SAE has no such feature, or there is no such kind.
+            ConfigError: the SAE does not have the feature, or the kind does not exist.
         """
         self._check(feature)
         if kind not in (None, "top", "sampled"):

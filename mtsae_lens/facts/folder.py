@@ -19,7 +19,7 @@ FORMAT = "mtsae-exploration-1"
 ABOUT_FILE, FEATURES_FILE, EXAMPLES_FILE, TEXTS_FILE = "explore.json", "features.parquet", "examples.parquet", "texts.parquet"
 TABLES: dict[str, Record] = {FEATURES_FILE: FeatureFacts, EXAMPLES_FILE: Example, TEXTS_FILE: TextFacts}
 N_STRONGEST = 8
-"""Features kept for each token of a text, also in folders whose `explore.json` does not say it."""
+"""Features kept for each token of a text, also in folders whose `explore.json` does not record the number."""
 
 _REMEDY = "delete its folder and run `mtsae explore` again"
 _ROWS_AT_ONCE = 2048
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class FactsFolder:
-    """What `mtsae explore` found about the features of an SAE, as tables that can be read in pieces.
+    """The facts that `mtsae explore` wrote about the features of an SAE, as tables that can be read in pieces.
 
     Args:
         path: the folder.
@@ -66,12 +66,14 @@ class FactsFolder:
         for name, record in TABLES.items():
             missing = sorted(set(required_columns(record)) - set(folder._file(name).schema_arrow.names))
             if missing:
-                raise DataError(f"{path / name}: expected the columns {', '.join(missing)}, got none of these names; {_REMEDY}")
+                raise DataError(
+                    f"{path / name}: expected the columns {', '.join(missing)}, got a table without them; {_REMEDY}"
+                )
         return folder
 
     @property
     def n_features(self) -> int:
-        """Number of features."""
+        """Return the number of features."""
         return int(self._file(FEATURES_FILE).metadata.num_rows)
 
     def features(self) -> Iterator[Row]:
@@ -113,7 +115,7 @@ class FactsFolder:
                 self.path / name, columns=[column for column in schema.names if column in present], filters=filters
             )
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path / name} is damaged ({error}); {_REMEDY}") from error
+            raise DataError(f"{self.path / name}: expected a Parquet file, got {error} (damaged); {_REMEDY}") from error
         for field in schema:
             if field.name not in present:
                 table = table.append_column(field, pa.nulls(len(table), field.type))
@@ -123,4 +125,4 @@ class FactsFolder:
         try:
             return pq.ParquetFile(self.path / name)
         except (OSError, pa.ArrowException) as error:
-            raise DataError(f"{self.path / name} is damaged ({error}); {_REMEDY}") from error
+            raise DataError(f"{self.path / name}: expected a Parquet file, got {error} (damaged); {_REMEDY}") from error

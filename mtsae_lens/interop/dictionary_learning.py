@@ -45,10 +45,10 @@ class SAELensDictionary(nn.Module):
 
         Args:
             path: a folder in SAELens's layout, or `hub:OWNER/NAME:SAE_ID`.
-            device: where to put the SAE.
+            device: device to put the SAE on.
 
         Raises:
-            ModelError: there is no SAE, or it is damaged.
+            ModelError: the SAE does not exist or is damaged.
         """
         if str(path).startswith(HUB_PREFIX):
             return cls(load_from_hub(str(path), device))
@@ -61,17 +61,22 @@ class SAELensDictionary(nn.Module):
 
     @property
     def activation_dim(self) -> int:
-        """Width of the activations, `d_in`."""
+        """Return the width of the activations, `d_in`."""
         return self.sae.cfg.d_in
 
     @property
     def dict_size(self) -> int:
-        """Number of features, `d_sae`."""
+        """Return the number of features, `d_sae`."""
         return self.sae.cfg.d_sae
 
     @override
     def to(self, *args: Any, **kwargs: Any) -> SAELensDictionary:
-        """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device."""
+        """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device.
+
+        Args:
+            *args: device or dtype, as for `nn.Module.to`.
+            **kwargs: as for `nn.Module.to`.
+        """
         self.sae.to(*args, **kwargs)
         return self
 
@@ -92,7 +97,11 @@ class SAELensDictionary(nn.Module):
         return self.sae.encode(x)
 
     def decode(self, f: Float[Tensor, "*batch dict_size"]) -> Float[Tensor, "*batch activation_dim"]:
-        """Compute the reconstruction from feature activations."""
+        """Compute the reconstruction from feature activations.
+
+        Args:
+            f: feature activations.
+        """
         return self.sae.decode(f)
 
     def forward(self, x: Tensor, output_features: bool = False) -> Tensor | tuple[Tensor, Tensor]:

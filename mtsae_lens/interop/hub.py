@@ -1,7 +1,7 @@
 """Upload SAEs to the Hugging Face hub and load them, with SAELens's own functions.
 
-The layout is SAELens's: a folder for each SAE with `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`. An uploaded SAE loads with
-`SAE.from_pretrained`, bit for bit. A model card is added to the folder, and to the repository if that has no README.
+The layout is SAELens's: a folder for each SAE with `cfg.json`, `sae_weights.safetensors` and `sparsity.safetensors`. An uploaded SAE
+loads with `SAE.from_pretrained`, bit for bit. A model card is added to the folder, and to the repository if that has no README.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def write_upload(
 ) -> Path:
     """Write the files of an upload as they will be on the hub: `out/README.md` and `out/SAE_ID/...`.
 
-    Weights are copied byte for byte. Paths of this machine are not shared: `cfg.json` names a local model or text `elsewhere:NAME`, where NAME
-    is the last part of its path, and `runner_cfg.json`, which holds many paths, is left out.
+    Weights are copied byte for byte. Paths of this machine are not shared: `cfg.json` names a local model or text `elsewhere:NAME`,
+    where NAME is the last part of its path, and `runner_cfg.json`, which holds many paths, is left out.
 
     Args:
         sae_dir: folder of a trained SAE.
@@ -118,7 +118,7 @@ def upload_sae(sae_dir: Path, repo_id: str, sae_id: str, *, private: bool = Fals
             if isinstance(error, OutputError):
                 raise
             raise OutputError(
-                f"{repo_id}: the upload failed ({_one_line(error)}); check the network, and log in with: hf auth login"
+                f"{repo_id}: expected an upload, got an error ({_one_line(error)}); check the network, and log in with: hf auth login"
             ) from error
     return f"{HUB_PREFIX}{repo_id}:{sae_id}"
 
@@ -128,11 +128,11 @@ def load_from_hub(reference: str, device: str = "cpu") -> SAE[Any]:
 
     Args:
         reference: `hub:REPO_ID:SAE_ID`; `REPO_ID` may also be a release that SAELens lists.
-        device: where to put the SAE.
+        device: device to put the SAE on.
 
     Raises:
         ConfigError: the reference is malformed.
-        ModelError: there is no such SAE, its files are damaged, or the hub cannot be reached.
+        ModelError: the SAE does not exist, its files are damaged, or the hub cannot be reached.
     """
     repo_id, separator, sae_id = reference.removeprefix(HUB_PREFIX).partition(":")
     if not (reference.startswith(HUB_PREFIX) and separator and repo_id and sae_id):
@@ -142,7 +142,7 @@ def load_from_hub(reference: str, device: str = "cpu") -> SAE[Any]:
         return SAE.from_pretrained(repo_id, sae_id, device=device, dtype=cfg.get("dtype", "float32"))
     except (HfHubHTTPError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise ModelError(
-            f"{reference}: the SAE cannot be loaded from the hub ({_one_line(error)}); check its name and the network"
+            f"{reference}: expected an SAE on the hub, got an error ({_one_line(error)}); check its name and the network"
         ) from error
 
 

@@ -3,7 +3,8 @@
 These fields of SAEDashboard's `NeuronpediaDashboardFeature` are filled for each feature:
 
 - `feature_index`, `frac_nonzero` (share of tokens), `n_prompts_total`, `n_tokens_in_prompt`, `dataset`;
-- `pos_str`, `pos_values`, `neg_str`, `neg_values`: promoted and suppressed tokens. The mean over the vocabulary is subtracted from our values;
+- `pos_str`, `pos_values`, `neg_str`, `neg_values`: promoted and suppressed tokens. The mean over the vocabulary is subtracted from our
+  values;
 - `freq_hist_data_bar_values`, `freq_hist_data_bar_heights`: centers of the bins, which are logarithmic here, and the firings in each bin;
 - `activations`: windows of text with `tokens`, `values`, `qualifying_token_index` (the peak), `bin_min`, `bin_max`, `bin_contains`. Top
   examples have the bin (-1, maximum, -1), as in SAEDashboard. Sampled examples have the fifth of [0, maximum] that holds their peak, and
@@ -12,8 +13,8 @@ These fields of SAEDashboard's `NeuronpediaDashboardFeature` are filled for each
 These fields are empty because the facts do not hold them: `logits_hist_*` (over the whole vocabulary), `decoder_weights_dist`, `vector`,
 `neuron_alignment_*` and `correlated_*` (correlations of activations; the co-firing of the facts is a different statistic).
 
-SAEDashboard refuses keys that it does not know. The facts that only a temporal SAE has are therefore written beside it, as `temporal-N.json`
-with the same number. The `examples` in it are in the order of `activations`.
+SAEDashboard refuses keys that it does not know. The facts that only a temporal SAE has are therefore written beside it, as
+`temporal-N.json` with the same number. The `examples` in it are in the order of `activations`.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def interval(activation: float, highest: float, histogram: Sequence[int], edges:
     total = sum(histogram)
     if not total:
         return low, high, 0.0
-    # The outermost bins also hold what lies beyond their edges.
+    # The outermost bins also count values beyond their edges.
     below = np.interp([low, high], [0.0, *edges[1:-1], max(highest, edges[-1])], np.concatenate([[0], np.cumsum(histogram)]))
     end = total if number == N_INTERVALS - 1 else below[1]  # no firing lies above the highest
     return low, high, float(end - below[0]) / total

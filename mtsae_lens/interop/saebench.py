@@ -1,6 +1,6 @@
 """Run SAEBench's evaluations on an MTSAE or any other SAELens SAE.
 
-This module does not import sae-bench, because sae-bench 0.6.0 requires numpy below 2. It needs an environment of its own: see
+This module does not import sae-bench, because sae-bench 0.6.0 requires numpy below 2. It needs a separate environment: see
 `examples/saebench/`.
 
 Which evaluations of SAEBench 0.6.0 work with an encoder that reads earlier positions depends on what they pass to `sae.encode`:
@@ -16,8 +16,8 @@ Which evaluations of SAEBench 0.6.0 work with an encoder that reads earlier posi
 | RAVEL | one position of each prompt, (rows, d_in) | refused |
 | autointerp | chosen features by slicing `W_enc`, per architecture | not possible |
 
-SAEBench's `explained_variance` is not the metric that SAELens and `mtsae evaluate` report under that name: it subtracts the square of a mean
-of squares, not of the mean, from the mean square, so it is not centered.
+SAEBench's `explained_variance` is not the metric that SAELens and `mtsae evaluate` report under that name: it subtracts the square of a
+mean of squares, not of the mean, from the mean square, so it is not centered.
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ class SAEBenchAdapter(nn.Module):
 
     @property
     def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
-        """The decoder of the SAE."""
+        """Return the decoder of the SAE."""
         return self.sae.W_dec
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
-        """The encoder of a pointwise SAE.
+        """Return the encoder of a pointwise SAE.
 
         Raises:
             ModelError: the SAE is temporal, so its encoder has no directions in `d_in` to compare.
@@ -120,17 +120,22 @@ class SAEBenchAdapter(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the SAE."""
+        """Return the device of the SAE."""
         return self.sae.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the SAE."""
+        """Return the dtype of the SAE."""
         return self.sae.dtype
 
     @override
     def to(self, *args: Any, **kwargs: Any) -> SAEBenchAdapter:
-        """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device."""
+        """Move the SAE. `nn.Module.to` is overridden because an SAE records its dtype and device.
+
+        Args:
+            *args: device or dtype, as for `nn.Module.to`.
+            **kwargs: as for `nn.Module.to`.
+        """
         self.sae.to(*args, **kwargs)
         self.cfg.device, self.cfg.dtype = str(self.sae.device), self.sae.cfg.dtype
         return self
@@ -152,11 +157,19 @@ class SAEBenchAdapter(nn.Module):
         return self.sae.encode(self._walled(x))
 
     def decode(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_in"]:
-        """Compute the reconstruction from feature activations."""
+        """Compute the reconstruction from feature activations.
+
+        Args:
+            feature_acts: feature activations.
+        """
         return self.sae.decode(feature_acts)
 
     def forward(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
-        """Compute the reconstruction of activations of the language model."""
+        """Compute the reconstruction of activations of the language model.
+
+        Args:
+            x: activations of the language model.
+        """
         return self.decode(self.encode(x))
 
     @contextmanager

@@ -1,1 +1,1 @@
-"""Records in, self-contained pages out. Knows numbers and names only: no model, no SAE."""
+"""Turn records into self-contained pages. Nothing here knows about models or SAEs, only numbers and names."""

@@ -1,4 +1,4 @@
-"""Figures of the unlearning benchmark."""
+"""Draw figures of the unlearning benchmark."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SYMBOLS = ("circle", "square-open", "diamond-open")
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return line and marker of every name: a color and a symbol for each method, a dash for each variant (what follows a comma)."""
+    """Return line and marker of every name: a color and a symbol per method, and a dash style per variant (the part after a comma)."""
     methods = list(dict.fromkeys(name.split(",")[0] for name in names))
     n_variants = dict.fromkeys(methods, 0)
     styles = {}
@@ -30,19 +30,19 @@ def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
 
 
 class CostPoint(Protocol):
-    """What a method adds to the loss on forget, near and far text at one budget."""
+    """The increase of the loss on forget, near and far text by one method at one budget."""
 
     @property
     def forget(self) -> Interval:
-        """Nats added to the forget text."""
+        """Return the increase on the forget text."""
 
     @property
     def near(self) -> Interval | None:
-        """Nats added to the near text that lost most; None without near text."""
+        """Return the increase on the near text that is affected most; None without near text."""
 
     @property
     def far(self) -> Interval:
-        """Nats added to the far text that lost most."""
+        """Return the increase on the far text that is affected most."""
 
 
 def cost_curves(curves: Mapping[str, Sequence[CostPoint]], reference: float | None, cost: str) -> go.Figure:
@@ -50,8 +50,8 @@ def cost_curves(curves: Mapping[str, Sequence[CostPoint]], reference: float | No
 
     Args:
         curves: points by method.
-        reference: nats that the model that never saw the text loses more than the clean one; None without one.
-        cost: `near` or `far`, which cost is drawn.
+        reference: increase of the reference's loss on the forget text over the clean model's, in nats per token; None without one.
+        cost: the cost to draw: `near` or `far`.
     """
     figure, styles = go.Figure(), _styles(list(curves))
     for name, points in curves.items():
@@ -78,19 +78,24 @@ def cost_curves(curves: Mapping[str, Sequence[CostPoint]], reference: float | No
 
 
 class RelearningPoint(Protocol):
-    """The loss on the forget text after so many steps of relearning."""
+    """The loss on the forget text after a number of steps of relearning."""
 
     @property
     def step(self) -> int:
-        """How many steps."""
+        """Return the number of steps."""
 
     @property
     def nll(self) -> float:
-        """The loss, nats per token."""
+        """Return the loss, in nats per token."""
 
 
 def relearning_curves(curves: Mapping[str, Sequence[RelearningPoint]], clean: float) -> go.Figure:
-    """Draw the loss on the forget text while an attacker teaches it again, one line per method; dashed: the model before unlearning."""
+    """Draw the loss on the forget text during relearning, one line per method; the dashed line is the model before unlearning.
+
+    Args:
+        curves: points by method.
+        clean: loss of the model before unlearning, in nats per token.
+    """
     figure, styles = go.Figure(), _styles(list(curves))
     for name, points in curves.items():
         figure.add_scatter(

@@ -1,4 +1,4 @@
-"""Features with their strongest examples, as HTML."""
+"""Show features with their strongest examples, as HTML."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from markupsafe import Markup
 
 
 def feature_cards(features: Sequence[Any]) -> Markup:
-    """One card per feature; takes records with `feature, density, n_tokens, dilations, main_scale, examples`."""
+    """Make one card per feature.
+
+    Args:
+        features: records with `feature, density, n_tokens, dilations, main_scale, examples`.
+    """
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True)
     return Markup(environment.get_template("features.html").render(features=[f for f in features if f.examples]))

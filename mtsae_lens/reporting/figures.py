@@ -1,4 +1,4 @@
-"""Figures of training, of the effects of edits and of sweeps."""
+"""Draw figures of training, of the effects of edits and of sweeps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def error_bars(intervals: Sequence[Interval], **style: Any) -> dict[str, Any]:
     """Draw error bars around means in plotly's form: distances from the mean.
 
     Args:
-        intervals: one for each point.
+        intervals: one interval per point.
         style: further properties of plotly's error bars.
     """
     return {
@@ -38,7 +38,11 @@ def error_bars(intervals: Sequence[Interval], **style: Any) -> dict[str, Any]:
 
 
 def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figure:
-    """Explained variance, loss, L0 and dead features over steps, one line per training run."""
+    """Draw explained variance, loss, L0 and dead features over training steps, one line per run.
+
+    Args:
+        logs: rows of the training log, by run.
+    """
     figure = make_subplots(rows=2, cols=2, subplot_titles=[title for _, title in _CURVES], vertical_spacing=0.16)
     for number, (name, rows) in enumerate(logs.items()):
         for place, (key, _) in enumerate(_CURVES):
@@ -52,7 +56,7 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figur
                 row=place // 2 + 1,
                 col=place % 2 + 1,
             )
-    # the first steps overshoot so far that nothing else would be visible
+    # the first steps overshoot so much that nothing else would be visible
     figure.update_yaxes(range=[-0.2, 1.0], row=1, col=1)
     figure.update_yaxes(type="log", row=1, col=2)
     figure.update_layout(height=560, legend={"orientation": "h", "y": -0.1})
@@ -60,7 +64,12 @@ def training_curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> go.Figur
 
 
 def scale_curves(rows: Sequence[Mapping[str, Any]], dilations: Sequence[int]) -> go.Figure:
-    """How much weight the encoder gives each time scale, over steps."""
+    """Draw the norm of each scale's encoder rows over training steps.
+
+    Args:
+        rows: rows of the training log.
+        dilations: dilations of the scales.
+    """
     figure = go.Figure()
     for number, dilation in enumerate(dilations):
         key = f"metrics/scale_{dilation}_encoder_norm"
@@ -75,10 +84,10 @@ def scale_curves(rows: Sequence[Mapping[str, Any]], dilations: Sequence[int]) ->
 
 
 def effect_bars(effects: Mapping[str, Mapping[str, Interval]], forget: Collection[str] = ()) -> go.Figure:
-    """Draw nats added per token, by corpus and method; text to keep has a panel and an axis of its own, where the cost is read.
+    """Draw the increase of the loss by corpus and method. Retain text has a separate panel and axis, on which the cost can be read.
 
     Args:
-        effects: nats added by method and corpus, with a 95% interval or with the least and the most of several draws.
+        effects: increase in nats per token by method and corpus, with a 95% interval or with the smallest and largest of several draws.
         forget: names of the corpora to forget; empty puts all corpora into one panel.
     """
     names = list(next(iter(effects.values())))
@@ -108,30 +117,34 @@ def effect_bars(effects: Mapping[str, Mapping[str, Interval]], forget: Collectio
 
 
 class TriedSetting(Protocol):
-    """One setting of a sweep and what it did, in nats per token."""
+    """One setting of a sweep and its effects, in nats per token."""
 
     @property
     def setting(self) -> Mapping[str, object]:
-        """How the edit was made, by name."""
+        """Return how the edit was made, by name."""
 
     @property
     def forget(self) -> float:
-        """Nats added to the forget text."""
+        """Return the increase of the loss on the forget text."""
 
     @property
     def near(self) -> float:
-        """Nats added to the near text that lost most."""
+        """Return the increase of the loss on the near text that is affected most."""
 
     @property
     def far(self) -> float:
-        """Nats added to the far text that lost most."""
+        """Return the increase of the loss on the far text that is affected most."""
 
 
 def sweep_scatter(sweep: Sequence[TriedSetting], budgets: Mapping[str, float]) -> go.Figure:
     """Draw forgetting against cost, one point per setting tried on TUNE; dashed lines are the budgets.
 
-    The axis of cost is logarithmic: most settings cost next to nothing, and on an even axis they would be one point. What costs less than
-    `LEAST_COST`, or gains, stands at its left end.
+    The cost axis is logarithmic, because most settings cost next to nothing and would be one point on a linear axis. Costs below
+    `LEAST_COST`, and gains, are drawn at its left end.
+
+    Args:
+        sweep: the settings and their effects.
+        budgets: the budgets by role.
     """
     figure = go.Figure()
     for number, role in enumerate(("near", "far")):

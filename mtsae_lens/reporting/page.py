@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: opens from disk, needs no network, follows the reader's dark mode."""
+"""Write a report as one HTML file that contains everything: it opens from disk, needs no network, and follows the reader's dark mode."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a sentence that says what to see, and what to look at."""
+    """A heading, a sentence that says what to look for, and a table, a figure or HTML."""
 
     title: str
     text: str = ""
@@ -61,25 +61,25 @@ def _figure(figure: go.Figure) -> Markup:
 
 
 def _short(text: str) -> str:
-    """Shorten the paths in a text; markup stays markup."""
+    """Shorten the paths in a text; markup remains markup."""
     return type(text)(shorten(text))
 
 
 def write_report(
     out: Path, title: str, lead: str, sections: Sequence[Section], provenance: dict[str, Any], summary: Sequence[str] = ()
 ) -> Path:
-    """Write `report.html` into a folder, whole or not at all; no absolute path of the machine stands in it.
+    """Write `report.html` into a folder, whole or not at all, without absolute paths of the machine.
 
     Args:
         out: the folder.
         title: heading of the page.
-        lead: what was done, in a sentence.
-        sections: in order; the section number n has the anchor `section-n`, from 1 on.
-        provenance: how it was made.
-        summary: what came of it, in a few sentences that stand before everything else.
+        lead: what was done, in one sentence.
+        sections: the sections in order; section number n, from 1 on, has the anchor `section-n`.
+        provenance: how the results were made.
+        summary: the results in a few sentences, shown before everything else.
 
     Returns:
-        The page.
+        Path of the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True, trim_blocks=True, lstrip_blocks=True

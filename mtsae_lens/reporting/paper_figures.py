@@ -1,4 +1,4 @@
-"""Figures of the paper's reproduction: every seed is drawn, and the mean."""
+"""Draw the figures of the paper's reproduction, with every seed and the mean."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def step_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Map
     """Draw one panel per quantity over training steps, one line per seed (figure 1a).
 
     Args:
-        curves: by seed and quantity, one value per step; `step` holds the steps.
-        titles: of the panels, by quantity.
+        curves: one value per step, by seed and quantity; `step` holds the steps.
+        titles: titles of the panels, by quantity.
     """
     n_columns = 3
     figure = make_subplots(
@@ -45,7 +45,14 @@ def step_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], titles: Map
 def seed_panels(
     values: Mapping[str, Mapping[str, Sequence[float | None]]], titles: Mapping[str, str], published: Mapping[str, float]
 ) -> go.Figure:
-    """Draw one panel per metric, one column per group, a point per seed and a dash at their mean; dashed lines are the paper's values."""
+    """Draw one panel per metric and one column per group, with a point per seed and a dash at the mean; dashed lines are the paper's
+    values.
+
+    Args:
+        values: one value per seed, by group and metric.
+        titles: titles of the panels, by metric.
+        published: the paper's values, by metric.
+    """
     n_columns = min(4, len(titles))
     n_rows = -(-len(titles) // n_columns)
     figure = make_subplots(rows=n_rows, cols=n_columns, subplot_titles=list(titles.values()), vertical_spacing=0.36 / n_rows)
@@ -70,7 +77,14 @@ def seed_panels(
 
 
 def null_histogram(ratios: Mapping[str, Sequence[float]], published: float, ours: Mapping[str, Sequence[float]]) -> go.Figure:
-    """Draw the deviation at the largest dilation over that at the smallest, for untrained taps; lines are the paper's ratio and ours."""
+    """Draw the ratio of the standard deviations at the largest and the smallest dilation, for untrained taps; lines are the paper's
+    ratio and ours.
+
+    Args:
+        ratios: one ratio per draw, by padding.
+        published: the paper's ratio.
+        ours: ratios of trained seeds, by padding.
+    """
     figure = make_subplots(
         rows=1, cols=len(ratios), subplot_titles=[f"{name} padding, untrained taps" for name in ratios], shared_xaxes="all"
     )
@@ -89,7 +103,12 @@ def null_histogram(ratios: Mapping[str, Sequence[float]], published: float, ours
 
 
 def gradient_norms(norms: Mapping[str, Sequence[float]], published: tuple[float, float]) -> go.Figure:
-    """Draw the gradient norm of each batch, one line per run; the band is the paper's range."""
+    """Draw the gradient norm of each batch, one line per run; the band is the paper's range.
+
+    Args:
+        norms: one norm per batch, by run.
+        published: the paper's range.
+    """
     figure = go.Figure()
     for number, (name, values) in enumerate(norms.items()):
         figure.add_scatter(

@@ -1,4 +1,4 @@
-"""Figures of planted time."""
+"""Draw the figures of the experiments on planted sequences."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def recovery_bars(
     """Draw a bar per class and architecture with its 95% interval; each reference is a dash over every class.
 
     Args:
-        scores: interval by architecture and class.
-        references: value by name and class.
-        axis_title: what is scored.
+        scores: intervals by architecture and class.
+        references: values by name and class.
+        axis_title: name of the score.
     """
     figure = go.Figure()
     for number, (name, by_class) in enumerate(scores.items()):
@@ -42,7 +42,12 @@ def recovery_bars(
 
 
 def profile_heatmap(profiles: Mapping[str, Sequence[float]], offsets: Sequence[int]) -> go.Figure:
-    """Draw the share of every offset but a feature's own position, one row per class."""
+    """Draw the share of every offset except a feature's own position, one row per class.
+
+    Args:
+        profiles: shares of the offsets, by class.
+        offsets: the offsets.
+    """
     others = [place for place, offset in enumerate(offsets) if offset != 0]
     z = [[row[place] for place in others] for row in profiles.values()]
     figure = go.Figure(
@@ -64,7 +69,12 @@ def profile_heatmap(profiles: Mapping[str, Sequence[float]], offsets: Sequence[i
 
 
 def strength_curves(curves: Mapping[str, Mapping[float, Interval]], axis_title: str) -> go.Figure:
-    """Draw a line per method over the strength of the echo, with its 95% interval."""
+    """Draw a line per method over the magnitude of the echo, with its 95% interval.
+
+    Args:
+        curves: intervals by method and magnitude.
+        axis_title: name of the score.
+    """
     figure = go.Figure()
     for number, (name, points) in enumerate(curves.items()):
         estimates = list(points.values())

@@ -1,4 +1,4 @@
-"""Texts before and after a change, side by side, as HTML."""
+"""Show texts before and after a change, side by side, as HTML."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ class ContinuedPrompt(Protocol):
 
     @property
     def prompt(self) -> str:
-        """The start of a text."""
+        """Return the prompt."""
 
     @property
     def clean(self) -> str:
-        """What follows before the change."""
+        """Return the continuation before the change."""
 
     @property
     def edited(self) -> str:
-        """What follows after it."""
+        """Return the continuation after the change."""
 
 
 def sample_table(samples: Mapping[str, Sequence[ContinuedPrompt]]) -> Markup:
-    """Make an HTML table with one row per prompt; `samples` by source."""
+    """Make an HTML table with one row per prompt.
+
+    Args:
+        samples: continued prompts by source.
+    """
     environment = jinja2.Environment(loader=jinja2.PackageLoader("mtsae_lens.reporting"), autoescape=True)
     return Markup(environment.get_template("samples.html").render(samples=samples))

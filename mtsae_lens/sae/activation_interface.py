@@ -1,4 +1,4 @@
-"""What the SAE needs of an activation function (`Activation`), and the registry of those that it knows.
+"""Define the interface of an activation function (`Activation`), and the registry of activations.
 
 The four of the package are in `mtsae_lens.sae.activations`.
 """
@@ -27,7 +27,7 @@ class StateTensor:
     """A tensor that an activation keeps in the SAE."""
 
     start: float
-    """Its value at the start."""
+    """Initial value."""
 
     per_feature: bool = True
     """Whether its shape is `(d_sae,)`; otherwise it is a scalar."""
@@ -36,7 +36,7 @@ class StateTensor:
     """Whether it is a parameter that the optimizer changes; otherwise it is a buffer."""
 
     dtype: torch.dtype | None = None
-    """The dtype that it keeps whatever the SAE's; None for the SAE's."""
+    """Dtype that it keeps even if the SAE has another one; None for the dtype of the SAE."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,14 +73,14 @@ class Activation(ABC):
     """
 
     fields: ClassVar[tuple[str, ...]] = ()
-    """The settings that it reads."""
+    """Names of the settings that it reads."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     @property
     def inference(self) -> str:
-        """The name of the activation that a trained SAE is saved with."""
+        """Return the name of the activation that a trained SAE is saved with."""
         return self.name
 
     def check(self, cfg: Any) -> None:
@@ -90,18 +90,25 @@ class Activation(ABC):
             cfg: an `MTSAEConfig` or `MTTrainingSAEConfig`.
 
         Raises:
-            ConfigError: a setting does not go with the activation.
+            ConfigError: a setting does not fit the activation.
         """
 
     def check_training(self, cfg: Any) -> None:
-        """Check the settings of training; arguments and errors as in `check`."""
+        """Check the settings of training.
+
+        Args:
+            cfg: an `MTTrainingSAEConfig`.
+
+        Raises:
+            ConfigError: a setting does not fit the activation.
+        """
 
     def state(self, cfg: Any, *, training: bool) -> Mapping[str, StateTensor]:
-        """Say which tensors it keeps in the SAE.
+        """Return the tensors that it keeps in the SAE.
 
         Args:
             cfg: the configuration of the SAE.
-            training: whether the SAE is one in training.
+            training: whether the SAE is in training.
 
         Returns:
             The tensors by name.
@@ -110,13 +117,17 @@ class Activation(ABC):
 
     @abstractmethod
     def function(self, cfg: Any) -> Callable[[Tensor], Tensor]:
-        """Make the function that SAELens calls the SAE's `activation_fn`."""
+        """Return the function that SAELens calls the SAE's `activation_fn`.
+
+        Args:
+            cfg: the configuration of the SAE.
+        """
 
     def apply(self, sae: SAE[Any], hidden_pre: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_sae"]:
         """Compute feature activations in inference.
 
         Args:
-            sae: the SAE; `sae.activation_fn` is what `function` made.
+            sae: the SAE; `sae.activation_fn` is the result of `function`.
             hidden_pre: pre-activations `(..., d_sae)`.
 
         Returns:
@@ -140,11 +151,19 @@ class Activation(ABC):
         return self.apply(sae, hidden_pre)
 
     def coefficients(self, cfg: Any) -> dict[str, float | TrainCoefficientConfig]:
-        """Return the weights of its losses that SAELens schedules, by name."""
+        """Return the weights of its losses that SAELens schedules, by name.
+
+        Args:
+            cfg: the configuration of the SAE.
+        """
         return {}
 
     def before_training_step(self, sae: SAE[Any]) -> None:
-        """Bring the tensors that it keeps back into their range, in place."""
+        """Move the tensors that it keeps back into their range, in place.
+
+        Args:
+            sae: the SAE in training.
+        """
 
     def losses(
         self,
@@ -158,7 +177,7 @@ class Activation(ABC):
 
         Args:
             sae: the SAE in training.
-            step_input: what SAELens gives to a training step, with the rows of positions that are not walls.
+            step_input: SAELens's input of a training step, with the rows of positions that are not walls.
             feature_acts: their feature activations.
             hidden_pre: their pre-activations.
             sae_out: their reconstructions.
@@ -262,20 +281,20 @@ class Activation(ABC):
         """
 
     def scale_features(self, sae: SAE[Any], factors: Float[Tensor, " d_sae"]) -> None:
-        """Follow a change of every pre-activation by a factor, so that feature activations change by the same factor; in place.
+        """Adapt to a change of every pre-activation by a factor, so that feature activations change by the same factor, in place.
 
-        Folding decoder norms makes such a change. Folding the scale of activations changes no pre-activation, so nothing follows.
+        Folding decoder norms makes such a change. Folding the scale of activations does not change pre-activations, so it needs no call.
 
         Args:
             sae: the SAE.
             factors: the positive factor of every feature, `(d_sae,)`.
 
         Raises:
-            NotImplementedError: other features would be active.
+            NotImplementedError: different features would be active.
         """
 
     def export(self, sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return what `mtsae_lens.export.standalone` needs, of an MTSAE or of a SAELens SAE of the same activation.
+        """Return what `mtsae_lens.export.standalone` needs, for an MTSAE or a SAELens SAE of the same activation.
 
         Args:
             sae: an SAE for inference.
@@ -287,7 +306,11 @@ class Activation(ABC):
 
     @abstractmethod
     def describe(self, cfg: Any) -> str:
-        """Say in a few words which features are active at a position, for the card of a published SAE."""
+        """Describe in a few words which features are active at a position, for the card of a published SAE.
+
+        Args:
+            cfg: the configuration of the SAE.
+        """
 
 
 def state_tensor(sae: SAE[Any], name: str) -> Tensor:
@@ -310,7 +333,7 @@ def register_activation(name: str) -> Callable[[type[Activation]], type[Activati
         A function that registers a class and returns it.
 
     Raises:
-        ConfigError: the name is taken by another class.
+        ConfigError: another class has this name.
     """
 
     def register(activation: type[Activation]) -> type[Activation]:

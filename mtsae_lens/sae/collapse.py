@@ -33,7 +33,7 @@ class FiringCounts:
 
     @property
     def collapsed(self) -> bool:
-        """Whether features that are always on make up at least half of the L0, while more than half of all features are silent."""
+        """Return whether always-on features make up at least half of the L0, and more than half of all features are silent."""
         return self.n_always_on > 0 and self.n_always_on >= 0.5 * self.l0 and self.n_silent > 0.5 * self.n_features
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class FiringCounts:
 
     @property
     def warning(self) -> str | None:
-        """One line that says what is wrong and what to do; None for an SAE that has not collapsed."""
+        """Return one line that says what is wrong and what to do; None for an SAE that has not collapsed."""
         return f"the SAE looks collapsed: {self}; {REMEDY}" if self.collapsed else None
 
 

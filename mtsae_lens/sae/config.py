@@ -26,7 +26,7 @@ DILATIONS = (0, 1, 2, 4, 8)
 
 def _one_of(name: str, value: str, valid: Iterable[str]) -> None:
     if value not in valid:
-        raise ConfigError(f"{name} must be one of {', '.join(map(repr, valid))}; got {value!r}")
+        raise ConfigError(f"expected {name} out of {', '.join(map(repr, valid))}, got {value!r}; give one of them")
 
 
 @dataclass(kw_only=True)
@@ -121,36 +121,40 @@ class _TemporalFields(ActivationFields):
             self.dilations = (0,)
         if not isinstance(self.dilations, tuple | list) or not all(type(d) is int and d >= 0 for d in self.dilations or (-1,)):
             raise ConfigError(
-                f"dilations must be whole numbers, 0 for the token alone, such as (0, 1, 2, 4, 8); got {self.dilations}"
+                f"expected dilations as whole numbers, 0 for the token alone, got {self.dilations}; give such as (0, 1, 2, 4, 8)"
             )
-        self.dilations = tuple(self.dilations)  # JSON knows lists only
+        self.dilations = tuple(self.dilations)  # JSON has only lists
         if len(set(self.dilations)) != len(self.dilations):
-            raise ConfigError(f"dilations must differ from each other; got {self.dilations}")
+            raise ConfigError(f"expected different dilations, got {self.dilations}; give each once")
         _one_of("padding", self.padding, PADDINGS)
         _one_of("hierarchy", self.hierarchy, get_args(Hierarchy))
         _one_of("scale_norm", self.scale_norm, SCALE_NORMS)
         if self.context_gain <= 0:
-            raise ConfigError(f"context_gain must be positive; got {self.context_gain}")
+            raise ConfigError(f"expected a positive context_gain, got {self.context_gain}; raise it")
         self.check_activation()
         if self.kernel_size == 1 and len(self.dilations) > 1:
             raise ConfigError(
-                f"kernel_size=1 reads no other position, so the scales {self.dilations} would all be the same; give one dilation"
+                f"expected one dilation for kernel_size=1, which reads no other position, got {self.dilations}; give one dilation"
             )
         if self.kernel_size < 1 or (self.padding != "causal" and self.kernel_size % 2 == 0):
-            raise ConfigError(f"kernel_size must be positive, and odd unless padding is 'causal'; got {self.kernel_size}")
+            raise ConfigError(
+                f"expected a positive kernel_size, odd unless padding is 'causal', got {self.kernel_size}; change it"
+            )
         if self.hierarchy == "nested" and not 1 < len(self.dilations) <= d_sae:
             raise ConfigError(
-                f"hierarchy='nested' needs at least two dilations, and a feature for each; got {self.dilations} and d_sae={d_sae}"
+                f"expected at least two dilations, and a feature for each, for hierarchy='nested', got {self.dilations} and d_sae={d_sae}; "
+                "give more"
             )
         self._validate_learned_dilations()
         self._validate_context_rank(d_in)
         self._validate_memory()
         if self.context_size < 2:
-            raise ConfigError(f"context_size must be at least 2 positions; got {self.context_size}")
+            raise ConfigError(f"expected context_size of at least 2 positions, got {self.context_size}; raise it")
         if normalize_activations not in ("none", "expected_average_only_in"):
             raise ConfigError(
-                f"normalize_activations={normalize_activations!r} does not go with an MTSAE: whitening cannot be folded into depth-wise "
-                "taps, and norms of single tokens are undefined at a wall; use 'expected_average_only_in' or 'none'"
+                "expected normalize_activations 'expected_average_only_in' or 'none' for an MTSAE, got "
+                f"{normalize_activations!r} (whitening cannot be folded into depth-wise taps, and the norm of a token is undefined at a "
+                "wall); give one of them"
             )
 
     def _validate_context_rank(self, d_in: int) -> None:
@@ -171,21 +175,24 @@ class _TemporalFields(ActivationFields):
         if not self.learn_dilations:
             if self.max_lag is not None:
                 raise ConfigError(
-                    f"max_lag={self.max_lag} limits how far learned dilations reach; add learn_dilations=True, or leave max_lag out"
+                    f"expected learn_dilations=True with max_lag={self.max_lag}, got False; add learn_dilations=True, or leave max_lag out"
                 )
             return
         if self.padding != "causal" or self.kernel_size == 1:
             raise ConfigError(
-                "learn_dilations=True moves taps over the past, so it needs padding='causal' and a kernel_size of at least 2; got "
-                f"{self.padding!r} and {self.kernel_size}"
+                "expected padding='causal' and a kernel_size of at least 2 for learn_dilations=True, which moves taps over the past, got "
+                f"{self.padding!r} and {self.kernel_size}; change them"
             )
         if self.max_lag is None:
             self.max_lag = self.context_size - 1
         if type(self.max_lag) is not int or not 2 <= self.max_lag < self.context_size:
-            raise ConfigError(f"max_lag must lie between 2 and context_size - 1 ({self.context_size - 1}); got {self.max_lag}")
+            raise ConfigError(
+                f"expected max_lag from 2 to context_size - 1 ({self.context_size - 1}), got {self.max_lag}; change it"
+            )
         if not 0 < max(self.dilations) <= self.max_lag:
             raise ConfigError(
-                f"learn_dilations=True needs a dilation to start from, and none beyond max_lag={self.max_lag}; got {self.dilations}"
+                f"expected a dilation above 0, and none beyond max_lag={self.max_lag}, for learn_dilations=True, got {self.dilations}; "
+                "change them"
             )
 
 
@@ -194,7 +201,7 @@ class MTSAEConfig(_TemporalFields, SAEConfig):
     """Configure a Multi-Scale Temporal SAE for inference; `MTSAE` has the equations.
 
     Raises:
-        ConfigError: a setting has a value that it cannot have, or that does not go with another setting.
+        ConfigError: a setting has an invalid value, or one that does not fit another setting.
     """
 
     @classmethod
@@ -219,7 +226,7 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     """Configure a Multi-Scale Temporal SAE in training; `MTTrainingSAE` has the loss.
 
     Raises:
-        ConfigError: a setting has a value that it cannot have, or that does not go with another setting.
+        ConfigError: a setting has an invalid value, or one that does not fit another setting.
     """
 
     decoder_init_norm: float | None = 1.0
@@ -260,8 +267,8 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     def paper(cls, d_in: int, d_sae: int, **overrides: Any) -> MTTrainingSAEConfig:
         """Return the paper's own settings: eq. 2-4, lambda1 0.04, lambda2 0.1.
 
-        The paper does not mask position 0. `skip_first_position` stays True all the same, because the runner, `HookedLM` and the
-        export mask that position for every SAE.
+        The paper does not mask position 0. `skip_first_position` is still True, because the runner, `HookedLM` and the export mask
+        that position for every SAE.
 
         Args:
             d_in: width of the activations.
@@ -303,4 +310,4 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
         if self.memory_lr_ratio <= 0:
             raise ConfigError(f"memory_lr_ratio must be positive; got {self.memory_lr_ratio}")
         if self.separation_coefficient < 0:
-            raise ConfigError(f"separation_coefficient must not be negative; got {self.separation_coefficient}")
+            raise ConfigError(f"expected separation_coefficient of at least 0, got {self.separation_coefficient}; raise it")

@@ -37,7 +37,7 @@ def _encoder_by_scale(sae: TemporalEncoder, features: Tensor) -> Float[Tensor, "
     features = torch.as_tensor(features, device=sae.W_enc.device)
     if features.ndim != 1 or ((features < 0) | (features >= sae.cfg.d_sae)).any():
         raise ConfigError(
-            f"expected features as indices from 0 to {sae.cfg.d_sae - 1} in a row, such as torch.tensor([3, 14]); got {features.tolist()}"
+            f"expected a list of feature indices from 0 to {sae.cfg.d_sae - 1}, got {features.tolist()}; give them as torch.tensor([3, 14])"
         )
     return sae.encoder_by_scale(features)
 

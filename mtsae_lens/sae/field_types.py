@@ -17,8 +17,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from mtsae_lens.errors import ConfigError
 
 _COUNTS = frozenset("d_in d_sae d_out kval_topk n_heads n_attn_layers bottleneck_factor context_size max_iterations".split())
-_LARGEST = 2**31 - 1  # of a whole number: sizes, steps and positions are all far below
-_OWN_CHECK = "normalize_activations"  # SAELens takes a value that its annotation leaves out, and refuses the others itself
+_LARGEST = 2**31 - 1  # largest integer; sizes, steps and positions are all far below
+_OWN_CHECK = "normalize_activations"  # SAELens accepts a value that its annotation lacks, and checks the others itself
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 
@@ -39,16 +39,18 @@ def check_fields(config_class: type, values: Mapping[str, Any]) -> None:
         try:
             _adapter(config_class, name).validate_json(json.dumps(value, default=_plain))
         except (ValidationError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ConfigError(f"{name} must be {_describe(hints[name], value)}; got {_shown(value)}") from error
+            raise ConfigError(
+                f"expected {name} to be {_describe(hints[name], value)}, got {_shown(value)}; change it"
+            ) from error
         for number in value if isinstance(value, list | tuple) else (value,):
             if isinstance(number, int) and abs(number) > _LARGEST:
-                raise ConfigError(f"{name} must be at most {_LARGEST:,}; got {_shown(number)}")
+                raise ConfigError(f"expected {name} to be at most {_LARGEST:,}, got {_shown(number)}; change it")
         if name in _COUNTS and isinstance(value, int | float) and not value > 0:
-            raise ConfigError(f"{name} must be at least 1; got {value}")
+            raise ConfigError(f"expected {name} to be at least 1, got {value}; change it")
 
 
 def as_whole_numbers(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn floats such as `1e3` into whole numbers where the field holds whole numbers only.
+    """Convert floats such as `1e3` to integers if the field takes only integers.
 
     Args:
         config_class: a dataclass with annotations.
@@ -82,7 +84,7 @@ def _members(hint: Any) -> tuple[Any, ...]:
 
 
 def _describe(hint: Any, value: Any) -> str:
-    """Say in words what a type takes."""
+    """Describe in words which values a type takes."""
     members = _members(hint)
     kinds = [_describe_one(member, value) for member in members if member is not type(None)]
     return " or ".join(dict.fromkeys(kinds)) + (" or null" if len(kinds) < len(members) else "")
@@ -102,10 +104,10 @@ def _shown(value: Any) -> str:
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # more digits than Python prints
-        return "what cannot be shown"
+        return "a value that cannot be printed"
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _plain(value: Any) -> Any:
-    """Turn a number of NumPy or torch into Python's own, for JSON."""
+    """Convert a number of NumPy or torch to a Python number, for JSON."""
     return value.item()

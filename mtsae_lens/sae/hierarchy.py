@@ -1,8 +1,8 @@
 """A hierarchy of scales: features in groups, nested as in Matryoshka SAEs (Bussmann et al. 2025, arXiv 2503.17547).
 
-There is one group of features for each scale. Group g reads the scales 0 to g: the first group the first scale alone, the last group all
-scales. The reconstruction loss is averaged over the prefixes of groups, so what short scales can explain is explained by features that read
-no longer scale, and the group of a feature says how much context it needs.
+There is one group of features for each scale. Group g reads the scales 0 to g: the first group only the first scale, the last group all
+scales. The reconstruction loss is averaged over the prefixes of groups, so features that read only short scales explain as much as they
+can, and the group of a feature tells how much context it needs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mtsae_lens.sae.sparse import Entries, sum_rows
 
 
 def group_sizes(d_sae: int, n_groups: int) -> list[int]:
-    """Split features into groups of equal size, the first ones larger by one where the division leaves a rest.
+    """Split features into groups of equal size; if the division leaves a remainder, the first groups have one feature more.
 
     Args:
         d_sae: number of features.
@@ -28,12 +28,20 @@ def group_sizes(d_sae: int, n_groups: int) -> list[int]:
 
 
 def feature_groups(d_sae: int, n_groups: int) -> Tensor:
-    """Return the group of every feature, `(d_sae,)`; arguments as in `group_sizes`."""
+    """Return the group of every feature.
+
+    Args:
+        d_sae: number of features.
+        n_groups: number of groups.
+
+    Returns:
+        Indices of groups, `(d_sae,)`.
+    """
     return torch.arange(n_groups).repeat_interleave(torch.tensor(group_sizes(d_sae, n_groups)))
 
 
 def readable(d_sae: int, n_scales: int) -> Bool[Tensor, "n_scales d_sae"]:
-    """Return which scales each feature may read: those of group g the scales 0 to g.
+    """Return which scales each feature may read: features of group g read the scales 0 to g.
 
     Args:
         d_sae: number of features.

@@ -50,8 +50,8 @@ class Lift:
 
         Args:
             parts: what `tap_parts` returns for the batch.
-            kept: positions that count, `(batch, pos)`.
-            rows: flat position, `context * n_positions + position`, of each firing, `(firing,)`; only positions that count.
+            kept: mask of the positions that are counted, `(batch, pos)`.
+            rows: flat position, `context * n_positions + position`, of each firing at a counted position, `(firing,)`.
             features: the feature that fires there, `(firing,)`.
         """
         order = features.argsort(stable=True)
@@ -67,7 +67,7 @@ class Lift:
 
     @property
     def by_pair(self) -> Float[Tensor, "d_sae n_pairs"]:
-        """The lift by scale and offset, in the order of `pairs`; zero for a feature that never fired."""
+        """Return the lift by scale and offset, in the order of `pairs`; zero for a feature that never fired."""
         W_enc = self.W_enc.cpu().double()
         mean = torch.stack([W_enc[scale] @ total for (scale, _), total in zip(self.pairs, self.total, strict=True)], dim=1)
         lift = self.at_active / self.n_active.clamp(min=1).unsqueeze(-1) - mean / self.n_tokens.clamp(min=1)
@@ -75,12 +75,12 @@ class Lift:
 
     @property
     def scale_shares(self) -> Float[Tensor, "d_sae n_scales"]:
-        """The share of each scale; rows sum to 1, or are zero for a feature that never fired or whose lift is not positive."""
+        """Return the share of each scale; rows sum to 1, or are zero for a feature that never fired or whose lift is not positive."""
         return self._shares([scale for scale, _ in self.pairs], len(self.sae.cfg.dilations))
 
     @property
     def offset_shares(self) -> Float[Tensor, "d_sae n_reads"]:
-        """The share of each of `read_offsets`; rows sum to 1, or are zero as in `scale_shares`."""
+        """Return the share of each of `read_offsets`; rows sum to 1, or are zero as in `scale_shares`."""
         return self._shares([place for _, place in self.pairs], len(self.sae.read_offsets))
 
     def _shares(self, group: list[int], n_groups: int) -> Float[Tensor, "d_sae n_groups"]:

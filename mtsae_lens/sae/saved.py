@@ -1,8 +1,9 @@
-"""Digests in the folder of an SAE, beside what SAELens writes: a flipped bit is found when the SAE is loaded.
+"""Add digests to the files that SAELens writes for an SAE, so that damage is detected when the SAE is loaded.
 
-`sae_weights.safetensors` holds two in its metadata: of the weights, and of the settings in `cfg.json` on which the features depend (all but
-`metadata`, `dtype` and `device`, which may be changed). SAELens's own loader reads no metadata of that file, so the `cfg.json` of an MTSAE
-says the digest of its weights too, and the class checks it. SAELens's `save_model` of other architectures writes neither.
+`sae_weights.safetensors` holds two digests in its metadata: of the weights, and of the settings in `cfg.json` on which the features
+depend (all but `metadata`, `dtype` and `device`, which may be changed). SAELens's own loader does not read the metadata of that file,
+so the `cfg.json` of an MTSAE also holds the digest of its weights, and the class checks it. SAELens's `save_model` of other
+architectures writes neither.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def check_sae(folder: Path) -> None:
         folder: the folder of the SAE.
 
     Raises:
-        ModelError: the weights or settings are not those that were saved.
+        ModelError: the weights or settings differ from those that were saved.
     """
     try:
         _, metadata = read_tensors(folder / SAE_WEIGHTS_FILENAME, _REMEDY)
@@ -58,8 +59,8 @@ def check_sae(folder: Path) -> None:
         raise ModelError(str(error)) from error
     if metadata.get(_CFG_DIGEST, digest_json(_behavior(cfg))) != digest_json(_behavior(cfg)):
         raise ModelError(
-            f"{folder / SAE_CFG_FILENAME} has other settings than were saved with the weights; copy the folder again, or if you changed "
-            f"them on purpose, save the SAE again: SAE.load_from_disk({str(folder)!r}).save_model({str(folder)!r})"
+            f"{folder / SAE_CFG_FILENAME}: expected the settings that were saved with the weights, got others; copy the folder again, or if "
+            f"you changed them on purpose, save the SAE again: SAE.load_from_disk({str(folder)!r}).save_model({str(folder)!r})"
         )
 
 
@@ -84,12 +85,12 @@ def check_weights(tensors: Mapping[str, Tensor], recorded: str) -> None:
         recorded: what `describe_weights` returned.
 
     Raises:
-        ModelError: the dtype is the same and the content is not.
+        ModelError: the dtype is the same and the content differs.
     """
     found = describe_weights(tensors)
     if found != recorded and found.partition(":")[0] == recorded.partition(":")[0]:
         raise ModelError(
-            f"the weights of the SAE are damaged (they do not match the SHA-256 in its {SAE_CFG_FILENAME}); {_REMEDY}"
+            f"expected the weights of the SHA-256 in {SAE_CFG_FILENAME}, got others (the weights of the SAE are damaged); {_REMEDY}"
         )
 
 

@@ -15,7 +15,7 @@ from mtsae_lens.sae.activations import ACTIVATIONS
 from mtsae_lens.sae.field_types import check_fields
 from mtsae_lens.upstream import SAE_CLASS_REGISTRY
 
-_MAX_BYTES = 16_000_000  # a configuration has a few thousand
+_MAX_BYTES = 16_000_000  # a configuration has a few thousand bytes
 
 
 class _Metadata(BaseModel):
@@ -40,37 +40,50 @@ def check_saved_config(path: Path) -> None:
         path: the file.
 
     Raises:
-        ModelError: the file cannot be read, is not a JSON object, or holds values that no SAE of its architecture has.
+        ModelError: the file cannot be read, is not a JSON object, or holds values that are invalid for its architecture.
     """
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
-            raise ModelError(f"{path}: expected a file of at most {_MAX_BYTES:,} bytes, got {about.st_size:,} bytes or no file")
+            raise ModelError(
+                f"{path}: expected a file of at most {_MAX_BYTES:,} bytes, got {about.st_size:,} bytes or no file; give the folder of an SAE"
+            )
         content = from_json(path.read_bytes().decode("utf-8"))
     except OSError as error:
-        raise ModelError(f"{path}: {error.strerror or error}") from error
+        raise ModelError(
+            f"{path}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+        ) from error
     except ValueError as error:
         kind = "UnicodeDecodeError" if isinstance(error, UnicodeDecodeError) else "JSONDecodeError"
-        raise ModelError(f"{path}: the SAE cannot be loaded ({kind}: {str(error)[:200]})") from error
+        raise ModelError(
+            f"{path}: expected an SAE, got one that cannot be loaded ({kind}: {str(error)[:200]}); copy the folder again"
+        ) from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path}: the SAE cannot be loaded (expected an object of settings, got a {type(content).__name__})")
+        raise ModelError(
+            f"{path}: expected an SAE, got one that cannot be loaded "
+            f"(expected an object of settings, got a {type(content).__name__}); copy the folder again"
+        )
     check_metadata(content.get("metadata", {}), str(path))
     architecture = content.get("architecture")
     if not isinstance(architecture, str) or architecture not in SAE_CLASS_REGISTRY:
-        return  # SAELens's own loader names it
+        return  # SAELens's own loader reports it
     k, d_sae = content.get("k"), content.get("d_sae")
     activation = content.get("activation", "topk")
     try:
         check_fields(SAE_CLASS_REGISTRY[architecture][1], content)
     except ConfigError as error:
-        raise ModelError(f"{path}: the SAE cannot be loaded ({error})") from error
+        raise ModelError(f"{path}: expected an SAE, got one that cannot be loaded ({error}); copy the folder again") from error
     if activation not in ACTIVATIONS:
         raise ModelError(
-            f"{path}: the SAE cannot be loaded (activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {activation!r})"
+            f"{path}: expected an SAE, got one that cannot be loaded "
+            f"(expected activation out of {', '.join(map(repr, ACTIVATIONS))}, got {activation!r}); copy the folder again"
         )
     reads_k = "k" in ACTIVATIONS[activation].fields
     if reads_k and isinstance(k, int) and isinstance(d_sae, int) and not 1 <= k <= d_sae:
-        raise ModelError(f"{path}: the SAE cannot be loaded (k must lie between 1 and d_sae ({d_sae}); got {k})")
+        raise ModelError(
+            f"{path}: expected an SAE, got one that cannot be loaded "
+            f"(expected k from 1 to d_sae ({d_sae}), got {k}); copy the folder again"
+        )
 
 
 def check_metadata(metadata: Any, place: str) -> None:
@@ -84,11 +97,16 @@ def check_metadata(metadata: Any, place: str) -> None:
         ModelError: the metadata is not a mapping, or an entry has another type than it must have.
     """
     if not isinstance(metadata, Mapping):
-        raise ModelError(f"{place}: the SAE cannot be loaded (metadata must be a mapping; got a {type(metadata).__name__})")
+        raise ModelError(
+            f"{place}: expected an SAE, got one that cannot be loaded "
+            f"(expected a mapping as metadata, got a {type(metadata).__name__}); copy the folder again"
+        )
     try:
         _Metadata.model_validate(dict(metadata))
     except (ValidationError, TypeError) as error:
         where = "metadata" + (f".{error.errors()[0]['loc'][0]}" if isinstance(error, ValidationError) else "")
         what = error.errors()[0]["msg"].replace("Input should be", "expected") if isinstance(error, ValidationError) else error
-        came = f"; got {str(error.errors()[0]['input'])[:80]!r}" if isinstance(error, ValidationError) else ""
-        raise ModelError(f"{place}: the SAE cannot be loaded ({where}: {what}{came})") from error
+        came = f", got {str(error.errors()[0]['input'])[:80]!r}" if isinstance(error, ValidationError) else ""
+        raise ModelError(
+            f"{place}: expected an SAE, got one that cannot be loaded ({where}: {what}{came}); copy the folder again"
+        ) from error

@@ -1,4 +1,4 @@
-"""Separation losses, which keep the scales apart: 0 where scales share nothing, 1 where they are the same, and 0 for a single scale.
+"""Define separation losses, which keep the scales apart: 0 if scales share nothing, 1 if they are equal, and 0 for a single scale.
 
 A loss is a function of `Scales`. `register_separation` adds one under a name that `MTTrainingSAEConfig.separation` then knows.
 """
@@ -42,14 +42,15 @@ def register_separation(name: str) -> Callable[[SeparationLoss], SeparationLoss]
         A function that registers a loss and returns it.
 
     Raises:
-        ConfigError: the name is taken by another loss.
+        ConfigError: another loss has this name.
     """
 
     def register(loss: SeparationLoss) -> SeparationLoss:
         known = SEPARATIONS.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (loss.__module__, loss.__qualname__):
             raise ConfigError(
-                f"a separation loss named {name!r} exists already ({known.__module__}.{known.__qualname__}); give another name"
+                f"expected a new name for a separation loss, got {name!r}, which {known.__module__}.{known.__qualname__} has; give another "
+                "name"
             )
         SEPARATIONS[name] = loss
         return loss
@@ -65,7 +66,11 @@ def _off_diagonal(pairs: Float[Tensor, "*some n_scales n_scales"]) -> Tensor:
 
 @register_separation("cosine")
 def cosine_separation(scales: Scales) -> Float[Tensor, ""]:
-    """Compute `1 / (K (K - 1)) * sum_{i != j} max(0, cos(z_i, z_j))`, averaged over positions (eq. 4 of the paper)."""
+    """Compute `1 / (K (K - 1)) * sum_{i != j} max(0, cos(z_i, z_j))`, averaged over positions (eq. 4 of the paper).
+
+    Args:
+        scales: vectors and filters of the scales.
+    """
     directions = torch.nn.functional.normalize(scales.z, dim=-1)
     return _off_diagonal(torch.einsum("rid,rjd->rij", directions, directions)).clamp(min=0).mean()
 
@@ -76,6 +81,9 @@ def decorrelation(scales: Scales) -> Float[Tensor, ""]:
 
     This is the off-diagonal term of DeCov (Cogswell et al. 2016, arXiv 1511.06068) and Barlow Twins (Zbontar et al. 2021, arXiv
     2103.03230), taken between scales instead of dimensions: no scale should repeat what another says about a dimension.
+
+    Args:
+        scales: vectors and filters of the scales.
     """
     centered = scales.z - scales.z.mean(dim=0)
     standard = centered / (centered.pow(2).mean(dim=0) + _EPS).sqrt()
@@ -90,6 +98,9 @@ def centered_kernel_alignment(scales: Scales) -> Float[Tensor, ""]:
 
     CKA sees any linear dependence, also between different dimensions, which the other losses do not. This estimate is biased: for `n`
     positions of independent scales it is about `d_in / (n + d_in)`, not 0.
+
+    Args:
+        scales: vectors and filters of the scales.
     """
     centered = scales.z - scales.z.mean(dim=0)
     squared = torch.einsum("rid,rje->ijde", centered, centered).pow(2).sum(dim=(-2, -1))
@@ -102,6 +113,9 @@ def tap_orthogonality(scales: Scales) -> Float[Tensor, ""]:
     """Compute the squared cosine of the filters of two scales over the offsets, averaged over pairs and dimensions.
 
     This is the soft orthogonality of Bansal et al. 2018 (arXiv 1810.09102), applied to the temporal filters: it depends on no data.
+
+    Args:
+        scales: vectors and filters of the scales.
     """
     directions = torch.nn.functional.normalize(scales.filters, dim=1)
     return _off_diagonal(torch.einsum("ird,jrd->dij", directions, directions)).pow(2).mean()
@@ -119,7 +133,7 @@ def separation_loss(
         name: the name of the loss.
         z: the normalized vector of every scale, `(..., n_scales, d_in)`.
         filters: the filter of every scale, `(n_scales, n_reads, d_in)`.
-        keep: the positions that count, `(...)`.
+        keep: mask of the positions that are counted, `(...)`.
 
     Returns:
         The loss, a scalar; 0 for a single scale or no position.

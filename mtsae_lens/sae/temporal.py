@@ -42,22 +42,33 @@ def tap_offsets(kernel_size: int, dilation: int, padding: Padding) -> list[int]:
 
 
 def receptive_field(kernel_size: int, dilations: Sequence[int], padding: Padding) -> tuple[int, int]:
-    """Return how many positions before and after the current one the encoder reads; arguments as in `read_offsets`."""
+    """Return how many positions before and after the current one the encoder reads.
+
+    Args:
+        kernel_size: number of taps of each scale.
+        dilations: dilation of each scale.
+        padding: as in the configuration.
+    """
     offsets = [o for dilation in dilations for o in tap_offsets(kernel_size, dilation, padding)]
     return -min(offsets), max(offsets)
 
 
 def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
-    """Return which rows are exactly zero."""
+    """Return a mask of the rows that are exactly zero.
+
+    Args:
+        x: rows, `(..., d_in)`.
+    """
     return (
         torch.linalg.vector_norm(x.detach(), ord=torch.inf, dim=-1) == 0
     )  # one pass; a comparison of every element takes several
 
 
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
-    """Count the walls at or before each position; a tap reads only where the count is that of its own position.
+    """Count the walls at or before each position; a tap reads only positions with the same count as the current position.
 
-    With circular padding a wall at the start of the context (BOS) does not count if it is the only one: the paper's padding wraps around it.
+    With circular padding a wall at the start of the context (BOS) does not count if it is the only one: the paper's padding wraps
+    around it.
     """
     if padding == "circular":
         lone = walls[:, :1] & (walls.sum(dim=-1, keepdim=True) == 1)
@@ -123,7 +134,7 @@ def sequence_reads(
 def gather_reads(
     h: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
 ) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row read_d_in"]]:
-    """Make a function that returns, for positions of these contexts, one row each with all that the position reads.
+    """Return a function that gathers, for positions of these contexts, one row each with everything that the position reads.
 
     A row holds the activations of the position, then those at every other offset. It needs no other row, so rows can be mixed across
     contexts like those of a pointwise SAE. A batch of the same size from whole contexts would have a noisier gradient.
@@ -215,9 +226,9 @@ def normalize_scales(
     """Normalize the vector of each scale at each position, and multiply all scales but the first by `context_gain`.
 
     `layer_norm` gives zero mean and unit variance over `d_in`, as in the paper. The magnitude is lost, and a linear decoder cannot restore
-    it. `rescaled_layer_norm` restores it: it multiplies by the standard deviation and adds the mean, over `d_in`, of the token's own `x[t]`,
-    so a scale that reads the token alone gives `x[t]` again. `none` leaves the convolution as it is. There is no learned gain or bias,
-    because `W_enc` and `b_enc` serve as such.
+    it. `rescaled_layer_norm` restores it: it multiplies by the standard deviation and adds the mean, over `d_in`, of the token's own
+    `x[t]`, so a scale that reads the token alone gives `x[t]` again. `none` leaves the convolution as it is. There is no learned gain
+    or bias, because `W_enc` and `b_enc` serve as such.
 
     Args:
         convolved: the convolution of every scale, `(..., n_scales, d_in)`.

@@ -1,1 +1,1 @@
-"""What a user does to a model through an SAE: edits of features, and the gates that decide where they apply."""
+"""Change a model through an SAE: edits of features, and the gates that decide where they apply."""

@@ -1,11 +1,11 @@
-"""Effect of every feature on the loss on a corpus, to first order: one backward pass for all features.
+"""Estimate the effect of every feature on the loss on a corpus to first order, with one backward pass for all features.
 
-    attribution_i = -(1 / n) sum_t e_ti * dNLL/de_ti,        dNLL/de_ti = <W_dec_i, dNLL/dh_t> for a linear decoder
+    attribution_i = -(1 / n) sum_t e_ti * dNLL/de_ti,    dNLL/de_ti = <W_dec_i, dNLL/dh_t> for a linear decoder
 
 is the first-order change of the loss when feature i is set to zero at every position (attribution patching; Farrell et al. 2024,
 arXiv 2410.19278, choose features by it). The gradient runs through the layers after the hook and through `sae.decode`, with the
-error term kept: `h' = h + decode(e') - decode(e)`. It does not run through the encoder: an edit changes features, not what they are
-read from.
+error term kept: `h' = h + decode(e') - decode(e)`. It does not run through the encoder, because an edit changes features and not the
+activations that they are computed from.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class LossChange:
     """Expected change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero."""
 
     first_order: Float[Tensor, " d_sae"]
-    """`-(1 / n) sum_t e_ti g_ti`; signed, so harm at one token and gain at another cancel."""
+    """`-(1 / n) sum_t e_ti g_ti`; it is signed, so effects of opposite sign at different tokens cancel."""
     fisher: Float[Tensor, " d_sae"]
     """`(1 / 2n) sum_t (e_ti g_ti)^2`: the second-order term, with squared gradients in place of the Hessian's diagonal; never negative."""
 
     @property
     def second_order(self) -> Float[Tensor, " d_sae"]:
-        """The sum of both terms."""
+        """Return the sum of both terms."""
         return self.first_order + self.fisher
 
 
 def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
-    """Estimate what ablating each feature does to the loss on a corpus, from one backward pass per batch.
+    """Estimate how ablating each feature changes the loss on a corpus, from one backward pass per batch.
 
     Args:
         lm: the model with its SAE.
@@ -49,11 +49,11 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
         The expected change for every feature.
 
     Raises:
-        DataError: no prediction of the table counts.
+        DataError: the table has no counted token.
     """
     n_counted = int(table.counted(lm.cutter).sum())
     if not n_counted:
-        raise DataError(f"{table.corpus}: no token whose prediction counts")
+        raise DataError(f"{table.corpus}: expected tokens whose prediction is counted, got none; give another text")
     first, squares = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
     for tokens, counted, _ in track(lm.counted_batches(table), f"attributing the loss on {table.corpus}", "batch"):
         h = lm.activations(tokens)
@@ -67,15 +67,18 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
 def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
     """Compute the first-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
 
-    A positive value means that without the feature the model predicts this text worse. For
+    A positive value means that the model predicts this text worse without the feature. For
     `FeatureEdit((i,), multiplier)` the first-order change is `(1 + multiplier)` times as large.
 
     Args:
         lm: the model with its SAE.
         table: the contexts of the corpus.
 
+    Returns:
+        One value per feature.
+
     Raises:
-        DataError: no prediction of the table counts.
+        DataError: the table has no counted token.
     """
     return loss_change(lm, table).first_order
 

@@ -1,4 +1,4 @@
-"""An edit as a small JSON file, to be replayed on the same SAE and model elsewhere."""
+"""Save an edit as a small JSON file, and load it for the same SAE and model elsewhere."""
 
 from __future__ import annotations
 
@@ -21,11 +21,18 @@ from mtsae_lens.splice.model_identity import identify
 from mtsae_lens.splice.serialization import Serializable, describe_first
 from mtsae_lens.splice.splicing import Splice
 
-_MAX_BYTES = 512_000_000  # a thousand directions of a large model take a tenth of it
+_MAX_BYTES = 512_000_000  # a thousand directions of a large model take a tenth of this
 
 
 def weights_digest(sae: SAE[Any]) -> str:
-    """Compute SHA-256 over name, shape and float32 bytes of every parameter, in the order of their names."""
+    """Compute the SHA-256 digest of the name, shape and float32 bytes of every parameter, in the order of their names.
+
+    Args:
+        sae: the SAE.
+
+    Returns:
+        The digest in hexadecimal.
+    """
     digest = hashlib.sha256()
     for name, parameter in sorted(sae.named_parameters()):
         values = parameter.detach().to("cpu", torch.float32).contiguous()
@@ -37,7 +44,7 @@ def weights_digest(sae: SAE[Any]) -> str:
 def save_edit(
     path: Path | str, edit: Edit, splice: Splice, provenance: dict[str, Any] | None = None, *, model: Any = None
 ) -> None:
-    """Write an edit with what it belongs to: hook, architecture and digest of the SAE's weights, and the language model.
+    """Write an edit to a file, with the hook, the architecture and weights digest of its SAE, and the language model.
 
     Args:
         path: the file to write.
@@ -47,7 +54,7 @@ def save_edit(
         model: the language model that the edit was made on; None leaves it out.
 
     Raises:
-        DataError: the class of the edit or of its gate is not registered, or a field of it has no form in a file.
+        DataError: the class of the edit or of its gate is not registered, or a field has a type that cannot be saved.
         OutputError: the file cannot be written.
     """
     write_json(
@@ -65,7 +72,7 @@ def save_edit(
 
 
 def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
-    """Read an edit for this SAE; warn where it was made on another language model.
+    """Read an edit for this SAE, with a warning if it was made on another language model.
 
     Args:
         path: a file that `save_edit` wrote.
@@ -82,23 +89,28 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
     """
     path = Path(path)
     if not isinstance(splice, Splice):
-        raise ConfigError(f"expected load_edit(path, Splice(sae)), or lm.splice of a HookedLM; got a {type(splice).__name__}")
+        raise ConfigError(f"expected a Splice, got a {type(splice).__name__}; give load_edit(path, Splice(sae)) or lm.splice")
     content = read_edit_file(path)
     architecture = splice.sae.cfg.architecture()
     if content.hook_name != splice.hook_name:
-        raise ModelError(f"{path}: the edit belongs to {content.hook_name}, the SAE to {splice.hook_name}")
+        raise ModelError(
+            f"{path}: expected an SAE at {content.hook_name}, as the edit was made for, got one at {splice.hook_name}; give the edit's SAE"
+        )
     if content.sae.architecture not in (None, architecture):
         raise ModelError(
-            f"{path}: the edit belongs to an SAE of architecture {content.sae.architecture!r}; this one is {architecture!r}"
+            f"{path}: expected an SAE of architecture {content.sae.architecture!r}, as the edit was made for, got {architecture!r}; give the "
+            "edit's SAE"
         )
     if content.sae.weights_sha256 != weights_digest(splice.sae):
-        raise ModelError(f"{path}: the edit belongs to an SAE with other weights; its features would be other features here")
+        raise ModelError(
+            f"{path}: expected the SAE that the edit was made for, got one with other weights, whose features differ; give the edit's SAE"
+        )
     gate = _build(path, "gate", content.gate, GATES, splice)
     edit = _build(path, "edit", content.edit, EDITS, splice, gate=gate)
     difference = None if model is None or content.model is None else content.model.difference(model)
     if content.model is not None and difference is not None:
         warnings.warn(
-            f"{path}: the edit was made on {content.model.name}, and this {model.cfg.model_name} predicts other tokens (log-probabilities "
+            f"{path}: the edit was made on {content.model.name}, and this {model.cfg.model_name} has different predictions (log-probabilities "
             f"differ by up to {difference:.2g} nats); measurements of the edit may not hold here",
             MTSAEWarning,
             stacklevel=2,
@@ -107,7 +119,10 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
 
 
 def read_edit_file(path: Path) -> EditFile:
-    """Read the content of an edit's file. The types of all but the fields of the edit and of the gate are checked.
+    """Read an edit file. All types are checked, except those of the fields of the edit and of the gate.
+
+    Args:
+        path: the file.
 
     Raises:
         DataError: the file is missing or is not an edit.
@@ -115,22 +130,26 @@ def read_edit_file(path: Path) -> EditFile:
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode) or about.st_size > _MAX_BYTES:
-            raise DataError(f"{path}: expected an edit.json, got {about.st_size:,} bytes or no plain file")
+            raise DataError(
+                f"{path}: expected an edit.json, got {about.st_size:,} bytes or no regular file; give the file of an edit"
+            )
         return EditFile.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror or error}") from error
+        raise DataError(
+            f"{path}: expected a readable file, got the error {error.strerror or error}; check its path and permissions"
+        ) from error
     except ValidationError as error:
         raise DataError(f"{path}: {_what_is_wrong(error)}") from error
 
 
 def _what_is_wrong(error: ValidationError) -> str:
-    """Say in one line what pydantic found first."""
+    """Describe the first error that pydantic found, in one line."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
-        return f"not JSON ({first['msg']})"
+        return f"expected JSON, got {first['msg']!r}; save the edit again"
     if first["loc"] in ((), ("format",)):
-        return f"expected an edit in the format {FORMAT!r}, such as 'mtsae unlearn' writes to edit.json"
-    return f"damaged edit ({describe_first(error)})"
+        return f"expected an edit in the format {FORMAT!r}, got another file; give one that 'mtsae unlearn' wrote to edit.json"
+    return f"expected an edit, got a damaged edit ({describe_first(error)}); save the edit again"
 
 
 def _to_json(part: str, value: Serializable, **others: Any) -> dict[str, Any]:
@@ -139,19 +158,21 @@ def _to_json(part: str, value: Serializable, **others: Any) -> dict[str, Any]:
     Args:
         part: `edit` or `gate`.
         value: the edit or gate.
-        others: what `from_json` needs besides.
+        others: other arguments of `from_json`.
     """
     name = type(value).__name__
     if not isinstance(value, Serializable):
         raise DataError(
-            f"the {part} of type {name} cannot be saved; let its class inherit from mtsae_lens.{part.capitalize()} and decorate it with "
-            f'@register_{part}("a_name")'
+            f"expected a registered {part} to save, got one of class {name}; let its class inherit from mtsae_lens.{part.capitalize()} and "
+            f'decorate it with @register_{part}("a_name")'
         )
     content = value.to_json()
     try:
         type(value).from_json(PartRecord.model_validate(content).fields, **others)
     except ConfigError as error:
-        raise DataError(f"the {part} of type {name} cannot be saved, because it could not be read back ({error})") from error
+        raise DataError(
+            f"expected a {part} that can be read back, got one of class {name} that cannot ({error}); mend the fields of its class"
+        ) from error
     return content
 
 
@@ -163,16 +184,17 @@ def _build(path: Path, part: str, record: PartRecord, registry: dict[str, type[P
     cls = registry.get(record.kind)
     if cls is None and record.class_name is not None:
         raise DataError(
-            f"{path}: unknown {part} {record.kind[:60]!r}; it was saved from the class {record.class_name}: import that class, which "
-            "registers it, then load the edit again"
+            f"{path}: expected a registered {part}, got {record.kind[:60]!r} of class {record.class_name}; import that class, which registers "
+            "it, then load the edit again"
         )
     if cls is None:
         raise DataError(
-            f"{path}: damaged edit (unknown {part} {record.kind[:60]!r}; expected one of {', '.join(sorted(registry))})"
+            f"{path}: expected one of {', '.join(sorted(registry))} as {part}, got {record.kind[:60]!r} (damaged edit); save the edit again"
         )
     try:
         built = cls.from_json(record.fields, **others)
         built.check_fits(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
     except ConfigError as error:
-        raise DataError(f"{path}: damaged edit ({part}.{error})") from error
+        separator = ": " if str(error).startswith("expected ") else "."  # an error of one field begins with its name
+        raise DataError(f"{path}: damaged edit ({part}{separator}{error}); save the edit again") from error
     return built

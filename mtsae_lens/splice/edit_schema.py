@@ -1,6 +1,6 @@
-"""The content of an edit's file around the edit itself: what the edit belongs to, and the kinds of its two parts.
+"""Define the schema of an edit file: what the edit belongs to, and the kinds of its two parts.
 
-The fields of an edit and of a gate are checked by the class that has the kind (`mtsae_lens.splice.serialization`).
+The fields of an edit and of a gate are checked by the class of that kind (`mtsae_lens.splice.serialization`).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ class PartRecord(BaseModel):
 
     kind: str
     class_name: Annotated[str, Field(pattern=r"^[\w.<>]{1,200}$")] | None = Field(None, alias="class")
-    """Where the class of a registered edit or gate of one's own was defined; missing for those of `mtsae_lens`."""
+    """Module and name of a class that a user registered; missing for the classes of `mtsae_lens`."""
 
     @property
     def fields(self) -> dict[str, Any]:
-        """The fields of the class, unchecked."""
+        """Return the fields of the class, unchecked."""
         return dict(self.model_extra or {})
 
 
 class SAERecord(BaseModel):
-    """The SAE to which an edit belongs."""
+    """The SAE that an edit belongs to."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -39,7 +39,7 @@ class SAERecord(BaseModel):
 
 
 class EditFile(BaseModel):
-    """The whole of a file; `model` is missing in files written before it was recorded."""
+    """The contents of an edit file; `model` is missing in files written before it was recorded."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 

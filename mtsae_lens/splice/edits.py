@@ -31,7 +31,7 @@ SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook 
 
 
 class Edit(Serializable, ABC):
-    """Base of all edits: what is done to activations wherever the gate is open.
+    """Base of all edits. An edit changes activations wherever its gate is open.
 
     An edit is a frozen dataclass with a field `gate`. Its fields are what is saved in `edit.json`, if the class is registered
     (`register_edit`).
@@ -44,7 +44,7 @@ class Edit(Serializable, ABC):
 
     @abstractmethod
     def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
-        """Compute what is added to the SAE's input at every position where the gate is open.
+        """Compute the change that is added to the SAE's input wherever the gate is open.
 
         Args:
             sae_state: the SAE, its input and its features.
@@ -54,7 +54,7 @@ class Edit(Serializable, ABC):
         """
 
     def describe(self) -> str:
-        """Say what the edit does, as the beginning of a sentence in cards and reports; the gate's words follow."""
+        """Describe what the edit does, as the beginning of a sentence in cards and reports; the description of the gate follows."""
         return f"a {type(self).__name__} is applied"
 
     def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
@@ -67,7 +67,8 @@ class Edit(Serializable, ABC):
             ModelError: the edit has no directions, which is the default.
         """
         raise ModelError(
-            f"a {type(self).__name__} has no directions to project out; expected an edit of at least one feature, or of directions"
+            f"expected an edit of at least one feature, or of directions, to project out, got a {type(self).__name__} without; export it in "
+            "another form"
         )
 
 
@@ -84,7 +85,7 @@ def register_edit(name: str) -> Callable[[EditClass], EditClass]:
         name: the `kind` of the edit in `edit.json`.
 
     Raises:
-        ConfigError: the class does not inherit from `Edit`, or another edit has the name.
+        ConfigError: the class does not inherit from `Edit`, or another edit has this name.
     """
     return register(EDITS, Edit, name)  # type: ignore[return-value, type-abstract]
 
@@ -117,11 +118,15 @@ class _EditOfFeatures(Edit):
         """Return the edited feature activations.
 
         Raises:
-            ConfigError: a feature that the SAE does not have.
+            ConfigError: the SAE does not have one of the features.
         """
 
     def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
-        """Compute `decode(e') - decode(e)`: of an affine decoder, from the rows of the edited features alone."""
+        """Compute `decode(e') - decode(e)`; for an affine decoder, only from the rows of the edited features.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+        """
         sae, feature_acts = sae_state.sae, sae_state.feature_acts
         check_features(self.features, feature_acts.shape[-1])
         chosen = list(dict.fromkeys(self.features))
@@ -140,15 +145,15 @@ class _EditOfFeatures(Edit):
         return (change @ rows.flatten(1)).view(*feature_acts.shape[:-1], *rows.shape[1:])
 
     def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
-        """Return an edit that takes out what the decoder rows of the features span.
+        """Return an edit that projects out the span of the decoder rows of the features.
 
-        That is more than zeroing the features takes out, because what other features write along these rows goes too.
+        This removes more than setting the features to zero, because it also removes what other features write along these rows.
 
         Args:
             sae: the SAE to which the edit belongs.
 
         Raises:
-            ConfigError: a feature that the SAE does not have.
+            ConfigError: the SAE does not have one of the features.
             ModelError: the edit has no feature.
         """
         if not self.features:
@@ -173,13 +178,13 @@ def _is_affine(sae: SAE[Any]) -> bool:
 class FeatureEdit(_EditOfFeatures):
     """Rescale chosen features where they fire and the gate is open: `e_i -> -multiplier * e_i`.
 
-    `multiplier=0` is zero ablation; a positive one clamps the feature below zero in units of its own activation, which means the same
-    in every SAE (a fixed negative value would not); -1 changes nothing, and below that the feature is amplified.
+    `multiplier=0` is zero ablation. A positive multiplier clamps the feature below zero in units of its own activation, which means the
+    same in every SAE, unlike a fixed negative value. -1 changes nothing, and a multiplier below -1 amplifies the feature.
 
     Args:
         features: indices of features, in a tuple, list or tensor.
-        multiplier: the strength.
-        gate: where the edit applies.
+        multiplier: strength of the edit.
+        gate: says where the edit applies.
 
     Raises:
         ConfigError: `features` are not integers in a tuple, list or tensor, or the multiplier is not finite.
@@ -196,8 +201,11 @@ class FeatureEdit(_EditOfFeatures):
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
         """Return the edited feature activations.
 
+        Args:
+            feature_acts: the feature activations.
+
         Raises:
-            ConfigError: a feature that the SAE does not have.
+            ConfigError: the SAE does not have one of the features.
         """
         check_features(self.features, feature_acts.shape[-1])
         factor = torch.ones(feature_acts.shape[-1], device=feature_acts.device, dtype=feature_acts.dtype)
@@ -205,7 +213,7 @@ class FeatureEdit(_EditOfFeatures):
         return feature_acts * factor
 
     def describe(self) -> str:
-        """Say what the edit does."""
+        """Describe what the edit does."""
         return f"{len(self.features)} features e_i become {-self.multiplier:g} e_i where they fire"
 
 
@@ -220,10 +228,10 @@ class FeatureClamp(_EditOfFeatures):
     Args:
         features: indices of features, in a tuple, list or tensor.
         values: the value of each.
-        where: `"fires"`: only a feature that fires is set (Farrell et al. 2024, arXiv 2410.19278, with one negative value for all).
-            `"any_fires"`: all chosen features are set where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"`: at
-            every position; with the means over a retain corpus as values this is mean ablation.
-        gate: where the edit applies.
+        where: `"fires"` sets only a feature that fires (Farrell et al. 2024, arXiv 2410.19278, with one negative value for all).
+            `"any_fires"` sets all chosen features where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"` sets
+            them at every position; with means over a retain corpus as values, this is mean ablation.
+        gate: says where the edit applies.
 
     Raises:
         ConfigError: `features` are not integers in a tuple, list or tensor, or `values` are not one finite number for each.
@@ -236,24 +244,27 @@ class FeatureClamp(_EditOfFeatures):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
-        given = self.values.detach().cpu() if isinstance(self.values, Tensor) else self.values  # not every device has float64
+        given = self.values.detach().cpu() if isinstance(self.values, Tensor) else self.values  # some devices lack float64
         values = torch.as_tensor(given, dtype=torch.float64)
         if values.shape != (len(self.features),):
             came = f"{len(values)} for" if values.ndim == 1 else f"{self.values!r} for"
             raise ConfigError(
-                f"a clamp needs a value for each feature; got {came} {len(self.features)} features (one for all: "
-                "FeatureClamp(features, (value,) * len(features)))"
+                f"expected one value for each feature of a clamp, got {came} {len(self.features)} features; give one value to all with "
+                "FeatureClamp(features, (value,) * len(features))"
             )
         _check_finite("values", values)
         object.__setattr__(self, "values", tuple(values.tolist()))
         if self.where not in get_args(Where):
-            raise ConfigError(f"where must be one of {', '.join(get_args(Where))}; got {self.where!r}")
+            raise ConfigError(f"expected where out of {', '.join(get_args(Where))}, got {self.where!r}; give one of them")
 
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
         """Return the edited feature activations.
 
+        Args:
+            feature_acts: the feature activations.
+
         Raises:
-            ConfigError: a feature that the SAE does not have.
+            ConfigError: the SAE does not have one of the features.
         """
         check_features(self.features, feature_acts.shape[-1])
         chosen = list(self.features)
@@ -268,26 +279,26 @@ class FeatureClamp(_EditOfFeatures):
         return edited
 
     def describe(self) -> str:
-        """Say what the edit does."""
+        """Describe what the edit does."""
         return f"{len(self.features)} features are set to fixed values ({self.where.replace('_', ' ')})"
 
 
 @register_edit("directions")
 @dataclass(frozen=True)
 class DirectionEdit(Edit):
-    """Remove directions from the activations themselves, past the SAE: `h' = h - (1 + multiplier) * B^T B (h - center)`.
+    """Remove directions from the activations themselves, without the SAE: `h' = h - (1 + multiplier) * B^T B (h - center)`.
 
-    `multiplier=0` projects the directions out (up to the center), a positive one pushes beyond, as `FeatureEdit` does. With
-    decoder rows as directions this removes what they write; with a difference of means it is the dense baseline.
+    `multiplier=0` projects the directions out, up to the center; a positive multiplier pushes beyond it, as in `FeatureEdit`. With
+    decoder rows as directions, this removes what the features write; with a difference of means, it is the dense baseline.
 
     Args:
-        basis: B, orthonormal rows (`orthonormal_rows`).
+        basis: B, with orthonormal rows (`orthonormal_rows`).
         center: the point towards which the activations are projected.
-        multiplier: the strength.
-        gate: where the edit applies.
+        multiplier: strength of the edit.
+        gate: says where the edit applies.
 
     Raises:
-        ConfigError: rows that are not orthonormal, a center of another width, or numbers that are not finite.
+        ConfigError: the rows are not orthonormal, the center has another width, or numbers are not finite.
     """
 
     basis: Float[Tensor, "n d_in"]
@@ -300,43 +311,71 @@ class DirectionEdit(Edit):
         _check_finite("center", self.center)
         if self.basis.ndim != 2 or self.center.shape != self.basis.shape[1:]:
             raise ConfigError(
-                f"an edit needs directions (n, d_in) and a center (d_in,); got {tuple(self.basis.shape)} and {tuple(self.center.shape)}"
+                f"expected directions (n, d_in) and a center (d_in,), got {tuple(self.basis.shape)} and {tuple(self.center.shape)}; give both "
+                "for one hook"
             )
         gram = self.basis @ self.basis.T
         if not torch.allclose(gram, torch.eye(len(gram), device=gram.device, dtype=gram.dtype), atol=1e-3):
-            raise ConfigError("the directions of an edit must be orthonormal; give orthonormal_rows(directions)")
+            raise ConfigError("expected orthonormal directions, got others; give orthonormal_rows(directions)")
 
     def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
-        """Compute the change along the directions, in the shape of the activations."""
+        """Compute the change along the directions, in the shape of the activations.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+
+        Raises:
+            ConfigError: the directions have another width than the activations.
+        """
         flat = sae_state.sae_in.flatten(2)
         if flat.shape[-1] != self.basis.shape[-1]:
-            raise ConfigError(f"the directions have width {self.basis.shape[-1]}, the activations {flat.shape[-1]}")
+            raise ConfigError(
+                f"expected directions of width {flat.shape[-1]}, as the activations, got {self.basis.shape[-1]}; give directions of this hook"
+            )
         basis, center = self.basis.to(flat), self.center.to(flat)
         return (-(1 + self.multiplier) * ((flat - center) @ basis.T) @ basis).view_as(sae_state.sae_in)
 
     def describe(self) -> str:
-        """Say what the edit does."""
+        """Describe what the edit does."""
         return f"{len(self.basis)} directions are projected out of the activations, {1 + self.multiplier:g} times"
 
     def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
-        """Return the same edit without its gate."""
+        """Return the same edit without its gate.
+
+        Args:
+            sae: not used.
+        """
         return DirectionEdit(self.basis, self.center, self.multiplier)
 
     def check_fits(self, d_sae: int, d_in: int) -> None:
-        """Raise `ConfigError` where the directions have another width than the SAE's input."""
+        """Check that the directions have the width of the SAE's input.
+
+        Args:
+            d_sae: number of features of the SAE.
+            d_in: width of its input.
+
+        Raises:
+            ConfigError: the width differs.
+        """
         if len(self.center) != d_in:
             raise ConfigError(f"basis and center: expected a width of {d_in}, got {len(self.center)}")
 
 
 def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank d_in"]:
-    """Compute an orthonormal basis of what the rows span; rows that add nothing are dropped.
+    """Compute an orthonormal basis of the span of rows; rows that are linearly dependent on others are dropped.
+
+    Args:
+        directions: the rows.
+
+    Returns:
+        The basis, `(rank, d_in)`.
 
     Raises:
         ConfigError: there is no row.
     """
     if not len(directions):
-        raise ConfigError("no direction to edit; give at least one feature or row")
-    # on the CPU, as not every device has float64
+        raise ConfigError("expected at least one direction, got none; give a feature or a row")
+    # on the CPU, because some devices lack float64
     _, singular, rows = torch.linalg.svd(directions.detach().cpu().double(), full_matrices=False)
     return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float().to(directions.device)
 
@@ -344,4 +383,4 @@ def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank
 def _check_finite(name: str, value: Any) -> None:
     numbers = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     if not bool(numbers.isfinite().all()):
-        raise ConfigError(f"the {name} of an edit must be finite; got NaN or infinity")
+        raise ConfigError(f"expected a finite {name} of an edit, got NaN or infinity; give finite numbers")

@@ -10,23 +10,36 @@ from mtsae_lens.errors import ConfigError
 
 
 def feature_indices(features: Any) -> tuple[int, ...]:
-    """Read indices from a tuple, list, array or tensor of integers.
+    """Read feature indices from a tuple, list, array or tensor of integers.
+
+    Args:
+        features: the indices.
 
     Raises:
-        ConfigError: something else, such as a single number.
+        ConfigError: `features` is something else, such as a single number.
     """
     try:
         given: list[Any] = features.tolist() if hasattr(features, "tolist") else list(features)
         if any(isinstance(feature, bool) for feature in given):
-            raise TypeError("a truth value is no index")
+            raise TypeError("a bool is not an index")
         return tuple(operator.index(feature) for feature in given)
     except TypeError as error:
         raise ConfigError(
-            f"features must be whole numbers in a tuple, list or tensor, such as (3, 14); got {features!r}"
+            f"expected integer features in a tuple, list or tensor, got {features!r}; give such as (3, 14)"
         ) from error
 
 
 def check_features(features: Sequence[int], d_sae: int) -> None:
-    """Raise `ConfigError` for a feature that the SAE does not have."""
-    if any(not 0 <= feature < d_sae for feature in features):
-        raise ConfigError(f"features must lie between 0 and {d_sae - 1}; got {min(features)} to {max(features)}")
+    """Check that an SAE has the given features.
+
+    Args:
+        features: feature indices.
+        d_sae: number of features of the SAE.
+
+    Raises:
+        ConfigError: an index is out of range.
+    """
+    unknown = [feature for feature in features if not 0 <= feature < d_sae]
+    if unknown:
+        shown = ", ".join(map(str, unknown[:5])) + (", ..." if len(unknown) > 5 else "")
+        raise ConfigError(f"expected features from 0 to {d_sae - 1}, got {shown}; give indices of this SAE's features")

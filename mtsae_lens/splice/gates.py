@@ -1,4 +1,6 @@
-"""Gates: at which positions an edit applies. All but `SequenceRateGate` are causal: the answer at t depends on positions <= t alone.
+"""Gates decide at which positions an edit applies.
+
+All gates but `SequenceRateGate` are causal: the decision at position t depends only on positions <= t.
 
 `register_gate` makes a gate known under a name, from this package or from outside; `docs/how-to/own-gate.md` shows one.
 """
@@ -20,23 +22,23 @@ from mtsae_lens.splice.serialization import Serializable, register
 
 
 class Gate(Serializable, ABC):
-    """Base of all gates: says where an edit applies, from the feature activations.
+    """Base of all gates. A gate decides from feature activations where an edit applies.
 
     A gate is a frozen dataclass. Its fields are what is saved in `edit.json`, if the class is registered (`register_gate`).
     """
 
     causal: ClassVar[bool] = True
-    """Whether the answer at a position never depends on later ones. Only a causal gate can generate text."""
+    """Whether the decision at a position never depends on later positions. Only a causal gate can be used in generation."""
 
     @abstractmethod
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """Compute how much speaks for opening, at every position of whole contexts.
+        """Score every position of whole contexts: the higher the score, the more evidence for opening.
 
         Args:
             feature_acts: feature activations of whole contexts.
 
         Returns:
-            A number for each position: the higher, the more speaks for opening.
+            One score per position.
         """
 
     @abstractmethod
@@ -54,7 +56,7 @@ class Gate(Serializable, ABC):
         """
 
     def describe(self) -> str:
-        """Say in a few words where the gate is open, as the end of a sentence in cards and reports."""
+        """Describe in a few words where the gate is open, as the end of a sentence in cards and reports."""
         return f"where a {type(self).__name__} is open"
 
 
@@ -71,7 +73,7 @@ def register_gate(name: str) -> Callable[[GateClass], GateClass]:
         name: the `kind` of the gate in `edit.json`.
 
     Raises:
-        ConfigError: the class does not inherit from `Gate`, or another gate has the name.
+        ConfigError: the class does not inherit from `Gate`, or another gate has this name.
     """
     return register(GATES, Gate, name)  # type: ignore[return-value, type-abstract]
 
@@ -82,34 +84,47 @@ class ThresholdGate(Gate):
     threshold: float
 
     def with_threshold(self, threshold: float) -> Self:
-        """Return the same gate with another threshold."""
+        """Return the same gate with another threshold.
+
+        Args:
+            threshold: the new threshold.
+        """
         return replace(self, threshold=threshold)  # type: ignore[type-var]  # gates are dataclasses
 
 
 @register_gate("always")
 @dataclass(frozen=True)
 class AlwaysOpen(Gate):
-    """Open at every position."""
+    """A gate that is open at every position."""
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """Return 0 everywhere: this gate tells no positions apart."""
+        """Return 0 everywhere, because this gate does not distinguish positions.
+
+        Args:
+            feature_acts: feature activations of whole contexts.
+        """
         return torch.zeros(feature_acts.shape[:2], device=feature_acts.device)
 
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """Return True everywhere; there is no state."""
+        """Return True everywhere; there is no state.
+
+        Args:
+            feature_acts: feature activations of the positions.
+            state: not used.
+        """
         return torch.ones(feature_acts.shape[:2], dtype=torch.bool, device=feature_acts.device), None
 
     def describe(self) -> str:
-        """Say where the gate is open."""
+        """Describe where the gate is open."""
         return "everywhere except at special tokens and at the first token"
 
 
 @register_gate("feature_active")
 @dataclass(frozen=True)
 class FeatureActiveGate(Gate):
-    """Open at a position where at least one of these features fires.
+    """A gate that is open where at least one of its features fires.
 
     Args:
         features: indices of features.
@@ -127,27 +142,36 @@ class FeatureActiveGate(Gate):
         return f"FeatureActiveGate({_count(self.features)})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """Count how many of the features fire."""
+        """Count the features of the gate that fire at each position.
+
+        Args:
+            feature_acts: feature activations of whole contexts.
+        """
         return _fires(self.features, feature_acts).sum(dim=-1).to(feature_acts.dtype)
 
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """Return True where one of the features fires; there is no state."""
+        """Return True where one of the features fires; there is no state.
+
+        Args:
+            feature_acts: feature activations of the positions.
+            state: not used.
+        """
         return self.score(feature_acts) > 0, None
 
     def describe(self) -> str:
-        """Say where the gate is open."""
+        """Describe where the gate is open."""
         return f"where one of {len(self.features)} features fires"
 
 
 @register_gate("sequence_rate")
 @dataclass(frozen=True)
 class SequenceRateGate(ThresholdGate):
-    """Open in the whole of a context if at least one of these features fires at more than a share `threshold` of its positions.
+    """A gate that is open in a whole context if one of its features fires at more than a share `threshold` of the positions.
 
-    This is the dynamic gate of DSG (Muhamed et al. 2025, arXiv 2504.08192). It reads the whole context before it answers for the first
-    position, so it is not causal. Positions without any feature (special tokens, padding) do not count.
+    This is the dynamic gate of DSG (Muhamed et al. 2025, arXiv 2504.08192). It reads the whole context before it decides for the first
+    position, so it is not causal. Positions without any active feature (special tokens, padding) are not counted.
 
     Args:
         features: indices of features.
@@ -170,7 +194,11 @@ class SequenceRateGate(ThresholdGate):
         return f"SequenceRateGate({_count(self.features)}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """Compute the share of positions where one of the features fires, which is the same at every position of a context."""
+        """Compute the share of positions where one of the features fires, which is the same at every position of a context.
+
+        Args:
+            feature_acts: feature activations of whole contexts.
+        """
         fires = _fires(self.features, feature_acts).any(dim=-1)
         n_positions = (feature_acts > 0).any(dim=-1).sum(dim=-1, keepdim=True).clamp(min=1)
         return (fires.sum(dim=-1, keepdim=True) / n_positions).expand(feature_acts.shape[:2])
@@ -178,11 +206,16 @@ class SequenceRateGate(ThresholdGate):
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """Return True everywhere in a context whose share exceeds the threshold; there is no state."""
+        """Return True everywhere in a context whose share exceeds the threshold; there is no state.
+
+        Args:
+            feature_acts: feature activations of whole contexts.
+            state: not used.
+        """
         return self.score(feature_acts) > self.threshold, None
 
     def describe(self) -> str:
-        """Say where the gate is open."""
+        """Describe where the gate is open."""
         return (
             f"in contexts where one of {len(self.features)} features fires at more than {self.threshold:.4g} of the positions"
         )
@@ -191,17 +224,17 @@ class SequenceRateGate(ThresholdGate):
 @register_gate("running_evidence")
 @dataclass(frozen=True)
 class RunningEvidenceGate(ThresholdGate):
-    """Open where recent evidence that this is the text to forget exceeds a threshold.
+    """A gate that is open where recent evidence for the forget text exceeds a threshold.
 
-        evidence_t = decay * evidence_{t-1} + sum_i weight_i * [feature i fires at t],     evidence before the context = 0
+        evidence_t = decay * evidence_{t-1} + sum_i weight_i * [feature i fires at t],   evidence before the context = 0
 
-    With `weight_i` the log ratio of firing rates this is a leaky sequential likelihood-ratio test (Wald 1945): it needs a few
-    tokens to open and forgets what is long past.
+    If `weight_i` is the log ratio of firing rates, this is a leaky sequential likelihood-ratio test (Wald 1945): it needs a few tokens
+    to open, and evidence from the distant past decays.
 
     Args:
         features: indices of features.
         weights: evidence of each feature, in nats.
-        decay: factor per token by which earlier evidence shrinks; at least 0 and less than 1.
+        decay: factor per token on earlier evidence; at least 0 and less than 1.
         threshold: evidence above which the gate is open, in nats.
 
     Raises:
@@ -218,25 +251,29 @@ class RunningEvidenceGate(ThresholdGate):
         object.__setattr__(self, "weights", torch.as_tensor(self.weights).float())
         if self.weights.shape != self.features.shape:
             raise ConfigError(
-                f"the gate needs a weight for each feature; got {self.weights.numel()} for {len(self.features)} features"
+                f"expected one weight for each feature of a gate, got {self.weights.numel()} for {len(self.features)} features; give one each"
             )
         if not 0 <= self.decay < 1:
-            raise ConfigError(f"the decay of a gate must be at least 0 and less than 1; got {self.decay}")
+            raise ConfigError(f"expected a decay of at least 0 and less than 1, got {self.decay}; change it")
         _check_threshold(self.threshold)
         if not bool(self.weights.isfinite().all()):
-            raise ConfigError("the weights of a gate must be finite numbers; got NaN or infinity")
+            raise ConfigError("expected finite weights of a gate, got NaN or infinity; give finite numbers")
 
     def __repr__(self) -> str:
         return f"RunningEvidenceGate({_count(self.features)}, decay={self.decay:.4g}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
-        """Compute the evidence."""
+        """Compute the evidence.
+
+        Args:
+            feature_acts: feature activations of whole contexts.
+        """
         return self.evidence(feature_acts)
 
     def evidence(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], before: Float[Tensor, " batch"] | None = None
     ) -> Float[Tensor, "batch pos"]:
-        """Compute the running sum.
+        """Compute the running sum of the evidence.
 
         Args:
             feature_acts: feature activations of consecutive positions.
@@ -256,12 +293,17 @@ class RunningEvidenceGate(ThresholdGate):
     def open_from(
         self, feature_acts: Float[Tensor, "batch pos d_sae"], state: Tensor | None
     ) -> tuple[Bool[Tensor, "batch pos"], Tensor | None]:
-        """Return True where the evidence exceeds the threshold; the state is the last evidence."""
+        """Return True where the evidence exceeds the threshold; the state is the last evidence.
+
+        Args:
+            feature_acts: feature activations of the positions.
+            state: evidence at the position before them; None at the start of a context.
+        """
         evidence = self.evidence(feature_acts, state)
         return evidence > self.threshold, evidence[:, -1]
 
     def describe(self) -> str:
-        """Say where the gate is open."""
+        """Describe where the gate is open."""
         about = f"{len(self.features)} features (decay {self.decay:g})"
         return f"where the running evidence of {about} exceeds {self.threshold:.4g} nats"
 
@@ -269,24 +311,25 @@ class RunningEvidenceGate(ThresholdGate):
 def _indices(features: Tensor) -> Tensor:
     indices = torch.as_tensor(features)
     if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
-        raise ConfigError(f"the features of a gate must be indices, such as torch.tensor([3, 14]); got {features!r}")
+        raise ConfigError(f"expected feature indices for a gate, got {features!r}; give such as torch.tensor([3, 14])")
     if len(indices) and int(indices.min()) < 0:
-        raise ConfigError(f"the features of a gate must be indices from 0 on; got {int(indices.min())}")
+        raise ConfigError(f"expected feature indices of at least 0 for a gate, got {int(indices.min())}; change them")
     return indices
 
 
 def _fires(features: Tensor, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos n"]:
-    """Return where each of the features fires; refuse a feature that the SAE does not have."""
+    """Return where each of the features fires, after a check that the SAE has them."""
     if len(features) and int(features.max()) >= feature_acts.shape[-1]:
         raise ConfigError(
-            f"the features of a gate must lie between 0 and {feature_acts.shape[-1] - 1}; got up to {int(features.max())}"
+            f"expected features of a gate from 0 to {feature_acts.shape[-1] - 1}, got up to {int(features.max())}; give indices of this "
+            "SAE's features"
         )
     return feature_acts[..., features.to(feature_acts.device)] > 0
 
 
 def _check_threshold(threshold: float) -> None:
     if math.isnan(threshold):  # infinity is a gate that never opens
-        raise ConfigError("the threshold of a gate must be a number; got NaN")
+        raise ConfigError("expected a number as threshold of a gate, got NaN; change it")
 
 
 def _count(features: Tensor) -> str:

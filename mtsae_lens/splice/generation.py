@@ -1,7 +1,7 @@
-"""Edits while a model generates, with its KV cache or without.
+"""Apply edits while a model generates, with or without its KV cache.
 
 With the cache, a hook gets the new positions only. The past that the encoder reads and the state of the gate are then carried from call to
-call, so the tokens are those of a model that reads the whole context again each time.
+call, so the tokens equal those of a model that reads the whole context again each time.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from mtsae_lens.splice.splicing import Splice
 
 
 class StreamingEdit:
-    """An edit during one generation. Make a new one for each call of `generate`.
+    """An edit during one generation. Create a new object for each call of `generate`.
 
-    Position 0 and the `masked` positions of the prompt are neither read nor edited, as in `HookedLM`; special tokens that are generated cannot
-    be told from activations and are edited like any.
+    Position 0 and the `masked` positions of the prompt are neither read nor edited, as in `HookedLM`. Special tokens that are generated are
+    edited like other tokens, because activations do not reveal which token they belong to.
 
-    A call with several positions starts a context (the prompt, or without the cache the whole text so far); a call with one position goes on
-    from the calls before.
+    A call with several positions starts a context (the prompt, or without the cache the whole text so far). A call with one position
+    continues the previous calls.
 
     >>> streaming = StreamingEdit(Splice(sae), FeatureEdit((3, 14), multiplier=2.0))
     >>> with model.hooks(fwd_hooks=[streaming.hook]):
@@ -43,11 +43,11 @@ class StreamingEdit:
     Args:
         splice: the SAE at its hook.
         edit: the edit; its gate must be causal.
-        masked: special tokens and padding of the prompt (`HookedLM.masked`), so that prompts padded on the left are edited as they are alone;
-            None for position 0 only.
+        masked: special tokens and padding of the prompt (`HookedLM.masked`), so that a prompt padded on the left is edited as if it were
+            alone; None for position 0 only.
 
     Raises:
-        ConfigError: the encoder or the gate reads later positions, which do not exist yet.
+        ConfigError: the encoder or the gate reads later positions, which do not exist yet during generation.
     """
 
     def __init__(self, splice: Splice, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> None:
@@ -56,14 +56,14 @@ class StreamingEdit:
         self._reach = 0
         if not edit.gate.causal:
             raise ConfigError(
-                f"a {type(edit.gate).__name__} reads the whole context before it opens, which does not exist yet when a model generates; "
-                "give the edit a causal gate"
+                f"expected a causal gate to generate, got a {type(edit.gate).__name__}, which reads the whole context before it opens; give "
+                "the edit a causal gate"
             )
         if isinstance(sae, TemporalEncoder):
             if sae.cfg.padding != "causal":
                 raise ConfigError(
-                    f"this SAE has padding={sae.cfg.padding!r}: its encoder reads later positions, which do not exist yet when a model "
-                    "generates; train one with padding='causal'"
+                    f"expected a causal encoder to generate, got padding={sae.cfg.padding!r}, which reads later positions; train an SAE with "
+                    "padding='causal'"
                 )
             self._reach = sae.receptive_field[0]
         self._past: Tensor | None = None  # the last positions that the encoder may still read
@@ -71,17 +71,21 @@ class StreamingEdit:
 
     @property
     def was_called(self) -> bool:
-        """Whether the model has run the hook."""
+        """Return whether the model has run the hook."""
         return self._past is not None
 
     @property
     def hook(self) -> tuple[str, Any]:
-        """`(name, function)` as TransformerLens takes hooks."""
+        """Return `(name, function)`, as TransformerLens takes hooks."""
         return self.splice.hook_name, lambda h, hook: self(h)
 
     @torch.no_grad()
     def __call__(self, h: Tensor) -> Tensor:
-        """Return the edited activations of the new positions."""
+        """Return the edited activations of the new positions.
+
+        Args:
+            h: activations at the hook, `(batch, pos, ...)`.
+        """
         if h.shape[1] > 1 or self._past is None:
             self._past = self._gate_state = None
         masked = self._masked_of(h)
@@ -90,7 +94,9 @@ class StreamingEdit:
         return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked)
 
     def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
-        """Find which of the new positions are neither read nor edited: at the start of a context, position 0 and the prompt's masked ones."""
+        """Return which of the new positions are neither read nor edited: at the start of a context, position 0 and the prompt's masked
+        positions.
+        """
         masked = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
         if self._past is None:
             masked[:, 0] = True
@@ -99,9 +105,9 @@ class StreamingEdit:
         return masked
 
     def _encode(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> Tensor:
-        """Compute the features of the new positions, from a window with all that they read; masked positions have none.
+        """Compute the features of the new positions from a window with all positions that they read; masked positions have no features.
 
-        The window begins with a row of zeros: a wall in the place of position 0, which the encoder treats as one anyway.
+        The window begins with a row of zeros, a wall in place of position 0, which the encoder always treats as a wall.
         """
         rows = zero_rows(h, masked)
         if self._past is None:
@@ -114,7 +120,7 @@ class StreamingEdit:
 
 @dataclass
 class _Padding:
-    """What `HookedTransformer.generate` asks of a tokenizer: what ends a text, and which tokens at the left are padding."""
+    """The attributes of a tokenizer that `HookedTransformer.generate` reads: the token that ends a text, and the padding token."""
 
     eos_token_id: int | None
     pad_token_id: int
@@ -124,24 +130,24 @@ class _Padding:
 def continue_tokens(
     model: AnyHookedModel, tokens: Int[Tensor, "batch pos"], padding: Bool[Tensor, "batch pos"] | None = None, **options: Any
 ) -> Any:
-    """Continue prompts by `model.generate`.
+    """Continue prompts with `model.generate`.
 
-    `HookedTransformer.generate` takes tokens at a prompt's end that are also the padding token, such as a lone BOS, for padding, attends to
-    none of them, and fails where there is no padding token; a bridge takes no token for padding. Here padding is what is said to be,
-    whatever the tokenizer calls padding. The model that is given never changes, so hooks may call it meanwhile.
+    `HookedTransformer.generate` takes tokens at a prompt's end that equal the padding token, such as a single BOS token, for padding,
+    attends to none of them, and fails if there is no padding token. A bridge takes no token for padding. Here, only the positions in
+    `padding` are padding, independently of the tokenizer. The given model does not change, so hooks may call it during generation.
 
     Args:
         model: a `HookedTransformer` or a bridge.
-        tokens: prompts, with padding on the left where they are shorter.
-        padding: the positions to which nothing attends (`HookedLM.left_padding`); None for none.
+        tokens: prompts, `(batch, pos)`; shorter ones are padded on the left.
+        padding: the positions that no position attends to (`HookedLM.left_padding`); None for no padding.
         options: the options of `HookedTransformer.generate`.
 
     Returns:
-        The prompts and what follows them, `(batch, pos + new)`; the prompts for `max_new_tokens=0`; texts for `return_type="str"`.
+        The prompts and their continuations, `(batch, pos + new)`; the prompts if `max_new_tokens=0`; texts if `return_type="str"`.
 
     Raises:
-        ConfigError: an option that `generate` does not have, a number of new tokens that is negative or goes beyond the model's context,
-            or `stop_at_eos` without a token that ends a text.
+        ConfigError: `generate` does not have an option, the number of new tokens is negative or exceeds the model's context, or
+            `stop_at_eos` is set and there is no token that ends a text.
     """
     tokens = tokens.to(model.cfg.device)
     padding = torch.zeros_like(tokens, dtype=torch.bool) if padding is None else padding.to(tokens.device)
@@ -152,7 +158,7 @@ def continue_tokens(
     eos = None if tokenizer is None else tokenizer.eos_token_id
     ends = eos is not None or options.get("eos_token_id") is not None
     if not ends and options.get("stop_at_eos"):
-        raise ConfigError("stop_at_eos needs a token that ends a text, and this tokenizer has none; give eos_token_id=...")
+        raise ConfigError("expected an EOS token for stop_at_eos, got a tokenizer without one; give eos_token_id=...")
     options = {"stop_at_eos": ends} | options | {"return_type": "tokens", "prepend_bos": False}
     if options["max_new_tokens"] == 0:
         continued: Any = tokens
@@ -172,15 +178,15 @@ def continue_tokens(
 def _continue_hooked(
     model: HookedSAETransformer, tokens: Tensor, padding: Tensor, eos: int | None, options: dict[str, Any]
 ) -> Any:
-    """Continue prompts by a twin that shares weights and hooks, and has a tokenizer and settings of its own for `generate` to change."""
+    """Continue prompts with a copy that shares weights and hooks, and has its own tokenizer and settings, which `generate` changes."""
     filler, prompts = -1, tokens
-    if bool(padding.any()):  # a token that no prompt holds marks the padding, as BOS may be the padding token
+    if bool(padding.any()):  # mark padding by a token that no prompt contains, because BOS may be the padding token
         present = set(tokens.unique().tolist())
         filler = next(token for token in range(model.cfg.d_vocab) if token not in present)
         prompts = tokens.masked_fill(padding, filler)
-    twin = copy.copy(model)
-    twin.cfg, twin.tokenizer = copy.copy(model.cfg), _Padding(eos, filler)  # type: ignore[assignment]
-    continued = twin.generate(prompts, **options)
+    shallow = copy.copy(model)
+    shallow.cfg, shallow.tokenizer = copy.copy(model.cfg), _Padding(eos, filler)  # type: ignore[assignment]
+    continued = shallow.generate(prompts, **options)
     if torch.is_tensor(continued):
         return torch.cat([tokens, continued[:, tokens.shape[1] :]], dim=1)
     continued.sequences = torch.cat([tokens, continued.sequences[:, tokens.shape[1] :]], dim=1)
@@ -192,20 +198,29 @@ def _check_options(model: AnyHookedModel, n_prompt: int, options: Mapping[str, A
     known = {p.name for p in parameters if p.kind != p.VAR_KEYWORD} - {"self", "input", "attention_mask"}
     known |= {"output_logits", "return_dict_in_generate"}
     for name in options.keys() - known:
-        raise ConfigError(f"generate has no option {name!r}.{nearest(name, sorted(known))}")
+        raise ConfigError(f"expected an option of generate, got {name!r}.{nearest(name, sorted(known))}")
     if return_type not in ("tokens", "input", "str"):
-        raise ConfigError(f"return_type must be 'tokens' or 'str'; got {return_type!r}")
+        raise ConfigError(f"expected return_type 'tokens' or 'str', got {return_type!r}; give one of them")
     n_new = options["max_new_tokens"]
     if not isinstance(n_new, int) or isinstance(n_new, bool) or n_new < 0:
-        raise ConfigError(f"max_new_tokens must be a whole number, 0 or more; got {n_new!r}")
+        raise ConfigError(f"expected max_new_tokens as an integer of at least 0, got {n_new!r}; change it")
     check_length(model, n_prompt, n_new)
 
 
 def check_length(model: AnyHookedModel, n_prompt: int, n_new: int) -> None:
-    """Raise `ConfigError` if a prompt and the new tokens together are longer than the model's context."""
+    """Check that a prompt and the new tokens together fit into the model's context.
+
+    Args:
+        model: the language model.
+        n_prompt: tokens of the prompt.
+        n_new: tokens to generate.
+
+    Raises:
+        ConfigError: they do not fit.
+    """
     left = model.cfg.n_ctx - n_prompt
     if n_new > left:
         cure = f"give a shorter prompt or max_new_tokens={left} at most" if left > 0 else "give a shorter prompt"
         raise ConfigError(
-            f"{n_prompt} prompt tokens and {n_new} new ones are more than the model's context of {model.cfg.n_ctx}; {cure}"
+            f"expected at most {model.cfg.n_ctx} tokens, the model's context, got {n_prompt} prompt tokens and {n_new} new ones; {cure}"
         )

@@ -1,7 +1,7 @@
-"""A language model with an SAE at its hook, and the cheapest way to run both.
+"""Run a language model with an SAE at its hook, without repeated work.
 
-The model runs to the hook once and the features are encoded once; each edit then reruns only the layers after the hook. That makes a
-sweep of edits cheap where the hook is a residual stream; at other hooks, and in a bridge, the whole model is rerun with the activations
+The model runs to the hook once and the features are encoded once; each edit then reruns only the layers after the hook. This makes a
+sweep of edits cheap if the hook is a residual stream. At other hooks, and in a bridge, the whole model is rerun with the activations
 replaced.
 """
 
@@ -54,12 +54,13 @@ class HookedLM:
     def __post_init__(self) -> None:
         if not isinstance(self.splice, Splice):
             raise ConfigError(
-                f"expected HookedLM(model, Splice(sae), cutter); got a {type(self.splice).__name__} for the splice"
+                f"expected a Splice, got a {type(self.splice).__name__}; give HookedLM(model, Splice(sae), cutter)"
             )
         if self.splice.hook_name not in self.model.hook_dict:
             name = self.splice.hook_name
             raise ModelError(
-                f"the SAE belongs to {name!r}, which {self.model.cfg.model_name} does not have.{nearest(name, self.model.hook_dict)}"
+                f"expected a model with the SAE's hook {name!r}, got {self.model.cfg.model_name} without it."
+                f"{nearest(name, self.model.hook_dict)}"
             )
         check_takes_hook(self.model, self.splice.hook_name)
 
@@ -69,42 +70,60 @@ class HookedLM:
 
     @property
     def sae(self) -> SAE[Any]:
-        """The SAE."""
+        """Return the SAE."""
         return self.splice.sae
 
     def batches(self, table: TokenTable) -> list[Int[Tensor, "batch pos"]]:
-        """Split a table into batches of tokens on the model's device."""
+        """Split a table into batches of tokens on the model's device.
+
+        Args:
+            table: the contexts.
+
+        Raises:
+            DataError: `table` is not a `TokenTable`.
+        """
         if not isinstance(table, TokenTable):
             raise DataError(
-                f"expected a TokenTable, such as read_tokens(source, split, lm.cutter, 64); got a {type(table).__name__}"
+                f"expected a TokenTable, got a {type(table).__name__}; give read_tokens(source, split, lm.cutter, 64)"
             )
         return [tokens.to(self.model.cfg.device) for tokens in table.tokens.split(self.batch_size)]
 
     def n_batches(self, table: TokenTable) -> int:
-        """Return the number of `batches`."""
+        """Return the number of `batches`.
+
+        Args:
+            table: the contexts.
+        """
         return -(-len(table) // self.batch_size)
 
     def counted_batches(self, table: TokenTable) -> list[TokenBatch]:
-        """Split a table into batches on the model's device: tokens, which predictions count, and the pieces of documents."""
+        """Split a table into batches on the model's device.
+
+        Args:
+            table: the contexts.
+
+        Returns:
+            Tokens, a mask of the predictions that are counted, and the pieces of documents, for each batch.
+        """
         return table.batches(self.cutter, self.batch_size, self.model.cfg.device)
 
     def _check_tokens(self, tokens: Int[Tensor, "batch pos"]) -> None:
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             came = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
-            raise DataError(f"expected tokens (batch, pos), such as lm.model.to_tokens(text); got {came}")
+            raise DataError(f"expected tokens (batch, pos), got {came}; give lm.model.to_tokens(text)")
         if tokens.dtype != torch.long:
-            raise DataError(f"expected tokens of dtype torch.int64, such as lm.model.to_tokens(text); got {tokens.dtype}")
+            raise DataError(f"expected tokens of dtype torch.int64, got {tokens.dtype}; give lm.model.to_tokens(text)")
         if not tokens.numel():
-            raise DataError(f"expected at least one prompt of at least one token; got shape {tuple(tokens.shape)}")
+            raise DataError(f"expected at least one prompt of at least one token, got shape {tuple(tokens.shape)}; give a text")
         cfg = self.model.cfg
         if tokens.shape[1] > cfg.n_ctx:
             raise DataError(
-                f"got {tokens.shape[1]} positions, but the model reads {cfg.n_ctx}: cut the text, such as tokens[:, :{cfg.n_ctx}]"
+                f"expected at most {cfg.n_ctx} positions, got {tokens.shape[1]}; cut the text, such as tokens[:, :{cfg.n_ctx}]"
             )
         low, high = (int(extreme) for extreme in tokens.aminmax())
         if low < 0 or high >= cfg.d_vocab:
             raise DataError(
-                f"the model has the tokens 0 to {cfg.d_vocab - 1}; got {low if low < 0 else high}: make tokens with lm.model.to_tokens(text)"
+                f"expected tokens from 0 to {cfg.d_vocab - 1}, got {low if low < 0 else high}; make tokens with lm.model.to_tokens(text)"
             )
 
     def _check_activations(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> None:
@@ -112,36 +131,43 @@ class HookedLM:
         if not isinstance(h, Tensor) or h.shape[:2] != tokens.shape:
             came = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"a {type(h).__name__}"
             raise DataError(
-                f"expected the activations of these tokens, {tuple(tokens.shape)} and their width, as lm.activations(tokens) gives them; "
-                f"got {came}"
+                f"expected activations of shape {tuple(tokens.shape)} and a width, got {came}; give lm.activations(tokens)"
             )
 
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Find the positions outside statistics, gates and edits: special tokens, padding, and the first position of each text."""
+        """Return the positions that statistics, gates and edits leave out: special tokens, padding, and the first position of each text.
+
+        Args:
+            tokens: contexts or prompts, `(batch, pos)`.
+        """
         self._check_tokens(tokens)
         masked = self.cutter.masked(tokens)
         masked[:, 1:] |= self.left_padding(tokens)[:, :-1]
         return masked
 
     def left_padding(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-        """Find the padding at the left of prompts of several lengths (`ContextCutter.left_padding`)."""
+        """Return the padding on the left of prompts of different lengths (`ContextCutter.left_padding`).
+
+        Args:
+            tokens: prompts, `(batch, pos)`.
+        """
         self._check_tokens(tokens)
         return self.cutter.left_padding(tokens)
 
     def attention_options(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Any]:
-        """Make the options with which the model reads each padded prompt as it is alone.
+        """Return the options with which the model reads each padded prompt as if it were alone.
 
-        Every method here gives them to the model. A call of the model itself needs them too:
+        Every method of this class passes them to the model. A direct call of the model needs them too:
         `lm.model(tokens, prepend_bos=False, **lm.attention_options(tokens))`.
 
         Args:
             tokens: prompts; shorter ones are padded on the left. Padding on the right needs no option.
 
         Returns:
-            Keyword arguments for the model's calls; empty where no prompt is padded.
+            Keyword arguments for the model's calls; empty if no prompt is padded.
 
         Raises:
-            DataError: these are no tokens of the model.
+            DataError: `tokens` are not tokens of the model.
             ModelError: the model cannot leave padding out.
         """
         return attention_options(self.model, self.left_padding(tokens))
@@ -174,7 +200,7 @@ class HookedLM:
 
     @torch.no_grad()
     def sae_input(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
-        """Turn activations into the SAE's input, with walls where positions are masked.
+        """Turn activations into the SAE's input, with walls at masked positions.
 
         Args:
             tokens: contexts or prompts.
@@ -187,7 +213,7 @@ class HookedLM:
 
     @torch.no_grad()
     def feature_acts(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Float[Tensor, "batch pos d_sae"]:
-        """Compute the SAE's features of contexts or prompts; masked positions have none.
+        """Compute the SAE's feature activations, which are 0 at masked positions.
 
         Args:
             tokens: contexts or prompts.
@@ -199,25 +225,42 @@ class HookedLM:
 
     @property
     def _layer_after(self) -> int | None:
-        """The first layer that reads the hook, where the hook is a residual stream and the model can start there."""
+        """Return the first layer after the hook, if the hook is a residual stream and the model can start there; None otherwise."""
         if isinstance(self.model, HookedBridge):
             return None
         match = _RESIDUAL.match(self.splice.hook_name)
         return None if match is None else int(match[1]) + (match[2] == "post")
 
     def logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
-        """Compute the model's logits with the activations at the hook replaced by `h`; gradients flow back to `h`."""
+        """Compute the model's logits with the activations at the hook replaced by `h`; gradients flow back to `h`.
+
+        Args:
+            tokens: contexts or prompts, `(batch, pos)`.
+            h: activations at the hook, `(batch, pos, ...)`.
+
+        Returns:
+            Logits `(batch, pos, d_vocab)`.
+
+        Raises:
+            ModelError: the model does not run the hook.
+        """
         return self.lazy_logits_from(tokens, h).whole()
 
     def lazy_logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> LazyLogits:
         """Run the model with the activations at the hook replaced by `h`, up to the unembedding; gradients flow back to `h`.
 
-        Unembedding dominates the cost of a small model, and its output the memory where the vocabulary is large. Of what is returned,
-        the positions that are needed can be selected before anything is unembedded.
+        Unembedding dominates the cost of a small model, and logits dominate the memory if the vocabulary is large. Select the positions
+        that are needed from the result before they are unembedded.
 
         Args:
-            tokens: contexts or prompts.
-            h: activations at the hook.
+            tokens: contexts or prompts, `(batch, pos)`.
+            h: activations at the hook, `(batch, pos, ...)`.
+
+        Returns:
+            Logits `(batch, pos, d_vocab)` that are computed when they are needed.
+
+        Raises:
+            ModelError: the model does not run the hook.
         """
         self._check_activations(tokens, h)
         options = self.attention_options(tokens)
@@ -236,19 +279,19 @@ class HookedLM:
         return logits
 
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Any:
-        """Continue prompts with an edit in place; with the KV cache or without (`use_past_kv_cache`), the same tokens.
+        """Continue prompts with an edit. The tokens are the same with and without the KV cache (`use_past_kv_cache`).
 
         Args:
             tokens: prompts; shorter ones are padded on the left (`left_padding`).
-            edit: the edit; None for the model as it is.
+            edit: the edit; None for no edit.
             options: the options of `HookedTransformer.generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
 
         Returns:
-            The prompts and what follows them, `(batch, pos + new)`.
+            The prompts and their continuations, `(batch, pos + new)`.
 
         Raises:
-            DataError: not tokens of the model, or a prompt is padded on the right or consists of padding only.
-            ConfigError: an option that `generate` does not have, or more tokens than the model's context holds.
+            DataError: `tokens` are not tokens of the model, or a prompt is padded on the right or consists of padding only.
+            ConfigError: `generate` does not have an option, or there are more tokens than the model's context holds.
             ModelError: `generate` does not run the hook, so an edit there would change nothing.
         """
         padding = self.left_padding(tokens)
@@ -256,18 +299,18 @@ class HookedLM:
         if edit is None:
             return continue_tokens(self.model, tokens, padding, **options)
         streaming = StreamingEdit(self.splice, edit, self.masked(tokens))
-        self.attention_options(tokens)  # refuses a model that cannot leave padding out, before the hook is in place
+        self.attention_options(tokens)  # raises for a model that cannot leave padding out, before the hook is added
         with self.model.hooks(fwd_hooks=[streaming.hook]):
             continued = continue_tokens(self.model, tokens, padding, **options)
         if not streaming.was_called and options.get("max_new_tokens") != 0:
             raise ModelError(
-                f"generating text does not run {self.splice.hook_name}, so an edit there changes nothing; train an SAE at "
+                f"expected a hook that runs during generation, got {self.splice.hook_name}, where an edit changes nothing; train an SAE at "
                 "blocks.0.hook_resid_pre or later"
             )
         return continued
 
     def _check_prompts(self, tokens: Int[Tensor, "batch pos"], padding: Bool[Tensor, "batch pos"]) -> None:
-        """Refuse batches in which text would follow padding instead of a prompt."""
+        """Check that no prompt consists of padding only or ends with padding, because text would follow the padding."""
         tokenizer = self.cutter.tokenizer
         if tokenizer.pad_token_id is None or len(tokens) * tokens.shape[1] == 1:
             return
@@ -276,24 +319,33 @@ class HookedLM:
         begins = self.cutter.prepend_bos and tokenizer.pad_token_id == tokenizer.bos_token_id  # a lone BOS is a prompt
         if tokens.shape[1] > 1 and not begins and bool(alone.any()):
             raise DataError(
-                f"prompt {int(alone.nonzero()[0])} of the batch is padding alone; give it at least one token, or leave it out"
+                f"expected text in every prompt, got only padding in prompt {int(alone.nonzero()[0])} of the batch; give it at least one "
+                "token, or leave it out"
             )
         ends = is_pad[:, -1] & ~alone
         if bool(ends.any()) and not bool(ends[~alone].all()):
             raise DataError(
-                f"prompt {int(ends.nonzero()[0])} of the batch is padded on the right, so text would follow the padding; pad on the left, "
-                'such as lm.model.to_tokens(prompts, padding_side="left")'
+                f"expected padding on the left, got prompt {int(ends.nonzero()[0])} of the batch padded on the right; give "
+                'lm.model.to_tokens(prompts, padding_side="left")'
             )
 
     def check_generates(self) -> None:
-        """Raise `ConfigError` or `ModelError`, before any work is done, if no edit of this SAE can generate."""
+        """Check, before any work is done, that edits of this SAE can be used in generation.
+
+        Raises:
+            ConfigError: the encoder reads later positions.
+            ModelError: `generate` does not run the hook.
+        """
         self.generate(torch.zeros(1, 1, dtype=torch.long), FeatureEdit(()), max_new_tokens=1, do_sample=False)
 
 
 def fit_batch(lm: HookedLM) -> HookedLM:
     """Return the same model with smaller batches, if the vocabulary or the SAE is so large that a batch would fill the memory.
 
-    Logits are computed in chunks in any case; those of a batch of this size are few enough to be kept while edits are compared with them.
+    Logits are always computed in chunks; those of a batch of this size are few enough to be kept while edits are compared with them.
+
+    Args:
+        lm: the model with its SAE.
     """
     width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
     return replace(lm, batch_size=contexts_at_once(lm.batch_size, lm.cutter.context_size, width))

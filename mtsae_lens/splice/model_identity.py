@@ -1,4 +1,7 @@
-"""Recognition of a language model by its predictions: equal for every form of it (bridge or not, any device), other for other weights."""
+"""Recognize a language model by its predictions.
+
+They are the same for every implementation of a model (bridge or not, any device), and different for other weights.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 N_TOKENS = 16
-_TOLERANCE = {"float32": 0.05, "float64": 0.05}  # nats; forms of one model differ by about 1e-4
+_TOLERANCE = {"float32": 0.05, "float64": 0.05}  # nats; implementations of one model differ by about 1e-4
 _HALF_TOLERANCE = 1.0
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ModelIdentity(BaseModel):
-    """The name of a language model, and the log-probabilities that it gives to a fixed row of tokens."""
+    """The name of a language model, and the log-probabilities that it assigns to a fixed row of tokens."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
@@ -31,7 +34,7 @@ class ModelIdentity(BaseModel):
             model: a language model with hooks.
 
         Returns:
-            The largest difference in log-probability, in nats, if it is larger than between two forms of one model; None otherwise.
+            The largest difference in log-probability, in nats, if it is larger than between two implementations of one model; else None.
         """
         if max(self.tokens) >= model.cfg.d_vocab or len(self.tokens) > model.cfg.n_ctx:
             return float("inf")
@@ -45,7 +48,11 @@ class ModelIdentity(BaseModel):
 
 
 def identify(model: Any) -> ModelIdentity:
-    """Record a language model with hooks: one forward pass over a few tokens."""
+    """Record the identity of a language model with hooks, from one forward pass over a few tokens.
+
+    Args:
+        model: a language model with hooks.
+    """
     tokens = [(7919 * place + 13) % model.cfg.d_vocab for place in range(min(N_TOKENS, model.cfg.n_ctx))]
     dtype = str(model.cfg.dtype).removeprefix("torch.")
     return ModelIdentity(

@@ -27,7 +27,7 @@ class SAEState:
 
     @cached_property
     def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
-        """The reconstruction from the features before any edit."""
+        """Return the reconstruction from the features before any edit."""
         return self.sae.decode(self.feature_acts)
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:

@@ -1,7 +1,6 @@
-"""Serialization of edits and gates: a class that declares its fields needs no further code to be saved, loaded and compared.
+"""Serialize edits and gates: a class that declares its fields needs no further code to be saved, loaded and compared.
 
-The form of an object in a file is derived from the annotations of its dataclass. Types are checked strictly, so that nothing in a
-file is taken for a number that it is not.
+The format of an object in a file is derived from the annotations of its dataclass. Types are checked strictly.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ Integer = Annotated[int, Field(gt=-(2**31), lt=2**31)]
 class Serializable:
     """Base of `Edit` and `Gate`: a frozen dataclass with a `kind`, the name of its class in a file.
 
-    Two objects are equal when they are of one class and their fields hold equal values; tensors are compared value by value, on
-    whatever device they are. Equal objects have equal hashes.
+    Two objects are equal if they have the same class and equal values in all fields. Tensors are compared value by value, across
+    devices. Equal objects have equal hashes.
     """
 
     kind: ClassVar[str] = ""
@@ -44,9 +43,9 @@ class Serializable:
     """Fields that `to_json` leaves out, because another part of the file holds them."""
 
     def __init_subclass__(cls) -> None:
-        """Keep the comparison of this class: the one that `dataclass` writes cannot compare tensors."""
+        """Keep the comparison of this class, because the one that `dataclass` generates cannot compare tensors."""
         super().__init_subclass__()
-        cls.kind = ""  # a subclass is registered under a name of its own
+        cls.kind = ""  # a subclass is not registered under the name of its parent
         for name in ("__eq__", "__hash__"):
             if name not in cls.__dict__:
                 setattr(cls, name, getattr(cls, name))
@@ -59,18 +58,18 @@ class Serializable:
         return all(_are_equal(getattr(self, name), getattr(other, name)) for name in names)
 
     def __hash__(self) -> int:
-        """Hash the class and the values of all fields; of a tensor, its shape and first values."""
+        """Hash the class and the values of all fields; for a tensor, its shape and first values."""
         return hash((type(self), *(_hashable(getattr(self, f.name)) for f in fields(self) if f.compare)))  # type: ignore[arg-type]
 
     def to_json(self) -> dict[str, Any]:
         """Return the kind and the fields, in the types of JSON.
 
         Raises:
-            DataError: the class is not registered, or a field has a type that has no form in a file.
+            DataError: the class is not registered, or a field has a type that cannot be saved.
         """
         if not self.kind:
             raise DataError(
-                f"a {type(self).__name__} cannot be saved, because its class has no name in a file; decorate the class with "
+                f"expected a registered {_family(type(self))} to save, got one of class {type(self).__name__}; decorate the class with "
                 f'@register_{_family(type(self))}("a_name")'
             )
         _schema(type(self))  # type: ignore[arg-type]  # classes are hashable
@@ -90,7 +89,7 @@ class Serializable:
             An object of this class.
 
         Raises:
-            ConfigError: a field is missing, unknown, of another type, or has a value that the class refuses.
+            ConfigError: a field is missing, unknown, of another type, or has a value that the class does not accept.
         """
         try:
             record = _schema(cls).model_validate(content)  # type: ignore[arg-type]
@@ -101,16 +100,19 @@ class Serializable:
         return cls(**values, **others)
 
     def check_fits(self, d_sae: int, d_in: int) -> None:
-        """Raise `ConfigError` where the object does not fit an SAE of these sizes. By default, a field `features` is checked.
+        """Check that the object fits an SAE of the given sizes. By default, a field `features` is checked.
 
         Args:
             d_sae: number of features of the SAE.
             d_in: width of its input.
+
+        Raises:
+            ConfigError: the object does not fit.
         """
         features = torch.as_tensor(getattr(self, "features", ()))
         if features.numel() and not (int(features.min()) >= 0 and int(features.max()) < d_sae):
             wrong = int(features.min()) if int(features.min()) < 0 else int(features.max())
-            raise ConfigError(f"features: expected indices from 0 to {d_sae - 1}, got {wrong}")
+            raise ConfigError(f"features: expected indices from 0 to {d_sae - 1}, got {wrong}; give features of this SAE")
 
 
 Kind = TypeVar("Kind", bound=Serializable)
@@ -125,7 +127,7 @@ def register(registry: dict[str, type[Kind]], base: type[Kind], name: str) -> Ca
         name: the `kind` in a file.
 
     Raises:
-        ConfigError: the class does not inherit from `base`, or another class has the name.
+        ConfigError: the class does not inherit from `base`, or another class has this name.
     """
 
     def decorate(cls: type[Kind]) -> type[Kind]:
@@ -136,7 +138,8 @@ def register(registry: dict[str, type[Kind]], base: type[Kind], name: str) -> Ca
         known = registry.get(name)
         if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ConfigError(
-                f"{base.__name__.lower()} {name!r} exists already ({known.__module__}.{known.__qualname__}); choose another name"
+                f"expected a new name for a {base.__name__.lower()}, got {name!r}, which {known.__module__}.{known.__qualname__} has; choose "
+                "another name"
             )
         cls.kind = name
         cls.is_built_in = cls.__module__.partition(".")[0] == __name__.partition(".")[0]
@@ -147,12 +150,16 @@ def register(registry: dict[str, type[Kind]], base: type[Kind], name: str) -> Ca
 
 
 def describe_first(error: ValidationError) -> str:
-    """Say in one line what pydantic found first: the place, what was expected, and what came."""
+    """Describe the first error that pydantic found, in one line: the place, what was expected, and what it got.
+
+    Args:
+        error: the error.
+    """
     first = error.errors(include_url=False)[0]
     place = ".".join(map(str, first["loc"]))
     came = repr(first["input"])
     expected = first["msg"].replace("Input should be", "expected")
-    return f"{place}: {expected}; got {came if len(came) <= 60 else came[:60] + '...'}"
+    return f"{place}: {expected}, got {came if len(came) <= 60 else came[:60] + '...'}"
 
 
 def _family(cls: type[Serializable]) -> str:
@@ -170,8 +177,8 @@ def _annotations(cls: type[Serializable]) -> dict[str, Any]:
         return get_type_hints(cls, include_extras=True)
     except NameError as error:
         raise DataError(
-            f"a {cls.__name__} cannot be saved: the annotations of its fields use a name that its module does not define ({error}); "
-            "define the class and import its types at the top of a module"
+            f"expected annotations that can be resolved, got an unknown name in those of {cls.__name__} ({error}); define the class and "
+            "import its types at the top of a module"
         ) from error
 
 
@@ -180,14 +187,14 @@ def _schema(cls: type[Serializable]) -> type[BaseModel]:
     """Derive the strict schema of a class from the annotations of its fields."""
     hints = _annotations(cls)
     try:
-        # pydantic reserves some names, such as those that begin with "model_", hence the underscore
+        # The underscore avoids names that pydantic reserves, such as those that begin with "model_".
         columns: dict[str, Any] = {
             f"{name}_": (_plain_type(hints[name]), Field(alias=name, validation_alias=name)) for name in _saved_fields(cls)
         }
     except TypeError as error:
         raise DataError(
-            f"a {cls.__name__} cannot be saved ({error}); annotate its fields with int, float, bool, str, Literal, tuple[...] or a jaxtyping "
-            'array such as Float[Tensor, "n d_in"], or define to_json and from_json'
+            f"expected fields that can be saved, got {cls.__name__} ({error}); annotate its fields with int, float, bool, str, Literal, "
+            'tuple[...] or a jaxtyping array such as Float[Tensor, "n d_in"], or define to_json and from_json'
         ) from error
     config = ConfigDict(strict=True, frozen=True, extra="forbid", protected_namespaces=())
     return create_model(cls.__name__, __config__=config, **columns)
@@ -197,7 +204,7 @@ def _plain_type(hint: Any) -> Any:
     """Return the type that a field has in JSON.
 
     Raises:
-        TypeError: there is none.
+        TypeError: the field cannot be saved.
     """
     origin, arguments = get_origin(hint), get_args(hint)
     plain = {float: Number, int: Integer, bool: bool, str: str, types.NoneType: None}
@@ -211,7 +218,7 @@ def _plain_type(hint: Any) -> Any:
         return reduce(operator.or_, map(_plain_type, arguments))
     if _is_array(hint):
         return reduce(lambda inner, _: list[inner], hint.dims, _plain_type(_number_type(hint)))  # type: ignore[valid-type]
-    raise TypeError(f"the type {hint!r} has no form in a file")
+    raise TypeError(f"a value of type {hint!r} cannot be saved")
 
 
 def _is_array(hint: Any) -> bool:
@@ -232,7 +239,7 @@ def _to_plain(value: Any) -> Any:
 
 
 def _from_plain(name: str, hint: Any, value: Any) -> Any:
-    """Turn a value of JSON into what the annotation says."""
+    """Convert a JSON value to the annotated type."""
     if get_origin(hint) is tuple:
         return tuple(_from_plain(name, get_args(hint)[0], item) for item in value)
     if not _is_array(hint):
@@ -241,7 +248,7 @@ def _from_plain(name: str, hint: Any, value: Any) -> Any:
     try:
         return torch.tensor(value, dtype=dtype)
     except ValueError as error:
-        raise ConfigError(f"{name}: expected rows of one length, got others") from error
+        raise ConfigError(f"{name}: expected rows of one length, got different lengths; mend the file") from error
 
 
 def _are_equal(a: Any, b: Any) -> bool:

@@ -1,4 +1,4 @@
-"""An SAE at its hook in a model, and edits of its features there."""
+"""Attach an SAE at its hook in a model, and edit its features there."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def open_positions(
 ) -> list[Bool[Tensor, "batch pos"]]:
     """Find where each of several edits applies.
 
-    Edits often share a gate, and a gate runs through the positions one by one, so each gate is asked once.
+    Edits often share a gate, and a gate runs through the positions one by one, so each gate is evaluated once.
 
     Args:
         feature_acts: feature activations of whole contexts.
         edits: the edits.
-        masked: positions where none of them applies; None for no such position.
+        masked: positions where no edit applies; None for no such position.
 
     Returns:
         For each edit, True where it applies.
@@ -61,12 +61,12 @@ class Splice:
     def __post_init__(self) -> None:
         if self.sae.cfg.metadata.hook_name is None:
             raise ConfigError(
-                "the SAE does not say which hook it belongs to; type: sae.cfg.metadata.hook_name = 'blocks.3.hook_resid_post'"
+                "expected an SAE that names its hook, got one without; set sae.cfg.metadata.hook_name = 'blocks.3.hook_resid_post'"
             )
 
     @property
     def hook_name(self) -> str:
-        """Name of the SAE's hook."""
+        """Return the name of the SAE's hook."""
         return self.sae.cfg.metadata.hook_name  # type: ignore[return-value]
 
     def as_sae_input(self, h: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class Splice:
 
         Args:
             h: activations at the hook.
-            masked: positions, such as special tokens, that have no features and, as in training, are walls; None for no such position.
+            masked: positions, such as special tokens, that are walls, as in training, and have no features; None for no such position.
 
         Returns:
             The feature activations.
@@ -110,7 +110,7 @@ class Splice:
 
         Args:
             h: activations at the hook, of whole contexts.
-            edit: what to do, and where.
+            edit: the edit, with its gate.
             masked: positions that are neither read nor edited, such as special tokens; None for no such position.
             where: the only positions that may be edited; None for all.
 
@@ -127,7 +127,7 @@ class Splice:
         Args:
             h: activations at the hook.
             feature_acts: their features.
-            edit: what to do; its gate is not asked.
+            edit: the edit; its gate is not evaluated.
             open_at: True where the edit applies.
 
         Returns:
@@ -136,7 +136,12 @@ class Splice:
         return self.add_delta(h, edit.delta(self.sae_state(h, feature_acts)), open_at)
 
     def sae_state(self, h: Tensor, feature_acts: Tensor) -> SAEState:
-        """Collect what edits read, from activations at the hook and their features."""
+        """Collect what edits read.
+
+        Args:
+            h: activations at the hook.
+            feature_acts: their feature activations.
+        """
         return SAEState(self.sae, self.as_sae_input(h), feature_acts)
 
     def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
@@ -155,7 +160,7 @@ class Splice:
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
         head = self.sae.cfg.metadata.hook_head_index
         if head is None:
-            return (h + delta.view_as(h)).to(h.dtype)  # of a model in half precision the sum alone is rounded
+            return (h + delta.view_as(h)).to(h.dtype)  # for a model in half precision, only the sum is rounded
         h = h.clone()
         h[:, :, head] += delta
         return h
@@ -166,16 +171,22 @@ class Splice:
         masked: Bool[Tensor, "batch pos"] | None = None,
         where: Bool[Tensor, "batch pos"] | None = None,
     ) -> tuple[str, Any]:
-        """Make a hook `(name, function)` for `fwd_hooks` of TransformerLens. The arguments are those of `edited`."""
+        """Return a hook `(name, function)` for `fwd_hooks` of TransformerLens.
+
+        Args:
+            edit: the edit, with its gate.
+            masked: positions that are neither read nor edited; None for no such position.
+            where: the only positions that may be edited; None for all.
+        """
         return self.hook_name, lambda h, hook: self.edited(h, edit, masked, where)
 
     @contextmanager
     def attached(self, model: AnyHookedModel, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> Iterator[None]:
-        """Keep an edit in a model while a `with` block runs the model.
+        """Apply an edit in a model within a `with` block.
 
         Args:
             model: a `HookedTransformer` or a bridge.
-            edit: what to do, and where.
+            edit: the edit, with its gate.
             masked: positions that are neither read nor edited; None for no such position.
 
         Raises:
@@ -196,9 +207,16 @@ class Splice:
 
 
 def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:
-    """Raise `ModelError` where a model says by itself that it does not run a hook. The model is not run.
+    """Check that a model runs a hook, if the model says so without being run.
 
-    A bridge says so; a `HookedTransformer` does not, so whoever runs a model with a hook checks afterwards that the hook was called.
+    A bridge does; a `HookedTransformer` does not, so code that runs a model with a hook checks afterwards that the hook was called.
+
+    Args:
+        model: the language model.
+        hook_name: name of the hook.
+
+    Raises:
+        ModelError: the model says that it does not run the hook.
     """
     try:
         with model.hooks(fwd_hooks=[(hook_name, lambda h, hook: h)]):
@@ -208,8 +226,13 @@ def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:
 
 
 def never_ran(hook_name: str, model: AnyHookedModel) -> ModelError:
-    """Make the error for a hook that a model has and does not run."""
+    """Return the error for a hook that a model has but does not run.
+
+    Args:
+        hook_name: name of the hook.
+        model: the language model.
+    """
     return ModelError(
-        f"{model.cfg.model_name} has {hook_name} but does not run it, so an edit there would change nothing; train an SAE at another hook, "
+        f"expected a hook that {model.cfg.model_name} runs, got {hook_name}, where an edit changes nothing; train an SAE at another hook, "
         "such as blocks.0.hook_resid_post, or turn on the setting of the model that this hook needs"
     )

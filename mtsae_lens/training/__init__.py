@@ -1,1 +1,1 @@
-"""Sequence activations in, trained SAE out: the loop, its log, its checkpoints, and a runner in the shape of SAELens's."""
+"""Train SAEs on sequence activations: the training loop, its log, its checkpoints, and a runner with SAELens's interface."""

@@ -26,10 +26,11 @@ Trainer: TypeAlias = SAETrainer[TrainingSAE[Any], Any]
 _STATE_TENSORS = "trainer_state.safetensors"
 _STATE_JSON = "trainer_state.json"
 _SCALER_JSON = "activation_scaler.json"
-_KEPT = 2  # checkpoints that are kept, the newest ones; an older one is needed only if these are damaged
+_KEPT = 2  # newest checkpoints that are kept; an older one would be needed only if these are damaged
 _CONTENTS = {"model_contents": "model_name", "dataset_contents": "dataset_path"}
-"""Entries of the fingerprint that describe the content of local files, each with the setting that names the files. Older checkpoints do not
-have them."""
+"""Entries of the fingerprint that describe local files, each with the setting that names the files. Older checkpoints lack these
+entries.
+"""
 
 
 class _Numbers(BaseModel):
@@ -41,7 +42,7 @@ class _Numbers(BaseModel):
     n_training_samples: int = Field(ge=0)
     n_frac_active_samples: int = Field(ge=0)
     dead_feature_window: int | None = Field(None, gt=0)
-    """Checkpoints of version 0.1.0 have none: the window was not bounded by the length of the run then."""
+    """Missing in checkpoints of version 0.1.0, where the window was not bounded by the length of the run."""
     param_groups: list[dict[str, Any]]
     lr_scheduler: dict[str, Any]
     coefficient_schedulers: dict[str, dict[str, Any]]
@@ -55,7 +56,7 @@ class _Scaler(BaseModel):
 
 
 def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, Any]) -> Path:
-    """Write everything that the rest of the run depends on. The data stream depends on the step alone, so nothing of it is saved.
+    """Write everything that the rest of the run depends on. The data stream depends only on the step, so it is not saved.
 
     Args:
         trainer: the trainer, between two steps.
@@ -100,7 +101,7 @@ def delete_other_checkpoints(newest: Path) -> None:
     """Delete old checkpoints of a run, and those of later steps, which the run repeats.
 
     Args:
-        newest: the checkpoint from which the run goes on; it and the one before are kept.
+        newest: the checkpoint from which the run continues; it and the previous one are kept.
     """
     others = sorted(newest.parent.glob("step_*"))
     earlier = [path for path in others if path.name <= newest.name]
@@ -153,13 +154,13 @@ def resume_from(trainer: Trainer, candidates: Sequence[Path], fingerprint: Mappi
             if path == candidates[-1]:
                 if damaged:
                     raise DataError(
-                        f"{error}; the later checkpoints are damaged too: delete {path.parent} and train anew"
+                        f"{error}; the later checkpoints are damaged too, so delete {path.parent} and train again"
                     ) from error
                 raise
-            print(f"warning: {error}; trying the one before", file=sys.stderr)
+            print(f"warning: {error}; trying the previous checkpoint", file=sys.stderr)
             damaged.append(path)
         else:
-            for other in damaged:  # so that it does not count among the newest
+            for other in damaged:  # so that they do not count as the newest
                 other.rename(other.with_name(f"damaged_{other.name}"))
             return path
     return None
@@ -189,7 +190,7 @@ def load_checkpoint(trainer: Trainer, path: Path, fingerprint: Mapping[str, Any]
         _take_up(trainer, numbers, tensors)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {reason}); {remedy}") from error
+        raise DataError(f"{path}: expected a checkpoint, got {type(error).__name__}: {reason} (damaged); {remedy}") from error
 
 
 def _check_fingerprint(path: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -203,7 +204,8 @@ def _check_fingerprint(path: Path, then: Mapping[str, Any], now: Mapping[str, An
             differences.append(f"{key}: {then.get(key)!r} then, {value!r} now")
     if differences:
         raise ConfigError(
-            f"{path} was made with other settings ({'; '.join(differences)}); resume with the same, or give a new --out"
+            f"{path}: expected a checkpoint of the same settings, got one made with other settings ({'; '.join(differences)}); resume with "
+            "the same, or give a new --out"
         )
 
 

@@ -1,8 +1,8 @@
 """Select dilations from data, one after another: those whose taps predict the current activations best.
 
-This is the forward selection of lags for autoregressive models. With `S` the lags read so far, the next dilation r is the one that most raises
-the R^2 of predicting the activations `x[t]` linearly from `x[t - l]`, for l in S and {r, 2r, ..., (kernel_size - 1) r}. Activations are
-stationary enough that the lag covariances `C(l) = E[x[t] x[t - l]']` suffice.
+This is the forward selection of lags for autoregressive models. With `S` the lags read so far, the next dilation r is the one that most
+raises the R^2 of predicting the activations `x[t]` linearly from `x[t - l]`, for l in S and {r, 2r, ..., (kernel_size - 1) r}.
+Activations are stationary enough that the lag covariances `C(l) = E[x[t] x[t - l]']` suffice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mtsae_lens.training.start import RowStatistics
 N_COMPONENTS = 64
 """Number of principal components that are predicted: enough to distinguish lags, and cheap at any width."""
 
-_RIDGE = 1e-3  # of the mean variance
+_RIDGE = 1e-3  # relative to the mean variance
 
 
 def lag_covariances(
@@ -41,9 +41,9 @@ def lag_covariances(
     """
     keep = ~find_walls(h)
     if not keep.any():
-        raise DataError("no activations to select dilations from: every position is masked")
+        raise DataError("expected activations to select dilations from, got none: every position is masked; give text")
     kept = h[keep]
-    RowStatistics.of([kept], h.shape[-1])  # refuses activations that do not vary
+    RowStatistics.of([kept], h.shape[-1])  # raises for activations that do not vary
     mean = kept.mean(dim=0)
     _, _, components = torch.linalg.svd(kept[:: max(1, len(kept) // 20_000)] - mean, full_matrices=False)
     x = ((h - mean) @ components[:n_components].T).masked_fill(~keep.unsqueeze(-1), 0.0)
@@ -52,7 +52,7 @@ def lag_covariances(
         now, then = slice(lag, None), slice(None, h.shape[1] - lag)
         n_pairs = (keep[:, now] & keep[:, then]).sum().clamp(min=1)
         covariances.append(torch.einsum("bpi,bpj->ij", x[:, now], x[:, then]) / n_pairs)
-    return torch.stack(covariances).cpu().double()  # not every device has float64
+    return torch.stack(covariances).cpu().double()  # some devices lack float64
 
 
 def predictability(covariances: Float[Tensor, "n_lags component component"], lags: Sequence[int]) -> float:
@@ -104,13 +104,13 @@ def select_dilations(
     """
     if kernel_size < 2:
         raise ConfigError(
-            "kernel_size=1 reads no other position, so there is no dilation to select; give kernel_size=2 or more"
+            "expected kernel_size of at least 2 to select dilations, got 1, which reads no other position; raise it"
         )
     max_lag = h.shape[1] // 2 if max_lag is None else max_lag
     candidates = list(range(1, max_lag // max(1, kernel_size - 1) + 1))
     if not 0 < n_dilations <= len(candidates):
         raise ConfigError(
-            f"{n_dilations} dilations cannot be selected from 1 to {len(candidates)}, which is as far as taps within {max_lag} positions go; "
+            f"expected n_dilations from 1 to {len(candidates)}, the dilations whose taps stay within {max_lag} positions, got {n_dilations}; "
             "give the dilations yourself, a longer context or a smaller kernel_size"
         )
     covariances = lag_covariances(h, max_lag, n_components)

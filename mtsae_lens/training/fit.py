@@ -37,8 +37,8 @@ def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks, max_norm_multiple
 
 
 def _gather_tokens(sae: TrainingSAE[Any], h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
-    if h.shape[-1] != sae.cfg.d_in:  # rows of one number would be broadcast
-        raise DataError(f"the SAE reads activations of width d_in = {sae.cfg.d_in}; got {h.shape[-1]}: make them equal")
+    if h.shape[-1] != sae.cfg.d_in:  # rows of width 1 would be broadcast
+        raise DataError(f"expected activations of width d_in={sae.cfg.d_in}, got {h.shape[-1]}; make them equal")
     return gather_tokens(h)
 
 
@@ -46,7 +46,7 @@ def _gather_reads(sae: Any, h: Float[Tensor, "batch pos d_in"]) -> Callable[[Ten
     expected = (sae.cfg.context_size, sae.cfg.d_in)
     if tuple(h.shape[1:]) != expected:
         raise DataError(
-            f"the SAE reads contexts of (context_size, d_in) = {expected}; got {tuple(h.shape[1:])}: make them equal"
+            f"expected contexts of shape (context_size, d_in) = {expected}, got {tuple(h.shape[1:])}; make them equal"
         )
     if sae.has_memory:
         return gather_past(h, sae.cfg.memory_lags, sae.cfg.memory_decays)

@@ -37,7 +37,7 @@ class TrainingLog:
         if first_step and path.exists():
             for number, line in enumerate(path.read_text(errors="replace").splitlines(keepends=True), 1):
                 if not line.endswith("\n"):
-                    break  # a kill can leave half a line at the end; the step it was about is made again
+                    break  # a killed process can leave half a line at the end; its step is repeated
                 if _parse_row(path, number, line)["step"] <= first_step:
                     kept.append(line)
         write_text(path, "".join(kept))
@@ -61,7 +61,7 @@ class TrainingLog:
             self._file.flush()
         except OSError as error:
             raise OutputError(
-                f"{self._file.name}: cannot be written ({error.strerror}); free space and use --resume"
+                f"{self._file.name}: expected to write the log, got {error.strerror}; free space and give --resume"
             ) from error
 
     def __enter__(self) -> TrainingLog:
@@ -89,12 +89,12 @@ def read_log(path: Path | str) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError as error:
-        raise DataError(f"{path}: {error.strerror}") from error
+        raise DataError(f"{path}: expected a training log, got {error.strerror}; give the log of a run") from error
     return [_parse_row(path, number, line) for number, line in enumerate(lines, 1)]
 
 
 def restore_log(path: Path, kept: Path) -> None:
-    """Restore the rows up to a checkpoint where the log of the run no longer begins with them, with a warning.
+    """Restore the rows up to a checkpoint if the log of the run no longer begins with them, with a warning.
 
     Args:
         path: the log of the run.
@@ -115,4 +115,6 @@ def _parse_row(path: Path, number: int, line: str) -> dict[str, Any]:
             return row
     except (ValueError, RecursionError):
         pass
-    raise DataError(f"{path}:{number}: damaged; delete that line and resume again")
+    raise DataError(
+        f"{path}:{number}: expected a row of JSON with a step, got something else (damaged); delete that line and resume again"
+    )

@@ -27,8 +27,8 @@ from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 AUTO = "auto"
-_RECORDED = {"metadata": "the run records it itself; leave it out", "device": "give --device"}
-"""Fields of every architecture that no setting of the SAE may fill."""
+_RECORDED = {"metadata": "which the run records itself; leave it out", "device": "which belongs to the run; give --device"}
+"""Fields of every architecture that settings of the SAE may not set."""
 _ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
 
 
@@ -47,15 +47,18 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
     """
     if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
         raise ConfigError(
-            f"unknown architecture {settings.architecture!r}.{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
+            f"expected a known architecture, got {settings.architecture!r}."
+            f"{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
         )
     config_class = SAE_TRAINING_CLASS_REGISTRY[settings.architecture][1]
     valid = [field.name for field in fields(config_class) if field.init]
     for name in settings.sae:
         if name in _RECORDED:
-            raise ConfigError(f"--set {name}: {_RECORDED[name]}")
+            raise ConfigError(f"expected a setting of the SAE, got --set {name}, {_RECORDED[name]}")
         if name not in valid:
-            raise ConfigError(f"architecture {settings.architecture!r} has no setting {name!r}.{nearest(name, valid)}")
+            raise ConfigError(
+                f"expected a setting of architecture {settings.architecture!r}, got {name!r}.{nearest(name, valid)}"
+            )
     values: dict[str, Any] = {
         "d_in": d_in,
         "d_sae": settings.d_sae,
@@ -71,12 +74,16 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
     values |= given
     k = values.get("k")
     if k is not None and not 0 < k <= settings.d_sae:
-        raise ConfigError(f"k must lie between 1 and the {settings.d_sae} features that --d-sae gives; got {k}")
+        raise ConfigError(
+            f"expected k from 1 to {settings.d_sae}, the number of features (--d-sae), got {k}; change k or --d-sae"
+        )
     try:
         return config_class(**values)
+    except ConfigError:
+        raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"architecture {settings.architecture!r} refuses its settings: {' '.join(str(error).split())}"
+            f"expected settings of architecture {settings.architecture!r}, got an error ({' '.join(str(error).split())}); change --set"
         ) from error
 
 
@@ -164,7 +171,9 @@ def check_settings(settings: TrainSettings) -> None:
     except (TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, MTSAEError):
             raise
-        raise ConfigError(f"SAELens refuses these settings ({' '.join(str(error).split())[:300]})") from error
+        raise ConfigError(
+            f"expected settings that SAELens accepts, got an error ({' '.join(str(error).split())[:300]}); change them"
+        ) from error
     check_config(cfg)
 
 
@@ -187,7 +196,9 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
     plain = settings.model_copy(update={"sae": given})
     runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model, options=trainer_options(plain))
     if not isinstance(runner.sae, MTTrainingSAE):
-        raise ConfigError(f"dilations={AUTO!r} is for architecture {ARCHITECTURE!r}; got {settings.architecture!r}")
+        raise ConfigError(
+            f"expected architecture {ARCHITECTURE!r} for dilations={AUTO!r}, got {settings.architecture!r}; leave dilations out"
+        )
     _, h = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
     dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag"))
@@ -237,7 +248,9 @@ def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = Fa
     if settings.cache is None:
         check_source(settings.dataset)
     if not resume and any((settings.out / name).exists() for name in ("checkpoints", "cfg.json")):
-        raise OutputError(f"{settings.out} holds a run already; continue it with --resume, or give another --out")
+        raise OutputError(
+            f"{settings.out}: expected a folder without a run, got one that holds a run already; give --resume, or another --out"
+        )
     if settings.cache is not None:
         d_in = ActivationCache.open(settings.cache).check_hook(settings.hook_name)
     else:
@@ -247,7 +260,7 @@ def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = Fa
     if settings.sae.get("dilations") == AUTO:
         settings, h = select_from_data(settings, model, d_in)
         first_block = [h]
-        del h  # it is let go when it has been trained on
+        del h  # so that it is freed after training on it
     runner = SequenceSAETrainingRunner(runner_config(settings, d_in), override_model=model, options=trainer_options(settings))
     if first_block and isinstance(runner.stream, ContextBlocks):
         runner.stream.read_already.append(first_block.pop())

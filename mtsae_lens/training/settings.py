@@ -117,6 +117,11 @@ class TrainSettings(Settings):
 
     @classmethod
     def build(cls, config: Path | str | None, typed: Mapping[str, Any]) -> Self:
-        """Merge a YAML file with what was given on the command line, where naming a project of Weights & Biases turns on logging to it."""
+        """Merge a YAML file with the values given on the command line; naming a wandb project there turns on logging to wandb.
+
+        Args:
+            config: path of the file, or None.
+            typed: values from the command line, by the name of the setting.
+        """
         named = typed.get("wandb_project") is not None and "wandb" not in typed
         return super().build(config, {**typed, "wandb": True} if named else typed)

@@ -4,10 +4,10 @@
     b_dec = s E h                                     in the units that the SAE is trained in
 
 With `b_dec` at zero the encoder reads `h` itself. In a model with outlier dimensions (a few dimensions with a huge constant mean, as in
-Gemma) `E h` is several times as long as the deviations from it, so at the start all tokens choose the same top-k features, and no others ever
-receive a gradient: the SAE collapses. With `b_dec` at the mean the encoder reads the deviations. The mean is used rather than the geometric
-median, because it is the constant that minimizes the squared error, needs one pass, and was no worse where single tokens are outliers
-(`examples/benchmarks/outlier_dimensions.py`).
+Gemma) `E h` is several times as long as the deviations from it, so at the start all tokens choose the same top-k features, and no
+others ever receive a gradient: the SAE collapses. With `b_dec` at the mean the encoder reads the deviations. The mean is used rather
+than the geometric median, because it is the constant that minimizes the squared error, needs one pass, and was no worse where single
+tokens are outliers (`examples/benchmarks/outlier_dimensions.py`).
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class RowStatistics:
                 f"expected activations with a mean norm from {_LEAST_NORM:g} to {_GREATEST_NORM:g}, got {mean_norm:.3g}, which float32 "
                 "cannot square; rescale the activations or choose another hook"
             )
-        doubles = [h.cpu().double() for h in rows]  # not every device has float64
+        doubles = [h.cpu().double() for h in rows]  # some devices lack float64
         mean = torch.stack([h.sum(dim=0) for h in doubles]).sum(dim=0) / n_rows
         variance = sum((h - mean).pow(2).sum().item() for h in doubles) / n_rows
         if n_rows > 1 and variance <= (_LEAST_VARIATION * mean.norm().item()) ** 2:
@@ -100,7 +100,7 @@ def look_ahead(batches: Iterator[Tensor], n_batches: int, d_in: int) -> tuple[Ro
 
     def again() -> Iterator[Tensor]:
         while first:
-            yield first.pop(0)  # and let go of it
+            yield first.pop(0)  # so that it can be freed
         yield from batches
 
     return statistics, again()
@@ -110,8 +110,8 @@ def look_ahead(batches: Iterator[Tensor], n_batches: int, d_in: int) -> tuple[Ro
 def start_b_dec_(sae: TrainingSAE[Any], mean: Float[Tensor, " d_in"]) -> None:
     """Set `b_dec` of a new SAE to the mean of its input, in place; an SAE whose `b_dec` is not zero is left unchanged.
 
-    With `apply_b_dec_to_input=False` the encoder reads the mean as well. Its biases then subtract the response of the encoder to the mean, so
-    that training starts at the same pre-activations.
+    With `apply_b_dec_to_input=False` the encoder reads the mean as well. Its biases then subtract the response of the encoder to the
+    mean, so that training starts at the same pre-activations.
 
     Args:
         sae: an SAE of any architecture.

@@ -47,14 +47,16 @@ def wandb_run(cfg: LanguageModelSAERunnerConfig[Any], run_dir: Path | None, *, r
         run = wandb.init(
             project=logger.wandb_project,
             entity=logger.wandb_entity,
-            config=shorten_settings(cfg.to_dict()),  # it leaves the machine
+            config=shorten_settings(cfg.to_dict()),  # it is sent to another machine
             name=logger.run_name,
             id=run_id,
             resume="allow",
         )
     except wandb.Error as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"wandb refuses the run ({reason}); log in with 'wandb login', or set WANDB_MODE=offline") from error
+        raise ConfigError(
+            f"expected a run of wandb, got an error ({reason}); log in with 'wandb login', or set WANDB_MODE=offline"
+        ) from error
     if kept:
         write_text(kept, run.id + "\n")
     try:

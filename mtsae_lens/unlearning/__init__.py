@@ -1,1 +1,1 @@
-"""Removing what a model knows by editing features: choose on SELECT, set on TUNE, measure on TEST once."""
+"""Remove what a model knows by editing features: choose features on SELECT, set the strength on TUNE, and measure once on TEST."""

@@ -1,7 +1,7 @@
-"""Ways to bring back what a model was made to forget: relearning, dilution, quantization.
+"""Attack a model that was made to forget, to bring the forgotten text back: relearning, dilution, quantization.
 
-Each works for a model with other weights and for an edit at a hook. Two attacks need no code. Hook removal: an edit at a hook is
-suppression, and without the hook the model is the clean one, exactly. An unseen template: questions from `facts:forget:unseen`.
+Each attack works for a model with changed weights and for an edit at a hook. Two attacks need no code. *Hook removal*: an edit at a hook is
+suppression, and without the hook the model is exactly the clean one. *An unseen template*: questions from `facts:forget:unseen`.
 """
 
 from __future__ import annotations
@@ -35,19 +35,21 @@ from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, me
 
 @dataclass(frozen=True, eq=False)
 class RelearningPoint:
-    """What a model knows after so many steps of relearning; step 0 is before the attack."""
+    """What a model knows after `step` steps of relearning; step 0 is before the attack."""
 
     step: int
-    effects: tuple[EditEffect, ...]  # of each measured table, against the clean model
+    effects: tuple[EditEffect, ...]  # one for each measured table, relative to the clean model
 
     @property
     def nll(self) -> tuple[float, ...]:
-        """Nats per token on each table: the attack succeeds as far as it falls to the clean model's."""
+        """Return the loss on each table, in nats per token. The attack succeeds to the extent that the loss falls to that of the clean
+        model.
+        """
         return tuple(effect.mean(effect.nll_edited) for effect in self.effects)
 
     @property
     def exact_recall(self) -> tuple[float, ...]:
-        """Share of contexts that greedy decoding gives exactly: of questions, the share answered."""
+        """Return the share of contexts (or of answers to questions) that greedy decoding reproduces exactly, for each table."""
         return tuple(effect.exact_recall for effect in self.effects)
 
 
@@ -61,28 +63,29 @@ def relearn(
     edit: Edit | None = None,
     hook_while_learning: bool = True,
 ) -> list[RelearningPoint]:
-    """Finetune a model that was made to forget on a little of the forget text (NLL descent, all weights), and measure what comes back.
+    """Finetune a model that was made to forget on some of the forget text (NLL descent on all weights), and measure what comes back.
 
-    After Lucki et al. 2024 (arXiv 2409.18025), who relearn from a few examples. Text that is learned teaches its domain too: compare with
-    `weights=lm.model`, which forgot nothing, and with a model that never saw the text. With an edit, the measurement has it in place; the
-    gradient of the learning goes through it, or passes it by where the attacker learns without the hook.
+    After Lucki et al. 2024 (arXiv 2409.18025), who relearn from a few examples. Learning a text also teaches its domain, so compare with
+    `weights=lm.model`, which forgot nothing, and with a model that was never trained on the text. An edit is always applied during the
+    measurement. The gradient of relearning goes through the edit, unless the attacker trains without the hook.
 
     Args:
-        lm: the clean model, with its SAE where there is an edit. Neither is changed.
-        learned: what the attacker has; see `sample_documents` and `split_by_document`.
-        measured: text that is not in `learned`.
-        settings: at `snapshots` the model is measured (none: before and after).
-        weights: a model that forgot by its weights; None: the clean one.
-        edit: an edit that suppresses at the hook; None: no hook.
-        hook_while_learning: the edit is in place while the model relearns too.
+        lm: the clean model, with its SAE if there is an edit. Neither is changed.
+        learned: the text that the attacker has; see `sample_documents` and `split_by_document`.
+        measured: texts that are not in `learned`.
+        settings: rate and number of steps. The model is measured at `snapshots`, by default before and after the attack.
+        weights: a model that forgot by a change of its weights; None for the clean model.
+        edit: an edit that suppresses at the hook; None for no edit.
+        hook_while_learning: whether the edit is also applied while the model relearns.
+
+    Returns:
+        One point for each snapshot, in order.
 
     Raises:
-        ConfigError: neither other weights nor an edit, so there is nothing to bring back; or a snapshot after the last step.
+        ConfigError: neither `weights` nor `edit` is given; or a snapshot lies after the last step.
     """
     if weights is None and edit is None:
-        raise ConfigError(
-            "there is nothing to relearn: give a model that forgot (weights=...) or an edit at the hook (edit=...)"
-        )
+        raise ConfigError("expected a model that forgot or an edit at the hook, got neither; give weights=... or edit=...")
     wanted = settings.snapshot_steps((0, settings.n_steps))
     model = clone_to_train(lm.model if weights is None else weights)
     batches = mixed_batches([learned], lm.cutter, min(settings.batch_size, len(learned)), settings.seed)
@@ -110,24 +113,29 @@ def _attached(lm: HookedLM, model: AnyHookedModel, edit: Edit | None, tokens: Te
 
 
 def dilute(table: TokenTable, filler: TokenTable, cutter: ContextCutter, n_filler_tokens: int, seed: int = 0) -> TokenTable:
-    """Put the contexts of a table behind the first tokens of unrelated ones, which are not counted; what no longer fits is cut off.
+    """Prepend tokens of unrelated text to the contexts of a table. They are not measured, and what no longer fits is cut off.
 
-    `[BOS] filler_1 ... filler_n text_1 text_2 ...`, no separator: a gate that gathers evidence along a context starts from filler.
+    A context becomes `[BOS] filler_1 ... filler_n text_1 text_2 ...` without a separator, so a gate that accumulates evidence along a
+    context starts from filler.
 
     Args:
-        table: texts or questions; `documents` stay theirs.
-        filler: another corpus; each context takes a random one.
-        cutter: says whether contexts start with a BOS, and how long they may be.
-        n_filler_tokens: of each context.
-        seed: of the draw.
+        table: texts or questions, whose `documents` are kept.
+        filler: contexts of another corpus; each context of `table` gets a random one.
+        cutter: says whether contexts start with a BOS token, and how long they may be.
+        n_filler_tokens: filler tokens per context.
+        seed: seed of the draw.
+
+    Returns:
+        The diluted contexts.
 
     Raises:
-        DataError: the filler has shorter contexts, or the end of a question would be cut off.
+        DataError: the filler has shorter contexts, or an answer would be cut off.
     """
     start = int(cutter.prepend_bos)
     if not 0 < n_filler_tokens <= filler.tokens.shape[1] - start:
         raise DataError(
-            f"{filler.corpus}: contexts give 1 to {filler.tokens.shape[1] - start} tokens of filler; got {n_filler_tokens}"
+            f"{filler.corpus}: expected n_filler_tokens from 1 to {filler.tokens.shape[1] - start}, got {n_filler_tokens}; "
+            "give a number in this range"
         )
     rng = random.Random(seed)
     rows = torch.tensor([rng.randrange(len(filler)) for _ in range(len(table))], dtype=torch.long)
@@ -136,7 +144,8 @@ def dilute(table: TokenTable, filler: TokenTable, cutter: ContextCutter, n_fille
     lost = cutter.context_size - n_filler_tokens
     if table.answers is not None and bool(answers[:, lost:].any()):
         raise DataError(
-            f"{table.corpus}: behind {n_filler_tokens} tokens of filler a question does not fit into a context of {cutter.context_size}"
+            f"{table.corpus}: expected questions that fit into {cutter.context_size} tokens after {n_filler_tokens} tokens of filler, got a "
+            "longer one; lower n_filler_tokens"
         )
     tokens = torch.cat([table.tokens[:, :start], before, table.tokens[:, start:]], dim=1)[:, : cutter.context_size]
     nothing = torch.zeros_like(before, dtype=torch.bool)
@@ -146,46 +155,50 @@ def dilute(table: TokenTable, filler: TokenTable, cutter: ContextCutter, n_fille
 
 
 def _shifted(spans: Spans, by: int, lost: int) -> Spans:
-    """Return where documents begin behind filler; what begins at or after `lost` is cut off."""
+    """Return where documents begin after the filler; documents that begin at or after `lost` are cut off."""
     return (spans[0], *((name, begin + by) for name, begin in spans[1:] if begin < lost))
 
 
 # quantization ---------------------------------------------------------------------------------------------------------
 
 _INPUT_AXES = {"W_Q": (1,), "W_K": (1,), "W_V": (1,), "W_O": (0, 1), "W_in": (0,), "W_gate": (0,), "W_out": (0,)}
-"""Axes of a `HookedTransformer`'s matrices over which an output channel sums; heads first, where there are any."""
+"""Axes of a `HookedTransformer`'s weight matrices over which an output channel sums; the head axis, if any, comes first."""
 
 _INPUT_AXIS: dict[type[nn.Module], tuple[int, ...]] = {nn.Linear: (1,), Conv1D: (0,)}
-"""The same of the modules of a bridge."""
+"""The same for the modules of a bridge."""
 
 
 @torch.no_grad()
 def quantize(model: AnyHookedModel, n_bits: int) -> AnyHookedModel:
-    """Clone a model and round its attention and MLP matrices to the nearest of `2 ** n_bits - 1` values for each output channel.
+    """Clone a model and round its attention and MLP matrices to the nearest of `2 ** n_bits - 1` values per output channel.
 
-        scale = max |w| / (2 ** (n_bits - 1) - 1),    w' = scale * round(w / scale)
+        scale = max |w| / (2 ** (n_bits - 1) - 1),  w' = scale * round(w / scale)
 
-    Embeddings, unembedding, biases and norms stay, as is usual. Small changes of weights may vanish in rounding, and what they hid
+    Embeddings, unembedding, biases and norms are kept, as is usual. Small changes of weights may vanish in rounding, and what they hid
     comes back (Zhang et al. 2024, arXiv 2410.16454).
 
     Args:
-        model: a `HookedTransformer` or a bridge; it is left as it is.
-        n_bits: of a rounded value.
+        model: a `HookedTransformer` or a bridge, which is not changed.
+        n_bits: bits per weight, at least 2.
+
+    Returns:
+        The quantized clone.
 
     Raises:
-        ConfigError: fewer than 2 bits.
-        ModelError: no attention or MLP matrix was found, so nothing would be rounded; or as `clone_model`.
+        ConfigError: `n_bits` is less than 2.
+        ModelError: the model has no attention or MLP matrix, so nothing would be rounded; or see `clone_model`.
     """
     if n_bits < 2:
-        raise ConfigError(f"n_bits must be at least 2 (one value on either side of 0); got {n_bits}")
+        raise ConfigError(f"expected n_bits of at least 2 (one value on either side of 0), got {n_bits}; raise it")
     rounded = clone_model(model)
     matrices = list(_matrices(rounded))
     if not matrices:
         raise ModelError(
-            f"no attention or MLP matrix was found in {model.cfg.model_name}; quantize knows nn.Linear and Conv1D in its blocks"
+            f"expected attention or MLP matrices (nn.Linear or Conv1D) in the blocks of {model.cfg.model_name}, got none; quantize another "
+            "model"
         )
     for matrix, axes in matrices:
-        values = in_float32(matrix)  # in bfloat16 the values themselves would be rounded away from 8 bits
+        values = in_float32(matrix)  # bfloat16 could not represent the 8-bit values exactly
         scale = values.abs().amax(dim=axes, keepdim=True) / (2 ** (n_bits - 1) - 1)
         matrix.copy_(torch.where(scale > 0, (values / scale).round() * scale, 0.0))
     return rounded

@@ -1,4 +1,4 @@
-"""The edits that a sweep tries."""
+"""Make the candidate edits that a sweep tries on TUNE."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ from mtsae_lens.unlearning.sweep import Candidate, Setting
 from mtsae_lens.unlearning.task import SPARED, Task
 
 Gates = Mapping[float | None, Gate]
-"""By false-positive rate; None: always open."""
+"""Gates by false-positive rate; the key None stands for a gate that is always open."""
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The settings that are tried on TUNE: every combination of these."""
+    """The settings that are tried on TUNE: every combination of these.
+
+    Raises:
+        ConfigError: a field is not a tuple, a kind of edit does not exist, or a rate is not between 0 and 1.
+    """
 
     scores: tuple[str, ...] = ("frequency_difference", "frequency_ratio")
     """Ways of choosing features, by name in `SCORES`."""
@@ -48,18 +52,27 @@ class Grid:
         for name in ("scores", "n_features", "multipliers", "false_positive_rates", "scales", "edits"):
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
-                raise ConfigError(f"{name} of a grid are given in a tuple, such as {name}=({given!r},); got {given!r}")
+                raise ConfigError(f"expected a tuple for {name} of a grid, got {given!r}; give {name}=({given!r},)")
         for kind in self.edits:
             check_edit_kind(kind)
         for rate in self.false_positive_rates:
             if rate is not None and not 0 < rate < 1:
                 raise ConfigError(
-                    f"false_positive_rates are shares between 0 and 1, such as 0.01, or None for no gate; got {rate}"
+                    f"expected false_positive_rates between 0 and 1, or None for no gate, got {rate}; give such as 0.01"
                 )
 
 
 def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
-    """Fit one gate on SELECT and set its thresholds on TUNE, one for each false-positive rate; None stands for no gate."""
+    """Fit one gate on SELECT, and set its threshold on TUNE for each false-positive rate.
+
+    Args:
+        lm: the model with its SAE.
+        task: the corpora.
+        rates: false-positive rates between 0 and 1; None stands for no gate.
+
+    Returns:
+        One gate per rate.
+    """
     gated = [rate for rate in rates if rate is not None]
     gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
     if gated:
@@ -71,14 +84,28 @@ def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[f
 
 
 def gather_evidence(lm: HookedLM, task: Task) -> SelectionEvidence:
-    """Read what features are chosen from: SELECT text of every corpus that is not neutral."""
+    """Collect what features are chosen from: SELECT text of every corpus that is not neutral.
+
+    Args:
+        lm: the model with its SAE.
+        task: the corpora.
+    """
     tables = task.tables("select", lm.cutter, ("forget", *SPARED))
     near, far = (tuple(tables[source] for source in task.sources(role)) for role in SPARED)
     return SelectionEvidence(lm, tables[task.forget], near, far)
 
 
 def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> dict[str, tuple[int, ...]]:
-    """Rank the features by every score of the grid, best first; scores that find no feature are left out."""
+    """Rank the features by every score of the grid, best first.
+
+    Args:
+        evidence: SELECT text of the corpora.
+        grid: names the scores, and the time scales to restrict them to.
+        min_ratio: the setting of the score `frequency_ratio`.
+
+    Returns:
+        Feature indices by score name; a score that finds no feature is left out.
+    """
     found = {}
     for name in grid.scores:
         score = make_score(name, **({"min_ratio": min_ratio} if name == "frequency_ratio" else {}))
@@ -90,11 +117,11 @@ def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> di
 
 @dataclass(frozen=True, eq=False)
 class FeatureCandidate(Candidate):
-    """An edit of chosen features."""
+    """An edit of chosen features, as a candidate of the sweep."""
 
     features: tuple[int, ...]
     of: Callable[[Sequence[int]], Edit]
-    """Makes the same edit of other features."""
+    """A function that makes the same edit of other features."""
     kind: str = "scale"
     """Name of the kind of edit in `EDIT_KINDS`."""
     multiplier: float | None = None
@@ -104,7 +131,17 @@ class FeatureCandidate(Candidate):
 def feature_candidates(
     rankings: Mapping[str, Sequence[int]], grid: Grid, gates: Gates, evidence: SelectionEvidence
 ) -> list[FeatureCandidate]:
-    """Make the candidates: the first n features of every ranking, edited in every way, at every multiplier, behind every gate."""
+    """Make the candidates: the first n features of every ranking, with every kind of edit, at every multiplier, behind every gate.
+
+    Args:
+        rankings: feature indices by score name, best first.
+        grid: kinds of edit, numbers of features and multipliers.
+        gates: gates by false-positive rate.
+        evidence: SELECT text, from which a kind of edit computes what it needs.
+
+    Returns:
+        All candidates.
+    """
     candidates = []
     for kind, (score, ranked) in product(grid.edits, rankings.items()):
         make, has_strength = EDIT_KINDS[kind].prepare(evidence), EDIT_KINDS[kind].has_strength
@@ -125,7 +162,14 @@ def feature_candidates(
 
 
 def direction_candidates(direction: Tensor, center: Tensor, multipliers: Sequence[float], gates: Gates) -> list[Candidate]:
-    """Make the candidates that edit a dense direction: at every multiplier, behind every gate."""
+    """Make the candidates that edit a dense direction: at every multiplier, behind every gate.
+
+    Args:
+        direction: the direction at the hook, `(d_in,)`.
+        center: the point that is kept, `(d_in,)`.
+        multipliers: strengths of the edit.
+        gates: gates by false-positive rate.
+    """
     basis = (direction / direction.norm()).unsqueeze(0)
     return [
         Candidate(

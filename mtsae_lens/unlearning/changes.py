@@ -1,4 +1,4 @@
-"""Measuring a change of a model, whether by an edit at a hook or by other weights."""
+"""Measure a change of a model, either an edit at a hook or a change of the weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mtsae_lens.unlearning.measures.effects import (
     measure_model,
 )
 from mtsae_lens.unlearning.measures.gate_quality import measure_gate
-from mtsae_lens.unlearning.measures.generations import Decoding, Sample, continue_texts, generation_health, samples
+from mtsae_lens.unlearning.measures.generations import Decoding, Sample, continue_texts, decode_samples, generation_health
 from mtsae_lens.unlearning.results import (
     CorpusEffect,
     DocumentEffect,
@@ -37,23 +37,35 @@ from mtsae_lens.unlearning.results import (
 )
 from mtsae_lens.unlearning.task import SPARED, Role, Task
 
-PROMPT_SHARE = 8  # prompts are an eighth of a context, or of a question's table all that is before the answer
-N_GENERATED = 16  # texts continued of each corpus
+PROMPT_SHARE = 8  # a prompt is an eighth of a context; a question's prompt ends before the answer
+N_GENERATED = 16  # texts that are continued per corpus
 
 
 @dataclass(frozen=True, eq=False)
 class Change:
-    """A change of a model: an edit (on the clean weights), or other weights, or neither."""
+    """A change of a model: an edit of the clean model, other weights, or neither."""
 
     edit: Edit | None = None
     weights: AnyHookedModel | None = None
 
     def logits(self, lm: HookedLM) -> Logits:
-        """Return the changed model as a function from tokens to logits."""
+        """Return the changed model as a function from tokens to logits.
+
+        Args:
+            lm: the clean model with its SAE.
+        """
         return edited_logits(replace(lm, model=self.weights or lm.model), self.edit)
 
     def effects(self, lm: HookedLM, tables: Mapping[str, TokenTable]) -> dict[str, EditEffect]:
-        """Measure its effect on every corpus, by source."""
+        """Measure the effect of the change on every corpus.
+
+        Args:
+            lm: the clean model with its SAE.
+            tables: contexts by source.
+
+        Returns:
+            Effects by source.
+        """
         if self.weights is None and self.edit is not None:
             return {source: measure_edits(lm, table, [self.edit])[0] for source, table in tables.items()}
         return {s: measure_model(self.logits(lm), lm.model, lm.cutter, t, lm.batch_size) for s, t in tables.items()}
@@ -65,18 +77,28 @@ def summarize_effect(effect: EditEffect, seed: int) -> CorpusEffect:
     Args:
         effect: what was measured.
         seed: seed of the resampling of documents.
+
+    Returns:
+        Losses in nats per counted token, and shares between 0 and 1.
     """
     return CorpusEffect(**_effect_fields(effect, seed))
 
 
 def summarize_edit(effect: EditEffect, seed: int, role: Role, nll_reference: float | None) -> EditedCorpus:
-    """Summarize the effect of a chosen edit on a corpus of its task, beside the loss of the reference."""
+    """Summarize the effect of the chosen edit on a corpus of its task, together with the loss of the reference.
+
+    Args:
+        effect: what was measured.
+        seed: seed of the resampling of documents.
+        role: role of the corpus in the task.
+        nll_reference: loss of the reference, in nats per token; None without a reference.
+    """
     return EditedCorpus(**_effect_fields(effect, seed), role=role, nll_reference=nll_reference)
 
 
 def _effect_fields(effect: EditEffect, seed: int) -> Any:
     delta, n_tokens = (effect.by_document(sums) for sums in (effect.nll_edited - effect.nll_clean, effect.n_tokens))
-    has_tokens = n_tokens > 0  # a resample of documents without a token would have no mean
+    has_tokens = n_tokens > 0  # a resample that holds only documents without tokens would have no mean
     low, high = delta_interval(delta[has_tokens], n_tokens[has_tokens], seed)
     clean, edited = effect.mean(effect.nll_clean), effect.mean(effect.nll_edited)
     return {
@@ -100,7 +122,11 @@ def _effect_fields(effect: EditEffect, seed: int) -> Any:
 
 
 def summarize_documents(effect: EditEffect) -> tuple[DocumentEffect, ...]:
-    """Summarize an effect document by document (of questions: person by person); documents without a counted token are left out."""
+    """Summarize an effect for each document (for questions: each person). Documents without a counted token are left out.
+
+    Args:
+        effect: what was measured.
+    """
     counted = (effect.n_tokens > 0).double()
     whole = counted * (effect.hits == effect.n_tokens)
     sums = (effect.n_tokens, effect.nll_clean, effect.nll_edited, effect.kl, effect.agreements, effect.hits, counted, whole)
@@ -123,7 +149,14 @@ def summarize_documents(effect: EditEffect) -> tuple[DocumentEffect, ...]:
 
 
 def pool_draws(effects: Sequence[EditLoss]) -> RandomControl:
-    """Pool the effects of several random draws on the same corpus."""
+    """Pool the effects of several random draws on the same corpus.
+
+    Args:
+        effects: one effect per draw.
+
+    Returns:
+        The mean loss over the draws, and the smallest and largest change of the loss.
+    """
     deltas = [effect.nll_delta for effect in effects]
     first = effects[0]
     clean, mean = first.mean(first.nll_clean), sum(deltas) / len(deltas)
@@ -143,10 +176,13 @@ def measure_further(lm: HookedLM, task: Task, change: Change, reference: AnyHook
 
     Args:
         lm: the clean model with its SAE.
-        task: its corpora.
+        task: the corpora.
         change: an edit, other weights, or neither.
-        reference: a model that never saw the forget text; None without one.
+        reference: the model trained without the forget text; None without one.
         seed: seed of the resampling of documents.
+
+    Returns:
+        Calibrated loss, gate quality, distance to the reference, truth ratios and generations.
     """
     forget = task.table(task.forget, "test", lm.cutter)
     tune = task.table(task.forget, "tune", lm.cutter)
@@ -187,7 +223,7 @@ def _truth_ratios(
 def _generations(
     lm: HookedLM, task: Task, change: Change
 ) -> tuple[dict[str, GenerationComparison], dict[str, tuple[Sample, ...]]]:
-    """Continue the starts of held-out texts greedily. Questions are short: their starts are the first words of a sentence."""
+    """Continue the beginnings of held-out texts greedily. For questions, the prompt is the first words of the sentence."""
     health: dict[str, GenerationComparison] = {}
     shown: dict[str, tuple[Sample, ...]] = {}
     if change.edit is not None and not change.edit.gate.causal:
@@ -200,7 +236,7 @@ def _generations(
         clean = continue_texts(lm, table, decoding)
         changed = continue_texts(lm, table, decoding, edit=change.edit, model=change.weights)
         health[source] = GenerationComparison(generation_health(lm, clean), generation_health(lm, changed))
-        shown[source] = samples(lm, clean, changed, n_samples=4)
+        shown[source] = decode_samples(lm, clean, changed, n_samples=4)
     return health, shown
 
 

@@ -1,4 +1,6 @@
-"""Kinds of edits that a sweep tries on chosen features. What they need besides features and multiplier comes from SELECT text."""
+"""Define the kinds of edits that a sweep tries on chosen features. Everything besides features and multiplier is computed from SELECT
+text.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +21,15 @@ from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 
 @runtime_checkable
 class MakeEdit(Protocol):
-    """Makes the edit of some features."""
+    """A function that makes the edit of some features."""
 
     def __call__(self, features: Sequence[int], *, multiplier: float, gate: Gate) -> Edit:
         """Make an edit.
 
         Args:
             features: indices of the features.
-            multiplier: the strength.
-            gate: where the edit applies.
+            multiplier: strength of the edit.
+            gate: says at which positions the edit applies.
         """
         ...
 
@@ -37,16 +39,24 @@ Prepare = Callable[[SelectionEvidence], MakeEdit]
 
 @dataclass(frozen=True)
 class EditKind:
-    """One kind of edit that a sweep tries: what it does, in words and symbols, and how it is made."""
+    """One kind of edit that a sweep tries.
+
+    Args:
+        formula: what the edit does, as reports show it.
+        prepare: computes from SELECT text what the edit needs, and returns the function that makes it.
+        has_strength: whether the multiplier has an effect.
+    """
 
     formula: str
     prepare: Prepare
     has_strength: bool = True
-    """Whether the multiplier matters."""
+    """Whether the multiplier has an effect."""
 
 
 EDIT_KINDS: dict[str, EditKind] = {}
-"""By name; m is the multiplier, of which 0 is the weakest that removes. Every edit acts only where the gate is open."""
+"""Kinds of edit by name. `m` is the multiplier; 0 is the weakest edit that removes a feature. Every edit acts only where the gate is
+open.
+"""
 
 
 def register_edit_kind(name: str, formula: str, *, has_strength: bool = True) -> Callable[[Prepare], Prepare]:
@@ -55,16 +65,21 @@ def register_edit_kind(name: str, formula: str, *, has_strength: bool = True) ->
     Args:
         name: the name in settings and reports.
         formula: what the edit does, as reports show it; m is the multiplier.
-        has_strength: whether the multiplier matters; if not, the edit is tried once.
+        has_strength: whether the multiplier has an effect; if not, the edit is tried once.
+
+    Returns:
+        A decorator for a function that takes the evidence and returns a `MakeEdit`.
 
     Raises:
-        ConfigError: another function has the name.
+        ConfigError: another function has this name.
     """
 
     def register(prepare: Prepare) -> Prepare:
         known = EDIT_KINDS.get(name)
         if known is not None and known.prepare.__qualname__ != prepare.__qualname__:  # type: ignore[attr-defined]
-            raise ConfigError(f"a kind of edit named {name!r} exists already; choose another name")
+            raise ConfigError(
+                f"expected a new name for a kind of edit, got {name!r}, which exists already; choose another name"
+            )
         EDIT_KINDS[name] = EditKind(formula, prepare, has_strength)
         return prepare
 
@@ -73,7 +88,11 @@ def register_edit_kind(name: str, formula: str, *, has_strength: bool = True) ->
 
 @register_edit_kind("scale", "e -> -m e where a feature fires")
 def rescale(evidence: SelectionEvidence) -> MakeEdit:
-    """Rescale each feature."""
+    """Rescale each feature.
+
+    Args:
+        evidence: SELECT text of the corpora.
+    """
 
     def make(features: Sequence[int], *, multiplier: float, gate: Gate) -> Edit:
         return FeatureEdit(tuple(features), multiplier, gate)
@@ -83,19 +102,31 @@ def rescale(evidence: SelectionEvidence) -> MakeEdit:
 
 @register_edit_kind("clamp", "e -> -m a where a feature fires; a: its mean where it fires on forget text")
 def clamp(evidence: SelectionEvidence) -> MakeEdit:
-    """Clamp each feature that fires, in units of the feature, after Farrell et al. 2024 (arXiv 2410.19278)."""
+    """Clamp each feature where it fires, in units of its mean activation, after Farrell et al. 2024 (arXiv 2410.19278).
+
+    Args:
+        evidence: SELECT text of the corpora.
+    """
     return _clamp(evidence, "fires")
 
 
 @register_edit_kind("clamp_all", "all e -> -m a where any of the features fires")
 def clamp_all(evidence: SelectionEvidence) -> MakeEdit:
-    """Clamp all features where one of them fires, after DSG (Muhamed et al. 2025, arXiv 2504.08192)."""
+    """Clamp all features wherever one of them fires, after DSG (Muhamed et al. 2025, arXiv 2504.08192).
+
+    Args:
+        evidence: SELECT text of the corpora.
+    """
     return _clamp(evidence, "any_fires")
 
 
 @register_edit_kind("mean", "e -> its mean over retain text, at every position", has_strength=False)
 def ablate_to_mean(evidence: SelectionEvidence) -> MakeEdit:
-    """Set each feature to its mean over retain text."""
+    """Set each feature to its mean over retain text.
+
+    Args:
+        evidence: SELECT text of the corpora.
+    """
     retain = torch.stack([statistics.mean for statistics in evidence.retain_statistics]).mean(dim=0)
 
     def make(features: Sequence[int], *, multiplier: float, gate: Gate) -> Edit:
@@ -107,7 +138,11 @@ def ablate_to_mean(evidence: SelectionEvidence) -> MakeEdit:
 
 @register_edit_kind("project", "h -> h - (1 + m) B^T B (h - c); B: the features' decoder rows, c: the mean of retain text")
 def project(evidence: SelectionEvidence) -> MakeEdit:
-    """Project the decoder rows of the features out of the activations."""
+    """Project the decoder rows of the features out of the activations.
+
+    Args:
+        evidence: SELECT text of the corpora.
+    """
     sae = evidence.lm.sae
     center = torch.stack([mean_input(evidence.lm, table) for table in evidence.retain]).mean(dim=0)
 
@@ -118,9 +153,16 @@ def project(evidence: SelectionEvidence) -> MakeEdit:
 
 
 def check_edit_kind(name: str) -> None:
-    """Raise `ConfigError` for a kind that is not known."""
+    """Check that a kind of edit exists.
+
+    Args:
+        name: a name in `EDIT_KINDS`.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
     if name not in EDIT_KINDS:
-        raise ConfigError(f"no kind of edit {name!r}.{nearest(name, EDIT_KINDS)}")
+        raise ConfigError(f"expected a known kind of edit, got {name!r}.{nearest(name, EDIT_KINDS)}")
 
 
 def _clamp(evidence: SelectionEvidence, where: Where) -> MakeEdit:

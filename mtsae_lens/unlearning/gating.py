@@ -1,4 +1,4 @@
-"""A causal gate that opens on the forget text, fitted on SELECT text."""
+"""Fit a causal gate on SELECT text that opens on the forget text."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from mtsae_lens.progress import advance, phase, track
 from mtsae_lens.splice.gates import Gate, RunningEvidenceGate, ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
-DECAY = 0.97  # evidence halves in 23 tokens: long enough for a sentence, short enough to forget the text before
-PENALTY = 1e-3  # on the squared weights; 1e-2 and 5e-2 told people apart a little worse on TUNE questions
+DECAY = 0.97  # evidence halves in 23 tokens: long enough for a sentence, short enough to drop the preceding text
+PENALTY = 1e-3  # on the squared weights; with 1e-2 and 5e-2 the gate separated people slightly worse on TUNE questions
 SAMPLES_PER_CONTEXT = 16
-MAX_FEATURES = 4_096  # of a wide SAE, those that fire most: bounds the memory of the fit
+MAX_FEATURES = 4_096  # the features of a wide SAE that fire most often; bounds the memory of the fit
 _MAX_ITERATIONS = 100
 MAX_QUANTILE = 10_000_000  # torch.quantile takes 16 million values at most
 
@@ -32,18 +32,29 @@ def fit_gate(
     decay: float = DECAY,
     penalty: float = PENALTY,
 ) -> RunningEvidenceGate:
-    """Fit the weights of a `RunningEvidenceGate` by logistic regression on SELECT text; its threshold is 0, where both are as likely.
+    """Fit the weights of a `RunningEvidenceGate` by logistic regression on SELECT text.
 
         P(forget at t) = sigmoid(b + sum_i w_i * sum_{s<=t} decay^(t-s) [feature i fires at s])
 
-    Fitted at `SAMPLES_PER_CONTEXT` positions of each context (of a question: where its answer begins); forget and retain text weigh
-    the same, and so do the retain corpora. Summed log ratios of firing rates would be this if features were independent.
+    It is fitted at `SAMPLES_PER_CONTEXT` positions per context (for questions: where the answer begins). Forget text and retain text
+    have equal weight, and so has each retain corpus. If features were independent, the weights would be log ratios of firing rates.
+
+    Args:
+        lm: the model with its SAE.
+        forget: the text to open on.
+        retain: the texts to stay closed on.
+        seed: seed of the sampled positions.
+        decay: factor on the evidence per position.
+        penalty: weight of the squared weights in the fit.
+
+    Returns:
+        The gate, with threshold 0 on the log odds, where both kinds of text are equally likely.
 
     Raises:
-        DataError: no retain text.
+        DataError: there is no retain text.
     """
     if not retain:
-        raise DataError("a gate needs text to stay closed on; give a retain corpus")
+        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     generator = torch.Generator().manual_seed(seed)
     tables = track((forget, *retain), "reading for the gate", "text")
     counts = [_decayed_counts(lm, table, decay, generator) for table in tables]
@@ -61,7 +72,7 @@ def _shares(n_retain: int) -> list[float]:
 
 
 def _decayed_counts(lm: HookedLM, table: TokenTable, decay: float, generator: torch.Generator) -> Float[Tensor, "n d_sae"]:
-    """Return what the evidence sums at sampled positions, feature by feature."""
+    """Return the decayed firing counts of every feature at sampled positions."""
     return torch.cat([_counts_of_batch(lm, tokens, at, decay) for tokens, at in _sampled(lm, table, generator)])
 
 
@@ -119,9 +130,18 @@ GateT = TypeVar("GateT", bound=ThresholdGate)
 def thresholds_at(
     lm: HookedLM, gate: GateT, retain: Sequence[TokenTable], false_positive_rates: Sequence[float]
 ) -> list[GateT]:
-    """Return the gate with the thresholds at which it is open on these shares of retain positions, in the corpus where it opens most.
+    """Set the threshold of a gate such that it is open on given shares of retain positions, in the corpus on which it opens most.
 
-    Of questions only the position where the answer begins counts. The text should not be that of the fit, which the gate knows.
+    For questions, only the position where the answer begins is used. The text should not be the one that the gate was fitted on.
+
+    Args:
+        lm: the model with its SAE.
+        gate: the gate.
+        retain: the texts to stay closed on.
+        false_positive_rates: shares of positions, between 0 and 1.
+
+    Returns:
+        One gate per rate.
     """
     scores = [_scores(lm, gate, table) for table in track(retain, "setting the gate", "text")]
     highest = [max(torch.quantile(s[:MAX_QUANTILE], 1 - rate).item() for s in scores) for rate in false_positive_rates]

@@ -1,4 +1,4 @@
-"""One unlearning experiment: features and gate are chosen on SELECT, size and strength on TUNE, and the numbers come from TEST.
+"""Run one unlearning experiment: features and gate are chosen on SELECT, number and strength on TUNE, and the results come from TEST.
 
 TEST text is read once, by `measure_on_test`, after everything is fixed. An edit at a hook is suppression, not deletion: without the
 hook the model is what it was.
@@ -37,12 +37,12 @@ from mtsae_lens.unlearning.selection.statistics import firing_statistics
 from mtsae_lens.unlearning.sweep import Outcome, Setting, most_forgetting, nearest_to, sweep, within_budgets
 from mtsae_lens.unlearning.task import Task
 
-MAX_IDENTITY_ERROR = 1e-4  # in logits; what float32 rounding leaves of h + decode(e) - decode(e)
+MAX_IDENTITY_ERROR = 1e-4  # in logits; the float32 rounding error of h + decode(e) - decode(e)
 
 
 @dataclass(frozen=True)
 class UnlearningSettings:
-    """The settings of the sweep on TUNE, and the budgets that decide there."""
+    """The settings of the sweep on TUNE, and the budgets that the chosen setting must respect."""
 
     grid: Grid = field(default_factory=Grid)
     far_budget: float = 0.05
@@ -57,28 +57,37 @@ class UnlearningSettings:
 
 @dataclass(frozen=True, eq=False)
 class Chosen:
-    """The edit that SELECT and TUNE decided for, and everything that was tried."""
+    """The edit that was chosen on SELECT and TUNE, and everything that was tried."""
 
     candidate: FeatureCandidate
     sweep: tuple[Outcome, ...]
 
     @property
     def edit(self) -> Edit:
-        """The chosen edit."""
+        """Return the chosen edit."""
         return self.candidate.edit
 
     @property
     def setting(self) -> Setting:
-        """How the edit was made."""
+        """Return how the edit was made."""
         return self.candidate.setting
 
 
 def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: AnyHookedModel | None = None) -> Chosen:
-    """Select features and fit the gate on SELECT; set number, multiplier and the gate's threshold on TUNE.
+    """Select features and fit the gate on SELECT; choose the number of features, the multiplier and the gate's threshold on TUNE.
 
-    Among the settings that stay within both budgets: with a reference model that never saw the forget text, the one whose
-    forget loss is nearest to the reference's (a higher one is damage, not forgetting); without one, the highest that is no worse than
-    guessing every token alike.
+    Only settings within both budgets are considered. With a reference (a model trained without the forget text), the setting whose
+    forget loss is nearest to the reference's is chosen, because a higher loss is damage, not forgetting. Without a reference, it is the
+    setting with the highest forget loss that does not exceed the loss of a uniform guess.
+
+    Args:
+        lm: the model with its SAE.
+        task: the corpora.
+        settings: what is tried, and the budgets.
+        reference: the model trained without the forget text; None without one.
+
+    Returns:
+        The chosen edit and the outcome of every candidate.
 
     Raises:
         DataError: no feature prefers the forget text, or no setting stays within the budgets.
@@ -86,12 +95,14 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: An
     gates = fit_gates(lm, task, settings.grid.false_positive_rates)
     evidence = gather_evidence(lm, task)
     if None not in settings.grid.false_positive_rates:
-        evidence = evidence.without_near()  # a gate spares near text better than a choice of features can
+        evidence = evidence.without_near()  # a gate spares near text better than the choice of features does
     ranked = rankings(evidence, settings.grid, min_ratio=settings.min_ratio)
     if not ranked:
         collapse = firing_counts(evidence.forget_statistics.rate).warning
         remedy = f": {collapse}" if collapse else "; train a wider SAE, lower --min-ratio, or choose by another score"
-        raise DataError(f"no feature prefers the forget text by the scores {', '.join(settings.grid.scores)}{remedy}")
+        raise DataError(
+            f"expected features that prefer the forget text, got none by the scores {', '.join(settings.grid.scores)}{remedy}"
+        )
     candidates = feature_candidates(ranked, settings.grid, gates, evidence)
     outcomes = sweep(lm, task, candidates)
     place = _decide(lm, task, settings, outcomes, reference)
@@ -109,7 +120,7 @@ def _decide(
     if not within:
         best = min(outcomes, key=lambda o: max(o.far - settings.far_budget, o.near - settings.near_budget))
         raise DataError(
-            f"no setting stays within the budgets on TUNE (nearest: far {best.far:.3f}, near {best.near:.3f} nats); raise "
+            f"expected a setting within the budgets on TUNE, got none (nearest: far {best.far:.3f}, near {best.near:.3f} nats); raise "
             "--far-budget or --near-budget, or give text that is farther away"
         )
     if reference is not None:
@@ -123,10 +134,17 @@ def _decide(
 
 
 def check_identity(lm: HookedLM, tables: Mapping[str, TokenTable]) -> float:
-    """Check that the splice without an edit leaves the model as it is, and return the largest change of a logit.
+    """Check that the splice without an edit does not change the model.
+
+    Args:
+        lm: the model with its SAE.
+        tables: contexts by source.
+
+    Returns:
+        The largest change of a logit.
 
     Raises:
-        RuntimeError: a logit changes by more than rounding, so no number from this splice could be trusted.
+        RuntimeError: a logit changes by more than rounding explains, so results of this splice would be wrong.
     """
     checked = track(tables.items(), "checking the splice without an edit", "text", len(tables))
     errors = {source: max_identity_error(lm, table) for source, table in checked}
@@ -143,10 +161,17 @@ def measure_on_test(
     chosen: Chosen,
     reference: AnyHookedModel | None = None,
 ) -> EditResult:
-    """Measure the chosen edit on TEST text, once, beside its baselines.
+    """Measure the chosen edit on TEST text, once, together with its baselines.
 
-    The baselines are the same features set to zero everywhere (`zero`), the edit without its gate (`clamp`), matched random features behind
-    the same gate, and the reference.
+    The baselines are the same features set to zero everywhere (`zero`), the edit without its gate (`clamp`), matched random features
+    behind the same gate, and the reference.
+
+    Args:
+        lm: the model with its SAE.
+        task: the corpora.
+        settings: number of random draws, and the seed.
+        chosen: the edit that `choose` returned.
+        reference: the model trained without the forget text; None without one.
     """
     candidate = chosen.candidate
     baselines: dict[str, Edit] = {
@@ -190,9 +215,9 @@ def matched_random_edits(lm: HookedLM, task: Task, candidate: FeatureCandidate, 
 
     Args:
         lm: the model with its SAE.
-        task: its forget text is read from SELECT.
+        task: the corpora; the forget text is read from SELECT.
         candidate: the edit to match.
-        n_draws: how many edits to return.
+        n_draws: number of edits to return.
         seed: seed of the draws.
     """
     generator = torch.Generator().manual_seed(seed)

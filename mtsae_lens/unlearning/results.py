@@ -1,4 +1,4 @@
-"""Records of an unlearning experiment: what measuring hands to reports, to `metrics.json` and to kept trials."""
+"""Records of an unlearning experiment, as measurements pass them to reports, to `metrics.json` and to saved trials."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mtsae_lens.unlearning.task import Role
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusEffect(Record):
-    """What one change of the model did on one corpus: losses and KL in nats per counted token, shares between 0 and 1."""
+    """The effect of one change of the model on one corpus: losses and KL in nats per counted token, shares between 0 and 1."""
 
     nll_clean: float
     """Loss of the model before the change."""
@@ -44,7 +44,7 @@ class CorpusEffect(Record):
 
     @property
     def change(self) -> Interval:
-        """Nats added per token, with the 95% interval over documents."""
+        """Return the increase of the loss in nats per token, with its 95% interval over documents."""
         return Interval(self.nll_delta, self.nll_delta_low, self.nll_delta_high)
 
 
@@ -54,12 +54,12 @@ class EditedCorpus(CorpusEffect):
 
     role: Role
     nll_reference: float | None = None
-    """Loss of the model that never saw the forget text; None without one."""
+    """Loss of the reference, which was trained without the forget text; None without a reference."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DocumentEffect(Record):
-    """What one change did on one document (of questions: on one person), in nats per counted token and shares."""
+    """The effect of one change on one document (for questions: one person), in nats per counted token and shares."""
 
     document: str
     n_tokens: int
@@ -73,13 +73,13 @@ class DocumentEffect(Record):
 
     @property
     def nll_delta(self) -> float:
-        """Nats added per token."""
+        """Return the increase of the loss, in nats per token."""
         return self.nll_edited - self.nll_clean
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandomControl(Record):
-    """What the same edit of matched random features did on one corpus: the mean over draws, and the extremes of the change."""
+    """The effect of the same edit of matched random features on one corpus: the mean over draws, and the smallest and largest change."""
 
     nll_clean: float
     nll_edited: float
@@ -91,7 +91,7 @@ class RandomControl(Record):
 
     @property
     def change(self) -> Interval:
-        """Nats added per token, from the least to the most of the draws."""
+        """Return the increase of the loss in nats per token, from the smallest to the largest over draws."""
         return Interval(self.nll_delta, self.nll_delta_min, self.nll_delta_max)
 
 
@@ -105,25 +105,25 @@ class GenerationComparison(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class FurtherMeasures(Record):
-    """Measures of one change that take more than one pass over the text, on TEST."""
+    """Measures of one change on TEST that take more than one pass over the text."""
 
     calibrated_nll_delta: float
-    """Nats added per token of the forget text after an output bias was refitted."""
+    """Increase of the loss on the forget text after an output bias is refitted, in nats per token."""
     gate: GateQuality | None = None
     """None for a change of weights."""
     reference: ReferenceDistance | None = None
     """None without a reference model."""
     truth_ratio: TruthRatioDistance | None = None
-    """None without a reference model, or where the forget text is not questions."""
+    """None without a reference model, or if the forget text is not questions."""
     generation: dict[str, GenerationComparison]
-    """By source; empty for an edit whose gate is not causal."""
+    """Comparisons by source; empty for an edit whose gate is not causal."""
     samples: dict[str, tuple[Sample, ...]]
-    """By source."""
+    """Sample texts by source."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChosenEdit(Record):
-    """The edit that SELECT and TUNE decided for."""
+    """The edit that was chosen on SELECT and TUNE."""
 
     setting: Setting
     features: tuple[int, ...]
@@ -136,27 +136,27 @@ class ChosenEdit(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class EditResult(FurtherMeasures):
-    """All that is measured of an edit on TEST."""
+    """Everything that is measured for an edit on TEST."""
 
     corpora: dict[str, EditedCorpus]
     random_control: dict[str, RandomControl]
-    """By corpus."""
+    """Effect of the matched random edits, by corpus."""
     baselines: Annotated[dict[str, dict[str, CorpusEffect]], Field(alias="ladder")]
-    """By name (`zero`, `clamp`, and `gated_clamp`, the edit itself) and corpus. The key in JSON is `ladder`."""
+    """Effects by baseline (`zero`, `clamp`, and `gated_clamp`, the edit itself) and corpus. The key in JSON is `ladder`."""
     documents: dict[str, tuple[DocumentEffect, ...]]
-    """Effects of the edit by corpus."""
+    """Effects of the edit on each document, by corpus."""
     identity_error: float
     """Largest change of a logit by the splice without an edit."""
 
     @property
     def forget(self) -> str:
-        """Name of the corpus to forget."""
+        """Return the name of the corpus to forget."""
         return next(name for name, effect in self.corpora.items() if effect.role == "forget")
 
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearningResult(EditResult):
-    """One unlearning experiment: what was chosen, what was tried, and what TEST says."""
+    """The record of one unlearning experiment: what was chosen, what was tried, and the results on TEST."""
 
     chosen: ChosenEdit
     tune_sweep: tuple[Outcome, ...]

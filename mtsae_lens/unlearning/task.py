@@ -1,4 +1,4 @@
-"""What is to be forgotten, what must be kept, and who may look at which split."""
+"""Define an unlearning task: what is to be forgotten, what must be kept, and which split may be read when."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from mtsae_lens.progress import track
 Role = Literal["forget", "near", "far", "neutral"]
 SPARED: tuple[Role, ...] = ("near", "far")
 """Roles that selection, gates and budgets spare."""
-ALL_QUESTIONS = 1_000_000  # SELECT is read once, TUNE by every candidate
+ALL_QUESTIONS = 1_000_000  # SELECT is read once, so all questions are used; TUNE is read by every candidate
 QUESTIONS_PER_CONTEXT = 16  # a question has about an eighth of a context's tokens, and few of them are counted
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text and its part: to forget, near to it, far from it, or neutral (read on TEST alone: nothing was chosen to spare it)."""
+    """A text and its role in the task: to forget, near, far, or neutral (read on TEST only; nothing is chosen to spare it).
+
+    Raises:
+        ConfigError: the role does not exist.
+    """
 
     source: str
     role: Role
@@ -30,52 +34,68 @@ class Corpus:
     def __post_init__(self) -> None:
         object.__setattr__(self, "source", source_name(self.source))
         if self.role not in get_args(Role):
-            raise ConfigError(f"the role of {self.source} must be one of {', '.join(get_args(Role))}; got {self.role!r}")
+            raise ConfigError(
+                f"expected a role out of {', '.join(get_args(Role))} for {self.source}, got {self.role!r}; give one of them"
+            )
 
 
 @dataclass(frozen=True)
 class Task:
-    """The corpora of one unlearning experiment. A source is a text (`data.documents`) or questions (`data.questions`)."""
+    """The corpora of one unlearning experiment. A source is a text (`data.documents`) or questions (`data.questions`).
+
+    Raises:
+        DataError: there is not exactly one corpus to forget, no far corpus, a corpus in two roles, or a TEST-only corpus that is not neutral.
+    """
 
     corpora: tuple[Corpus, ...]
     contexts_per_split: int = 64
-    """Contexts read of each corpus and split, at most."""
+    """Largest number of contexts read per corpus and split."""
     seed: int = 0
-    """Which contexts."""
+    """Seed of the draw of contexts."""
     far_share: float = 1.0
-    """Share of these contexts that is read of far and neutral corpora, of which there are often many."""
+    """Share of these contexts that is read per far or neutral corpus, since there are often many of them."""
     _read: dict[tuple[str, Split, ContextCutter], TokenTable] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
-    """What was read, so that no text is read and tokenized twice."""
+    """The tables that were read, so that no text is read and tokenized twice."""
 
     def __post_init__(self) -> None:
         roles = [corpus.role for corpus in self.corpora]
         if roles.count("forget") != 1 or "far" not in roles:
             raise DataError(
-                "an unlearning experiment needs exactly one corpus to forget and at least one far from it to retain; got "
-                f"{', '.join(f'{c.source} ({c.role})' for c in self.corpora) or 'none'}"
+                "expected exactly one corpus to forget and at least one far corpus to retain, got "
+                f"{', '.join(f'{c.source} ({c.role})' for c in self.corpora) or 'none'}; add or remove a corpus"
             )
         paths = [local_path(corpus.source) for corpus in self.corpora]
         sources = [c.source if path is None else str(path.resolve()) for c, path in zip(self.corpora, paths, strict=True)]
         for corpus in self.corpora:
             if corpus.role != "neutral" and is_test_only(corpus.source):
-                raise DataError(f"{corpus.source} is for TEST alone, so it can only be neutral; it was given as {corpus.role}")
+                raise DataError(
+                    f"{corpus.source}: expected role 'neutral', because it is read on TEST only, got {corpus.role!r}; give it as neutral"
+                )
         repeated = sorted({source for source in sources if sources.count(source) > 1})
         if repeated:
-            raise DataError(f"{repeated[0]} is given in two roles; a text is forgotten, near, far or neutral")
+            raise DataError(
+                f"expected one role for each text, got two for {repeated[0]}; give it once, as forget, near, far or neutral"
+            )
 
     @property
     def forget(self) -> str:
-        """Source of what is to be forgotten."""
+        """Return the source of the forget text."""
         return self.sources("forget")[0]
 
     def sources(self, *roles: Role) -> list[str]:
-        """Return the sources of these roles."""
+        """Return the sources with these roles."""
         return [corpus.source for corpus in self.corpora if corpus.role in roles]
 
     def table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
-        """Read the contexts of one corpus; the same table when they are asked for again."""
+        """Read the contexts of one corpus, or return the table that was read before.
+
+        Args:
+            source: a source of the task.
+            split: the split to read.
+            cutter: the tokenizer and the length of a context.
+        """
         key = (source, split, cutter)
         if key not in self._read:
             self._read[key] = self._read_table(source, split, cutter)
@@ -89,17 +109,37 @@ class Task:
         return read_tokens(source, split, cutter, max(1, round(share * self.contexts_per_split)), seed=self.seed)
 
     def tables(self, split: Split, cutter: ContextCutter, roles: Sequence[Role] = get_args(Role)) -> dict[str, TokenTable]:
-        """Read the contexts of every corpus of these roles, by source."""
+        """Read the contexts of every corpus with these roles.
+
+        Args:
+            split: the split to read.
+            cutter: the tokenizer and the length of a context.
+            roles: the roles.
+
+        Returns:
+            Contexts by source.
+        """
         sources = track(self.sources(*roles), f"reading text, {split}", "text")
         return {source: self.table(source, split, cutter) for source in sources}
 
     def role(self, source: str) -> Role:
-        """Return the role of a corpus."""
+        """Return the role of a corpus.
+
+        Args:
+            source: a source of the task.
+        """
         return next(corpus.role for corpus in self.corpora if corpus.source == source)
 
 
 def check_corpus(source: str) -> None:
-    """Raise `DataError`, before any work is done, for a source that is neither text nor questions."""
+    """Check, before any work is done, that a source is readable text or existing questions.
+
+    Args:
+        source: the source.
+
+    Raises:
+        DataError: it is neither.
+    """
     if is_question_source(source):
         draw_questions(source, "test", 0)
     else:

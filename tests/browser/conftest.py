@@ -1,4 +1,4 @@
-"""One headless Chromium for all tests; every page must stay on this disk and say nothing on the console."""
+"""Provide one headless Chromium for all tests. Every page must load nothing from the network and log nothing to the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Links of the exploration page: copied, carried on, edited by hand."""
+"""Test the links of the exploration page: copied, opened again, and edited by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exploration page as a reader meets it, in Chromium."""
+"""Test the exploration page in Chromium, as a reader uses it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16,384 features in the list; what a page of so many writes besides is not looked at."""
+    """Make a page with 16,384 features in the list; the other files of such a page are not tested."""
     index = write_explorer(write_facts(tmp_path_factory.mktemp("wide"), d_sae=64, n_with_examples=0))
     features = list(FactsFolder.open(index.parent).features()) * 256
     (index.parent / "page" / "data" / "list-0.js").write_text(write_shard_script("list", 0, make_list_shard(features)))

@@ -1,4 +1,4 @@
-"""The text box of `FeatureProbe` as a reader meets it: its JavaScript in Chromium, its Python here, joined as a notebook joins them."""
+"""Test the text box of `FeatureProbe`: its JavaScript in Chromium and its Python here, connected as in a notebook."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_chip_chooses_its_feature_and_the_number_another(page: Page, box: Feat
     eventually(page, lambda: box.feature, chosen)
     number.fill("99")
     number.press("Enter")
-    expect(page.get_by_role("alert")).to_contain_text("between 0 and 31")
+    expect(page.get_by_role("alert")).to_contain_text("from 0 to 31")
     number.fill("")
     number.press("Enter")
     expect(page.locator(".mtsae-error")).to_have_text("")

@@ -1,4 +1,4 @@
-"""Help needs neither torch nor SAELens, and the architecture is registered whatever is imported first. Each in a process of its own."""
+"""Test in separate processes that help imports neither torch nor SAELens, and that the architecture is registered in any order of imports."""
 
 from __future__ import annotations
 

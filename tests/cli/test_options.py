@@ -1,4 +1,4 @@
-"""Options come from the settings: every setting has one, with its sentence, and its text reaches the setting."""
+"""Test that every setting has an option with its description, and that the text of the option reaches the setting."""
 
 from __future__ import annotations
 
@@ -103,17 +103,17 @@ def test_a_project_of_wandb_turns_logging_on() -> None:
     [
         (("train", "--sed", 3), "Unknown option: --sed. Did you mean --seed?"),
         (("trian",), 'Unknown command "trian". Did you mean "train"?'),
-        (("train", "--seed", "abc"), "--seed: expected a whole number; got 'abc'"),
-        (("train", "--seed", "-1"), "setting seed: expected a number of at least 0; got -1"),
-        (("train", "--dtype", "float64"), "--dtype: expected 'float32', 'bfloat16' or 'float16'; got 'float64'"),
-        (("unlearn", "x", "--multipliers", "1", "--multipliers", "b"), "--multipliers: expected a number; got 'b'"),
+        (("train", "--seed", "abc"), "--seed: expected a whole number, got 'abc'"),
+        (("train", "--seed", "-1"), "setting seed: expected a number of at least 0, got -1"),
+        (("train", "--dtype", "float64"), "--dtype: expected 'float32', 'bfloat16' or 'float16', got 'float64'"),
+        (("unlearn", "x", "--multipliers", "1", "--multipliers", "b"), "--multipliers: expected a number, got 'b'"),
         (("train", "--seed"), "--seed requires an argument"),
-        (("train", "x"), "unexpected argument 'x'; see --help"),
+        (("train", "x"), "expected a known option, got 'x'; see --help"),
         (("train", "--packed=maybe"), '--packed: unable to convert "maybe" into bool'),
-        (("train", "--set", "k"), "--set k: needed NAME=VALUE, such as --set k=16"),
-        (("planted", "--planted", "d_in"), "--planted d_in: needed NAME=VALUE"),
+        (("train", "--set", "k"), "--set: expected NAME=VALUE, got 'k'; give such as --set k=16"),
+        (("planted", "--planted", "d_in"), "--planted: expected NAME=VALUE"),
         (("train", "--out", ""), "setting out: expected a value, got an empty text"),
-        (("evaluate",), "--sae is needed"),
+        (("evaluate",), "expected --sae, got none"),
     ],
 )
 def test_bad_options_are_refused_in_one_line(words: tuple[Any, ...], message: str, mtsae: Any) -> None:
@@ -128,7 +128,7 @@ def test_an_option_that_is_given_twice_warns(mtsae: Any) -> None:
     assert outcome.err.count("warning") == 0  # an error is said alone
     outcome = mtsae("train", "--lr", 1, "--lr", 0)
     assert outcome.err.splitlines()[0] == "warning: --lr is given 2 times; the last value is used"
-    assert outcome.error == "error: setting lr: expected a number greater than 0; got 0"
+    assert outcome.error == "error: setting lr: expected a number greater than 0, got 0"
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -163,5 +163,5 @@ def test_a_field_of_what_is_planted() -> None:
 
 def test_a_text_that_is_no_setting_is_an_error_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("sed: 1\n")
-    with pytest.raises(ConfigError, match=r"unknown setting 'sed'\. Did you mean 'seed'"):
+    with pytest.raises(ConfigError, match=r"expected a known setting, got 'sed'\. Did you mean 'seed'"):
         TrainSettings.build(tmp_path / "c.yaml", given("train", "--lr", 1))

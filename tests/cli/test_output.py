@@ -1,4 +1,4 @@
-"""What reaches the terminal: no control character, and one line where the output is full or closed."""
+"""Test the output to the terminal: no control characters, and a one-line error if the output is full or closed."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_an_output_that_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdout", Full())
     with pytest.raises(
-        OutputLost, match=r"standard output cannot be written .No space left on device.*results in files"
+        OutputLost, match=r"expected a writable standard output, got No space left on device.*results in files"
     ) as caught:
         say("x")
     assert not caught.value.is_pipe
@@ -99,9 +99,9 @@ def test_an_option_given_twice_is_told(mtsae: Callable[..., Any], arguments: tup
         (("generate", "x", "--edit", "", "--prompt", "y"), "setting edit: expected a value, got an empty text"),
         (("upload", "x", "me/y", "--dry-run", ""), "setting dry_run: expected a value, got an empty text"),
         (("unlearn", "x", "--forget", "kjv", "--retain", ""), "setting retain: expected a value, got an empty text"),
-        (("train", "--out", "~nobody-here/x"), "no user of that name"),
-        (("train", "--model", "m" * 5000), "expected a name, got 5,000 characters"),
-        (("evaluate", "a\x1b[2Jb"), r"a\x1b[2Jb: no cfg.json"),
+        (("train", "--out", "~nobody-here/x"), "which names an unknown user"),
+        (("train", "--model", "m" * 5000), "bytes, got 5,000 characters"),
+        (("evaluate", "a\x1b[2Jb"), r"a\x1b[2Jb: expected cfg.json"),
     ],
 )
 def test_empty_and_impossible_options(
@@ -115,7 +115,7 @@ def test_empty_and_impossible_options(
 
 
 def run(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own with a verb that needs no model."""
+    """Run the command line in a separate process with a verb that needs no model."""
     program = (
         "import sys, mtsae_lens.cli as cli\n"
         "from mtsae_lens.cli.output import say\n"
@@ -130,7 +130,9 @@ def run(code: str, **streams: Any) -> subprocess.CompletedProcess[str]:
 def test_a_full_standard_output_is_one_line() -> None:
     with open("/dev/full", "w") as full:
         done = run("say('x' * 100_000)", stdout=full)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: standard output cannot be written (No space")]
+    lines = [
+        line for line in done.stderr.splitlines() if line.startswith("error: expected a writable standard output, got No space")
+    ]
     assert (done.returncode, len(lines)) == (1, 1), done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
@@ -142,7 +144,7 @@ def test_a_closed_pipe_is_one_line() -> None:
     with os.fdopen(writer, "w") as pipe:
         done = run("[say('x' * 10_000) for _ in range(100)]", stdout=pipe)
     assert done.returncode == 141, done.stderr
-    assert "error: standard output cannot be written (Broken pipe)" in done.stderr
+    assert "error: expected a writable standard output, got Broken pipe" in done.stderr
     assert "Traceback" not in done.stderr
     assert "Exception ignored" not in done.stderr
 

@@ -1,4 +1,4 @@
-"""`mtsae evaluate`: which text is read for what."""
+"""Test which text `mtsae evaluate` reads for which measurement."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_p
 
 
 def test_no_more_text_is_read_than_was_asked_for(tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`--n-contexts` bounds what the scales read too, whatever their own setting."""
+    """`--n-contexts` also bounds what the scale analysis reads, even if its own setting is larger."""
     asked: list[int] = []
     original = module.read_tokens
 
@@ -105,7 +105,7 @@ def test_no_more_text_is_read_than_was_asked_for(tiny_sae_dir: Path, tmp_path: P
 
 def test_a_signal_ends_it_in_one_line(tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "evaluate_fidelity", lambda *arguments, **options: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(TrainingInterrupted, match="the same command starts from the beginning") as stop:
+    with pytest.raises(TrainingInterrupted, match="run the same command to start again") as stop:
         run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4))
     assert stop.value.signal_number == signal.SIGTERM
     assert not (tmp_path / "metrics.json").exists()

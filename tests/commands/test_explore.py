@@ -1,4 +1,4 @@
-"""`mtsae explore`: facts written, carried on, refused."""
+"""Test `mtsae explore`: facts are written, resumed, and refused for other settings."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_explore(explore: Any, tmp_path: Path, text_file: Path, sea_file: Path, 
     assert again.code == 0
     refused = explore("--dataset", text_file, "--split", "train")
     assert refused.code == 2
-    assert f"holds results made with other settings (contents of .../{sea_file.name}, dataset)" in refused.error
+    assert f"got results made with other settings (contents of .../{sea_file.name}, dataset)" in refused.error
 
 
 def test_facts_of_a_text_that_changed_are_refused(explore: Any, text_file: Path, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_facts_of_a_text_that_changed_are_refused(explore: Any, text_file: Path,
     text.write_text(text.read_text() + "And more.\n")
     refused = explore("--dataset", text)
     assert refused.code == 2
-    assert "holds results made with other settings (contents of .../text.txt)" in refused.error
+    assert "got results made with other settings (contents of .../text.txt)" in refused.error
 
 
 def test_facts_of_a_model_that_changed_are_refused(explore: Any, tiny_model_dir: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_facts_of_a_model_that_changed_are_refused(explore: Any, tiny_model_dir:
     (model / "config.json").touch()
     refused = explore("--model", model)
     assert refused.code == 2
-    assert "holds results made with other settings (contents of .../model)" in refused.error
+    assert "got results made with other settings (contents of .../model)" in refused.error
 
 
 def test_the_training_dataset_if_none_is_named(explore: Any, tmp_path: Path, text_file: Path) -> None:
@@ -94,7 +94,7 @@ def test_stopped_and_carried_on(explore: Any, tmp_path: Path, monkeypatch: pytes
         patch.setattr(Survey, "add", stopping)
         outcome = explore()
     assert outcome.code == 130
-    assert "the same command resumes" in outcome.err
+    assert "run the same command to resume" in outcome.err
     assert not (tmp_path / "out" / "explore.json").exists()
     assert explore().code == 0
     assert not (tmp_path / "out" / "state").exists()
@@ -110,7 +110,10 @@ def test_an_sae_trained_anew_is_another(explore: Any, tiny_sae_dir: Path, tmp_pa
 
 
 def test_mistakes(explore: Any, tmp_path: Path) -> None:
-    assert "no file, folder or embedded domain 'kjw'. Did you mean 'kjv'" in explore("--dataset", "kjw").error
+    assert (
+        "expected a file, a folder, an embedded domain or owner/name on the hub, got 'kjw'. Did you mean 'kjv'"
+        in explore("--dataset", "kjw").error
+    )
     assert "--split: expected" in explore("--split", "exam").error
     assert "expected n_ablated of at most n_examples=2, got 9" in explore("--n-ablated", 9).error
     assert "setting n_tokens" in explore("--n-tokens", 0).error

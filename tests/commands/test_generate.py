@@ -1,4 +1,4 @@
-"""What `mtsae generate` is asked to continue."""
+"""Test which prompts `mtsae generate` accepts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from mtsae_lens.splice.hooked_lm import HookedLM
         (
             "caf\udce9 au lait",
             5,
-            r"--prompt holds the lone surrogate '\udce9' (the byte 0xe9, which is not UTF-8) at character 4",
+            r"expected --prompt to be valid Unicode, got the lone surrogate '\udce9' (the byte 0xe9, which is not UTF-8) at character 4",
         ),
         ("\ud83d", 5, r"the lone surrogate '\ud83d' at character 1"),
-        ("the sea " * 50, 5, "more than the model's context of 64; give a shorter prompt"),
-        ("the sea", 500, "more than the model's context of 64; give a shorter prompt or max_new_tokens=6"),
+        ("the sea " * 50, 5, "prompt tokens and 5 new ones; give a shorter prompt"),
+        ("the sea", 500, "prompt tokens and 500 new ones; give a shorter prompt or max_new_tokens=6"),
     ],
     ids=["a byte", "half a pair", "long prompt", "long continuation"],
 )

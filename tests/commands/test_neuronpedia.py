@@ -1,4 +1,4 @@
-"""`mtsae export-neuronpedia`: from what `mtsae explore` wrote to the files that Neuronpedia imports."""
+"""Test `mtsae export-neuronpedia` from the output of `mtsae explore` to the files that Neuronpedia imports."""
 
 from __future__ import annotations
 
@@ -44,6 +44,8 @@ def test_facts_become_batches(mtsae: Callable[..., Any], facts: Path, tmp_path: 
 def test_mistakes(mtsae: Callable[..., Any], facts: Path, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("x")
-    assert "holds files; give a new or empty folder" in mtsae("export-neuronpedia", facts, "--out", tmp_path / "full").error
+    assert (
+        "got one with files; give a new or empty folder" in mtsae("export-neuronpedia", facts, "--out", tmp_path / "full").error
+    )
     assert "mtsae explore" in mtsae("export-neuronpedia", tmp_path / "full", "--out", tmp_path / "new").error
-    assert "--out is needed" in mtsae("export-neuronpedia", facts).error
+    assert "expected --out, got none" in mtsae("export-neuronpedia", facts).error

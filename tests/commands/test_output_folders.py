@@ -1,4 +1,4 @@
-"""Every command that writes results refuses a folder that another process writes, and leaves no empty one when it fails."""
+"""Test that every command that writes results refuses a folder in use, and leaves no empty folder after an error."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def test_a_folder_that_another_process_writes(command: str, mtsae: Callable[...,
         os.close(lock)
     assert outcome.code == 2
     assert outcome.error.endswith(
-        f"--out {tmp_path} is being written by process 4711 on {host} since 2026-01-02 03:04:05; wait for it to end, or give another --out"
+        f"--out {tmp_path}: expected a free folder, got one that process 4711 on {host} since 2026-01-02 03:04:05 writes to; "
+        "wait for it to end, or give another --out"
     )
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_FILE]
 

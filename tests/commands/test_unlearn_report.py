@@ -1,4 +1,4 @@
-"""The tables of one experiment, from numbers made by hand: no two of them are alike, so none can stand in another's place."""
+"""Test the tables of one experiment with made-up numbers that are all different, so that no value can be in the wrong cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of texts share."""
+"""Provide shared fixtures of the tests of texts."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ from mtsae_lens.data import notices
 
 @pytest.fixture(autouse=True)
 def nothing_told_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What an earlier test told is told again."""
+    """Forget which warnings were printed, so that each test can see them again."""
     monkeypatch.setattr(notices, "_told", set())

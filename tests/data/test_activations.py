@@ -1,4 +1,4 @@
-"""The stream of activations: what is masked, and that it can be entered at any step."""
+"""Test the stream of activations: which positions are masked, and that it can start at any step."""
 
 from __future__ import annotations
 

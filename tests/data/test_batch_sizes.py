@@ -1,4 +1,4 @@
-"""Batches shrink with the vocabulary and the width of the SAE, and with nothing else."""
+"""Test that batches shrink with the size of the vocabulary and the width of the SAE only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored contexts as an endless stream of batches."""
+"""Test the endless stream of batches of stored contexts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bridges: Hugging Face's logits, `HookedTransformer`'s hook names, and the same edits as in a `HookedTransformer`."""
+"""Test bridges: Hugging Face's logits, the hook names of `HookedTransformer`, and the same edits as in a `HookedTransformer`."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_activations_are_hooked_transformers(bridge: Any, tiny_model: Any, token
 
 
 def test_saelens_own_bridge_calls_no_hook_under_an_alias(bridge: Any, tokens: torch.Tensor, tiny_model_dir: Path) -> None:
-    """Why `HookedBridge` exists: a twin without it takes the edit and does nothing."""
+    """This is why `HookedBridge` exists: with SAELens's own bridge, an edit changes nothing."""
     zero = [(HOOK, lambda h, hook: torch.zeros_like(h))]
     clean = bridge(tokens, prepend_bos=False)
     assert not torch.allclose(bridge.run_with_hooks(tokens, fwd_hooks=zero, prepend_bos=False), clean, atol=1e-2)
@@ -215,7 +215,7 @@ def test_what_has_no_bridge_is_refused(tmp_path: Path, save_neox: Callable[..., 
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no config\.json"):
+    with pytest.raises(ModelError, match=r"expected config\.json, got none"):
         load_language_model(f"bridge:{tmp_path}")
     with pytest.raises(ModelError, match=r"Did you mean .*'pythia-70m'"):
         load_language_model("bridge:pythia-70")

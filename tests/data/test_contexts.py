@@ -1,4 +1,4 @@
-"""Contexts: packing loses nothing, unpacked contexts hold one document, tables hold one split."""
+"""Test contexts: packing loses no token, unpacked contexts hold one document, tables hold one split."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_stream_repeats_the_documents_in_a_new_order(tokenizer) -> None:
 
 def test_stream_of_too_little_text_is_refused(tokenizer) -> None:
     stream = ContextStream(lambda: DOCUMENTS[:1], ContextCutter(tokenizer, 64))
-    with pytest.raises(DataError, match="no context of 64 tokens; give more text or a smaller context size"):
+    with pytest.raises(DataError, match="fill a context of 64 tokens, got none; give more text"):
         next(iter(stream))
 
 
@@ -243,7 +243,7 @@ def test_read_tokens_packs_short_documents(cutter, tmp_path: Path) -> None:
 def test_read_tokens_without_text_in_the_split_says_so(cutter, tmp_path: Path) -> None:
     path = tmp_path / "one.txt"
     path.write_text("word " * 500)
-    with pytest.raises(DataError, match="split 'test' has 0 documents"):
+    with pytest.raises(DataError, match="got 0 documents in split 'test'"):
         read_tokens(str(path), "test", cutter, 2)
 
 
@@ -270,14 +270,14 @@ def test_masked_positions_are_special_tokens_and_the_first(tokenizer) -> None:
 def test_a_source_may_be_a_path_but_no_list(cutter: ContextCutter, text_file: Path) -> None:
     assert torch.equal(read_tokens(text_file, "test", cutter, 2).tokens, read_tokens(str(text_file), "test", cutter, 2).tokens)
     for texts in (["one", "two"], {"text": ["one"]}):
-        with pytest.raises(DataError, match=rf"got a {type(texts).__name__}\. Texts in memory go into a file first"):
+        with pytest.raises(DataError, match=rf"got a {type(texts).__name__}; write texts in memory to a file first"):
             read_tokens(texts, "test", cutter, 2)  # type: ignore[arg-type]
 
 
 def test_a_split_that_does_not_exist(cutter: ContextCutter, text_file: Path) -> None:
-    with pytest.raises(DataError, match="train, select, tune, test, or None for all; got 'validation'"):
+    with pytest.raises(DataError, match="train, select, tune, test, or None for all, got 'validation'"):
         read_tokens(text_file, "validation", cutter, 2)  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="max_contexts must be at least 1; got 0"):
+    with pytest.raises(DataError, match="max_contexts of at least 1, got 0"):
         read_tokens(text_file, "test", cutter, 0)
 
 

@@ -1,4 +1,4 @@
-"""What was read is known again, and what changed is told."""
+"""Test that unchanged files have the same stamps, and changed files different ones."""
 
 from __future__ import annotations
 

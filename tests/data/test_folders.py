@@ -1,4 +1,4 @@
-"""Folders: links are followed once, hidden files are not read, and what is left out is told."""
+"""Test folders: links are followed once, hidden files are not read, and files that are left out are reported."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_what_is_left_out_is_told_once_with_its_reason(tmp_path: Path, caplog: p
 
 def test_a_folder_without_texts_says_what_is_in_it(tmp_path: Path) -> None:
     write(tmp_path, "c.csv", ".a.txt")
-    with pytest.raises(DataError, match=r"no .txt, .jsonl, .parquet file in this folder; not read: '.a.txt' .hidden.; 'c.csv'"):
+    with pytest.raises(DataError, match=r".txt, .jsonl, .parquet files, got none .not read: '.a.txt' .hidden.; 'c.csv'"):
         list(read_texts(tmp_path))
 
 
@@ -81,17 +81,19 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
     found = scan_folder(tmp_path)
     assert found.files == [tmp_path / "a.txt"]
     assert found.skipped == {"cannot be read: Permission denied": ["c.txt", "closed"]}
-    with pytest.raises(DataError, match="closed: Permission denied"):
+    with pytest.raises(DataError, match="closed: expected a readable folder, got the error Permission denied"):
         scan_folder(tmp_path / "closed")
 
 
 def test_a_folder_of_everything_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(DataError, match="/: this is the whole machine; give the folder that holds the texts"):
+    with pytest.raises(
+        DataError, match="/: expected a folder of texts, got the root of the file system; give the folder that holds the texts"
+    ):
         files_in(Path("/"))
     write(tmp_path, *(f"{number}/{number}.csv" for number in range(60)), "a.txt")
     assert len(files_in(tmp_path)) == 1
     monkeypatch.setattr(folders, "_HOPELESS", 50)
-    with pytest.raises(DataError, match=r"0 texts among the first 5\d files and folders|give the folder that holds the texts"):
+    with pytest.raises(DataError, match=r"0 texts among its first 5\d files and folders|give the folder that holds the texts"):
         files_in(tmp_path)
     many = write(tmp_path / "many", *(f"{number}.txt" for number in range(80)))
     assert len(files_in(many)) == 80

@@ -1,4 +1,4 @@
-"""What a model folder holds is told from its small files; what cannot be used is refused in one line, before weights are read."""
+"""Test that model folders that cannot be used are refused in one line, before weights are read."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_quantized_weights(folder: Path, settings: dict[str, Any], nested: bool,
     set_config(folder, **({"text_config": part} if nested else part))
     refused(
         folder,
-        rf"quantized \(quantization_config in config.json says .*{settings.get('quant_method', '8bit')}.*take the folder of the original",
+        r"quantized weights \(quantization_config in config.json says "
+        rf".*{settings.get('quant_method', '8bit')}.*give the folder of the original",
     )
 
 
@@ -74,49 +75,49 @@ def test_quantized_weights_that_the_config_does_not_tell(folder: Path, monkeypat
     weights = load_file(folder / "model.safetensors")
     name = next(name for name in weights if name.endswith("down_proj.weight"))
     save_file(weights | {name: weights[name].to(torch.float8_e4m3fn)}, folder / "model.safetensors", metadata={"format": "pt"})
-    refused(folder, r"quantized \(model.safetensors holds F8_E4M3 numbers\)")
+    refused(folder, r"quantized weights \(model.safetensors holds F8_E4M3 numbers\)")
     (folder / "quantize_config.json").write_text("{}")
-    refused(folder, r"quantized \(there is a quantize_config.json\)")
+    refused(folder, r"quantized weights \(there is a quantize_config.json\)")
 
 
 @pytest.mark.parametrize(
     ("content", "pattern"),
     [
-        ("{", r"config\.json: cannot be read as JSON"),
-        ("", r"config\.json: cannot be read as JSON"),
-        ("[" * 100_000, r"config\.json: cannot be read as JSON"),
-        ("[]", r"config\.json: needed a JSON object, got list"),
-        ("null", r"config\.json: needed a JSON object, got NoneType"),
-        ("{}", "cannot be loaded as a Hugging Face model"),
-        ('{"model_type": "no-such-family"}', "cannot be loaded as a Hugging Face model"),
-        ('{"model_type": ["llama"]}', "cannot be loaded as a Hugging Face model"),
-        ('{"model_type": "llama", "num_attention_heads": "many"}', "cannot be loaded as a Hugging Face model"),
-        ('{"model_type": "llama", "rope_parameters": 7}', "cannot be loaded as a Hugging Face model"),
+        ("{", r"config\.json: expected JSON"),
+        ("", r"config\.json: expected JSON"),
+        ("[" * 100_000, r"config\.json: expected JSON"),
+        ("[]", r"config\.json: expected a JSON object, got list"),
+        ("null", r"config\.json: expected a JSON object, got NoneType"),
+        ("{}", "expected a Hugging Face model"),
+        ('{"model_type": "no-such-family"}', "expected a Hugging Face model"),
+        ('{"model_type": ["llama"]}', "expected a Hugging Face model"),
+        ('{"model_type": "llama", "num_attention_heads": "many"}', "expected a Hugging Face model"),
+        ('{"model_type": "llama", "rope_parameters": 7}', "expected a Hugging Face model"),
     ],
 )
 def test_damaged_configs(folder: Path, content: str, pattern: str) -> None:
     (folder / "config.json").write_text(content)
     refused(folder, pattern)
     (folder / "config.json").write_bytes(b"\xff\xfe\x00{")
-    refused(folder, "cannot be read as JSON")
+    refused(folder, "expected JSON")
 
 
 def test_adapters(folder: Path) -> None:
     adapter = {"peft_type": "LORA", "base_model_name_or_path": "owner/base"}
     (folder / "adapter_config.json").write_text(json.dumps(adapter))
-    refused(folder, r"holds an adapter \(PEFT\) of owner/base, needed a whole model; merge it")
+    refused(folder, r"expected a whole model, got an adapter \(PEFT\) of owner/base; merge it")
     (folder / "config.json").unlink()
-    refused(folder, r"holds an adapter \(PEFT\) of owner/base")
+    refused(folder, r"got an adapter \(PEFT\) of owner/base")
 
 
 def test_other_weight_formats(folder: Path, tiny_llama_dir: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    refused(folder, r"no \.safetensors file, but pickled weights \(pytorch_model\.bin\); .* convert them")
+    refused(folder, r"expected \.safetensors files, got none, but pickled weights \(pytorch_model\.bin\); .* convert them")
     (folder / "pytorch_model.bin").rename(folder / "model.Q4_K_M.gguf")
-    refused(folder, r"no \.safetensors file, but GGUF weights \(model\.Q4_K_M\.gguf\)")
+    refused(folder, r"expected \.safetensors files, got none, but GGUF weights \(model\.Q4_K_M\.gguf\)")
     (folder / "config.json").unlink()
-    refused(folder, r"no config\.json, but GGUF weights")
-    refused(folder / "model.Q4_K_M.gguf", "neither a folder nor a name")
+    refused(folder, r"expected config\.json, got none, but GGUF weights")
+    refused(folder / "model.Q4_K_M.gguf", "expected a model folder or a name")
     with pytest.raises(ModelError, match=r"model\.safetensors.*give the folder that it is in"):
         load_language_model(str(tiny_llama_dir / "model.safetensors"))
 
@@ -133,20 +134,18 @@ def test_shards(folder: Path) -> None:
     before = index.read_text()
     for damaged in ("{", "[]", '{"weight_map": 3}', "{}"):
         index.write_text(damaged)
-        refused(folder, "cannot be loaded as a Hugging Face model")
+        refused(folder, "expected a Hugging Face model")
     index.write_text(before)
     shards[-1].unlink()
-    refused(folder, "cannot be loaded as a Hugging Face model")
+    refused(folder, "expected a Hugging Face model")
 
 
 def test_tokenizers(folder: Path, save_llama: Callable[..., Path], tmp_path: Path) -> None:
     (folder / "tokenizer.json").write_text("{")
-    refused(folder, "cannot be loaded as a Hugging Face model")
+    refused(folder, "expected a Hugging Face model")
     (folder / "tokenizer.json").unlink()
-    refused(folder, r"no tokenizer \(tokenizer\.json, tokenizer\.model or vocab\.json\)")
-    refused(
-        save_llama(tmp_path / "small", vocab_size=1000), "the model has embeddings for 1,000 tokens, its tokenizer has 4,096"
-    )
+    refused(folder, r"expected a tokenizer \(tokenizer\.json, tokenizer\.model or vocab\.json\), got none")
+    refused(save_llama(tmp_path / "small", vocab_size=1000), "at most 1,000 tokens, as the model has embeddings, got 4,096")
 
 
 def test_models_of_another_kind(tmp_path: Path, tiny_model_dir: Path) -> None:
@@ -160,9 +159,9 @@ def test_models_of_another_kind(tmp_path: Path, tiny_model_dir: Path) -> None:
         Wav2Vec2Config(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     )
     kinds = {
-        "T5ForConditionalGeneration is an encoder-decoder model": t5,
-        "WhisperForConditionalGeneration is an encoder-decoder model": whisper,
-        "Wav2Vec2ForCTC is not a causal language model": wav2vec,
+        "got the encoder-decoder model T5ForConditionalGeneration": t5,
+        "got the encoder-decoder model WhisperForConditionalGeneration": whisper,
+        "expected a causal language model, got Wav2Vec2ForCTC": wav2vec,
     }
     for number, (pattern, model) in enumerate(kinds.items()):
         folder = tmp_path / str(number)
@@ -175,4 +174,6 @@ def test_models_of_another_kind(tmp_path: Path, tiny_model_dir: Path) -> None:
 def test_a_model_without_its_head(tiny_model_dir: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(tiny_model_dir, tmp_path / "base"))
     GPTNeoXModel.from_pretrained(tiny_model_dir).save_pretrained(folder)
-    refused(folder, r"weights are missing \((lm_head|embed_out).weight.*save the whole causal language model, with its head")
+    refused(
+        folder, r"got a folder without some \((lm_head|embed_out).weight.*save the whole causal language model, with its head"
+    )

@@ -1,4 +1,4 @@
-"""Of a multimodal folder the language model inside is loaded, with hooks, and gives the logits that the whole gives for text."""
+"""Test that the language model inside a multimodal folder is loaded with hooks and gives the logits of the whole model for text."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_the_language_model_inside(
 
 def test_without_a_bridge_the_family_inside_is_named(tmp_path: Path, tiny_model_dir: Path) -> None:
     save(gemma3, tmp_path, tiny_model_dir)
-    with pytest.raises(ModelError, match=r"Gemma3ForCausalLM .*as a bridge it may run: bridge:"):
+    with pytest.raises(ModelError, match=r"Gemma3ForCausalLM .*try it as a bridge: bridge:"):
         load_language_model(str(tmp_path))
 
 

@@ -1,4 +1,4 @@
-"""What an SAE was trained on is found from anywhere, told when it is gone, and never taken for another thing of the same name."""
+"""Test that the model and text of an SAE are found from any directory, reported if missing, and never confused with others of the same name."""
 
 from __future__ import annotations
 
@@ -56,9 +56,15 @@ def test_gone_is_told_and_another_of_the_same_name_is_not_taken(here: Path, monk
     (here / "t.txt").unlink()
     (here / "lm").rename(here / "moved")
     monkeypatch.chdir(here.parent / "there")
-    with pytest.raises(ModelError, match=rf"^runs/x: trained on {here}/lm, which is not here; give --model FOLDER$"):
+    with pytest.raises(
+        ModelError,
+        match=rf"^runs/x: expected {here}/lm, on which it was trained, got no such file or folder on this machine; give --model FOLDER$",
+    ):
         find_model(metadata, "runs/x")
-    with pytest.raises(DataError, match=rf"^runs/x: trained on {here}/t\.txt, which is not here; give --dataset PATH$"):
+    with pytest.raises(
+        DataError,
+        match=rf"^runs/x: expected {here}/t\.txt, on which it was trained, got no such file or folder on this machine; give --dataset PATH$",
+    ):
         find_source(metadata, "runs/x")
 
 
@@ -67,12 +73,12 @@ def test_changed_contents_are_noticed_and_a_new_time_is_not(here: Path) -> None:
     (here / "d" / "a.txt").write_text("Another here.")
     assert find_source(metadata, "x") == f"{here}/d"
     (here / "d" / "a.txt").write_text("Another herr.")
-    with pytest.raises(DataError, match=r"contents have changed since; give --dataset .*/d to use it as it is now"):
+    with pytest.raises(DataError, match=r"changed contents; give --dataset .*/d to use it as it is now"):
         find_source(metadata, "x")
     (here / "lm" / "notes.md").write_text("not read by any loader")
     assert find_model(metadata, "x") == f"{here}/lm"
     (here / "lm" / "model.safetensors").write_bytes(b"0" * 200_000)
-    with pytest.raises(ModelError, match="contents have changed since"):
+    with pytest.raises(ModelError, match="changed contents"):
         find_model(metadata, "x")
 
 
@@ -82,7 +88,7 @@ def test_a_change_in_a_large_file(here: Path) -> None:
     metadata = recorded(None, "large.txt")
     content[-1:] = b"y"
     (here / "large.txt").write_bytes(content)
-    with pytest.raises(DataError, match="contents have changed"):
+    with pytest.raises(DataError, match="changed contents"):
         find_source(metadata, "x")
 
 
@@ -104,9 +110,13 @@ def test_shared_names_are_no_paths(here: Path) -> None:
     assert str(here) not in json.dumps(shared)
     assert share_metadata(shared) == shared
     received = SAEMetadata(**shared)
-    with pytest.raises(ModelError, match="trained on lm, which is not here; give --model"):
+    with pytest.raises(
+        ModelError, match="expected lm, on which it was trained, got no such file or folder on this machine; give --model"
+    ):
         find_model(received, "hub:me/x:y")
-    with pytest.raises(DataError, match=r"trained on t\.txt, which is not here; give --dataset"):
+    with pytest.raises(
+        DataError, match=r"expected t\.txt, on which it was trained, got no such file or folder on this machine; give --dataset"
+    ):
         find_source(received, "hub:me/x:y")
     assert display_name(shared["model_name"]) == "bridge:lm"
     assert display_name(shared["dataset_path"]) == "t.txt+kjv+d"
@@ -146,7 +156,9 @@ def test_an_older_sae_with_relative_paths(here: Path, monkeypatch: pytest.Monkey
     with pytest.warns(MTSAEWarning, match="there/lm"):
         find_model(older, sae)
     monkeypatch.chdir(here.parent)
-    with pytest.raises(ModelError, match=r"trained on \./lm, which is not here"):
+    with pytest.raises(
+        ModelError, match=r"expected \./lm, on which it was trained, got no such file or folder on this machine"
+    ):
         find_model(older, sae)
 
 

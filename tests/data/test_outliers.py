@@ -1,4 +1,4 @@
-"""Outlier dimensions are what they say they are, and leave everything else as it was."""
+"""Test that outlier dimensions have the promised moments, and that other dimensions are unchanged."""
 
 from __future__ import annotations
 
@@ -46,5 +46,5 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> 
 
 
 def test_more_outliers_than_dimensions_are_refused() -> None:
-    with pytest.raises(ConfigError, match="at most 6 outlier dimensions; got 7"):
+    with pytest.raises(ConfigError, match="at most 6 outlier dimensions, got 7"):
         next(OutlierBlocks(stream(), OutlierDimensions(n_dimensions=7)).blocks(0))

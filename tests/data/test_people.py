@@ -1,4 +1,4 @@
-"""The fictitious people: unique, complete, and tested on sentences that no biography contains."""
+"""Test the invented people: unique, complete, and tested on sentences that no biography contains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Planted sequences hold what they say they hold."""
+"""Test that planted sequences have the promised properties."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from sae_lens.synthetic import FeatureDictionary
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures, PlantedSample, rows
+from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures, PlantedSample, flatten_positions
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.evaluation.time_scales import mean_run_length
 
@@ -171,7 +171,7 @@ def test_onsets() -> None:
 
 
 def test_rows_leave_the_wall_out(sample: PlantedSample) -> None:
-    h, acts = rows(sample)
+    h, acts = flatten_positions(sample)
     assert torch.equal(h, sample.h[:, 1:].reshape(-1, 24))
     assert torch.equal(acts, sample.feature_acts[:, 1:].reshape(-1, 34))
 
@@ -201,13 +201,13 @@ def test_a_kind_may_be_absent(absent: dict[str, Any]) -> None:
     ("settings", "message"),
     [
         ({"durations": (0, 4)}, r"durations.*\(0, 4\)"),
-        ({"lags": ((0, 2),)}, r"0 < near < far < context_size; got \(0, 2\)"),
+        ({"lags": ((0, 2),)}, r"0 < near < far < context_size=\d+, got \(0, 2\)"),
         ({"lags": ((4, 4),)}, r"\(4, 4\)"),
         ({"lags": ((1, 128),)}, r"\(1, 128\)"),
-        ({"n_cues": 1}, "two different cues; got n_cues=1"),
-        ({"persistent_rate": 0.0}, "persistent_rate must lie between 0 and 1; got 0.0"),
-        ({"pattern_rate": 1.0}, "pattern_rate must lie between 0 and 1; got 1.0"),
-        ({"persistent_rate": 0.6}, "episodes of 1 positions .* at most 0.50 .* persistent_rate=0.6"),
+        ({"n_cues": 1}, "n_cues of at least 2.* got 1"),
+        ({"persistent_rate": 0.0}, "persistent_rate between 0 and 1, got 0.0"),
+        ({"pattern_rate": 1.0}, "pattern_rate between 0 and 1, got 1.0"),
+        ({"persistent_rate": 0.6}, "persistent_rate of at most 0.50 .episodes of 1 positions .* got 0.6"),
     ],
     ids=str,
 )

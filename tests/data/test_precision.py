@@ -1,4 +1,4 @@
-"""Half precision: what its names are, that losses are not rounded to it, and which differences it explains."""
+"""Test half precision: its names, losses that are not rounded to it, and the differences that rounding explains."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mtsae_lens.errors import ModelError
 def test_dtypes_by_name() -> None:
     assert [torch_dtype(name) for name in DTYPES] == [torch.float32, torch.bfloat16, torch.float16]
     for name in ("int8", "float", "torch.bfloat16", "float64"):
-        with pytest.raises(ModelError, match=f"in one of float32, bfloat16, float16; got dtype '{name}'"):
+        with pytest.raises(ModelError, match=f"out of float32, bfloat16, float16, got '{name}'"):
             torch_dtype(name)
 
 

@@ -1,4 +1,4 @@
-"""Questions about the invented people: who is asked what in which split, and which tokens are the answer."""
+"""Test the questions about the invented people: which questions are in which split, and which tokens are the answer."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_people_are_the_same_in_every_split() -> None:
 
 def test_strangers_are_for_test_alone() -> None:
     for templates, split in product(("known", "unseen"), ("select", "tune")):
-        with pytest.raises(DataError, match=f"facts:strangers:{templates} is for TEST alone"):
+        with pytest.raises(DataError, match=f"facts:strangers:{templates}: expected (split 'test'|role 'neutral')"):
             draw_questions(f"facts:strangers:{templates}", split, 5)
 
 
@@ -156,19 +156,19 @@ def test_tables_of_wrong_answers_are_to_the_questions_of_read_questions(cutter: 
 
 @pytest.mark.parametrize("n_wrong", [0, 16])
 def test_as_many_wrong_answers_as_there_are(n_wrong: int, cutter: ContextCutter) -> None:
-    with pytest.raises(DataError, match=f"1 to 15 wrong answers; got n_wrong={n_wrong}"):
+    with pytest.raises(DataError, match=f"n_wrong from 1 to 15, got {n_wrong}"):
         read_wrong_answers("facts:forget:known", "test", cutter, 5, n_wrong=n_wrong)
 
 
 def test_unknown_sources_and_splits_are_refused(cutter: ContextCutter) -> None:
     assert is_question_source("facts:moon")
     assert not is_question_source("people")
-    with pytest.raises(DataError, match=r"no questions 'facts:forget:knwn'. Did you mean 'facts:forget:known'"):
+    with pytest.raises(DataError, match=r"got 'facts:forget:knwn'. Did you mean 'facts:forget:known'"):
         read_questions("facts:forget:knwn", "test", cutter, 5)
-    with pytest.raises(DataError, match="questions are for select, tune, test"):
+    with pytest.raises(DataError, match=r"a split of questions .select, tune, test"):
         read_questions("facts:forget:known", "train", cutter, 5)
 
 
 def test_a_context_too_short_for_a_question_is_refused(cutter: ContextCutter) -> None:
-    with pytest.raises(DataError, match=r"a question has \d+ tokens, a context 6"):
+    with pytest.raises(DataError, match=r"questions of at most 6 tokens, got \d+"):
         read_questions("facts:forget:known", "test", replace(cutter, context_size=6), 5)

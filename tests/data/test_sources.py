@@ -1,4 +1,4 @@
-"""The string that names a source, taken apart."""
+"""Test the parser of the string that names a source."""
 
 from __future__ import annotations
 

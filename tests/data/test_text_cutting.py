@@ -1,4 +1,4 @@
-"""A long text becomes documents."""
+"""Test that long text is cut into documents."""
 
 from __future__ import annotations
 

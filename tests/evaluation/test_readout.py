@@ -1,4 +1,4 @@
-"""`run_evals` is given float32 to compute with, and losses and divergences that were computed in chunks."""
+"""Test that `run_evals` gets float32 from a model in half precision, and losses and divergences that were computed in chunks."""
 
 from __future__ import annotations
 

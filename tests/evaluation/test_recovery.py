@@ -1,4 +1,4 @@
-"""Recovery is 1 for the truth and chance for noise, and the oracle is what it says."""
+"""Test recovery scores: 1 for the truth, chance for noise, and the oracle against its definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""R^2 of features by scale, against least squares."""
+"""Test the R^2 of features by scale against least squares."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_against_least_squares_on_held_out_rows() -> None:
 
 
 def test_regressions_are_scored_on_other_contexts() -> None:
-    """A few contexts of noise are fitted well and predict nothing."""
+    """A regression fits a few contexts of noise well, but predicts nothing on others."""
     torch.manual_seed(0)
     sae = linear_sae(activation="topk", k=1)
     sae.b_enc.data.zero_()

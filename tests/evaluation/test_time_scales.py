@@ -1,4 +1,4 @@
-"""Time scales of features that were made by hand."""
+"""Test the time scales of hand-made features."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ D_IN = 4
 
 
 def sae_that_reads(*lags: int, **settings: Any) -> MTSAE:
-    """Feature i reads dimension i of what lies `lags[i]` positions back, through scale 0 (the token) or dilation 4."""
+    """Make an SAE whose feature i reads dimension i of the position `lags[i]` back, through scale 0 (the token) or dilation 4."""
     values: dict[str, Any] = {"d_in": D_IN, "d_sae": len(lags), "dilations": (0, 4), "activation": "relu", "context_gain": 1.0}
     sae = MTSAE(MTSAEConfig(**(values | {"scale_norm": "none", "context_size": 40, "dtype": "float64"} | settings)))
     sae.taps.data[0, 0] = 1
@@ -49,7 +49,7 @@ def test_a_norm_does_not_hide_the_lag(scale_norm: str, h: torch.Tensor) -> None:
 
 
 def test_two_lags_share(h: torch.Tensor) -> None:
-    """What reads dimension 0 now and 4 back, alike, takes half from each."""
+    """A feature that reads dimension 0 now and 4 positions back with equal weights takes half from each."""
     sae = sae_that_reads(0)
     sae.taps.data[1, 1, 0] = 1
     sae.W_enc.data[D_IN, 0] = 1

@@ -1,4 +1,4 @@
-"""`mtsae demo` from training to report, in little."""
+"""Test `mtsae demo` from training to report, with small settings."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_stopped_it_says_what_to_type_and_goes_on_from_there(
     for number in (signal.SIGTERM, signal.SIGINT):
         with monkeypatch.context() as patch:
             patch.setattr(module, "unlearn", stopped)
-            with pytest.raises(TrainingInterrupted, match=r"^finished work is kept; the same command resumes$") as stop:
+            with pytest.raises(TrainingInterrupted, match=r"^finished work is kept; run the same command to resume$") as stop:
                 run_demo(settings)
         assert stop.value.signal_number == number
     n_trained = len(trained)

@@ -1,4 +1,4 @@
-"""Texts of two kinds, and SAEs of two kinds, to explore."""
+"""Provide texts of two kinds and SAEs of two kinds to explore."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HOOK = "blocks.0.hook_resid_post"
 
 @pytest.fixture(scope="session")
 def sources(text_file: Path, sea_file: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """Many short documents, so that separators stand inside contexts."""
+    """Write many short documents, so that contexts contain separators."""
     folder = tmp_path_factory.mktemp("short")
     for path in (text_file, sea_file):
         texts = path.read_text()[:8_000].split("\n")
@@ -41,7 +41,7 @@ def corpora(lm: Any, sources: tuple[str, str]) -> Corpora:
 
 @pytest.fixture(scope="session")
 def random_lm(lm: Any) -> Callable[..., HookedLM]:
-    """An SAE of random weights: `random_lm("topk", hook_name=...)`, or an MTSAE with settings of its own."""
+    """Return a function that makes a model with a random SAE: `random_lm("topk", hook_name=...)`, or an MTSAE with given settings."""
 
     def make(architecture: str = "mtsae", hook_name: str = HOOK, **settings: Any) -> HookedLM:
         torch.manual_seed(1)

@@ -1,4 +1,4 @@
-"""The phi coefficient is the correlation of two features' firing."""
+"""Test that the phi coefficient is the correlation of two features' firings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts are those of loops over tokens."""
+"""Test counts against loops over tokens."""
 
 from __future__ import annotations
 

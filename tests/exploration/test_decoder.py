@@ -1,4 +1,4 @@
-"""What features write, against the definition."""
+"""Test what features write against the definition."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ablation is a whole forward pass with a hook; attribution to tokens is a derivative."""
+"""Test ablation against a forward pass with a hook, and attribution to tokens against a derivative."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lists hold what sorting all firings would give, whatever comes in which batch."""
+"""Test that the lists hold what sorting all firings would give, for any batches."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_contexts_whose_examples_were_dropped_are_forgotten(look: Any, lm: Any, 
 
 
 def sample(keys: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
-    """Which context each feature's one example stands in."""
+    """Return the context of each feature's one example."""
     examples = ExampleList.empty(acts.shape[-1], 1, Plan(before=0, after=0), 0, 0)
     firings = find_firings(acts)
     entries = examples.admit(firings, keys, len(acts))
@@ -76,7 +76,7 @@ def peaks_of(examples: ExampleList) -> torch.Tensor:
 
 
 def test_a_list_of_features_that_seldom_fire_is_small(look: Any, random_lm: Any, corpora: Corpora) -> None:
-    """What is shown of an example is laid out when there is one, and the state that is kept has no row beside."""
+    """Rows are allocated only for existing examples, and the saved state has no unused row."""
     survey = look(random_lm("mtsae", d_sae=4_000), corpora)
     for examples in survey.lists.values():
         n_filled = int((examples.context >= 0).sum())

@@ -1,4 +1,4 @@
-"""Examples without a folder: those of the pass, as cards too."""
+"""Test examples without a folder against those of the pass, and as cards."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_top_examples(random_lm: Any, text_file: Path, architecture: str) -> Non
     cards = feature_cards(found)
     assert cards.count('<div class="feature">') == sum(bool(one.examples) for one in found)
     assert ("at the peak: the token" in cards) == (architecture == "mtsae")
-    with pytest.raises(ConfigError, match="between 0 and 23"):
+    with pytest.raises(ConfigError, match="from 0 to 23"):
         top_examples(lm, table, [24])
 
 

@@ -1,4 +1,4 @@
-"""The folder of facts: whole, the same after an interruption, and refused to other settings."""
+"""Test the folder of facts: complete, identical after an interruption, and refused for other settings."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_stopped_at_any_step_and_carried_on(
             signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr(Survey, "add", interrupted_add)
-    with pytest.raises(TrainingInterrupted, match="same command goes on"):
+    with pytest.raises(TrainingInterrupted, match="same command to resume"):
         run(lm, corpora, tmp_path / "out")
     monkeypatch.setattr(Survey, "add", original_add)
     assert [path.name for path in (tmp_path / "out" / "state").iterdir()] == ["survey.safetensors"]
@@ -187,7 +187,7 @@ def test_stopped_at_any_step_and_carried_on(
 def test_killed_while_writing(
     made: dict[str, Exploration], random_lm: Any, corpora: Corpora, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing is there half, and the same call goes on without looking at a text again."""
+    """No file is incomplete, and the same call finishes without reading the text again."""
     lm = random_lm("mtsae")
 
     def fail(*arguments: Any, **options: Any) -> None:
@@ -195,7 +195,7 @@ def test_killed_while_writing(
 
     with monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.ParquetWriter.write_table", fail)
-        with pytest.raises(TrainingInterrupted, match="same command goes on"):
+        with pytest.raises(TrainingInterrupted, match="same command to resume"):
             run(lm, corpora, tmp_path)
     assert not list(tmp_path.glob(".*"))
     with pytest.raises(DataError, match=r"no explore\.json; give the --out folder of a finished `mtsae explore`"):
@@ -254,7 +254,7 @@ def test_no_context_is_none_and_not_all(corpora: Corpora) -> None:
 
 
 def test_persistence_that_was_never_seen_is_unknown(look: Any, lm: Any, corpora: Corpora) -> None:
-    """A feature that fires only where nothing follows does not have a persistence of 0."""
+    """A feature that fires only at the end of contexts has an unknown persistence, not 0."""
     survey = look(lm, corpora)
     one, other = survey.counts.n_active_in_all.topk(2).indices.tolist()
     survey.counts.could_persist[2:, one] = survey.counts.persisted[2:, one] = 0
@@ -302,7 +302,7 @@ def test_a_damaged_result_of_a_stopped_run_is_one_line(content: bytes | None, tm
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged if content is None else content)
-    again = r"^[^\n]*ablation\.safetensors is damaged [^\n]*; delete it; the same command makes it again$"
+    again = r"^[^\n]*ablation\.safetensors: expected [^\n]*damaged\); delete it; the same command makes it again$"
     with pytest.raises(DataError, match=again):
         module._kept(tmp_path, "ablation", lambda: torch.ones(3))
 
@@ -319,7 +319,9 @@ def test_damaged_facts_say_what_to_delete(random_lm: Any, corpora: Corpora, tmp_
         content = bytearray((tmp_path / name).read_bytes())
         content[len(content) // 2] ^= 0x10
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(DataError, match=rf"^[^\n]*{name} is damaged [^\n]*; delete [^\n]*explore\.json; the same command"):
+        with pytest.raises(
+            DataError, match=rf"^[^\n]*{name}: expected [^\n]*damaged\); delete [^\n]*explore\.json; the same command"
+        ):
             run()
         (tmp_path / "explore.json").unlink()
         assert run() == whole

@@ -1,4 +1,4 @@
-"""Facts that are opened, and folders that hold none."""
+"""Test opening facts, and folders without facts."""
 
 from __future__ import annotations
 
@@ -58,13 +58,13 @@ def test_folders_without_facts(folder: Path, tmp_path: Path) -> None:
     ):
         Exploration.open(tmp_path)
     for name, content, message in (
-        ("explore.json", b"{", "explore.json is damaged"),
+        ("explore.json", b"{", r"explore\.json: expected .*damaged"),
         (
             "explore.json",
             json.dumps({"format": "other-9"}).encode(),
             "expected facts of format 'mtsae-exploration-1', got 'other-9'",
         ),
-        ("features.parquet", b"x" * 50, "features.parquet is damaged"),
+        ("features.parquet", b"x" * 50, r"features\.parquet: expected .*damaged"),
     ):
         broken = shutil.copytree(folder, tmp_path / "broken", dirs_exist_ok=True)
         (broken / name).write_bytes(content)
@@ -78,7 +78,7 @@ def test_a_damaged_description_is_one_line(content: bytes, folder: Path, tmp_pat
     broken = shutil.copytree(folder, tmp_path / "broken")
     (broken / "explore.json").write_bytes(content)
     for read in (Exploration.open, FactsFolder.open):
-        with pytest.raises(DataError, match=r"^[^\n]*explore\.json is damaged [^\n]*; delete [^\n]*$"):
+        with pytest.raises(DataError, match=r"^[^\n]*explore\.json: expected [^\n]*damaged\); delete [^\n]*$"):
             read(broken)
 
 
@@ -90,9 +90,7 @@ def test_a_flipped_bit_is_told(name: str, folder: Path, tmp_path: Path) -> None:
     content[place] ^= 1  # of a digit, another digit
     (broken / name).write_bytes(content)
     for read in (Exploration.open, FactsFolder.open):
-        with pytest.raises(
-            DataError, match=rf"{re.escape(name)} is damaged \(its content does not match [^)]*SHA[^)]*\); delete"
-        ):
+        with pytest.raises(DataError, match=rf"{re.escape(name)}: expected the content .*SHA.*damaged\); delete"):
             read(broken)
 
 

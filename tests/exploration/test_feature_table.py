@@ -1,4 +1,4 @@
-"""Columns of `features.parquet` that are means, or that leave something out."""
+"""Test the columns of `features.parquet` that are means, or leave something out."""
 
 from __future__ import annotations
 

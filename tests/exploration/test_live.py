@@ -1,4 +1,4 @@
-"""Typed text, in Python and in the notebook's box."""
+"""Test the analysis of a typed text, in Python and in the notebook's text box."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_what_cannot_be_explained(lm: Any) -> None:
     with pytest.raises(DataError, match=r"expected at most 32 tokens, the context size of the SAE, got .*; give a shorter one"):
         explain(lm, TEXT * 9)
     for text, message in (
-        (["a", "b"], "the text must be one string; got a list"),
+        (["a", "b"], "the text to be one string, got a list"),
         (None, "got a NoneType"),
         (b"a", "got a bytes"),
         ("caf\udce9 au lait", r"lone surrogate '\\udce9' \(the byte 0xe9, which is not UTF-8\) at character 4"),
@@ -59,7 +59,7 @@ def test_what_cannot_be_explained(lm: Any) -> None:
             explain(lm, text)  # type: ignore[arg-type]
         assert "\n" not in str(refused.value)
     read = explain(lm, TEXT)
-    with pytest.raises(ConfigError, match="between 0 and 31"):
+    with pytest.raises(ConfigError, match="from 0 to 31"):
         read.activations(32)
     with pytest.raises(ConfigError, match=r"expected a position between 0 and .*, got 99"):
         read.contributions(0, 99)
@@ -86,7 +86,7 @@ def test_the_box(lm: Any) -> None:
     assert box.activations == pytest.approx(read.activations(5))
     assert box.contributions["feature"] == 5
     box.feature = 99
-    assert "between 0 and 31" in box.error
+    assert "from 0 to 31" in box.error
     box.feature = STRONGEST
     assert box.error == ""
     box.text = TEXT * 9

@@ -1,4 +1,4 @@
-"""Contributions sum to the pre-activation, and a pass that was stopped ends as one that was not."""
+"""Test that contributions sum to the pre-activation, and that a resumed pass gives the result of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -209,7 +209,7 @@ def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpor
 
 
 def test_a_state_kept_by_an_earlier_version_is_carried_on(look: Any, lm: Any, corpora: Corpora, tmp_path: Path) -> None:
-    """It had a place for what is shown of an example in every slot, filled or not, and no numbers of rows."""
+    """The earlier version had a row for every slot, filled or not, and no row numbers."""
     survey = look(lm, corpora)
     survey.save(tmp_path / "new.safetensors")
     tensors, metadata = read_tensors(tmp_path / "new.safetensors", "delete it")

@@ -1,4 +1,4 @@
-"""Random SAEs in tiny models of three families."""
+"""Provide random SAEs in tiny models of three families."""
 
 from __future__ import annotations
 

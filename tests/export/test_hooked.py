@@ -1,4 +1,4 @@
-"""An exported model is the hooked one with its edit: same predictions, same text, without this package."""
+"""Test that an exported model equals the hooked one with its edit: same predictions, same text, without this package."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def log_probs(model: Any, tokens: torch.Tensor, **options: Any) -> torch.Tensor:
 
 
 def reread(lm: HookedLM, tokens: torch.Tensor, edit: Edit, n_new: int) -> torch.Tensor:
-    """Greedy decoding that reads the whole text anew for every token."""
+    """Decode greedily, reading the whole text again for every token."""
     for _ in range(n_new):
         tokens = torch.cat([tokens, edited_log_probs(lm, tokens, edit)[:, -1:].argmax(-1)], dim=1)
     return tokens
@@ -161,12 +161,12 @@ def test_a_cache_that_was_copied_goes_on_and_one_that_was_cut_or_made_elsewhere_
         again = model(tokens[:, 9:], past_key_values=copied).logits
         assert torch.equal(first, again)
         copied.crop(-12)
-        with pytest.raises(ValueError, match="begin again with an empty one"):
+        with pytest.raises(ValueError, match="give an empty one"):
             model(tokens[:, 9:], past_key_values=copied)
         base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        with pytest.raises(ValueError, match="made, cut or copied without the edit"):
+        with pytest.raises(ValueError, match="made, cut or copied without it"):
             model(tokens[:, 9:], past_key_values=base(tokens[:, :9], use_cache=True).past_key_values)
-    with pytest.raises(ValueError, match="needs input_ids"):
+    with pytest.raises(ValueError, match="expected input_ids"):
         model(inputs_embeds=model.get_input_embeddings()(tokens))
     torch.testing.assert_close(log_probs(model, tokens), log_probs(load_edited(folder), tokens))
 
@@ -230,7 +230,9 @@ def test_a_flipped_bit_is_told(name: str, exported: Callable[..., Any]) -> None:
     content = bytearray((folder / name).read_bytes())
     content[-3] ^= 1
     (folder / name).write_bytes(content)
-    damaged = rf"{name} is damaged \(its content does not match SHA256SUMS\); copy the folder again, or delete SHA256SUMS"
+    damaged = (
+        rf"{name}: expected the content listed in SHA256SUMS, got other content .*; copy the folder again, or delete SHA256SUMS"
+    )
     with pytest.raises(ValueError, match=damaged):
         load_edited(folder)
     if name.startswith(("hook", "edit")):
@@ -251,17 +253,25 @@ def test_a_hook_of_another_sae_is_refused(exported: Callable[..., Any]) -> None:
     content["sae"]["weights_sha256"] = "0"
     (folder / "edit.json").write_text(json.dumps(content))
     (folder / "SHA256SUMS").unlink()
-    with pytest.raises(ValueError, match="belongs to another SAE"):
+    with pytest.raises(ValueError, match="of one SAE and hook, got different ones"):
         load_edited(folder)
 
 
 @pytest.mark.parametrize(
     ("options", "edit", "message"),
     [
-        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "expected an SAE at blocks"),
+        ({"hook_name": "blocks.0.hook_mlp_out"}, EDITS["features"], "expected an edit at blocks"),
         ({"padding": "circular"}, EDITS["features"], "reads later positions"),
-        ({}, FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)), "SequenceRateGate cannot be exported"),
-        ({"kind": "standard", "normalize_activations": "layer_norm"}, EDITS["features"], "normalize_activations='layer_norm'"),
+        (
+            {},
+            FeatureEdit((1,), 1.0, SequenceRateGate(torch.arange(3), 0.1)),
+            "that the stand-alone loader knows .*, got a SequenceRateGate",
+        ),
+        (
+            {"kind": "standard", "normalize_activations": "layer_norm"},
+            EDITS["features"],
+            "normalize_activations='none' .* got 'layer_norm'",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_refused(
@@ -275,7 +285,7 @@ def test_what_cannot_be_exported_is_refused(
 def test_an_export_of_another_model_is_refused(
     make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tmp_path: Path
 ) -> None:
-    with pytest.raises(ModelError, match="gives other logits"):
+    with pytest.raises(ModelError, match="got others"):
         export_hooked(tmp_path / "model", make_lm("neox"), EDITS["features"], model_dirs["llama"])
     assert list(tmp_path.iterdir()) == []
 
@@ -362,9 +372,9 @@ def test_half_precision(
 
     monkeypatch.setattr(hooked, "reduce_encoder", wrong)
     if name != "directions":  # which is no edit of features
-        with pytest.raises(ModelError, match="the exported edit gives other activations"):
+        with pytest.raises(ModelError, match="expected the exported edit to give the same activations"):
             export_hooked(tmp_path / "wrong", lm, EDITS[name], model_dirs[family])
     monkeypatch.undo()
     lm.model.unembed.W_U.data *= 1.2
-    with pytest.raises(ModelError, match=f"other logits .* of which rounding to {dtype} explains"):
+    with pytest.raises(ModelError, match=f"got others .* of which rounding to {dtype} explains"):
         export_hooked(tmp_path / "other", lm, EDITS[name], model_dirs[family])

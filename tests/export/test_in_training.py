@@ -1,4 +1,4 @@
-"""An exported model is a model: it is copied, trained and given padded batches, and nothing of one call is left for the next."""
+"""Test that an exported model can be copied, trained and given padded batches, and keeps no state between calls."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def exported(make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tmp_p
 
 
 def padded(rows: list[torch.Tensor], side: str) -> dict[str, torch.Tensor]:
-    """What a tokenizer that pads makes of prompts; 77 is the padding token."""
+    """Pad prompts as a tokenizer does; 77 is the padding token."""
     width = max(len(row) for row in rows)
     parts = [(0, width - len(row)) if side == "right" else (width - len(row), 0) for row in rows]
     ids = torch.stack([functional.pad(row, part, value=77) for row, part in zip(rows, parts, strict=True)])
@@ -67,7 +67,7 @@ def edits_of(model: Any) -> list[EditedLayer]:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("side", ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"])
 def test_it_is_copied_and_trained(exported: Callable[..., Any], tokens: torch.Tensor, family: str, side: str) -> None:
-    """As in DPO, or with an average of the weights: a frozen copy made in the middle, which learns nothing."""
+    """A frozen copy made during training does not learn, as DPO or an average of the weights needs it."""
     model = without_dropout(exported(family, side).train())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     losses, before = [], copy.deepcopy(model)
@@ -208,7 +208,7 @@ def test_no_text_is_longer_than_the_context(exported: Callable[..., Any], tokens
     for cache in (True, False):
         options = GREEDY | {"use_cache": cache, "attention_mask": torch.ones_like(prompt)}
         assert model.generate(prompt, **(options | {"max_new_tokens": 55})).shape == (1, 64)
-        with pytest.raises(ValueError, match=r"65 positions are more than the model's context of 64; give a shorter prompt"):
+        with pytest.raises(ValueError, match=r"at most 64 positions, the model's context, got 65; give a shorter prompt"):
             model.generate(prompt, **(options | {"max_new_tokens": 58}))
     behind = padded([torch.full((61,), 11), prompt[0, :4]], "left")
     assert model(**behind).logits.shape[1] == 61
@@ -216,7 +216,7 @@ def test_no_text_is_longer_than_the_context(exported: Callable[..., Any], tokens
 
 @torch.no_grad()
 def test_the_users_cache_stays_what_it_is(exported: Callable[..., Any], tokens: torch.Tensor, tmp_path: Path) -> None:
-    """Its class is left alone, two edits keep apart, and a tuple in place of an output changes nothing."""
+    """The class of the user's cache is unchanged, two edits have separate state, and outputs may be tuples."""
     from transformers import DynamicCache
 
     model = exported("llama")

@@ -1,4 +1,4 @@
-"""A fine-tune of low rank: it comes nearer to the edited model, touches what it may touch, and repeats itself."""
+"""Test the low-rank fine-tune: it approaches the edited model, changes only its matrices, and is reproducible."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_texts_of_different_lengths_and_padding_count_by_token(
 def test_settings_that_cannot_work_are_refused(
     make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tables: list[TokenTable]
 ) -> None:
-    with pytest.raises(ConfigError, match="must be positive, batch_size at least 2"):
+    with pytest.raises(ConfigError, match="expected positive rank, n_steps and lr, and batch_size of at least 2"):
         LowRankSettings(rank=0)
     with pytest.raises(DataError, match="give --retain"):
         train_low_rank(open_base(model_dirs["neox"]), make_lm("neox", HOOK), EDIT, tables[0], [], LowRankSettings())

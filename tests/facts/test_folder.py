@@ -1,4 +1,4 @@
-"""What is no folder of facts is refused in one line."""
+"""Test that a folder without valid facts is refused in one line."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_refuses_another_format(tmp_path: Path) -> None:
 def test_names_a_missing_column(tmp_path: Path, table: str, column: str) -> None:
     path = write_facts(tmp_path, d_sae=4) / f"{table}.parquet"
     pq.write_table(pq.read_table(path).drop_columns([column]), path)
-    with pytest.raises(DataError, match=f"expected the columns {column}, got none"):
+    with pytest.raises(DataError, match=f"expected the columns {column}, got a table without them"):
         FactsFolder.open(tmp_path)
 
 

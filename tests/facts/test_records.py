@@ -1,4 +1,4 @@
-"""The columns of a folder of facts: declared once, the same as in folders of before, and shown by the page."""
+"""Test the columns of a folder of facts: declared once, equal to those of older folders, and shown by the page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run the trials: `python -m faults`, with `tests/` on the path."""
+"""Run the trials as `python -m faults`, with `tests/` on the path."""
 
 from __future__ import annotations
 

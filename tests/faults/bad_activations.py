@@ -1,4 +1,4 @@
-"""Activations that nobody would train on: constant, zero, not finite, of other shapes and types."""
+"""Try activations that cannot be trained on: constant, zero, not finite, of wrong shapes and types."""
 
 from __future__ import annotations
 

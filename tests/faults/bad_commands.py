@@ -1,4 +1,4 @@
-"""Command lines that make no sense, through the whole command line."""
+"""Try invalid command lines, through the whole command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edit.json` and `cfg.json` with values that make no sense."""
+"""Try `edit.json` and `cfg.json` files with invalid values."""
 
 from __future__ import annotations
 

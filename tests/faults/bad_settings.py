@@ -1,4 +1,4 @@
-"""Settings that make no sense: every settings class from YAML, `--set`, and configuration files of any content."""
+"""Try invalid settings: every settings class from YAML, `--set`, and configuration files of any content."""
 
 from __future__ import annotations
 

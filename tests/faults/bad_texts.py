@@ -1,4 +1,4 @@
-"""Texts that are no texts: files of every kind under every name."""
+"""Try files that are not texts: files of every kind under every name."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ _PLACES = ("a FIFO", "a socket", "a loop of links", "a dangling link", "a link t
 
 
 def make_source(folder: Path, rng: random.Random) -> tuple[Path, str]:
-    """A file or folder that is given as a text, and what it is."""
+    """Make a file or folder to give as a text, and return it with a description."""
     name, draw = (rng.choice(_NAMES) if rng.random() < 0.3 else "words"), rng.random()
     if draw < 0.35:
         kind, suffix = rng.choice(sorted(_BYTES)), rng.choice(_SUFFIXES)

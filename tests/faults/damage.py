@@ -1,4 +1,4 @@
-"""Damaged files: what is read again is checked, so that damage is refused or does no harm."""
+"""Damage files that are read again: damage must be refused or be harmless."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def resume_damaged(
 
 
 def _results(found: dict[str, Any]) -> dict[str, Any]:
-    """Without the state that a run goes on from: a damaged checkpoint may stay where another was taken."""
+    """Return the results without the state for resuming, because a damaged checkpoint may remain if another one was used."""
     return {name: value for name, value in found.items() if not name.startswith("checkpoints/")}
 
 

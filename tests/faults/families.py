@@ -1,4 +1,4 @@
-"""Every family of trials."""
+"""List every family of trials."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def select(patterns: list[str]) -> list[Family]:
-    """The families whose name begins with one of the patterns; all without any."""
+    """Return the families whose name begins with one of the patterns, or all families if there are no patterns."""
     return [family for family in FAMILIES if not patterns or any(family.name.startswith(pattern) for pattern in patterns)]

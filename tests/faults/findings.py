@@ -1,4 +1,4 @@
-"""What a trial found: one word, and the detail that makes a failure understandable."""
+"""Describe what a trial found: one word, and the details of a failure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Finding:
 
 
 class Hang(BaseException):
-    """The time allowed is over; no `Exception`, so that nothing on the way takes it for its own."""
+    """The time limit is exceeded. It is not an `Exception`, so that no code on the way catches it."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Processes by fork: a child has every import and the language model already, so a trial costs no ten seconds of start."""
+"""Fork processes that have imported everything and loaded the language model, so that a trial does not take ten seconds to start."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class Ended:
 
 
 class Child:
-    """A forked process in a folder of its own.
+    """A forked process in a separate folder.
 
     Args:
-        call: what it does; a `SystemExit` gives its exit code, another exception its traceback and `UNCAUGHT`.
+        call: the function to run; a `SystemExit` gives its exit code, another exception its traceback and `UNCAUGHT`.
         folder: its working directory.
-        name: of the files beside `folder` that receive stdout and stderr.
+        name: name of the files next to `folder` that receive stdout and stderr.
     """
 
     def __init__(self, call: Callable[[], object], folder: Path, name: str = "child") -> None:

@@ -1,4 +1,4 @@
-"""Long work that may be interrupted: how it is begun, how it goes on, and what it must end in."""
+"""Define long jobs that may be interrupted: how they start, how they resume, and what they must produce."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Job:
     """A command that writes into the folder `run` of its working directory.
 
     Args:
-        name: of the job.
-        growing: files and folders that change while it works; every other file is whole or absent.
-        again: what is typed besides to go on; nothing where the same command goes on.
+        name: name of the job.
+        growing: files and folders that change during the work; every other file is whole or absent.
+        again: additional arguments to resume; empty if the same command resumes.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Job:
     again: tuple[str, ...] = ()
 
     def call(self, workplace: Workplace, *, again: bool = False) -> Callable[[], None]:
-        """What the process does."""
+        """Run the job."""
         if self.name == "grid":
             return _run_grid
         return partial(_run_verb, workplace.arguments(self.name) + (self.again if again else ()))
@@ -46,7 +46,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """What a job ends in when nobody disturbs it."""
+    """The result of a job that is not disturbed."""
 
     contents: dict[str, Any]
     operations: tuple[str, ...]
@@ -87,7 +87,7 @@ def _toy(number: int) -> dict[str, Any]:
 
 
 def start(job: Job, workplace: Workplace, folder: Path, point: FaultPoint | None = None, *, again: bool = False) -> Child:
-    """Begin or go on with a job in a process of its own, disturbed at a point."""
+    """Start or resume a job in a separate process, with a fault at one point."""
     call = job.call(workplace, again=again)
 
     def disturbed() -> None:
@@ -128,7 +128,7 @@ def undisturbed(job: Job, workplace: Workplace) -> Undisturbed:
 
 
 def interrupted(job: Job, workplace: Workplace, before: str) -> Path:
-    """What a job leaves that is killed before the first file operation on a path that contains `before`; made once."""
+    """Return what a job leaves if it is killed before the first file operation on a path that contains `before`; computed once."""
     folder = workplace.folder / f"interrupted-{job.name}"
     if not folder.exists():
         operations = undisturbed(job, workplace).operations

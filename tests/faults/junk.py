@@ -1,4 +1,4 @@
-"""Values that nobody would give on purpose."""
+"""List values that no user would give on purpose."""
 
 from __future__ import annotations
 

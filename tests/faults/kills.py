@@ -1,4 +1,4 @@
-"""Kills and full disks: whatever happens in the middle, nothing damaged is left in place, and the work goes on to the same end."""
+"""Kill processes and fill disks: no damaged file may be left in place, and the resumed work must give the same result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Damage to a file, drawn at random: what disks, editors and failed copies do."""
+"""Damage a file at random, as disks, editors and failed copies do."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from faults.junk import value
 
 
 def damage(path: Path, others: list[Path], rng: random.Random) -> str:
-    """Damage a file in place, so that its bytes differ, and say how.
+    """Damage a file in place, so that its bytes differ, and describe how.
 
     Args:
         path: the file.
-        others: files of the same folder whose content may take its place.
-        rng: decides.
+        others: files of the same folder whose content may replace it.
+        rng: source of randomness.
     """
     before = path.read_bytes()
     for _ in range(20):

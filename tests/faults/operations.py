@@ -1,4 +1,4 @@
-"""File operations of a process, counted, so that it can be ended or refused at any one of them.
+"""Count the file operations of a process, so that it can be killed or refused at any of them.
 
 Python's audit events see every open, rename, removal and new folder, whichever library asks for it; writes, `fsync`, safetensors and
 Parquet are counted by replacing their functions. All of it is for a forked child: nothing is put back.
@@ -28,12 +28,12 @@ BEFORE, HALFWAY, FULL = "before", "halfway", "full"
 
 @dataclass(frozen=True)
 class FaultPoint:
-    """Which file operation is disturbed, and how.
+    """The file operation that is disturbed, and how.
 
     Args:
-        number: of the operation, from 0.
-        action: `before`: the process is killed before it; `halfway`: after half of what it writes (an operation that writes
-            nothing: before it); `full`: from here on the disk is full.
+        number: number of the operation, from 0.
+        action: `before` kills the process before the operation; `halfway` kills it after half of what it writes (before it, if it writes
+            nothing); `full` fills the disk from this operation on.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Two processes on one folder: one may be refused, the result is that of one alone."""
+"""Run two processes on one folder: one may be refused, and the result must be that of one alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Counts of a run: JSON, and a table in Markdown."""
+"""Report the counts of a run as JSON and as a table in Markdown."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JSON_FILE, TABLE_FILE = "faults.json", "faults.md"
 
 
 def summary(families: Sequence[Family], records: Sequence[Record], seed: int, seconds: float) -> dict[str, Any]:
-    """What was tried, how often, and what came of it, as JSON."""
+    """Return as JSON what was tried, how often, and the results."""
     rows = []
     for family in families:
         own = [record for record in records if record.family == family.name]
@@ -47,7 +47,7 @@ def summary(families: Sequence[Family], records: Sequence[Record], seed: int, se
 
 
 def table(made: dict[str, Any]) -> str:
-    """The summary in Markdown; a promise that several families test stands beside the first of them."""
+    """Return the summary in Markdown; a promise that several families test is listed with the first of them."""
     lines = ["| promise | family and how it is tested | trials | outcome |", "|---|---|---|---|"]
     told: set[str] = set()
     for row in made["families"]:

@@ -1,4 +1,4 @@
-"""Families of trials, each trial drawn from the seed, the family's name and its number, each in a process of its own or in few."""
+"""Run families of trials. Each trial depends on the seed, the family's name and its number, and runs in its own process or in a shared one."""
 
 from __future__ import annotations
 

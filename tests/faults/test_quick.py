@@ -1,4 +1,4 @@
-"""The quick part of the trials, in one process of its own: a fork of a process full of other tests would not be like a command."""
+"""Run the quick trials in a separate process, because a fork of a process full of other tests is not like a command."""
 
 from __future__ import annotations
 

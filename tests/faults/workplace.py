@@ -1,4 +1,4 @@
-"""What the trials share: the embedded model, two texts, a small SAE, and what every command makes of it, undisturbed."""
+"""Provide what the trials share: the embedded model, two texts, a small SAE, and the undisturbed results of every command."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Workplace:
         return self.folder / f"{verb}.yaml"
 
     def arguments(self, verb: str) -> tuple[str, ...]:
-        """What is typed for a command that writes into the folder `run` of its working directory."""
+        """Return the arguments of a command that writes into the folder `run` of its working directory."""
         given: tuple[Path | str, ...] = ()
         match verb:
             case "train":
@@ -121,7 +121,7 @@ class Workplace:
         return tuple(map(str, (verb, *given, *config, "--out", "run")))
 
     def make(self, verb: str) -> Path:
-        """What a command writes, undisturbed."""
+        """Return what a command writes if it is not disturbed."""
         folder = self.folder / f"made-{verb}"
         folder.mkdir()
         arguments = self.arguments(verb)
@@ -164,7 +164,7 @@ def run_command(arguments: tuple[str, ...]) -> None:
 
 
 def prepare_process() -> None:
-    """Load what every child needs, so that none has to."""
+    """Load what every child process needs, so that the children need not load it."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     sys.dont_write_bytecode = True  # or a module loaded in a trial would count as a file operation of the command
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads would be missing after a fork
@@ -175,7 +175,7 @@ def prepare_process() -> None:
 
 
 def _keep_loaded(load: Callable[..., Any]) -> None:
-    """Let every module that loads the embedded model in float32 on the CPU take the one that is loaded already."""
+    """Make every module that loads the embedded model in float32 on the CPU use the model that is already loaded."""
     loaded = load(MODEL)
 
     def load_or_take(name: str, *arguments: Any, **options: Any) -> Any:
@@ -192,7 +192,7 @@ def _keep_loaded(load: Callable[..., Any]) -> None:
 
 
 def contents(folder: Path) -> dict[str, Any]:
-    """What is in a folder, file by file, as far as two runs of the same command must agree: no times, no figures of a report."""
+    """Return the contents of a folder by file, without times and figures, which may differ between two runs of a command."""
     return {
         str(path.relative_to(folder)): _content(path)
         for path in sorted(folder.rglob("*"))
@@ -227,7 +227,7 @@ def sha256(path: Path) -> str:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """The files in which two folders differ, in words; nothing where they are equal."""
+    """Describe the files in which two folders differ; empty if they are equal."""
     missing = sorted(expected.keys() - found.keys())
     extra = sorted(found.keys() - expected.keys())
     other = sorted(name for name in expected.keys() & found.keys() if expected[name] != found[name])

@@ -1,4 +1,4 @@
-"""Every command on a language model in half precision, from training to export; and SAEs that stock SAELens trained on one."""
+"""Test every command on a language model in half precision, from training to export, and SAEs that SAELens itself trained on one."""
 
 from __future__ import annotations
 

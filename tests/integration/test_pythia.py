@@ -1,6 +1,6 @@
-"""Pythia-70m and the Pile by their names, without the hub: a random model of the very configuration, rows like the Pile's.
+"""Test the names of the default model and text without the hub: a random model configured like Pythia-70m, and rows like the Pile's.
 
-The long experiments run under the same names on a narrower model, whose every forward pass costs a hundredth.
+The long experiments run under the same names on a narrower model, whose forward passes cost a hundredth.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def narrow_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(home: Path, *arguments: Any) -> str:
-    """The real command line, in a process whose only hub is the cache."""
+    """Run the command line in a process that can reach only the hub's cache."""
     command = [sys.executable, "-m", "mtsae_lens.cli", *map(str, arguments)]
     done = subprocess.run(command, env=os.environ | environment(home), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -1,4 +1,4 @@
-"""Against the real SAELens and TransformerLens: trainer, splice, `run_evals`, saving, edits."""
+"""Test against the real SAELens and TransformerLens: trainer, splice, `run_evals`, saving, edits."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, to
 
 @pytest.mark.parametrize("mixing", [0.5, 0.0])
 def test_stock_runner_needs_whole_contexts(mixing: float, tiny_model: HookedSAETransformer, tmp_path: Path) -> None:
-    """SAELens's runner mixes single positions unless told not to; what would be trained on them is noise."""
+    """SAELens's runner mixes single positions by default, and training on those would learn noise."""
     texts = Dataset.from_dict({"text": [f"w{i} and the sea and the land " * 40 for i in range(40)]})
     cfg = LanguageModelSAERunnerConfig(
         sae=MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, dilations=(0, 1), context_size=16),
@@ -315,7 +315,7 @@ def test_evaluate_fidelity(
 
 
 def random_sae_features(sae: MTSAE, h: Tensor) -> Tensor:
-    """Features of flat activations, whatever the SAE's own shape of them."""
+    """Compute the features of flattened activations, for any activation shape of the SAE."""
     flat = random_sae(padding=sae.cfg.padding, activation=sae.cfg.activation)
     flat.load_state_dict(sae.state_dict())
     return flat.encode(h)

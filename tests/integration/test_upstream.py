@@ -1,4 +1,4 @@
-"""What `mtsae_lens.upstream` takes from SAELens and TransformerLens still exists and still means what this package relies on.
+"""Test that the names that `mtsae_lens.upstream` imports from SAELens and TransformerLens exist and have the meaning that this package needs.
 
 One contract for each name. A failure here after an update says which assumption broke; `make versions` runs this file on the lowest and on
 the newest versions that pyproject.toml allows.
@@ -497,7 +497,7 @@ def test_models_that_run_code_are_prefixes_of_official_names() -> None:
 
 @torch.no_grad()
 def test_a_folder_is_converted_to_the_same_model(tmp_path: Path, save_neox: Callable[..., Path]) -> None:
-    """The configuration is read from the folder, the weights from the model that is given; together they give its logits."""
+    """The configuration is read from the folder, the weights from the given model; together they give its logits."""
     folder = save_neox(tmp_path / "lm")
     hf_model = GPTNeoXForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     cfg = upstream.get_pretrained_model_config(str(folder), hf_cfg=hf_model.config.to_dict(), device="cpu", n_ctx=32)

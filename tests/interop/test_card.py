@@ -1,4 +1,4 @@
-"""The card of a published SAE says what that SAE computes, and what it refuses."""
+"""Test that the card of a published SAE describes what the SAE computes and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The `Dictionary` interface over SAELens SAEs, temporal and pointwise."""
+"""Test the `Dictionary` interface of SAELens SAEs, temporal and pointwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is uploaded comes back bit for bit, with a card, and without the paths of the machine it left."""
+"""Test that an uploaded SAE loads bit for bit, with a card, and without paths of the machine."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_law_sees_a_changed_weight(hub: Any, tmp_path: Path) -> None:
 
 
 def test_paths_of_the_machine_stay_there(hub: Any, tiny_sae_dir: Path, tmp_path: Path) -> None:
-    """A real training's folder holds absolute paths of model, text and output; none of them is sent."""
+    """The folder of a real training holds absolute paths of model, text and output; none of them is uploaded."""
     assert str(tmp_path.parent.parent) in (tiny_sae_dir / "runner_cfg.json").read_text()
     upload_sae(tiny_sae_dir, "me/things", "a")
     files = {str(path.relative_to(hub.root)): path.read_bytes() for path in hub.root.rglob("*") if path.is_file()}
@@ -187,7 +187,7 @@ def test_command_mistakes(hub: Any, mtsae: Callable[..., Any], tiny_sae_dir: Pat
     (tmp_path / "full" / "mine.txt").write_text("mine")
     refused = mtsae("upload", tiny_sae_dir, "me/things", "--dry-run", tmp_path / "full")
     assert refused.code == 2
-    assert "holds files" in refused.error
+    assert "got one with files" in refused.error
     assert (tmp_path / "full" / "mine.txt").read_text() == "mine"
     (tmp_path / "metrics.json").write_text('{"a": 1}')
     assert "mtsae evaluate" in mtsae("upload", tiny_sae_dir, "me/things", "--metrics", tmp_path / "metrics.json").error

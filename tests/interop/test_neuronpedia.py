@@ -1,4 +1,4 @@
-"""The export against a synthetic folder of facts: SAEDashboard's fields, and nothing that its reader would refuse."""
+"""Test the export of a synthetic folder of facts: SAEDashboard's fields, and nothing that its reader refuses."""
 
 from __future__ import annotations
 
@@ -193,6 +193,6 @@ def test_command(mtsae: Callable[..., Any], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "np" / "batch-1.json").read_text())["model_id"] == "gpt"
     again = mtsae("export-neuronpedia", facts, "--out", tmp_path / "np")
     assert again.code == 2
-    assert "holds files" in again.error
+    assert "got one with files" in again.error
     assert mtsae("export-neuronpedia", tmp_path, "--out", tmp_path / "other").code == 2
     assert not (tmp_path / "other").exists()

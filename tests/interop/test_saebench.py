@@ -1,4 +1,4 @@
-"""The adapter against what SAEBench's functions do with it; sae-bench itself needs an environment of its own and is not imported here."""
+"""Test the adapter against the operations of SAEBench's functions; sae-bench needs a separate environment and is not imported here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that version 0.1.0 saved still load and give the same numbers."""
+"""Test that files saved by version 0.1.0 load and give the same numbers."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Figures hold the numbers that they were given, intervals included."""
+"""Test that figures hold the given numbers, intervals included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parity with SAELens: an MTSAE of one scale that reads the token alone is the SAELens SAE of the same activation. And what is our own."""
+"""Test parity with SAELens for an MTSAE of one scale that reads the token alone, and the parts that SAELens does not have."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When an SAE counts as collapsed."""
+"""Test when an SAE counts as collapsed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a configuration refuses, and that it survives JSON."""
+"""Test which configurations are refused, and that configurations survive JSON."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ BOTH = [MTSAEConfig, MTTrainingSAEConfig]
         ({"learn_dilations": True, "padding": "zero"}, ["learn_dilations", "'causal'", "'zero'"]),
         ({"learn_dilations": True, "padding": "circular"}, ["learn_dilations", "'causal'", "'circular'"]),
         ({"learn_dilations": True, "kernel_size": 1, "dilations": (1,)}, ["learn_dilations", "kernel_size", "2", "1"]),
-        ({"learn_dilations": True, "max_lag": 1}, ["max_lag", "between 2 and", "(127)", "1"]),
+        ({"learn_dilations": True, "max_lag": 1}, ["max_lag", "from 2 to", "(127)", "1"]),
         ({"learn_dilations": True, "max_lag": 128}, ["max_lag", "(127)", "128"]),
         ({"learn_dilations": True, "max_lag": 6}, ["max_lag=6", "(0, 1, 2, 4, 8)"]),
-        ({"learn_dilations": True, "dilations": (0,)}, ["needs a dilation to start from", "(0,)"]),
+        ({"learn_dilations": True, "dilations": (0,)}, ["expected a dilation above 0", "(0,)"]),
         ({"learn_dilations": True, "max_lag": 6.0}, ["max_lag", "6.0"]),
         ({"normalize_activations": "covariance_whitening"}, ["covariance_whitening", "expected_average_only_in"]),
         ({"normalize_activations": "layer_norm"}, ["'layer_norm'", "expected_average_only_in"]),

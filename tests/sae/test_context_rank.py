@@ -155,7 +155,7 @@ def test_the_export_keeps_the_factors(tmp_path: Path) -> None:
             {"hierarchy": "nested"},
             "context_rank=5 mixes the scales of the context, and hierarchy='nested' must tell them apart",
         ),
-        ({"context_rank": 2.5}, "context_rank must be a whole number or null"),
+        ({"context_rank": 2.5}, "expected context_rank to be a whole number or null, got 2.5"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Contributions by hand. That they sum to the pre-activation is a law (`tests/laws.py`)."""
+"""Test contributions on small cases worked out by hand. That they sum to the pre-activation is a law (`tests/laws.py`)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtsae_lens.sae.contributions import offset_contributions, scale_contributio
 
 
 def by_hand(**settings: Any) -> MTSAE:
-    """One dimension, one feature; scale 0 the token, scale 1 twice the token and three times what lies 2 back."""
+    """Make an SAE of one dimension and one feature: scale 0 reads the token, scale 1 twice the token and three times the position 2 back."""
     values: dict[str, Any] = {"d_in": 1, "d_sae": 1, "k": 1, "dilations": (0, 2), "kernel_size": 2, "context_size": 6}
     sae = MTSAE(MTSAEConfig(**(values | {"scale_norm": "none", "skip_first_position": False, "dtype": "float64"} | settings)))
     sae.taps.data = torch.tensor([[[1.0], [0.0]], [[2.0], [3.0]]], dtype=torch.float64)
@@ -64,5 +64,5 @@ def test_features_are_the_chosen_ones() -> None:
 @pytest.mark.parametrize("features", [3, [9], [-1]], ids=str)
 def test_features_that_the_sae_lacks_are_refused(contributions: Any, features: Any) -> None:
     sae = MTSAE(MTSAEConfig(d_in=4, d_sae=9, k=2, context_size=6))
-    with pytest.raises(ConfigError, match="indices from 0 to 8 in a row"):
+    with pytest.raises(ConfigError, match="indices from 0 to 8"):
         contributions(sae, torch.randn(3, 6, 4), features)

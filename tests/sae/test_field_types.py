@@ -1,4 +1,4 @@
-"""Values of another type than a configuration declares are refused in one line, in every architecture that SAELens has."""
+"""Test that values of the wrong type are refused in one line, in every architecture that SAELens has."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_no_field_of_any_architecture_takes_what_it_cannot_be(architecture: str)
             continue
         messages = {repr(value): refusal(config_class, field.name, value) for value in WRONG}
         accepted = [value for value, message in messages.items() if message is None]
-        assert all(message is None or message.startswith(f"{field.name} must be ") for message in messages.values())
+        assert all(message is None or message.startswith(f"expected {field.name} to be ") for message in messages.values())
         assert not any("\n" in (message or "") for message in messages.values())
         assert accepted in ([], ["'5x'"]), field.name  # a field of text takes any
 
@@ -52,25 +52,25 @@ def test_the_defaults_of_every_architecture_are_taken(architecture: str) -> None
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"k": "abc"}, "^k must be a whole number; got 'abc'$"),
-        ({"k": 4.5}, r"^k must be a whole number; got 4\.5$"),
-        ({"context_size": 0}, "^context_size must be at least 1; got 0$"),
-        ({"k": True}, "^k must be a whole number; got True$"),
+        ({"k": "abc"}, "^expected k to be a whole number, got 'abc'"),
+        ({"k": 4.5}, r"^expected k to be a whole number, got 4\.5"),
+        ({"context_size": 0}, "^expected context_size to be at least 1, got 0"),
+        ({"k": True}, "^expected k to be a whole number, got True"),
         ({"k": 0}, "^k must lie between 1 and d_sae"),
-        ({"d_in": 0}, "^d_in must be at least 1; got 0$"),
-        ({"d_sae": -3}, "^d_sae must be at least 1; got -3$"),
-        ({"k": 2**40}, "^k must be at most 2,147,483,647; got"),
-        ({"context_gain": math.nan}, "^context_gain must be a finite number; got nan$"),
-        ({"context_gain": "1e-3"}, "^context_gain must be a number; got '1e-3'$"),
-        ({"apply_b_dec_to_input": "yes"}, "^apply_b_dec_to_input must be true or false; got 'yes'$"),
-        ({"apply_b_dec_to_input": 1}, "^apply_b_dec_to_input must be true or false; got 1$"),
-        ({"learn_dilations": "no"}, "^learn_dilations must be true or false"),
-        ({"dilations": 3}, "^dilations must be whole numbers in a list; got 3$"),
-        ({"dilations": [0, 1.5]}, "^dilations must be whole numbers in a list"),
-        ({"dilations": (0, 2**60)}, "^dilations must be at most"),
-        ({"max_lag": "far"}, "^max_lag must be a whole number or null; got 'far'$"),
-        ({"padding": 3}, "^padding must be one of 'causal', 'circular', 'zero'; got 3$"),
-        ({"dtype": 32}, "^dtype must be a text; got 32$"),
+        ({"d_in": 0}, "^expected d_in to be at least 1, got 0"),
+        ({"d_sae": -3}, "^expected d_sae to be at least 1, got -3"),
+        ({"k": 2**40}, "^expected k to be at most 2,147,483,647, got"),
+        ({"context_gain": math.nan}, "^expected context_gain to be a finite number, got nan"),
+        ({"context_gain": "1e-3"}, "^expected context_gain to be a number, got '1e-3'"),
+        ({"apply_b_dec_to_input": "yes"}, "^expected apply_b_dec_to_input to be true or false, got 'yes'"),
+        ({"apply_b_dec_to_input": 1}, "^expected apply_b_dec_to_input to be true or false, got 1"),
+        ({"learn_dilations": "no"}, "^expected learn_dilations to be true or false"),
+        ({"dilations": 3}, "^expected dilations to be whole numbers in a list, got 3"),
+        ({"dilations": [0, 1.5]}, "^expected dilations to be whole numbers in a list"),
+        ({"dilations": (0, 2**60)}, "^expected dilations to be at most"),
+        ({"max_lag": "far"}, "^expected max_lag to be a whole number or null, got 'far'"),
+        ({"padding": 3}, "^expected padding to be one of 'causal', 'circular', 'zero', got 3"),
+        ({"dtype": 32}, "^expected dtype to be a text, got 32"),
     ],
 )
 def test_an_mtsae_is_not_made_of_other_types(values: dict[str, Any], message: str) -> None:

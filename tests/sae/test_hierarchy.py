@@ -1,4 +1,4 @@
-"""Groups of nested features and what their prefixes reconstruct."""
+"""Test groups of nested features and the reconstructions of their prefixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lift by scale and offset: that of the contributions, averaged; a twin that misses a part is found out."""
+"""Test the lift by scale and offset against averaged contributions, and that a broken twin that misses a part is detected."""
 
 from __future__ import annotations
 

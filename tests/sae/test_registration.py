@@ -1,4 +1,4 @@
-"""Registering: once, again, after a reload, and against a stranger of the same name."""
+"""Test registration: once, repeatedly, after a reload, and against another package with the same name."""
 
 from __future__ import annotations
 

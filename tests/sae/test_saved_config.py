@@ -1,4 +1,4 @@
-"""A `cfg.json` is not believed: what no SAE can be is one line, before anything is built."""
+"""Test that an invalid `cfg.json` is refused in one line, before anything is built."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_values_that_no_sae_has(sae: Path, values: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"model_name": 3}, "metadata.model_name: expected a valid string; got '3'"),
+        ({"model_name": 3}, "metadata.model_name: expected a valid string, got '3'"),
         ({"model_name": ["a"]}, "metadata.model_name"),
         ({"hook_name": {}}, "metadata.hook_name"),
         ({"dataset_path": 1.5}, "metadata.dataset_path"),
@@ -79,8 +79,8 @@ def test_values_that_no_sae_has(sae: Path, values: dict[str, Any]) -> None:
         ({"hook_head_index": -1}, "metadata.hook_head_index"),
         ({"model_from_pretrained_kwargs": "float16"}, "metadata.model_from_pretrained_kwargs"),
         ({"local_contents": [1]}, "metadata.local_contents"),
-        ([], "metadata must be a mapping; got a list"),
-        ("x", "metadata must be a mapping; got a str"),
+        ([], "a mapping as metadata, got a list"),
+        ("x", "a mapping as metadata, got a str"),
     ],
 )
 def test_metadata_of_other_types(sae: Path, metadata: Any, message: str) -> None:

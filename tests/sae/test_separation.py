@@ -1,4 +1,4 @@
-"""The separation losses: known values, laws with their broken twins, and names."""
+"""Test the separation losses: known values, laws with their broken twins, and names."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_a_single_scale_is_apart_from_itself(name: str) -> None:
 
 def test_a_name_that_is_taken_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SEPARATIONS, "cosine", SEPARATIONS["cosine"])
-    with pytest.raises(ConfigError, match=r"'cosine' exists already \(mtsae_lens\.sae\.separation\.cosine_separation\)"):
+    with pytest.raises(ConfigError, match=r"got 'cosine', which mtsae_lens\.sae\.separation\.cosine_separation has"):
         register_separation("cosine")(constant)
     assert SEPARATIONS["cosine"] is cosine_separation
 

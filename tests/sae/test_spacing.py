@@ -1,4 +1,4 @@
-"""Learned dilations: the grid of lags and how taps read it. That rates learn is a law (`tests/laws.py`)."""
+"""Test learned dilations: the grid of lags and how taps read it. That rates learn is a law (`tests/laws.py`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The temporal front end against torch's own convolution and layer norm."""
+"""Test the temporal front end against torch's own convolution and layer norm."""
 
 from __future__ import annotations
 

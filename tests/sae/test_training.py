@@ -1,4 +1,4 @@
-"""The loss, the start, and what is logged."""
+"""Test the loss, the initialization, and the logged metrics."""
 
 from __future__ import annotations
 

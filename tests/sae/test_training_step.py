@@ -224,7 +224,7 @@ def test_an_activation_that_changes_the_dense_step_alone_has_no_sparse_one(rows:
 
 
 def test_an_unknown_way_is_refused() -> None:
-    with pytest.raises(ConfigError, match="training_step must be one of 'auto', 'sparse', 'dense'"):
+    with pytest.raises(ConfigError, match="expected training_step to be one of 'auto', 'sparse', 'dense', got 'fast'"):
         make({}, training_step="fast")
 
 

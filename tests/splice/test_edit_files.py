@@ -1,4 +1,4 @@
-"""An edit comes back from its file as it was, and only for the SAE that it belongs to."""
+"""Test that an edit is read from its file unchanged, and only for the SAE that it belongs to."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_every_kind_gives_the_same_logits_after_its_trip(kind: str, gate: str, l
 
 
 def test_every_number_of_a_file_matters(lm: HookedLM, tmp_path: Path) -> None:
-    """The trip is not blind: an edit that differs in one setting gives other logits."""
+    """The trip is not blind: an edit that differs in one setting got others."""
     tokens = torch.randint(1, 4000, (4, 16), generator=torch.Generator().manual_seed(2))
     path = tmp_path / "edit.json"
     for kind, part, name, value in (
@@ -109,7 +109,7 @@ def test_an_edit_of_another_sae_or_hook_is_refused(tmp_path: Path) -> None:
     save_edit(tmp_path / "edit.json", FeatureEdit((1,)), splice())
     with pytest.raises(ModelError, match="other weights"):
         load_edit(tmp_path / "edit.json", splice(seed=1))
-    with pytest.raises(ModelError, match=r"belongs to blocks\.0.*the SAE to blocks\.1"):
+    with pytest.raises(ModelError, match=r"expected an SAE at blocks\.0.*got one at blocks\.1"):
         load_edit(tmp_path / "edit.json", splice(hook_name="blocks.1.hook_resid_post"))
 
 
@@ -127,13 +127,16 @@ def test_the_digest_sees_every_parameter() -> None:
     [
         ({"format": "other"}, "expected an edit in the format"),
         ({"edit": {"kind": "features", "features": "many"}}, "damaged edit"),
-        ({"gate": {"kind": "moon"}}, "unknown gate 'moon'"),
-        ({"edit": {"kind": "moon", "features": [1]}}, "unknown edit 'moon'"),
+        ({"gate": {"kind": "moon"}}, "as gate, got 'moon'"),
+        ({"edit": {"kind": "moon", "features": [1]}}, "as edit, got 'moon'"),
         (
             {"edit": {"kind": "clamp", "features": [1], "values": [], "where": "fires"}},
-            "damaged edit.*a value for each feature",
+            "damaged edit.*one value for each feature",
         ),
-        ({"edit": {"kind": "directions", "basis": [[1.0, 1.0]], "center": [0.0, 0.0], "multiplier": 0}}, "must be orthonormal"),
+        (
+            {"edit": {"kind": "directions", "basis": [[1.0, 1.0]], "center": [0.0, 0.0], "multiplier": 0}},
+            "expected orthonormal directions",
+        ),
         ({"gate": {"kind": "sequence_rate", "features": [1]}}, "damaged edit"),
         ({"sae": {}}, "damaged edit"),
     ],
@@ -228,12 +231,12 @@ def test_an_edit_of_another_architecture_is_refused(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     content["sae"]["architecture"] = "topk"
     path.write_text(json.dumps(content))
-    with pytest.raises(ModelError, match="an SAE of architecture 'topk'; this one is 'mtsae'"):
+    with pytest.raises(ModelError, match="an SAE of architecture 'topk', as the edit was made for, got 'mtsae'"):
         load_edit(path, splice())
 
 
 def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tmp_path: Path) -> None:
-    """The same model in other forms is recognized, other weights under the same name are told, and older files say nothing."""
+    """Other implementations of the same model are recognized, other weights under the same name give a warning, and older files give none."""
     path = tmp_path / "edit.json"
     save_edit(path, FeatureEdit((1,)), lm.splice, model=lm.model)
     with warnings.catch_warnings():
@@ -243,7 +246,9 @@ def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tmp_p
     changed = copy.deepcopy(lm.model)
     for parameter in changed.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(MTSAEWarning, match="the edit was made on bert-t5-gemma, and this bert-t5-gemma predicts other tokens"):
+    with pytest.warns(
+        MTSAEWarning, match="the edit was made on bert-t5-gemma, and this bert-t5-gemma has different predictions"
+    ):
         load_edit(path, lm.splice, model=changed)
     content = json.loads(path.read_text())
     del content["model"]
@@ -263,5 +268,5 @@ def test_a_file_that_is_missing_or_no_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="No such file"):
         load_edit(tmp_path / "edit.json", splice())
     (tmp_path / "edit.json").write_text("{")
-    with pytest.raises(DataError, match="not JSON"):
+    with pytest.raises(DataError, match="expected JSON"):
         load_edit(tmp_path / "edit.json", splice())

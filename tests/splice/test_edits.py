@@ -1,4 +1,4 @@
-"""Edits: what each does by hand, the identity where it should do nothing, and nothing at all where positions are masked."""
+"""Test edits on cases worked out by hand, the identity of an empty edit, and that masked positions are never edited."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def strong_edits(d_in: int, d_sae: int) -> dict[str, Edit]:
 
 
 def idle_edits(d_in: int, d_sae: int) -> dict[str, Edit]:
-    """One of each kind that is to do nothing."""
+    """Return one edit of each kind that should change nothing."""
     never = RunningEvidenceGate(torch.arange(4), torch.ones(4), 0.9, float("inf"))
     return {
         "no feature": FeatureEdit(()),
@@ -94,29 +94,29 @@ def test_features_may_be_any_row_of_whole_numbers(features: Any) -> None:
 @pytest.mark.parametrize("features", [3, (1.5,), torch.tensor([1.0]), torch.tensor(3), [[1, 2]], None], ids=repr)
 def test_features_that_are_no_indices_are_refused(features: Any) -> None:
     for make in (FeatureEdit, lambda features: FeatureClamp(features, (1.0,))):
-        with pytest.raises(ConfigError, match="features must be whole numbers in a tuple, list or tensor"):
+        with pytest.raises(ConfigError, match="expected integer features in a tuple, list or tensor"):
             make(features)
 
 
 @pytest.mark.parametrize("edit", [FeatureEdit((3,)), FeatureEdit((-1,)), FeatureClamp((0, 3), (1.0, 1.0))], ids=repr)
 def test_features_that_the_sae_lacks_are_refused(edit: Any) -> None:
-    with pytest.raises(ConfigError, match="features must lie between 0 and 2"):
+    with pytest.raises(ConfigError, match="features from 0 to 2"):
         edit.apply(ACTS)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
-    with pytest.raises(ConfigError, match="a value for each feature; got 1 for 2 features"):
+    with pytest.raises(ConfigError, match="one value for each feature of a clamp, got 1 for 2 features"):
         FeatureClamp((0, 1), (1.0,))
     with pytest.raises(ConfigError, match=r"got 3\.0 for 2 features"):
         FeatureClamp((0, 1), 3.0)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="where must be one of fires, any_fires, everywhere; got 'sometimes'"):
+    with pytest.raises(ConfigError, match="where out of fires, any_fires, everywhere, got 'sometimes'"):
         FeatureClamp((0,), (1.0,), "sometimes")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="must be orthonormal; give orthonormal_rows"):
+    with pytest.raises(ConfigError, match="expected orthonormal directions, got others; give orthonormal_rows"):
         DirectionEdit(torch.tensor([[1.0, 1.0]]), torch.zeros(2))
     narrow = DirectionEdit(directions(4), torch.zeros(4))
-    with pytest.raises(ConfigError, match="the directions have width 4, the activations 8"):
+    with pytest.raises(ConfigError, match="width 8, as the activations, got 4"):
         random_splice().edited(activations(), narrow)
-    with pytest.raises(ConfigError, match="does not say which hook it belongs to"):
+    with pytest.raises(ConfigError, match="expected an SAE that names its hook"):
         Splice(MTSAE(MTSAEConfig(d_in=8, d_sae=16, k=4, context_size=12)))
 
 

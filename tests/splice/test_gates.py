@@ -1,4 +1,4 @@
-"""Gates: by hand, their score against their threshold, and whether they look ahead."""
+"""Test gates: by hand, their score against their threshold, and whether they are causal."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def acts(n: int = 8, n_positions: int = 20, seed: int = 0) -> Tensor:
 def test_what_is_no_gate_is_refused() -> None:
     assert torch.equal(FeatureActiveGate([1, 2]).features, torch.tensor([1, 2]))  # type: ignore[arg-type]
     for features in (3, [0.5], torch.tensor([True, False])):
-        with pytest.raises(ConfigError, match="features of a gate must be indices"):
+        with pytest.raises(ConfigError, match="expected feature indices for a gate"):
             FeatureActiveGate(features)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="a weight for each feature; got 1 for 2 features"):
+    with pytest.raises(ConfigError, match="one weight for each feature of a gate, got 1 for 2 features"):
         RunningEvidenceGate(torch.tensor([1, 2]), torch.tensor([1.0]), 0.9, 0.0)
 
 
@@ -145,21 +145,24 @@ def test_generation_refuses_a_gate_that_looks_ahead(name: str) -> None:
         if GATES[name].causal:
             StreamingEdit(Splice(sae), edit)
         else:
-            with pytest.raises(ConfigError, match="SequenceRateGate reads the whole context before it opens"):
+            with pytest.raises(ConfigError, match="a SequenceRateGate, which reads the whole context before it opens"):
                 StreamingEdit(Splice(sae), edit)
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FeatureActiveGate(torch.tensor([-1])), "indices from 0 on; got -1"),
-        (lambda: SequenceRateGate(torch.tensor([1]), math.nan), "threshold of a gate must be a number; got NaN"),
-        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), 1.0, 0.0), "at least 0 and less than 1; got 1.0"),
-        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), math.nan, 0.0), "at least 0 and less than 1; got nan"),
-        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), 0.5, math.nan), "threshold of a gate must be a number"),
+        (lambda: FeatureActiveGate(torch.tensor([-1])), "feature indices of at least 0 for a gate, got -1"),
+        (lambda: SequenceRateGate(torch.tensor([1]), math.nan), "expected a number as threshold of a gate, got NaN"),
+        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), 1.0, 0.0), "at least 0 and less than 1, got 1.0"),
+        (lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), math.nan, 0.0), "at least 0 and less than 1, got nan"),
+        (
+            lambda: RunningEvidenceGate(torch.tensor([1]), torch.ones(1), 0.5, math.nan),
+            "expected a number as threshold of a gate",
+        ),
         (
             lambda: RunningEvidenceGate(torch.tensor([1]), torch.tensor([math.nan]), 0.5, 0.0),
-            "weights of a gate must be finite",
+            "expected finite weights of a gate",
         ),
     ],
 )
@@ -175,5 +178,5 @@ def test_a_feature_that_the_sae_does_not_have() -> None:
         SequenceRateGate(torch.tensor([8]), 0.1),
         RunningEvidenceGate(torch.tensor([8]), torch.ones(1), 0.5, 0.0),
     ):
-        with pytest.raises(ConfigError, match="must lie between 0 and 7; got up to 8"):
+        with pytest.raises(ConfigError, match="from 0 to 7, got up to 8"):
             gate.open_from(acts, None)

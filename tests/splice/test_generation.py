@@ -1,4 +1,4 @@
-"""Generation with an edit in place: the KV cache changes nothing but the time."""
+"""Test that the KV cache does not change what is generated with an edit."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_an_edit_of_nothing_generates_what_the_model_does(tiny_model: Any) -> No
 
 def test_an_encoder_that_reads_the_future_is_refused(tiny_model: Any) -> None:
     lm = hooked_lm(tiny_model, padding="circular")
-    with pytest.raises(ConfigError, match="reads later positions, which do not exist yet"):
+    with pytest.raises(ConfigError, match="which reads later positions"):
         lm.generate(prompts(tiny_model, 5), FeatureEdit((1,)))
 
 
@@ -239,13 +239,13 @@ def test_what_generate_is_asked_for(tiny_model_dir: Path, kind: str) -> None:
         for options, message in (
             (
                 {"max_new_tokens": 60},
-                r"5 prompt tokens and 60 new ones are more than the model's context of 64; .*max_new_tokens=59",
+                r"at most 64 tokens, the model's context, got 5 prompt tokens and 60 new ones; .*max_new_tokens=59",
             ),
-            ({"max_new_tokens": -1}, "0 or more; got -1"),
-            ({"max_new_tokens": 2.0}, r"a whole number, 0 or more; got 2\.0"),
+            ({"max_new_tokens": -1}, "at least 0, got -1"),
+            ({"max_new_tokens": 2.0}, r"an integer of at least 0, got 2\.0"),
             ({"max_new_tokens": True}, "got True"),
-            ({"max_new_token": 3}, r"no option 'max_new_token'\. Did you mean 'max_new_tokens'"),
-            ({"return_type": "embeds"}, "'tokens' or 'str'; got 'embeds'"),
+            ({"max_new_token": 3}, r"expected an option of generate, got 'max_new_token'\. Did you mean 'max_new_tokens'"),
+            ({"return_type": "embeds"}, "'tokens' or 'str', got 'embeds'"),
         ):
             with pytest.raises(ConfigError, match=message) as refused:
                 lm.generate(tokens, chosen, **options)
@@ -257,7 +257,7 @@ def test_what_generate_is_asked_for(tiny_model_dir: Path, kind: str) -> None:
     try:
         lm.model.tokenizer.eos_token = None
         assert lm.generate(tokens, edit, max_new_tokens=2).shape == (3, 7)
-        with pytest.raises(ConfigError, match="needs a token that ends a text"):
+        with pytest.raises(ConfigError, match="expected an EOS token for stop_at_eos"):
             lm.generate(tokens, edit, max_new_tokens=2, stop_at_eos=True)
     finally:
         lm.model.tokenizer.eos_token = eos
@@ -286,7 +286,7 @@ def test_the_model_is_not_changed_meanwhile(tiny_model: Any) -> None:
 def test_a_hook_that_generation_does_not_run_is_refused(tiny_model: Any) -> None:
     lm = hooked_lm(tiny_model)
     lm.sae.cfg.metadata.hook_name = "hook_embed"
-    with pytest.raises(ModelError, match="does not run hook_embed"):
+    with pytest.raises(ModelError, match="got hook_embed, where an edit changes nothing"):
         lm.check_generates()
 
 

@@ -1,4 +1,4 @@
-"""A float32 SAE in a model in half precision: an edit of nothing is the identity bit for bit, and only sums and logits are rounded."""
+"""Test a float32 SAE in a model in half precision: an empty edit is the identity bit for bit, and only sums and logits are rounded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a `HookedLM` is given, and how it shows itself."""
+"""Test the input checks and the representation of a `HookedLM`."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ METHODS = ("masked", "left_padding", "attention_options", "activations", "sae_in
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ("the sea", r"lm\.model\.to_tokens\(text\); got a str"),
+        ("the sea", r"got a str; give lm\.model\.to_tokens\(text\)"),
         ([1, 2, 3], "got a list"),
         (torch.tensor([1, 2, 3]), r"got shape \(3,\)"),
-        (torch.ones(1, 5_000, dtype=torch.long), r"5000 positions, but the model reads \d+: cut the text"),
+        (torch.ones(1, 5_000, dtype=torch.long), r"at most \d+ positions, got 5000; cut the text"),
         (["the sea", "the ship"], "got a list"),
-        (torch.ones(1, 4), r"dtype torch\.int64, .*; got torch\.float32"),
+        (torch.ones(1, 4), r"dtype torch\.int64, got torch\.float32"),
         (torch.ones(1, 4, dtype=torch.bool), r"got torch\.bool"),
         (torch.ones(1, 4, dtype=torch.int32), r"got torch\.int32"),
-        (torch.ones(1, 0, dtype=torch.long), r"at least one token; got shape \(1, 0\)"),
+        (torch.ones(1, 0, dtype=torch.long), r"at least one token, got shape \(1, 0\)"),
         (torch.ones(0, 4, dtype=torch.long), r"got shape \(0, 4\)"),
-        (torch.tensor([[1, 4096]]), r"the tokens 0 to 4095; got 4096"),
+        (torch.tensor([[1, 4096]]), r"tokens from 0 to 4095, got 4096"),
         (torch.tensor([[-1, 5]]), r"got -1"),
     ],
     ids=str,
@@ -50,7 +50,7 @@ def test_what_are_no_tokens_is_refused(lm: HookedLM, method: str, tokens: Any, m
 @pytest.mark.parametrize("method", ["sae_input", "feature_acts", "logits_from"])
 def test_activations_of_other_tokens_are_refused(lm: HookedLM, method: str) -> None:
     tokens = torch.tensor([[0, 11, 12, 13]])
-    with pytest.raises(DataError, match=r"of these tokens, \(1, 3\) and their width.*got shape \(1, 4, 32\)"):
+    with pytest.raises(DataError, match=r"activations of shape \(1, 3\) and a width, got shape \(1, 4, 32\)"):
         getattr(lm, method)(tokens[:, :3], lm.activations(tokens))
 
 
@@ -61,22 +61,22 @@ def test_it_prints_as_one_line(lm: HookedLM) -> None:
 
 
 def test_an_sae_is_no_splice(lm: HookedLM) -> None:
-    with pytest.raises(ConfigError, match=r"Splice\(sae\), cutter\); got a MTSAE"):
+    with pytest.raises(ConfigError, match=r"expected a Splice, got a MTSAE"):
         HookedLM(lm.model, lm.sae, lm.cutter)  # type: ignore[arg-type]
     for what in (lm, lm.sae):
-        with pytest.raises(ConfigError, match=rf"Splice\(sae\)\), or lm\.splice of a HookedLM; got a {type(what).__name__}"):
+        with pytest.raises(ConfigError, match=rf"expected a Splice, got a {type(what).__name__}"):
             load_edit("edit.json", what)  # type: ignore[arg-type]
 
 
 def test_a_source_is_no_table(lm: HookedLM) -> None:
-    with pytest.raises(DataError, match=r"such as read_tokens\(source, split, lm\.cutter, 64\); got a str"):
+    with pytest.raises(DataError, match=r"got a str; give read_tokens\(source, split, lm\.cutter, 64\)"):
         lm.batches("kjv")  # type: ignore[arg-type]
 
 
 def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
     sae = copy.deepcopy(lm.sae)
     sae.cfg.metadata.hook_name = "blocks.77.hook_resid_post"
-    with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', which .* does not have\. Did you mean 'blocks\."):
+    with pytest.raises(ModelError, match=r"'blocks\.77\.hook_resid_post', got .* without it\. Did you mean 'blocks\."):
         HookedLM(lm.model, Splice(sae), lm.cutter)
 
 
@@ -94,7 +94,7 @@ def test_a_hook_that_the_model_lacks(lm: HookedLM) -> None:
     ids=["BOS alone", "padding and BOS", "padding at the end", "only BOS is left", "no BOS", "inner", "nothing else"],
 )
 def test_left_padding(lm: HookedLM, bos: bool, prompt: list[int], padding: list[int]) -> None:
-    """Of a tokenizer whose padding token, 0, is also its BOS; the first token after padding begins the context."""
+    """The tokenizer's padding token, 0, is also its BOS token; the context begins with the last one."""
     assert lm.cutter.tokenizer.pad_token_id == lm.cutter.tokenizer.bos_token_id == 0
     lm = replace(lm, cutter=replace(lm.cutter, prepend_bos=bos))
     found = lm.left_padding(torch.tensor([prompt]))
@@ -128,7 +128,7 @@ def _run_with_edit(lm: HookedLM, tokens: torch.Tensor) -> None:
 )
 def test_a_hook_that_never_runs_is_an_error(use: Any, opened: HookedLM) -> None:
     """A bridge is refused before it is run, a `HookedTransformer` after it has run without the hook."""
-    with pytest.raises(ModelError, match=r"not run blocks\.0\.hook_mlp_in|blocks\.0\.hook_mlp_in but does not run it"):
+    with pytest.raises(ModelError, match=r"got blocks\.0\.hook_mlp_in, where an edit changes nothing"):
         use(HookedLM(opened.model, Splice(opened.sae), opened.cutter), torch.tensor([[0, 11, 12, 13]]))
 
 

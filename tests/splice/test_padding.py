@@ -1,4 +1,4 @@
-"""Prompts of several lengths at once, padded on the left, are read, measured and continued as each alone, in every kind of model."""
+"""Test that prompts of different lengths, padded on the left, are read, measured and continued as if alone, in every kind of model."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def test_padding_on_the_right_needs_nothing_but_to_be_continued(lm_of: Callable[
     for row, prompt in zip(lm.feature_acts(tokens), alone, strict=True):
         assert_close(row[: prompt.shape[1]], lm.feature_acts(prompt)[0], **CLOSE)
         assert not row[prompt.shape[1] :].any()
-    with pytest.raises(DataError, match=r"prompt 1 of the batch is padded on the right.*padding_side=\"left\"") as refused:
+    with pytest.raises(DataError, match=r"prompt 1 of the batch padded on the right.*padding_side=\"left\"") as refused:
         lm.generate(tokens, None, **GREEDY)
     assert "\n" not in str(refused.value)
 
@@ -218,7 +218,7 @@ def test_rows_of_padding_alone(lm_of: Callable[..., HookedLM], kind: str) -> Non
     lm = lm_of(kind, bos=False, pad=7)
     assert not lm.feature_acts(tokens)[3].any()
     assert measure_edits(lm, table(tokens), [EDIT])[0].n_tokens.tolist() == [10, 5, 2, 0]
-    with pytest.raises(DataError, match="prompt 3 of the batch is padding alone"):
+    with pytest.raises(DataError, match="only padding in prompt 3 of the batch"):
         lm.generate(tokens, EDIT, **GREEDY)
     only_bos = padded([*prompts(), torch.tensor([[0]])])  # which is a prompt: text follows the BOS
     lm = lm_of(kind)
@@ -238,7 +238,7 @@ def test_a_separator_at_the_start_of_a_whole_context_is_text(lm_of: Callable[...
 
 
 def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such as one whose forward pass takes a mask and leaves it aside."""
+    """A model whose forward pass ignores the mask is refused."""
     lm = lm_of("bridge:gpt2")
     forward = type(lm.model).forward
     monkeypatch.setattr(padding_module, "_probed", set())
@@ -246,7 +246,7 @@ def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], m
         type(lm.model), "forward", lambda self, tokens, attention_mask=None, **options: forward(self, tokens, **options)
     )
     for call in (lm.activations, lm.feature_acts, lm.generate):
-        with pytest.raises(ModelError, match=r"behind padding otherwise than alone .* give prompts of one length") as refused:
+        with pytest.raises(ModelError, match=r"equal logits with and without padding.* give prompts of one length") as refused:
             call(padded(prompts()))
         assert "\n" not in str(refused.value)
     lm.activations(prompts()[0])  # without padding nothing is asked
@@ -255,7 +255,7 @@ def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], m
 def test_saelens_evaluation_of_padded_contexts_is_refused(lm_of: Callable[..., HookedLM]) -> None:
     """It calls the model without a mask."""
     lm = lm_of("neox")
-    with pytest.raises(DataError, match=r"prompts: contexts are padded on the left, .*; pad on the right"):
+    with pytest.raises(DataError, match=r"prompts: expected contexts without padding on the left, .*; pad on the right"):
         evaluate_fidelity(lm.sae, lm.model, lm.cutter, table(padded(prompts())))
 
 

@@ -1,4 +1,4 @@
-"""Edits and gates know their form in a file: equal objects, registered classes of one's own, and classes that cannot be saved."""
+"""Test the file format of edits and gates: equality, classes that users register, and classes that cannot be saved."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ SOME: list[Edit | Gate] = [
 
 
 def copied(value: Any) -> Any:
-    """The same values in tensors of their own."""
+    """Return the same values in different tensors."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, Edit | Gate):
@@ -153,9 +153,9 @@ def test_what_is_not_registered_says_so(splice: Splice, tmp_path: Path) -> None:
         gate = AlwaysOpen()
 
     for edit, message in (
-        (Other(), r"edit of type Other cannot be saved; .*mtsae_lens\.Edit and decorate it with @register_edit"),
-        (Shift(torch.zeros(8)), r'a Shift cannot be saved.*decorate the class with @register_edit\("a_name"\)'),
-        (FeatureEdit((1,), gate=many_fire()), r"a ManyFire cannot be saved.*@register_gate"),
+        (Other(), r"got one of class Other; .*mtsae_lens\.Edit and decorate it with @register_edit"),
+        (Shift(torch.zeros(8)), r'got one of class Shift; decorate the class with @register_edit\("a_name"\)'),
+        (FeatureEdit((1,), gate=many_fire()), r"got one of class ManyFire; decorate .*@register_gate"),
     ):
         with pytest.raises(DataError, match=message):
             save_edit(tmp_path / "edit.json", edit, splice)  # type: ignore[arg-type]
@@ -166,9 +166,7 @@ def test_a_class_that_is_not_imported_is_named(splice: Splice, tmp_path: Path) -
     register_gate("many_fire")(ManyFire)
     save_edit(tmp_path / "edit.json", FeatureEdit((1,), gate=many_fire()), splice)
     del GATES["many_fire"]
-    with pytest.raises(
-        DataError, match=rf"unknown gate 'many_fire'; it was saved from the class {ManyFire.__module__}\.ManyFire"
-    ):
+    with pytest.raises(DataError, match=rf"got 'many_fire' of class {ManyFire.__module__}\.ManyFire"):
         load_edit(tmp_path / "edit.json", splice)
 
 
@@ -210,9 +208,9 @@ def test_what_could_not_be_read_back_is_not_written(splice: Splice, tmp_path: Pa
 
     never = SequenceRateGate(INDICES, float("inf"))
     for gate, message in (
-        (HoldsASet({"a"}), "set.* has no form in a file.*define to_json"),
+        (HoldsASet({"a"}), "set.* cannot be saved.*define to_json"),
         (Local((1,)), "name 'local' is not defined"),
-        (never, r"read back \(threshold: "),
+        (never, r"read back, got .* \(threshold: "),
     ):
         with pytest.raises(DataError, match=message):
             save_edit(tmp_path / "edit.json", FeatureEdit((1,), gate=gate), splice)
@@ -220,7 +218,7 @@ def test_what_could_not_be_read_back_is_not_written(splice: Splice, tmp_path: Pa
 
 
 def test_names_are_taken_once() -> None:
-    with pytest.raises(ConfigError, match="gate 'always' exists already"):
+    with pytest.raises(ConfigError, match="a new name for a gate, got 'always'"):
         register_gate("always")(ManyFire)
     with pytest.raises(ConfigError, match="expected a class that inherits from Gate"):
         register_gate("shift")(Shift)  # type: ignore[type-var]
@@ -228,7 +226,7 @@ def test_names_are_taken_once() -> None:
 
 
 def test_an_edit_of_ones_own_has_no_projection_by_itself(splice: Splice) -> None:
-    with pytest.raises(ModelError, match="a Shift has no directions to project out"):
+    with pytest.raises(ModelError, match="to project out, got a Shift without"):
         Shift(torch.zeros(8)).as_projection(splice.sae)
 
 

@@ -1,4 +1,4 @@
-"""The texts behind the embedded model: documents, splits, and the table that ships."""
+"""Test the texts behind the embedded model: documents, splits, and the table in the package."""
 
 from __future__ import annotations
 

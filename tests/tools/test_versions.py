@@ -1,4 +1,4 @@
-"""The lowest allowed versions are read from pyproject.toml."""
+"""Test that the lowest allowed versions are read from pyproject.toml."""
 
 from __future__ import annotations
 

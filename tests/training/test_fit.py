@@ -1,4 +1,4 @@
-"""`fit` trains as the runner does, on any blocks."""
+"""Test that `fit` trains as the runner does, on any blocks."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_other_architectures_get_the_same_rows_alone() -> None:
 
 @pytest.mark.parametrize(("settings", "given"), [({"context_size": POS // 2}, POS), ({"context_size": 2 * POS}, POS)])
 def test_contexts_of_another_length_are_refused(settings: dict[str, int], given: int) -> None:
-    with pytest.raises(DataError, match=rf"= \({settings['context_size']}, {D_IN}\); got \({given}, {D_IN}\)"):
+    with pytest.raises(DataError, match=rf"= \({settings['context_size']}, {D_IN}\), got \({given}, {D_IN}\)"):
         fit(make_sae(**settings), make_stream(), n_steps=4, batch_size_tokens=2 * POS, lr=1e-3)
 
 

@@ -1,4 +1,4 @@
-"""Interrupted and resumed, a run ends in the very weights and log rows of a run that was not."""
+"""Test that a resumed run ends with the weights and log rows of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -345,7 +345,7 @@ def test_a_damaged_checkpoint_is_told_and_the_one_before_serves(
     train(interrupted(), resume=True)
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(told) == 1
-    assert re.search(r"step_000000007.* is damaged .*; trying the one before", told[0])
+    assert re.search(r"step_000000007.*damaged.*; trying the previous checkpoint", told[0])
     assert same_run(out, whole)
     assert steps_saved(out) == [8, 12]
 
@@ -359,7 +359,7 @@ def test_where_every_checkpoint_is_damaged_nothing_is_trained(
         folder = out / "checkpoints" / f"step_{step:09d}"
         (folder / "SHA256SUMS").unlink()  # as in checkpoints from before
         damage(folder / name, how)
-    with pytest.raises(DataError, match=r"^[^\n]* is damaged [^\n]*delete .*checkpoints and train anew$"):
+    with pytest.raises(DataError, match=r"^[^\n]*damaged[^\n]*delete .*checkpoints and train again$"):
         train(interrupted(), resume=True)
     assert steps_saved(out) == [4, 7]
 
@@ -377,7 +377,8 @@ def test_a_state_of_another_shape_is_told(key: str, value: Any, interrupted: Cal
     del content[key]
     path.write_text(json.dumps(content if value == "gone" else content | {key: value}))
     with pytest.raises(
-        DataError, match=r"^[^\n]*step_000000007[^\n]* is damaged [^\n]*; delete [^\n]*step_000000007 and resume again$"
+        DataError,
+        match=r"^[^\n]*step_000000007[^\n]*: expected [^\n]*, got [^\n]* \(damaged\); delete [^\n]*step_000000007 and resume again$",
     ):
         train(interrupted(), resume=True)
 
@@ -415,7 +416,9 @@ def test_a_damaged_log_is_restored(
 def test_a_log_line_that_is_no_row_is_named(line: str, tmp_path: Path) -> None:
     (tmp_path / LOG).write_text(f'{{"step": 1}}\n{line}\n')
     for read in (lambda path: TrainingLog(path, 3), read_log):
-        with pytest.raises(DataError, match=r"training_log\.jsonl:2: damaged; delete that line and resume again"):
+        with pytest.raises(
+            DataError, match=r"training_log\.jsonl:2: expected a row.*damaged.; delete that line and resume again"
+        ):
             read(tmp_path / LOG)
 
 
@@ -494,7 +497,7 @@ def test_other_settings_are_refused_for_a_short_finished_run_too(
 def test_a_run_is_not_written_over(whole: Path, interrupted: Callable[..., TrainSettings], tiny_settings: Any) -> None:
     for out in (whole, interrupted().out):
         before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-        with pytest.raises(OutputError, match="holds a run already; continue it with --resume, or give another --out"):
+        with pytest.raises(OutputError, match="holds a run already; give --resume, or another --out"):
             train(tiny_settings(out))
         assert {path: path.stat().st_mtime_ns for path in out.rglob("*") if path != out} == before
 

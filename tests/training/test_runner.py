@@ -1,4 +1,4 @@
-"""What the runner is given instead of a source of its own."""
+"""Test the runner with rows or a model given as objects."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def test_rows_without_text_are_refused(tiny_model: Any) -> None:
         runner = SequenceSAETrainingRunner(
             config(tiny_model), override_model=tiny_model, override_dataset=Dataset.from_dict(rows)
         )
-        with pytest.raises(DataError, match="override_dataset, row 0: needed an object with a string under 'text'; got"):
+        with pytest.raises(DataError, match="override_dataset, row 0: expected an object with a string under 'text', got"):
             runner.run()
 
 
 @pytest.mark.parametrize("device", ["", "inf", "meta", "gpu"])
 def test_a_device_that_is_not_there_is_refused(tiny_model: Any, device: str) -> None:
     for changes in ({"device": device}, {"sae": MTTrainingSAEConfig(d_in=32, d_sae=32, k=4, context_size=16, device=device)}):
-        with pytest.raises(ModelError, match="cannot be used here"):
+        with pytest.raises(ModelError, match="expected a usable device"):
             SequenceSAETrainingRunner(config(tiny_model, **changes), override_model=tiny_model, override_dataset=TEXTS)
 
 

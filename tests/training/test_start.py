@@ -1,4 +1,4 @@
-"""Where training starts: the scale, `b_dec`, and what cannot be trained on."""
+"""Test the start of training: the scale, `b_dec`, and activations that cannot be trained on."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def rows_of(stream: StoredBlocks, n_batches: int) -> torch.Tensor:
 @pytest.mark.parametrize("normalize", ["none", "expected_average_only_in"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_b_dec_starts_at_the_mean_of_the_unmasked_rows(architecture: str, normalize: str) -> None:
-    """In the units of the activations once the scale is folded in, whatever the scale."""
+    """After the scale is folded in, `b_dec` is in the units of the activations, for any scale."""
     sae = fit(make_sae(architecture, normalize_activations=normalize), make_stream(), **SCHEDULE)
     assert_close(sae.b_dec.data, rows_of(make_stream(), 6).mean(dim=0), rtol=1e-4, atol=1e-4)
     assert sae.cfg.normalize_activations == "none"
@@ -119,7 +119,7 @@ def test_nothing_is_read_twice(
     tiny_model: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The language model reads as many tokens as training was to have, whatever a block could hold."""
+    """The language model reads as many tokens as training needs, for any block size."""
     read, n_read = ActivationReader.read, []
 
     def counted(reader: ActivationReader, tokens: torch.Tensor) -> torch.Tensor:

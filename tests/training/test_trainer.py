@@ -1,4 +1,4 @@
-"""The trainer: what it optimises, counts and logs."""
+"""Test what the trainer optimizes, counts and logs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run on Weights & Biases: SAELens's keys and artifacts, closed whatever happens, gone on with after a stop. No network."""
+"""Test runs on Weights & Biases: SAELens's keys and artifacts, closed after every outcome, continued after a stop. No network."""
 
 from __future__ import annotations
 

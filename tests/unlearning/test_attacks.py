@@ -1,4 +1,4 @@
-"""Attacks: curves are those of a plain loop with the hook in place, tables hold what they say, rounding is by output channel."""
+"""Test attacks: relearning curves against a plain loop, diluted tables, and rounding by output channel."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ def test_weights_that_forgot_learn_again(lm: Any, learned: TokenTable, measured:
 
 
 def test_with_nothing_forgotten_there_is_nothing_to_relearn(lm: Any, learned: TokenTable) -> None:
-    with pytest.raises(ConfigError, match="nothing to relearn"):
+    with pytest.raises(ConfigError, match="expected a model that forgot or an edit"):
         relearn(lm, learned, [learned], SETTINGS)
-    with pytest.raises(ConfigError, match="lies after the last of 1 steps"):
+    with pytest.raises(ConfigError, match="at most n_steps=1"):
         relearn(lm, learned, [learned], dataclasses.replace(SETTINGS, n_steps=1), weights=lm.model)
 
 
@@ -129,9 +129,9 @@ def test_dilution_puts_filler_before_text_and_counts_the_text(
     last = int(questions.answers.nonzero()[:, 1].max())
     assert dilute(questions, filler, cutter, 31 - last).counted(cutter).sum() == questions.counted(cutter).sum()
     for n in (32 - last, 30):
-        with pytest.raises(DataError, match="does not fit into a context of 32"):
+        with pytest.raises(DataError, match="questions that fit into 32 tokens"):
             dilute(questions, filler, cutter, n)
-    with pytest.raises(DataError, match="1 to 31 tokens of filler; got 32"):
+    with pytest.raises(DataError, match="n_filler_tokens from 1 to 31, got 32"):
         dilute(learned, filler, cutter, 32)
 
 

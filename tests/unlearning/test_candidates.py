@@ -1,4 +1,4 @@
-"""Candidates: what is ranked against which text, every setting of the grid once, the dense direction in every strength."""
+"""Test candidates: which text features are ranked on, every setting of the grid once, and the dense direction at every multiplier."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def test_a_score_without_a_feature_is_left_out_and_the_ratio_is_that_of_the_sett
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"scores": "frequency"}, r"scores=\('frequency',\); got 'frequency'"),
-        ({"n_features": 8}, r"n_features=\(8,\); got 8"),
-        ({"false_positive_rates": (None, 5)}, "shares between 0 and 1, such as 0.01, or None for no gate; got 5"),
+        ({"scores": "frequency"}, r"got 'frequency'; give scores=\('frequency',\)"),
+        ({"n_features": 8}, r"got 8; give n_features=\(8,\)"),
+        ({"false_positive_rates": (None, 5)}, "between 0 and 1, or None for no gate, got 5"),
     ],
     ids=["text", "number", "percent"],
 )

@@ -1,4 +1,4 @@
-"""Changes of a model: plain numbers of an effect by hand, an edit measured two ways, and all further measures on a tiny task."""
+"""Test changes of a model: numbers of an effect by hand, an edit measured in two ways, and all further measures on a tiny task."""
 
 from __future__ import annotations
 

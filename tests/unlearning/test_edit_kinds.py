@@ -1,4 +1,4 @@
-"""Every kind of edit does what its formula says, with values of SELECT text, and only to the features it is given."""
+"""Test that every kind of edit follows its formula, with values from SELECT text, for the given features only."""
 
 from __future__ import annotations
 
@@ -100,5 +100,5 @@ def test_a_twin_is_the_same_edit_with_values_of_its_own_features(
 
 
 def test_an_unknown_kind_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"no kind of edit 'clamp-all'\. Did you mean 'clamp_all'"):
+    with pytest.raises(ConfigError, match=r"got 'clamp-all'\. Did you mean 'clamp_all'"):
         Grid(edits=("clamp-all",))

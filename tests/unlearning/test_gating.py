@@ -1,4 +1,4 @@
-"""The gate: it tells texts apart, its fit is that of a logistic regression by hand, its thresholds keep their rate."""
+"""Test the gate: it separates texts, its fit is a logistic regression, and its thresholds keep their rate."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_gate_tells_held_out_text_apart(lm: Any, text_file: Path, sea_file: 
 
 
 def test_without_retain_text_there_is_no_gate(lm: Any, sea_file: Path) -> None:
-    with pytest.raises(DataError, match="stay closed on; give a retain corpus"):
+    with pytest.raises(DataError, match="stay closed on, got none; give a retain corpus"):
         fit_gate(lm, text(lm, sea_file, "select"), [], seed=0)
 
 

@@ -1,4 +1,4 @@
-"""The protocol: what decides on TUNE, which text is read when, and what is refused."""
+"""Test the protocol: what decides on TUNE, which text is read when, and what is refused."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_nearest_setting_is_the_one_that_exceeds_its_worse_budget_least(deci
 
 
 def test_a_budget_of_zero_that_nothing_meets_is_the_same_error(decide: Any) -> None:
-    with pytest.raises(DataError, match="no setting stays within the budgets"):
+    with pytest.raises(DataError, match="expected a setting within the budgets"):
         decide({(3, 1.0): ROWS[3, 1.0]}, far_budget=0.0)
 
 
@@ -264,18 +264,18 @@ def test_matched_random_edits_are_the_same_edit_of_other_features(lm: Any, task:
 
 def test_no_feature_that_prefers_the_forget_text_is_an_error(lm: Any, task: Task) -> None:
     strict = UnlearningSettings(replace(GRID, scores=("frequency_ratio",)), min_ratio=1e9)
-    with pytest.raises(DataError, match=r"no feature prefers .* frequency_ratio; .* lower --min-ratio"):
+    with pytest.raises(DataError, match=r"expected features that prefer .* frequency_ratio; .* lower --min-ratio"):
         choose(lm, task, strict)
 
 
 def test_a_collapsed_sae_is_named_as_the_reason(lm: Any, task: Task) -> None:
-    """Its few features fire everywhere, so none prefers any text."""
+    """Its few active features fire everywhere, so none prefers any text."""
     sae = copy.deepcopy(lm.sae)
     sae.b_enc.data[: sae.cfg.k] = 1e6
     collapsed = HookedLM(lm.model, Splice(sae), lm.cutter, lm.batch_size)
     settings = UnlearningSettings(replace(GRID, scores=("frequency_ratio",)), min_ratio=2.0)
     with pytest.raises(
-        DataError, match=r"no feature prefers .*: the SAE looks collapsed: 4 features fire on over half .*b_dec_init"
+        DataError, match=r"expected features that prefer .*: the SAE looks collapsed: 4 features fire on over half .*b_dec_init"
     ):
         choose(collapsed, task, settings)
 

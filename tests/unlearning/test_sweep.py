@@ -1,4 +1,4 @@
-"""Sweeps: an outcome is that of the worst corpus of each role, and what decides between outcomes."""
+"""Test sweeps: an outcome is that of the worst corpus of each role, and the choice between outcomes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mtsae_lens.unlearning.sweep import (
     Outcome,
     most_forgetting,
     nearest_to,
-    outcome,
+    summarize_outcome,
     sweep,
     within_budgets,
 )
@@ -45,14 +45,14 @@ def test_an_outcome_is_that_of_the_worst_corpus_of_each_role() -> None:
     task = Task(corpora(f="forget", n1="near", x1="far", n2="near", x2="far", u="neutral"))
     deltas = {"f": 1.0, "n1": 0.2, "n2": 0.1, "x1": -0.3, "x2": -0.1, "u": 9.0}
     setting = {"multiplier": 2.0}
-    made = outcome(task, setting, {source: loss(delta) for source, delta in deltas.items()})
+    made = summarize_outcome(task, setting, {source: loss(delta) for source, delta in deltas.items()})
     assert made.setting == setting
     values = (made.forget, made.near, made.far, made.forget_nll)
     assert values == pytest.approx((1.0, 0.2, -0.1, 4.0))
 
 
 def test_without_near_text_nothing_near_is_lost() -> None:
-    made = outcome(Task(corpora(f="forget", x="far")), {}, {"f": loss(1.0), "x": loss(0.5)})
+    made = summarize_outcome(Task(corpora(f="forget", x="far")), {}, {"f": loss(1.0), "x": loss(0.5)})
     assert (made.near, made.far) == pytest.approx((0.0, 0.5))
 
 
@@ -60,7 +60,7 @@ def test_a_loss_that_is_no_number_is_never_chosen_wherever_it_stands() -> None:
     task = Task(corpora(f="forget", x1="far", x2="far", x3="far"))
     fine = {"f": loss(1.0), "x1": loss(0.0), "x2": loss(0.0), "x3": loss(0.0)}
     for broken in fine:
-        outcomes = [outcome(task, {}, losses) for losses in (fine | {broken: loss(math.nan)}, fine)]
+        outcomes = [summarize_outcome(task, {}, losses) for losses in (fine | {broken: loss(math.nan)}, fine)]
         for order in (outcomes, outcomes[::-1]):
             within = within_budgets(order, 0.1, 0.1)
             assert within == [order.index(outcomes[1])]

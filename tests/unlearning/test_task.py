@@ -1,4 +1,4 @@
-"""Tasks: roles, what may not be given twice, and how much of each corpus is read of which split."""
+"""Test tasks: roles, repeated texts, and how much of each corpus is read from which split."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def test_every_other_choice_of_roles_is_a_task(roles: list[str]) -> None:
 
 
 def test_a_role_that_does_not_exist() -> None:
-    with pytest.raises(ConfigError, match="role of kjv must be one of forget, near, far, neutral; got 'retain'"):
+    with pytest.raises(ConfigError, match="role out of forget, near, far, neutral for kjv, got 'retain'"):
         Corpus("kjv", "retain")  # type: ignore[arg-type]
 
 
 def test_a_source_may_be_a_path_but_no_list(text_file: Path) -> None:
     assert Corpus(text_file, "far") == Corpus(str(text_file), "far")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match=r"got a list\. Texts in memory go into a file first"):
+    with pytest.raises(DataError, match=r"got a list; write texts in memory to a file first"):
         Corpus(["one", "two"], "far")  # type: ignore[arg-type]
 
 
@@ -55,7 +55,7 @@ def test_a_corpus_has_one_role(text_file: Path, sea_file: Path, monkeypatch: pyt
     monkeypatch.chdir(text_file.parent)
     for first, second in ((str(text_file), str(text_file)), ("kjv", "kjv"), (str(text_file), text_file.name)):
         for roles in (("near", "far"), ("far", "neutral"), ("far", "far")):
-            with pytest.raises(DataError, match="given in two roles"):
+            with pytest.raises(DataError, match="expected one role for each text"):
                 Task((sea, Corpus(first, roles[0]), Corpus(second, roles[1])))  # type: ignore[arg-type]
     Task((sea, Corpus(str(text_file), "far"), Corpus("kjv", "near")))
 
@@ -104,7 +104,7 @@ def test_of_questions_all_are_for_select_and_so_many_a_context_for_other_splits(
 def test_a_source_is_checked_before_any_work(text_file: Path) -> None:
     for source in (str(text_file), "kjv", FACTS):
         check_corpus(source)
-    with pytest.raises(DataError, match="no file, folder or embedded domain"):
+    with pytest.raises(DataError, match="expected a file, a folder, an embedded domain"):
         check_corpus("no-such-text")
 
 

@@ -1,1 +1,3 @@
-"""Every way to unlearn under one protocol: SAEs of several architectures, a dense direction, methods that change weights, retraining."""
+"""Compare every way to unlearn under one protocol: SAEs of several architectures, a dense direction, methods that change weights,
+retraining.
+"""

@@ -1,4 +1,4 @@
-"""What is compared, and with which settings."""
+"""Define what the benchmark compares, and with which settings."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SAES: dict[str, dict[str, Any]] = {
 """SAELens architectures of equal width; the two coefficients give an L0 near 32 at the end of training on the embedded model (seed 0)."""
 
 BUDGETS = (0.01, 0.02, 0.05, 0.1)
-"""Nats per counted token that near- and far-retain text may lose: where methods are compared."""
+"""Budgets at which methods are compared: nats per counted token that near and far text may lose."""
 
 MAIN_BUDGET = 0.05
-"""The budget within which one edit is made to come as near to the reference as it can; it is measured in full and attacked."""
+"""The budget of the main edit, whose forgetting is nearest to the reference's; it is measured in full and attacked."""
 
 CONTROL_BUDGETS = (0.02, 0.05)
-"""Budgets at which matched random features are measured beside the edit."""
+"""Budgets at which matched random features are measured as a control."""
 
 DIRECTION_MULTIPLIERS = (0.0, 1.0, 2.0, 4.0, 8.0)
 
@@ -58,9 +58,9 @@ class BenchmarkSize:
     )
     n_random_draws: int = 20
     relearned_documents: tuple[int, ...] = (4, 16, 64)
-    """Documents of the forget text (of questions: people) that an attacker has, with all of their contexts that may be trained on."""
+    """Documents of the forget text (for questions: people) that an attacker has, with all of their training contexts."""
     n_relearning_steps: int = 60
-    """Updates that the attacker makes."""
+    """Number of the attacker's updates."""
 
 
 QUICK = BenchmarkSize(
@@ -75,7 +75,7 @@ QUICK = BenchmarkSize(
     n_relearning_steps=20,
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
-"""To see in minutes that everything runs; its SAEs are hardly trained."""
+"""Losses of a quick run, which shows in minutes that everything runs; its SAEs are hardly trained."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,14 @@ class BenchmarkTask:
     forget_training: str
     retain_training: tuple[str, ...]
     unseen: str | None = None
-    """The same knowledge asked for in other words; for an attack."""
+    """Questions about the same facts in other words, for an attack; None if there are none."""
 
     def task(self, contexts_per_split: int) -> Task:
-        """Return the task with so many contexts of each corpus."""
+        """Return the task.
+
+        Args:
+            contexts_per_split: largest number of contexts per corpus and split.
+        """
         return Task(self.corpora, contexts_per_split, far_share=0.5)
 
 
@@ -123,5 +127,5 @@ TASKS: Mapping[str, BenchmarkTask] = {
         unseen="facts:forget:unseen",
     ),
 }
-"""On the embedded model: forget scripture, or 40 of 200 invented people. People who are kept are asked about, and told about in running text:
-where a question is answered is one position, and an edit that spares it may still damage every sentence about them."""
+"""Tasks on the embedded model: forget scripture, or 40 of 200 invented people. Retained people appear in questions and in running text,
+because a question measures a single position, and an edit that spares it may still damage every sentence about them."""

@@ -1,4 +1,4 @@
-"""Attacks on one change of a model, measured on TEST text."""
+"""Attack one change of a model, and measure the result on TEST text."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ N_BITS = (8, 4)
 def attack(
     setup: BenchmarkSetup, change: Change, sizes: Sequence[int], seed: int, n_steps: int = RELEARNING.n_steps
 ) -> Attacks:
-    """Attack a change in every way and measure what is known of the forget text afterwards.
+    """Attack a change in every way, and measure what the model knows of the forget text afterwards.
 
-    Removing the hook is not tried: it gives back the clean model by definition.
+    Removing the hook is not tried, because it restores the clean model by definition.
 
     Args:
         setup: the models and tables of the task.
         change: an edit or other weights.
-        sizes: how many documents an attacker relearns from.
+        sizes: numbers of documents that an attacker relearns from.
         seed: seed of the draws of documents and of the order of batches.
         n_steps: steps of relearning.
     """
@@ -62,13 +62,13 @@ def _measure(setup: BenchmarkSetup, change: Change, table: TokenTable) -> EditEf
 def _relearning(
     setup: BenchmarkSetup, change: Change, sizes: Sequence[int], seed: int, n_steps: int
 ) -> dict[str, dict[str, RelearningCurve]]:
-    """Relearn from numbers of documents, and from half of the people while the other half is measured."""
+    """Relearn from several numbers of documents, and from half of the people while the other half is measured."""
     lm, task = setup.lm, setup.task
     measured = task.table(task.forget, "test", lm.cutter)
     learned = setup.training_table(task.forget)
     snapshots = tuple(step for step in RELEARNING.snapshots if step <= n_steps)
     settings = replace(RELEARNING, n_steps=n_steps, snapshots=snapshots, seed=seed)
-    sizes = sorted({min(k, len(set(learned.pieces.documents))) for k in sizes})  # an attacker has at most the text there is
+    sizes = sorted({min(k, len(set(learned.pieces.documents))) for k in sizes})  # no attacker has more documents than exist
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, dict[str, RelearningCurve]] = {}
     for hook in variants:
@@ -97,7 +97,7 @@ def _curve(
 
 
 def _dilution(setup: BenchmarkSetup, change: Change) -> AttackOutcome:
-    """Measure the forget text behind unrelated text."""
+    """Measure the forget text after unrelated text in the same context."""
     lm, task = setup.lm, setup.task
     table = task.table(task.forget, "test", lm.cutter)
     filler = task.table(task.sources("far")[0], "test", lm.cutter)

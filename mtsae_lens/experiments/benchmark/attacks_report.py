@@ -1,4 +1,4 @@
-"""Sections of the report on what attacks brought back."""
+"""Write the report's sections on what attacks brought back."""
 
 from __future__ import annotations
 
@@ -12,11 +12,15 @@ from mtsae_lens.reporting.benchmark_figures import relearning_curves
 from mtsae_lens.reporting.page import Section, Table
 
 MAX_LOST = 0.5
-"""Largest rise of the clean model's loss by filler text, in nats, at which dilution still tests unlearning."""
+"""If filler adds more nats than this to the clean model's loss, dilution does not test unlearning and is left out."""
 
 
 def attack_sections(results: TaskResults) -> list[Section]:
-    """Make the sections on attacks, on every method and on the model that never saw the text, which shows how fast the text itself teaches."""
+    """Make the sections on attacks, for every method and for the reference, which shows how fast the text itself teaches.
+
+    Args:
+        results: results of one task.
+    """
     name, reference, clean = results.name, results.reference, results.clean_nll
     unit = "people" if is_question_source(results.task.forget) else "documents"
     everyone = results.attacks | ({"reference": reference.attacks} if reference and reference.attacks else {})
@@ -62,7 +66,7 @@ def _attack_table(attacked: Mapping[str, Attacks], clean: float) -> Table:
 
 
 def _relearning_table(attacked: Mapping[str, Attacks], unit: str) -> Table:
-    """Make the table of the least loss over the attacker's steps, by number of documents learned from, and of the highest recall."""
+    """Make the table of the lowest loss over the attacker's steps, by number of documents, and of the highest recall."""
     sizes = list(dict.fromkeys(size for found in attacked.values() for by in found.relearning.values() for size in by))
     rows = []
     for method, found in attacked.items():

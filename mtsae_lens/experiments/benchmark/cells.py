@@ -1,4 +1,4 @@
-"""Records of the benchmark's cells: each is one kept trial, read back by the summary and by reports."""
+"""Records of the benchmark's cells. Each cell is one saved trial, which the summary and the reports read."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mtsae_lens.unlearning.sweep import Outcome, Setting
 
 @dataclass(frozen=True, kw_only=True)
 class AttackOutcome(Record):
-    """What is known of the forget text after an attack."""
+    """What the model knows of the forget text after an attack."""
 
     nll: float
     """Loss of the changed model, nats per token."""
     nll_clean: float
-    """Loss of the model before any change, under the same attack where it changes the text or the weights."""
+    """Loss of the model before any change, under the same attack if it changes the text or the weights."""
     exact_recall: float
     extraction_strength: float
     n_tokens: int
@@ -28,7 +28,7 @@ class AttackOutcome(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class RelearnedOutcome(AttackOutcome):
-    """What is known after so many steps of relearning."""
+    """What the model knows after `step` steps of relearning."""
 
     step: int
 
@@ -38,28 +38,28 @@ RelearningCurve = tuple[RelearnedOutcome, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Attacks(Record):
-    """Everything that was tried to bring the forget text back."""
+    """The outcomes of all attacks on one change."""
 
     relearning: dict[str, dict[str, RelearningCurve]]
-    """By variant of the attack, and by what the attacker has: a number of documents, or `others`."""
+    """Curves by variant of the attack, and by what the attacker has: a number of documents, or `others`."""
     dilution: AttackOutcome
-    """The forget text behind unrelated text."""
+    """Outcome on the forget text after unrelated text."""
     quantization: Annotated[dict[str, AttackOutcome], Field(alias="quantisation")]
-    """By number of bits. The key in JSON is `quantisation`."""
+    """Outcomes by number of bits. The key in JSON is `quantisation`."""
     unseen: AttackOutcome | None = None
-    """Questions in other words; None for text."""
+    """Outcome on questions in other words; None for text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCorpus(CorpusEffect):
-    """The effect of a change on one corpus, with its documents, from which intervals over seeds are made afterwards."""
+    """The effect of a change on one corpus, with its documents, from which intervals over seeds are computed later."""
 
     documents: tuple[DocumentEffect, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnDocument(Record):
-    """The mean change of one document over random draws, nats per token."""
+    """The mean change of one document over random draws, in nats per token."""
 
     document: str
     n_tokens: int
@@ -68,33 +68,33 @@ class DrawnDocument(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredControl(RandomControl):
-    """The same edit of matched random features on one corpus, with its documents."""
+    """The effect of the same edit of matched random features on one corpus, with its documents."""
 
     documents: tuple[DrawnDocument, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadSetting(Record):
-    """One setting that was read off a sweep, measured on TEST."""
+    """One setting chosen from a sweep, measured on TEST."""
 
     setting: Setting
     corpora: dict[str, MeasuredCorpus]
-    """By source."""
+    """Effects by source."""
     random: dict[str, MeasuredControl] | None = None
-    """Matched random features, by source; None where they were not measured."""
+    """Effects of matched random features, by source; None if they were not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MethodResult(Record):
-    """One method with one seed."""
+    """The results of one method with one seed."""
 
     tune: tuple[Outcome, ...]
     test: dict[str, ReadSetting]
-    """By budget, as `most` and `nearest` name it; without the budgets that no setting meets."""
+    """Results by budget, under the keys of `most` and `nearest`; budgets that no setting meets are missing."""
     main: FurtherMeasures | None = None
-    """Further measures of the main setting; None where it was not measured in full."""
+    """Further measures of the main setting; None if it was not measured in full."""
     attacks: Attacks | None = None
-    """Attacks on the main setting; None where it was not attacked."""
+    """Attacks on the main setting; None if it was not attacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class Cell(Record):
     """Base class of cells."""
 
     seconds: float | None = None
-    """How long the cell took."""
+    """Duration of the cell's computation, in seconds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +116,18 @@ class MethodsCell(Cell):
 
 @dataclass(frozen=True, kw_only=True)
 class ReferenceCell(Cell):
-    """The model that was trained without the forget text, measured as if it were a changed model."""
+    """The reference (the model trained without the forget text), measured as if it were a changed model."""
 
     corpora: dict[str, MeasuredCorpus]
     main: FurtherMeasures
     untouched: FurtherMeasures
-    """The model before any change."""
+    """Measures of the model before any change."""
     attacks: Attacks | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedOverlap(Record):
-    """How nearly features chosen with one seed are found among those chosen with another, mean over pairs of seeds."""
+    """How closely features chosen with one seed match those chosen with another, averaged over pairs of seeds."""
 
     cosine: float
     chance: float
@@ -136,26 +136,26 @@ class SeedOverlap(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreStability(Record):
-    """How far the first features of one score repeat."""
+    """How reproducible the best features of one score are."""
 
     n_features: int
     halves: float | None
-    """Jaccard overlap of the choices from two halves of the documents; None where a half has too few features."""
+    """Jaccard overlap of the choices from two halves of the documents; None if a half has too few features."""
     chance: float
-    """The overlap of random choices."""
+    """Jaccard overlap of random choices."""
     seeds: SeedOverlap | None
-    """None with one seed."""
+    """Overlap across seeds; None if there is only one seed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityCell(Cell):
-    """How far the choice of features repeats with one architecture, by score."""
+    """How reproducible the choice of features is with one architecture, by score."""
 
     stability: dict[str, ScoreStability]
 
 
 def read_cell(name: str, content: Mapping[str, Any]) -> Cell:
-    """Read a kept cell; its name says of which kind it is.
+    """Read a saved cell; the name determines its kind.
 
     Args:
         name: such as `domain/mtsae/0`, `domain/reference` or `domain/stability/mtsae-5`.

@@ -1,4 +1,4 @@
-"""Sections of the report on what every method reaches at matched cost."""
+"""Write the report's sections on what every method reaches at matched cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mtsae_lens.reporting.benchmark_figures import cost_curves
 from mtsae_lens.reporting.page import Section, Table
 
 BudgetKey = Callable[[float], str]
-"""Gives the key of what was read at a budget: `nearest` or `most`."""
+"""A function that returns the key of a setting at a budget: `nearest` or `most`."""
 
 _UNITS = (
     "All values are nats added per counted token on TEST, with 95% intervals over seeds and documents. Near and far: the cost, which is "
@@ -30,7 +30,11 @@ _READING_NAMES = {
 
 
 def cost_sections(results: TaskResults) -> list[Section]:
-    """Make the sections: nearest to the reference at each budget, cost by corpus, most loss, MTSAE minus other SAEs."""
+    """Make the sections: nearest to the reference at each budget, cost by corpus, most loss, MTSAE minus other SAEs.
+
+    Args:
+        results: results of one task.
+    """
     name, forget, gap = results.name, results.task.forget, results.reference_gap
     reference = "" if gap is None else f" The reference, which never saw the text, has {gap:+.3f} nats: more is damage."
     sections = []
@@ -67,7 +71,7 @@ def _curves(results: TaskResults, key_of: BudgetKey, cost: str) -> Any:
 
 
 def _numbers(results: TaskResults) -> str:
-    """Say how much text and how many seeds the numbers come from."""
+    """Return a sentence on how much text and how many seeds the numbers come from."""
     tokens = results.test_tokens
     rows = [at for found in results.at_cost.values() for at in found.values()]
     if not rows:
@@ -84,8 +88,8 @@ def cost_table(results: TaskResults, key_of: BudgetKey) -> Table:
     """Make the table of every method at every budget, with random features at the budgets that have them.
 
     Args:
-        results: of the task.
-        key_of: which of the two settings at each budget is shown.
+        results: results of one task.
+        key_of: the kind of setting at each budget: `nearest` or `most`.
     """
     asked, goal = is_question_source(results.task.forget), key_of is nearest
     some_missing = any(_n_missing(results, method, key_of) for method in results.methods)
@@ -114,7 +118,7 @@ def _n_missing(results: TaskResults, method: str, key_of: BudgetKey) -> int:
 
 
 def _corpora_table(results: TaskResults) -> Table:
-    """Make the table of what the setting nearest to the reference did to every other text."""
+    """Make the table of the effect of the setting nearest to the reference on every other text."""
     key = nearest(MAIN_BUDGET)
     shown: Mapping[str, AtCost] = {method: found[key] for method, found in results.at_cost.items() if key in found}
     sources = results.task.sources("near", "far", "neutral")

@@ -1,4 +1,4 @@
-"""Edits at a hook: the features of one SAE, and the dense direction behind that SAE's gate."""
+"""Measure edits at a hook: of the features of one SAE, and of the dense direction with that SAE's gate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mtsae_lens.experiments.benchmark.cells import (
     MethodsCell,
     ReadSetting,
 )
-from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep
+from mtsae_lens.experiments.benchmark.reading import find_main_place, most, nearest, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
 from mtsae_lens.splice.gates import Gate
@@ -40,28 +40,28 @@ CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 
 
 def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, seed: int, *, attacked: bool) -> MethodsCell:
-    """Measure all methods that edit at the hook with this SAE.
+    """Measure all methods that edit at the hook of one SAE.
 
     They are `architecture` itself, the same without a gate, and for MTSAE the dense direction with and without its gate.
 
     Args:
         setup: the models and tables of the task.
         size: how much work to do.
-        architecture: of the SAE.
-        seed: of the SAE.
+        architecture: architecture of the SAE.
+        seed: seed of the SAE.
         attacked: whether the main edit is measured in full and attacked.
     """
     setup = setup.opened()
     methods: dict[str, MethodResult] = {}
     for name, candidates in _candidates(setup, size, architecture).items():
-        if not candidates:  # kept, so that every method has a result of every seed
+        if not candidates:  # an empty result, so that every method has one for every seed
             methods[name] = MethodResult(tune=(), test={})
             continue
         outcomes = sweep(setup.lm, setup.task, candidates)
         places = read_sweep(outcomes, math.log(setup.lm.model.cfg.d_vocab), setup.goal)
         test = _measure_on_test(setup, size, candidates, outcomes, places, seed, controlled=name == architecture)
         further = harm = None
-        main = main_place(places)
+        main = find_main_place(places)
         if attacked and main is not None and name in (architecture, DIRECTION):
             change = Change(candidates[main].edit)
             further = measure_further(setup.lm, setup.task, change, setup.reference, seed)
@@ -104,7 +104,7 @@ def _measure_on_test(
     *,
     controlled: bool,
 ) -> dict[str, ReadSetting]:
-    """Measure every chosen edit on TEST, once, and matched random features where features were chosen."""
+    """Measure every chosen edit on TEST, once, and matched random features if features were chosen."""
     lm, task = setup.lm, setup.task
     chosen = sorted(set(places.values()))
     edits = [candidates[place].edit for place in chosen]
@@ -128,7 +128,7 @@ def _measure_on_test(
 
 
 def _measure_control(setup: BenchmarkSetup, candidate: Candidate, n_draws: int, seed: int) -> dict[str, MeasuredControl]:
-    """Measure the same edit of matched random features on the text to forget and on the text near to it."""
+    """Measure the same edit of matched random features on the forget text and on near text."""
     assert isinstance(candidate, FeatureCandidate)
     lm, task = setup.lm, setup.task
     draws = matched_random_edits(lm, task, candidate, n_draws, seed)
@@ -141,7 +141,12 @@ def _measure_control(setup: BenchmarkSetup, candidate: Candidate, n_draws: int, 
 
 
 def summarize_with_documents(effect: EditEffect, seed: int) -> MeasuredCorpus:
-    """Summarize an effect with its documents, so that intervals over seeds can be made afterwards."""
+    """Summarize an effect with its documents, from which intervals over seeds are computed later.
+
+    Args:
+        effect: what was measured.
+        seed: seed of the resampling of documents.
+    """
     return MeasuredCorpus(**fields_of(summarize_effect(effect, seed)), documents=summarize_documents(effect))
 
 

@@ -1,4 +1,4 @@
-"""The section of the report on one edit of every method in full, beside the untouched model and the reference."""
+"""Write the report's section on one edit of every method in full, compared with the untouched model and the reference."""
 
 from __future__ import annotations
 
@@ -28,7 +28,11 @@ _TRUTH = (
 
 
 def reference_section(results: TaskResults) -> Section:
-    """Make the section on the setting nearest to the reference, measured in full, one row per method."""
+    """Make the section on the setting nearest to the reference, measured in full, with one row per method.
+
+    Args:
+        results: results of one task.
+    """
     asked = is_question_source(results.task.forget)
     known = {} if results.reference is None else {"untouched": results.reference.untouched, "reference": results.reference.main}
     n_tokens = results.test_tokens[results.task.forget]

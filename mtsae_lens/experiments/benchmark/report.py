@@ -1,4 +1,4 @@
-"""The report of the benchmark: SAEs, cost tables and curves, differences, the edit in full, attacks, stability, samples."""
+"""Write the report of the benchmark: SAEs, cost tables and curves, differences, the edit in full, attacks, stability, samples."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def benchmark_part(
 
     Args:
         trained: fidelity metrics of the SAEs, by `architecture/seed`.
-        cells: by name.
-        tasks: by name.
+        cells: cells by name.
+        tasks: tasks by name.
         size: how much work was done.
-        architectures: of the SAEs, in the order in which they are shown.
+        architectures: architectures of the SAEs, in the order in which they are shown.
     """
     metrics: dict[str, Any] = {
         "saes": dict(trained),

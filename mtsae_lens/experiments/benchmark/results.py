@@ -1,4 +1,6 @@
-"""The cells of one task, summarized: every method at every budget, MTSAE beside every other SAE, the main edit in full, its attacks."""
+"""Summarize the cells of one task: every method at every budget, MTSAE compared with every other SAE, the main edit in full, its
+attacks.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,13 @@ READINGS = (*map(nearest, BUDGETS), *map(most, BUDGETS))
 
 @dataclass(frozen=True)
 class TaskResults:
-    """What the cells of one task say.
+    """The summarized cells of one task.
 
     Args:
-        name: of the task; its cells' names begin with it.
+        name: name of the task; the names of its cells begin with it.
         task: its corpora and their roles.
-        cells: of all tasks, by name.
-        architectures: of the SAEs, in the order in which they are shown.
+        cells: cells of all tasks, by name.
+        architectures: architectures of the SAEs, in the order in which they are shown.
     """
 
     name: str
@@ -50,7 +52,7 @@ class TaskResults:
 
     @cached_property
     def methods(self) -> dict[str, list[MethodResult]]:
-        """The results of every method, one per seed; SAEs with their gate first, then without, then the others."""
+        """Return the results of every method, one per seed: SAEs with their gate first, then SAEs without, then the others."""
         found: dict[str, list[MethodResult]] = {}
         for _, cell in self._own_cells():
             if isinstance(cell, MethodsCell):
@@ -61,7 +63,7 @@ class TaskResults:
 
     @cached_property
     def reference(self) -> ReferenceCell | None:
-        """The cell of the model that never saw the text; None without one."""
+        """Return the cell of the reference; None without one."""
         return next((cell for _, cell in self._own_cells() if isinstance(cell, ReferenceCell)), None)
 
     @property
@@ -70,7 +72,9 @@ class TaskResults:
 
     @property
     def reference_gap(self) -> float | None:
-        """Nats per token by which the model that never saw the text has a higher loss on it than the clean one."""
+        """Return the increase of the reference's loss on the forget text over the clean model's, in nats per token; None without a
+        reference.
+        """
         return None if self._reference_effect is None else self._reference_effect.nll_delta
 
     def _tested(self) -> Iterator[dict[str, MeasuredCorpus]]:
@@ -78,18 +82,18 @@ class TaskResults:
 
     @cached_property
     def test_tokens(self) -> dict[str, int]:
-        """Counted tokens of TEST, by source; empty without a result."""
+        """Return the number of counted tokens of TEST by source; empty if there is no result."""
         corpora = next(self._tested(), {})
         return {source: sum(d.n_tokens for d in measured.documents) for source, measured in corpora.items()}
 
     @property
     def clean_nll(self) -> float:
-        """Loss on the forget text before unlearning, nats per token."""
+        """Return the loss on the forget text before unlearning, in nats per token."""
         return next(self._tested())[self.task.forget].nll_clean
 
     @cached_property
     def at_cost(self) -> dict[str, dict[str, AtCost]]:
-        """Method -> reading -> what it reaches."""
+        """Return what each method reaches at each budget: method -> key of the budget -> result."""
         return {
             method: {
                 key: found
@@ -101,7 +105,9 @@ class TaskResults:
 
     @cached_property
     def differences(self) -> dict[str, dict[str, SeedInterval]]:
-        """Other SAE -> reading -> how much more ours forgets; empty where ours was not run."""
+        """Return how much more MTSAE forgets than each other SAE: other SAE -> key of the budget -> difference. Empty if MTSAE was not
+        run.
+        """
         if OURS not in self.methods:
             return {}
         others = [architecture for architecture in self.architectures if architecture != OURS and architecture in self.methods]
@@ -116,17 +122,17 @@ class TaskResults:
 
     @property
     def mains(self) -> dict[str, FurtherMeasures]:
-        """By method, further measures of the main setting, where the first seed has them."""
+        """Return further measures of the main setting by method, if the first seed has them."""
         return {method: results[0].main for method, results in self.methods.items() if results[0].main is not None}
 
     @property
     def attacks(self) -> dict[str, Attacks]:
-        """By method, attacks on the main setting, where the first seed has them."""
+        """Return attacks on the main setting by method, if the first seed has them."""
         return {method: results[0].attacks for method, results in self.methods.items() if results[0].attacks is not None}
 
     @cached_property
     def stability(self) -> dict[str, dict[str, ScoreStability]]:
-        """By architecture and score, how far the choice of features repeats."""
+        """Return how reproducible the choice of features is, by architecture and score."""
         found = ((rest, cell) for rest, cell in self._own_cells() if isinstance(cell, StabilityCell))
         return {rest[1].rsplit("-", 1)[0]: cell.stability for rest, cell in found}
 

@@ -1,4 +1,4 @@
-"""Every way to unlearn under one protocol, resumable, with a page."""
+"""Run every way to unlearn under one protocol, resumable, with a report."""
 
 from __future__ import annotations
 
@@ -36,11 +36,16 @@ from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
 
-@stopped_with(GOES_ON, unless_told=True)
+@stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
-    """Train the SAEs, run every method on every task, write `metrics.json` (by task: `at_cost`, `differences`, `goal`, `attacks`; `saes`,
-    `provenance`) and `report.html`. Every training and every cell is kept as soon as it is done.
+    """Train the SAEs, run every method on every task, and write `metrics.json` and `report.html`.
+
+    `metrics.json` has `at_cost`, `differences`, `goal` and `attacks` by task, and `saes` and `provenance`. Every training and every
+    cell is saved as soon as it is done; the same call resumes the work.
+
+    Args:
+        settings: what to run.
 
     Returns:
         The metrics, and the tables to print.
@@ -95,7 +100,7 @@ def _default(name: str) -> Any:
 
 
 def _check_reference(settings: BenchmarkSettings) -> None:
-    """Check before any work that the reference's loss may be compared with the model's."""
+    """Check before any work that the reference's loss can be compared with the model's."""
     if settings.reference is None:
         return
     model, reference = (load_language_model(name, device=settings.device) for name in (settings.model, settings.reference))
@@ -105,7 +110,9 @@ def _check_reference(settings: BenchmarkSettings) -> None:
             reference, model, ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
         )
     except ModelError as error:
-        raise ModelError(f"{error} (--reference; where there is none, put 'reference: null' into a --config file)") from error
+        raise ModelError(
+            f"{error} (--reference; if there is no reference, put 'reference: null' into a --config file)"
+        ) from error
 
 
 def _losses(settings: BenchmarkSettings) -> Sequence[str]:
@@ -117,7 +124,7 @@ def _sweeps(task: BenchmarkTask, loss: str) -> tuple[Sweep, ...]:
 
 
 def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) -> dict[str, Any]:
-    """Return what results depend on and the settings do not say: roles, training text, sweeps of weights, the attacker."""
+    """Return what results depend on besides the settings: roles, training text, runs of methods that change weights, the attacker."""
     return {
         name: {
             "corpora": {corpus.source: corpus.role for corpus in task.corpora},
@@ -135,7 +142,7 @@ def _run_timed(make_cell: Callable[[], Cell]) -> dict[str, Any]:
 
 
 def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], size: BenchmarkSize) -> dict[str, Callable[[], Cell]]:
-    """Return what makes each cell, seed by seed, so that whatever is done at any time is balanced."""
+    """Return the functions that compute the cells, seed by seed, so that a stopped run has results of all methods."""
     cells: dict[str, Callable[[], Cell]] = {}
     for seed in settings.seeds():
         attacked = seed < settings.n_attacked_seeds

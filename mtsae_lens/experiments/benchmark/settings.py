@@ -81,7 +81,7 @@ class BenchmarkSettings(Settings):
 
         for task in tasks:
             if task not in TASKS:
-                raise ConfigError(f"no task {task!r}.{nearest(task, TASKS)}")
+                raise ConfigError(f"expected a known task, got {task!r}.{nearest(task, TASKS)}")
         return tasks
 
     @field_validator("losses")
@@ -96,7 +96,7 @@ class BenchmarkSettings(Settings):
     @model_validator(mode="after")
     def _check_own_task(self) -> Self:
         if self.forget is None and (self.near or self.retain or self.neutral):
-            raise ConfigError("near, retain and neutral belong to a task of your own; give --forget too")
+            raise ConfigError("expected --forget with --near, --retain or --neutral, got none; give --forget")
         return self
 
     def size(self) -> BenchmarkSize:
@@ -128,7 +128,12 @@ class BenchmarkSettings(Settings):
         return {"own": BenchmarkTask("own", tuple(corpora), self.forget, (*self.near, *self.retain))}
 
     def training(self, architecture: str, seed: int) -> TrainSettings:
-        """Return the settings of one SAE. All SAEs share text, width, schedule and number of tokens."""
+        """Return the settings of one SAE. All SAEs share text, width, schedule and number of tokens.
+
+        Args:
+            architecture: architecture of the SAE.
+            seed: seed of the SAE.
+        """
         size = self.size()
         return TrainSettings(
             model=self.model,

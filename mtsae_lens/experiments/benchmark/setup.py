@@ -1,4 +1,4 @@
-"""The models and tables of a task, opened in whichever process needs them."""
+"""Open the models and tables of a task in the process that needs them."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 from mtsae_lens.unlearning.task import Task
 
-TRAINING_CONTEXTS = 512  # of each corpus, for methods that change weights
+TRAINING_CONTEXTS = 512  # per corpus, for methods that change weights
 BATCH_SIZE = 32
 
 
 @dataclass(frozen=True)
 class BenchmarkSetup:
-    """A task with a language model, a retrained reference, and an SAE at its hook (methods that change weights use its hook for nothing)."""
+    """A task with a language model, a reference, and an SAE at its hook, which methods that change weights do not use."""
 
     task_of: BenchmarkTask
     contexts_per_split: int
@@ -40,12 +40,12 @@ class BenchmarkSetup:
 
     @cached_property
     def task(self) -> Task:
-        """Corpora and splits."""
+        """Return the corpora and splits."""
         return self.task_of.task(self.contexts_per_split)
 
     @cached_property
     def lm(self) -> HookedLM:
-        """The language model with the SAE."""
+        """Return the language model with the SAE."""
         model = load_language_model(self.model_name, device=self.device)
         sae = SAE.load_from_disk(self.sae_folder, device=self.device)
         assert model.tokenizer is not None
@@ -55,7 +55,7 @@ class BenchmarkSetup:
 
     @cached_property
     def reference(self) -> AnyHookedModel | None:
-        """The model that never saw what is to be forgotten."""
+        """Return the model that was trained without the forget text; None if there is no reference."""
         if self.reference_name is None:
             return None
         reference = load_language_model(self.reference_name, device=self.device)
@@ -64,7 +64,9 @@ class BenchmarkSetup:
 
     @cached_property
     def goal(self) -> float | None:
-        """How much more the reference loses than the clean model on the forget text of TUNE; None without a reference."""
+        """Return the increase of the reference's loss over the clean model's on the forget text of TUNE, in nats per token; None
+        without a reference.
+        """
         if self.reference is None:
             return None
         table = self.task.table(self.task.forget, "tune", self.lm.cutter)
@@ -73,7 +75,11 @@ class BenchmarkSetup:
         ).nll_delta
 
     def training_table(self, source: str) -> TokenTable:
-        """Read the text that methods which change weights may train on; questions are those of SELECT."""
+        """Read the text that methods which change weights train on; for questions, it is the SELECT split.
+
+        Args:
+            source: a text or questions.
+        """
         if is_question_source(source):
             return read_questions(source, "select", self.lm.cutter, 10 * TRAINING_CONTEXTS)
         return read_tokens(source, "train", self.lm.cutter, TRAINING_CONTEXTS)

@@ -1,4 +1,4 @@
-"""Would other text, or an SAE from another seed, have led to the same features?"""
+"""Measure whether other text, or an SAE from another seed, would have led to the same features."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ N_FEATURES = 8
 
 
 def stability_cell(setups: Sequence[BenchmarkSetup]) -> StabilityCell:
-    """Measure how far the choice of features repeats with one architecture.
+    """Measure how reproducible the choice of features is with one architecture.
 
     Args:
-        setups: one for each seed; the halves of documents are those of the first.
+        setups: one setup per seed; the halves of documents are those of the first.
     """
     opened = [setup.opened() for setup in setups]
     evidence = [gather_evidence(setup.lm, setup.task) for setup in opened]

@@ -1,4 +1,4 @@
-"""Means over seeds of the cells of a task, with intervals over seeds and documents."""
+"""Average the cells of a task over seeds, with intervals over seeds and documents."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ class AtCost(Record):
 
     forget: SeedInterval
     near: SeedInterval | None
-    """Of the near-retain corpus that lost most; None without one."""
+    """Increase on the near corpus that is affected most; None without near text."""
     far: SeedInterval
     corpora: dict[str, SeedInterval]
-    """Of every other corpus, by source."""
+    """Increase on every other corpus, by source."""
     gap: SeedInterval | None
-    """What the changed model loses more on the forget text than the reference, paired by document; None without a reference."""
+    """Loss of the changed model on the forget text minus the reference's, paired by document; None without a reference."""
     exact_recall: SeedInterval | None
-    """Share of questions answered exactly; None of text."""
+    """Share of questions answered exactly; None for text."""
     random: SeedInterval | None
-    """The same edit of matched random features, on the forget text."""
+    """Increase by the same edit of matched random features, on the forget text."""
     more_than_random: SeedInterval | None
-    """Paired."""
+    """Increase by the edit minus that by random features, paired."""
     n_missing: int
-    """Seeds without a setting within the budget on TUNE."""
+    """Number of seeds without a setting within the budget on TUNE."""
 
 
 def at_cost(
@@ -51,14 +51,14 @@ def at_cost(
     """Summarize what a method reaches within a budget.
 
     Args:
-        results: of the method, one for each seed.
-        budget: key of the budget, as `most` and `nearest` give it.
-        task: its corpora and their roles.
-        reference: what the model that never saw the text does on the forget text; None without one.
+        results: results of the method, one per seed.
+        budget: key of the budget, as `most` and `nearest` return it.
+        task: the corpora and their roles.
+        reference: the effect of the reference on the forget text; None without a reference.
         seed: seed of the resampling.
 
     Returns:
-        None if no seed found a setting within the budget.
+        The summary; None if no seed has a setting within the budget.
     """
     rows = [result.test[budget] for result in results if budget in result.test]
     if not rows:
@@ -84,10 +84,17 @@ def at_cost(
 def difference(
     ours: Sequence[MethodResult], theirs: Sequence[MethodResult], budget: str, task: Task, seed: int = 0
 ) -> SeedInterval | None:
-    """Measure how much more of the forget text's loss one method adds than another within a budget, paired by seed and document.
+    """Measure how much more forgetting one method reaches than another within a budget, paired by seed and document.
+
+    Args:
+        ours: results of the one method, one per seed.
+        theirs: results of the other method.
+        budget: key of the budget.
+        task: the corpora and their roles.
+        seed: seed of the resampling.
 
     Returns:
-        None if no seed has a setting of both within the budget.
+        The difference in nats per token; None if no seed has settings of both within the budget.
     """
     pairs = [
         (one.test[budget].corpora[task.forget], other.test[budget].corpora[task.forget])
@@ -104,7 +111,7 @@ def _of_documents(measured: MeasuredCorpus | MeasuredControl) -> tuple[Tensor, T
 
 
 def _recalled(measured: MeasuredCorpus) -> tuple[Tensor, Tensor]:
-    """Return how many questions about every person are answered exactly, and how many there are."""
+    """Return how many questions about each person are answered exactly, and how many there are."""
     n_questions = torch.tensor([float(d.n_contexts) for d in measured.documents], dtype=torch.float64)
     return torch.tensor([d.exact_recall for d in measured.documents], dtype=torch.float64) * n_questions, n_questions
 

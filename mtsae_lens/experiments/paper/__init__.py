@@ -1,1 +1,1 @@
-"""The paper's own run repeated, and which of its settings made the difference: `mtsae paper`."""
+"""Repeat the paper's own run, and measure which of its settings made the difference: `mtsae paper`."""

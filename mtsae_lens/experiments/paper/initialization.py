@@ -1,11 +1,12 @@
-"""What an untrained SAE gives: is a fall of the convolution's deviation with dilation, or a steady gradient, a sign of learning?
+"""Measure what an untrained SAE gives, to test whether a standard deviation that falls with dilation, or a steady gradient, is a sign
+of learning.
 
-Taps are drawn as `torch.nn.Conv1d` draws them, uniform within +-1/sqrt(kernel_size), so their variance is 1 / (3 kernel_size) and
+Taps are drawn as `torch.nn.Conv1d` draws them, uniform in +-1/sqrt(kernel_size), so their variance is 1 / (3 kernel_size) and
 
     E[convolution^2] = sum_j E[r_j^2] / (3 kernel_size)
 
-whatever the correlation in time. Under circular padding that is the same for every dilation; under zero padding the larger dilations
-read more nothing, and it falls.
+independently of the correlation in time. With circular padding this is the same for every dilation. With zero padding, larger dilations
+read more zeros, and it falls.
 """
 
 from __future__ import annotations
@@ -23,21 +24,27 @@ from torch import Tensor
 
 from mtsae_lens.experiments.paper.measures import finite
 from mtsae_lens.experiments.paper.published import SCALE_STD, STD_RATIO, PublishedSettings
-from mtsae_lens.experiments.paper.reproduction import build_runner, curve
+from mtsae_lens.experiments.paper.reproduction import build_runner, read_curve
 from mtsae_lens.experiments.paper.results import NullDistribution, ZeroRateGradients
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import TapMoments, convolution_std, tap_moments
 from mtsae_lens.sae.temporal import Padding
 from mtsae_lens.training.log import read_log
 
-CHANCE_OF_AN_ORDER = 1 / math.factorial(4)  # one order of four deviations, all orders alike
+CHANCE_OF_AN_ORDER = 1 / math.factorial(4)  # probability of one order of four deviations, if all orders are equally likely
 _DRAWS_AT_ONCE = 250
 _RATIOS_KEPT = 2_000  # enough for a histogram
-_ROUNDING = 1e-4  # a step between two deviations, each printed to four decimals, is off by this much at most
+_ROUNDING = 1e-4  # largest error of a difference of two deviations that are printed with four decimals
 
 
 def draw_stds(moments: TapMoments, n_draws: int, generator: torch.Generator) -> Float[Tensor, "draw n_scales"]:
-    """Draw the taps `n_draws` times and return the deviation of every scale."""
+    """Draw the taps repeatedly, and return the standard deviation of every scale.
+
+    Args:
+        moments: moments of what the taps read.
+        n_draws: number of draws.
+        generator: source of randomness.
+    """
     bound = moments.mean.shape[1] ** -0.5
     stds = []
     for start in range(0, n_draws, _DRAWS_AT_ONCE):
@@ -48,20 +55,29 @@ def draw_stds(moments: TapMoments, n_draws: int, generator: torch.Generator) -> 
 
 
 def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95% interval of a share (Wilson 1927)."""
+    """Return the 95% interval of a share (Wilson 1927).
+
+    Args:
+        successes: number of successes.
+        n: number of trials.
+    """
     z, share = 1.959964, successes / n
     center, spread = share + z**2 / (2 * n), z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return (center - spread) / (1 + z**2 / n), (center + spread) / (1 + z**2 / n)
 
 
 def step_evenness(stds: Float[Tensor, "draw n_scales"]) -> Float[Tensor, " draw"]:
-    """Return the largest step between neighboring deviations over the smallest, in size: 1 on a straight line."""
+    """Return the largest difference of neighboring deviations divided by the smallest, in absolute value: 1 for a straight line.
+
+    Args:
+        stds: standard deviations of the scales, for each draw.
+    """
     steps = stds.diff(dim=1).abs()
     return steps.amax(dim=1) / steps.amin(dim=1).clamp(min=1e-12)
 
 
 def published_evenness() -> float:
-    """Return the evenness of the paper's four deviations, at its worst given how they are rounded."""
+    """Return the evenness of the paper's four deviations, in the worst case given their rounding."""
     values = list(SCALE_STD.values())
     steps = [abs(later - earlier) for earlier, later in itertools.pairwise(values)]
     return (max(steps) + _ROUNDING) / (min(steps) - _ROUNDING)
@@ -75,15 +91,15 @@ def null_distribution(
     n_draws: int,
     generator: torch.Generator,
 ) -> NullDistribution:
-    """Measure how the deviations of untrained taps are ordered, on these activations.
+    """Measure how the standard deviations of untrained taps are ordered on given activations.
 
     Args:
         x: activations of whole contexts.
-        dilations: of the scales.
-        kernel_size: taps of a scale.
-        padding: what a tap reads past the ends of a context.
+        dilations: dilations of the scales.
+        kernel_size: taps per scale.
+        padding: what a tap reads beyond the ends of a context.
         n_draws: random draws of the taps.
-        generator: of the draws.
+        generator: source of randomness.
     """
     moments = tap_moments(x, dilations, kernel_size, padding)
     stds = draw_stds(moments, n_draws, generator)
@@ -108,18 +124,18 @@ def null_distribution(
 
 
 def gradients_without_learning(setup: PaperSetup, settings: PublishedSettings, seed: int, n_batches: int) -> ZeroRateGradients:
-    """Measure the gradient norms of the paper's run with a learning rate of 0, on the batches that it would see.
+    """Measure the gradient norms of the paper's run with a learning rate of 0, on the same batches.
 
     Args:
         setup: model, hook and text.
-        settings: the paper's.
-        seed: of the run.
-        n_batches: how many batches to see.
+        settings: settings of the paper.
+        seed: seed of the run.
+        n_batches: number of batches.
     """
     still = replace(settings, lr=0.0, weight_decay=0.0, training_tokens=n_batches * settings.batch_size_tokens)
     with tempfile.TemporaryDirectory() as folder:
         build_runner(setup, still, seed, Path(folder)).run()
-        rows = curve(read_log(Path(folder) / "training_log.jsonl"), still)
+        rows = read_curve(read_log(Path(folder) / "training_log.jsonl"), still)
     norms = [row.grad_norm for row in rows]
     values = torch.tensor(norms, dtype=torch.float64)
     summary = {"mean": float(values.mean()), "std": float(values.std()), "min": min(norms), "max": max(norms)}

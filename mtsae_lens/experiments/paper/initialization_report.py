@@ -1,4 +1,4 @@
-"""The second part of `mtsae paper`: table 1 and the gradient of a model that learns nothing."""
+"""Report the second part of `mtsae paper`: table 1 and the gradient of a model that does not learn."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ def initialization_part(
     n_still_batches: int,
     out: Path,
 ) -> Part:
-    """Measure table 1 and the gradient of a model that learns nothing, beside the paper's run.
+    """Measure table 1 and the gradient of a model that does not learn, and compare them with the paper's run.
 
     Args:
         setup: model, hook and text.
-        settings: the paper's.
-        runs: the paper's run, one for each seed.
+        settings: settings of the paper.
+        runs: the paper's run, one per seed.
         n_draws: random draws of untrained taps.
         n_contexts: held-out contexts whose activations the taps read.
-        n_still_batches: batches seen with a learning rate of 0.
+        n_still_batches: number of batches with a learning rate of 0.
         out: folder of the trials.
     """
     record = setup.record | asdict(settings)
@@ -93,7 +93,7 @@ def _null_table(nulls: Mapping[Padding, NullDistribution]) -> Table:
 
 
 def _null_section(nulls: Mapping[Padding, NullDistribution], ratios: Sequence[float], n_draws: int, table: Table) -> Section:
-    """Make the section on untrained taps; `ratios` are those of the trained seeds."""
+    """Make the section on untrained taps; `ratios` come from the trained seeds."""
     text = (
         f"{n_draws:,} random draws of untrained taps on this model's activations. Falls at every step: share of draws in which the standard "
         "deviation falls with every larger dilation; chance is that of any fixed order of four. Ratio: the last standard deviation over "
@@ -110,9 +110,9 @@ def _gradient_section(gradients: ZeroRateGradients, grad_norms: Sequence[float],
     """Make the section on gradients.
 
     Args:
-        gradients: with a learning rate of 0.
-        grad_norms: of the steps of the paper's run, which sees the first of the same batches.
-        apart: the largest relative difference of the two.
+        gradients: gradient norms with a learning rate of 0.
+        grad_norms: gradient norms of the steps of the paper's run, which reads the first of the same batches.
+        apart: largest relative difference between the two.
     """
     low, high = GRAD_NORM_RANGE
     values = {

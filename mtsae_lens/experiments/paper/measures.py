@@ -1,4 +1,4 @@
-"""Measures on stored held-out activations, which are much faster than measures through the language model."""
+"""Measure SAEs on stored held-out activations, which is much faster than through the language model."""
 
 from __future__ import annotations
 
@@ -35,7 +35,11 @@ _CONTEXTS_AT_ONCE = 32
 
 
 def mean_scale_cosine(z: Float[Tensor, "row n_scales d_in"]) -> float:
-    """Compute the mean cosine of two different scales, with its sign: 1 if all scales are equal."""
+    """Compute the mean cosine of two different scales, with its sign: 1 if all scales are equal.
+
+    Args:
+        z: vectors of the scales.
+    """
     directions = torch.nn.functional.normalize(z, dim=-1)
     n_scales = z.shape[-2]
     total = directions.sum(dim=-2).pow(2).sum(dim=-1).mean()  # ||sum_k u_k||^2 = K + sum over pairs of different scales
@@ -43,17 +47,25 @@ def mean_scale_cosine(z: Float[Tensor, "row n_scales d_in"]) -> float:
 
 
 def finite(metrics: Mapping[str, float]) -> Metrics:
-    """Replace values that are not finite, such as 0 / 0, by None, because JSON has no NaN."""
+    """Replace values that are not finite, such as 0 / 0, by None, because JSON has no NaN.
+
+    Args:
+        metrics: values by name.
+    """
     return {name: value if math.isfinite(value) else None for name, value in metrics.items()}
 
 
 @torch.no_grad()
 def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"]) -> Metrics:
-    """Measure fidelity on whole contexts, in which masked positions are zero and left out.
+    """Measure fidelity on whole contexts; masked positions are zero and left out.
+
+    Args:
+        sae: the SAE.
+        h: activations, zero at masked positions.
 
     Returns:
-        `explained_variance` (centered), `l2_loss` (mean `||h - h'||`, as in the paper), `l0`, `l1` (per token), `dead_features` (fire on
-        none of these tokens), and for a temporal SAE `scale_cosine`.
+        `explained_variance` (centered), `l2_loss` (mean `||h - h'||`, as in the paper), `l0`, `l1` (per token), `dead_features`
+        (features that fire on none of these tokens), and for a temporal SAE `scale_cosine`.
     """
     outputs, acts, scales, kept = [], [], [], []
     for batch in h.split(_CONTEXTS_AT_ONCE):

@@ -1,4 +1,4 @@
-"""The paper's own numbers, each with the section it comes from.
+"""The numbers that the paper publishes, each with the section that it comes from.
 
 "Temporal feature disentanglement: multi-scale sparse autoencoders for selective model unlearning", anonymous, under review.
 """
@@ -12,7 +12,7 @@ GRAD_NORM_RANGE = (0.01, 0.03)  # abstract, sections 1, 4, 5, 6.1
 
 SCALE_MEAN: dict[int, float] = {1: 0.0012, 2: 0.0009, 4: 0.0007, 8: 0.0005}  # table 1, by dilation
 SCALE_STD: dict[int, float] = {1: 0.0891, 2: 0.0867, 4: 0.0842, 8: 0.0819}  # table 1, by dilation
-STD_RATIO = SCALE_STD[8] / SCALE_STD[1]  # how far the deviation falls over table 1
+STD_RATIO = SCALE_STD[8] / SCALE_STD[1]  # last standard deviation of table 1 divided by the first
 
 METRICS: dict[str, float] = {  # section 6.2, under SAELens's names
     "l2_loss": 47.25,
@@ -27,7 +27,7 @@ METRICS: dict[str, float] = {  # section 6.2, under SAELens's names
 
 @dataclass(frozen=True)
 class PublishedSettings:
-    """How the paper trained: sections 4 and 5. Losses and padding are `MTTrainingSAEConfig.paper`."""
+    """The paper's training settings, from sections 4 and 5. Losses and padding are in `MTTrainingSAEConfig.paper`."""
 
     training_tokens: int = 10_000
     """Section 5: "10,000 training tokens"."""
@@ -55,7 +55,7 @@ class PublishedSettings:
 
     @property
     def n_steps(self) -> int:
-        """Whole batches in the token budget: 10,000 // 2,048 = 4."""
+        """Return the number of whole batches in the token budget: 10,000 // 2,048 = 4."""
         return self.training_tokens // self.batch_size_tokens
 
 

@@ -1,8 +1,8 @@
-"""The paper's run, exactly: 10,000 tokens in batches of 2,048 are 4 steps, at learning rates of 1 to 4 thousandths of the peak.
+"""Repeat the paper's run exactly: 10,000 tokens in batches of 2,048 are 4 steps, at learning rates of 1 to 4 thousandths of the peak.
 
-What the paper leaves open and how it is read here: `d_sae` (4 * d_in), the batch size of 2,048 (tokens), the cosine warm-up (a linear
-rise over 1,000 steps, then a cosine), the first encoder weights (the transposed decoder for the first scale, zero for the others).
-The rows of a batch are mixed over the whole buffer, as an activation buffer does.
+The paper leaves some settings open. They are read here as follows: `d_sae` is 4 * d_in, the batch size of 2,048 counts tokens, the
+cosine warm-up is a linear rise over 1,000 steps followed by a cosine, and the initial encoder weights are the transposed decoder for
+the first scale and zero for the others. The rows of a batch are mixed over the whole buffer, as an activation buffer does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,14 @@ from mtsae_lens.training.trainer import TrainerOptions
 def runner_config(
     setup: PaperSetup, settings: PublishedSettings, seed: int, out: Path
 ) -> LanguageModelSAERunnerConfig[MTTrainingSAEConfig]:
-    """Return SAELens's configuration of the paper's run."""
+    """Return SAELens's configuration of the paper's run.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings of the paper.
+        seed: seed of the run.
+        out: folder for the SAE.
+    """
     sae = MTTrainingSAEConfig.paper(
         setup.d_in, D_SAE_PER_D_IN * setup.d_in, context_size=settings.context_size, device=setup.device
     )
@@ -66,13 +73,27 @@ def runner_config(
 
 
 def build_runner(setup: PaperSetup, settings: PublishedSettings, seed: int, out: Path) -> SequenceSAETrainingRunner:
-    """Build the package's own runner, which logs every step."""
+    """Build the package's own runner, which logs every step.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings of the paper.
+        seed: seed of the run.
+        out: folder for the SAE.
+    """
     options = TrainerOptions(weight_decay=settings.weight_decay, b_dec_init="zeros", log_every_n_steps=1)
     return SequenceSAETrainingRunner(runner_config(setup, settings, seed, out), override_model=setup.model, options=options)
 
 
-def curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> tuple[TrainingStep, ...]:
-    """Read loss terms, gradient norm and learning rate of each step. The log holds the rate of the step to come, so it is moved by one."""
+def read_curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> tuple[TrainingStep, ...]:
+    """Return loss terms, gradient norm and learning rate of each step.
+
+    A row of the log holds the learning rate of the next step, so the rates are shifted by one.
+
+    Args:
+        log: rows of the training log.
+        settings: settings of the run.
+    """
     return tuple(
         TrainingStep(
             step=row["step"],
@@ -89,12 +110,19 @@ def curve(log: Sequence[Mapping[str, Any]], settings: PublishedSettings) -> tupl
 
 
 def _lr_of_step(log: Sequence[Mapping[str, Any]], step: int, settings: PublishedSettings) -> float:
-    """Return the learning rate that a step was made with."""
+    """Return the learning rate of a step."""
     return warm_up_lr(1, settings) if step == 1 else float(log[step - 2]["details/current_learning_rate"])
 
 
 def paper_metrics(sae: TrainingSAE[Any], setup: PaperSetup, table: TokenTable, h: Float[Tensor, "n pos d_in"]) -> Metrics:
-    """Measure every metric of the paper on held-out contexts and their activations `h`."""
+    """Measure every metric of the paper on held-out contexts.
+
+    Args:
+        sae: the SAE.
+        setup: model, hook and text.
+        table: held-out contexts.
+        h: their activations.
+    """
     measured = evaluate_fidelity(sae, setup.model, setup.cutter, table)
     metrics = finite({name: measured[name] for name in (*METRICS, "dead_features", "future_leak") if name in measured})
     return {"l2_loss": row_metrics(sae, h)["l2_loss"]} | metrics
@@ -103,13 +131,13 @@ def paper_metrics(sae: TrainingSAE[Any], setup: PaperSetup, table: TokenTable, h
 def reproduce_seed(
     setup: PaperSetup, settings: PublishedSettings, seed: int, folder: Path, table: TokenTable, h: Float[Tensor, "n pos d_in"]
 ) -> PaperRun:
-    """Make one run of the paper and measure it.
+    """Run the paper's training once, and measure the SAE.
 
     Args:
         setup: model, hook and text.
-        settings: the paper's.
-        seed: of the run.
-        folder: for the files of the training.
+        settings: settings of the paper.
+        seed: seed of the run.
+        folder: folder for the training's files.
         table: held-out contexts.
         h: their activations.
     """
@@ -119,7 +147,7 @@ def reproduce_seed(
     untrained.cfg.metadata = deepcopy(trained.cfg.metadata)
     before = {name: parameter.detach() for name, parameter in untrained.named_parameters()}
     return PaperRun(
-        curve=curve(read_log(folder / "training_log.jsonl"), settings),
+        curve=read_curve(read_log(folder / "training_log.jsonl"), settings),
         table_1=scale_statistics(trained, h),
         trained=paper_metrics(trained, setup, table, h),
         untrained=paper_metrics(untrained, setup, table, h),
@@ -131,7 +159,15 @@ def reproduce_seed(
 def reproduction_trials(
     setup: PaperSetup, settings: PublishedSettings, n_seeds: int, out: Path, n_test_contexts: int
 ) -> dict[str, Callable[[], PaperRun]]:
-    """Return what makes each run, one per seed; training files go to `out/seed_N`."""
+    """Return the functions that make each run, one per seed; training files go to `out/seed_N`.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings of the paper.
+        n_seeds: number of runs.
+        out: folder for the training's files.
+        n_test_contexts: held-out contexts to measure on.
+    """
     table = setup.test_table(n_test_contexts)
     h = setup.activations(table.tokens)
     return {

@@ -1,4 +1,4 @@
-"""The first part of `mtsae paper`: the paper's own run beside the numbers that the paper reports."""
+"""Report the first part of `mtsae paper`: the paper's own run, compared with the numbers that the paper reports."""
 
 from __future__ import annotations
 
@@ -32,10 +32,17 @@ _CURVE_TITLES = {
 def reproduction_part(
     setup: PaperSetup, settings: PublishedSettings, n_seeds: int, n_test_contexts: int, out: Path
 ) -> tuple[Part, list[PaperRun]]:
-    """Make the paper's own run, seed by seed, beside the numbers that the paper reports.
+    """Repeat the paper's run, seed by seed, and compare it with the numbers that the paper reports.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings of the paper.
+        n_seeds: number of runs.
+        n_test_contexts: held-out contexts to measure on.
+        out: folder of the trials.
 
     Returns:
-        The part, and the runs, one for each seed.
+        The part, and the runs, one per seed.
     """
     record = setup.record | asdict(settings) | {"n_test_contexts": n_test_contexts}
     trials = reproduction_trials(setup, settings, n_seeds, out, n_test_contexts)

@@ -1,4 +1,4 @@
-"""Records of the paper's run and of what its numbers look like when nothing learns."""
+"""Records of the paper's run, and of its numbers without learning."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class PaperRun(Record):
 
     curve: tuple[TrainingStep, ...]
     table_1: dict[str, ScaleMoments]
-    """After training on held-out text, by dilation."""
+    """Moments after training, measured on held-out text, by dilation."""
     trained: Metrics
     """Every metric of the paper on held-out text."""
     untrained: Metrics
@@ -48,16 +48,16 @@ class PaperRun(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class NullDistribution(Record):
-    """How the deviations of the convolutions of untrained taps are ordered, over many random draws of the taps."""
+    """How the standard deviations of the convolutions of untrained taps are ordered, over many random draws of the taps."""
 
     n_draws: int
     monotone_share: float
-    """Share of draws whose deviation falls at every step of the dilation."""
+    """Share of draws whose standard deviation falls at every step of the dilation."""
     monotone_share_low: float
     """Lower end of its 95% interval."""
     monotone_share_high: float
     ratios: tuple[float, ...]
-    """Last deviation over the first, of the first draws."""
+    """Last standard deviation divided by the first, for the first draws."""
     ratio_mean: float
     ratio_std: float
     share_at_or_below_published: float
@@ -67,9 +67,9 @@ class NullDistribution(Record):
     share_as_even: float
     """Share of draws that fall in steps as even as the paper's, whatever their size."""
     mean_std: dict[str, float]
-    """By dilation."""
+    """Mean standard deviation by dilation."""
     expected_std: dict[str, float]
-    """By dilation, the root of the expected variance without its mean term."""
+    """Root of the expected variance without its mean term, by dilation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class ZeroRateGradients(Record):
     """Gradient norms of the paper's run with a learning rate of 0."""
 
     grad_norms: tuple[float, ...]
-    """One per batch; the first are those of the batches that the real run sees."""
+    """One norm per batch; the first batches are those of the real run."""
     mean: float | None
     std: float | None
     min: float | None

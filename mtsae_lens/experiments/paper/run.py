@@ -1,4 +1,4 @@
-"""Repeat the paper, step by step, and show by experiment why its model did not learn."""
+"""Repeat the paper step by step, and show by experiment why its model did not learn."""
 
 from __future__ import annotations
 
@@ -24,13 +24,21 @@ from mtsae_lens.reporting.page import Table, write_report
 
 
 def published_settings(settings: PaperSettings) -> PublishedSettings:
-    """Return the paper's settings. Only the context size of another model and, with `quick`, the buffer differ."""
+    """Return the paper's settings. Only the context size of another model and, with `quick`, the buffer differ.
+
+    Args:
+        settings: settings of the command.
+    """
     buffer = 128 if settings.quick else SETTINGS.buffer_size_sequences
     return replace(SETTINGS, context_size=settings.context_size, buffer_size_sequences=buffer)
 
 
 def switch_settings(settings: PaperSettings) -> SwitchSettings:
-    """Return what the arms of the switches share."""
+    """Return the settings that all arms of the switches share.
+
+    Args:
+        settings: settings of the command.
+    """
     full = SwitchSettings(n_steps=settings.n_steps, context_size=settings.context_size)
     if not settings.quick:
         return full
@@ -38,24 +46,34 @@ def switch_settings(settings: PaperSettings) -> SwitchSettings:
 
 
 def planted_settings(settings: PaperSettings) -> PlantedSettings:
-    """Return what the trials on planted sequences share."""
+    """Return the settings that all trials on planted sequences share.
+
+    Args:
+        settings: settings of the command.
+    """
     full = PlantedSettings(n_steps=settings.n_planted_steps)
     return replace(full, d_sae=160, n_test_sequences=16) if settings.quick else full
 
 
-@stopped_with(GOES_ON, unless_told=True)
+@stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
-    """Run every part; write `metrics.json` (one key per part, and `provenance`) and `report.html`. What is done is not done again.
+    """Run every part, and write `metrics.json` (one key per part, and `provenance`) and `report.html`. Finished work is not repeated.
+
+    Args:
+        settings: what to run.
 
     Returns:
         The metrics, and the tables to print.
+
+    Raises:
+        ConfigError: the context size does not divide the paper's batch.
     """
     watch = Stopwatch()
     if SETTINGS.batch_size_tokens % settings.context_size:
         raise ConfigError(
-            f"context_size={settings.context_size} does not divide the paper's batch of {SETTINGS.batch_size_tokens:,} tokens; give 128, or "
-            "another power of two"
+            f"expected a context_size that divides the paper's batch of {SETTINGS.batch_size_tokens:,}, got {settings.context_size}; give "
+            "128, or another power of two"
         )
     check_source(settings.text)
     size, published = settings.at_size(), published_settings(settings)

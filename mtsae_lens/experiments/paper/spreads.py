@@ -1,4 +1,4 @@
-"""Spreads over seeds, and how tables show them."""
+"""Compute spreads over seeds, and format them for tables."""
 
 from __future__ import annotations
 
@@ -26,14 +26,25 @@ class Spread(Record):
 
 
 def show_number(value: float) -> str:
-    """Format a number with three significant digits, without an exponent where possible."""
+    """Format a number with three significant digits, without an exponent if possible.
+
+    Args:
+        value: the number.
+    """
     if value == 0 or not math.isfinite(value):
         return f"{value:g}"
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}"
 
 
 def spread(values: Sequence[float | None]) -> Spread | None:
-    """Compute the spread of the values that are not None; None if all are."""
+    """Compute the spread of the values that are not None.
+
+    Args:
+        values: one value per seed.
+
+    Returns:
+        The spread; None if all values are None.
+    """
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -43,13 +54,22 @@ def spread(values: Sequence[float | None]) -> Spread | None:
 
 
 def show_spread(values: Sequence[float | None]) -> str:
-    """Format the spread of values over seeds."""
+    """Format the spread of values over seeds.
+
+    Args:
+        values: one value per seed.
+    """
     found = spread(values)
     return str(found) if found else "not defined"
 
 
 def show_difference(values: Sequence[float | None], base: Sequence[float | None]) -> str:
-    """Format the difference from a base, paired by seed: its mean, its range, and whether the seeds agree on its sign."""
+    """Format the difference from a base, paired by seed: its mean, its range, and whether the seeds agree on its sign.
+
+    Args:
+        values: one value per seed.
+        base: the base's values, in the same order.
+    """
     pairs = [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
     delta = spread([a - b for a, b in pairs])
     if delta is None:

@@ -1,7 +1,7 @@
-"""One change at a time: the paper's settings, given tokens, with one thing changed in each arm.
+"""Change one thing at a time: each arm trains with the paper's settings and enough tokens, except for one change.
 
 Every arm trains on the same stored activations, in the same order for the same seed. The base arm is the paper's SAE
-(`MTTrainingSAEConfig.paper`) with a warm-up of 5% of the steps; what makes it quick is smaller than the paper's: the width and the batch.
+(`MTTrainingSAEConfig.paper`) with a warm-up of 5% of the steps. To run quickly, its width and its batch are smaller than the paper's.
 """
 
 from __future__ import annotations
@@ -53,26 +53,26 @@ class SwitchSettings:
 
     @property
     def batch_size_tokens(self) -> int:
-        """Positions in a batch."""
+        """Return the number of positions per batch."""
         return self.batch_size_sequences * self.context_size
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: what differs from the base."""
+    """One way to train: the differences from the base."""
 
     label: str
     sae: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `MTTrainingSAEConfig`."""
+    """Fields of `MTTrainingSAEConfig` that differ."""
     defaults: bool = False
-    """The package's own defaults in the place of the paper's settings."""
+    """Whether to use the package's own defaults in place of the paper's settings."""
     n_steps: int | None = None
     lr: float | None = None
     weight_decay: float | None = None
     lr_warm_up_steps: int | None = None
     activation_scale: float = 1.0
     in_model: bool = False
-    """Measure the language model's loss too; slow."""
+    """Whether to measure the language model's loss too, which is slow."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,11 @@ class Switch:
 
 
 def arms(settings: SwitchSettings) -> dict[str, Arm]:
-    """Return every arm by name; `paper` is the base."""
+    """Return every arm by name; `paper` is the base.
+
+    Args:
+        settings: settings that all arms share.
+    """
     steps = settings.n_steps
     longer = {n: f"steps_{n}" for n in (SETTINGS.n_steps, max(5, steps // 10), max(6, steps // 3), 3 * steps)}
     normalized = {"normalize_activations": "expected_average_only_in"}
@@ -113,7 +117,11 @@ def arms(settings: SwitchSettings) -> dict[str, Arm]:
 
 
 def switches(settings: SwitchSettings) -> list[Switch]:
-    """Return the questions in the order of the report."""
+    """Return the questions in the order of the report.
+
+    Args:
+        settings: settings that all arms share.
+    """
     fidelity = ("explained_variance", "l0", "dead_features")
     budgets = sorted((name for name in arms(settings) if name.startswith("steps_")), key=lambda name: int(name[6:]))
     return [
@@ -153,7 +161,15 @@ def switches(settings: SwitchSettings) -> list[Switch]:
 
 
 def build_sae(arm: Arm, settings: SwitchSettings, d_in: int, seed: int, device: str) -> MTTrainingSAE:
-    """Build the untrained SAE of an arm."""
+    """Build the untrained SAE of an arm.
+
+    Args:
+        arm: the arm.
+        settings: settings that all arms share.
+        d_in: width of the activations.
+        seed: seed of the initialization.
+        device: device of the SAE.
+    """
     shared = {"context_size": settings.context_size, "device": device, **arm.sae}
     d_sae = settings.d_sae_per_d_in * d_in
     cfg = (
@@ -169,7 +185,7 @@ def build_sae(arm: Arm, settings: SwitchSettings, d_in: int, seed: int, device: 
 
 @dataclass(frozen=True, eq=False)
 class CachedActivations:
-    """Activations that are read once, for all trials."""
+    """Activations that are computed once for all trials."""
 
     setup: PaperSetup
     settings: SwitchSettings
@@ -179,18 +195,27 @@ class CachedActivations:
 
     @classmethod
     def read(cls, setup: PaperSetup, settings: SwitchSettings) -> CachedActivations:
-        """Run the language model and keep its activations."""
+        """Run the language model and keep its activations.
+
+        Args:
+            setup: model, hook and text.
+            settings: settings that all arms share.
+        """
         test = setup.test_table(settings.n_test_contexts)
         table = setup.test_table(min(settings.n_model_contexts, len(test)))
         h_train = setup.activations(setup.train_tokens(settings.n_train_contexts))
         return cls(setup, settings, h_train, setup.activations(test.tokens), table)
 
     def run_arm(self, arm: Arm, seed: int) -> Metrics:
-        """Train one arm with one seed and measure it on held-out activations.
+        """Train one arm with one seed, and measure it on held-out activations.
+
+        Args:
+            arm: the arm.
+            seed: seed of the run.
 
         Returns:
-            `row_metrics`, `scale_cosine_untrained`, and, where the arm asks for the model's loss, `ce_loss_score`, `kl_div_score`,
-            `future_leak`, and for an encoder that sees the future `ce_loss_score_withhold` and `ce_loss_score_replace`.
+            `row_metrics` and `scale_cosine_untrained`. If the arm asks for the model's loss, also `ce_loss_score`, `kl_div_score`,
+            `future_leak`, and for an encoder that reads later positions `ce_loss_score_withhold` and `ce_loss_score_replace`.
         """
         settings, h_test = self.settings, self.h_test * arm.activation_scale
         sae = build_sae(arm, settings, self.h_train.shape[-1], seed, self.setup.device)
@@ -206,14 +231,18 @@ class CachedActivations:
             lr_warm_up_steps=warm_up,
             options=TrainerOptions(
                 weight_decay=settings.weight_decay if arm.weight_decay is None else arm.weight_decay,
-                b_dec_init="zeros",  # as the paper
+                b_dec_init="zeros",  # as in the paper
                 log_every_n_steps=n_steps,
             ),
         )
         return metrics | row_metrics(sae, h_test) | (self.in_model(sae) if arm.in_model else {})
 
     def in_model(self, sae: MTTrainingSAE) -> Metrics:
-        """Measure what the reconstruction does to the language model's loss, with and without a view of the future."""
+        """Measure how the reconstruction changes the language model's loss, with and without access to later positions.
+
+        Args:
+            sae: the trained SAE.
+        """
         sae.cfg.metadata.hook_name = self.setup.hook_name
         names = ("ce_loss_score", "kl_div_score", "future_leak")
         measured = evaluate_fidelity(sae, self.setup.model, self.setup.cutter, self.table)
@@ -237,7 +266,13 @@ def _run_arm(address: PaperAddress, settings: SwitchSettings, name: str, seed: i
 
 
 def switch_trials(setup: PaperSetup, settings: SwitchSettings, n_seeds: int) -> dict[str, Trial]:
-    """Return the computation of every trial by its name (`arm/seed_N`); it can run in another process."""
+    """Return the computation of every trial by its name (`arm/seed_N`); it can run in another process.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings that all arms share.
+        n_seeds: number of seeds.
+    """
     return {
         f"{name}/seed_{seed}": partial(_run_arm, setup.address, settings, name, seed)
         for name in arms(settings)
@@ -246,12 +281,20 @@ def switch_trials(setup: PaperSetup, settings: SwitchSettings, n_seeds: int) -> 
 
 
 def settings_record(settings: SwitchSettings) -> dict[str, Any]:
-    """Return what the results depend on, as JSON."""
+    """Return what the results depend on, as JSON.
+
+    Args:
+        settings: settings that all arms share.
+    """
     return asdict(settings) | {"arms": {name: asdict(arm) for name, arm in arms(settings).items()}}
 
 
 def values_by_arm(results: Mapping[str, Metrics]) -> dict[str, dict[str, list[float | None]]]:
-    """Collect the results of trials `arm/seed_N` as lists over seeds, by arm and metric."""
+    """Collect the results of trials `arm/seed_N` as lists over seeds, by arm and metric.
+
+    Args:
+        results: metrics by trial.
+    """
     collected: dict[str, dict[str, list[float | None]]] = {}
     for trial, metrics in results.items():
         arm = collected.setdefault(trial.rpartition("/")[0], {})

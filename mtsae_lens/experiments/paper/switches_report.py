@@ -1,4 +1,4 @@
-"""The third part of `mtsae paper`: one change at a time to its SAE."""
+"""Report the third part of `mtsae paper`: its SAE with one change at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ from mtsae_lens.trials import run_trials
 
 
 def switches_part(setup: PaperSetup, settings: SwitchSettings, n_seeds: int, out: Path, n_workers: int) -> Part:
-    """Train the paper's SAE with enough tokens and one change at a time, and compare the arms."""
+    """Train the paper's SAE with enough tokens and one change at a time, and compare the arms.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings that all arms share.
+        n_seeds: number of seeds.
+        out: folder of the trials.
+        n_workers: number of processes.
+    """
     record = setup.record | settings_record(settings)
     results = run_trials(out / "trials", record, switch_trials(setup, settings, n_seeds), "Switches", n_workers=n_workers)
     values = values_by_arm(results)
@@ -64,9 +72,9 @@ def switch_section(switch: Switch, settings: SwitchSettings, values: Mapping[str
     """Make the section on one switch: its question, table and figure.
 
     Args:
-        switch: what is asked.
-        settings: what all arms share.
-        values: by arm and metric, one value for each seed.
+        switch: the question.
+        settings: settings that all arms share.
+        values: one value per seed, by arm and metric.
     """
     labels = {name: arm.label for name, arm in arms(settings).items()}
     if switch.title == "Token budget":
@@ -90,7 +98,11 @@ def switch_section(switch: Switch, settings: SwitchSettings, values: Mapping[str
 
 
 def leak_section(values: Mapping[str, Mapping[str, list[float | None]]]) -> Section:
-    """Make the section on how much of the circular SAE's score is left without later positions."""
+    """Make the section on how much of the circular SAE's score remains without later positions.
+
+    Args:
+        values: one value per seed, by arm and metric.
+    """
     whole = values[BASE]["ce_loss_score"]
     scores = {
         "circular": whole,
@@ -109,7 +121,12 @@ def leak_section(values: Mapping[str, Mapping[str, list[float | None]]]) -> Sect
 
 
 def ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, list[float | None]]]) -> Section:
-    """Make the table of all arms of the base's length, ranked by explained variance."""
+    """Make the table of all arms with as many steps as the base, ranked by explained variance.
+
+    Args:
+        settings: settings that all arms share.
+        values: one value per seed, by arm and metric.
+    """
     base = values[BASE]["explained_variance"]
     known = {name: arm for name, arm in arms(settings).items() if arm.n_steps is None and name != BASE}
     changes = {name: spread([a - b for a, b in _pairs(values[name]["explained_variance"], base)]) for name in known}

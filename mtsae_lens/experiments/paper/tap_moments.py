@@ -1,12 +1,12 @@
-"""Moments of what untrained or trained taps read, and from them the statistics of every scale's convolution (table 1).
+"""Compute moments of what taps read, and from them the statistics of every scale's convolution (table 1).
 
-The convolution of a scale is `c_d[t] = sum_j w_jd r_jd[t]`, where `r_jd[t] = x_d[t + offset_j]`, or 0 where nothing can be read. So over kept
-positions and all dimensions
+The convolution of a scale is `c_d[t] = sum_j w_jd r_jd[t]`, where `r_jd[t] = x_d[t + offset_j]`, or 0 if that position cannot be read.
+Over kept positions and all dimensions,
 
     mean  = mean_d sum_j w_jd E_t[r_jd]
     std^2 = mean_d sum_ij w_id w_jd E_t[r_id r_jd] - mean^2
 
-and thousands of draws of the taps cost one pass over the activations.
+so thousands of draws of the taps need only one pass over the activations.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mtsae_lens.sae.temporal import Padding, find_walls, sequence_reads, tap_off
 
 @dataclass(frozen=True, eq=False)
 class TapMoments:
-    """First and second moments, over kept positions, of what each tap reads."""
+    """First and second moments of what each tap reads, over kept positions."""
 
     mean: Float[Tensor, "n_scales kernel_size d_in"]
     second: Float[Tensor, "n_scales kernel_size kernel_size d_in"]
@@ -33,7 +33,14 @@ class TapMoments:
 
 
 def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel_size: int, padding: Padding) -> TapMoments:
-    """Compute the moments of the reads of whole contexts; positions that are walls do not count, and reading one gives 0."""
+    """Compute the moments of what taps read on whole contexts. Positions that are walls are left out, and reading a wall gives 0.
+
+    Args:
+        x: activations of whole contexts.
+        dilations: dilations of the scales.
+        kernel_size: taps per scale.
+        padding: what a tap reads beyond the ends of a context.
+    """
     keep = ~find_walls(x)
     offsets = [tap_offsets(kernel_size, dilation, padding) for dilation in dilations]
     every = sorted({offset for scale in offsets for offset in scale})
@@ -48,14 +55,24 @@ def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel
 def convolution_mean(
     taps: Float[Tensor, "draw n_scales kernel_size d_in"], moments: TapMoments
 ) -> Float[Tensor, "draw n_scales"]:
-    """Compute the mean of each scale's convolution over kept positions and dimensions."""
+    """Compute the mean of each scale's convolution over kept positions and dimensions.
+
+    Args:
+        taps: weights of the taps, one set per draw.
+        moments: moments of what the taps read.
+    """
     return torch.einsum("nsjd,sjd->ns", taps, moments.mean) / taps.shape[-1]
 
 
 def convolution_std(
     taps: Float[Tensor, "draw n_scales kernel_size d_in"], moments: TapMoments
 ) -> Float[Tensor, "draw n_scales"]:
-    """Compute the standard deviation of each scale's convolution over kept positions and dimensions, as `Tensor.std` gives it."""
+    """Compute the standard deviation of each scale's convolution over kept positions and dimensions, with the correction of `Tensor.std`.
+
+    Args:
+        taps: weights of the taps, one set per draw.
+        moments: moments of what the taps read.
+    """
     d_in = taps.shape[-1]
     power = torch.einsum("nsid,sijd,nsjd->ns", taps, moments.second, taps) / d_in
     mean = convolution_mean(taps, moments)
@@ -65,7 +82,15 @@ def convolution_std(
 
 @torch.no_grad()
 def scale_statistics(sae: TemporalEncoder, h: Float[Tensor, "n pos d_in"]) -> dict[str, ScaleMoments]:
-    """Compute mean and standard deviation of each scale's convolution on whole contexts, by dilation."""
+    """Compute mean and standard deviation of each scale's convolution on whole contexts.
+
+    Args:
+        sae: the encoder.
+        h: activations of whole contexts.
+
+    Returns:
+        Moments by dilation.
+    """
     cfg = sae.cfg
     moments = tap_moments(sae.process_sae_in(h), cfg.dilations, cfg.kernel_size, cfg.padding)
     taps = sae.taps.detach().unsqueeze(0)

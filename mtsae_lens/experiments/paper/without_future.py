@@ -1,10 +1,9 @@
-"""The circular SAE with its view of the future taken away: how much of its score was the leak?
+"""Remove later positions from what the circular SAE reads, to measure how much of its score is due to the leak.
 
-An SAE that is spliced into an autoregressive model at position t should know nothing of later positions. Two ways to take them away
-from a trained one, neither of which it was trained for, so both are upper bounds of what the leak was worth:
+An SAE that is spliced into an autoregressive model at position t should not depend on later positions. There are two ways to remove them:
 
 - `withhold`: a tap that would read a later position reads nothing;
-- `replace`: it reads the same later position of another context, so that every tap sees what activations look like.
+- `replace`: it reads the same later position of another context, so that every tap still reads typical activations.
 """
 
 from __future__ import annotations
@@ -25,13 +24,17 @@ Future = Literal["withhold", "replace"]
 
 
 class WithoutFuture(MTTrainingSAE):
-    """A trained MTSAE whose taps read no position after their own, around the circle or straight."""
+    """A trained MTSAE whose taps read no later position, neither around the circle nor directly."""
 
     future: Future = "withhold"
 
     @override
     def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
-        """Encode as the base class does, with later positions withheld or replaced."""
+        """Encode as the base class does, with later positions withheld or replaced.
+
+        Args:
+            x: input of the encoder.
+        """
         n_positions = x.shape[1]
         position = torch.arange(n_positions, device=x.device)
         other = sequence_reads(x.roll(1, dims=0), self.read_offsets, self.cfg.padding) if self.future == "replace" else {}
@@ -44,9 +47,17 @@ class WithoutFuture(MTTrainingSAE):
 
 
 def without_future(sae: MTTrainingSAE, future: Future) -> WithoutFuture:
-    """Return a copy of a trained SAE that reads no later position."""
+    """Return a copy of a trained SAE that reads no later position.
+
+    Args:
+        sae: the trained SAE.
+        future: `withhold` or `replace`.
+
+    Raises:
+        ConfigError: `future` is something else.
+    """
     if future not in get_args(Future):
-        raise ConfigError(f"future must be one of {', '.join(map(repr, get_args(Future)))}; got {future!r}")
+        raise ConfigError(f"expected future out of {', '.join(map(repr, get_args(Future)))}, got {future!r}; give one of them")
     blind = WithoutFuture(deepcopy(sae.cfg))
     blind.load_state_dict(sae.state_dict())
     blind.future = future

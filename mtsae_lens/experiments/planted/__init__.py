@@ -1,1 +1,1 @@
-"""Recovery of planted features of known time scales: `mtsae planted`."""
+"""Measure how well SAEs recover planted features of known time scales: `mtsae planted`."""

@@ -1,4 +1,6 @@
-"""Which SAEs are trained on planted sequences: the comparison, the strength of the echo, and the three directions that the paper left open."""
+"""Define which SAEs are trained on planted sequences: the comparison, the strength of the echo, and the three directions that the paper
+left open.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +18,32 @@ SPARSITY: dict[str, tuple[dict[str, float], ...]] = {
     "jumprelu": ({"l0_coefficient": 0.3}, {"l0_coefficient": 1.0}, {"l0_coefficient": 3.0}),
     "standard": ({"l1_coefficient": 0.3}, {"l1_coefficient": 1.0}, {"l1_coefficient": 3.0}),
 }
-"""What each architecture may choose from on TUNE."""
+"""Sparsity settings of each architecture that are tried on TUNE."""
 
 FAR_LAGS: dict[str, Any] = {"lags": ((3, 6), (12, 24), (32, 63))}
-"""Patterns that the default dilations do not reach, or not exactly."""
+"""Lags of patterns that the default dilations do not read, or do not read exactly."""
 
 LONG = (0, 1, 2, 4, 8, 16, 32, 63)
 """Dilations with a receptive field of 127 positions."""
 
 SEPARATION_COEFFICIENT = 10.0
-"""About half of the squared error of an input whose norm is scaled to sqrt(d_in) = 8, so that the loss matters."""
+"""Coefficient of a separation loss. It is about half of the squared error of an input of norm sqrt(d_in) = 8, so that the loss has an
+effect.
+"""
 
 ECHOES = (0.6, 1.2)
-"""Magnitudes of the echo beside the default, weaker and stronger."""
+"""Magnitudes of the echo, weaker and stronger than the default."""
 
 N_SIDE_SEEDS = 2
-"""Seeds of what stands beside the comparison: other magnitudes of the echo, and the ablations; each has 32 patterns."""
+"""Number of seeds of the additional experiments: other magnitudes of the echo, and the ablations. Each seed has 32 patterns."""
 
 
 def sparsity_arms(architectures: Mapping[str, tuple[dict[str, float], ...]]) -> dict[str, PlantedArm]:
-    """Return every architecture at every sparsity that it may choose from."""
+    """Return every architecture with each of its sparsity settings.
+
+    Args:
+        architectures: sparsity settings by architecture.
+    """
     return {
         f"{architecture}/{number}": PlantedArm(architecture, setting)
         for architecture, settings in architectures.items()
@@ -44,7 +52,11 @@ def sparsity_arms(architectures: Mapping[str, tuple[dict[str, float], ...]]) -> 
 
 
 def echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
-    """Return MTSAE and the nearest pointwise architecture at other strengths of the echo."""
+    """Return MTSAE and the nearest pointwise architecture with other magnitudes of the echo.
+
+    Args:
+        chosen: the arm of each architecture.
+    """
     return {
         f"{name}/echo_{echo:g}": PlantedArm(chosen[name].architecture, chosen[name].sae, {"echo_magnitude": echo})
         for echo in ECHOES
@@ -53,7 +65,11 @@ def echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
 
 
 def direction_arms(ours: PlantedArm) -> dict[str, dict[str, PlantedArm]]:
-    """Return the ablations by direction; the first arm of each is the plain version, and `default` is trained already for the comparison."""
+    """Return the ablations by direction. The first arm of each is the plain version; `default` is already trained for the comparison.
+
+    Args:
+        ours: the arm of MTSAE.
+    """
 
     def arm(planted: Mapping[str, Any] | None = None, **sae: Any) -> PlantedArm:
         return PlantedArm(ours.architecture, {**ours.sae, **sae}, planted or {})

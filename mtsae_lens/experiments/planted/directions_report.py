@@ -1,4 +1,4 @@
-"""The part of the report on the three directions that the paper left open, each an ablation on planted sequences."""
+"""Report the three directions that the paper left open, each as an ablation on planted sequences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ from mtsae_lens.trials import run_trials
 
 
 def directions_part(settings: PlantedSettings, ours: PlantedArm, n_seeds: int, out: Path, n_workers: int) -> Part:
-    """Train the ablations of each of the paper's open directions on planted sequences, and compare them with the plain version."""
+    """Train the ablations of each of the paper's open directions on planted sequences, and compare them with the plain version.
+
+    Args:
+        settings: settings that all arms share.
+        ours: the arm of MTSAE.
+        n_seeds: number of seeds.
+        out: folder of the trials.
+        n_workers: number of processes.
+    """
     directions = direction_arms(ours)
     arms = {label: arm for group in directions.values() for label, arm in group.items()}
     jobs = trials(arms, settings, range(n_seeds))

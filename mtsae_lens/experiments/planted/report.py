@@ -1,4 +1,4 @@
-"""The part of the report that compares architectures on planted sequences."""
+"""Report the comparison of architectures on planted sequences."""
 
 from __future__ import annotations
 
@@ -56,15 +56,27 @@ _STATISTICS: dict[Score, str] = {
 
 
 def class_label(kind: str, time_scale: int) -> str:
-    """Return the name of a class, such as `persistent 16`, `cue` or `pattern -8`."""
+    """Return the name of a class, such as `persistent 16`, `cue` or `pattern -8`.
+
+    Args:
+        kind: kind of the features.
+        time_scale: time scale of the features, in positions.
+    """
     return {"persistent": f"persistent {time_scale}", "cue": "cue", "pattern": f"pattern -{time_scale}"}[kind]
 
 
 def planted_part(settings: PlantedSettings, n_seeds: int, out: Path, n_workers: int) -> tuple[Part, dict[str, PlantedArm]]:
-    """Train every architecture, its sparsity chosen on TUNE, on the same planted sequences, and score recovery and naming.
+    """Train every architecture, with sparsity chosen on TUNE, on the same planted sequences, and score recovery and identification of
+    time scales.
+
+    Args:
+        settings: settings that all arms share.
+        n_seeds: number of seeds.
+        out: folder of the trials.
+        n_workers: number of processes.
 
     Returns:
-        The part, and the arm of each architecture with the sparsity that was chosen.
+        The part, and the arm of each architecture with the chosen sparsity.
     """
     candidates = sparsity_arms(SPARSITY)
     tuning = run_trials(
@@ -122,22 +134,43 @@ def planted_part(settings: PlantedSettings, n_seeds: int, out: Path, n_workers: 
 
 
 def read_arm(results: Mapping[str, Mapping[str, Any]], arm: str, n_seeds: int) -> list[PlantedTrial]:
-    """Read the trials of one arm, seed by seed."""
+    """Read the trials of one arm, seed by seed.
+
+    Args:
+        results: JSON of the trials, by name.
+        arm: name of the arm.
+        n_seeds: number of seeds.
+    """
     return [read_trial(results[f"{arm}/seed_{seed}"]) for seed in range(n_seeds)]
 
 
 def read_oracle(results: Mapping[str, Mapping[str, Any]], name: str, n_seeds: int) -> list[OracleTrial]:
-    """Read the trials of the oracles, seed by seed."""
+    """Read the trials of the oracles, seed by seed.
+
+    Args:
+        results: JSON of the trials, by name.
+        name: name of the oracle.
+        n_seeds: number of seeds.
+    """
     return [OracleTrial.from_json(results[f"{name}/seed_{seed}"]) for seed in range(n_seeds)]
 
 
 def temporal(records: Sequence[PlantedTrial]) -> list[TemporalTrial]:
-    """Return the trials that are of SAEs with a temporal encoder."""
+    """Return the trials of SAEs with a temporal encoder.
+
+    Args:
+        records: trials.
+    """
     return [record for record in records if isinstance(record, TemporalTrial)]
 
 
 def by_class(records: Sequence[PlantedRecord], score: Score) -> dict[str, dict[str, Any]]:
-    """Return a score by class of feature, for `metrics.json`."""
+    """Return a score by class of feature, for `metrics.json`.
+
+    Args:
+        records: one record per seed.
+        score: name of the score.
+    """
     return {class_label(*of): class_estimate(records, score, *of).to_json() for of in classes(records[0])}
 
 
@@ -190,7 +223,7 @@ def _recovery_section(
 def _margins(
     records: Mapping[str, Sequence[PlantedTrial]], oracle: Sequence[OracleTrial]
 ) -> dict[str, dict[str, FeatureInterval]]:
-    """Return how much more F1 MTSAE has than each other SAE and than the oracle on one position, by kind of feature."""
+    """Return by how much the F1 of MTSAE exceeds that of each other SAE and of the oracle on one position, by kind of feature."""
     ours = records[OURS]
     kinds = list(dict.fromkeys(oracle[0].kind))
     against = {name: {kind: margin(ours, own, kind) for kind in kinds} for name, own in records.items() if name != OURS}

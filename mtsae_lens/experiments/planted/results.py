@@ -19,13 +19,16 @@ Score = Literal[
 
 @dataclass(frozen=True, kw_only=True)
 class PlantedRecord(Record):
-    """The planted features, one entry each."""
+    """Base of the records, with one entry per planted feature."""
 
     kind: tuple[str, ...]
     time_scale: tuple[int, ...]
 
     def column(self, score: Score) -> Values:
         """Return the values of one score.
+
+        Args:
+            score: name of the score.
 
         Raises:
             AttributeError: this kind of record has no such score.
@@ -49,7 +52,7 @@ class PlantedTrial(PlantedRecord):
     """The scores of one SAE; the columns have one value for each planted feature."""
 
     matched: tuple[int, ...]
-    """The feature of the SAE that is matched to it."""
+    """Index of the SAE's feature that is matched to each planted feature."""
     correlation: Values
     f1: Values
     onset_recall: Values
@@ -68,19 +71,23 @@ class TemporalTrial(PlantedTrial):
     offsets: tuple[int, ...]
     """The positions that the encoder reads, relative to the current one."""
     profile: tuple[Values, ...]
-    """For each planted feature, the share of every offset in what lifts its match."""
+    """For each planted feature, the share of every offset in the lift of its match."""
     context_share: Values
     context_lag: Values
     named_lags: tuple[int, ...]
     """Index of the planted pair of lags that holds most of the profile."""
     dilations: tuple[float, ...]
     separation: dict[str, float]
-    """Every separation loss after training, whichever was trained on: 0 for scales that are apart, 1 for equal ones."""
+    """Every separation loss after training, also those that were not used: 0 for separate scales, 1 for equal ones."""
     predictivity: dict[str, float | None]
     group: tuple[int, ...] | None = None
-    """Of a nested SAE, the group of each match."""
+    """The group of each match in a nested SAE; None for other SAEs."""
 
 
 def read_trial(content: Mapping[str, Any]) -> PlantedTrial:
-    """Read a kept trial of an SAE from its JSON."""
+    """Read a saved trial of an SAE from its JSON.
+
+    Args:
+        content: JSON of the trial.
+    """
     return (TemporalTrial if "offsets" in content else PlantedTrial).from_json(content)

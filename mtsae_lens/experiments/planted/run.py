@@ -1,4 +1,4 @@
-"""Train SAEs on sequences with planted time and score what they recover."""
+"""Train SAEs on sequences with planted features of known time scales, and score what they recover."""
 
 from __future__ import annotations
 
@@ -19,7 +19,11 @@ from mtsae_lens.reporting.page import Table, write_report
 
 
 def trial_settings(settings: PlantedCommandSettings) -> PlantedSettings:
-    """Return what all trials share."""
+    """Return the settings that all trials share.
+
+    Args:
+        settings: settings of the command.
+    """
     return PlantedSettings(
         planted_config(settings.planted),
         d_sae=settings.d_sae,
@@ -29,38 +33,43 @@ def trial_settings(settings: PlantedCommandSettings) -> PlantedSettings:
 
 
 def _check(settings: PlantedCommandSettings) -> None:
-    """Refuse before the first training what would fail after the last."""
+    """Check before the first training what would fail after the last."""
     planted = trial_settings(settings).planted
     n_features = PlantedFeatures(planted).n_features
     if settings.d_sae < n_features:
-        raise ConfigError(f"--d-sae must be at least {n_features}, the number of planted features; got {settings.d_sae}")
+        raise ConfigError(
+            f"expected --d-sae of at least {n_features}, the number of planted features, got {settings.d_sae}; raise it"
+        )
     if not planted.lags or not planted.durations:
-        raise ConfigError("planted: the comparison needs lags and durations; give at least one of each")
+        raise ConfigError("planted: expected at least one of lags and one of durations, got none; give at least one of each")
     farthest = max(far for _, far in FAR_LAGS["lags"])
     if settings.n_direction_seeds and planted.context_size <= farthest:
         raise ConfigError(
-            f"the ablations plant lags of up to {farthest} positions, so context_size must be at least {farthest + 1}, got "
-            f"{planted.context_size}; or leave them out with --n-direction-seeds 0"
+            f"expected context_size of at least {farthest + 1} for the ablations, which plant lags of up to {farthest} positions, got "
+            f"{planted.context_size}; raise it, or leave the ablations out with --n-direction-seeds 0"
         )
 
 
 def planted_config(given: dict[str, Any]) -> PlantedConfig:
-    """Return the default configuration with these fields changed.
+    """Return the default configuration with some fields changed.
+
+    Args:
+        given: values by field of `PlantedConfig`.
 
     Raises:
-        ConfigError: no such field, or a value that cannot be planted.
+        ConfigError: a field does not exist, or a value is not possible.
     """
     valid = [field.name for field in fields(PlantedConfig)]
     for name in given:
         if name not in valid:
-            raise ConfigError(f"planted: no field {name!r}.{nearest(name, valid)}")
+            raise ConfigError(f"planted: expected a field of PlantedConfig, got {name!r}.{nearest(name, valid)}")
     try:
         return PlantedConfig(**{name: _tuples(value) for name, value in given.items()})
     except ConfigError:
         raise
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"planted: {error}; durations are whole numbers and lags pairs of them, such as [[1, 2], [4, 8]]"
+            f"planted: expected integer durations and pairs of integers as lags, got an error ({error}); give such as [[1, 2], [4, 8]]"
         ) from error
 
 
@@ -68,10 +77,13 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-@stopped_with(GOES_ON, unless_told=True)
+@stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
-    """Run the comparison and the ablations; write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.
+    """Run the comparison and the ablations, and write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.
+
+    Args:
+        settings: what to run.
 
     Returns:
         The metrics, and the tables to print.

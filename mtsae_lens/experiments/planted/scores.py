@@ -1,4 +1,4 @@
-"""The planted trials of several seeds, summarized: by class of feature, in pairs, and whether time scales are identified correctly."""
+"""Summarize the planted trials of several seeds: by class of feature, in pairs, and whether time scales are identified correctly."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ N_RESAMPLES = 2_000
 
 @dataclass(frozen=True)
 class FeatureInterval(Interval):
-    """A mean over the planted features of all seeds with its 95% interval, and the range of the seeds' means."""
+    """A mean over the planted features of all seeds, with its 95% interval and the range of the seeds' means."""
 
     seed_low: float
     seed_high: float
@@ -27,7 +27,11 @@ class FeatureInterval(Interval):
 
 
 def estimate(by_seed: Sequence[Sequence[float]]) -> FeatureInterval:
-    """Estimate a mean by percentile bootstrap over features, which are planted independently of each other."""
+    """Estimate a mean by a percentile bootstrap over features, which are planted independently of each other.
+
+    Args:
+        by_seed: the values of each seed.
+    """
     values = np.concatenate([np.asarray(seed, dtype=float) for seed in by_seed])
     means = [float(np.mean(seed)) for seed in by_seed]
     mean = float(values.mean())
@@ -41,18 +45,36 @@ def estimate(by_seed: Sequence[Sequence[float]]) -> FeatureInterval:
 
 
 def classes(record: PlantedRecord) -> list[tuple[str, int]]:
-    """Return the classes of features (kind and time scale) in the order of the record, each once."""
+    """Return the classes of features (kind and time scale) in the order of the record, each once.
+
+    Args:
+        record: the record.
+    """
     return list(dict.fromkeys(zip(record.kind, record.time_scale, strict=True)))
 
 
 def of_class(record: PlantedRecord, values: Sequence[float | None], kind: str, time_scale: int | None = None) -> list[float]:
-    """Return the values of the features of one kind, of one time scale if given; missing values count as 0."""
+    """Return the values of the features of one class; missing values count as 0.
+
+    Args:
+        record: the record.
+        values: one value per planted feature.
+        kind: kind of the features.
+        time_scale: time scale of the features; None for all.
+    """
     rows = zip(record.kind, record.time_scale, values, strict=True)
     return [value or 0.0 for k, t, value in rows if k == kind and time_scale in (None, t)]
 
 
 def class_estimate(records: Sequence[PlantedRecord], score: Score, kind: str, time_scale: int | None = None) -> FeatureInterval:
-    """Estimate a score over the features of one class of all seeds."""
+    """Estimate a score over the features of one class of all seeds.
+
+    Args:
+        records: one record per seed.
+        score: name of the score.
+        kind: kind of the features.
+        time_scale: time scale of the features; None for all.
+    """
     return estimate([of_class(record, record.column(score), kind, time_scale) for record in records])
 
 
@@ -64,7 +86,15 @@ def margin(
     score: Score = "f1",
     their_score: Score | None = None,
 ) -> FeatureInterval:
-    """Estimate the mean difference over the same planted features, paired by seed and feature."""
+    """Estimate the mean difference over the same planted features, paired by seed and feature.
+
+    Args:
+        ours: one record per seed.
+        theirs: the records to subtract.
+        kind: kind of the features.
+        score: name of the score.
+        their_score: name of the score in `theirs`; None for the same.
+    """
     pairs = [
         (of_class(a, a.column(score), kind), of_class(b, b.column(their_score or score), kind))
         for a, b in zip(ours, theirs, strict=True)
@@ -78,10 +108,10 @@ class Naming(Record):
 
     accuracy: FeatureInterval
     octaves: FeatureInterval
-    """Mean |log2(named / true)|."""
+    """Mean |log2(identified / true)|."""
     chance_accuracy: float
     chance_octaves: float
-    """The same for naming one of the true scales at random."""
+    """The same if one of the true scales is chosen at random."""
 
 
 def _naming(true_by_seed: Sequence[Sequence[int]], named_by_seed: Sequence[Sequence[int]]) -> Naming:
@@ -100,9 +130,9 @@ def name_by_statistic(records: Sequence[PlantedTrial], statistic: Score, kind: s
     """Identify each feature's time scale by a statistic of its match, calibrated on the other seeds' dictionaries (nearest class mean).
 
     Args:
-        records: one per seed, at least two.
+        records: one record per seed, at least two.
         statistic: `run_length`, `context_share` or `context_lag`.
-        kind: of features.
+        kind: kind of the features.
     """
 
     def values(chosen: Sequence[PlantedTrial]) -> torch.Tensor:
@@ -120,7 +150,12 @@ def name_by_statistic(records: Sequence[PlantedTrial], statistic: Score, kind: s
 
 
 def name_by_lags(records: Sequence[TemporalTrial], lags: Sequence[tuple[int, int]]) -> Naming:
-    """Identify each pattern's lags as the planted pair that holds most of its profile; nothing is calibrated."""
+    """Identify each pattern's lags as the planted pair that holds most of its profile, without calibration.
+
+    Args:
+        records: one record per seed.
+        lags: the planted pairs of lags.
+    """
     far = [pair[1] for pair in lags]
     true = [[int(value) for value in of_class(record, record.time_scale, "pattern")] for record in records]
     named = [[far[int(place)] for place in of_class(record, record.named_lags, "pattern")] for record in records]
@@ -128,7 +163,13 @@ def name_by_lags(records: Sequence[TemporalTrial], lags: Sequence[tuple[int, int
 
 
 def mean_profile(records: Sequence[TemporalTrial], kind: str, time_scale: int) -> list[float]:
-    """Average the share of each offset over the features of one class of all seeds."""
+    """Average the share of each offset over the features of one class of all seeds.
+
+    Args:
+        records: one record per seed.
+        kind: kind of the features.
+        time_scale: time scale of the features.
+    """
     rows = [
         row
         for record in records
@@ -139,5 +180,10 @@ def mean_profile(records: Sequence[TemporalTrial], kind: str, time_scale: int) -
 
 
 def best_setting(results: Mapping[str, PlantedTrial], names: Sequence[str]) -> str:
-    """Return the name of the trial with the highest mean F1 over all planted features."""
+    """Return the name of the trial with the highest mean F1 over all planted features.
+
+    Args:
+        results: trials by name.
+        names: names of the trials to choose from.
+    """
     return max(names, key=lambda name: float(np.mean([value or 0.0 for value in results[name].f1])))

@@ -1,4 +1,4 @@
-"""Trials on planted sequences: what an MTSAE and SAELens's SAEs recover of the same ground truth, seed by seed.
+"""Run trials on planted sequences: what an MTSAE and SAELens's SAEs recover of the same ground truth, seed by seed.
 
 A seed stands for a dictionary, a pairing of cues and patterns, a stream of training sequences and an initialization. Every architecture
 trains on the same rows of the same blocks, with the same width and schedule.
@@ -35,7 +35,7 @@ from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.trials import Trial
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
-TUNE_SEED = 1_000  # no dictionary that is reported on
+TUNE_SEED = 1_000  # seed of a dictionary that is not part of the results
 N_CONTEXTS_TO_SELECT_ON = 512
 
 
@@ -49,7 +49,7 @@ class PlantedArm:
     architecture: str
     sae: Mapping[str, Any] = field(default_factory=dict)
     planted: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `PlantedConfig`."""
+    """Fields of `PlantedConfig` that differ."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,25 @@ class PlantedSettings:
     batch_size_sequences: int = 4
     lr: float = 3e-3
     n_test_sequences: int = 128
-    """Test sequences of SELECT, and as many of TEST."""
+    """Sequences of SELECT, and as many of TEST."""
 
     @property
     def n_training_tokens(self) -> int:
-        """Positions trained on, the first of each sequence included."""
+        """Return the number of training positions, the first of each sequence included."""
         return self.n_steps * self.batch_size_sequences * self.planted.context_size
 
 
 def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SAE[Any], PlantedFeatures]:
-    """Train an SAE and return the inference SAE that SAELens makes of it, and the planted features."""
+    """Train an SAE on planted sequences.
+
+    Args:
+        arm: the SAE to train.
+        settings: settings that all arms share.
+        seed: seed of the dictionary, the sequences and the SAE's initialization.
+
+    Returns:
+        The inference SAE that SAELens makes of it, and the planted features.
+    """
     cfg = replace(settings.planted, **{"seed": seed, **arm.planted})
     features = PlantedFeatures(cfg)
     config_class = SAE_TRAINING_CLASS_REGISTRY[arm.architecture][1]
@@ -105,7 +114,7 @@ def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> Plan
 
     Args:
         arm: the SAE to train.
-        settings: what all arms share.
+        settings: settings that all arms share.
         seed: seed of the dictionary, the sequences and the SAE's initialization.
 
     Returns:
@@ -117,7 +126,12 @@ def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> Plan
 
 @torch.no_grad()
 def score(sae: SAE[Any], splits: PlantedSplits) -> PlantedTrial:
-    """Score an SAE that is trained already, as `planted_trial` does."""
+    """Score a trained SAE, as `planted_trial` does.
+
+    Args:
+        sae: the SAE.
+        splits: sequences to match on and to score on.
+    """
     features, recovery = splits.features, recover(sae, splits)
     select, h = (sample.h.to(sae.device) for sample in (splits.select, splits.test))
     feature_acts = sae.encode(h)[:, 1:]
@@ -156,14 +170,20 @@ def score(sae: SAE[Any], splits: PlantedSplits) -> PlantedTrial:
 
 
 def _separation(sae: TemporalEncoder, h: torch.Tensor) -> dict[str, float]:
-    """Measure every separation loss, whichever was trained on."""
+    """Measure every separation loss, also those that were not used in training."""
     x = sae.process_sae_in(h)
     z, keep = sae.encode_scales(x), ~find_walls(x)
     return {name: float(separation_loss(name, z, sae.filters, keep)) for name in SEPARATIONS}
 
 
 def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> OracleTrial:
-    """Measure the F1 of supervised linear probes (oracles): on one position, and on the positions that the default MTSAE reads."""
+    """Measure the F1 of supervised linear probes (oracles): on one position, and on the positions that the default MTSAE reads.
+
+    Args:
+        settings: settings that all arms share.
+        planted: fields of `PlantedConfig` that differ.
+        seed: seed of the dictionary.
+    """
     features = PlantedFeatures(replace(settings.planted, **{"seed": seed, **planted}))
     splits = PlantedSplits(features, settings.n_test_sequences)
     default = MTTrainingSAEConfig(d_in=features.cfg.d_in, d_sae=settings.d_sae, k=1)
@@ -177,7 +197,13 @@ def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: in
 
 
 def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Iterable[int]) -> dict[str, Trial]:
-    """Return the computation of every trial by its name (`arm/seed_N`), seed after seed, so that a stopped run has whole seeds."""
+    """Return the computation of every trial by its name (`arm/seed_N`), seed after seed, so that a stopped run has complete seeds.
+
+    Args:
+        arms: arms by name.
+        settings: settings that all arms share.
+        seeds: the seeds.
+    """
     return {
         f"{name}/seed_{seed}": as_json(partial(planted_trial, arm, settings, seed))
         for seed in seeds
@@ -186,7 +212,12 @@ def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Ite
 
 
 def settings_record(arms: Mapping[str, PlantedArm], settings: PlantedSettings) -> dict[str, Any]:
-    """Return what the results depend on, as JSON."""
+    """Return what the results depend on, as JSON.
+
+    Args:
+        arms: arms by name.
+        settings: settings that all arms share.
+    """
     return {"settings": asdict(settings), "arms": {name: asdict(arm) for name, arm in arms.items()}}
 
 
@@ -195,5 +226,5 @@ def _finite(values: Mapping[str, float]) -> dict[str, float | None]:
 
 
 def _rounded(values: torch.Tensor) -> Values:
-    """Round to four decimals; what is not finite becomes None."""
+    """Round to four decimals; values that are not finite become None."""
     return tuple(round(value, 4) if math.isfinite(value) else None for value in values.cpu().double().tolist())

@@ -39,7 +39,7 @@ def write_explorer(facts_dir: Path) -> Path:
         The page's `index.html`.
 
     Raises:
-        DataError: the folder holds no facts, or incomplete or damaged ones.
+        DataError: the folder holds no facts, or facts that are incomplete or damaged.
         OutputError: the page cannot be written.
     """
     facts = FactsFolder.open(facts_dir)
@@ -81,7 +81,9 @@ def _by_shard(facts: FactsFolder, n_shards: int) -> Iterator[dict[int, list[dict
         else:
             yield {}
     if number != n_shards:
-        raise DataError(f"{facts.path}: examples.parquet is not sorted by feature; run `mtsae explore` again")
+        raise DataError(
+            f"{facts.path}: expected examples.parquet sorted by feature, got another order; delete the folder and run `mtsae explore` again"
+        )
 
 
 def _write_texts(facts: FactsFolder, data: Path) -> list[dict[str, Any]]:

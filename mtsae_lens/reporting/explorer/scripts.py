@@ -17,7 +17,7 @@ def round_floats(value: Any, digits: int = 4) -> Any:
         digits: significant digits.
 
     Returns:
-        The value with round_floats floats; NaN and infinity become None (`null`, shown as "-").
+        The value with rounded floats; NaN and infinity become None (`null`, shown as "-").
     """
     if isinstance(value, float):
         if not math.isfinite(value):

@@ -43,7 +43,7 @@ def make_list_shard(features: Iterable[Record]) -> dict[str, list[Any]]:
         features: rows with the columns of `FeatureFacts`.
 
     Returns:
-        The values of all features by column. Shares of scales are round_floats to 1 %, because they are drawn a few pixels high.
+        The values of all features by column. Shares of scales are rounded to 1%, because they are drawn only a few pixels high.
     """
     listed: dict[str, list[Any]] = {name: [] for name, column in columns(FeatureFacts).items() if column.in_list}
     for row in features:

@@ -1,1 +1,1 @@
-"""Forgetting by changing weights: losses, training with snapshots, copies of a model."""
+"""Make a model forget by changing its weights: losses, training with snapshots, and copies of a model."""

@@ -1,4 +1,4 @@
-"""Copies of a model that may be given other weights."""
+"""Clone a model to give it other weights."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from mtsae_lens.errors import ModelError
 
 @torch.no_grad()
 def clone_model(model: AnyHookedModel, dtype: torch.dtype | None = None) -> AnyHookedModel:
-    """Return a model with the same weights in memory of its own, the same tokenizer, and no hooks; no parameter requires a gradient.
+    """Return a copy of a model: the same weights in separate memory, the same tokenizer, no hooks, and `requires_grad` off.
 
     Args:
-        model: a `HookedTransformer` or a bridge; it is left as it is.
-        dtype: of the clone; None for the model's own.
+        model: a `HookedTransformer` or a bridge, which is not changed.
+        dtype: dtype of the clone; None for that of the model.
 
     Raises:
         ModelError: SAEs are attached to the model.
     """
     if model.acts_to_saes:
         raise ModelError(
-            f"SAEs are attached to the model at {', '.join(model.acts_to_saes)}; take them off with model.reset_saes()"
+            f"expected a model without SAEs, got SAEs attached at {', '.join(model.acts_to_saes)}; remove them with model.reset_saes()"
         )
-    twin = _clone_bridge(model, dtype) if isinstance(model, HookedBridge) else _clone_hooked(model, dtype)
-    twin.train(model.training)
-    for parameter in twin.parameters():
+    clone = _clone_bridge(model, dtype) if isinstance(model, HookedBridge) else _clone_hooked(model, dtype)
+    clone.train(model.training)
+    for parameter in clone.parameters():
         parameter.requires_grad_(False)
-    return twin
+    return clone
 
 
 def _clone_bridge(model: HookedBridge, dtype: torch.dtype | None) -> HookedBridge:
@@ -42,44 +42,52 @@ def _clone_bridge(model: HookedBridge, dtype: torch.dtype | None) -> HookedBridg
         shared |= {
             id(value): value.detach() for value in vars(module).values() if isinstance(value, Tensor) and not value.is_leaf
         }
-    twin = copy.deepcopy(model, shared)
-    twin.reset_hooks(including_permanent=True)
+    clone = copy.deepcopy(model, shared)
+    clone.reset_hooks(including_permanent=True)
     if dtype is not None:
-        nn.Module.to(twin, dtype)
-        twin.cfg.dtype = dtype
-    return twin
+        nn.Module.to(clone, dtype)
+        clone.cfg.dtype = dtype
+    return clone
 
 
 def _clone_hooked(model: HookedSAETransformer, dtype: torch.dtype | None) -> HookedSAETransformer:
-    """Build the model anew.
+    """Construct a new model with the same weights.
 
-    `copy.deepcopy` does not copy it: SAELens wraps the forward function of every MLP in a closure, which a deep copy shares, so that the copy
-    would go on using the MLPs of the original.
+    `copy.deepcopy` does not copy completely: SAELens wraps the forward function of every MLP in a closure that a deep copy shares, so the
+    copy would go on using the MLPs of the original.
     """
     cfg = copy.deepcopy(model.cfg)
     init_weights, tokenizer_name = cfg.init_weights, cfg.tokenizer_name
-    cfg.init_weights = False  # the weights come from the model, and drawing others would move the global random state
-    cfg.tokenizer_name = None  # or it would be loaded again
+    cfg.init_weights = False  # the weights are copied, and drawing random ones would advance the global random state
+    cfg.tokenizer_name = None  # otherwise the tokenizer would be loaded again
     cfg.dtype = dtype or cfg.dtype
-    twin = HookedSAETransformer(cfg, move_to_device=False)
-    nn.Module.to(twin, cfg.device)  # TransformerLens's own `to` prints
-    twin.cfg.init_weights, twin.cfg.tokenizer_name, twin.tokenizer = init_weights, tokenizer_name, model.tokenizer
-    twin.load_state_dict(model.state_dict())
-    return twin
+    clone = HookedSAETransformer(cfg, move_to_device=False)
+    nn.Module.to(clone, cfg.device)  # TransformerLens's own `to` prints
+    clone.cfg.init_weights, clone.cfg.tokenizer_name, clone.tokenizer = init_weights, tokenizer_name, model.tokenizer
+    clone.load_state_dict(model.state_dict())
+    return clone
 
 
 def clone_to_train(model: AnyHookedModel) -> AnyHookedModel:
-    """Clone a model in float32 at least: in half precision an update below half the spacing of the weights is lost.
+    """Clone a model in at least float32: in half precision, updates smaller than the spacing of the weights would be lost.
+
+    Args:
+        model: the model, which is not changed.
 
     Raises:
-        ModelError: as `clone_model`.
+        ModelError: see `clone_model`.
     """
     return clone_model(model, torch.promote_types(model.cfg.dtype, torch.float32))
 
 
 @torch.no_grad()
 def set_weights(model: AnyHookedModel, weights: Mapping[str, Tensor]) -> None:
-    """Give a model these values of the parameters that they name, in place."""
+    """Copy values into the parameters of a model, in place.
+
+    Args:
+        model: the model.
+        weights: values by parameter name; other parameters are kept.
+    """
     parameters = dict(model.named_parameters())
     for name, value in weights.items():
         parameters[name].copy_(value)

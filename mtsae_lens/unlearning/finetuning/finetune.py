@@ -1,6 +1,6 @@
-"""Forgetting by changing weights: a model finetuned on forget and retain text, seen at chosen steps.
+"""Finetune a model on forget and retain text, and take snapshots at chosen steps.
 
-AdamW without weight decay, gradients clipped to norm 1. The model that is given never changes.
+The optimizer is AdamW without weight decay; gradients are clipped to norm 1. The given model never changes.
 """
 
 from __future__ import annotations
@@ -24,44 +24,51 @@ MAX_GRADIENT_NORM = 1.0
 
 
 class DivergedError(ConfigError):
-    """The loss or its gradient is not finite: the learning rate is too high for this loss on this model."""
+    """The loss or its gradient is not finite, because the learning rate is too high for this loss on this model."""
 
 
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """How long and at which rate to train, and which snapshots to take."""
+    """Learning rate, number of steps, and the snapshots to take.
+
+    Raises:
+        ConfigError: a value is out of range, or the snapshots are not in ascending order.
+    """
 
     lr: float
     n_steps: int
     batch_size: int = 8
-    """Contexts of forget text in a step, and of retain text too."""
+    """Contexts of forget text per step, and as many of retain text."""
     snapshots: tuple[int, ...] = ()
-    """Steps after which the model is handed out, rising, 0 being the model as it was; none: the last alone. For a loss that negates
-    its updates these are the multiples that are subtracted, each of all `n_steps` updates."""
+    """Steps after which a copy of the model is yielded, in ascending order; 0 is the model before training. Empty for the last step only.
+    For a loss that negates its updates, these are the multiples of the sum of all `n_steps` updates that are subtracted."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         if not self.lr > 0 or self.n_steps < 1 or self.batch_size < 1:
             raise ConfigError(
-                f"finetuning needs lr > 0, n_steps >= 1 and batch_size >= 1; got {self.lr}, {self.n_steps} and {self.batch_size}"
+                f"expected lr > 0, n_steps >= 1 and batch_size >= 1, got {self.lr}, {self.n_steps} and {self.batch_size}; change them"
             )
         if any(step < 0 for step in self.snapshots) or list(self.snapshots) != sorted(set(self.snapshots)):
-            raise ConfigError(f"snapshots must rise from 0 or later; got {self.snapshots}")
+            raise ConfigError(f"expected snapshots of at least 0 in ascending order, got {self.snapshots}; sort them")
 
     def snapshot_steps(self, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the snapshots as steps of this run, or the default if none are given.
+        """Return the snapshots as steps of this run.
+
+        Args:
+            default: the steps to return if no snapshots are set.
 
         Raises:
-            ConfigError: one lies after the last step.
+            ConfigError: a snapshot lies after the last step.
         """
         if max(self.snapshots, default=0) > self.n_steps:
-            raise ConfigError(f"snapshot {max(self.snapshots)} lies after the last of {self.n_steps} steps; raise n_steps")
+            raise ConfigError(f"expected snapshots of at most n_steps={self.n_steps}, got {max(self.snapshots)}; raise n_steps")
         return self.snapshots or default
 
 
 @dataclass(frozen=True, eq=False)
 class Snapshot:
-    """A copy of the model with the weights after a step (or, of a loss that negates, less `step` times the updates)."""
+    """A copy of the model after a step; for a loss that negates, the model minus `step` times the sum of the updates."""
 
     step: int
     model: AnyHookedModel
@@ -75,26 +82,29 @@ def finetune(
     cutter: ContextCutter,
     settings: FinetuneSettings,
 ) -> Iterator[Snapshot]:
-    """Train a clone of a model and hand out copies of it, each as soon as it is there; the same for the same seed.
+    """Train a clone of a model, and yield copies of it as soon as they are ready. The same seed gives the same result.
 
-    A model in half precision is trained and handed out in float32 (`clone_to_train`).
+    A model in half precision is trained and yielded in float32 (`clone_to_train`).
 
     Args:
-        model: is left as it is.
-        loss: what to minimize.
-        forget: the text to forget; only counted tokens enter the loss, of questions the answers.
-        retain: texts to retain, each in equal parts; ignored by a loss that does not use them.
+        model: the model, which is not changed.
+        loss: the loss to minimize.
+        forget: the text to forget. Only counted tokens enter the loss; for questions, these are the answers.
+        retain: texts to retain, in equal parts; ignored by a loss that does not use them.
         cutter: says which tokens are special.
-        settings: rate, steps, snapshots.
+        settings: learning rate, steps and snapshots.
+
+    Yields:
+        The snapshots, in order.
 
     Raises:
-        ConfigError: a snapshot after the last step.
-        DivergedError: a rate at which the loss stops being a number.
-        DataError: the loss needs retain text and there is none, or no token of a text counts.
+        ConfigError: a snapshot lies after the last step.
+        DivergedError: the loss or its gradient is no longer finite.
+        DataError: the loss needs retain text and got none, or no token of a text is counted.
     """
     wanted = (settings.snapshots or (1,)) if loss.negates else settings.snapshot_steps((settings.n_steps,))
     if loss.uses_retain and not retain:
-        raise DataError(f"{type(loss).__name__} needs retain text; give at least one table of it")
+        raise DataError(f"expected retain text for {type(loss).__name__}, got none; give at least one table of it")
     return _finetune(model, loss, forget, retain if loss.uses_retain else (), cutter, settings, wanted)
 
 
@@ -130,9 +140,19 @@ def _finetune(
 def descend(
     model: AnyHookedModel, names: Sequence[str], loss: Callable[[], Float[Tensor, ""]], lr: float, n_steps: int
 ) -> Iterator[int]:
-    """Move the named parameters of a model down the gradient of a loss, in place; yields the number of steps made, from 0 on.
+    """Minimize a loss over the named parameters of a model by gradient descent, in place.
 
-    Only these parameters get gradients, whatever else the loss depends on. Between steps none of them requires one.
+    Only these parameters get gradients, whatever else the loss depends on. Between steps none of them requires a gradient.
+
+    Args:
+        model: the model, changed in place.
+        names: names of the parameters to train.
+        loss: computes the loss of one step.
+        lr: learning rate.
+        n_steps: number of steps.
+
+    Yields:
+        The number of steps done so far, from 0 on.
 
     Raises:
         DivergedError: the loss or its gradient is no longer finite.
@@ -145,7 +165,9 @@ def descend(
         _set_gradients(parameters, loss)
         norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         if not bool(norm.isfinite()):
-            raise DivergedError(f"the gradient is not finite at step {step} with lr {lr:g}; give a smaller lr or fewer steps")
+            raise DivergedError(
+                f"expected a finite gradient, got NaN or infinity at step {step} with lr={lr:g}; lower lr or n_steps"
+            )
         optimizer.step()
         optimizer.zero_grad()
         yield step
@@ -161,12 +183,12 @@ def _set_gradients(parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor
         for parameter in parameters:
             parameter.requires_grad_(False)
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # it may share memory with another
+        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # a gradient may share memory with another one
 
 
 @torch.no_grad()
 def _subtracted(model: AnyHookedModel, learned: AnyHookedModel, multiples: Sequence[int]) -> Iterator[Snapshot]:
-    """`theta - c * (theta_learned - theta)` for each multiple c."""
+    """Yield `theta - c * (theta_learned - theta)` for each multiple c."""
     after = dict(learned.named_parameters())
     for multiple in multiples:
         forgetful = clone_model(learned)

@@ -1,4 +1,7 @@
-"""Losses that are minimized to make a model forget. NLL is the mean over counted tokens, in nats; f is forget text, r retain text."""
+"""Losses that are minimized to make a model forget.
+
+NLL is the mean over counted tokens, in nats. The index f stands for forget text, r for retain text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from mtsae_lens.unlearning.finetuning.batches import Batch
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """What a loss is computed from: the model that is trained, the model before, and a batch of each text."""
+    """What a loss is computed from: the model in training, the clean model, and one batch of each text."""
 
     model: AnyHookedModel
     clean: AnyHookedModel
@@ -30,52 +33,84 @@ class Step:
 
     @property
     def retained(self) -> Batch:
-        """The retain text.
+        """Return the retain text.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: there is no retain text.
         """
         if self.retain is None:
-            raise ConfigError("this loss needs retain text; give at least one table of it")
+            raise ConfigError("expected retain text for this loss, got none; give at least one table of it")
         return self.retain
 
 
 @runtime_checkable
 class UnlearningLoss(Protocol):
-    """A loss that is minimized to change a model's weights. Each class says which weights are trained, and what it needs."""
+    """A loss that is minimized to change a model's weights. A class says which weights are trained and what the loss needs."""
 
     @property
     def uses_retain(self) -> bool:
-        """Whether the value depends on retain text."""
+        """Return whether the loss depends on retain text."""
         ...
 
     @property
     def negates(self) -> bool:
-        """Whether the change of the weights is to be subtracted instead of added: the loss learns what is to be forgotten."""
+        """Return whether the change of the weights is subtracted instead of added, because the loss learns what should be forgotten."""
         ...
 
     def trained(self, model: AnyHookedModel) -> tuple[str, ...]:
-        """Return the names of the parameters that are trained."""
+        """Return the names of the parameters that are trained.
+
+        Args:
+            model: the model to train.
+        """
         ...
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute the loss of one step."""
+        """Compute the loss of one step.
+
+        Args:
+            step: the models and the batches.
+
+        Returns:
+            A scalar.
+        """
         ...
 
 
 def predictions_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, " counted"]:
-    """Compute the negative log-likelihood of each counted token, contexts one after the other."""
+    """Compute the negative log-likelihood of each counted token.
+
+    Args:
+        model: the language model.
+        batch: the contexts.
+
+    Returns:
+        One value per counted token, context after context, in nats.
+    """
     logits = lazy_logits(model, batch.tokens, prepend_bos=False, **attention_options(model, batch.padding))[:, :-1]
     return logits[batch.counted].nll(batch.tokens[:, 1:][batch.counted])
 
 
 def mean_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, ""]:
-    """Compute the NLL per counted token."""
+    """Compute the mean NLL over counted tokens, in nats.
+
+    Args:
+        model: the language model.
+        batch: the contexts.
+    """
     return predictions_nll(model, batch).mean()
 
 
 def context_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, " batch"]:
-    """Compute the NLL of each context, summed over its counted tokens: `-log p(y|x)`."""
+    """Compute the NLL of each context, summed over its counted tokens: `-log p(y|x)`.
+
+    Args:
+        model: the language model.
+        batch: the contexts.
+
+    Returns:
+        One value per context, in nats.
+    """
     nll = predictions_nll(model, batch)
     rows = batch.counted.nonzero()[:, 0]
     return torch.zeros(len(batch.tokens), dtype=nll.dtype, device=nll.device).index_add(0, rows, nll)
@@ -83,53 +118,69 @@ def context_nll(model: AnyHookedModel, batch: Batch) -> Float[Tensor, " batch"]:
 
 @dataclass(frozen=True)
 class OfAllWeights:
-    """A loss that trains every parameter, along the gradient."""
+    """A loss that trains every parameter and follows its gradient."""
 
     uses_retain = True
     negates = False
 
     def trained(self, model: AnyHookedModel) -> tuple[str, ...]:
-        """Return the names of all parameters."""
+        """Return the names of all parameters.
+
+        Args:
+            model: the model to train.
+        """
         return tuple(name for name, _ in model.named_parameters())
 
 
 @dataclass(frozen=True)
 class GradientAscent(OfAllWeights):
-    """`-NLL_f` (Jang et al. 2022, arXiv 2210.01504). Unbounded: it ends in a broken model unless it is stopped."""
+    """Gradient ascent: `-NLL_f` (Jang et al. 2022, arXiv 2210.01504). It is unbounded and ends in a broken model unless it is stopped."""
 
     uses_retain = False
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute `-NLL_f`."""
+        """Compute `-NLL_f`.
+
+        Args:
+            step: the models and the batches.
+        """
         return -mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
 class Amnesiac(OfAllWeights):
-    """The updates that learning the forget text makes, subtracted: `theta - c * sum of updates`, with multiples `c`.
+    """Amnesiac unlearning: the sum of the updates that learning the forget text makes is subtracted, `theta - c * sum of updates`.
 
-    After amnesiac unlearning (Graves et al. 2021, arXiv 2010.10981), with a difference that matters. They log the updates of the
-    forget batches while the model is first trained and subtract those, once. Nobody logged the training of a model that is given; so here
-    it learns the forget text a little further, from where it stands, and the sum of these updates is subtracted, as often as it takes.
-    That is the negation of a task vector (Ilharco et al. 2022, arXiv 2212.04089).
+    After Graves et al. 2021 (arXiv 2010.10981), with an important difference. They log the updates of the forget batches while the
+    model is first trained, and subtract them once. Here the model is given and its training was not logged, so it learns the forget
+    text a little further, and the sum of these updates is subtracted, with a multiple `c`. This is the negation of a task vector
+    (Ilharco et al. 2022, arXiv 2212.04089).
     """
 
     uses_retain = False
     negates = True
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute `NLL_f`."""
+        """Compute `NLL_f`.
+
+        Args:
+            step: the models and the batches.
+        """
         return mean_nll(step.model, step.forget)
 
 
 @dataclass(frozen=True)
 class GradientDifference(OfAllWeights):
-    """`-NLL_f + retain_weight * NLL_r` (Liu et al. 2022, arXiv 2203.12817)."""
+    """Gradient difference: `-NLL_f + retain_weight * NLL_r` (Liu et al. 2022, arXiv 2203.12817)."""
 
     retain_weight: float = 1.0
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute the difference."""
+        """Compute `-NLL_f + retain_weight * NLL_r`.
+
+        Args:
+            step: the models and the batches.
+        """
         return -mean_nll(step.model, step.forget) + self.retain_weight * mean_nll(step.model, step.retained)
 
 
@@ -139,8 +190,8 @@ class NPO(OfAllWeights):
 
         -(2 / beta) * mean over contexts of log sigmoid(-beta * log(p(y|x) / p_clean(y|x))) + retain_weight * NLL_r
 
-    `log p` is summed over the counted tokens of a context, as in the paper. Its weight on a context fades once `beta` times the context's
-    loss has risen by a few nats, so for long contexts `beta` decides how much is forgotten.
+    `log p` is summed over the counted tokens of a context, as in the paper. The gradient of a context fades once `beta` times the rise
+    of its loss reaches a few nats, so for long contexts `beta` decides how much is forgotten.
     """
 
     beta: float = 0.1
@@ -151,11 +202,15 @@ class NPO(OfAllWeights):
 
     @property
     def uses_retain(self) -> bool:  # type: ignore[override]
-        """Whether the retain term has a weight."""
+        """Return whether the retain term has a weight other than 0."""
         return self.retain_weight != 0
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute the loss."""
+        """Compute the loss.
+
+        Args:
+            step: the models and the batches.
+        """
         with torch.no_grad():
             before = context_nll(step.clean, step.forget)
         log_ratio = before - context_nll(step.model, step.forget)
@@ -165,7 +220,7 @@ class NPO(OfAllWeights):
 
 @dataclass(frozen=True)
 class SimNPO(OfAllWeights):
-    """NPO without a reference, by length (Fan et al. 2024, arXiv 2410.07163).
+    """SimNPO: NPO without a reference, normalized by length (Fan et al. 2024, arXiv 2410.07163).
 
     -(2 / beta) * mean over contexts of log sigmoid(-(beta / |y|) * log p(y|x) - gamma) + retain_weight * NLL_r
     """
@@ -178,7 +233,11 @@ class SimNPO(OfAllWeights):
         _check_positive("beta", self.beta)
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute the loss."""
+        """Compute the loss.
+
+        Args:
+            step: the models and the batches.
+        """
         per_token = context_nll(step.model, step.forget) / step.forget.counted.sum(dim=1).clamp(min=1)
         loss = -(2 / self.beta) * F.logsigmoid(self.beta * per_token - self.gamma).mean()
         return loss + self.retain_weight * mean_nll(step.model, step.retained)
@@ -186,14 +245,14 @@ class SimNPO(OfAllWeights):
 
 @dataclass(frozen=True)
 class RMU:
-    """Representation misdirection (Li et al. 2024, arXiv 2403.03218): activations h after a layer, means over the positions from which
-    counted tokens are predicted.
+    """Representation misdirection for unlearning (Li et al. 2024, arXiv 2403.03218).
 
         mean |h_f - c u|^2 / d_model + retain_weight * mean |h_r - h_r_clean|^2 / d_model
 
-    u is a unit vector of uniform entries in [0, 1), fixed. Its length is `c = steering * mean |h_f_clean|`, in units of the activations
-    (after adaptive RMU, Huu-Tien et al. 2024, arXiv 2408.06223), so that a setting means the same in every model. The weights of
-    `n_layers` layers up to that one move.
+    h are the activations after a layer; means are over the positions from which counted tokens are predicted. u is a fixed unit vector
+    whose entries are drawn uniformly from [0, 1). Its length is `c = steering * mean |h_f_clean|`, in units of the activations (after
+    adaptive RMU, Huu-Tien et al. 2024, arXiv 2408.06223), so that a setting means the same in every model. The weights of the
+    `n_layers` layers up to that one are trained.
     """
 
     steering: float = 2.0
@@ -209,23 +268,34 @@ class RMU:
     def layer_in(self, model: AnyHookedModel) -> int:
         """Return the layer whose output is misdirected.
 
+        Args:
+            model: the model to train.
+
         Raises:
             ConfigError: the model has no such layer.
         """
         n = model.cfg.n_layers
         if self.layer is not None and not 0 <= self.layer < n:
-            raise ConfigError(f"layer must lie between 0 and {n - 1} in this model; got {self.layer}")
+            raise ConfigError(f"expected layer from 0 to {n - 1} for this model, got {self.layer}; change it")
         return n // 2 if self.layer is None else self.layer
 
     def trained(self, model: AnyHookedModel) -> tuple[str, ...]:
-        """Return the names of the parameters of the trained layers."""
+        """Return the names of the parameters of the trained layers.
+
+        Args:
+            model: the model to train.
+        """
         last = self.layer_in(model)
         layers = [model.blocks[layer] for layer in range(max(0, last - self.n_layers + 1), last + 1)]
         in_layers = {id(parameter) for layer in layers for parameter in layer.parameters()}
         return tuple(name for name, parameter in model.named_parameters() if id(parameter) in in_layers)
 
     def value(self, step: Step) -> Float[Tensor, ""]:
-        """Compute the loss."""
+        """Compute the loss.
+
+        Args:
+            step: the models and the batches.
+        """
         layer = self.layer_in(step.model)
         h_f, h_r = (_activations(step.model, batch, layer) for batch in (step.forget, step.retained))
         with torch.no_grad():
@@ -236,7 +306,7 @@ class RMU:
 
 
 def _activations(model: AnyHookedModel, batch: Batch, layer: int) -> Float[Tensor, "state d_model"]:
-    """Run to a layer and take the residual stream where counted tokens are predicted; not at the first position, alike in every text."""
+    """Return the residual stream where counted tokens are predicted, except at the first position, which is the same in every text."""
     seen: list[Tensor] = []
     name = f"blocks.{layer}.hook_resid_post"
     options = {"prepend_bos": False, "stop_at_layer": layer + 1} | attention_options(model, batch.padding)
@@ -251,7 +321,7 @@ def _activations(model: AnyHookedModel, batch: Batch, layer: int) -> Float[Tenso
 
 def _check_positive(name: str, value: float) -> None:
     if not value > 0:
-        raise ConfigError(f"{name} must be greater than 0; got {value}")
+        raise ConfigError(f"expected {name} greater than 0, got {value}; raise it")
 
 
 LOSSES: dict[str, Callable[..., UnlearningLoss]] = {
@@ -262,5 +332,5 @@ LOSSES: dict[str, Callable[..., UnlearningLoss]] = {
     "simnpo": SimNPO,
     "rmu": RMU,
 }
-"""Classes by name; their defaults are what the paper gives or, where that depends on the model, what suits a small one. `register_loss` in
-`mtsae_lens.unlearning.finetuning.sweeps` adds one of your own."""
+"""Classes by name. Their defaults are those of the paper or, if these depend on the model, values that suit a small model. Add a loss with
+`mtsae_lens.unlearning.finetuning.sweeps.register_loss`."""

@@ -1,9 +1,9 @@
-"""What is tried of each loss on TUNE: settings at which forgetting and its cost were seen to trade.
+"""List the settings of each loss that are tried on TUNE: settings at which forgetting trades against its cost.
 
-The settings were found on the embedded model with contexts of 128 tokens, on scripture (text) and invented people (questions, of which only
-the answers count), with 8 contexts of each kind a step. NPO sums over a context, so its retain weights
-are larger, and on long contexts its `beta` is smaller. Together the runs of one loss take under 40 seconds on one core there, without the
-measuring. For another model the rates are a first guess.
+The settings were found on the embedded model with contexts of 128 tokens, on scripture (text) and invented people (questions, of which
+only the answers are counted), with 8 contexts of each kind per step. NPO sums over a context, so its retain weights are larger, and on
+long contexts its `beta` is smaller. The runs of one loss together take under 40 seconds there on one core, without the measurements.
+For another model the learning rates are a first guess.
 """
 
 from __future__ import annotations
@@ -87,13 +87,13 @@ SWEEPS: dict[Kind, dict[str, tuple[Sweep, ...]]] = {
         ),
     },
 }
-"""By kind of forget text and name of the loss."""
+"""Runs by kind of forget text and name of the loss."""
 
 _DEFAULT_SETTINGS = (
     FinetuneSettings(1e-4, 32, snapshots=(8, 16, 24, 32)),
     FinetuneSettings(3e-4, 36, snapshots=(12, 18, 24, 30, 36)),
 )
-"""What is tried of a loss that was registered without settings of its own."""
+"""Settings that are tried for a loss that was registered without settings."""
 
 LossClass = TypeVar("LossClass", bound=Callable[..., UnlearningLoss])
 
@@ -101,9 +101,9 @@ LossClass = TypeVar("LossClass", bound=Callable[..., UnlearningLoss])
 def register_loss(
     name: str, *, text: Sequence[Sweep] = (), questions: Sequence[Sweep] = ()
 ) -> Callable[[LossClass], LossClass]:
-    """Register a class of losses under a name, which the benchmark then knows; use it as a decorator.
+    """Register a class of losses under a name, so that the benchmark includes it; use it as a decorator.
 
-    The class follows `UnlearningLoss` and can be made without arguments, such as a frozen dataclass with defaults:
+    The class follows `UnlearningLoss` and can be constructed without arguments, such as a frozen dataclass with defaults:
 
         @register_loss("bounded_ascent")
         @dataclass(frozen=True)
@@ -115,9 +115,9 @@ def register_loss(
                 return (self.bound - mean_nll(step.model, step.forget)).clamp(min=0)
 
     Args:
-        name: of the loss.
-        text: runs that are tried on TUNE where the forget text is running text; empty for two runs with the class's defaults.
-        questions: runs that are tried where it is questions; empty for the same two.
+        name: name of the loss.
+        text: runs that are tried on TUNE if the forget text is running text; empty for two runs with the defaults of the class.
+        questions: runs that are tried if the forget text is questions; empty for the same two runs.
 
     Raises:
         ConfigError: another loss has this name.
@@ -140,11 +140,11 @@ def register_loss(
 
 
 def sweeps_of(name: str, kind: Kind) -> tuple[Sweep, ...]:
-    """Return the runs that are tried of a loss.
+    """Return the runs that are tried for a loss.
 
     Args:
-        name: of the loss.
-        kind: of the forget text.
+        name: name of the loss.
+        kind: kind of the forget text.
 
     Raises:
         ConfigError: no loss has this name.
@@ -154,10 +154,13 @@ def sweeps_of(name: str, kind: Kind) -> tuple[Sweep, ...]:
 
 
 def check_loss(name: str) -> None:
-    """Check that a loss has this name.
+    """Check that a loss exists.
+
+    Args:
+        name: name of the loss.
 
     Raises:
-        ConfigError: none has.
+        ConfigError: no loss has this name.
     """
     if name not in LOSSES:
-        raise ConfigError(f"no method {name!r} that changes weights.{nearest(name, LOSSES)}")
+        raise ConfigError(f"expected a known loss, got {name!r}.{nearest(name, LOSSES)}")

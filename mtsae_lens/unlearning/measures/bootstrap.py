@@ -1,7 +1,6 @@
-"""Intervals by resampling documents: tokens of one document are not independent.
+"""Compute intervals by resampling documents, because the tokens of one document are not independent.
 
-All are 95% percentile-bootstrap intervals (Efron & Tibshirani 1993). With a single document there is nothing to resample: the interval
-is the point.
+All are 95% percentile-bootstrap intervals (Efron & Tibshirani 1993). With a single document the interval is the point estimate.
 """
 
 from __future__ import annotations
@@ -21,9 +20,15 @@ CONFIDENCE = 0.95
 
 
 def delta_interval(delta_sums: Tensor, n_tokens: Tensor, seed: int) -> tuple[float, float]:
-    """Compute the 95% percentile-bootstrap interval of `sum(delta) / sum(tokens)`, resampling documents with both their sums (paired).
+    """Compute the 95% interval of `sum(delta) / sum(tokens)`, resampling documents with both of their sums (paired).
 
-    Documents without a counted token are left out. With a single document there is nothing to resample: the interval is the point.
+    Args:
+        delta_sums: change of the loss by document, `(document,)`, summed over tokens.
+        n_tokens: tokens by document, `(document,)`. Documents without a counted token are left out.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end. With a single document, both are the point estimate.
     """
     counted = n_tokens > 0
     sums, counts = delta_sums[counted].numpy(), n_tokens[counted].numpy()
@@ -44,13 +49,23 @@ def delta_interval(delta_sums: Tensor, n_tokens: Tensor, seed: int) -> tuple[flo
 
 
 def grouped_interval(values: Float[Tensor, " item"], documents: Sequence[str], seed: int) -> tuple[float, float]:
-    """Compute the interval of the mean of items (a share, where they are 0 or 1), resampling documents with all their items.
+    """Compute the 95% interval of the mean of items (of a share, if they are 0 or 1), resampling documents with all their items.
+
+    Args:
+        values: one value per item.
+        documents: for each item, the document that it belongs to.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
-        DataError: not one document for each item, or no item.
+        DataError: there are no items, or not as many documents as items.
     """
     if len(values) != len(documents) or not documents:
-        raise DataError(f"each item belongs to one document; got {len(values)} items and {len(documents)} names of documents")
+        raise DataError(
+            f"expected one document name per item, got {len(values)} items and {len(documents)} names; give one for each item"
+        )
     _, place = np.unique(np.array(documents), return_inverse=True)
     sums = np.bincount(place, weights=values.double().numpy())
     return delta_interval(torch.from_numpy(sums), torch.from_numpy(np.bincount(place).astype(float)), seed)
@@ -63,26 +78,34 @@ def two_level_interval(
     *,
     shared_documents: bool = True,
 ) -> tuple[float, float]:
-    """Compute the interval of an effect over seeds and documents, `mean over seeds of sum(effect) / sum(tokens)`.
+    """Compute the 95% interval of an effect over seeds and documents, `mean over seeds of sum(effect) / sum(tokens)`.
 
-    Each resample draws seeds, then documents of each seed drawn. It answers for another seed on other text of the kind; few seeds make
-    it too narrow (with `n` of them the spread between seeds is underestimated by about `1 - 1/n` in variance).
+    Each resample draws seeds, and then documents of each drawn seed. The interval is for another seed on other text of the same kind.
+    With few seeds it is too narrow: with `n` seeds, the variance between seeds is underestimated by a factor of about `1 - 1/n`.
 
     Args:
         sums: for each seed, the effect by document.
-        n_tokens: for each seed, tokens by document.
-        seed: of the resampling.
-        shared_documents: every seed was measured on the same documents in the same order: one draw of documents serves all seeds, because what
-            a document adds to all of them does not average out (Owen 2007). False: each seed has its own.
+        n_tokens: for each seed, the tokens by document.
+        seed: seed of the resampling.
+        shared_documents: whether every seed was measured on the same documents in the same order. Then one draw of documents is used
+            for all seeds, because an effect that a document has on all of them does not average out (Owen 2007). Otherwise documents
+            are drawn separately for each seed.
+
+    Returns:
+        Lower and upper end.
 
     Raises:
-        DataError: no seed, or documents said to be shared that differ in number.
+        DataError: there are no seeds, or shared documents differ in number.
     """
     sizes = [(len(s), len(n)) for s, n in zip(sums, n_tokens, strict=True)]
     if not sizes or any(s != n or not s for s, n in sizes) or (shared_documents and len(set(sizes)) > 1):
         raise DataError(
-            f"each seed needs its sums and tokens of the same documents; got {sizes} documents by seed"
-            + ("; pass shared_documents=False where the seeds have documents of their own" if shared_documents else "")
+            f"expected sums and tokens of the same documents for each seed, got {sizes} documents by seed; "
+            + (
+                "give shared_documents=False if each seed has its own documents"
+                if shared_documents
+                else "give one of each per document"
+            )
         )
     rng = np.random.default_rng(seed % 2**32)
     effects, counts = [s.double().numpy() for s in sums], [n.double().numpy() for n in n_tokens]
@@ -99,5 +122,5 @@ def two_level_interval(
 
 
 def _document_weights(n_documents: int, n_resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw how often each document is drawn in each resample, `(resample, document)`."""
+    """Draw how often each document occurs in each resample, `(resample, document)`."""
     return rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=n_resamples).astype(float)

@@ -1,13 +1,14 @@
-"""The loss that is left when an output bias may be refitted: a change that merely shifts logits is no forgetting.
+"""Measure the loss that remains after an output bias is refitted: a change that merely shifts the logits is not forgetting.
 
-A change that lowers the logits of a domain's words everywhere raises its loss, and one number for each vocabulary token, learned from a little
-text, takes that back. So before the loss is read, those numbers are learned for the clean and for the changed model:
+A change that lowers the logits of a domain's words everywhere raises the loss on that domain, but a bias per vocabulary token, learned
+from a little text, undoes it. Therefore such a bias is fitted for the clean and for the changed model before their losses are compared:
 
     b* = argmin_b  sum_t -log softmax(logits_t + b)[target_t] + |b - a|^2 / (2 prior_std^2)
 
 on TUNE text of the corpus, and the loss is that of `softmax(logits + b*)` on TEST text. The prior keeps `b` near the anchor `a` for
-tokens that the fitting text hardly has: 0 for the clean model, and for a changed one what restores the clean model's mean logits. With that
-anchor a model whose logits are the clean ones plus any constant vector has exactly the clean model's calibrated loss.
+tokens that are rare in the TUNE text. The anchor is 0 for the clean model; for a changed model it restores the clean model's mean
+logits. With this anchor, a model whose logits differ from the clean ones by a constant vector has exactly the clean model's calibrated
+loss.
 """
 
 from __future__ import annotations
@@ -28,37 +29,46 @@ from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import advance, phase, track
 
-PRIOR_STD = 0.5  # nats; of 0.3, 0.5, 0.7, 1 and 2 fitted on SELECT text of kjv and milton the least or nearly the least loss on TUNE text
-MAX_TOKENS = 10_000  # predictions held at once, as float32 probabilities of the whole vocabulary: 2 GB at 50,000 tokens
+PRIOR_STD = 0.5  # nats; out of 0.3, 0.5, 0.7, 1 and 2, fitted on SELECT text of kjv and milton, it has (nearly) the lowest loss on TUNE text
+MAX_TOKENS = (
+    10_000  # predictions in memory, as float32 probabilities of the whole vocabulary: 2 GB for 50,000 vocabulary tokens
+)
 _MAX_BYTES = 2**31
 _MAX_ITERATIONS = 200
 
 
 def max_tokens(d_vocab: int) -> int:
-    """Return how many predictions a bias is fitted on, at most: `MAX_TOKENS`, or what 2 GB hold of a vocabulary above 53,000."""
+    """Return the largest number of predictions to fit a bias on: `MAX_TOKENS`, or as many as fit into 2 GB if the vocabulary is above
+    53,000.
+
+    Args:
+        d_vocab: size of the vocabulary.
+    """
     return max(1, min(MAX_TOKENS, _MAX_BYTES // (4 * d_vocab)))
 
 
 @dataclass(frozen=True, eq=False)
 class OutputBias:
-    """What was added to the logits, and what that did on the text that it was fitted on."""
+    """The vector that was added to the logits, and its effect on the text that it was fitted on."""
 
     bias: Float[Tensor, " d_vocab"]
-    nll_before: float  # nats per token of the fitting text without the bias
-    nll_after: float  # with it
-    n_tokens: int  # predictions fitted on
-    mean_logits: Float[Tensor, " d_vocab"]  # of the model without the bias, each prediction's relative to their mean
+    nll_before: float  # nats per token of the fitted text, without the bias
+    nll_after: float  # the same with the bias
+    n_tokens: int  # predictions that the bias was fitted on
+    mean_logits: Float[
+        Tensor, " d_vocab"
+    ]  # mean logits without the bias, after subtracting each prediction's mean over the vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class CalibratedLoss:
-    """Losses of the clean and of the changed model, each with its own output bias; fields as in `EditEffect`.
+    """Losses of the clean and the changed model, each with its own output bias; fields as in `EditEffect`.
 
-    Intervals: `delta_interval` on `nll_edited - nll_clean` and `n_tokens`, added up by document.
+    For an interval, pass `nll_edited - nll_clean` and `n_tokens`, summed by document, to `delta_interval`.
     """
 
     corpus: str
-    documents: tuple[str, ...]  # of each piece: what of a context belongs to one document
+    documents: tuple[str, ...]  # for each piece (the part of a context that belongs to one document), its document
     n_tokens: Float[Tensor, " piece"]
     nll_clean: Float[Tensor, " piece"]  # sums over counted predictions
     nll_edited: Float[Tensor, " piece"]
@@ -67,7 +77,10 @@ class CalibratedLoss:
 
     @property
     def nll_delta(self) -> float:
-        """Nats added per token that no output bias takes back; 0 for a mere shift of logits. On forget text higher is more forgetting."""
+        """Return the increase of the loss that no output bias undoes, in nats per token; 0 for a constant shift of the logits.
+
+        On forget text, higher means more forgetting.
+        """
         return ((self.nll_edited - self.nll_clean).sum() / self.n_tokens.sum()).item()
 
 
@@ -82,10 +95,20 @@ def calibrated_loss(
     max_tokens: int = MAX_TOKENS,
     batch_size: int = 16,
 ) -> CalibratedLoss:
-    """Measure the calibrated losses of two models on a text (TEST) with biases fitted on another of the same corpus (TUNE).
+    """Measure the calibrated losses of two models on one text (TEST), with biases fitted on another text of the same corpus (TUNE).
+
+    Args:
+        edited: the changed model.
+        clean: the clean model.
+        cutter: says which predictions are counted.
+        fitting: the text to fit the biases on.
+        table: the text to measure.
+        prior_std: standard deviation of the prior, in nats.
+        max_tokens: largest number of predictions to fit on.
+        batch_size: contexts per forward pass.
 
     Raises:
-        DataError: nothing is counted in one of the texts.
+        DataError: one of the texts has no counted token.
     """
     settings: dict[str, Any] = {"prior_std": prior_std, "max_tokens": max_tokens, "batch_size": batch_size}
     clean_bias = fit_output_bias(clean, cutter, fitting, **settings)
@@ -106,19 +129,19 @@ def fit_output_bias(
     max_tokens: int = MAX_TOKENS,
     batch_size: int = 16,
 ) -> OutputBias:
-    """Fit the output bias that suits a text best under the prior; deterministic (L-BFGS on a convex function).
+    """Fit the output bias that is best for a text under the prior. The result is deterministic (L-BFGS on a convex function).
 
     Args:
-        model: gets the bias.
-        cutter: says which predictions count.
+        model: the model that gets the bias.
+        cutter: says which predictions are counted.
         table: the text to fit.
-        clean: the clean model's fit to the same text, whose mean logits anchor the prior; None: the anchor is 0.
-        prior_std: in nats; the fewer the fitting tokens, the more it decides.
-        max_tokens: predictions used at most, the first of the table; memory is `max_tokens x d_vocab` float32.
-        batch_size: contexts in a forward pass.
+        clean: the clean model's fit to the same text, whose mean logits anchor the prior; None for an anchor of 0.
+        prior_std: standard deviation of the prior, in nats. The fewer tokens there are, the more it matters.
+        max_tokens: largest number of predictions, taken from the start of the table; memory is `max_tokens x d_vocab` in float32.
+        batch_size: contexts per forward pass.
 
     Raises:
-        DataError: nothing is counted in the text.
+        DataError: the text has no counted token.
     """
     chunks, targets, before = [], [], []
     for logits, target in _counted_logits(model, cutter, table, max_tokens, batch_size):
@@ -138,7 +161,12 @@ def fit_output_bias(
 
 
 def with_bias(model: Logits, bias: Float[Tensor, " d_vocab"]) -> Logits:
-    """Return the same model with a vector added to its logits."""
+    """Return a model with a vector added to its logits.
+
+    Args:
+        model: the model.
+        bias: the vector, `(d_vocab,)`.
+    """
 
     def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
         return lazily(model, tokens).plus(bias)
@@ -149,10 +177,10 @@ def with_bias(model: Logits, bias: Float[Tensor, " d_vocab"]) -> Logits:
 def _minimize(
     probabilities: list[Tensor], targets: Tensor, log_likelihood: float, prior_std: float
 ) -> tuple[Float[Tensor, " d_vocab"], float]:
-    """Return the bias beyond the anchor, and the summed loss with it.
+    """Return the bias relative to the anchor, and the summed loss with it.
 
-    With the probabilities `p_t` at the anchor, `log softmax(logits_t + a + d)[v] = log p_t[v] + d[v] - log <p_t, e^d>`: the function and its
-    gradient are two products with a matrix, and no exponential of it is taken twice.
+    With the probabilities `p_t` at the anchor, `log softmax(logits_t + a + d)[v] = log p_t[v] + d[v] - log <p_t, e^d>`. The function
+    and its gradient therefore take two matrix products, and the exponentials of the logits are computed only once.
     """
     counts = torch.bincount(targets, minlength=probabilities[0].shape[1]).double()
 
@@ -197,7 +225,9 @@ def _counted_logits(
             for states, target in zip(kept.states.split(kept.rows_at_once), targets.split(kept.rows_at_once), strict=True):
                 yield kept.head(states), target
     if left == max_tokens:
-        raise DataError(f"{table.corpus}: no token in it whose prediction counts; give text to fit the output bias on")
+        raise DataError(
+            f"{table.corpus}: expected tokens whose prediction is counted, got none; give text to fit the output bias on"
+        )
 
 
 @torch.no_grad()
@@ -211,5 +241,5 @@ def _losses(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size:
         losses_of.append(nll.double() * counted)
     n_tokens, losses = table.pieces.sum(table.counted(cutter).double()), table.pieces.sum(torch.cat(losses_of))
     if not n_tokens.any():
-        raise DataError(f"{table.corpus}: no token in it whose prediction counts")
+        raise DataError(f"{table.corpus}: expected tokens whose prediction is counted, got none; give another text")
     return n_tokens, losses

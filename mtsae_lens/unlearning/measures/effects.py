@@ -1,8 +1,8 @@
-"""What a change of a model does to its predictions, document by document.
+"""Measure how a change of a model affects its predictions, document by document.
 
-A change is an edit at a hook or another set of weights; both are measured on the same tokens against the same clean model. All
-measures of a token come from one teacher-forced pass: greedy decoding gives a text exactly if every token of it is the likeliest after
-those before it.
+A change is an edit at a hook or another set of weights; both are measured on the same tokens relative to the same clean model. All
+measures of a token come from one teacher-forced pass: greedy decoding reproduces a text exactly if every token is the most likely one
+after those before it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,15 @@ from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_los
 
 @dataclass(frozen=True, repr=False, eq=False)
 class EditLoss:
-    """Losses before and after one change on one corpus, by piece: sums over counted predictions, `n_tokens` of each piece.
+    """Losses before and after one change on one corpus, summed over the counted predictions of each piece.
 
-    A piece is what of a context belongs to one document: all of it, but in packed contexts; or a question whose answer is counted.
-    `documents` names what each belongs to (a document, a person), the unit that intervals resample.
+    A piece is the part of a context that belongs to one document: the whole context, unless contexts are packed. For questions, it is
+    one question, of which only the answer is counted. `documents` names what each piece belongs to (a document or a person); intervals
+    resample these.
     """
 
     corpus: str
-    documents: tuple[str, ...]  # of each piece
+    documents: tuple[str, ...]  # one for each piece
     gate_open: float  # share of unmasked positions at which the edit applied; 1 for other weights
     n_tokens: Float[Tensor, " piece"]
     nll_clean: Float[Tensor, " piece"]
@@ -50,20 +51,31 @@ class EditLoss:
         )
 
     def mean(self, sums: Float[Tensor, " piece"]) -> float:
-        """Divide sums over pieces by the number of tokens."""
+        """Return the mean per token.
+
+        Args:
+            sums: sums over the counted tokens of each piece.
+        """
         return (sums.sum() / self.n_tokens.sum()).item()
 
     @property
     def nll_delta(self) -> float:
-        """Nats added per token; for forget text higher is more forgetting, for retain text 0 is best.
+        """Return the increase of the loss, in nats per token; 0 means no change.
 
-        0: no change. What a model that never saw the text adds is the goal; what guessing every token alike adds, `log d_vocab` less the
-        clean loss, is the most that is not damage.
+        On forget text, higher means more forgetting, and the increase of a model trained without the text is the goal. An increase to
+        more than `log d_vocab`, the loss of a uniform guess, is damage. On retain text, 0 is best.
         """
         return self.mean(self.nll_edited - self.nll_clean)
 
     def by_document(self, sums: Float[Tensor, " piece"]) -> Float[Tensor, " document"]:
-        """Add up sums of pieces by document, in the order in which documents first occur."""
+        """Add up sums over pieces by document.
+
+        Args:
+            sums: one value per piece.
+
+        Returns:
+            One value per document, in the order in which documents first occur.
+        """
         names = tuple(dict.fromkeys(self.documents))
         place = {name: number for number, name in enumerate(names)}
         index = torch.tensor([place[name] for name in self.documents], dtype=torch.long)
@@ -72,46 +84,46 @@ class EditLoss:
 
 @dataclass(frozen=True, repr=False, eq=False)
 class EditEffect(EditLoss):
-    """The losses, and what else changed."""
+    """The losses before and after one change, and how the predictions changed."""
 
     kl: Float[Tensor, " piece"]  # KL(clean || edited)
-    agreements: Float[Tensor, " piece"]  # tokens at which both models' likeliest token is the same
-    hits: Float[Tensor, " piece"]  # tokens that are the edited model's likeliest
-    suffix: Float[Tensor, " piece"]  # length of the longest end of the text that greedy decoding gives
+    agreements: Float[Tensor, " piece"]  # tokens at which both models have the same most likely token
+    hits: Float[Tensor, " piece"]  # tokens that are the edited model's most likely ones
+    suffix: Float[Tensor, " piece"]  # length in tokens of the longest suffix that greedy decoding reproduces
 
     @property
     def top1_agreement(self) -> float:
-        """Share of tokens at which the likeliest token stayed the same: 1 if nothing changed; on retain text higher is better.
+        """Return the share of tokens at which the most likely token is unchanged; on retain text, higher is better.
 
-        Chance, were the likeliest token drawn anew: 1 / d_vocab. Two models of one language agree on far more: the reference's is the
-        value to compare with.
+        The chance level is 1 / d_vocab, but two models of one language agree far more often: compare with the reference's value.
         """
         return self.mean(self.agreements)
 
     @property
     def exact_memorisation(self) -> float:
-        """Share of tokens that the changed model predicts exactly; on forget text lower is more forgetting.
+        """Return the share of tokens that the changed model predicts exactly; on forget text, lower means more forgetting.
 
-        A guess is right once in d_vocab, but a model that never saw the text still predicts its commoner tokens: that is the value to fall
-        to, not 0.
+        The chance level is 1 / d_vocab, but a model trained without the text still predicts its common tokens: that model's value is
+        the goal, not 0.
         """
         return self.mean(self.hits)
 
     @property
     def extraction_strength(self) -> float:
-        """Mean share of a text that greedy decoding gives from the rest before it (Carlini et al. 2021; Wang et al. 2025).
+        """Return the mean share of a text that greedy decoding reproduces from the rest before it (Carlini et al. 2021; Wang et al. 2025).
 
-        1: all of it from the first token on; 0: not even the last token. On forget text lower is more forgetting. Chance is about
-        exact memorization over the number of tokens.
+        1 means all of it from the first token on; 0 means not even the last token. On forget text, lower means more forgetting. The
+        chance level is about exact memorization divided by the number of tokens.
         """
         counted = self.n_tokens > 0
         return (self.suffix[counted] / self.n_tokens[counted]).mean().item()
 
     @property
     def exact_recall(self) -> float:
-        """Share of pieces whose counted tokens greedy decoding gives all: of questions, the share answered exactly.
+        """Return the share of pieces whose counted tokens greedy decoding all reproduces; for questions, the share answered exactly.
 
-        On forget text lower is more forgetting. Chance: of text 0; of a question one over the number of possible answers.
+        On forget text, lower means more forgetting. The chance level is 0 for text, and one over the number of possible answers for a
+        question.
         """
         counted = self.n_tokens > 0
         return (self.hits[counted] == self.n_tokens[counted]).double().mean().item()
@@ -125,13 +137,20 @@ def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, answers_only: bool = False) -> list[EditEffect]:
-    """Measure the effect of each edit, all from one run to the hook; contexts that an edit leaves alone are not run again.
+    """Measure the effect of each edit. The model runs to the hook once for all edits, and contexts that an edit leaves unchanged are
+    not run again.
 
     Args:
         lm: the model with its SAE.
         table: the text; predictions of special tokens are not counted.
-        edits: any number.
-        answers_only: apply edits only at the positions from which counted tokens are predicted.
+        edits: the edits.
+        answers_only: whether edits apply only at the positions from which counted tokens are predicted.
+
+    Returns:
+        One effect per edit.
+
+    Raises:
+        ConfigError: `edits` is not a sequence.
     """
     rows, gate_open = _run_edits(lm, table, edits, sum_measures, answers_only=answers_only)
     return [
@@ -141,7 +160,16 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
 
 
 def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[EditLoss]:
-    """Measure the losses of each edit alone, for sweeps: about half the work of `measure_edits`."""
+    """Measure only the losses of each edit, for sweeps; this takes about half the time of `measure_edits`.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+        edits: the edits.
+
+    Returns:
+        One loss per edit.
+    """
     rows, gate_open = _run_edits(lm, table, edits, sum_losses)
     return [
         EditLoss(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
@@ -153,9 +181,9 @@ def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[
 def _run_edits(
     lm: HookedLM, table: TokenTable, edits: Sequence[Edit], compare: _Compare, *, answers_only: bool = False
 ) -> tuple[list[list[Tensor]], list[float]]:
-    """Return what `compare` gives for each edit, batch by batch, and the share of positions at which each applied."""
+    """Return what `compare` returns for each edit, batch by batch, and the share of positions at which each edit applied."""
     if not isinstance(edits, Sequence):
-        raise ConfigError(f"edits are measured together: give a list of them, such as [edit]; got a {type(edits).__name__}")
+        raise ConfigError(f"expected a list of edits, got a {type(edits).__name__}; give [edit]")
     rows: list[list[Tensor]] = [[] for _ in edits]
     n_open = [0] * len(edits)
     n_positions = 0
@@ -193,11 +221,11 @@ def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
 
 
 def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Logits:
-    """Turn a hooked model into what `measure_model` takes.
+    """Turn a hooked model into a function from tokens to logits, as `measure_model` takes it.
 
     Args:
         model: a `HookedTransformer` or a bridge.
-        cutter: says which tokens are padding; None where none is on the left. Tokens are given with their BOS.
+        cutter: says which tokens are padding; None if there is no padding on the left. Tokens include their BOS token.
     """
 
     def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
@@ -208,14 +236,14 @@ def as_logits(model: AnyHookedModel, cutter: ContextCutter | None = None) -> Log
 
 
 def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
-    """Make a function from tokens to the logits of a model with an edit at its hook.
+    """Return a function from tokens to the logits of a model with an edit at its hook.
 
     Args:
-        lm: the model with its SAE; for a model with other weights, `dataclasses.replace(lm, model=other)`.
-        edit: the edit, which leaves masked positions alone; None for the model as it is.
+        lm: the model with its SAE; for a model with other weights, pass `dataclasses.replace(lm, model=other)`.
+        edit: the edit, which leaves masked positions unchanged; None for the model without an edit.
 
     Returns:
-        What `measure_model` takes.
+        A function as `measure_model` takes it.
     """
     if edit is None:
         return as_logits(lm.model, lm.cutter)
@@ -230,7 +258,15 @@ def edited_logits(lm: HookedLM, edit: Edit | None) -> Logits:
 def measure_model(
     model: Logits, clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> EditEffect:
-    """Measure another model in the same way, such as one with other weights or one that never saw the text."""
+    """Measure another model in the same way as an edit, such as one with other weights or one trained without the text.
+
+    Args:
+        model: the model, as a function from tokens to logits.
+        clean_model: the model to compare with.
+        cutter: says which predictions are counted.
+        table: the text.
+        batch_size: contexts per forward pass.
+    """
     (rows,) = _run_models([model], clean_model, cutter, table, batch_size, sum_measures)
     return EditEffect(table.corpus, table.pieces.documents, 1.0, *_columns(rows))
 
@@ -238,7 +274,18 @@ def measure_model(
 def model_losses(
     models: Sequence[Logits], clean_model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, batch_size: int = 16
 ) -> list[EditLoss]:
-    """Measure the losses alone of several models, for sweeps; the clean model runs once."""
+    """Measure only the losses of several models, for sweeps; the clean model runs once.
+
+    Args:
+        models: the models, as functions from tokens to logits.
+        clean_model: the model to compare with.
+        cutter: says which predictions are counted.
+        table: the text.
+        batch_size: contexts per forward pass.
+
+    Returns:
+        One loss per model.
+    """
     of_models = _run_models(models, clean_model, cutter, table, batch_size, sum_losses)
     return [EditLoss(table.corpus, table.pieces.documents, 1.0, *_columns(rows)) for rows in of_models]
 
@@ -264,7 +311,12 @@ def _run_models(
 
 @torch.no_grad()
 def max_identity_error(lm: HookedLM, table: TokenTable) -> float:
-    """Measure the largest difference in logits between the clean model and the splice without an edit, on the first batch."""
+    """Measure the largest difference of a logit between the clean model and the splice without an edit, on the first batch.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+    """
     tokens = lm.batches(table)[0]
     nothing = FeatureEdit(features=(), multiplier=0.0)
     options = {"prepend_bos": False} | lm.attention_options(tokens)

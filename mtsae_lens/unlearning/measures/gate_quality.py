@@ -1,4 +1,4 @@
-"""How well a gate tells the text to forget from other text, wherever its threshold lies and where it was set."""
+"""Measure how well a gate separates the forget text from other text, for every threshold, and how often it opens at its own threshold."""
 
 from __future__ import annotations
 
@@ -19,41 +19,48 @@ from mtsae_lens.splice.gates import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
 
-AFTER_POSITIONS = (0, 8, 32)  # from the start; after a phrase; after a sentence or two
+AFTER_POSITIONS = (0, 8, 32)  # from the start of a context, after a phrase, after one or two sentences
 
 
 def auroc(positives: Num[Tensor, " n"] | np.ndarray, negatives: Num[Tensor, " m"] | np.ndarray) -> float:
-    """Compute the area under the ROC curve: how often a random positive scores higher than a random negative, ties counted half.
+    """Compute the area under the ROC curve: the probability that a random positive scores higher than a random negative, with ties
+    counted half.
 
-    `U / (n m)` with the Mann-Whitney statistic U. Chance level 0.5; 1 is perfect; below 0.5 the score points the wrong way.
+    It is `U / (n m)` with the Mann-Whitney statistic U. The chance level is 0.5; 1 is perfect; below 0.5 the score points the wrong way.
+
+    Args:
+        positives: scores of the positives, `(n,)`.
+        negatives: scores of the negatives, `(m,)`.
 
     Raises:
-        DataError: nothing on one side.
+        DataError: there are no positives or no negatives.
     """
     scores = np.concatenate([np.asarray(positives, dtype=float), np.asarray(negatives, dtype=float)])
     n, m = len(positives), len(negatives)
     if not n or not m:
-        raise DataError(f"an AUROC needs scores on both sides; got {n} positives and {m} negatives")
+        raise DataError(f"expected scores of positives and negatives, got {n} positives and {m} negatives; give both")
     u = stats.rankdata(scores)[:n].sum() - n * (n + 1) / 2
     return float(u / (n * m))
 
 
 @dataclass(frozen=True)
 class PositionAUROC:
-    """AUROC over single positions, the first `after` positions of each context left out."""
+    """The AUROC over single positions, without the first `after` positions of each context."""
 
     after: int
-    auroc: float  # chance 0.5
+    auroc: float  # chance level 0.5
     n_forget: int  # positions
     n_other: int
 
 
 @dataclass(frozen=True)
 class OpenShare:
-    """How often a gate is open on a corpus, at its own threshold: the true-positive rate on forget text, elsewhere the false-positive rate."""
+    """How often a gate is open on a corpus, at its own threshold: the true-positive rate on forget text, the false-positive rate on
+    other text.
+    """
 
     positions: float  # share of unmasked positions
-    low: float  # 95% interval of it over documents
+    low: float  # lower end of its 95% interval over documents
     high: float
     contexts: float  # share of contexts in which it opens at all
     n_positions: int
@@ -62,22 +69,22 @@ class OpenShare:
 
     @property
     def share(self) -> Interval:
-        """The share of positions, with its 95% interval over documents."""
+        """Return the share of positions with its 95% interval over documents."""
         return Interval(self.positions, self.low, self.high)
 
 
 @dataclass(frozen=True)
 class GateSeparation:
-    """How a gate's score tells forget text from one other corpus, whatever the threshold."""
+    """How a gate's score separates forget text from one other corpus, independently of the threshold."""
 
     by_position: tuple[PositionAUROC, ...]
-    by_context: float  # AUROC over contexts, each by its highest score; chance 0.5
+    by_context: float  # AUROC over contexts, each represented by its highest score; chance level 0.5
     false_positives: OpenShare
 
 
 @dataclass(frozen=True)
 class GateQuality(Record):
-    """How often one gate is open on the forget text and on other text, and how well its score tells them apart."""
+    """How often one gate is open on the forget text and on other text, and how well its score separates them."""
 
     forget: str
     true_positives: OpenShare
@@ -111,21 +118,21 @@ def measure_gate(
     after: Sequence[int] = AFTER_POSITIONS,
     seed: int = 0,
 ) -> GateQuality:
-    """Measure a gate on forget text against each other corpus; BOS, separators and padding never count.
+    """Measure a gate on forget text against every other corpus. BOS, separators and padding are left out.
 
-    Positions of a context are far from independent, so the intervals resample documents; AUROCs over positions say how the gate does
-    token by token, those over contexts how it does text by text.
+    The positions of a context are not independent, so the intervals resample documents. AUROCs over positions measure the gate token by
+    token, those over contexts text by text.
 
     Args:
         lm: the model with its SAE.
-        gate: any, causal or not.
+        gate: the gate, causal or not.
         forget: the text to open on.
         others: retain corpora by name.
-        after: leave out so many positions at the start of each context; those as long as the contexts are skipped.
-        seed: of the resampling.
+        after: numbers of positions to leave out at the start of each context; numbers as large as the contexts are skipped.
+        seed: seed of the resampling.
 
     Raises:
-        DataError: a corpus without an unmasked position.
+        DataError: a corpus has no unmasked position.
     """
     positive = _scored(lm, gate, forget)
     separations = {}
@@ -151,7 +158,7 @@ def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
         kept.append(~lm.masked(tokens).cpu())
     scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.pieces)
     if not scored.kept.any():
-        raise DataError(f"{table.corpus}: nothing but special tokens; a gate needs text to be measured on")
+        raise DataError(f"{table.corpus}: expected text to measure a gate on, got only special tokens; give another text")
     return scored
 
 

@@ -1,7 +1,7 @@
-"""What a model writes: whether it still varies its words, still makes sense to the clean model, and how it reads before and after.
+"""Measure what a model writes: how varied it is, how likely it is to the clean model, and how it reads before and after a change.
 
-Losses are measured on given text; an edit can leave them alone and still send generation into a loop. Read three numbers together: a text
-that repeats one phrase has a low perplexity, and random words are all distinct.
+Losses are measured on given text; an edit can leave them unchanged and still send generation into a loop. Read three numbers together:
+a text that repeats one phrase has a low perplexity, and random words are all distinct.
 """
 
 from __future__ import annotations
@@ -26,32 +26,36 @@ from mtsae_lens.splice.generation import continue_tokens
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 REPEATED_N = 4
-"""n-grams whose repetition is counted: shorter ones repeat in any good text (Welleck et al. 2019, arXiv 1908.04319)."""
+"""Length of the n-grams whose repetition is counted; shorter ones repeat in any good text (Welleck et al. 2019, arXiv 1908.04319)."""
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How texts are continued."""
+    """How texts are continued.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
 
     n_prompt_tokens: int = 16
     """Tokens taken from the start of each context, BOS included."""
     n_new_tokens: int = 48
     temperature: float = 0.0
-    """0: greedy; else the temperature of sampling from the whole vocabulary."""
+    """0 for greedy decoding, otherwise the temperature of sampling from the whole vocabulary."""
     seed: int = 0
-    """Of the sampling."""
+    """Seed of the sampling."""
 
     def __post_init__(self) -> None:
         if self.n_prompt_tokens < 1 or self.n_new_tokens < 1 or self.temperature < 0:
             raise ConfigError(
-                f"decoding needs n_prompt_tokens >= 1, n_new_tokens >= 1 and temperature >= 0; got {self.n_prompt_tokens}, "
-                f"{self.n_new_tokens} and {self.temperature}"
+                f"expected n_prompt_tokens >= 1, n_new_tokens >= 1 and temperature >= 0, got {self.n_prompt_tokens}, "
+                f"{self.n_new_tokens} and {self.temperature}; change them"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class Continuations:
-    """Prompts of one length and what a model wrote after each, up to the first special token."""
+    """Prompts of one length, and what a model wrote after each of them, up to the first special token."""
 
     prompts: Int[Tensor, "n prompt"]
     texts: tuple[tuple[int, ...], ...]
@@ -59,15 +63,15 @@ class Continuations:
 
 @dataclass(frozen=True)
 class GenerationHealth(Record):
-    """How varied and how likely one model's continuations are; compare with the clean model's on the same prompts."""
+    """How varied and how likely the continuations of one model are; compare with those of the clean model on the same prompts."""
 
-    distinct_1: float  # share of distinct tokens, pairs and triples among all of the continuations together (Li et al. 2016)
-    distinct_2: float  # low: the same words everywhere; depends on how much is generated
+    distinct_1: float  # share of distinct tokens (pairs, triples) among all continuations together (Li et al. 2016)
+    distinct_2: float  # low if the same words occur everywhere; depends on the amount of text
     distinct_3: float
-    repeated: float  # mean share of a continuation's 4-grams that it had before: 0 none, towards 1 a loop
+    repeated: float  # mean share of a continuation's 4-grams that occurred in it before: 0 for none, near 1 for a loop
     log_prob: float  # mean log-probability of a token under the clean model, nats
-    perplexity: float  # exp(-log_prob): high is nonsense to the clean model, very low may be a loop
-    empty: float  # share of continuations that end at once
+    perplexity: float  # exp(-log_prob): high if the clean model finds the text unlikely; very low may be a loop
+    empty: float  # share of continuations that are empty
     n_texts: int
     n_tokens: int
 
@@ -80,33 +84,38 @@ def continue_texts(
     edit: Edit | None = None,
     model: AnyHookedModel | None = None,
 ) -> Continuations:
-    """Continue the first tokens of every context: the model as it is, with an edit, or another model.
+    """Continue the first tokens of every context, with the clean model, with an edit, or with another model.
 
     Args:
         lm: the model with its SAE.
-        table: its contexts begin with the prompts.
-        decoding: how.
-        edit: with a causal gate; None for none.
-        model: another model in place of `lm.model`, without its SAE.
+        table: contexts that begin with the prompts. Prompts that contain a separator or padding are left out.
+        decoding: lengths and sampling.
+        edit: an edit with a causal gate; None for no edit.
+        model: another model in place of `lm.model`, without an SAE.
 
     Raises:
-        ConfigError: an edit together with another model, prompt and continuation longer than the model's context, prompts longer than the
-            table's contexts, or an edit that cannot generate.
-        DataError: no prompt without a separator or padding in it; those with one are left out.
+        ConfigError: both an edit and another model are given, prompt and continuation are longer than the model's context, prompts are
+            longer than the contexts of the table, or the edit cannot be used in generation.
+        DataError: every prompt contains a separator or padding.
     """
     if edit is not None and model is not None:
-        raise ConfigError("an edit belongs to the model of its SAE; give an edit or another model, not both")
+        raise ConfigError(
+            "expected an edit or another model, got both; give one of them, since an edit belongs to the SAE's model"
+        )
     writer = model or lm.model
     length = decoding.n_prompt_tokens + decoding.n_new_tokens
     if length > writer.cfg.n_ctx or decoding.n_prompt_tokens > table.tokens.shape[1]:
         raise ConfigError(
-            f"prompt and continuation have {length} tokens, the model's context {writer.cfg.n_ctx}; the prompt has "
-            f"{decoding.n_prompt_tokens}, the contexts of {table.corpus} {table.tokens.shape[1]}; shorten n_prompt_tokens or n_new_tokens"
+            f"expected at most {writer.cfg.n_ctx} tokens of prompt and continuation, and {table.tokens.shape[1]} of prompt "
+            f"({table.corpus}), got {length} and {decoding.n_prompt_tokens}; lower n_prompt_tokens or n_new_tokens"
         )
     prompts = table.tokens[:, : decoding.n_prompt_tokens]
     prompts = prompts[~lm.cutter.special_positions(prompts)[:, 1:].any(dim=1)]
     if not len(prompts):
-        raise DataError(f"{table.corpus}: every prompt has a separator or padding in it; give a smaller n_prompt_tokens")
+        raise DataError(
+            f"{table.corpus}: expected prompts without separators and padding, got none of {decoding.n_prompt_tokens} tokens; "
+            "lower n_prompt_tokens"
+        )
     options: dict[str, Any] = {
         "max_new_tokens": decoding.n_new_tokens,
         "do_sample": decoding.temperature > 0,
@@ -129,14 +138,18 @@ def _until_special(tokens: Sequence[int], special: set[int]) -> tuple[int, ...]:
 
 
 def generation_health(lm: HookedLM, continuations: Continuations) -> GenerationHealth:
-    """Measure how varied continuations are, and how likely to the clean model.
+    """Measure how varied continuations are, and how likely they are to the clean model.
+
+    Args:
+        lm: the clean model.
+        continuations: the prompts and what was written after them.
 
     Raises:
         DataError: every continuation is empty.
     """
     texts = [text for text in continuations.texts if text]
     if not texts:
-        raise DataError("every continuation ends at once; give longer prompts or another edit")
+        raise DataError("expected continuations, got only empty ones; give longer prompts or another edit")
     log_prob = clean_log_prob(lm, continuations)
     return GenerationHealth(
         distinct_1=distinct_share(texts, 1),
@@ -156,23 +169,41 @@ def _ngrams(text: Sequence[int], n: int) -> list[tuple[int, ...]]:
 
 
 def distinct_share(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Compute distinct n-grams over all n-grams of all texts together (distinct-n, Li et al. 2016, arXiv 1510.03055); 1 without any."""
+    """Compute the number of distinct n-grams divided by the number of n-grams of all texts (distinct-n, Li et al. 2016, arXiv 1510.03055).
+
+    Args:
+        texts: token ids of each text.
+        n: length of the n-grams, in tokens.
+
+    Returns:
+        A share; 1 if there are no n-grams.
+    """
     ngrams = [ngram for text in texts for ngram in _ngrams(text, n)]
     return len(set(ngrams)) / len(ngrams) if ngrams else 1.0
 
 
 def repeated_share(texts: Sequence[Sequence[int]], n: int) -> float:
-    """Average over texts `1 - distinct n-grams / n-grams` (seq-rep-n, Welleck et al. 2019, arXiv 1908.04319); shorter texts count 0."""
+    """Compute `1 - distinct n-grams / n-grams`, averaged over texts (seq-rep-n, Welleck et al. 2019, arXiv 1908.04319).
+
+    Args:
+        texts: token ids of each text; a text shorter than `n` counts as 0.
+        n: length of the n-grams, in tokens.
+    """
     shares = [1 - len(set(ngrams)) / len(ngrams) if (ngrams := _ngrams(text, n)) else 0.0 for text in texts]
     return sum(shares) / len(shares)
 
 
 @torch.no_grad()
 def clean_log_prob(lm: HookedLM, continuations: Continuations) -> float:
-    """Compute the mean log-probability of a continuation's token after its prompt, under the model without any edit, in nats."""
+    """Compute the mean log-probability of the tokens of continuations under the model without an edit, in nats.
+
+    Args:
+        lm: the model.
+        continuations: the prompts and what was written after them.
+    """
     n_prompt = continuations.prompts.shape[1]
     longest = max(map(len, continuations.texts))
-    written = torch.zeros(len(continuations.texts), longest, dtype=torch.long)  # what fills up short texts comes after them
+    written = torch.zeros(len(continuations.texts), longest, dtype=torch.long)  # short texts are padded on the right
     counted = torch.zeros_like(written, dtype=torch.bool)
     for row, text in enumerate(continuations.texts):
         written[row, : len(text)] = torch.tensor(text, dtype=torch.long)
@@ -197,14 +228,22 @@ class Sample(Record):
     edited: str
 
 
-def samples(lm: HookedLM, clean: Continuations, edited: Continuations, n_samples: int = 8) -> tuple[Sample, ...]:
-    """Put the first texts side by side, decoded.
+def decode_samples(lm: HookedLM, clean: Continuations, edited: Continuations, n_samples: int = 8) -> tuple[Sample, ...]:
+    """Decode the first texts, to read them side by side.
+
+    Args:
+        lm: the model, for its tokenizer.
+        clean: continuations by the clean model.
+        edited: continuations of the same prompts by the changed model.
+        n_samples: number of texts.
 
     Raises:
-        DataError: continuations of other prompts.
+        DataError: the continuations have different prompts.
     """
     if not torch.equal(clean.prompts, edited.prompts):
-        raise DataError("texts are shown side by side for the same prompts; continue the same table with the same Decoding")
+        raise DataError(
+            "expected continuations of the same prompts, got different ones; continue the same table with the same Decoding"
+        )
     special = set(lm.cutter.special_token_ids.tolist())
 
     def decode(tokens: Sequence[int]) -> str:

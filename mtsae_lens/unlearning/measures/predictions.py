@@ -1,4 +1,4 @@
-"""What two models predict of the same counted tokens, compared and added up by piece."""
+"""Compare what two models predict for the same counted tokens, and add up the measures by piece."""
 
 from __future__ import annotations
 
@@ -14,27 +14,40 @@ from mtsae_lens.data.precision import log_probs_of
 
 
 def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
-    """Compute `KL(clean || edited)` of next-token distributions given as log-probabilities, in nats; 0 if equal, without an upper bound.
+    """Compute `KL(clean || edited)` of next-token distributions; 0 if they are equal, without an upper bound.
 
-    On text to keep lower is better.
+    Args:
+        clean: log-probabilities, `(..., d_vocab)`.
+        edited: log-probabilities, `(..., d_vocab)`.
+
+    Returns:
+        One value per distribution, in nats. On retain text, lower is better.
     """
     return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
 def kl_of_logits(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
-    """Compute `kl_divergence` from logits."""
+    """Compute `kl_divergence` from logits.
+
+    Args:
+        clean: logits, `(..., d_vocab)`.
+        edited: logits, `(..., d_vocab)`.
+    """
     return kl_divergence(log_probs_of(clean), log_probs_of(edited))
 
 
 def longest_suffix(
     hits: Bool[Tensor, "batch pred"], counted: Bool[Tensor, "batch pred"], piece: Int[Tensor, "batch pred"] | None = None
 ) -> Float[Tensor, " piece"]:
-    """Return how many counted predictions at the end of each piece are right without a miss after them.
+    """Count the counted predictions at the end of each piece that are right, up to the last miss.
 
     Args:
-        hits: the predictions that are right.
-        counted: those that count.
-        piece: the piece of each prediction, from 0 on; None: each row is one.
+        hits: mask `(batch, pos - 1)` of the predictions that are right.
+        counted: mask of the predictions that are counted.
+        piece: index of the piece of each prediction, from 0 on; None if each row is one piece.
+
+    Returns:
+        One length per piece, in tokens.
     """
     if piece is None:
         piece = torch.arange(len(hits), device=hits.device).unsqueeze(1).expand(hits.shape)
@@ -48,7 +61,7 @@ def longest_suffix(
 
 @dataclass(frozen=True, eq=False)
 class CleanPredictions:
-    """The clean model's predictions of a batch, counted ones only."""
+    """The clean model's predictions for a batch, counted ones only."""
 
     batch: TokenBatch
     logits: LazyLogits
@@ -56,57 +69,74 @@ class CleanPredictions:
 
     @staticmethod
     def of(batch: TokenBatch, logits: LazyLogits) -> CleanPredictions:
-        """Take the counted predictions out of the logits of every position, and compute their loss."""
+        """Select the counted predictions from the logits of all positions, and compute their loss.
+
+        Args:
+            batch: tokens, counted predictions and pieces.
+            logits: logits of every position, `(batch, pos, d_vocab)`.
+        """
         kept = logits[:, :-1][batch.counted].remembered()
         return CleanPredictions(batch, kept, kept.nll(batch.tokens[:, 1:][batch.counted]))
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> CleanPredictions:
-        """Return the predictions of some contexts, their pieces numbered from 0 again."""
+        """Return the predictions for some contexts, with pieces numbered from 0 again.
+
+        Args:
+            kept: mask of the contexts, `(batch,)`.
+        """
         tokens, counted, piece = self.batch
         rows = kept[counted.nonzero()[:, 0]]
         batch = TokenBatch(tokens[kept], counted[kept], piece[kept].unique(return_inverse=True)[1])
         return CleanPredictions(batch, self.logits[rows], self.nll[rows])
 
     def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
-        """Return which pieces are in these contexts."""
+        """Return a mask of the pieces that are in these contexts.
+
+        Args:
+            kept: mask of the contexts, `(batch,)`.
+        """
         pieces = torch.zeros(self.n_pieces, dtype=torch.bool, device=kept.device)
         pieces[self.batch.piece[kept].flatten()] = True
         return pieces
 
     @property
     def n_pieces(self) -> int:
-        """The number of pieces in the batch."""
+        """Return the number of pieces in the batch."""
         return int(self.batch.piece.max()) + 1
 
     @property
     def targets(self) -> Int[Tensor, " n"]:
-        """The counted tokens."""
+        """Return the counted tokens."""
         return self.batch.tokens[:, 1:][self.batch.counted]
 
     def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "piece column"]:
-        """Add up by piece."""
+        """Add up values per token by piece.
+
+        Args:
+            per_token: one row per counted token, `(n, column)`.
+        """
         total = torch.zeros(self.n_pieces, per_token.shape[1], dtype=per_token.dtype, device=per_token.device)
         return total.index_add_(0, self.batch.piece[:, 1:][self.batch.counted], per_token)
 
 
 def sum_losses(clean: CleanPredictions, edited: LazyLogits | None) -> Float[Tensor, "piece 3"]:
-    """Sum over the counted predictions of each piece: their number, the NLL of the clean model, the NLL of the edited one.
+    """Sum tokens, clean NLL and edited NLL over the counted predictions of each piece.
 
     Args:
         clean: the clean model's predictions.
-        edited: the edited model's logits of the same counted predictions; None where it is the clean model.
+        edited: the edited model's logits of the same counted predictions; None if it is the clean model.
     """
     nll = clean.nll if edited is None else edited.nll(clean.targets)
     return clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll], dim=1)).cpu()
 
 
 def sum_measures(clean: CleanPredictions, edited: LazyLogits | None) -> Float[Tensor, "piece 7"]:
-    """Sum the columns of `sum_losses`, then `KL(clean || edited)`, agreements of the likeliest token, hits of the edited model, and the
-    length of the longest end of the text that it gives exactly.
+    """Sum the same as `sum_losses`, and also `KL(clean || edited)`, agreements of the likeliest token, hits of the edited model, and the
+    length of the right suffix.
 
     Args:
         clean: the clean model's predictions.
-        edited: the edited model's logits of the same counted predictions; None where it is the clean model.
+        edited: the edited model's logits of the same counted predictions; None if it is the clean model.
     """
     counted, piece = clean.batch.counted, clean.batch.piece[:, 1:]
     models = [clean.logits, clean.logits if edited is None else edited]

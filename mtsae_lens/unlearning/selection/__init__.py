@@ -1,1 +1,1 @@
-"""Which features to edit: what is known of them (evidence), ways of ranking them (scores), and how steady the choice is."""
+"""Choose which features to edit: the evidence about them, the scores that rank them, and the stability of the choice."""

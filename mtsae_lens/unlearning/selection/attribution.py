@@ -1,4 +1,6 @@
-"""What ablating one feature really does to the loss on a corpus: the exact counterpart of `mtsae_lens.splice.attribution`."""
+"""Measure exactly how ablating one feature changes the loss on a corpus; `mtsae_lens.splice.attribution` is the first-order
+approximation.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,18 @@ from mtsae_lens.unlearning.measures.effects import measure_edits
 def single_feature_effects(
     lm: HookedLM, table: TokenTable, features: Sequence[int], multiplier: float = 0.0
 ) -> Float[Tensor, " feature"]:
-    """Measure feature by feature the `nll_delta` of `FeatureEdit((i,), multiplier)` everywhere, in nats per counted token.
+    """Measure, feature by feature, the `nll_delta` of `FeatureEdit((i,), multiplier)` without a gate.
 
-    One rerun of the later layers for each feature, on the contexts in which it fires.
+    The layers after the hook run once for each feature, on the contexts in which it fires.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+        features: indices of the features.
+        multiplier: strength of the edit; 0 sets the feature to zero.
+
+    Returns:
+        One value per feature, in nats per counted token.
     """
     effects = measure_edits(lm, table, [FeatureEdit((feature,), multiplier) for feature in features])
     return torch.tensor([effect.nll_delta for effect in effects], device=lm.sae.device)

@@ -1,4 +1,4 @@
-"""Directions of the activations themselves, without an SAE."""
+"""Find directions in the activations themselves, without an SAE."""
 
 from __future__ import annotations
 
@@ -15,13 +15,30 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 def difference_of_means(
     lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable]
 ) -> tuple[Float[Tensor, " d_in"], Float[Tensor, " d_in"]]:
-    """Compute `mean(h | forget) - mean(h | retain)` over unmasked positions, and the mean over retain text; retain corpora weigh the same."""
+    """Compute `mean(h | forget) - mean(h | retain)` over unmasked positions. Each retain corpus has the same weight.
+
+    Args:
+        lm: the model with its SAE.
+        forget: the forget text.
+        retain: the retain texts.
+
+    Returns:
+        The difference `(d_in,)`, and the mean over the retain text `(d_in,)`.
+    """
     center = torch.stack([mean_input(lm, table) for table in retain]).mean(dim=0)
     return mean_input(lm, forget) - center, center
 
 
 def mean_input(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_in"]:
-    """Compute the mean activation at the hook over unmasked positions, heads flattened."""
+    """Compute the mean activation at the hook over unmasked positions, with heads flattened.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+
+    Returns:
+        The mean, `(d_in,)`.
+    """
     total, n_positions = torch.zeros(()), 0
     for tokens in lm.batches(table):
         rows = lm.sae_input(tokens).flatten(2)[~lm.masked(tokens)]

@@ -1,4 +1,4 @@
-"""Scores that read what editing a feature does to the loss: to first order for all features, exactly for a few."""
+"""Score features by how editing them changes the loss: to first order for all features, exactly for a few."""
 
 from __future__ import annotations
 
@@ -11,28 +11,36 @@ from torch import Tensor
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.unlearning.selection.attribution import single_feature_effects
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
-from mtsae_lens.unlearning.selection.frequency_scores import only
+from mtsae_lens.unlearning.selection.frequency_scores import keep_eligible
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.statistics import first_contexts
 
-RETAIN_WEIGHT = 3.0  # a nat per token lost on retain text counts as three won on forget text
+RETAIN_WEIGHT = 3.0  # one nat per token of damage to retain text offsets three nats on forget text
 
 
 def net_effect(
     forget: Float[Tensor, " feature"], highest_retain: Float[Tensor, " feature"], retain_weight: float
 ) -> Float[Tensor, " feature"]:
-    """Compute `forget - retain_weight * max(0, highest retain effect)`, in nats per token; `-inf` if editing does not harm the forget text.
+    """Compute `forget - retain_weight * max(0, highest retain effect)`, in nats per token.
 
-    An edit that happens to improve retain text earns nothing by it.
+    An edit that happens to improve retain text gets no credit for it.
+
+    Args:
+        forget: effect on the loss of the forget text, one per feature.
+        highest_retain: effect on the retain text that is affected most, one per feature.
+        retain_weight: weight of the retain text.
+
+    Returns:
+        One score per feature; `-inf` if editing the feature does not raise the loss on the forget text.
     """
-    return only(forget > 0, forget - retain_weight * highest_retain.clamp(min=0))
+    return keep_eligible(forget > 0, forget - retain_weight * highest_retain.clamp(min=0))
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """First-order effect of zero ablation on the forget corpus, less `retain_weight` times the largest on a retain corpus.
+    """First-order effect of zero ablation on the forget corpus, minus `retain_weight` times the largest effect on a retain corpus.
 
-    Attribution as in Farrell et al. 2024 (arXiv 2410.19278), see `attribution`; the weighing against retain text is ours.
+    Attribution as in Farrell et al. 2024 (arXiv 2410.19278), see `attribution`; the weighting against retain text is ours.
     """
 
     retain_weight: float = RETAIN_WEIGHT
@@ -40,18 +48,22 @@ class Attribution:
     name = "attribution"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Score the features by `net_effect`."""
+        """Score the features by `net_effect`.
+
+        Args:
+            evidence: SELECT text of the corpora.
+        """
         retain = torch.stack([change.first_order for change in evidence.retain_changes]).amax(dim=0)
         return net_effect(evidence.forget_change.first_order, retain, self.retain_weight)
 
 
 @dataclass(frozen=True)
 class FisherAttribution:
-    """`Attribution` with the second-order term on every corpus: retain text that gains here and loses there is not spared by chance.
+    """`Attribution` with the second-order term, so that effects of opposite sign on different tokens of retain text do not cancel.
 
-    To first order, effects of ablation on text that the model predicts well cancel between tokens, and a feature that this text needs
-    looks harmless. Squared gradients for the Hessian's diagonal as in Fisher pruning (Theis et al. 2018, arXiv 1801.05787); positions are
-    taken to be independent.
+    To first order, the effects of ablation on text that the model predicts well cancel between tokens, and a feature that this text
+    needs looks harmless. Squared gradients replace the Hessian's diagonal, as in Fisher pruning (Theis et al. 2018, arXiv 1801.05787);
+    positions are assumed to be independent.
     """
 
     retain_weight: float = RETAIN_WEIGHT
@@ -59,31 +71,39 @@ class FisherAttribution:
     name = "fisher_attribution"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Score the features by `net_effect`."""
+        """Score the features by `net_effect`.
+
+        Args:
+            evidence: SELECT text of the corpora.
+        """
         retain = torch.stack([change.second_order for change in evidence.retain_changes]).amax(dim=0)
         return net_effect(evidence.forget_change.second_order, retain, self.retain_weight)
 
 
 @dataclass(frozen=True)
 class SingleEffect:
-    """Exact effect of editing each candidate alone, less `retain_weight` times the largest on a retain corpus.
+    """Exact effect of editing each candidate alone, minus `retain_weight` times the largest effect on a retain corpus.
 
-    Exact for one feature at a time: effects of several features do not add up exactly.
+    It is exact for one feature at a time; the effects of several features do not add up exactly.
     """
 
     candidates: FeatureScore = field(default_factory=Attribution)
-    """Its best features are tried."""
+    """The score whose best features are tried."""
     n_candidates: int = 64
     multiplier: float = 0.0
-    """Of the `FeatureEdit` that is tried; 0 is zero ablation."""
+    """Multiplier of the `FeatureEdit` that is tried; 0 is zero ablation."""
     n_contexts: int = 16
-    """Contexts of each corpus on which each candidate is tried, at most: the cost is one rerun for each feature and corpus."""
+    """Largest number of contexts per corpus on which each candidate is tried; the cost is one rerun per feature and corpus."""
     retain_weight: float = RETAIN_WEIGHT
 
     name = "single_effect"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Score the features by `net_effect`; all features but the candidates are `-inf`."""
+        """Score the features by `net_effect`; all features except the candidates are `-inf`.
+
+        Args:
+            evidence: SELECT text of the corpora.
+        """
         score = self.candidates(evidence)
         tried = list(ranking(score)[: self.n_candidates])
 

@@ -1,4 +1,4 @@
-"""What features are chosen from, and what a way of choosing is."""
+"""Define the evidence that features are chosen from, and the interface of a score."""
 
 from __future__ import annotations
 
@@ -23,10 +23,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class SelectionEvidence:
-    """All that a score may read, from SELECT text: each quantity is computed when first asked for, and once.
+    """Everything that a score may read, from SELECT text. Each quantity is computed once, when it is first used.
 
-    Scores spare every retain corpus equally, near and far. To choose against far text alone, because a gate spares the near text, take
+    Scores spare every retain corpus equally, near and far. To choose against far text only, because a gate spares the near text, use
     `without_near`.
+
+    Args:
+        lm: the model with its SAE.
+        forget: the forget text.
+        near: near texts to retain.
+        far: far texts to retain.
+
+    Raises:
+        DataError: there is neither near nor far text.
     """
 
     lm: HookedLM
@@ -34,19 +43,19 @@ class SelectionEvidence:
     near: tuple[TokenTable, ...] = ()
     far: tuple[TokenTable, ...] = ()
     _known: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)
-    """By kind and table; shared with `without_near`."""
+    """Computed quantities by kind and table; shared with `without_near`."""
 
     def __post_init__(self) -> None:
         if not self.retain:
-            raise DataError("features are chosen against text to retain; got none: give near or far tables")
+            raise DataError("expected near or far text to choose features against, got none; give at least one table")
 
     @property
     def retain(self) -> tuple[TokenTable, ...]:
-        """Near tables, then far ones."""
+        """Return the near tables, followed by the far ones."""
         return self.near + self.far
 
     def without_near(self) -> SelectionEvidence:
-        """Return the evidence without near text; what is known of a corpus is not computed again.
+        """Return the evidence without near text; quantities that are already known are kept.
 
         Raises:
             DataError: there is no far text.
@@ -61,41 +70,44 @@ class SelectionEvidence:
 
     @cached_property
     def forget_statistics(self) -> FiringStatistics:
-        """How the features fire on the forget corpus."""
+        """Return how the features fire on the forget corpus."""
         return self._of(firing_statistics, self.forget)
 
     @cached_property
     def retain_statistics(self) -> tuple[FiringStatistics, ...]:
-        """How they fire on each retain corpus."""
+        """Return how the features fire on each retain corpus."""
         texts = track(self.retain, "counting firings on text to keep", "text")
         return tuple(self._of(firing_statistics, table) for table in texts)
 
     @cached_property
     def highest_retain_rate(self) -> Float[Tensor, " d_sae"]:
-        """Firing rate on the retain corpus on which the feature fires most often."""
+        """Return each feature's firing rate on the retain corpus on which it fires most often."""
         return torch.stack([statistics.rate for statistics in self.retain_statistics]).amax(dim=0)
 
     @cached_property
     def highest_retain_mean(self) -> Float[Tensor, " d_sae"]:
-        """Mean activation over all tokens of the retain corpus on which it is highest."""
+        """Return each feature's mean activation over all tokens of the retain corpus on which it is highest."""
         return torch.stack([statistics.mean for statistics in self.retain_statistics]).amax(dim=0)
 
     @cached_property
     def forget_change(self) -> LossChange:
-        """What ablating each feature is expected to do to the forget corpus; nats per token."""
+        """Return the expected change of the loss on the forget corpus when each feature is ablated, in nats per token."""
         return self._of(loss_change, self.forget)
 
     @cached_property
     def retain_changes(self) -> tuple[LossChange, ...]:
-        """The same on each retain corpus."""
+        """Return the expected change of the loss on each retain corpus when each feature is ablated, in nats per token."""
         texts = track(self.retain, "attributing the loss on text to keep", "text")
         return tuple(self._of(loss_change, table) for table in texts)
 
     def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
-        """Return the same corpora, each cut into two random halves of its documents.
+        """Split every corpus into two random halves of its documents.
+
+        Args:
+            generator: source of randomness.
 
         Raises:
-            DataError: a corpus of one document.
+            DataError: a corpus has only one document.
         """
         forget, *retain = (document_halves(table, generator) for table in (self.forget, *self.retain))
         near, far = retain[: len(self.near)], retain[len(self.near) :]
@@ -107,29 +119,43 @@ class SelectionEvidence:
 
 
 def feature_scores(score: FeatureScore, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-    """Compute a score of every feature, and check it.
+    """Compute a score of every feature, and check its shape.
+
+    Args:
+        score: the score.
+        evidence: SELECT text of the corpora.
+
+    Returns:
+        One value per feature; `-inf` for a feature that must not be edited.
 
     Raises:
-        ConfigError: not one number for each feature.
+        ConfigError: the score does not return one number per feature.
     """
     values, d_sae = score(evidence), evidence.lm.sae.cfg.d_sae
     if not isinstance(values, Tensor) or values.shape != (d_sae,):
         came = f"a tensor of shape {tuple(values.shape)}" if isinstance(values, Tensor) else f"a {type(values).__name__}"
         raise ConfigError(
-            f"the score {score.name!r} must give a tensor with a number for each of {d_sae} features; it gave {came}"
+            f"expected the score {score.name!r} to return a tensor of shape ({d_sae},), got {came}; return one number per feature"
         )
     return values
 
 
 @runtime_checkable
 class FeatureScore(Protocol):
-    """A way of choosing features. Classes are frozen dataclasses: their fields are the settings."""
+    """A way of choosing features. Classes are frozen dataclasses, whose fields are the settings."""
 
     @property
     def name(self) -> str:
-        """Its key in `SCORES`."""
+        """Return the key of the score in `SCORES`."""
         ...
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Score every feature: the higher, the earlier it is edited; `-inf` if it must not be edited."""
+        """Score every feature.
+
+        Args:
+            evidence: SELECT text of the corpora.
+
+        Returns:
+            One value per feature: the feature with the highest score is edited first; `-inf` if a feature must not be edited.
+        """
         ...

@@ -1,15 +1,15 @@
-"""Features by what they make the model say, not by what turns them on (Arad et al. 2025, arXiv 2505.20063).
+"""Score features by what they make the model predict, not by what activates them (Arad et al. 2025, arXiv 2505.20063).
 
-Find for each feature the tokens that its decoder row favours through the logit lens are named first. Then the feature is amplified at the last
-position of neutral prompts, and
+For each feature, the logit lens gives the tokens that its decoder row promotes most. Then the feature is amplified at the last position
+of neutral prompts, and
 
-    output score = (1 - r / d_vocab) * p,     r, p = best rank (from 0) and highest probability of those tokens afterwards
+    output score = (1 - r / d_vocab) * p,   r, p = best rank (from 0) and highest probability of those tokens afterwards
 
-averaged over prompts. It lies between 0 and 1; near 1 the feature writes what its decoder row promises.
+averaged over prompts. It lies between 0 and 1; near 1, the feature makes the model predict what its decoder row promotes.
 
-What differs from theirs: the amplification is `factor` times the feature's own mean activation where it fires on the forget corpus (they
-take 10 times the largest activation of any feature at that position, one size for all features of a position); several prompts, of
-which theirs is the first; biases are left out of the lens, so that it ranks what the feature writes and not what is frequent anyway.
+There are three differences to the paper. The amplification is `factor` times the feature's own mean activation where it fires on the
+forget corpus; the paper uses 10 times the largest activation of any feature at that position. Several prompts are used, of which the
+paper's is the first. Biases are left out of the lens, so that it ranks what the feature writes and not what is frequent in general.
 """
 
 from __future__ import annotations
@@ -29,24 +29,32 @@ from mtsae_lens.progress import track
 from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
-from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, only
+from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, keep_eligible
 
 NEUTRAL_PROMPTS = ("From my experience,", "I think that", "It is")
-N_LENS_TOKENS = 20  # as theirs
+N_LENS_TOKENS = 20  # as in the paper
 _WRITES_TO_RESIDUAL = re.compile(r"blocks\.\d+\.hook_(resid_(pre|mid|post)|attn_out|mlp_out)$")
 
 
 @torch.no_grad()
 def lens_tokens(lm: HookedLM, n_tokens: int = N_LENS_TOKENS) -> Int[Tensor, "d_sae n_tokens"]:
-    """Find for each feature the tokens whose logits its decoder row raises most through the final norm and the unembedding, biases aside.
+    """Find for each feature the tokens whose logits its decoder row raises most, through the final norm and the unembedding, without
+    biases.
+
+    Args:
+        lm: the model with its SAE.
+        n_tokens: tokens per feature.
+
+    Returns:
+        Token ids `(d_sae, n_tokens)`, the most promoted first.
 
     Raises:
-        ConfigError: decoder rows that are no directions of the residual stream.
+        ConfigError: the decoder rows are not directions of the residual stream.
     """
     if not _WRITES_TO_RESIDUAL.match(lm.splice.hook_name) or lm.sae.cfg.metadata.hook_head_index is not None:
         raise ConfigError(
-            f"the logit lens reads directions of the residual stream, and the SAE stands at {lm.splice.hook_name}; choose features by "
-            "another score, such as 'attribution'"
+            f"expected an SAE on the residual stream for the logit lens, got one at {lm.splice.hook_name}; choose features by another score, "
+            "such as 'attribution'"
         )
     rows = lm.sae.W_dec.detach()[None].to(lm.model.cfg.dtype)
     raised, zero = (
@@ -66,14 +74,20 @@ def output_scores(
     n_lens_tokens: int = N_LENS_TOKENS,
     features_at_once: int = 256,
 ) -> Float[Tensor, " d_sae"]:
-    """Compute the output score of every feature; the top of this module has the formula.
+    """Compute the output score of every feature; see the module docstring for the formula.
 
     Args:
         lm: the model with its SAE at a hook of the residual stream.
-        amounts: what is added to each feature's activation.
+        amounts: amount added to each feature's activation, `(d_sae,)`.
         prompts: neutral texts; the intervention is at the last token of each.
-        n_lens_tokens: how many tokens of the lens stand for a feature.
-        features_at_once: contexts in a batch; bounds memory.
+        n_lens_tokens: number of lens tokens per feature.
+        features_at_once: contexts per batch, which bounds the memory.
+
+    Returns:
+        One score per feature, between 0 and 1.
+
+    Raises:
+        ConfigError: see `lens_tokens`.
     """
     promised = lens_tokens(lm, n_lens_tokens)
     scores = torch.zeros_like(amounts)
@@ -113,7 +127,7 @@ def _amplified_logits(
 def _rank_weighted_probability(
     logits: Float[Tensor, "feature d_vocab"], promised: Int[Tensor, "feature n_tokens"]
 ) -> Float[Tensor, " feature"]:
-    """Compute `(1 - best rank / d_vocab) * highest probability`; the likeliest of the tokens has both."""
+    """Compute `(1 - best rank / d_vocab) * highest probability`; the most likely of the tokens has both."""
     probability = in_float32(logits).softmax(dim=-1)
     best = probability.gather(-1, promised).amax(dim=-1)
     rank = (probability > best.unsqueeze(-1)).sum(dim=-1)
@@ -122,19 +136,23 @@ def _rank_weighted_probability(
 
 @dataclass(frozen=True)
 class OutputScore:
-    """The output score, of features that another score finds eligible: alone it says nothing of the forget text.
+    """The output score, for features that another score finds eligible, because it does not depend on the forget text itself.
 
-    By default, of those that fire at least as often on the forget corpus as on every retain corpus.
+    By default, features that fire at least as often on the forget corpus as on every retain corpus are eligible.
     """
 
     eligible: FeatureScore = field(default_factory=lambda: FrequencyRatio(min_ratio=1.0))
     factor: float = 10.0
-    """Times the feature's mean activation where it fires on the forget corpus."""
+    """Amplification, as a multiple of the feature's mean activation where it fires on the forget corpus."""
     prompts: tuple[str, ...] = NEUTRAL_PROMPTS
 
     name = "output_score"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Score the features by `output_scores`."""
+        """Score the features by `output_scores`.
+
+        Args:
+            evidence: SELECT text of the corpora.
+        """
         amounts = self.factor * evidence.forget_statistics.mean_activation
-        return only(self.eligible(evidence) > -torch.inf, output_scores(evidence.lm, amounts, prompts=self.prompts))
+        return keep_eligible(self.eligible(evidence) > -torch.inf, output_scores(evidence.lm, amounts, prompts=self.prompts))

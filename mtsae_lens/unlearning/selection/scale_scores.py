@@ -1,8 +1,8 @@
-"""Features of an MTSAE by the time scale that drives them: the token, the phrase or the sentence.
+"""Choose features of an MTSAE by the time scale that drives them: the token, the phrase or the sentence.
 
-    lift_i(s) = E[c_si | e_i > 0] - E[c_si],        share_i(s) = lift_i(s) / sum_s' lift_i(s')
+    lift_i(s) = E[c_si | e_i > 0] - E[c_si],    share_i(s) = lift_i(s) / sum_s' lift_i(s')
 
-with `c_si` what scale s adds to the pre-activation of feature i (`scale_contributions`; with `b_enc` the scales sum to it exactly).
+where `c_si` is what scale s adds to the pre-activation of feature i (`scale_contributions`; the scales and `b_enc` sum to it exactly).
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ from mtsae_lens.sae.lift import Lift
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
-from mtsae_lens.unlearning.selection.frequency_scores import only
+from mtsae_lens.unlearning.selection.frequency_scores import keep_eligible
 
 
 @torch.no_grad()
 def driven_by(lm: HookedLM, table: TokenTable) -> Float[Tensor, "d_sae n_scales"]:
-    """Compute the share of each scale in what lifts each feature's pre-activation where it fires, beyond its mean over the corpus.
+    """Compute the share of each scale in a feature's lift: what it adds to the pre-activation where the feature fires, beyond its mean
+    over the corpus.
 
-    Rows sum to 1; a share may be negative. All zero for a feature that never fires or is not lifted. One pass (`mtsae_lens.sae.lift`).
+    It takes one pass over the text (`mtsae_lens.sae.lift`).
+
+    Args:
+        lm: the model with an MTSAE.
+        table: the text.
+
+    Returns:
+        Shares `(d_sae, n_scales)`. Rows sum to 1, and a share may be negative. A row is zero if the feature never fires or has no lift.
 
     Raises:
-        ConfigError: an SAE without time scales.
+        ConfigError: the SAE has no time scales.
     """
     lift = Lift(_temporal(lm))
     for tokens in track(lm.batches(table), f"finding scales on {table.corpus}", "batch"):
@@ -44,20 +52,26 @@ def driven_by(lm: HookedLM, table: TokenTable) -> Float[Tensor, "d_sae n_scales"
 def _temporal(lm: HookedLM) -> TemporalEncoder:
     if not isinstance(lm.sae, TemporalEncoder):
         raise ConfigError(
-            f"a {lm.sae.cfg.architecture()!r} SAE reads one position, so its features have no time scales; train one with --architecture mtsae"
+            f"expected an SAE with time scales, got a {lm.sae.cfg.architecture()!r} SAE, which reads one position; train one with "
+            "--architecture mtsae"
         )
     return lm.sae
 
 
 @dataclass(frozen=True)
 class FromScales:
-    """Any score, restricted to features driven by chosen scales.
+    """Any score, restricted to features that are driven by chosen scales.
 
-    `FromScales(Attribution(), dilations=(4, 8), min_share=0.5)` takes features of which at least half the lift comes from the two longest
-    scales; dilation 0 is the token alone. With learned dilations a scale is named by the dilation that it began with.
+    `FromScales(Attribution(), dilations=(4, 8), min_share=0.5)` keeps features with at least half of their lift from the scales of
+    dilation 4 and 8. Dilation 0 is the token alone. With learned dilations, a scale is named by its initial dilation.
+
+    Args:
+        score: the score to restrict.
+        dilations: dilations of the scales.
+        min_share: smallest summed share of these scales in a feature's lift.
 
     Raises:
-        ConfigError: (when called) an SAE without time scales, or without one of these.
+        ConfigError: (when called) the SAE has no time scales, or lacks one of these.
     """
 
     score: FeatureScore
@@ -66,15 +80,21 @@ class FromScales:
 
     @property
     def name(self) -> str:
-        """Name of the score and its scales."""
+        """Return the name of the score and its scales."""
         return f"{self.score.name} from scales {', '.join(map(str, self.dilations))}"
 
     def __call__(self, evidence: SelectionEvidence) -> Float[Tensor, " d_sae"]:
-        """Keep the score where the summed share of the chosen scales on the forget corpus is at least `min_share`."""
+        """Keep the score of features for which the chosen scales have a summed share of at least `min_share` on the forget corpus.
+
+        Args:
+            evidence: SELECT text of the corpora.
+        """
         available = list(_temporal(evidence.lm).cfg.dilations)
         unknown = [dilation for dilation in self.dilations if dilation not in available]
         if unknown:
-            raise ConfigError(f"the SAE has no scale of dilation {unknown[0]}; it has {', '.join(map(str, available))}")
+            raise ConfigError(
+                f"expected dilations out of {', '.join(map(str, available))}, got {unknown[0]}; give dilations of this SAE"
+            )
         chosen = [place for place, dilation in enumerate(available) if dilation in self.dilations]
         share = driven_by(evidence.lm, evidence.forget)[:, chosen].sum(dim=1)
-        return only(share >= self.min_share, self.score(evidence))
+        return keep_eligible(share >= self.min_share, self.score(evidence))

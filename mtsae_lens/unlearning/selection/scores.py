@@ -1,4 +1,4 @@
-"""Every way of choosing features, by name. `register_score` adds one of your own, which `mtsae_lens.commands.unlearn` then knows."""
+"""List every way of choosing features by name. `register_score` adds one, which `mtsae unlearn` then knows."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCORES: dict[str, Callable[..., FeatureScore]] = {
         OutputScore,
     )
 }
-"""Classes by name; `FromScales` restricts any of them to time scales."""
+"""Score classes by name; `FromScales` restricts any of them to time scales."""
 
 ScoreClass = TypeVar("ScoreClass", bound=Callable[..., FeatureScore])
 
@@ -35,34 +35,46 @@ def register_score(score: ScoreClass) -> ScoreClass:
 
     The class is a frozen dataclass whose fields are the settings, as in `FeatureScore`.
 
+    Args:
+        score: the class.
+
+    Returns:
+        The same class.
+
     Raises:
-        ConfigError: no dataclass, no name, or a name that another score has.
+        ConfigError: the class is not a dataclass, has no name, or has the name of another score.
     """
     name = getattr(score, "name", None)
     if not dataclasses.is_dataclass(score) or not isinstance(name, str):
         raise ConfigError(
-            f"a score is a dataclass with a class attribute name = '...'; got {getattr(score, '__qualname__', score)!r}"
+            f"expected a dataclass with a class attribute name = '...', got {getattr(score, '__qualname__', score)!r}; add what is missing"
         )
     known = SCORES.get(name)
     if known is not None and (known.__module__, known.__qualname__) != (score.__module__, score.__qualname__):
-        raise ConfigError(f"a score named {name!r} exists already ({known.__module__}.{known.__qualname__})")
+        raise ConfigError(
+            f"expected a new name for a score, got {name!r}, which {known.__module__}.{known.__qualname__} has; choose another name"
+        )
     SCORES[name] = score
     return score
 
 
 def make_score(name: str, **settings: Any) -> FeatureScore:
-    """Make the score of that name.
+    """Make a score by its name.
+
+    Args:
+        name: a name in `SCORES`.
+        **settings: fields of the score.
 
     >>> make_score("frequency", max_retain_rate=0.001)
     Frequency(max_retain_rate=0.001)
 
     Raises:
-        ConfigError: no such score, or one without such a setting.
+        ConfigError: there is no such score, or it has no such setting.
     """
     if name not in SCORES:
-        raise ConfigError(f"no score {name!r}.{nearest(name, SCORES)}")
+        raise ConfigError(f"expected a known score, got {name!r}.{nearest(name, SCORES)}")
     known = [setting.name for setting in dataclasses.fields(SCORES[name])]  # type: ignore[arg-type]
     for setting in settings:
         if setting not in known:
-            raise ConfigError(f"the score {name!r} has no setting {setting!r}.{nearest(setting, known)}")
+            raise ConfigError(f"expected a setting of the score {name!r}, got {setting!r}.{nearest(setting, known)}")
     return SCORES[name](**settings)

@@ -1,4 +1,4 @@
-"""Would other text, or another SAE, have led to the same choice?"""
+"""Measure whether other text, or another SAE, would have led to the same choice of features."""
 
 from __future__ import annotations
 
@@ -16,19 +16,28 @@ from mtsae_lens.unlearning.selection.ranking import select
 
 
 def jaccard(one: Collection[int], other: Collection[int]) -> float:
-    """Compute shared features over all features in two sets: 1 if they are the same, 0 if disjoint.
+    """Compute the Jaccard overlap of two sets: shared features divided by all features. It is 1 if they are equal, 0 if disjoint.
+
+    Args:
+        one: feature indices.
+        other: feature indices.
 
     Raises:
-        ConfigError: two empty sets.
+        ConfigError: both sets are empty.
     """
     union = set(one) | set(other)
     if not union:
-        raise ConfigError("two empty sets of features have no overlap")
+        raise ConfigError("expected features in at least one of the two sets, got two empty sets; choose features first")
     return len(set(one) & set(other)) / len(union)
 
 
 def chance_jaccard(n_features: int, d_sae: int) -> float:
-    """Compute the Jaccard overlap of two random sets of `n_features`, by their expected intersection `n_features^2 / d_sae`."""
+    """Compute the Jaccard overlap of two random sets of features, from their expected intersection `n_features^2 / d_sae`.
+
+    Args:
+        n_features: features in each set.
+        d_sae: number of features of the SAE.
+    """
     shared = n_features**2 / d_sae
     return shared / (2 * n_features - shared)
 
@@ -36,10 +45,16 @@ def chance_jaccard(n_features: int, d_sae: int) -> float:
 def half_overlap(score: FeatureScore, evidence: SelectionEvidence, n_features: int, generator: torch.Generator) -> float:
     """Compute the Jaccard overlap of the top features chosen from each half of the documents; compare with `chance_jaccard`.
 
-    Each half has half the text, so the choice from all of it is steadier than this.
+    Each half has half the text, so the choice from all of it is more stable than this.
+
+    Args:
+        score: the score.
+        evidence: SELECT text of the corpora.
+        n_features: features chosen from each half.
+        generator: source of randomness of the split.
 
     Raises:
-        DataError: a corpus of one document, or too few eligible features in a half.
+        DataError: a corpus has only one document, or a half has too few eligible features.
     """
     one, other = (select(feature_scores(score, half), n_features) for half in evidence.halves(generator))
     return jaccard(one, other)
@@ -47,12 +62,12 @@ def half_overlap(score: FeatureScore, evidence: SelectionEvidence, n_features: i
 
 @dataclass(frozen=True)
 class DecoderMatch:
-    """How nearly the features chosen in one SAE are found among those chosen in another."""
+    """How closely the features chosen in one SAE match those chosen in another."""
 
     cosine: float
-    """Mean over chosen features of the best |cosine| with a chosen feature of the other SAE; 1: the same directions."""
+    """Mean over chosen features of the highest |cosine| with a chosen feature of the other SAE; 1 for the same directions."""
     chance: float
-    """The same for as many random features of both, mean over draws: the level of a choice that does not repeat."""
+    """The same for as many random features of both SAEs, averaged over draws: the value of a choice that is not reproducible."""
     n_draws: int
 
 
@@ -65,16 +80,25 @@ def decoder_match(
     *,
     n_draws: int = 100,
 ) -> DecoderMatch:
-    """Compare what two SAEs at one hook, such as two seeds of one architecture, chose: `mean_i max_j |cos(W_dec_i, W_dec'_j)|`.
+    """Compare the choices in two SAEs at one hook, such as two seeds of one architecture: `mean_i max_j |cos(W_dec_i, W_dec'_j)|`.
 
-    Numbers of features have no meaning across SAEs; decoder rows do. Not symmetric unless both sets have one size and match one to one.
+    Feature indices have no meaning across SAEs, but decoder rows do. The result is symmetric only if the sets have equal size and match
+    one to one.
+
+    Args:
+        W_dec: decoder of the first SAE.
+        chosen: features chosen in the first SAE.
+        other_W_dec: decoder of the second SAE.
+        other_chosen: features chosen in the second SAE.
+        generator: source of randomness of the random features.
+        n_draws: number of random draws.
 
     Raises:
-        ConfigError: decoders of different widths, a feature that an SAE does not have, or nothing chosen.
+        ConfigError: the decoders have different widths, an SAE does not have a feature, or nothing was chosen.
     """
     if W_dec.shape[1] != other_W_dec.shape[1]:
         raise ConfigError(
-            f"the decoders write {W_dec.shape[1]} and {other_W_dec.shape[1]} dimensions; give two SAEs of one hook"
+            f"expected decoders of one width, got {W_dec.shape[1]} and {other_W_dec.shape[1]} dimensions; give two SAEs of one hook"
         )
     if not chosen or not other_chosen:
         raise ConfigError("expected chosen features of both SAEs, got an empty set; choose at least one feature of each")

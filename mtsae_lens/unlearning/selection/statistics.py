@@ -1,4 +1,4 @@
-"""How often and how strongly every feature fires on a corpus, in one pass and memory of order d_sae."""
+"""Compute how often and how strongly every feature fires on a corpus, in one pass with memory proportional to d_sae."""
 
 from __future__ import annotations
 
@@ -16,21 +16,28 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 
 @dataclass(frozen=True, eq=False)
 class FiringStatistics:
-    """Of every feature, on one corpus, special tokens left out. Of questions, all of question and answer counts, padding does not."""
+    """Firing statistics of every feature on one corpus, without special tokens. For questions, the question and the answer are used,
+    padding is not.
+    """
 
     corpus: str
     rate: Float[Tensor, " d_sae"]  # share of tokens at which it fires
-    mean_activation: Float[Tensor, " d_sae"]  # over the tokens at which it fires; 0 if none
+    mean_activation: Float[Tensor, " d_sae"]  # over the tokens at which it fires; 0 if it never fires
     n_tokens: int
 
     @property
     def mean(self) -> Float[Tensor, " d_sae"]:
-        """Mean activation over all tokens: `rate * mean_activation`."""
+        """Return the mean activation over all tokens: `rate * mean_activation`."""
         return self.rate * self.mean_activation
 
 
 def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
-    """Compute the firing statistics in one pass over a corpus; sums are kept in float64."""
+    """Compute the firing statistics in one pass over a corpus, with sums in float64.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+    """
     fired, total = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
     n_tokens = 0
     for tokens in track(lm.batches(table), f"counting firings on {table.corpus}", "batch"):
@@ -44,16 +51,20 @@ def firing_statistics(lm: HookedLM, table: TokenTable) -> FiringStatistics:
 
 
 def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[TokenTable, TokenTable]:
-    """Halve a corpus at random: all contexts that begin in a document fall into the same half.
+    """Halve a corpus at random. All contexts that begin in a document go to the same half.
 
-    Of packed contexts a document that began in the context before may have its two ends in different halves.
+    In packed contexts, a document that began in the previous context may have its two ends in different halves.
+
+    Args:
+        table: the contexts.
+        generator: source of randomness.
 
     Raises:
-        DataError: a corpus of one document.
+        DataError: the corpus has only one document.
     """
     names = list(dict.fromkeys(table.documents))
     if len(names) < 2:
-        raise DataError(f"{table.corpus}: one document cannot be halved; needed contexts of at least two")
+        raise DataError(f"{table.corpus}: expected contexts of at least two documents, got one; give more text")
     order = torch.randperm(len(names), generator=generator).tolist()
     first = {names[place] for place in order[: len(names) // 2]}
     in_first = torch.tensor([name in first for name in table.documents])
@@ -61,5 +72,10 @@ def document_halves(table: TokenTable, generator: torch.Generator) -> tuple[Toke
 
 
 def first_contexts(table: TokenTable, n_contexts: int) -> TokenTable:
-    """Return the first contexts of a corpus, all if there are fewer."""
+    """Return the first contexts of a corpus, or all of them if there are fewer.
+
+    Args:
+        table: the contexts.
+        n_contexts: number of contexts.
+    """
     return table.rows(torch.arange(min(n_contexts, len(table))))

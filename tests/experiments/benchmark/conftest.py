@@ -1,4 +1,4 @@
-"""A tiny model, SAE and reference as the setup of tiny tasks."""
+"""Provide a tiny model, SAE and reference as the setup of tiny tasks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is compared: every name is one that exists, and no task shows its methods what it is measured on."""
+"""Test what the benchmark compares: every name exists, and no method trains on the text that measures it."""
 
 from __future__ import annotations
 

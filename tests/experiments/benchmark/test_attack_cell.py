@@ -1,4 +1,4 @@
-"""Attacks on a change: what each is measured on, and that none has seen TEST text."""
+"""Test attacks on a change: which text each is measured on, and that no attacker sees TEST text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EDIT = FeatureEdit(tuple(range(16)), 2.0)
 
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, Any]]]:
-    """What every attacker learnt and what was measured."""
+    """Return what every attacker learned and what was measured."""
     found: list[tuple[Any, Any, dict[str, Any]]] = []
     original = attack_cell.relearn
 

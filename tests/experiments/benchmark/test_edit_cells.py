@@ -1,4 +1,4 @@
-"""Cells of edits: TEST decides nothing, every corpus is measured, and controls are other features."""
+"""Test the cells of edits: TEST decides nothing, every corpus is measured, and controls use other features."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PLACES = {"0.02": 0, "0.05 goal": 1, "0.1": 1}
 
 @pytest.fixture(autouse=True)
 def places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tiny model guesses worse than all tokens alike, so that nothing would be chosen."""
+    """Choose settings by hand, because the tiny model is worse than a uniform guess and nothing would be chosen."""
     monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: dict(PLACES) if outcomes else {})
 
 

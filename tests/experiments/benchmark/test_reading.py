@@ -1,9 +1,9 @@
-"""From a sweep to the settings that are measured: two for each budget."""
+"""Test which settings of a sweep are measured: two for each budget."""
 
 from __future__ import annotations
 
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, MAIN_BUDGET
-from mtsae_lens.experiments.benchmark.reading import main_place, most, nearest, read_sweep
+from mtsae_lens.experiments.benchmark.reading import find_main_place, most, nearest, read_sweep
 from mtsae_lens.unlearning.sweep import Outcome
 
 
@@ -39,10 +39,10 @@ def test_and_the_one_nearest_to_the_reference() -> None:
 
 
 def test_the_main_one_is_nearest_to_the_reference_or_without_one_forgets_most() -> None:
-    assert main_place(read_sweep(SWEEP, 8.3, 0.46)) == 1
-    assert main_place(read_sweep(SWEEP, 8.3, None)) == 3
-    assert main_place(read_sweep(SWEEP[::-1], 8.3, None)) == 3
-    assert main_place(read_sweep([], 8.3, None)) is None
+    assert find_main_place(read_sweep(SWEEP, 8.3, 0.46)) == 1
+    assert find_main_place(read_sweep(SWEEP, 8.3, None)) == 3
+    assert find_main_place(read_sweep(SWEEP[::-1], 8.3, None)) == 3
+    assert find_main_place(read_sweep([], 8.3, None)) is None
     assert not any("goal" in name for name in read_sweep(SWEEP, 8.3, None))
 
 

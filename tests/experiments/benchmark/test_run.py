@@ -1,4 +1,4 @@
-"""The benchmark's command: what it refuses, in which order it works, and the page of cells made by hand."""
+"""Test the benchmark's command: what it refuses, the order of its work, and the report of hand-made cells."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from mtsae_lens.unlearning.task import Corpus
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"tasks": ("domain", "peple")}, r"no task 'peple'. Did you mean 'people'"),
-        ({"losses": ("npo", "simnp")}, r"no method 'simnp' that changes weights. Did you mean 'simnpo'"),
-        ({"near": ("milton",)}, "give --forget too"),
-        ({"retain": ("milton",)}, "give --forget too"),
-        ({"neutral": ("milton",)}, "give --forget too"),
+        ({"tasks": ("domain", "peple")}, r"expected a known task, got 'peple'. Did you mean 'people'"),
+        ({"losses": ("npo", "simnp")}, r"got 'simnp'. Did you mean 'simnpo'"),
+        ({"near": ("milton",)}, "give --forget"),
+        ({"retain": ("milton",)}, "give --forget"),
+        ({"neutral": ("milton",)}, "give --forget"),
     ],
 )
 def test_what_does_not_exist_is_refused(settings: dict[str, Any], message: str) -> None:
@@ -56,7 +56,9 @@ def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
     monkeypatch.setattr(module, "run_trials", lambda *_, **__: pytest.fail("it went to work"))
     wide = save_neox(tmp_path / "wide", vocab_size=4224)
     given = {"model": str(tiny_model_dir), "forget": "kjv", "retain": ("sotu",), "context_size": 32, "out": tmp_path / "out"}
-    with pytest.raises(ModelError, match=r"wide has logits for 4,224 tokens.*'reference: null' into a --config file"):
+    with pytest.raises(
+        ModelError, match=r"expected wide to have 4,096 logits like .*, got 4,224.*'reference: null' into a --config file"
+    ):
         run_benchmark(BenchmarkSettings(**given, reference=str(wide)))
 
 
@@ -196,7 +198,7 @@ def cells() -> dict[str, Any]:
 
 
 def read(cells: dict[str, Any]) -> dict[str, Cell]:
-    """What is not given is zero or absent."""
+    """Read a cell whose missing values are zero or absent."""
     kinds: dict[str, type[Cell]] = {"reference": ReferenceCell, "stability": StabilityCell}
     return {name: filled(kinds.get(name.split("/")[1], MethodsCell), cell) for name, cell in cells.items()}
 

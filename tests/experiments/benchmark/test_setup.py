@@ -1,4 +1,4 @@
-"""The setup of a cell: models, tables, and how far away the reference is."""
+"""Test the setup of a cell: models, tables, and the distance to the reference."""
 
 from __future__ import annotations
 

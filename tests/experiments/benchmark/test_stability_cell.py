@@ -1,4 +1,4 @@
-"""How far a choice of features repeats: the numbers of the cell are those of its parts, from SELECT text alone."""
+"""Test that the stability cell has the numbers of its parts, from SELECT text only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Estimates over seeds and documents, by hand."""
+"""Test estimates over seeds and documents against numbers worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cells of methods that change weights: every snapshot is an outcome on TUNE, the chosen ones are measured on TEST."""
+"""Test the cells of methods that change weights: every snapshot is an outcome on TUNE, the chosen ones are measured on TEST."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLACES = {"0.02": 1, "0.1": 2, "0.05 goal": 1}
 
 @pytest.fixture
 def read(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """The tiny model guesses worse than all tokens alike, so what is chosen is given; sources and splits in the order of reading."""
+    """Record sources and splits in the order of reading. Choices are given, because the tiny model is worse than a uniform guess."""
     monkeypatch.setattr(module, "read_sweep", lambda *args: dict(PLACES))
     found: list[tuple[str, str]] = []
     original = task_module.read_tokens

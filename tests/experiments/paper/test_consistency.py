@@ -1,4 +1,4 @@
-"""What the published numbers imply, checked on a model that is what they say: nothing but a constant."""
+"""Test what the published numbers imply, on a model whose output is a constant."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The null distribution: chance where nothing tells the dilations apart, more where the padding does."""
+"""Test the null distribution: chance if nothing distinguishes dilations, more if the padding does."""
 
 import pytest
 import torch

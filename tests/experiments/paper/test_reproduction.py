@@ -1,4 +1,4 @@
-"""The paper's run is the paper's run: four steps, hardly a learning rate, and nothing changed at its end."""
+"""Test that the reproduction has the paper's four steps and tiny learning rates."""
 
 from dataclasses import asdict, fields, replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Each switch changes one thing, and its trials are kept."""
+"""Test that each switch changes one thing, and that its trials are saved."""
 
 from dataclasses import asdict, replace
 from pathlib import Path

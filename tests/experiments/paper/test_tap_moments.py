@@ -1,4 +1,4 @@
-"""The quadratic form gives what convolving gives."""
+"""Test the moments of taps against an explicit convolution."""
 
 from typing import get_args
 

@@ -1,4 +1,4 @@
-"""An SAE without the future reads none, and is otherwise the SAE that it was."""
+"""Test that an SAE without the future reads no later position, and is otherwise unchanged."""
 
 from typing import Any
 
@@ -46,5 +46,5 @@ def test_a_causal_sae_loses_nothing(setup: PaperSetup) -> None:
 
 
 def test_it_knows_two_ways(sae: Any) -> None:
-    with pytest.raises(ConfigError, match=r"'withhold', 'replace'; got 'hide'"):
+    with pytest.raises(ConfigError, match=r"'withhold', 'replace', got 'hide'"):
         without_future(sae, "hide")  # type: ignore[arg-type]

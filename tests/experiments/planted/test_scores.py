@@ -1,4 +1,4 @@
-"""Planted records together: pairs, intervals, and time scales named by other dictionaries."""
+"""Test the summary of planted records: pairs, intervals, and time scales identified with other dictionaries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page is written whole, holds every shard, and asks nothing of a network."""
+"""Test that the page is written whole, holds every shard, and requests nothing from a network."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_unsorted_examples_are_refused_and_the_old_page_stays(tmp_path: Path) ->
     before = (tmp_path / "page" / "data" / "list-0.js").read_bytes()
     table = pq.read_table(tmp_path / "examples.parquet")
     pq.write_table(pa.concat_tables([table[400:], table[:400]]), tmp_path / "examples.parquet")
-    with pytest.raises(DataError, match="not sorted"):
+    with pytest.raises(DataError, match="sorted by feature, got another order"):
         write_explorer(tmp_path)
     assert index.exists()
     assert (tmp_path / "page" / "data" / "list-0.js").read_bytes() == before

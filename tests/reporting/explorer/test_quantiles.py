@@ -1,4 +1,4 @@
-"""A quantile read off a histogram is that of the firings themselves, to within a bin."""
+"""Test that a quantile from a histogram equals that of the firings, to within a bin."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_agrees_with_counting(place: int) -> None:
 
 @pytest.mark.parametrize("maximum", [1.01, 1.5, 2.0, 50.0])
 def test_only_the_strongest_is_above_all(maximum: float) -> None:
-    """Wherever in its bin it lies, or beyond the last: read up to the bin's edge, the strongest of two alike would be above half."""
+    """Only the strongest firing has quantile 1, wherever it lies in its bin or beyond the last bin."""
     firings = np.array([0.5] * 6 + list(np.linspace(1.001, maximum, 4)))
     edges = [0.0, 1.0, 2.0, 3.0]
     counts = np.bincount(np.searchsorted(edges, firings, side="right").clip(max=3) - 1, minlength=3).tolist()

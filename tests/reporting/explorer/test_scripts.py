@@ -1,4 +1,4 @@
-"""Data as JavaScript: any text comes back as it was, and none of it can end a script."""
+"""Test data as JavaScript: any text is preserved, and none can end a script element."""
 
 from __future__ import annotations
 

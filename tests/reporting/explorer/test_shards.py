@@ -1,4 +1,4 @@
-"""What the page is given is what the tables say."""
+"""Test that the page gets the values of the tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clones share no weight with the original, whether it is a HookedTransformer or a bridge."""
+"""Test that clones share no weight with the original, whether it is a HookedTransformer or a bridge."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def model(request: pytest.FixtureRequest, tiny_model: Any, tiny_model_dir: Path,
 
 
 def check_a_clone_is_free(clone: Callable[[Any], Any], model: Any) -> None:
-    """Each weight of a clone changes what the clone says, and nothing that the original says."""
+    """Changing any weight of a clone changes the clone's logits, and not those of the original."""
     before = model(TOKENS, prepend_bos=False)
     twin = clone(model)
     assert torch.equal(twin(TOKENS, prepend_bos=False), before)

@@ -1,4 +1,4 @@
-"""A model in half precision is finetuned, and handed out, in float32; what is measured of it is float32 too."""
+"""Test that a model in half precision is finetuned, yielded and measured in float32."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_quantizing_rounds_the_same_matrices(n_bits: int, tiny_model: Any, bridg
 
 def test_a_bridge_without_a_known_matrix_is_refused(bridge: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attacks, "_INPUT_AXIS", {})
-    with pytest.raises(ModelError, match="no attention or MLP matrix"):
+    with pytest.raises(ModelError, match="expected attention or MLP matrices"):
         quantize(bridge, 4)
 
 

@@ -1,4 +1,4 @@
-"""Every loss is tried on text and on questions, with settings that can run."""
+"""Test that every loss is tried on text and on questions, with valid settings."""
 
 from __future__ import annotations
 
@@ -70,5 +70,5 @@ def test_a_registered_loss_may_bring_its_own_settings_and_no_name_is_taken_twice
         register_loss("npo")(BoundedAscent)
     known = {kind: SWEEPS[kind]["gradient_ascent"] for kind in SWEEPS}
     assert register_loss("gradient_ascent", **known)(GradientAscent) is GradientAscent
-    with pytest.raises(ConfigError, match=r"no method 'bounded_ascend'.*Did you mean 'bounded_ascent'"):
+    with pytest.raises(ConfigError, match=r"got 'bounded_ascend'.*Did you mean 'bounded_ascent'"):
         sweeps_of("bounded_ascend", "text")

@@ -1,4 +1,4 @@
-"""The interval over documents: what it covers, what it pairs, and what it cannot say."""
+"""Test the intervals over documents: coverage, pairing and invalid input."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_any_seed_that_a_command_takes_will_do() -> None:
 
 
 def paired(n: int = 60, gap: float = 0.1) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Two methods whose effects vary much from document to document, and alike."""
+    """Make two methods whose effects vary greatly between documents, in the same way."""
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(20, 200, (n,), generator=generator).double()
     document = torch.randn(n, generator=generator).double()
@@ -131,7 +131,7 @@ def test_two_levels_say_what_they_need() -> None:
     ones = torch.ones(4).double()
     with pytest.raises(DataError, match="shared_documents=False"):
         two_level_interval([ones, ones[:3]], [ones, ones[:3]], 0)
-    with pytest.raises(DataError, match="each seed needs its sums"):
+    with pytest.raises(DataError, match="sums and tokens of the same documents for each seed"):
         two_level_interval([], [], 0)
     low, high = two_level_interval([ones, ones[:3]], [ones, ones[:3]], 0, shared_documents=False)
     assert low == high == 1.0

@@ -1,4 +1,4 @@
-"""The calibrated loss: blind to a shift of logits, not to a change of what is predicted where."""
+"""Test that the calibrated loss ignores a shift of logits, but not other changes of predictions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def bigram(seed: int = 0) -> Tensor:
 
 
 def model_of(table: Tensor) -> Logits:
-    """A language model of 40 words whose logits depend on the last one alone."""
+    """Make a language model of 40 words whose logits depend only on the last token."""
     return lambda tokens: table[tokens]
 
 
@@ -153,7 +153,7 @@ def test_no_more_tokens_than_allowed(cutter: ContextCutter) -> None:
 
 def test_a_text_without_counted_tokens_is_refused(cutter: ContextCutter) -> None:
     empty = TokenTable("empty", torch.zeros(2, 5, dtype=torch.long), ("a", "b"))
-    with pytest.raises(DataError, match="empty: no token in it whose prediction counts; give text to fit"):
+    with pytest.raises(DataError, match="empty: expected tokens whose prediction is counted, got none; give text to fit"):
         calibrated_loss(CLEAN, CLEAN, cutter, empty, text(2, seed=0))
-    with pytest.raises(DataError, match="empty: no token in it whose prediction counts"):
+    with pytest.raises(DataError, match="empty: expected tokens whose prediction is counted"):
         calibrated_loss(CLEAN, CLEAN, cutter, text(2, seed=0), empty)

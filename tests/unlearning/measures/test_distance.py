@@ -1,4 +1,4 @@
-"""Distance to the reference: nothing from itself, the right sign, and truth ratios against one question at a time."""
+"""Test the distance to the reference: 0 from itself, the sign, and truth ratios against single questions."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_answers_to_other_questions_are_refused(lm: HookedLM, table: TokenTable)
         log_truth_ratios(model, lm.cutter, right, ())
     assert right.answers is not None
     unanswered = dataclasses.replace(right, answers=right.answers & False)
-    with pytest.raises(DataError, match="a question without an answer"):
+    with pytest.raises(DataError, match="got one without"):
         log_truth_ratios(model, lm.cutter, right, [unanswered])
-    with pytest.raises(DataError, match="no token in it whose prediction counts"):
+    with pytest.raises(DataError, match="expected tokens whose prediction is counted"):
         distance_to_reference(model, lm.model, lm.cutter, unanswered)

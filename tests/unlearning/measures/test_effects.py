@@ -1,4 +1,4 @@
-"""Effects of edits: nothing for an edit of nothing, and else what a whole forward pass with a hook gives."""
+"""Test effects of edits: none for an empty edit, otherwise those of a forward pass with a hook."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_the_size_of_a_batch_changes_nothing(tiny_model: Any, cutter: Any, table
 
 def test_edits_come_in_a_list(lm: HookedLM, table: TokenTable) -> None:
     edit = FeatureEdit((1,))
-    with pytest.raises(ConfigError, match=r"such as \[edit\]; got a FeatureEdit"):
+    with pytest.raises(ConfigError, match=r"got a FeatureEdit; give \[edit\]"):
         measure_edits(lm, table, edit)  # type: ignore[arg-type]
     (effect,) = measure_edits(lm, table, [edit])
     assert repr(effect).startswith(f"EditEffect({table.corpus}: {effect.nll_delta:+.4f} nats per token")

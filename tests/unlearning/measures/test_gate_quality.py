@@ -1,4 +1,4 @@
-"""How well a gate tells texts apart: the AUROC against pairs counted one by one, and what a gate's shares are shares of."""
+"""Test gate quality: the AUROC against counted pairs, and the meaning of a gate's shares."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_answer_is_json_and_seeded(lm: HookedLM, tables: list[TokenTable], g
 
 def test_a_corpus_of_special_tokens_is_refused(lm: HookedLM, tables: list[TokenTable], gates: Any) -> None:
     empty = TokenTable("empty", torch.zeros(2, 8, dtype=torch.long), ("a", "b"))
-    with pytest.raises(DataError, match="empty: nothing but special tokens"):
+    with pytest.raises(DataError, match="empty: expected text to measure a gate on, got only special tokens"):
         measure_gate(lm, gates["running"], tables[0], {"empty": empty})
 
 

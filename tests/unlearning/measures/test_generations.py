@@ -1,4 +1,4 @@
-"""What is said of continuations: by hand, against one text at a time, and the same for the same seed."""
+"""Test the measures of continuations: by hand, against single texts, and reproducible with a seed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from mtsae_lens.unlearning.measures.generations import (
     Decoding,
     clean_log_prob,
     continue_texts,
+    decode_samples,
     distinct_share,
     generation_health,
     repeated_share,
-    samples,
 )
 
 GREEDY = Decoding(n_prompt_tokens=6, n_new_tokens=10)
@@ -124,7 +124,7 @@ def test_texts_end_at_the_first_special_token(lm: HookedLM, table: TokenTable) -
 
     written = continue_texts(lm, table, GREEDY, model=Ending())  # type: ignore[arg-type]
     assert written.texts == ((), *[(5, 6)] * 3, (), (5, 6))  # batches of four
-    with pytest.raises(DataError, match="every continuation ends at once"):
+    with pytest.raises(DataError, match="expected continuations, got only empty ones"):
         generation_health(lm, dataclasses.replace(written, texts=((),) * 6))
 
 
@@ -136,30 +136,30 @@ def test_prompts_with_padding_are_left_out(lm: HookedLM, table: TokenTable) -> N
     assert torch.equal(continuations.prompts, table.tokens[[0, 2, 3, 4, 5], :6])
     assert len(continuations.texts) == 5
     tokens[:, 3] = 0
-    with pytest.raises(DataError, match="every prompt has a separator or padding"):
+    with pytest.raises(DataError, match="prompts without separators and padding"):
         continue_texts(lm, dataclasses.replace(table, tokens=tokens), GREEDY)
 
 
 def test_samples_stand_side_by_side(lm: HookedLM, table: TokenTable) -> None:
     clean, edited = (continue_texts(lm, table, GREEDY, edit=edit) for edit in (None, strong(lm)))
-    shown = samples(lm, clean, edited, n_samples=2)
+    shown = decode_samples(lm, clean, edited, n_samples=2)
     assert len(shown) == 2
     decode = lm.cutter.tokenizer.decode
     assert shown[1].prompt == decode(table.tokens[1, 1:6].tolist())
     assert (shown[1].clean, shown[1].edited) == (decode(list(clean.texts[1])), decode(list(edited.texts[1])))
     other = dataclasses.replace(edited, prompts=edited.prompts.flip(0))
-    with pytest.raises(DataError, match="for the same prompts"):
-        samples(lm, clean, other)
+    with pytest.raises(DataError, match="of the same prompts"):
+        decode_samples(lm, clean, other)
 
 
 def test_what_cannot_be_generated_is_refused(lm: HookedLM, table: TokenTable) -> None:
-    with pytest.raises(ConfigError, match="temperature >= 0; got 16, 48 and -1"):
+    with pytest.raises(ConfigError, match="temperature >= 0, got 16, 48 and -1"):
         Decoding(temperature=-1)
-    with pytest.raises(ConfigError, match="have 70 tokens, the model's context 64"):
+    with pytest.raises(ConfigError, match=r"expected at most 64 tokens of prompt and continuation.* got 70"):
         continue_texts(lm, table, Decoding(10, 60))
-    with pytest.raises(ConfigError, match="the prompt has 40"):
+    with pytest.raises(ConfigError, match=r"of prompt .*got .* and 40"):
         continue_texts(lm, table, Decoding(40, 5))
-    with pytest.raises(ConfigError, match="an edit or another model, not both"):
+    with pytest.raises(ConfigError, match="expected an edit or another model, got both"):
         continue_texts(lm, table, GREEDY, edit=strong(lm), model=lm.model)
     with pytest.raises(ConfigError, match="causal gate"):
         continue_texts(lm, table, GREEDY, edit=FeatureEdit((1,), gate=SequenceRateGate(torch.tensor([1]), 0.1)))

@@ -1,4 +1,4 @@
-"""Attribution is the derivative of the loss, feature by feature, for any SAE at any hook."""
+"""Test that attribution is the derivative of the loss, feature by feature, for any SAE at any hook."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def test_the_size_of_a_batch_changes_nothing_and_no_graph_is_left(model: Any, cu
 
 def test_nothing_counted_is_refused(model: Any, cutter: Any, table: TokenTable) -> None:
     nothing = dataclasses.replace(table, answers=torch.zeros_like(table.tokens, dtype=torch.bool))
-    with pytest.raises(DataError, match="no token"):
+    with pytest.raises(DataError, match="expected tokens whose prediction is counted"):
         attribution(exact_lm(model, cutter, HOOKS[0], "topk"), nothing)
 
 

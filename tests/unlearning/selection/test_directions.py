@@ -1,4 +1,4 @@
-"""The dense direction by hand."""
+"""Test the dense direction against values worked out by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores from what editing does: the weighing by hand, and the exact one against edits measured one by one."""
+"""Test scores from effects of edits: the weighting by hand, and the exact score against single edits."""
 
 from __future__ import annotations
 

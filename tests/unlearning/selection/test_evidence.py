@@ -1,4 +1,4 @@
-"""What scores read: every retain corpus counts, nothing is computed before it is asked for, and nothing twice."""
+"""Test what scores read: every retain corpus, each quantity only when needed, and only once."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_halves_keep_roles_and_share_no_document(evidence: SelectionEvidence) ->
 
 
 def test_something_to_retain_is_needed(evidence: SelectionEvidence) -> None:
-    with pytest.raises(DataError, match="text to retain"):
+    with pytest.raises(DataError, match="expected near or far text"):
         SelectionEvidence(evidence.lm, evidence.forget)
 
 
@@ -93,7 +93,5 @@ def test_a_score_gives_a_number_for_each_feature(evidence: SelectionEvidence, va
         def __call__(self, evidence: SelectionEvidence) -> Any:
             return values
 
-    with pytest.raises(
-        ConfigError, match=rf"the score 'short' must give .* {evidence.lm.sae.cfg.d_sae} features; it gave {came}"
-    ):
+    with pytest.raises(ConfigError, match=rf"the score 'short' to return .*{evidence.lm.sae.cfg.d_sae},.* got {came}"):
         feature_scores(Short(), evidence)

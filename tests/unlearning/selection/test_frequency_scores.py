@@ -1,4 +1,4 @@
-"""Scores from firing statistics, counted by hand."""
+"""Test scores from firing statistics against counts by hand."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INF = torch.inf
 
 
 def evidence(forget: list[tuple[float, float]], *retain: list[tuple[float, float]]) -> Any:
-    """Of `(rate, mean activation)` for each feature; the retain corpora are near and far alike."""
+    """Make evidence from `(rate, mean activation)` of each feature; the retain corpora are near and far with equal statistics."""
 
     def statistics(values: list[tuple[float, float]]) -> FiringStatistics:
         rate, mean_activation = torch.tensor(values).T

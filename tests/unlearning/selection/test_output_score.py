@@ -1,4 +1,4 @@
-"""The output score is that of one forward pass per feature and prompt, and high for a feature that writes a token."""
+"""Test the output score against one forward pass per feature and prompt, and for a feature that writes a token."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_scores_are_those_of_one_feature_at_a_time(lm: Any) -> None:
 
 
 def writing_lm(lm: Any) -> HookedLM:
-    """Features 0 to 3 write a token each after the last layer; feature 4 writes nothing that the final norm lets through."""
+    """Make a model in which features 0 to 3 each write a token after the last layer, and feature 4 writes nothing past the final norm."""
     sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=5, k=2, metadata=SAEMetadata(hook_name=LAST)))
     rows = lm.model.W_U.T[WORDS] / lm.model.ln_final.w
     sae.W_dec.data = torch.nn.functional.normalize(torch.cat([rows - rows.mean(dim=1, keepdim=True), torch.ones(1, 32)]), dim=1)

@@ -1,4 +1,4 @@
-"""Which features are chosen, which random ones stand beside them, and how often the gate opens where it should not."""
+"""Test which features are chosen, which random features are drawn, and how often the gate opens by mistake."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_matched_random_takes_what_there_is() -> None:
 
 
 def test_twins_fire_as_often_and_as_strongly() -> None:
-    """Rate and mean activation are unrelated here, so a match in rate alone is none in activation."""
+    """Rate and mean activation are unrelated here, so a match in rate alone does not match the activation."""
     generator = torch.Generator().manual_seed(3)
     rate, strength = torch.rand(2, 600, generator=generator).mul(6).sub(7).exp()
     forget = FiringStatistics("c", rate, strength, 1000)
@@ -103,5 +103,5 @@ def test_select_gives_the_first_of_the_ranking() -> None:
 
 
 def test_a_score_that_is_no_number_is_refused() -> None:
-    with pytest.raises(DataError, match="no number"):
+    with pytest.raises(DataError, match="expected a number for each feature"):
         ranking(torch.tensor([0.0, float("nan")]))

@@ -1,4 +1,4 @@
-"""Shares of time scales are the exact contributions averaged, and restrict any score."""
+"""Test that shares of time scales are averaged exact contributions, and restrict any score."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def test_a_score_is_kept_to_features_of_chosen_scales(lm: Any, table: TokenTable
             kept = feature % 3 in places
             assert restricted[feature] == (whole[feature] if kept else -torch.inf)
     assert FromScales(score, (1, 4)).name == "frequency from scales 1, 4"
-    with pytest.raises(ConfigError, match=r"no scale of dilation 2; it has 0, 1, 4"):
+    with pytest.raises(ConfigError, match=r"dilations out of 0, 1, 4, got 2"):
         FromScales(score, (1, 2))(evidence)
 
 
 def test_an_sae_without_scales_is_refused(lm: Any, table: TokenTable) -> None:
     sae = TopKSAE(TopKSAEConfig(d_in=32, d_sae=12, k=4, metadata=SAEMetadata(hook_name=HOOK)))
-    with pytest.raises(ConfigError, match="no time scales"):
+    with pytest.raises(ConfigError, match="expected an SAE with time scales"):
         driven_by(dataclasses.replace(lm, splice=Splice(sae)), table)

@@ -1,4 +1,4 @@
-"""Scores by name: each can be made and called, and what is unknown is an error with the nearest names."""
+"""Test scores by name: each can be constructed and called, and an unknown name gives the nearest ones."""
 
 from __future__ import annotations
 
@@ -38,9 +38,11 @@ def test_settings_are_those_of_the_class() -> None:
 
 
 def test_unknown_names_and_settings_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"no score 'atribution'\. Did you mean 'attribution'"):
+    with pytest.raises(ConfigError, match=r"got 'atribution'\. Did you mean 'attribution'"):
         make_score("atribution")
-    with pytest.raises(ConfigError, match=r"no setting 'retain_wieght'\. Did you mean 'retain_weight'"):
+    with pytest.raises(
+        ConfigError, match=r"expected a setting of the score 'attribution', got 'retain_wieght'\. Did you mean 'retain_weight'"
+    ):
         make_score("attribution", retain_wieght=1.0)
 
 
@@ -60,12 +62,12 @@ class Loudest:
 def test_a_registered_score_is_made_by_its_name(monkeypatch: pytest.MonkeyPatch, evidence: SelectionEvidence) -> None:
     monkeypatch.setitem(SCORES, "loudest", Loudest)
     monkeypatch.delitem(SCORES, "loudest")
-    with pytest.raises(ConfigError, match="no score 'loudest'"):
+    with pytest.raises(ConfigError, match="got 'loudest'"):
         make_score("loudest")
     assert register_score(Loudest) is Loudest
     assert make_score("loudest", floor=2.0) == Loudest(floor=2.0)
     assert torch.equal(make_score("loudest")(evidence), evidence.forget_statistics.mean_activation)
-    with pytest.raises(ConfigError, match=r"no setting 'flor'\. Did you mean 'floor'"):
+    with pytest.raises(ConfigError, match=r"expected a setting of the score 'loudest', got 'flor'\. Did you mean 'floor'"):
         make_score("loudest", flor=1.0)
     assert register_score(Loudest) is Loudest  # as when a module is loaded once more
 
@@ -79,8 +81,8 @@ def test_a_name_that_is_taken_or_missing_is_refused() -> None:
             raise NotImplementedError
 
     before = SCORES["attribution"]
-    with pytest.raises(ConfigError, match=r"'attribution' exists already \(.*effect_scores\.Attribution\)"):
+    with pytest.raises(ConfigError, match=r"got 'attribution', which .*effect_scores\.Attribution has"):
         register_score(Other)
     assert SCORES["attribution"] is before
-    with pytest.raises(ConfigError, match="a score is a dataclass"):
+    with pytest.raises(ConfigError, match="expected a dataclass"):
         register_score(make_score)

@@ -1,4 +1,4 @@
-"""Overlap of choices: by hand, against simulated chance, and for SAEs that are the same in disguise."""
+"""Test the overlap of choices: by hand, against simulated chance, and for SAEs with permuted features."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class FirstOrLast:
 
 @dataclass(frozen=True)
 class Same:
-    """Chooses the same whatever the text."""
+    """A score that chooses the same features for every text."""
 
     name = "same"
 
@@ -99,5 +99,5 @@ def test_decoders_that_cannot_be_compared_are_refused() -> None:
         decoder_match(W_dec, [0], torch.randn(4, 2), [0], torch.Generator())
     with pytest.raises(ConfigError, match="empty"):
         decoder_match(W_dec, [], W_dec, [0], torch.Generator())
-    with pytest.raises(ConfigError, match="between 0 and 3"):
+    with pytest.raises(ConfigError, match="from 0 to 3"):
         decoder_match(W_dec, [4], W_dec, [0], torch.Generator())

@@ -1,4 +1,4 @@
-"""Firing statistics on a case small enough to count by hand."""
+"""Test firing statistics on a case small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_halves_differ_by_seed(five_documents: TokenTable) -> None:
 
 
 def test_one_document_cannot_be_halved() -> None:
-    with pytest.raises(DataError, match="one document"):
+    with pytest.raises(DataError, match="two documents, got one"):
         document_halves(TokenTable("c", torch.zeros(2, 3, dtype=torch.long), ("a", "a")), torch.Generator())
 
 
