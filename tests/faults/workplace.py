@@ -21,6 +21,7 @@ import mtsae_lens.cli
 from faults.forks import Child
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.sealed import DIGEST
+from mtsae_lens.training.log import LOG_FILE
 
 MODEL = "embedded"
 HOOK = "blocks.1.hook_resid_post"
@@ -211,13 +212,19 @@ def _content(path: Path) -> Any:
             return without_times(content)
         except (ValueError, RecursionError):
             return "no JSON"
+    if path.name == LOG_FILE:
+        try:
+            return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
+        except (ValueError, RecursionError):
+            return "no JSON"
     return sha256(path)
 
 
 def without_times(value: Any) -> Any:
     """JSON without what differs from run to run."""
     if isinstance(value, dict):
-        return {key: without_times(inner) for key, inner in value.items() if key not in ("provenance", "seconds", "resumed")}
+        timed = ("provenance", "seconds", "resumed", "waits")
+        return {k: without_times(inner) for k, inner in value.items() if k not in timed and not k.startswith("time/")}
     return [without_times(inner) for inner in value] if isinstance(value, list) else value
 
 
