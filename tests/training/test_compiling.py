@@ -26,6 +26,9 @@ ACTIVATIONS: dict[str, dict[str, Any]] = {
     "jumprelu": {"l0_coefficient": 0.01},
 }
 
+# torch.compile warns of what it cannot trace, and cannot trace the checks of shapes
+pytestmark = [pytest.mark.filterwarnings("default"), pytest.mark.wrong_shapes]
+
 
 def trained(model: Any, activation: str = "topk", n_steps: int = 4, **changes: Any) -> Any:
     sae = MTTrainingSAEConfig(

@@ -125,7 +125,7 @@ def test_saes_that_came_to_different_steps_go_on(several: Any, alone: Path, tiny
         (({"out": "x"},), "saes: out is the same for all SAEs"),
         (({"seed": 1}, {"seed": 1}), "saes: 'seed=1' is given twice or is no name of a folder"),
         (({"name": "../up"},), r"saes: '\.\./up' is given twice or is no name of a folder"),
-        (({"sede": 1},), "unknown setting 'sede'. Did you mean 'seed'"),
+        (({"sede": 1},), "expected a known setting, got 'sede'. Did you mean 'seed'"),
         (({"sae": 3},), "saes: expected a mapping under sae, such as {k: 16}; got 3"),
     ],
 )
@@ -160,4 +160,4 @@ def test_the_command_line(mtsae: Callable[..., Any], several: Any, alone: Path, 
     typed = mtsae(
         "train", *arguments, "--context-size", 32, "--saes", "seed: 1", "--saes", "sed: 2", "--out", tmp_path / "typed"
     )
-    assert "unknown setting 'sed'" in typed.error
+    assert "expected a known setting, got 'sed'" in typed.error
