@@ -22,6 +22,7 @@ except ImportError:  # a system without it: the lock file itself says who holds 
 
 from mtsae_lens.errors import OutputError
 from mtsae_lens.files import clear_leftovers, create_folder, is_alive, remove_empty
+from mtsae_lens.ranks import current_ranks
 
 LOCK_FILE = ".mtsae.lock"
 SETTINGS_FILE = "settings.json"
@@ -57,8 +58,8 @@ def in_output_folder(run: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
 def hold_output_folder(out: Path) -> Iterator[Path]:
     """Create a folder, prove that it can be written to before hours of work end in an error, and hold it against other processes.
 
-    The same process may hold a folder several times. The lock ends with the process, however that ends. If the block fails and
-    nothing was written, the folders that were created are removed again.
+    The same process may hold a folder several times. Of several ranks the first one holds it for all. The lock ends with the process,
+    however that ends. If the block fails and nothing was written, the folders that were created are removed again.
 
     Args:
         out: the folder.
@@ -66,6 +67,9 @@ def hold_output_folder(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: it is a file, cannot be created or written, or another process holds it.
     """
+    if not current_ranks().is_first:
+        yield out
+        return
     created: list[Path] = []
     try:
         created = create_folder(out)
