@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
+import shutil
+import signal
 import socket
+import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,11 +20,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mtsae_lens.commands.cache import run_cache
+from mtsae_lens.commands.cache_settings import CacheSettings
+from mtsae_lens.commands.train import run_train
 from mtsae_lens.errors import ConfigError, DataError, MTSAEError, TrainingInterrupted
-from mtsae_lens.ranks import joined_ranks
+from mtsae_lens.ranks import Ranks, current_ranks, joined_ranks
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.recipe import train_sae
 from mtsae_lens.training.settings import TrainSettings
+from mtsae_lens.training.several import settings_of_each, train_saes
+from mtsae_lens.training.trainer import SequenceSAETrainer
 
 WEIGHTS, LOG = "sae_weights.safetensors", "training_log.jsonl"
 CONTEXT = 32
@@ -125,7 +136,7 @@ def test_ranks_read_a_cache(tmp_path: Path, settings: Callable[..., TrainSetting
     run_cache(
         CacheSettings(
             model=live.model,
-            hook_names=(live.hook_name,),
+            hook_name=(live.hook_name,),
             dataset=live.dataset,
             context_size=CONTEXT,
             n_tokens=n_tokens,
@@ -172,7 +183,7 @@ def test_only_the_first_rank_writes(
     out, errors = capfd.readouterr()
     assert "rank 0 prints" in out
     assert "rank 1" not in out
-    assert errors.count("Training mtsae: 100%") == 1
+    assert errors.count("Training mtsae:   0%") == 1
     assert {"cfg.json", WEIGHTS, LOG, "metrics.json", "report.html"} <= {path.name for path in given.out.iterdir()}
     assert [row["step"] for row in read_log(given.out / LOG)] == list(range(1, 13))
 
