@@ -44,8 +44,8 @@ def _ends_with_the_others(collective: Callable[P, T]) -> Callable[P, T]:
             return collective(*arguments, **options)
         except RuntimeError as error:
             raise RankLostError(
-                "a rank ended before the others, and the run ends with it; its own message says why. Saved checkpoints are kept, and "
-                "--resume continues from the last one, with any number of ranks"
+                "a rank ended before the others, and the run ends with it; its own message says why. What was saved is kept: type the same "
+                "command again, mtsae train with --resume, with any number of ranks"
             ) from error
 
     return call
@@ -133,6 +133,10 @@ class Ranks:
         whole = part.new_zeros(n, *part.shape[1:])
         whole[self.share(n).start : self.share(n).stop] = part
         return self.sum_(whole)
+
+    def wait_for_all(self) -> None:
+        """Wait until every rank has come here."""
+        self.sum_(torch.zeros(1))
 
     @_ends_with_the_others
     def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:

@@ -67,11 +67,14 @@ def cache(settings: CacheSettings) -> None:
     Finished work is kept. Run the same command again to resume.
     """
     from mtsae_lens.commands.cache import run_cache
+    from mtsae_lens.ranks import joined_ranks
 
-    contents = run_cache(settings).contents
-    say(
-        f"{contents.n_tokens:,} tokens of {len(contents.hooks)} hooks in {settings.out}; train with mtsae train --cache {settings.out}"
-    )
+    with joined_ranks(settings.device):
+        contents = run_cache(settings).contents
+        say(
+            f"{contents.n_tokens:,} tokens of {len(contents.hooks)} hooks in {settings.out}; train with mtsae train --cache "
+            f"{settings.out}"
+        )
 
 
 def evaluate(settings: EvaluateSettings) -> None:

@@ -20,9 +20,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mtsae_lens.commands import cache as cache_command
 from mtsae_lens.commands.cache import run_cache
 from mtsae_lens.commands.cache_settings import CacheSettings
 from mtsae_lens.commands.train import run_train
+from mtsae_lens.data import cache_writer
+from mtsae_lens.data.activation_cache import ActivationCache
+from mtsae_lens.data.cache_manifest import read_manifest
 from mtsae_lens.errors import ConfigError, DataError, MTSAEError, TrainingInterrupted
 from mtsae_lens.ranks import Ranks, current_ranks, joined_ranks
 from mtsae_lens.training.log import read_log
@@ -130,24 +134,74 @@ def test_the_comparison_can_fail(tmp_path: Path, settings: Callable[..., TrainSe
     assert difference(one.out, other.out) > 1e-2
 
 
-def test_ranks_read_a_cache(tmp_path: Path, settings: Callable[..., TrainSettings], tiny_model: Any) -> None:
-    live = settings(tmp_path / "live")
-    n_tokens = 8 * 6 * CONTEXT  # less than the run, so that an epoch ends in it
-    run_cache(
-        CacheSettings(
-            model=live.model,
-            hook_name=(live.hook_name,),
-            dataset=live.dataset,
-            context_size=CONTEXT,
-            n_tokens=n_tokens,
-            lm_batch_size_sequences=4,
-            out=tmp_path / "cache",
-        )
+def cache_settings(settings: Callable[..., TrainSettings], out: Path) -> CacheSettings:
+    live = settings(out)
+    return CacheSettings(
+        model=live.model,
+        hook_name=(live.hook_name,),
+        dataset=live.dataset,
+        context_size=CONTEXT,
+        n_tokens=8 * 6 * CONTEXT,  # fewer than the run has, so that an epoch ends in it
+        lm_batch_size_sequences=4,
+        out=out,
     )
+
+
+def test_ranks_read_a_cache(tmp_path: Path, settings: Callable[..., TrainSettings], tiny_model: Any) -> None:
+    run_cache(cache_settings(settings, tmp_path / "cache"), tiny_model)
     alone, together = (settings(tmp_path / name, cache=tmp_path / "cache") for name in ("alone", "together"))
     train_sae(alone)
     assert on_ranks(3, tmp_path / "ranks", lambda: train_sae(together)) == [(0, "")] * 3
     assert difference(together.out, alone.out) < 1e-4
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two forward passes of the language model make a shard, of which the test's cache has six."""
+    describe = cache_command.describe
+
+    def described(given: CacheSettings, model: Any) -> Any:
+        return describe(given, model).model_copy(update={"shard_size_sequences": 8})
+
+    monkeypatch.setattr(cache_command, "describe", described)
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_ranks_write_the_cache_of_one_process(tmp_path: Path, settings: Callable[..., TrainSettings], tiny_model: Any) -> None:
+    alone, together = (cache_settings(settings, tmp_path / name) for name in ("alone", "together"))
+    manifest = run_cache(alone, tiny_model)
+    assert manifest.contents.n_shards == 6
+    assert on_ranks(3, tmp_path / "ranks", lambda: run_cache(together, tiny_model)) == [(0, "")] * 3
+    assert read_manifest(together.out) == manifest
+    assert [path.name for path in together.out.glob("cache*.json")] == ["cache.json"]
+    ActivationCache.open(together.out).read(alone.hook_name[0], range(48))
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_shards_of_a_killed_rank_are_kept(tmp_path: Path, settings: Callable[..., TrainSettings], tiny_model: Any) -> None:
+    given = cache_settings(settings, tmp_path / "cache")
+    read_shard = cache_writer._read_shard
+
+    def work() -> None:
+        def killed(contents: Any, shard: int, *arguments: Any) -> Any:
+            if shard == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read_shard(contents, shard, *arguments)
+
+        cache_writer._read_shard = killed
+        run_cache(given, tiny_model)
+
+    first, second = on_ranks(2, tmp_path / "ranks", work)
+    assert second[0] == -signal.SIGKILL
+    assert first[0] == 2
+    assert first[1].startswith("a rank ended before the others")
+    kept = {path.name: path.stat().st_mtime_ns for path in (given.out / given.hook_name[0]).iterdir()}
+    assert len(kept) == 5
+    assert on_ranks(2, tmp_path / "again", lambda: run_cache(given, tiny_model)) == [(0, "")] * 2
+    now = {path.name: path.stat().st_mtime_ns for path in (given.out / given.hook_name[0]).iterdir()}
+    assert len(now) == 6
+    assert {name: now[name] for name in kept} == kept
+    ActivationCache.open(given.out)
 
 
 @pytest.mark.parametrize("prefetch", [False, True])
