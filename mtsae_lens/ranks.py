@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from threading import Event, current_thread, main_thread
+from types import FrameType
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,6 +32,11 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _USER_ERROR = 2  # the exit code of the command line
+_LOST = (
+    "a rank ended before the others, and the run ends with it; its own message says why. What was saved is kept: type the same command again, "
+    "mtsae train with --resume, with any number of ranks"
+)
+_lost = Event()  # set once another rank has ended
 
 
 class RankLostError(MTSAEError, RuntimeError):
@@ -43,10 +51,8 @@ def _ends_with_the_others(collective: Callable[P, T]) -> Callable[P, T]:
         try:
             return collective(*arguments, **options)
         except RuntimeError as error:
-            raise RankLostError(
-                "a rank ended before the others, and the run ends with it; its own message says why. What was saved is kept: type the same "
-                "command again, mtsae train with --resume, with any number of ranks"
-            ) from error
+            _lost.set()
+            raise RankLostError(_LOST) from error
 
     return call
 
@@ -205,13 +211,16 @@ def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
     store = _connect(uses_cuda)
     _joined.append(ranks)
     try:
-        with _silenced(not ranks.is_first):
+        with _sigterm_passed_over_when_lost(), _silenced(not ranks.is_first):
             yield ranks
-    except (MTSAEError, TrainingInterrupted) as error:
-        is_signal = isinstance(error, TrainingInterrupted)
-        if not (ranks.is_first if is_signal else _is_first_to_tell(store)):
-            raise SystemExit(128 + error.signal_number if isinstance(error, TrainingInterrupted) else _USER_ERROR) from error
+    except TrainingInterrupted as error:
+        if _lost.is_set():  # the signal is that of torchrun, which ends all ranks when one of them has ended
+            _raise_or_exit(RankLostError(_LOST), store)
+        if not ranks.is_first:
+            raise SystemExit(128 + error.signal_number) from error
         raise
+    except MTSAEError as error:
+        _raise_or_exit(error, store)
     finally:
         _joined.pop()
         if sys.exc_info()[0] is None or not uses_cuda:  # NCCL would wait for ranks that have ended
@@ -249,12 +258,32 @@ def _connect(uses_cuda: bool) -> dist.Store:
     return store
 
 
-def _is_first_to_tell(store: dist.Store) -> bool:
-    """Return whether no other rank has an error to tell; true where nobody can be asked."""
+def _raise_or_exit(error: MTSAEError, store: dist.Store) -> NoReturn:
+    """Raise an error, or exit without a word if another rank has raised one."""
     try:
-        return store.add("mtsae_errors", 1) == 1
-    except RuntimeError:
-        return True
+        is_first = store.add("mtsae_errors", 1) == 1
+    except RuntimeError:  # nobody can be asked
+        is_first = True
+    if is_first:
+        raise error
+    raise SystemExit(_USER_ERROR) from error
+
+
+@contextmanager
+def _sigterm_passed_over_when_lost() -> Iterator[None]:
+    """Let this process end by itself, with its message, where `torchrun` sends SIGTERM because another rank has ended.
+
+    After an error the handler stays, because the message is still to be printed.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not _lost.is_set():
+            raise KeyboardInterrupt
+
+    previous = signal.signal(signal.SIGTERM, handle) if current_thread() is main_thread() else None
+    yield
+    if previous is not None:
+        signal.signal(signal.SIGTERM, previous)
 
 
 @contextmanager

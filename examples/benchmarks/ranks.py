@@ -130,8 +130,8 @@ def main() -> None:
     settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
     content = {
         "settings": settings,
-        "seconds": times,
-        "efficiency": result,
+        "seconds and processor seconds": times,
+        "ratios": ratios,
         "differences": differences,
         "load": os.getloadavg(),
     }
