@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -13,6 +15,8 @@ from mtsae_lens.errors import TrainingInterrupted
 
 STARTS_ANEW = "unfinished work is discarded; run the same command to start again"
 GOES_ON = "finished work is kept; run the same command to resume"
+
+_SENT_ON_WITHIN = 5.0  # seconds, in which torchrun sends on a signal
 
 
 class StopRequest:
@@ -70,16 +74,23 @@ def abandoned_by(event: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def stop_on_signal() -> Iterator[StopRequest]:
-    """Turn the first SIGINT or SIGTERM into a request to stop; a second Ctrl-C interrupts at once. The handlers are restored at the end."""
+    """Turn the first SIGINT or SIGTERM into a request to stop; a second Ctrl-C interrupts at once. The handlers are restored at the end.
+
+    `torchrun` sends each of its processes the signal that the terminal has sent to all of them, so there the second one is ignored.
+    """
     request = StopRequest()
+    asked_at = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield request  # only the main thread may set handlers
         return
 
     def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
         if request:
+            if "TORCHELASTIC_RUN_ID" in os.environ and time.monotonic() - asked_at < _SENT_ON_WITHIN:
+                return
             raise KeyboardInterrupt
-        request.signal_number = number
+        request.signal_number, asked_at = number, time.monotonic()
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     _requests.append(request)

@@ -22,6 +22,7 @@ except ImportError:  # without it, the content of the lock file says which proce
 
 from mtsae_lens.errors import OutputError
 from mtsae_lens.files import clear_leftovers, create_folder, is_alive, remove_empty
+from mtsae_lens.ranks import current_ranks
 
 LOCK_FILE = ".mtsae.lock"
 SETTINGS_FILE = "settings.json"
@@ -61,8 +62,8 @@ def in_output_folder(run: Callable[Concatenate[S, P], R]) -> Callable[Concatenat
 def hold_output_folder(out: Path) -> Iterator[Path]:
     """Create a folder, check that it can be written before hours of work end in an error, and lock it against other processes.
 
-    The same process may hold a folder several times. The lock ends when the process ends, for any reason. If the block fails and
-    nothing was written, the folders that were created are removed again.
+    The same process may hold a folder several times. Of several ranks, the first one holds it for all. The lock ends when the process ends,
+    for any reason. If the block fails and nothing was written, the folders that were created are removed again.
 
     Args:
         out: the folder.
@@ -70,6 +71,9 @@ def hold_output_folder(out: Path) -> Iterator[Path]:
     Raises:
         OutputError: the path is a file, the folder cannot be created or written, or another process holds it.
     """
+    if not current_ranks().is_first:
+        yield out
+        return
     created: list[Path] = []
     try:
         created = create_folder(out)

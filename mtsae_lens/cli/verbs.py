@@ -30,14 +30,17 @@ def train(
 ) -> None:
     """Train an SAE on the activations of a language model."""
     from mtsae_lens.commands.train import run_train, run_train_saes
+    from mtsae_lens.ranks import joined_ranks
 
-    if settings.saes:
-        for name, metrics in run_train_saes(settings, resume=resume).items():
-            _say_what_was_trained(settings.out / name, metrics)
-        return
-    if resume and not (settings.out / "checkpoints").is_dir():
-        say_aside(f"no checkpoint in {settings.out}: starting from the beginning")
-    _say_what_was_trained(settings.out, run_train(settings, resume=resume))
+    with joined_ranks(settings.device):
+        if settings.saes:
+            for name, metrics in run_train_saes(settings, resume=resume).items():
+                _say_what_was_trained(settings.out / name, metrics)
+            return
+        if resume and not (settings.out / "checkpoints").is_dir():
+            say_aside(f"no checkpoint in {settings.out}: starting from the beginning")
+        if metrics := run_train(settings, resume=resume):
+            _say_what_was_trained(settings.out, metrics)
 
 
 def _say_what_was_trained(out: Path, metrics: dict[str, Any]) -> None:
@@ -64,11 +67,14 @@ def cache(settings: CacheSettings) -> None:
     Finished work is kept. Run the same command again to resume.
     """
     from mtsae_lens.commands.cache import run_cache
+    from mtsae_lens.ranks import joined_ranks
 
-    contents = run_cache(settings).contents
-    say(
-        f"{contents.n_tokens:,} tokens of {len(contents.hooks)} hooks in {settings.out}; train with mtsae train --cache {settings.out}"
-    )
+    with joined_ranks(settings.device):
+        contents = run_cache(settings).contents
+        say(
+            f"{contents.n_tokens:,} tokens of {len(contents.hooks)} hooks in {settings.out}; train with mtsae train --cache "
+            f"{settings.out}"
+        )
 
 
 def evaluate(settings: EvaluateSettings) -> None:

@@ -18,6 +18,7 @@ from mtsae_lens.data.precision import dtype_name, torch_dtype
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.interruption import stopped_with
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 
 _KEPT = "the shards that are complete are kept; the same command goes on from there"
 
@@ -27,7 +28,8 @@ _KEPT = "the shards that are complete are kept; the same command goes on from th
 def run_cache(settings: CacheSettings, model: AnyHookedModel | None = None) -> CacheManifest:
     """Write the activations that training would read from a language model, or the part of them that is missing.
 
-    The size is printed before the model runs. See `mtsae_lens.data.cache_manifest` for the files.
+    The size is printed before the model runs. Several ranks (`mtsae_lens.ranks`) write a part of the shards each. See
+    `mtsae_lens.data.cache_manifest` for the files.
 
     Args:
         settings: what to read; what is not given is taken from the cache that is in the folder already.
@@ -41,6 +43,7 @@ def run_cache(settings: CacheSettings, model: AnyHookedModel | None = None) -> C
         OutputError: the disk has not the room.
     """
     settings = _adopt_existing(settings)
+    settings = settings.model_copy(update={"device": current_ranks().local_device(settings.device)})
     check_device(settings.device)
     check_source(settings.dataset)
     model = model or load_language_model(settings.model, device=settings.device, dtype=settings.dtype)

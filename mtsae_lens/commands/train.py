@@ -9,6 +9,7 @@ from sae_lens import TrainingSAE
 from mtsae_lens.interruption import stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, write_report
@@ -42,6 +43,8 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     tokens of the last batch), `warning` (if the SAE looks collapsed), `resumed` (then `seconds` are those of the last part),
     `n_training_steps`, `n_training_tokens`, for an MTSAE `dilations` (as given, selected or learned), `provenance`.
 
+    Of several ranks (`mtsae_lens.ranks`) only the first one writes and returns them.
+
     Args:
         settings: what to train.
         resume: whether to continue the run in the output folder.
@@ -52,6 +55,8 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> dict[str, Any
     watch = Stopwatch()
     settings = adopt_cache(settings)
     sae = train_sae(settings, resume=resume)
+    if not current_ranks().is_first:
+        return {}
     return _write_results(settings, sae, watch.seconds, resumed=resume)
 
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -190,18 +191,23 @@ class CachedActivations(ContextBlocks):
         return torch.device(self.to_device)
 
     @override
-    def chunks(self, first_context: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
+    def chunks(self, first_block: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
         n_contexts = self.cache.contents.n_contexts
-        epoch, first = divmod(first_context, n_contexts)
-        while True:
-            order = self._order(epoch)
-            for place in range(first, n_contexts, _CHUNK):
+        known, order = -1, None  # the order of the epoch before
+        for own in map(self.own_contexts, count(first_block)):
+            if not own:
+                return
+            place = own.start
+            while place < own.stop:
                 raise_if_stopped()
-                contexts = range(place, min(place + _CHUNK, n_contexts))
+                epoch, first = divmod(place, n_contexts)
+                contexts = range(first, min(first + _CHUNK, first + own.stop - place, n_contexts))
+                if epoch != known:
+                    known, order = epoch, self._order(epoch)
                 numbers = contexts if order is None else order[contexts.start : contexts.stop]
                 found = [self.cache.read(name, numbers) for name in self.hook_names]
                 yield found[0] if len(found) == 1 else torch.cat(found, dim=-1)
-            epoch, first = epoch + 1, 0
+                place += len(contexts)
 
     def _order(self, epoch: int) -> Int[Tensor, " context"] | None:
         """Return the order of the contexts in an epoch; None for that of the text."""

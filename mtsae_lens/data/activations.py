@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError
 from mtsae_lens.interruption import raise_if_stopped
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 
 
@@ -113,8 +114,10 @@ def masked_positions(cutter: ContextCutter, tokens: Int[Tensor, "batch pos"]) ->
     return masked
 
 
-def token_chunks(contexts: ContextStream, size: int, first_context: int = 0) -> Iterator[tuple[int, Int[Tensor, "batch pos"]]]:
-    """Yield the contexts of an endless stream `size` at once, as the language model reads them: always the same ones together.
+def token_chunks(
+    contexts: Iterable[list[int]], size: int, first_context: int = 0
+) -> Iterator[tuple[int, Int[Tensor, "batch pos"]]]:
+    """Yield the contexts of a stream `size` at once, as the language model reads them: always the same ones together.
 
     Rounding in a forward pass may depend on what else is in it, so equal chunks are what makes activations equal bit for bit, wherever a run
     begins.
@@ -129,8 +132,8 @@ def token_chunks(contexts: ContextStream, size: int, first_context: int = 0) -> 
     """
     number = first_context // size * size
     stream = islice(contexts, number, None)
-    while True:
-        yield number, torch.tensor(list(islice(stream, size)), dtype=torch.long)
+    while chunk := list(islice(stream, size)):
+        yield number, torch.tensor(chunk, dtype=torch.long)
         number += size
 
 
@@ -169,9 +172,21 @@ class SequenceActivations(ContextBlocks):
         return torch.device(self.reader.model.cfg.device)
 
     @override
-    def chunks(self, first_context: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
-        for number, tokens in token_chunks(self.contexts, self.lm_batch_size_sequences, first_context):
+    def chunks(self, first_block: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
+        first_context = sum(len(self.own_contexts(number)) for number in range(first_block))
+        contexts = self.contexts if current_ranks().is_alone else self._own_stream()
+        for number, tokens in token_chunks(contexts, self.lm_batch_size_sequences, first_context):
             raise_if_stopped()
             h = self.reader.read(tokens)
             h = h.masked_fill(masked_positions(self.cutter, tokens).unsqueeze(-1).to(h.device), 0.0)
             yield h[max(0, first_context - number) :]
+
+    def _own_stream(self) -> Iterator[list[int]]:
+        """Yield the contexts of this rank. Those of other ranks are tokenized too, because where a context ends depends on them."""
+        stream, place = iter(self.contexts), 0
+        for number in count():
+            own = self.own_contexts(number)
+            if not own:
+                return
+            yield from islice(stream, own.start - place, own.stop - place)
+            place = own.stop

@@ -54,6 +54,24 @@ class SequenceBlocks(ABC):
         del number
         return torch.arange(n_contexts)
 
+    def of_all_ranks(self, number: int, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "all_batch pos width"]:
+        """Return the contexts of a block, of which this process may have read a part: all that the order of its rows depends on.
+
+        Args:
+            number: of the block.
+            h: the contexts that this process has read.
+
+        Returns:
+            Contexts whose positions are zero where those of the block are, and as long.
+        """
+        del number
+        return h
+
+    def own_rows(self, number: int, rows: Int[Tensor, " row"], n_positions: int) -> Int[Tensor, " own_row"]:
+        """Select the flat positions of a block that are in the contexts that this process has read, counted from the first of these."""
+        del number, n_positions
+        return rows
+
     def generator(self, block: int) -> torch.Generator:
         """The randomness of one block."""
         return torch.Generator().manual_seed(random.Random(f"{self.seed} {block}").getrandbits(32))
@@ -90,12 +108,13 @@ class SequenceBlocks(ABC):
         block, skip = divmod(first_step, self.block_size_batches)
         with closing(self.blocks(block)) as blocks:
             for number, h in blocks:
-                rows = self._mixed_rows(number, h, max_norm_multiple)
+                of_all = self.of_all_ranks(number, h)
+                rows = self._mixed_rows(number, of_all, max_norm_multiple)
                 gather_rows = gather(h)
-                for batch in rows.tensor_split(len(h) // self.batch_size_sequences)[skip:]:
-                    yield gather_rows(batch)
+                for batch in rows.tensor_split(len(of_all) // self.batch_size_sequences)[skip:]:
+                    yield gather_rows(self.own_rows(number, batch, h.shape[1]))
                 skip = 0
-                del h, gather_rows  # let go of the block before the next one is read
+                del h, of_all, gather_rows  # let go of the block before the next one is read
 
     def _mixed_rows(
         self, number: int, h: Float[Tensor, "batch pos d_in"], max_norm_multiple: float | None

@@ -125,7 +125,39 @@ def read_manifest(folder: Path) -> CacheManifest:
     return manifest
 
 
-def write_manifest(folder: Path, manifest: CacheManifest) -> None:
-    """Write the manifest of a cache, whole or not at all."""
+def write_manifest(folder: Path, manifest: CacheManifest, name: str = MANIFEST_FILE) -> None:
+    """Write the manifest of a cache, whole or not at all.
+
+    Args:
+        folder: of the cache.
+        manifest: the manifest.
+        name: of the file.
+    """
     content = manifest.model_dump(mode="json")
-    write_sealed_json(folder / MANIFEST_FILE, content | {"files": dict(sorted(manifest.files.items()))})
+    write_sealed_json(folder / name, content | {"files": dict(sorted(manifest.files.items()))})
+
+
+def manifest_name(rank: int) -> str:
+    """Return the name of the manifest that a rank writes; those of all but the first one are merged into `cache.json` at the end."""
+    return f"cache.rank{rank}.json" if rank else MANIFEST_FILE
+
+
+def merge_rank_manifests(folder: Path, manifest: CacheManifest) -> None:
+    """Add to a manifest the files that other ranks have written, of caches with the same contents, and delete their manifests.
+
+    Args:
+        folder: of the cache.
+        manifest: the manifest that is extended, and written.
+
+    Raises:
+        DataError: the manifest of a rank is damaged.
+    """
+    found = sorted(folder.glob(manifest_name(1).replace("1", "*")))
+    for path in found:
+        other = read_json(path, CacheManifest, f"delete {path}; its shards are made again")
+        if other.contents == manifest.contents:
+            manifest.files |= other.files
+    if found:
+        write_manifest(folder, manifest)
+    for path in found:
+        path.unlink()

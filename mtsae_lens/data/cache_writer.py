@@ -18,6 +18,8 @@ from mtsae_lens.data.cache_manifest import (
     MANIFEST_FILE,
     CacheContents,
     CacheManifest,
+    manifest_name,
+    merge_rank_manifests,
     read_manifest,
     shard_file,
     write_manifest,
@@ -28,6 +30,7 @@ from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import ConfigError, DataError, OutputError
 from mtsae_lens.files import whole_file
 from mtsae_lens.progress import advance, phase
+from mtsae_lens.ranks import current_ranks
 
 _MARGIN = 2**24  # bytes for headers, the manifest and what the file system takes
 
@@ -46,7 +49,9 @@ def missing_shards(folder: Path, contents: CacheContents) -> tuple[CacheManifest
         ConfigError: the folder holds a cache of something else.
         DataError: the manifest is damaged.
     """
-    manifest = CacheManifest(contents=contents)
+    manifest, ranks = CacheManifest(contents=contents), current_ranks()
+    if not ranks.is_first:
+        return manifest, ranks.tell(None)
     if (folder / MANIFEST_FILE).is_file():
         manifest = read_manifest(folder)
         differences = contents_differences(manifest.contents, contents)
@@ -54,10 +59,11 @@ def missing_shards(folder: Path, contents: CacheContents) -> tuple[CacheManifest
             raise ConfigError(
                 f"{folder} holds a cache with other settings ({'; '.join(differences)}); give another --out or delete it"
             )
+        merge_rank_manifests(folder, manifest)  # of ranks that were stopped
         with phase("Checking what is there", "file", len(manifest.files)):
             manifest.files = {name: digest for name, digest in manifest.files.items() if _is_whole(folder / name, digest)}
     whole = set(manifest.complete_shards())
-    return manifest, [shard for shard in range(contents.n_shards) if shard not in whole]
+    return manifest, ranks.tell([shard for shard in range(contents.n_shards) if shard not in whole])
 
 
 def contents_differences(recorded: CacheContents, wanted: CacheContents) -> list[str]:
@@ -110,6 +116,8 @@ def write_shards(
 ) -> CacheManifest:
     """Run the language model over the contexts of some shards, and write each shard as soon as it is complete.
 
+    Each of several ranks writes its part of the shards, and the first one then merges their manifests.
+
     Args:
         folder: of the cache.
         manifest: of the shards that are there; it is extended and written after every shard.
@@ -124,14 +132,26 @@ def write_shards(
         DataError: activations that are not finite, or that the storage dtype cannot hold.
         OutputError: a file cannot be written.
     """
+    ranks = current_ranks()
+    own = [shards[place] for place in ranks.share(len(shards))]
+    if own or ranks.is_first:
+        write_manifest(folder, manifest, manifest_name(ranks.rank))
+    if own:
+        _write_own(folder, manifest, own, model, contexts)
+    ranks.wait_for_all()
+    if ranks.is_first:
+        merge_rank_manifests(folder, manifest)
+    return manifest
+
+
+def _write_own(
+    folder: Path, manifest: CacheManifest, shards: list[int], model: AnyHookedModel, contexts: ContextStream
+) -> None:
     contents = manifest.contents
-    write_manifest(folder, manifest)
     n_contexts = sum(map(contents.shard_length, shards))
-    if not shards:
-        return manifest
     first = shards[0] * contents.shard_size_sequences
     chunks = token_chunks(contexts, contents.lm_batch_size_sequences, first)
-    with phase(f"Caching {contents.n_shards} shards", "context", n_contexts):
+    with phase(f"Caching {len(shards)} shards", "context", n_contexts):
         for shard in shards:
             tensors = _read_shard(contents, shard, model, contexts, chunks)
             for part, content in tensors.items():
@@ -139,8 +159,7 @@ def write_shards(
                 with whole_file(folder / name) as partial:
                     save_file(content, partial)
                 manifest.files[name] = digest_file(folder / name)
-            write_manifest(folder, manifest)
-    return manifest
+            write_manifest(folder, manifest, manifest_name(current_ranks().rank))
 
 
 def _read_shard(

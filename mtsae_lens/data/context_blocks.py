@@ -2,6 +2,10 @@
 
 Block i holds the contexts i * n, ..., (i + 1) * n - 1 of the source, whoever reads it, and training shuffles each block by its own seed. So
 what a step sees depends on the source, the seed and the number of the step alone.
+
+Several ranks (`mtsae_lens.ranks`) read a part of each block each. They tell each other how long the activations of every position are, shuffle
+the positions of the whole block alike, and each takes from a batch the rows that are in its own part. So the rows that all ranks together see
+in a step are those that one process sees.
 """
 
 from __future__ import annotations
@@ -17,6 +21,8 @@ from typing_extensions import override
 
 from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.data.prefetch import Waits, prefetched, taking_turns
+from mtsae_lens.errors import DataError
+from mtsae_lens.ranks import current_ranks
 
 
 class ContextBlocks(SequenceBlocks):
@@ -32,17 +38,47 @@ class ContextBlocks(SequenceBlocks):
     """How long reader and trainer have waited for each other."""
 
     @abstractmethod
-    def chunks(self, first_context: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
-        """Yield the activations of the contexts from one on, in the order of the source, some at once; masked positions zero.
+    def chunks(self, first_block: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
+        """Yield the activations of this rank's contexts (`own_contexts`), in the order of the source, some at once; masked positions zero.
 
         Args:
-            first_context: the number of the first context to yield.
+            first_block: the number of the block to begin with.
         """
 
     @property
     @abstractmethod
     def device(self) -> torch.device:
         """Where the blocks are."""
+
+    def own_contexts(self, number: int) -> range:
+        """Return the numbers of the contexts of a block that this rank reads; those of the whole block if it is alone."""
+        first = number * self.block_size_batches * self.batch_size_sequences
+        share = current_ranks().share(self._block_size(number))
+        return range(first + share.start, first + share.stop)
+
+    @override
+    def of_all_ranks(self, number: int, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "all_batch pos width"]:
+        ranks = current_ranks()
+        if ranks.is_alone:
+            return h
+        tiny = torch.finfo(h.dtype).tiny  # of activations whose squares are too small for the dtype
+        lengths = torch.where((h != 0).any(dim=-1), h.norm(dim=-1).clamp(min=tiny), 0.0)
+        return ranks.concatenate(lengths.unsqueeze(-1), self._block_size(number))
+
+    @override
+    def own_rows(self, number: int, rows: Int[Tensor, " row"], n_positions: int) -> Int[Tensor, " own_row"]:
+        ranks = current_ranks()
+        if ranks.is_alone:
+            return rows
+        share = ranks.share(self._block_size(number))
+        first, end = share.start * n_positions, share.stop * n_positions
+        own = rows[(rows >= first) & (rows < end)] - first
+        if not len(own):
+            raise DataError(
+                f"expected rows for each of {ranks.size} ranks in a batch, got {len(rows)} rows and none for rank {ranks.rank}; give a larger "
+                "--batch-size-tokens or fewer ranks"
+            )
+        return own
 
     @override
     def context_order(self, number: int, n_contexts: int) -> Int[Tensor, " context"]:
@@ -66,11 +102,11 @@ class ContextBlocks(SequenceBlocks):
         if number == 0 and self.read_already:
             yield number, self.read_already.pop()
             number += 1
-        if not self._block_size(number):
+        if not self.own_contexts(number):
             return
-        chunks = self.chunks(number * self.batch_size_sequences * self.block_size_batches)
+        chunks = self.chunks(number)
         rest: list[Tensor] = []  # of a chunk that reaches into the next block
-        while size := self._block_size(number):
+        while size := len(self.own_contexts(number)):
             # shown only where it takes long
             with tqdm(
                 total=size, desc="Reading activations", unit="context", leave=False, delay=1, disable=not shows_progress or None

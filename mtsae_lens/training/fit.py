@@ -12,7 +12,8 @@ from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
 from mtsae_lens.data.context_blocks import ContextBlocks
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.memory import gather_past
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -83,9 +84,14 @@ def fit(
         The SAE.
 
     Raises:
+        ConfigError: several ranks were to train on blocks that each of them holds whole.
         DataError: the contexts have another length or width than the SAE reads, the activations cannot be trained on (all masked, all the
             same, not finite), or the loss is not finite.
     """
+    if not current_ranks().is_alone and not isinstance(stream, ContextBlocks):
+        raise ConfigError(
+            f"expected one process for blocks that are in memory, got {current_ranks().size} ranks; call fit outside joined_ranks"
+        )
     cfg = SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,

@@ -15,6 +15,7 @@ from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.language_models import check_device, load_language_model, resolve_hook
 from mtsae_lens.errors import ConfigError, MTSAEError, OutputError, nearest
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
 from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -190,8 +191,13 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
         settings alone.
 
     Raises:
-        ConfigError: the architecture is not the MTSAE.
+        ConfigError: the architecture is not the MTSAE, or several ranks train it.
     """
+    if not current_ranks().is_alone:
+        raise ConfigError(
+            f"expected dilations to be given with {current_ranks().size} ranks, got {AUTO!r}, which reads a block in one process; select them "
+            "in a short run without torchrun, and give them with --set dilations=[...]"
+        )
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
     runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model, options=trainer_options(plain))
@@ -244,6 +250,7 @@ def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = Fa
             "saes holds several SAEs, and this trains one; call train_saes(settings_of_each(settings)), or leave saes out"
         )
     settings = adopt_cache(settings)
+    settings = settings.model_copy(update={"device": current_ranks().local_device(settings.device)})
     check_settings(settings)
     if settings.cache is None:
         check_source(settings.dataset)

@@ -32,14 +32,15 @@ from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.files import sync_folder, whole_folder, write_json
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
-from mtsae_lens.training.checkpoints import delete_other_checkpoints, list_checkpoints, resume_from
+from mtsae_lens.training.checkpoints import delete_other_checkpoints, list_checkpoints, load_checkpoint, resume_from
 from mtsae_lens.training.compiling import compile_function, compiled_step
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import LOG_FILE, restore_log
-from mtsae_lens.training.runner_checks import check_config, open_cache
+from mtsae_lens.training.runner_checks import check_config, check_ranks, open_cache, without_output
 from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
 from mtsae_lens.training.wandb_run import wandb_run
 from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME, HfDataset
@@ -54,7 +55,7 @@ class SequenceSAETrainingRunner:
     weights as without an interruption. Any architecture in SAELens's registry can be trained, on the same rows.
     With `use_cached_activations=True` it trains from
     the cache of `mtsae cache` in the folder `cached_activations_path`, and no language model is loaded. `prefetch_llm_batches` reads one block
-    of activations ahead, whatever number it gives.
+    of activations ahead, whatever number it gives. Several ranks (`mtsae_lens.ranks`) train one SAE, of which the first one writes the files.
 
     Args:
         cfg: SAELens's configuration. `output_path` receives the SAE, `training_log.jsonl` and `checkpoints/`.
@@ -80,6 +81,9 @@ class SequenceSAETrainingRunner:
         options: TrainerOptions | None = None,
     ) -> None:
         check_config(cfg)
+        check_ranks(cfg, cfg.sae if override_sae is None else override_sae.cfg)
+        if not current_ranks().is_first:
+            cfg = without_output(cfg)
         self.cache = None
         if cfg.use_cached_activations:
             self.cache = open_cache(cfg, override_dataset)
@@ -280,7 +284,7 @@ class SequenceSAETrainingRunner:
         candidates = [Path(self.cfg.resume_from_checkpoint)] if self.cfg.resume_from_checkpoint else []
         if resume and not candidates and trainer.checkpoints_dir is not None:
             candidates = list_checkpoints(trainer.checkpoints_dir)
-        checkpoint = resume_from(trainer, candidates, trainer.fingerprint)
+        checkpoint = _resume(trainer, candidates)
         if checkpoint is not None and checkpoint.parent == trainer.checkpoints_dir:
             delete_other_checkpoints(checkpoint)  # a kill may have come while an old one was being deleted
         out = self.options.run_dir
@@ -344,6 +348,18 @@ class SequenceSAETrainingRunner:
             setattr(metadata, DIGESTS, self.cache.contents.local_contents)
         if self._half_precision is not None:  # as SAELens records it, and loads the model again
             metadata.model_from_pretrained_kwargs = {"dtype": self._half_precision}
+
+
+def _resume(trainer: SequenceSAETrainer, candidates: list[Path]) -> Path | None:
+    """Load the first checkpoint that is not damaged; all ranks load the one that the first rank has found."""
+    ranks = current_ranks()
+    if ranks.is_first:
+        checkpoint = resume_from(trainer, candidates, trainer.fingerprint)
+        ranks.tell(str(checkpoint.absolute()) if checkpoint else None)
+        return checkpoint
+    if told := ranks.tell(None):
+        load_checkpoint(trainer, Path(told), trainer.fingerprint)
+    return Path(told) if told else None
 
 
 def _options_dict(options: TrainerOptions) -> dict[str, Any]:

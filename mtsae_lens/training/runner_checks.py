@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, Field, fields
+import copy
+from dataclasses import MISSING, Field, fields, replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.origins import absolute_name
 from mtsae_lens.data.precision import dtype_name, recorded_dtype, unfollowed_options
 from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.upstream import HfDataset
 
 _FOLLOWED = frozenset(
@@ -131,3 +133,37 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         raise ConfigError(
             f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal"
         )
+
+
+def check_ranks(cfg: LanguageModelSAERunnerConfig[Any], sae: Any) -> None:
+    """Check that the ranks of this process can train the SAE together.
+
+    Args:
+        cfg: SAELens's configuration.
+        sae: the configuration of the SAE.
+
+    Raises:
+        ConfigError: the SAE is trained by one process only, or a batch has fewer contexts than there are ranks.
+    """
+    ranks = current_ranks()
+    if ranks.is_alone:
+        return
+    if getattr(sae, "memory", "none") != "none":
+        raise ConfigError(
+            f"expected memory='none' with {ranks.size} ranks, got {sae.memory!r}, whose errors are drawn from the batch of one process; train "
+            "it without torchrun"
+        )
+    n_contexts = cfg.train_batch_size_tokens // cfg.context_size
+    if n_contexts < ranks.size:
+        raise ConfigError(
+            f"expected a context for each of {ranks.size} ranks in a batch, got {n_contexts} (train_batch_size_tokens="
+            f"{cfg.train_batch_size_tokens}); give --batch-size-tokens {ranks.size * cfg.context_size} or fewer ranks"
+        )
+
+
+def without_output(cfg: LanguageModelSAERunnerConfig[Any]) -> LanguageModelSAERunnerConfig[Any]:
+    """Return the configuration for a rank that writes nothing: no output folder, and no Weights & Biases."""
+    changed = copy.copy(cfg)
+    changed.output_path = None
+    changed.logger = replace(cfg.logger, log_to_wandb=False)
+    return changed

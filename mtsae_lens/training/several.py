@@ -21,6 +21,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.shared_pass import SharedBlocks, SharedPass
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.output_folders import hold_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.recipe import make_runner
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
@@ -111,6 +112,10 @@ def check_shared(settings: Sequence[TrainSettings]) -> None:
     """
     if not settings:
         raise ConfigError("expected the settings of at least one SAE, got none")
+    if not current_ranks().is_alone:
+        raise ConfigError(
+            f"expected one SAE with {current_ranks().size} ranks, got {len(settings)} in one pass; leave out saes, or train without torchrun"
+        )
     if len({each.out.absolute() for each in settings}) < len(settings):
         raise ConfigError("expected a folder for each SAE, got one twice; give each its own out")
     if any(each.compile_sae or each.compile_llm for each in settings) and len(settings) > 1:

@@ -23,6 +23,7 @@ from sae_lens import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.training import MTTrainingSAE
 
 _LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
@@ -31,7 +32,7 @@ _LEAST_VARIATION = 1e-6  # of the mean's norm: below it float32 resolves no diff
 
 @dataclass(frozen=True, eq=False)
 class RowStatistics:
-    """Moments of the activations of the first batches."""
+    """Moments of the activations of the first batches, of all ranks together."""
 
     n_rows: int
     """Number of rows that are not masked."""
@@ -54,9 +55,10 @@ class RowStatistics:
         Raises:
             DataError: there are no rows, or activations that are not finite, too small or too large for float32, or all the same.
         """
+        ranks = current_ranks()
         own = [batch[:, :d_in] for batch in batches]
         rows = [h[(h != 0).any(dim=-1)] for h in own]
-        n_rows = sum(len(h) for h in rows)
+        n_rows = int(ranks.sum_(torch.tensor(sum(len(h) for h in rows))))
         if not n_rows:
             raise DataError(
                 "expected activations to train on, got none: every position is masked or exactly zero; give text that holds more than "
@@ -64,15 +66,17 @@ class RowStatistics:
             )
         if not all(torch.isfinite(h).all() for h in rows):
             raise DataError("expected finite activations, got NaN or infinity; check the model and the text they come from")
-        mean_norm = sum(h.norm(dim=-1).float().sum().item() for h in rows) / n_rows
+        norm = sum(h.norm(dim=-1).float().sum().item() for h in rows)
+        mean_norm = ranks.sum_(torch.tensor(norm, dtype=torch.float64)).item() / n_rows
         if not _LEAST_NORM < mean_norm < _GREATEST_NORM:
             raise DataError(
                 f"expected activations with a mean norm from {_LEAST_NORM:g} to {_GREATEST_NORM:g}, got {mean_norm:.3g}, which float32 "
                 "cannot square; rescale the activations or choose another hook"
             )
         doubles = [h.cpu().double() for h in rows]  # some devices lack float64
-        mean = torch.stack([h.sum(dim=0) for h in doubles]).sum(dim=0) / n_rows
-        variance = sum((h - mean).pow(2).sum().item() for h in doubles) / n_rows
+        mean = ranks.sum_(torch.stack([h.sum(dim=0) for h in doubles]).sum(dim=0)) / n_rows
+        deviation = sum((h - mean).pow(2).sum().item() for h in doubles)
+        variance = ranks.sum_(torch.tensor(deviation, dtype=torch.float64)).item() / n_rows
         if n_rows > 1 and variance <= (_LEAST_VARIATION * mean.norm().item()) ** 2:
             raise DataError(
                 f"expected activations that vary, got {n_rows:,} rows that are all the same; choose another hook, or text that is not one "

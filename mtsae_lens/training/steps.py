@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from tqdm.auto import tqdm
 
 from mtsae_lens.interruption import Stopped, stop_on_signal
+from mtsae_lens.ranks import current_ranks
 
 if TYPE_CHECKING:
     from mtsae_lens.training.trainer import SequenceSAETrainer
@@ -42,6 +43,7 @@ def train_side_by_side(trainers: Sequence[SequenceSAETrainer]) -> None:
                 behind = [place for place, trainer in enumerate(trainers) if trainer.n_training_steps == step]
                 for place in behind:
                     trainers[place].run_step(next(data[place]), logs[place], progress)
+                stop.signal_number = current_ranks().agree_to_stop(stop.signal_number)
                 for place in behind:
                     trainers[place].save_if_due(stops=bool(stop))
                 if stop.signal_number is not None:

@@ -24,12 +24,14 @@ from typing_extensions import override
 from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.sparse import firing_counts_of, select_rows
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.optimizer import update_in_memory_order
+from mtsae_lens.training.rank_means import add_up_step_, mean_log_row
 from mtsae_lens.training.settings import BDecInit
 from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
 from mtsae_lens.training.steps import train_side_by_side
@@ -111,6 +113,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.fingerprint = fingerprint or {}
         self._waits, self._logged_waits = waits, Waits()
         self.grad_norm = 0.0
+        self._share_of_rows = 1.0
+        """This rank's part of the rows of the last step."""
         self._saved_step = 0
         self._warned = False
         self.optimizer = torch.optim.AdamW(
@@ -186,6 +190,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             The batches that the steps read, those that a new run reads for its start included.
         """
         self.sae.to(self.cfg.device)
+        current_ranks().copy_from_first_(self.sae.state_dict().values())
         return self._start(batches) if self.n_training_steps == 0 else batches
 
     def finish(self) -> TrainingSAE[Any]:
@@ -284,11 +289,15 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         Returns:
             The output of the SAE's training step.
         """
+        output = self._update(self.sae, self.activation_scaler(batch.to(self.sae.device)))
         self.n_training_samples += self.cfg.train_batch_size_samples
-        return self._update(self.sae, self.activation_scaler(batch.to(self.sae.device)))
+        return output
 
     def _update(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
-        """Take an optimizer step on scaled activations as SAELens does, but keep the gradient norm, and count no masked row as a sample."""
+        """Take an optimizer step on scaled activations as SAELens does, but keep the gradient norm, and count no masked row as a sample.
+
+        Several ranks take it together: the loss is the mean over the rows of all of them.
+        """
         sae.train()
         with self.autocast_if_enabled:
             output = sae.training_forward_pass(
@@ -301,7 +310,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
                 )
             )
         self._count_firing(output)
-        output.loss.backward()
+        (output.loss * self._share_of_rows).backward()
+        add_up_step_(sae, self._share_of_rows)
         self.grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)  # type: ignore[assignment]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -312,8 +322,16 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
-        counts = firing_counts_of(output.feature_acts)
-        count_firing(self, counts, int((output.sae_in != 0).any(dim=-1).sum()))
+        n_rows = int((output.sae_in != 0).any(dim=-1).sum())
+        counts, n_of_all = self._count(output.feature_acts, n_rows)
+        self._share_of_rows = n_rows / n_of_all if n_rows < n_of_all else 1.0  # alone, also where all rows are masked
+        count_firing(self, counts, n_of_all)
+
+    def _count(self, feature_acts: torch.Tensor, n_rows: int) -> tuple[torch.Tensor, int]:
+        """Return how often each feature is active in the rows of all ranks, and the number of these rows."""
+        counts = firing_counts_of(feature_acts)
+        of_all = current_ranks().sum_(torch.cat([counts, counts.new_tensor([n_rows])]))
+        return of_all[:-1], int(of_all[-1])
 
     @torch.no_grad()
     def _log(self, output: TrainStepOutput, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
@@ -321,13 +339,14 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             raise DataError(f"the loss is {output.loss.item()} at step {self.n_training_steps}; {_REMEDY}")
         kept = (output.sae_in != 0).any(dim=-1)
         feature_acts = select_rows(output.feature_acts, kept)
-        rates = firing_counts_of(feature_acts) / len(feature_acts)
+        counts, n_rows = self._count(feature_acts, len(feature_acts))
         output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts)
         row = self.build_train_step_log_dict(output=output, n_training_samples=self.n_training_samples)
         row["details/grad_norm"] = float(self.grad_norm)
         row["sparsity/never_fired"] = int(self.never_fired.sum())
-        row["sparsity/always_on"] = count_always_on(rates)
+        row["sparsity/always_on"] = count_always_on(counts / n_rows)
         row |= self._new_waits()
+        row = mean_log_row(row, output.sae_in, output.sae_out, self._share_of_rows)
         log.write(self.n_training_steps, row)
         if self.cfg.logger.log_to_wandb:
             wandb.log(row, step=self.n_training_steps)
