@@ -94,7 +94,7 @@ def test_train_evaluate_unlearn(
     assert f"saved in {sae}" in outcome.out
     metrics = json.loads((sae / "metrics.json").read_text())
     counted = {"n_features", "never_fired", "always_on", "warning"}
-    described = {"final", "resumed", "n_training_steps", "n_training_tokens", "dilations", "provenance"}
+    described = {"final", "waits", "resumed", "n_training_steps", "n_training_tokens", "dilations", "provenance"}
     assert set(metrics) == counted | described
     assert metrics["dilations"] == [0, 1, 2, 4, 8]
     assert (metrics["n_training_steps"], metrics["n_training_tokens"]) == (30, 1920)
@@ -208,7 +208,7 @@ def test_an_sae_that_is_dead_is_measured_too(mtsae: Callable[..., Any], train: C
     sae.b_enc.data -= 1e6
     sae.b_dec.data *= 0  # an output of zero: the bias is 0 / 0
     sae.save_model(tmp_path / "sae")
-    outcome = mtsae("evaluate", tmp_path / "sae", "--out", tmp_path / "evaluated", "--n-contexts", 8)
+    outcome = mtsae("evaluate", tmp_path / "sae", "--out", tmp_path / "evaluated", "--n-contexts", 20)
     assert outcome.code == 0, outcome.err
     metrics = json.loads((tmp_path / "evaluated" / "metrics.json").read_text())
     assert (metrics["l0"], metrics["dead_features"]) == (0, 32)

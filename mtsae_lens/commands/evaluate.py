@@ -187,15 +187,19 @@ def _scales(
     least = _POSITIONS_PER_WEIGHT * len(sae.cfg.dilations) * sae.cfg.d_in
     if n_positions < least:
         raise DataError(
-            f"the regressions need at least {least:,} positions, and got {n_positions:,}; raise --n-contexts and --n-scale-contexts"
+            f"expected at least {least:,} positions for the regressions, got {n_positions:,}; raise --n-contexts and --n-scale-contexts"
         )
-    predictivity = scale_predictivity(sae, select, test, features).summary(sae.cfg.dilations)
     profiles = temporal_profiles(sae, test, features)
     share = profiles.context_share[profiles.n_active > 0]
-    if len(share) < 2 or not all(math.isfinite(value) for value in predictivity.values()):
-        raise DataError(
-            f"expected at least 2 features that fire on this text, got {len(share)} of {len(features)}; give more contexts or features"
-        )
+    too_few = DataError(
+        f"expected at least 2 features that fire on this text, got {len(share)} of {len(features)}; give more contexts or features"
+    )
+    if len(share) < 2:
+        raise too_few
+    measured = scale_predictivity(sae, select, test, features)
+    if int(torch.isfinite(measured.all).sum()) < 2:  # of those that fire, too few vary
+        raise too_few
+    predictivity = measured.summary(sae.cfg.dilations)
     quantiles = {f"{q:.0%}": float(share.quantile(q)) for q in (0.1, 0.5, 0.9, 0.99)}
     names = ("alone", "unique", "leading")
     table = Table(

@@ -59,7 +59,7 @@ class TemporalProfiles:
 
 @torch.no_grad()
 def temporal_profiles(
-    sae: TemporalEncoder, batches: Iterable[Float[Tensor, "batch pos d_in"]], features: Int[Tensor, " feature"]
+    sae: TemporalEncoder, batches: Iterable[Float[Tensor, "_ _ d_in"]], features: Int[Tensor, " feature"]
 ) -> TemporalProfiles:
     """Compute the temporal profiles of features over contexts in one pass, walls left out.
 

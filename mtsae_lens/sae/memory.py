@@ -25,7 +25,7 @@ from torch import Tensor
 from mtsae_lens.sae.temporal import find_walls
 
 
-@dataclass
+@dataclass(eq=False)
 class Past:
     """What is remembered at a position: the last reconstructions, newest first, and the running averages.
 

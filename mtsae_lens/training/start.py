@@ -133,7 +133,8 @@ def start_b_dec_(sae: TrainingSAE[Any], mean: Float[Tensor, " d_in"]) -> None:
             bias -= response
 
 
-_MEMORY_RIDGE = 1e-2  # of the mean squared regressor: some thousand positions decide over thousands of weights
+_MEMORY_RIDGE = 0.5
+"""Ridge penalty of the first prediction, in mean squared regressors, for as many weights as rows; with fewer rows it grows."""
 
 
 @torch.no_grad()
@@ -151,13 +152,14 @@ def start_memory_(sae: MTTrainingSAE, batches: Sequence[Float[Tensor, "row d_in"
     if sae.W_memory_in.any():
         return
     width = sae.cfg.n_memory_reads * sae.cfg.d_in
-    gram, cross = torch.zeros(width, width), torch.zeros(width, sae.cfg.d_in)
+    gram, cross, n_rows = torch.zeros(width, width), torch.zeros(width, sae.cfg.d_in), 0
     for batch in batches:
         x, past, walls = sae.read_batch(batch)
         past, r = past[~walls].cpu().float(), (x - sae.b_dec * (not sae.cfg.apply_b_dec_to_input))[~walls].cpu().float()
         gram += past.T @ past
+        n_rows += len(past)
         cross += past.T @ r
-    ridge = _MEMORY_RIDGE * gram.diagonal().mean().clamp(min=1e-12)
+    ridge = _MEMORY_RIDGE * width / max(n_rows, 1) * gram.diagonal().mean().clamp(min=1e-12)
     weights = torch.linalg.solve(gram + ridge * torch.eye(width), cross)
     predicted = weights.T @ gram @ weights  # second moments of the predictions
     directions = torch.linalg.eigh(predicted).eigenvectors.flip(-1)[:, : sae.W_memory_out.shape[0]]

@@ -212,7 +212,7 @@ def test_the_prediction_learns_at_its_own_rate() -> None:
     ("settings", "message"),
     [
         ({"dilations": (0, 1)}, r"expected an encoder that reads the token alone .*got dilations=\(0, 1\)"),
-        ({"memory": "recurrent"}, "memory must be one of 'none', 'predictive'; got 'recurrent'"),
+        ({"memory": "recurrent"}, "expected memory to be one of 'none', 'predictive', got 'recurrent'"),
         ({"memory_lags": (1, POS)}, "memory_lags must be different whole numbers from 1 to context_size - 1"),
         ({"memory_lags": (), "memory_decays": ()}, "at least one lag or decay"),
         ({"memory_decays": (1.0,)}, "expected memory_decays between 0 and 1"),
