@@ -14,8 +14,9 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import wraps
 from threading import Event, current_thread, main_thread
@@ -32,6 +33,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _USER_ERROR = 2  # the exit code of the command line
+_ASK_WITHIN = 2.0  # seconds, in which the other ranks ask who tells an error
 _LOST = (
     "a rank ended before the others, and the run ends with it; its own message says why. What was saved is kept: type the same command again, "
     "mtsae train with --resume, with any number of ranks"
@@ -265,8 +267,17 @@ def _raise_or_exit(error: MTSAEError, store: dist.Store) -> NoReturn:
     except RuntimeError:  # nobody can be asked
         is_first = True
     if is_first:
+        _let_others_ask(store)
         raise error
     raise SystemExit(_USER_ERROR) from error
+
+
+def _let_others_ask(store: dist.Store) -> None:
+    """Wait a little for the other ranks to ask who tells the error: the store may be in this process, and end with it."""
+    deadline = time.monotonic() + _ASK_WITHIN
+    with suppress(RuntimeError):
+        while store.add("mtsae_errors", 0) < dist.get_world_size() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
 
 @contextmanager

@@ -91,7 +91,7 @@ def register_edit(name: str) -> Callable[[EditClass], EditClass]:
 
 
 def decode_change(
-    sae: SAE[Any], edited: Float[Tensor, "batch pos d_sae"], feature_acts: Float[Tensor, "batch pos d_sae"]
+    sae: SAE[Any], edited: Float[Tensor, "batch pos d_sae"], feature_acts: Float[Tensor, "_ pos d_sae"]
 ) -> Float[Tensor, "batch pos *d_in"]:
     """Compute `decode(e') - decode(e)`.
 
@@ -138,9 +138,9 @@ class _EditOfFeatures(Edit):
         alone = replace(self, features=tuple(place[feature] for feature in self.features))  # type: ignore[type-var]  # a dataclass
         before = feature_acts[..., chosen]
         change = alone.apply(before) - before
-        one_hot = torch.zeros(len(chosen) + 1, feature_acts.shape[-1], device=feature_acts.device, dtype=feature_acts.dtype)
-        one_hot[range(len(chosen)), chosen] = 1
-        decoded = sae.decode(one_hot)
+        one_hot = torch.zeros(len(chosen) + 1, feature_acts.shape[-1])
+        one_hot[range(len(chosen)), chosen] = 1  # the last row stays zero: what is decoded from it is the bias
+        decoded = sae.decode(one_hot.to(feature_acts))
         rows = decoded[:-1] - decoded[-1]
         return (change @ rows.flatten(1)).view(*feature_acts.shape[:-1], *rows.shape[1:])
 

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 UNCAUGHT = 99  # exit code of a child that an exception ended
 _PR_SET_PDEATHSIG = 1
 
@@ -57,6 +59,7 @@ class Child:
             # another may have taken the place of these two
             sys.stdout, sys.stderr = (open(stream, "w", closefd=False) for stream in (1, 2))  # noqa: SIM115
             os.chdir(folder)
+            torch.set_num_threads(1)  # make torch's pool anew here: two threads that load weights would race for it
             call()
             code = 0
         except SystemExit as stop:

@@ -19,6 +19,7 @@ import yaml
 
 import mtsae_lens.cli
 from faults.forks import Child
+from mtsae_lens.checksums import CHECKSUMS_FILE
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.sealed import DIGEST
 from mtsae_lens.training.log import LOG_FILE
@@ -204,20 +205,19 @@ def contents(folder: Path) -> dict[str, Any]:
 def _content(path: Path) -> Any:
     if path.suffix == ".html" or path.match("page/data/explore-*.js"):
         return "a page"
-    if path.suffix == ".json":
-        try:
-            content = json.loads(path.read_text())
-            if isinstance(content, dict) and "provenance" in content:
-                content.pop(DIGEST, None)  # which covers the times
-            return without_times(content)
-        except (ValueError, RecursionError):
-            return "no JSON"
-    if path.name == LOG_FILE:
-        try:
+    if path.name == CHECKSUMS_FILE:  # one of them covers the times in the log
+        return sorted(line for line in path.read_text(errors="replace").splitlines() if not line.endswith(LOG_FILE))
+    if path.suffix != ".json" and path.name != LOG_FILE:
+        return sha256(path)
+    try:
+        if path.name == LOG_FILE:
             return [without_times(json.loads(line)) for line in path.read_text().splitlines()]
-        except (ValueError, RecursionError):
-            return "no JSON"
-    return sha256(path)
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError):
+        return "no JSON"
+    if isinstance(content, dict) and "provenance" in content:
+        content.pop(DIGEST, None)  # which covers the times
+    return without_times(content)
 
 
 def without_times(value: Any) -> Any:

@@ -125,7 +125,7 @@ def test_the_command_line(mtsae: Callable[..., Any], tiny_model_dir: Path, text_
     options += ["--training-tokens", 128, "--d-sae", 16, "--set", "k=4", "--out", tmp_path / "sae"]
     outcome = mtsae("train", "--model", tiny_model_dir, "--dtype", "int8", *options)
     assert outcome.code == 2
-    assert "--dtype: expected 'float32', 'bfloat16' or 'float16'; got 'int8'" in outcome.error
+    assert "--dtype: expected 'float32', 'bfloat16' or 'float16', got 'int8'" in outcome.error
     assert mtsae("train", "--model", tiny_model_dir, "--dtype", "bfloat16", *options).code == 0
     outcome = mtsae("evaluate", tmp_path / "sae", "--n-contexts", 2, "--out", tmp_path / "evaluate")
     assert outcome.code == 0
