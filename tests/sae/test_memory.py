@@ -293,3 +293,24 @@ def test_it_is_spliced_by_saelens_too(tiny_model: Any) -> None:
     replaced = tiny_model.run_with_hooks(tokens, fwd_hooks=[(hook, lambda h, hook: sae(h))], prepend_bos=False)
     assert_close(tiny_model.run_with_saes(tokens, saes=[sae], prepend_bos=False), replaced, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(replaced, clean, atol=1e-2)
+
+
+def test_a_position_without_features_is_decoded_to_the_mean() -> None:
+    sae, x = random_sae(), contexts()
+    x[:, 5] = 0
+    assert_close(sae(x)[:, 5], sae.b_dec.expand(BATCH, D_IN))
+
+
+def test_training_reads_a_past_with_errors_of_the_step_before() -> None:
+    """At other positions of the batch, the same for the same step; errors of a running average are smaller."""
+    sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig)
+    sae.W_memory_in.data.normal_(generator=torch.Generator().manual_seed(1))
+    sae.W_memory_out.data.normal_(generator=torch.Generator().manual_seed(2))
+    batch = autoregressive(4).flatten(0, 1)
+    exact = sae._predict_batch(batch, step=3)[-1]
+    sae.remember_errors(torch.ones(5, D_IN))
+    noisy = sae._predict_batch(batch, step=3)[-1]
+    assert not torch.allclose(noisy, exact, atol=0.1)
+    assert_close(sae._predict_batch(batch, step=3)[-1], noisy)
+    drawn = sae._draw_errors(torch.tensor([[1.0, 0.0, 1.0, 0.5, 1.0]]), step=3)[0, :, 0]
+    assert drawn.tolist() == pytest.approx([1, 0, 1, (0.5 / 1.5) ** 0.5, (0.1 / 1.9) ** 0.5], abs=1e-6)
