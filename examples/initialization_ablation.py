@@ -18,7 +18,7 @@ from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.experiments.paper.measures import row_metrics
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.training.fit import fit
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.trials import run_trials
 
 VARIANTS: dict[str, dict[str, Any]] = {

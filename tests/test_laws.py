@@ -21,7 +21,7 @@ from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeature
 from mtsae_lens.sae import hierarchy, mtsae, spacing, temporal, training
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 from mtsae_lens.training.fit import fit
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.options import TrainerOptions
 
 CONTEXT = 20
 D_IN = 8

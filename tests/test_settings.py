@@ -219,7 +219,7 @@ def test_an_assignment_is_given_once() -> None:
         ),
         ({"normalize_activations": "banana"}, "normalize_activations must be"),
         ({"lr_warm_up_steps": 2**60}, "setting lr_warm_up_steps: expected a number up to"),
-        ({"batch_size_tokens": 100}, "is not a multiple of context_size"),
+        ({"batch_size_tokens": 100}, "expected train_batch_size_tokens to be a multiple of context_size"),
     ],
 )
 def test_settings_of_training_are_checked_before_the_model_is_loaded(

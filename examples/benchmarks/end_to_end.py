@@ -34,7 +34,7 @@ from mtsae_lens.commands.cache import run_cache
 from mtsae_lens.commands.cache_settings import CacheSettings
 from mtsae_lens.data.documents import read_documents
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.options import TrainerOptions
 
 REFERENCE = "SAELens, TopK"
 

@@ -32,8 +32,8 @@ from mtsae_lens.data.outliers import OutlierBlocks
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.training.fit import fit
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.start import RowStatistics
-from mtsae_lens.training.trainer import TrainerOptions
 
 D_SAE, K, LR, BATCH_SIZE_SEQUENCES = 128, 8, 3e-3, 16
 N_START_BATCHES = 20

@@ -19,7 +19,7 @@ from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.several import settings_of_each, train_saes
-from mtsae_lens.training.trainer import WAIT_FOR_ACTIVATIONS, WAIT_FOR_SAE, logged_counts
+from mtsae_lens.training.step_reports import WAIT_FOR_ACTIVATIONS, WAIT_FOR_SAE, logged_counts
 
 
 def _describe_features(final: dict[str, Any], d_sae: int) -> str:

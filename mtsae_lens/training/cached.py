@@ -41,7 +41,7 @@ def adopt_cache(settings: TrainSettings) -> TrainSettings:
     for name, value in recorded.items():
         if name in given and chosen[name] != value:
             raise ConfigError(
-                f"{cache.folder} holds activations with {name}={value!r}, got {chosen[name]!r}; leave it out, or make another cache"
+                f"expected {name}={value!r}, that of the cache in {cache.folder}, got {chosen[name]!r}; leave it out, or make another cache"
             )
     taken = recorded
     if "hook_name" in given:
@@ -49,7 +49,10 @@ def adopt_cache(settings: TrainSettings) -> TrainSettings:
     elif len(contents.hooks) == 1:
         taken |= {"hook_name": next(iter(contents.hooks))}
     else:
-        raise ConfigError(f"{cache.folder} holds activations at {', '.join(contents.hooks)}; choose one with --hook-name")
+        raise ConfigError(
+            f"expected one hook of the cache in {cache.folder} ({', '.join(contents.hooks)}), got none; give --hook-name "
+            f"{next(iter(contents.hooks))}"
+        )
     if "lm_batch_size_sequences" not in given:
         taken |= {"lm_batch_size_sequences": contents.lm_batch_size_sequences}
     return settings.model_copy(update=taken)

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from mtsae_lens.checksums import check_checksums, write_checksums
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sealed import read_json, read_tensors
 from mtsae_lens.training.log import LOG_FILE
 from mtsae_lens.upstream import read_firing_counts, restore_firing_counts
@@ -164,6 +165,28 @@ def resume_from(trainer: Trainer, candidates: Sequence[Path], fingerprint: Mappi
                 other.rename(other.with_name(f"damaged_{other.name}"))
             return path
     return None
+
+
+def resume_ranks_from(trainer: Trainer, candidates: Sequence[Path], fingerprint: Mapping[str, Any]) -> Path | None:
+    """Load the first checkpoint that is not damaged, on every rank the one that the first rank has found (`resume_from`).
+
+    Args:
+        trainer: a new trainer.
+        candidates: the folders of checkpoints, in the order of preference; only those of the first rank count.
+        fingerprint: the settings that must be the same.
+
+    Returns:
+        The checkpoint that was loaded; None without candidates.
+    """
+    ranks = current_ranks()
+    if ranks.is_first:
+        checkpoint = resume_from(trainer, candidates, fingerprint)
+        ranks.tell(str(checkpoint.absolute()) if checkpoint else None)
+        return checkpoint
+    found = ranks.tell(None)
+    if found:
+        load_checkpoint(trainer, Path(found), fingerprint)
+    return Path(found) if found else None
 
 
 def load_checkpoint(trainer: Trainer, path: Path, fingerprint: Mapping[str, Any]) -> None:

@@ -17,7 +17,8 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.memory import gather_past
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
-from mtsae_lens.training.trainer import Batches, SequenceSAETrainer, TrainerOptions
+from mtsae_lens.training.options import TrainerOptions
+from mtsae_lens.training.trainer import Batches, SequenceSAETrainer
 from mtsae_lens.upstream import SAETrainerConfig
 
 

@@ -1,4 +1,4 @@
-"""What several ranks must agree on in a training step: gradients, what an SAE keeps besides its weights, and rows of the log."""
+"""What several ranks must agree on in a training step: gradients, what an SAE keeps besides its weights, counts, and rows of the log."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from sae_lens import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.ranks import current_ranks
+from mtsae_lens.sae.sparse import firing_counts_of
 
 
 @torch.no_grad()
@@ -28,6 +29,21 @@ def add_up_step_(sae: TrainingSAE[Any], share: float) -> None:
     for buffer in sae.buffers():
         if buffer.is_floating_point():
             buffer.copy_(ranks.sum_(buffer * share))
+
+
+def sum_firing_counts(feature_acts: Float[Tensor, "row d_sae"], n_rows: int) -> tuple[Int[Tensor, " d_sae"], int]:
+    """Add up over the ranks how often each feature is active.
+
+    Args:
+        feature_acts: feature activations of this rank; rows that are masked are zero.
+        n_rows: the number of rows of this rank that are not masked.
+
+    Returns:
+        The counts of all ranks `(d_sae,)`, and the number of their rows.
+    """
+    counts = firing_counts_of(feature_acts)
+    of_all = current_ranks().sum_(torch.cat([counts, counts.new_tensor([n_rows])]))
+    return of_all[:-1], int(of_all[-1])
 
 
 @torch.no_grad()

@@ -21,10 +21,10 @@ from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.dilations import select_dilations
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.training.runner_checks import check_config
 from mtsae_lens.training.settings import TrainSettings
-from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 AUTO = "auto"

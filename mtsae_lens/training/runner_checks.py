@@ -10,7 +10,9 @@ import torch
 from sae_lens import LanguageModelSAERunnerConfig
 
 from mtsae_lens.data.activation_cache import ActivationCache
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import FLOAT32
+from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.origins import absolute_name
 from mtsae_lens.data.precision import dtype_name, recorded_dtype, unfollowed_options
 from mtsae_lens.errors import ConfigError, ModelError
@@ -50,16 +52,20 @@ def open_cache(cfg: LanguageModelSAERunnerConfig[Any], override_dataset: HfDatas
     """
     if override_dataset is not None or cfg.hook_head_index is not None or cfg.autocast_lm:
         raise ConfigError(
-            "training from a cache reads no dataset, no single head and no autocast of the language model; leave out override_dataset, "
-            "hook_head_index and autocast_lm"
+            "expected no override_dataset, hook_head_index or autocast_lm beside a cache, which is read as it was written, got at least one "
+            "of them; leave them out"
         )
     if cfg.cached_activations_path is None:
-        raise ConfigError("use_cached_activations needs the folder of a cache; give cached_activations_path='runs/cache'")
+        raise ConfigError(
+            "expected the folder of a cache with use_cached_activations=True, got None; give "
+            "cached_activations_path='runs/cache'"
+        )
     cache = ActivationCache.open(cfg.cached_activations_path)
     contents = cache.contents
     if cache.check_hook(cfg.hook_name) != cfg.sae.d_in:
         raise ModelError(
-            f"{cfg.hook_name} in {cache.folder} has width {contents.hooks[cfg.hook_name]}, but the SAE has d_in={cfg.sae.d_in}"
+            f"expected width d_in={cfg.sae.d_in}, that of the SAE, got {contents.hooks[cfg.hook_name]} at {cfg.hook_name} in {cache.folder}; "
+            "make them equal"
         )
     expected = {
         "model_name": (absolute_name("model_name", cfg.model_name), contents.model_name),
@@ -72,7 +78,7 @@ def open_cache(cfg: LanguageModelSAERunnerConfig[Any], override_dataset: HfDatas
     for name, (given, recorded) in expected.items():
         if given != recorded:
             raise ConfigError(
-                f"{cache.folder} holds activations with {name}={recorded!r}, got {given!r}; give that, or make another cache"
+                f"expected {name}={recorded!r}, that of the cache in {cache.folder}, got {given!r}; give that, or make another cache"
             )
     return cache
 
@@ -88,50 +94,79 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
         cfg: the configuration.
 
     Raises:
-        ConfigError: settings contradict each other, or the runner does not carry them out.
+        ConfigError: settings contradict each other, or the runner does not follow them.
     """
     if cfg.sae.normalize_activations == "covariance_whitening":
         raise ConfigError(
-            "normalize_activations='covariance_whitening' is not carried out by this runner; use 'expected_average_only_in'"
+            "expected a value of normalize_activations that this runner follows, got 'covariance_whitening'; give 'expected_average_only_in'"
         )
     if not getattr(cfg.sae, "skip_first_position", True):
         raise ConfigError(
-            "skip_first_position=False is not carried out by this runner, which masks position 0 of every context, as HookedLM and the "
-            "export do; leave it at True, or train on contexts of your own with mtsae_lens.training.fit.fit"
+            "expected skip_first_position=True, got False: this runner masks position 0 of every context, as HookedLM and the export do; "
+            "leave it out, or train on your own contexts with mtsae_lens.training.fit.fit"
         )
     for field in fields(cfg):
         value, default = getattr(cfg, field.name), _default(field)
         if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
             continue
-        raise ConfigError(f"{field.name}={value!r} is not carried out by this runner; leave it at {default!r}")
+        raise ConfigError(f"expected {field.name}={default!r}, got {value!r}, which this runner does not follow; leave it out")
     options = cfg.model_from_pretrained_kwargs or {}
     if not_followed := unfollowed_options(options):
         raise ConfigError(
-            f"expected model_from_pretrained_kwargs with dtype only, got {', '.join(not_followed)}, which this runner does not carry "
-            "out; leave it out, or make the model yourself and give it as override_model"
+            f"expected model_from_pretrained_kwargs with dtype only, got {', '.join(not_followed)}, which this runner does not follow; leave "
+            "it out, or make the model yourself and give it as override_model"
         )
     for name, value in options.items():
         if isinstance(value, torch.dtype):  # it goes into JSON at the end of the run
             raise ConfigError(
-                f"model_from_pretrained_kwargs are written as JSON: give {name}={dtype_name(value)!r}, not {value}"
+                f"expected the name of a dtype in model_from_pretrained_kwargs, got {value}; give {name}={dtype_name(value)!r}"
             )
     if cfg.train_batch_size_tokens % cfg.context_size:
         multiple = max(1, round(cfg.train_batch_size_tokens / cfg.context_size)) * cfg.context_size
         raise ConfigError(
-            f"train_batch_size_tokens={cfg.train_batch_size_tokens} is not a multiple of context_size={cfg.context_size}: a batch is "
-            f"made of whole contexts; use {multiple}"
+            f"expected train_batch_size_tokens to be a multiple of context_size={cfg.context_size}, got {cfg.train_batch_size_tokens}; give "
+            f"{multiple}"
         )
     if cfg.total_training_steps < 1:
         raise ConfigError(
-            f"training_tokens={cfg.training_tokens} is less than one batch of {cfg.train_batch_size_tokens} tokens; give more"
+            f"expected training_tokens of at least one batch ({cfg.train_batch_size_tokens} tokens), got {cfg.training_tokens}; give more"
         )
     k = getattr(cfg.sae, "k", 1)
     if k > cfg.sae.d_sae and getattr(cfg.sae, "activation", "topk") == "topk":  # SAELens's default of 100 may be more
-        raise ConfigError(f"the SAE has k={k} and only d_sae={cfg.sae.d_sae} features; give a smaller k (--set k=16)")
+        raise ConfigError(f"expected k of at most d_sae={cfg.sae.d_sae}, got {k}; give a smaller k (--set k=16)")
     sae_context_size = getattr(cfg.sae, "context_size", cfg.context_size)
     if sae_context_size != cfg.context_size:
         raise ConfigError(
-            f"the SAE has context_size={sae_context_size}, the runner context_size={cfg.context_size}; make them equal"
+            f"expected context_size={cfg.context_size}, that of the runner, got an SAE with context_size={sae_context_size}; make them equal"
+        )
+
+
+def check_model(cfg: LanguageModelSAERunnerConfig[Any], model: AnyHookedModel, dtype: str | None) -> None:
+    """Check that the language model has the dtype, the hook, the width and the context that the configuration names.
+
+    Args:
+        cfg: SAELens's configuration.
+        model: the language model.
+        dtype: the dtype in `cfg.model_from_pretrained_kwargs`, or None.
+
+    Raises:
+        ConfigError: the model has another dtype, lacks the hook, or has a shorter context.
+        ModelError: the width at the hook is not that of the SAE.
+    """
+    if dtype not in (None, dtype_name(model.cfg.dtype)):
+        raise ConfigError(
+            f"expected a model in {dtype!r}, as model_from_pretrained_kwargs say, got override_model in {dtype_name(model.cfg.dtype)!r}; make "
+            "them equal"
+        )
+    width = resolve_hook(model, cfg.hook_name, cfg.hook_head_index)
+    if width != cfg.sae.d_in:
+        raise ModelError(
+            f"expected width d_in={cfg.sae.d_in}, that of the SAE, got {width} at {cfg.hook_name} of {cfg.model_name}; give the SAE "
+            f"d_in={width}"
+        )
+    if cfg.context_size > model.cfg.n_ctx:
+        raise ConfigError(
+            f"expected context_size of at most {model.cfg.n_ctx}, the context of the model, got {cfg.context_size}; lower it"
         )
 
 
@@ -150,8 +185,8 @@ def check_ranks(cfg: LanguageModelSAERunnerConfig[Any], sae: Any) -> None:
         return
     if getattr(sae, "memory", "none") != "none":
         raise ConfigError(
-            f"expected memory='none' with {ranks.size} ranks, got {sae.memory!r}, whose errors are drawn from the batch of one process; train "
-            "it without torchrun"
+            f"expected memory='none' with {ranks.size} ranks, got {sae.memory!r}, which draws errors from the batch of one process; train it "
+            "without torchrun"
         )
     n_contexts = cfg.train_batch_size_tokens // cfg.context_size
     if n_contexts < ranks.size:

@@ -8,12 +8,10 @@ metrics are used unchanged.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import wandb
@@ -21,62 +19,21 @@ from sae_lens import SAETrainer, TrainingSAE
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.data.prefetch import Waits
-from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
+from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
-from mtsae_lens.sae.collapse import FiringCounts, count_always_on
-from mtsae_lens.sae.sparse import firing_counts_of, select_rows
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
-from mtsae_lens.training.optimizer import update_in_memory_order
-from mtsae_lens.training.rank_means import add_up_step_, mean_log_row
-from mtsae_lens.training.settings import BDecInit
+from mtsae_lens.training.optimizer import make_lr_scheduler, make_optimizer
+from mtsae_lens.training.options import TrainerOptions
+from mtsae_lens.training.rank_means import add_up_step_, sum_firing_counts
 from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
+from mtsae_lens.training.step_reports import REMEDY, StepReporter
 from mtsae_lens.training.steps import train_side_by_side
-from mtsae_lens.training.wandb_run import histogram
-from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing, get_lr_scheduler
+from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class TrainerOptions:
-    """The settings for which SAELens's configuration has no field."""
-
-    weight_decay: float = 0.0
-    """Weight decay of AdamW; with 0 it is Adam. The paper has 0.01."""
-
-    b_dec_init: BDecInit = "mean"
-    """Where the `b_dec` of a fresh SAE starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. An SAE whose `b_dec` is
-    not zero keeps it. See `mtsae_lens.training.start`."""
-
-    max_norm_multiple: float | None = MASSIVE
-    """Leave out of the loss positions whose activations are more than this many times as long as the median (attention sinks,
-    `mtsae_lens.data.massive`); None keeps them."""
-
-    text_seed: int | None = None
-    """The seed of the order of the text; None for the seed of the configuration."""
-
-    log_every_n_steps: int = 10
-    checkpoint_every_n_steps: int = 500
-    run_dir: Path | None = None
-    """The folder for `training_log.jsonl` and `checkpoints/`; None writes neither."""
-
-    def __post_init__(self) -> None:
-        if self.b_dec_init not in get_args(BDecInit):
-            raise ConfigError(f"expected b_dec_init to be one of {', '.join(get_args(BDecInit))}; got {self.b_dec_init!r}")
-        if self.max_norm_multiple is not None and not self.max_norm_multiple > 1:
-            raise ConfigError(
-                f"expected max_norm_multiple above 1, or None to keep all positions; got {self.max_norm_multiple}"
-            )
-
-
-WAIT_FOR_ACTIVATIONS, WAIT_FOR_SAE = "time/wait_for_activations_s", "time/wait_for_sae_s"
-"""Names in the log of the seconds since the last row in which the SAE waited for activations, and their reader for the SAE."""
-
-_REMEDY = "lower the learning rate (--lr), or check the activations for NaN or infinity"
 
 _MAX_START_POSITIONS = 10_240
 """The largest number of positions whose statistics set the scale and the start of `b_dec`, whatever `n_batches_for_norm_estimate` says. Their
@@ -111,33 +68,14 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.batches = batches
         self.options = options
         self.fingerprint = fingerprint or {}
-        self._waits, self._logged_waits = waits, Waits()
         self.grad_norm = 0.0
-        self._share_of_rows = 1.0
+        """The norm of the gradient of the last step, before it was clipped."""
+        self.share_of_rows = 1.0
         """This rank's part of the rows of the last step."""
         self._saved_step = 0
-        self._warned = False
-        self.optimizer = torch.optim.AdamW(
-            parameter_groups(sae, cfg.lr),
-            lr=cfg.lr,
-            betas=(cfg.adam_beta1, cfg.adam_beta2),
-            weight_decay=options.weight_decay,
-            fused=True,
-        )
-        update_in_memory_order(self.optimizer)
-        assert cfg.lr_end is not None
-        ramps = cfg.lr_warm_up_steps + cfg.lr_decay_steps
-        self.lr_scheduler = get_lr_scheduler(
-            cfg.lr_scheduler_name,
-            lr=cfg.lr,
-            optimizer=self.optimizer,
-            warm_up_steps=cfg.lr_warm_up_steps,
-            decay_steps=cfg.lr_decay_steps,
-            # a cosine over no step at all would divide by zero in the last update
-            training_steps=cfg.total_training_steps + (ramps == cfg.total_training_steps),
-            lr_end=cfg.lr_end,
-            num_cycles=cfg.n_restart_cycles,
-        )
+        self._reporter = StepReporter(waits)
+        self.optimizer = make_optimizer(sae, cfg, options.weight_decay)
+        self.lr_scheduler = make_lr_scheduler(cfg, self.optimizer)
         self.dead_feature_window = min(cfg.dead_feature_window, max(1, cfg.total_training_steps // _DEAD_WINDOWS_IN_A_RUN))
         """Steps without firing after which a feature counts as dead: as configured, but at most a third of the run."""
         if isinstance(sae, MTTrainingSAE) and sae.cfg.normalize_decoder:
@@ -222,7 +160,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.n_training_steps += 1
         progress.update()
         if logged:
-            self._log(output, log, progress)
+            self._reporter.report(self, output, log, progress)
 
     def save_if_due(self, *, stops: bool) -> None:
         """Save a checkpoint after a step where one is due, or where the run stops."""
@@ -256,7 +194,9 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """Raise `DataError` for weights that are not finite, so that they never replace an earlier checkpoint."""
         for name, parameter in self.sae.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise DataError(f"{name} is not finite at step {self.n_training_steps}; {_REMEDY}")
+                raise DataError(
+                    f"expected finite weights at step {self.n_training_steps}, got NaN or infinity in {name}; {REMEDY}"
+                )
 
     def _start(self, data: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Set the scale of the activations and the start of `b_dec`, and return all batches, also those read for that."""
@@ -310,8 +250,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
                 )
             )
         self._count_firing(output)
-        (output.loss * self._share_of_rows).backward()
-        add_up_step_(sae, self._share_of_rows)
+        (output.loss * self.share_of_rows).backward()
+        add_up_step_(sae, self.share_of_rows)
         self.grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)  # type: ignore[assignment]
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -323,83 +263,6 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
         n_rows = int((output.sae_in != 0).any(dim=-1).sum())
-        counts, n_of_all = self._count(output.feature_acts, n_rows)
-        self._share_of_rows = n_rows / n_of_all if n_rows < n_of_all else 1.0  # alone, also where all rows are masked
+        counts, n_of_all = sum_firing_counts(output.feature_acts, n_rows)
+        self.share_of_rows = n_rows / n_of_all if n_rows < n_of_all else 1.0  # alone, also where all rows are masked
         count_firing(self, counts, n_of_all)
-
-    def _count(self, feature_acts: torch.Tensor, n_rows: int) -> tuple[torch.Tensor, int]:
-        """Return how often each feature is active in the rows of all ranks, and the number of these rows."""
-        counts = firing_counts_of(feature_acts)
-        of_all = current_ranks().sum_(torch.cat([counts, counts.new_tensor([n_rows])]))
-        return of_all[:-1], int(of_all[-1])
-
-    @torch.no_grad()
-    def _log(self, output: TrainStepOutput, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
-        if not torch.isfinite(output.loss):
-            raise DataError(f"the loss is {output.loss.item()} at step {self.n_training_steps}; {_REMEDY}")
-        kept = (output.sae_in != 0).any(dim=-1)
-        feature_acts = select_rows(output.feature_acts, kept)
-        counts, n_rows = self._count(feature_acts, len(feature_acts))
-        output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts)
-        row = self.build_train_step_log_dict(output=output, n_training_samples=self.n_training_samples)
-        row["details/grad_norm"] = float(self.grad_norm)
-        row["sparsity/never_fired"] = int(self.never_fired.sum())
-        row["sparsity/always_on"] = count_always_on(counts / n_rows)
-        row |= self._new_waits()
-        row = mean_log_row(row, output.sae_in, output.sae_out, self._share_of_rows)
-        log.write(self.n_training_steps, row)
-        if self.cfg.logger.log_to_wandb:
-            wandb.log(row, step=self.n_training_steps)
-            if self.n_training_steps % (self.options.log_every_n_steps * self.cfg.logger.eval_every_n_wandb_logs) == 0:
-                histograms = {name: histogram(values) for name, values in self.sae.log_histograms().items()}
-                wandb.log(histograms, step=self.n_training_steps)
-        progress.set_postfix(
-            ev=f"{row['metrics/explained_variance']:.3f}",
-            l0=f"{row['metrics/l0']:.1f}",
-            dead=int(row["sparsity/dead_features"]),
-            never_fired=row["sparsity/never_fired"],
-            always_on=row["sparsity/always_on"],
-        )
-        self._warn_if_collapsed(row, progress)
-
-    def _new_waits(self) -> dict[str, float]:
-        """Return the seconds that each side has waited since the last row of the log."""
-        if self._waits is None:
-            return {}
-        now, before = replace(self._waits), self._logged_waits
-        self._logged_waits = now
-        return {
-            WAIT_FOR_ACTIVATIONS: round(now.for_activations - before.for_activations, 4),
-            WAIT_FOR_SAE: round(now.for_sae - before.for_sae, 4),
-        }
-
-    def _warn_if_collapsed(self, row: Mapping[str, Any], progress: tqdm) -> None:  # type: ignore[type-arg]
-        """Print the warning once, not before features can count as dead."""
-        warning = logged_counts(row, self.sae.cfg.d_sae).warning
-        if warning and not self._warned and self.n_training_steps >= self.dead_feature_window:
-            self._warned = True
-            progress.write(f"warning: step {self.n_training_steps}: {warning}", file=sys.stderr)
-
-
-def parameter_groups(sae: TrainingSAE[Any], lr: float) -> list[dict[str, Any]]:
-    """Group the weights for the optimizer: those of a prediction (`mtsae_lens.sae.memory`) have a learning rate of their own."""
-    named = dict(sae.named_parameters())
-    slow = [named.pop(name) for name in ("W_memory_in", "W_memory_out") if name in named]
-    groups: list[dict[str, Any]] = [{"params": list(named.values())}]
-    return [*groups, {"params": slow, "lr": lr * sae.cfg.memory_lr_ratio}] if slow else groups
-
-
-def logged_counts(row: Mapping[str, Any], d_sae: int) -> FiringCounts:
-    """Read from a row of the training log how many features are silent and always on.
-
-    Args:
-        row: a row of the log; an entry that an older log does not have counts as 0.
-        d_sae: number of features.
-
-    Returns:
-        The counts.
-    """
-    silent, never, always_on, l0 = (
-        row.get(name) or 0 for name in ("sparsity/dead_features", "sparsity/never_fired", "sparsity/always_on", "metrics/l0")
-    )
-    return FiringCounts(d_sae, int(max(silent, never)), int(always_on), float(l0))

@@ -273,12 +273,12 @@ def test_a_damaged_manifest_is_refused(cache: Path) -> None:
     ("changes", "message"),
     [
         ({"hook_name": "blocks.1.hook_resid_pre"}, "no activations at 'blocks.1.hook_resid_pre' in this cache. Did you mean"),
-        ({"model": "embedded"}, "holds activations with model='.*bert-t5-gemma', got 'embedded'; leave it out"),
-        ({"dataset": "kjv"}, "holds activations with dataset='.*land.txt', got 'kjv'; leave it out"),
-        ({"context_size": 16}, "holds activations with context_size=32, got 16; leave it out"),
-        ({"prepend_bos": False}, "holds activations with prepend_bos=True, got False"),
-        ({"dtype": "bfloat16"}, "holds activations with dtype='float32', got 'bfloat16'"),
-        ({"packed": False}, "holds activations with packed=True, got False"),
+        ({"model": "embedded"}, "expected model='.*bert-t5-gemma', that of the cache in .*, got 'embedded'; leave it out"),
+        ({"dataset": "kjv"}, "expected dataset='.*land.txt', that of the cache in .*, got 'kjv'; leave it out"),
+        ({"context_size": 16}, "expected context_size=32, that of the cache in .*, got 16; leave it out"),
+        ({"prepend_bos": False}, "expected prepend_bos=True, that of the cache in .*, got False"),
+        ({"dtype": "bfloat16"}, "expected dtype='float32', that of the cache in .*, got 'bfloat16'"),
+        ({"packed": False}, "expected packed=True, that of the cache in .*, got False"),
     ],
 )
 def test_a_cache_of_something_else_is_refused(
@@ -289,7 +289,10 @@ def test_a_cache_of_something_else_is_refused(
 
 
 def test_of_several_hooks_one_is_chosen(made: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"holds activations at {HOOKS[0]}, {HOOKS[1]}; choose one with --hook-name"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"expected one hook of the cache in .* \({HOOKS[0]}, {HOOKS[1]}\), got none; give --hook-name {HOOKS[0]}",
+    ):
         train_sae(TrainSettings(cache=made, out=tmp_path / "run"))
 
 

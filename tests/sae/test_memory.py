@@ -19,8 +19,9 @@ from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.memory import Past, gather_past, read_past
 from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.training.fit import fit
+from mtsae_lens.training.optimizer import group_parameters
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.start import start_memory_
-from mtsae_lens.training.trainer import TrainerOptions, parameter_groups
 from mtsae_lens.upstream import TrainStepInput
 
 BATCH, POS, D_IN, D_SAE = 3, 12, 8, 24
@@ -202,10 +203,10 @@ def test_a_sparse_step_is_the_dense_one() -> None:
 
 def test_the_prediction_learns_at_its_own_rate() -> None:
     sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, memory_lr_ratio=0.1)
-    groups = parameter_groups(sae, 1.0)
+    groups = group_parameters(sae, 1.0)
     assert [group.get("lr") for group in groups] == [None, 0.1]
     assert sum(len(group["params"]) for group in groups) == len(list(sae.parameters()))
-    assert len(parameter_groups(make_sae(MTTrainingSAE, MTTrainingSAEConfig, memory="none"), 1.0)) == 1
+    assert len(group_parameters(make_sae(MTTrainingSAE, MTTrainingSAEConfig, memory="none"), 1.0)) == 1
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,7 @@ def test_a_compiled_run_gives_the_same_weights(tiny_model: Any, monkeypatch: pyt
         return original(function, setting, mode)
 
     monkeypatch.setattr(compiling, "compile_function", compile_function)
-    monkeypatch.setattr("mtsae_lens.training.runner.compile_function", compile_function)
+    monkeypatch.setattr("mtsae_lens.training.streams.compile_function", compile_function)
     plain = trained(tiny_model)
     assert asked == []
     compiled = trained(tiny_model, compile_sae=True, compile_llm=True)

@@ -17,8 +17,8 @@ from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.training.fit import batches_for, fit
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
-from mtsae_lens.training.trainer import TrainerOptions
 
 POS, D_IN, STEPS = 16, 6, 12
 CONFIGS = {"mtsae": MTTrainingSAEConfig, "topk": TopKTrainingSAEConfig}

@@ -73,10 +73,10 @@ def test_the_dtype_of_a_given_model_is_recorded(tiny_model: Any, half_lm: Any) -
 def test_dtypes_that_contradict_each_other_are_refused(tiny_model: Any, half_lm: Any) -> None:
     for model, kwargs in ((tiny_model, {"dtype": "bfloat16"}), (half_lm.model, {"dtype": "float32"})):
         cfg = config(model, model_from_pretrained_kwargs=kwargs)
-        with pytest.raises(ConfigError, match=f"say dtype '{kwargs['dtype']}', the model that was given is in"):
+        with pytest.raises(ConfigError, match=f"expected a model in '{kwargs['dtype']}', .* got override_model in"):
             SequenceSAETrainingRunner(cfg, override_model=model, override_dataset=TEXTS)
     cfg = config(half_lm.model, model_from_pretrained_kwargs={"dtype": torch.bfloat16})
-    with pytest.raises(ConfigError, match=r"written as JSON: give dtype='bfloat16', not torch\.bfloat16"):
+    with pytest.raises(ConfigError, match=r"expected the name of a dtype .*, got torch\.bfloat16; give dtype='bfloat16'"):
         SequenceSAETrainingRunner(cfg, override_model=half_lm.model, override_dataset=TEXTS)
 
 
@@ -85,7 +85,7 @@ def test_dtypes_that_contradict_each_other_are_refused(tiny_model: Any, half_lm:
 )
 def test_ways_to_load_a_model_that_are_not_carried_out_are_refused(kwargs: dict[str, Any], tiny_model: Any) -> None:
     name, value = list(kwargs.items())[-1]
-    with pytest.raises(ConfigError, match=f"with dtype only, got {name}={value!r}, which this runner does not carry out"):
+    with pytest.raises(ConfigError, match=f"with dtype only, got {name}={value!r}, which this runner does not follow"):
         check_config(config(tiny_model, model_from_pretrained_kwargs=kwargs))
     check_config(config(tiny_model, model_from_pretrained_kwargs={"fold_ln": False, "torch_dtype": "bfloat16"}))
 
@@ -106,28 +106,35 @@ def test_ways_to_load_a_model_that_are_not_carried_out_are_refused(kwargs: dict[
 def test_a_setting_that_is_not_carried_out_is_refused(name: str, value: Any, default: str, tiny_model: Any) -> None:
     cfg = config(tiny_model)
     setattr(cfg, name, value)
-    with pytest.raises(ConfigError, match=f"^{name}=.* is not carried out by this runner; leave it at {default}$"):
+    with pytest.raises(
+        ConfigError, match=f"^expected {name}={default}, got .*, which this runner does not follow; leave it out$"
+    ):
         SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
 
 
 def test_a_cache_is_needed_where_one_is_asked_for(tiny_model: Any, tmp_path: Path) -> None:
     cfg = config(tiny_model)
     cfg.use_cached_activations = True
-    with pytest.raises(ConfigError, match="use_cached_activations needs the folder of a cache; give cached_activations_path="):
+    with pytest.raises(
+        ConfigError,
+        match="expected the folder of a cache with use_cached_activations=True, got None; give cached_activations_path=",
+    ):
         SequenceSAETrainingRunner(cfg)
     cfg.cached_activations_path = str(tmp_path)
     with pytest.raises(
         ConfigError, match=r"expected a cache of activations, got no cache\.json in it; make one with mtsae cache"
     ):
         SequenceSAETrainingRunner(cfg)
-    with pytest.raises(ConfigError, match="training from a cache reads no dataset"):
+    with pytest.raises(ConfigError, match="expected no override_dataset, hook_head_index or autocast_lm beside a cache"):
         SequenceSAETrainingRunner(cfg, override_dataset=TEXTS)
 
 
 def test_position_0_is_masked_in_training_and_in_use(tiny_model: Any) -> None:
     sizes = {"d_in": tiny_model.cfg.d_model, "d_sae": 32, "context_size": 16}
     reads_it = config(tiny_model, sae=MTTrainingSAEConfig.paper(**sizes, skip_first_position=False))
-    with pytest.raises(ConfigError, match=r"skip_first_position=False is not carried out by this runner.*leave it at True"):
+    with pytest.raises(
+        ConfigError, match=r"expected skip_first_position=True, got False: this runner masks position 0 .*; leave it out"
+    ):
         SequenceSAETrainingRunner(reads_it, override_model=tiny_model, override_dataset=TEXTS)
     runner = SequenceSAETrainingRunner(
         config(tiny_model, sae=MTTrainingSAEConfig.paper(**sizes)), override_model=tiny_model, override_dataset=TEXTS
@@ -146,7 +153,8 @@ def test_a_checkpoint_does_not_depend_on_the_settings_of_other_activations(tiny_
     for activation in ("topk", "jumprelu"):
         sae = MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, context_size=16, activation=activation)
         runner = SequenceSAETrainingRunner(config(tiny_model, sae=sae), override_model=tiny_model, override_dataset=TEXTS)
-        found[activation] = set(runner._fingerprint())
+        trainer, _ = runner.prepare(resume=False)
+        found[activation] = set(trainer.fingerprint)
     assert {"sae.k", "sae.aux_loss_coefficient"} == found["topk"] - found["jumprelu"]
     assert {"sae.l0_coefficient", "sae.jumprelu_bandwidth"} < found["jumprelu"] - found["topk"]
 

@@ -17,9 +17,9 @@ from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.training.fit import fit
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.training.start import RowStatistics, look_ahead, start_b_dec_
-from mtsae_lens.training.trainer import TrainerOptions
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 POS, D_IN = 16, 6
@@ -64,7 +64,7 @@ def test_b_dec_can_start_at_zero(architecture: str) -> None:
 
 
 def test_an_unknown_start_is_refused() -> None:
-    with pytest.raises(ConfigError, match="expected b_dec_init to be one of mean, zeros; got 'median'"):
+    with pytest.raises(ConfigError, match="expected b_dec_init of mean or zeros, got 'median'"):
         TrainerOptions(b_dec_init="median")  # type: ignore[arg-type]
 
 
@@ -221,5 +221,7 @@ def test_massive_positions_are_left_out_of_training_unless_asked_for() -> None:
     quiet = fit(make_sae(), make_stream(), **SCHEDULE).b_dec.data
     assert_close(mean_start(), quiet, rtol=0.05, atol=0.05)
     assert (mean_start(max_norm_multiple=None) - quiet).norm() > 1
-    with pytest.raises(ConfigError, match=r"expected max_norm_multiple above 1, or None to keep all positions; got 0\.5"):
+    with pytest.raises(
+        ConfigError, match=r"expected max_norm_multiple above 1, got 0\.5; raise it, or give None to keep all positions"
+    ):
         TrainerOptions(max_norm_multiple=0.5)

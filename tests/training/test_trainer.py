@@ -17,8 +17,9 @@ from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.commands.train import run_train
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.training.log import TrainingLog, read_log
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.recipe import train_sae
-from mtsae_lens.training.trainer import SequenceSAETrainer, TrainerOptions
+from mtsae_lens.training.trainer import SequenceSAETrainer
 
 POS, D_IN, D_SAE, STEPS = 8, 6, 12, 20
 
@@ -216,7 +217,7 @@ def test_without_run_dir_nothing_is_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    with pytest.raises(DataError, match=r"the loss is .* at step .*; lower the learning rate"):
+    with pytest.raises(DataError, match=r"expected a finite loss at step .*, got .*; lower the learning rate"):
         make_trainer(lr=1e30, normalize_decoder=False, scale_norm="none", activation="relu").fit()
 
 
@@ -283,10 +284,10 @@ def test_settings_that_contradict_each_other_are_refused(
     tmp_path: Path, tiny_settings: Callable[..., Any], tiny_model: Any
 ) -> None:
     for changes, error, message in (
-        ({"batch_size_tokens": 100}, ConfigError, "not a multiple of context_size=32.*use 96"),
-        ({"training_tokens": 100}, ConfigError, "less than one batch"),
-        ({"context_size": 128}, ConfigError, "longer than the model's context of 64"),
-        ({"sae": {"d_in": 7}}, ModelError, "width 32, but the SAE has d_in=7"),
+        ({"batch_size_tokens": 100}, ConfigError, "expected .* a multiple of context_size=32, got 100; give 96"),
+        ({"training_tokens": 100}, ConfigError, "expected training_tokens of at least one batch .*, got 100"),
+        ({"context_size": 128}, ConfigError, "expected context_size of at most 64, the context of the model, got 128"),
+        ({"sae": {"d_in": 7}}, ModelError, "expected width d_in=7, that of the SAE, got 32"),
         ({"sae": {"context_size": 16}}, ConfigError, "context_size=16"),
     ):
         with pytest.raises(error, match=message):

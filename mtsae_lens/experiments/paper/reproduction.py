@@ -27,8 +27,8 @@ from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import scale_statistics
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.training.log import read_log
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
-from mtsae_lens.training.trainer import TrainerOptions
 
 
 def runner_config(

@@ -26,7 +26,7 @@ from mtsae_lens.experiments.paper.without_future import without_future
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.fit import fit
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.trials import Trial
 
 BASE = "paper"

@@ -31,7 +31,7 @@ from mtsae_lens.sae.separation import SEPARATIONS, separation_loss
 from mtsae_lens.sae.temporal import find_walls, read_offsets
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import fit
-from mtsae_lens.training.trainer import TrainerOptions
+from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.trials import Trial
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
