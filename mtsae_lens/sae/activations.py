@@ -1,9 +1,9 @@
-"""The activation functions of an MTSAE: what turns pre-activations into feature activations, and the settings of that.
+"""The activation functions of an MTSAE, which turn pre-activations into feature activations, and their settings.
 
-`register_activation` adds one under a name that `MTSAEConfig.activation` then knows. The four here follow SAELens, use its autograd
-functions, and call settings, losses, coefficients and tensors by its names. There is no `rescale_acts_by_decoder_norm`: an MTSAE keeps the
-rows of its decoder at unit norm instead. Activation objects hold no tensors. What they keep is stored in the SAE, so that it is trained,
-moved and saved with the other weights. JumpReLU is in `mtsae_lens.sae.jumprelu`.
+`register_activation` adds one under a name, which is then a value of `MTSAEConfig.activation`. The four of the package follow SAELens: they use
+its autograd functions and its names of settings, losses, coefficients and tensors. There is no `rescale_acts_by_decoder_norm`, because an MTSAE
+keeps the rows of its decoder at unit norm instead. Activation objects hold no tensors. Their thresholds are stored in the SAE, so that they
+are trained, moved and saved with the other weights. JumpReLU is in `mtsae_lens.sae.jumprelu`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class ActivationFields:
     activation: str = "topk"
     """`topk` keeps the `k` largest pre-activations of a position. `relu` keeps the positive ones and needs an L1 penalty. `batchtopk`, in
     training, keeps the largest of the batch, `k` a position on average; the trained SAE has `jumprelu`. `jumprelu` keeps those above a
-    learned threshold of the feature and needs an L0 penalty. Or one that was registered (`mtsae_lens.sae.activations`)."""
+    learned threshold of the feature and needs an L0 penalty. A name that you registered selects your own (`register_activation`)."""
 
     k: int = 32
     """Features active at a position, for `topk`; on average over the batch, for `batchtopk`."""
@@ -50,10 +50,10 @@ class ActivationFields:
         """Check the settings of the activation.
 
         Raises:
-            ConfigError: there is no such activation, or a setting does not go with it.
+            ConfigError: the activation is unknown, or a setting does not fit it.
         """
         if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"activation must be one of {', '.join(map(repr, ACTIVATIONS))}; got {self.activation!r}")
+            raise ConfigError(f"expected activation of {', '.join(ACTIVATIONS)}, got {self.activation!r}; give one of them")
         ACTIVATIONS[self.activation].check(self)
 
 
@@ -104,7 +104,7 @@ class ActivationTrainingFields(ActivationFields):
 
     @property
     def unused_activation_fields(self) -> set[str]:
-        """The settings above that the chosen activation does not read, so that their values change nothing."""
+        """The names of the settings that the chosen activation does not read, so that their values change nothing."""
         names = {field.name for field in dataclasses.fields(ActivationTrainingFields)}
         return names - {"activation", *ACTIVATIONS[self.activation].fields}
 
@@ -112,11 +112,11 @@ class ActivationTrainingFields(ActivationFields):
         """Check the settings of the activation.
 
         Raises:
-            ConfigError: a setting has a value that it cannot have, or that does not go with the activation.
+            ConfigError: the value of a setting is invalid, or does not fit the activation.
         """
         for name in ("l1_coefficient", "l1_warm_up_steps", "aux_loss_coefficient", "l0_coefficient", "l0_warm_up_steps"):
             if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative; got {getattr(self, name)}")
+                raise ConfigError(f"expected {name} of at least 0, got {getattr(self, name)}; raise it")
         super().check_activation()
         ACTIVATIONS[self.activation].check_training(self)
 
@@ -172,7 +172,7 @@ class TopK(Activation):
     @override
     def check(self, cfg: Any) -> None:
         if not 1 <= cfg.k <= cfg.d_sae:
-            raise ConfigError(f"k must lie between 1 and d_sae ({cfg.d_sae}); got {cfg.k}")
+            raise ConfigError(f"expected k from 1 to d_sae={cfg.d_sae}, got {cfg.k}; give such as k=16")
 
     @override
     def function(self, cfg: Any) -> Callable[[Tensor], Tensor]:
@@ -229,8 +229,8 @@ class TopK(Activation):
     def scale_features(self, sae: SAE[Any], factors: Tensor) -> None:
         if not torch.allclose(factors, factors.mean().expand_as(factors), rtol=1e-4):
             raise NotImplementedError(
-                f"decoder norms range from {factors.min():.4g} to {factors.max():.4g}: folding them would change which features the "
-                "top-k keeps. Train with normalize_decoder=True, or load with fold_W_dec_norm=False."
+                f"expected decoder rows of the same norm, got norms from {factors.min():.4g} to {factors.max():.4g}, which would change which "
+                "features the top-k keeps once they are folded; train with normalize_decoder=True, or load with fold_W_dec_norm=False"
             )
 
     @override
@@ -286,7 +286,9 @@ class BatchTopK(TopK):
     @override
     def check_training(self, cfg: Any) -> None:
         if not 0 < cfg.topk_threshold_lr <= 1:
-            raise ConfigError(f"topk_threshold_lr must lie above 0 and be at most 1; got {cfg.topk_threshold_lr}")
+            raise ConfigError(
+                f"expected topk_threshold_lr above 0 and at most 1, got {cfg.topk_threshold_lr}; give such as 0.01"
+            )
 
     @override
     @torch.no_grad()

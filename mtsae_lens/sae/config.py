@@ -76,8 +76,9 @@ class _TemporalFields(ActivationFields):
     times as many weights read the context as read the token itself; a gain below 1 reduces the noise they add. The paper has 1."""
 
     context_rank: int | None = None
-    """Rank of the part of the encoder that reads the context, which is all scales but the first: with rank r it is a product `U V` of
-    `(n_context_scales * d_in, r)` and `(r, d_sae)`, and costs r instead of `n_context_scales * d_in` products a feature. None: full rank."""
+    """Rank of the part of the encoder that reads the context, which is all scales but the first. With rank r this part is a product `U V` of
+    matrices `(n_context_scales * d_in, r)` and `(r, d_sae)`, and a feature costs r multiplications instead of `n_context_scales * d_in`. None
+    gives full rank."""
 
     context_size: int = 128
     """Number of positions in a context. A 2-D input is read as contexts of this length, laid end to end."""
@@ -99,22 +100,24 @@ class _TemporalFields(ActivationFields):
             return
         if self.dilations != (0,) or self.hierarchy != "none" or self.learn_dilations:
             raise ConfigError(
-                f"memory='predictive' expected an encoder that reads the token alone (dilations=(0,), hierarchy='none', "
-                f"learn_dilations=False); got dilations={self.dilations}: leave these settings out"
+                f"expected an encoder that reads the token alone for memory='predictive' (dilations=(0,), hierarchy='none', "
+                f"learn_dilations=False), got dilations={self.dilations}, hierarchy={self.hierarchy!r}, learn_dilations={self.learn_dilations}"
+                "; leave these settings out"
             )
         if not all(type(lag) is int and 0 < lag < self.context_size for lag in self.memory_lags) or len(
             set(self.memory_lags)
         ) != len(self.memory_lags):
             raise ConfigError(
-                f"memory_lags must be different whole numbers from 1 to context_size - 1 ({self.context_size - 1}); got {self.memory_lags}"
+                f"expected memory_lags of different whole numbers from 1 to {self.context_size - 1} (context_size - 1), got "
+                f"{self.memory_lags}; give such as (1, 2, 4, 8)"
             )
         if not all(0 < decay < 1 for decay in self.memory_decays) or not self.n_memory_reads:
             raise ConfigError(
-                f"expected memory_decays between 0 and 1, and at least one lag or decay; got memory_lags={self.memory_lags} and "
-                f"memory_decays={self.memory_decays}"
+                f"expected memory_decays between 0 and 1, and at least one lag or decay, got memory_lags={self.memory_lags} and "
+                f"memory_decays={self.memory_decays}; give such as memory_decays=(0.5, 0.9)"
             )
         if self.memory_rank < 1:
-            raise ConfigError(f"memory_rank must be at least 1; got {self.memory_rank}")
+            raise ConfigError(f"expected memory_rank of at least 1, got {self.memory_rank}; raise it")
 
     def _validate_temporal_fields(self, d_in: int, d_sae: int, normalize_activations: str) -> None:
         if self.memory == "predictive" and tuple(self.dilations) == DILATIONS:
@@ -158,17 +161,23 @@ class _TemporalFields(ActivationFields):
             )
 
     def _validate_context_rank(self, d_in: int) -> None:
-        rank, full = self.context_rank, d_in * (len(self.dilations) - 1)
+        rank, n_context_scales = self.context_rank, len(self.dilations) - 1
         if rank is None:
             return
-        if not 1 <= rank < max(full, 1):
+        if not n_context_scales:
             raise ConfigError(
-                f"context_rank must lie between 1 and {full - 1}, below the width of the context ({len(self.dilations) - 1} scales of "
-                f"d_in={d_in}); got {rank}: leave it out for full rank"
+                f"expected at least two dilations with context_rank={rank}, got {self.dilations}, which read no context; leave context_rank out"
+            )
+        full = d_in * n_context_scales
+        if not 1 <= rank < full:
+            raise ConfigError(
+                f"expected context_rank from 1 to {full - 1}, below the width of the context ({n_context_scales} scales of d_in={d_in}), got "
+                f"{rank}; leave it out for full rank"
             )
         if self.hierarchy != "none":
             raise ConfigError(
-                f"context_rank={rank} mixes the scales of the context, and hierarchy={self.hierarchy!r} must tell them apart; leave one out"
+                f"expected hierarchy='none' with context_rank={rank}, which mixes the scales of the context, got {self.hierarchy!r}; leave one "
+                "of them out"
             )
 
     def _validate_learned_dilations(self) -> None:
@@ -305,9 +314,9 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
         _one_of("training_step", self.training_step, get_args(TrainingStep))
         if self.training_step == "sparse" and not ACTIVATIONS[self.activation].has_sparse_step:
             raise ConfigError(
-                f"training_step='sparse' expected an activation that can list its active features, got {self.activation!r}; give 'auto'"
+                f"expected an activation that can list its active features for training_step='sparse', got {self.activation!r}; give 'auto'"
             )
         if self.memory_lr_ratio <= 0:
-            raise ConfigError(f"memory_lr_ratio must be positive; got {self.memory_lr_ratio}")
+            raise ConfigError(f"expected memory_lr_ratio above 0, got {self.memory_lr_ratio}; raise it")
         if self.separation_coefficient < 0:
             raise ConfigError(f"expected separation_coefficient of at least 0, got {self.separation_coefficient}; raise it")

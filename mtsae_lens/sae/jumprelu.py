@@ -22,8 +22,8 @@ from mtsae_lens.upstream import Step, TrainCoefficientConfig, TrainStepInput, ca
 class JumpReLU(Activation):
     """Keep the pre-activations above a learned threshold of the feature (Rajamanoharan et al. 2024, arXiv 2407.14435).
 
-    The thresholds learn through SAELens's straight-through estimators. In training they keep float32, as in SAELens: in bfloat16 the steps
-    of the optimizer would round away.
+    The thresholds are learned with SAELens's straight-through estimators. In training they are in float32, as in SAELens, because in bfloat16
+    the steps of the optimizer would be lost to rounding.
     """
 
     fields: ClassVar[tuple[str, ...]] = (
@@ -42,16 +42,16 @@ class JumpReLU(Activation):
     def check_training(self, cfg: Any) -> None:
         for name in ("jumprelu_bandwidth", "jumprelu_tanh_scale"):
             if getattr(cfg, name) <= 0:
-                raise ConfigError(f"{name} must be positive; got {getattr(cfg, name)}")
+                raise ConfigError(f"expected {name} above 0, got {getattr(cfg, name)}; raise it")
         for name in ("jumprelu_init_threshold", "pre_act_loss_coefficient"):
             if (getattr(cfg, name) or 0) < 0:
-                raise ConfigError(f"{name} must not be negative; got {getattr(cfg, name)}")
+                raise ConfigError(f"expected {name} of at least 0, got {getattr(cfg, name)}; raise it")
         if cfg.jumprelu_sparsity_loss_mode == "quadratic" and not (
             cfg.target_l0 is not None and 0 < cfg.target_l0 <= cfg.d_sae
         ):
             raise ConfigError(
-                f"jumprelu_sparsity_loss_mode='quadratic' expected target_l0 above 0 and at most d_sae ({cfg.d_sae}), got "
-                f"{cfg.target_l0}; set target_l0 to the number of features that should be active at a position"
+                f"expected target_l0 above 0 and at most d_sae={cfg.d_sae} for jumprelu_sparsity_loss_mode='quadratic', got {cfg.target_l0}; "
+                "set it to the number of features that should be active at a position"
             )
 
     @override

@@ -157,7 +157,7 @@ class TemporalEncoder(SAE[Any]):
     def read_contexts(self, sae_in: Tensor) -> tuple[Float[Tensor, "batch pos d_in"], Bool[Tensor, "batch pos"]]:
         """Return what `process_sae_in` returns, and where the walls are; arguments and errors as there."""
         if sae_in.is_complex():
-            raise DataError(f"expected real activations; got {sae_in.dtype}: give their real part (h.real)")
+            raise DataError(f"expected real activations, got {sae_in.dtype}; give their real part (h.real)")
         h = self.hook_sae_input(flatten_heads(self, sae_in.to(self.dtype)))
         h = self._as_contexts(h)
         walls = find_walls(h)
@@ -169,20 +169,24 @@ class TemporalEncoder(SAE[Any]):
     def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:
         size = self.cfg.context_size
         if not h.ndim or h.shape[-1] != self.cfg.d_in:
-            raise DataError(f"expected activations of width d_in={self.cfg.d_in}; got shape {tuple(h.shape)}")
+            raise DataError(
+                f"expected activations of width d_in={self.cfg.d_in}, got shape {tuple(h.shape)}; give those of the hook of the SAE"
+            )
         if h.ndim == 2:
             if h.shape[0] % size:
                 raise DataError(
-                    f"a 2-D input is read as contexts of {size} positions laid end to end, and {h.shape[0]} rows are not a multiple "
-                    f"of {size}; pass (batch, pos, d_in) instead: h.unsqueeze(0) for one whole context (single positions cannot be encoded)"
+                    f"expected a multiple of {size} rows, because a 2-D input is read as contexts of {size} positions laid end to end, got "
+                    f"{h.shape[0]} rows; pass (batch, pos, d_in), such as h.unsqueeze(0) for one whole context"
                 )
             return rearrange(h, "(batch pos) d_in -> batch pos d_in", pos=size)
         if h.ndim != 3:
-            raise DataError(f"expected (batch, pos, {self.cfg.d_in}) or (rows, {self.cfg.d_in}); got shape {tuple(h.shape)}")
+            raise DataError(
+                f"expected (batch, pos, {self.cfg.d_in}) or (rows, {self.cfg.d_in}), got shape {tuple(h.shape)}; reshape it"
+            )
         if h.shape[1] == 1 and self.receptive_field != (0, 0):
             raise DataError(
-                f"got a single position, but this encoder reads {self.receptive_field[0]} positions back: pass the whole context "
-                "(when generating, use_past_kv_cache=False)"
+                f"expected whole contexts, because this encoder reads {self.receptive_field[0]} positions back, got a single position; pass "
+                "the whole context (in generate, use_past_kv_cache=False)"
             )
         return h
 
@@ -242,8 +246,8 @@ class TemporalEncoder(SAE[Any]):
             return feature_acts @ self.W_dec + self.b_dec
         if feature_acts.ndim not in (2, 3) or (feature_acts.ndim == 2 and len(feature_acts) % self.cfg.context_size):
             raise DataError(
-                f"an SAE with memory decodes whole contexts: expected (batch, pos, {self.cfg.d_sae}), or rows that are contexts of "
-                f"{self.cfg.context_size} positions laid end to end; got shape {tuple(feature_acts.shape)}: give e.unsqueeze(0) for one context"
+                f"expected features of whole contexts, because the decoder has memory, (batch, pos, {self.cfg.d_sae}) or contexts of "
+                f"{self.cfg.context_size} rows laid end to end, got shape {tuple(feature_acts.shape)}; give e.unsqueeze(0) for one context"
             )
         contexts = feature_acts
         if feature_acts.ndim == 2:

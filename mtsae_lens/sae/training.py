@@ -79,7 +79,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @override
     def _encoder_weights(self) -> Tensor:
-        """Mask the weights that `hierarchy` bars: they start at zero, and without a gradient Adam leaves them there."""
+        """Mask the weights that `hierarchy` does not allow. They start at zero, and stay there because they get no gradient."""
         if self.cfg.hierarchy == "none":
             return self.W_enc
         mask = readable(self.cfg.d_sae, len(self.cfg.dilations)).to(self.W_enc)
@@ -204,7 +204,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     @torch.no_grad()
     def _draw_errors(self, weights: Float[Tensor, "row read"], step: int) -> Float[Tensor, "row read d_in"]:
-        """Draw an error for everything that is read; that of a running average is smaller, because errors average out."""
+        """Draw one of the recent errors for everything that is read; for a running average it is smaller, because errors average out."""
         generator = torch.Generator().manual_seed(step)
         drawn = torch.randint(len(self.recent_errors), weights.shape, generator=generator).to(weights.device)
         averaged = [((1 - b) / (1 + b)) ** 0.5 for b in self.cfg.memory_decays]
@@ -244,7 +244,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         hidden_pre: Tensor,
         sae_out: Tensor,
     ) -> dict[str, Tensor]:
-        """Compute the losses of the activation; the base class knows none. All rows are of positions that are not walls."""
+        """Compute the losses of the activation, which the base class does not have. All rows are of positions that are not walls."""
         return self.activation.losses(self, step_input, feature_acts, hidden_pre, sae_out)
 
     @torch.no_grad()
@@ -325,14 +325,14 @@ def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
     metadata = cfg.metadata
     if metadata.context_size not in (None, cfg.context_size):
         raise DataError(
-            f"the SAE has context_size={cfg.context_size}, but the activations come in contexts of {metadata.context_size}; make them equal"
+            f"expected contexts of context_size={cfg.context_size}, that of the SAE, got contexts of {metadata.context_size}; make them equal"
         )
     if batch.ndim != 2 or not metadata.prepend_bos:
         return
     first = batch[:: cfg.context_size].float()
     if ((first - first[0]).norm(dim=-1) > 0.1 * first[0].norm()).any():  # far above rounding in bfloat16, far below two tokens
         raise DataError(
-            f"this batch is not made of whole contexts: with prepend_bos=True every {cfg.context_size}th row is BOS, and these rows "
-            "differ. SAELens's runner mixes positions: set activations_mixing_fraction=0.0 and leave exclude_special_tokens off, "
-            "or train with mtsae_lens.training.runner.SequenceSAETrainingRunner. If the contexts do not begin with BOS, set prepend_bos=False"
+            f"expected a batch of whole contexts, in which every {cfg.context_size}th row is BOS (prepend_bos=True), got rows that differ there"
+            "; train with mtsae_lens.training.runner.SequenceSAETrainingRunner, or keep SAELens's runner from mixing positions "
+            "(activations_mixing_fraction=0.0, without exclude_special_tokens), or set prepend_bos=False for contexts without BOS"
         )

@@ -145,15 +145,15 @@ def test_the_export_keeps_the_factors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"context_rank": 0}, "context_rank must lie between 1 and 15"),
+        ({"context_rank": 0}, "expected context_rank from 1 to 15"),
         (
             {"context_rank": 2 * D_IN},
-            r"below the width of the context \(2 scales of d_in=8\); got 16: leave it out for full rank",
+            r"below the width of the context \(2 scales of d_in=8\), got 16; leave it out for full rank",
         ),
-        ({"dilations": (0,)}, r"below the width of the context \(0 scales of d_in=8\)"),
+        ({"dilations": (0,)}, r"expected at least two dilations with context_rank=5, got \(0,\)"),
         (
             {"hierarchy": "nested"},
-            "context_rank=5 mixes the scales of the context, and hierarchy='nested' must tell them apart",
+            "expected hierarchy='none' with context_rank=5, which mixes the scales of the context, got 'nested'",
         ),
         ({"context_rank": 2.5}, "expected context_rank to be a whole number or null, got 2.5"),
     ],

@@ -56,7 +56,7 @@ def test_the_defaults_of_every_architecture_are_taken(architecture: str) -> None
         ({"k": 4.5}, r"^expected k to be a whole number, got 4\.5"),
         ({"context_size": 0}, "^expected context_size to be at least 1, got 0"),
         ({"k": True}, "^expected k to be a whole number, got True"),
-        ({"k": 0}, "^k must lie between 1 and d_sae"),
+        ({"k": 0}, "^expected k from 1 to d_sae"),
         ({"d_in": 0}, "^expected d_in to be at least 1, got 0"),
         ({"d_sae": -3}, "^expected d_sae to be at least 1, got -3"),
         ({"k": 2**40}, "^expected k to be at most 2,147,483,647, got"),

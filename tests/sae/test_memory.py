@@ -214,10 +214,10 @@ def test_the_prediction_learns_at_its_own_rate() -> None:
     [
         ({"dilations": (0, 1)}, r"expected an encoder that reads the token alone .*got dilations=\(0, 1\)"),
         ({"memory": "recurrent"}, "expected memory to be one of 'none', 'predictive', got 'recurrent'"),
-        ({"memory_lags": (1, POS)}, "memory_lags must be different whole numbers from 1 to context_size - 1"),
+        ({"memory_lags": (1, POS)}, "expected memory_lags of different whole numbers from 1 to .*context_size - 1"),
         ({"memory_lags": (), "memory_decays": ()}, "at least one lag or decay"),
         ({"memory_decays": (1.0,)}, "expected memory_decays between 0 and 1"),
-        ({"memory_rank": 0}, "memory_rank must be at least 1; got 0"),
+        ({"memory_rank": 0}, "expected memory_rank of at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be_used(settings: dict[str, Any], message: str) -> None:
@@ -226,7 +226,7 @@ def test_settings_that_cannot_be_used(settings: dict[str, Any], message: str) ->
 
 
 def test_a_part_of_a_context_cannot_be_decoded() -> None:
-    with pytest.raises(DataError, match=r"decodes whole contexts: expected \(batch, pos, 24\).*got shape \(5, 24\)"):
+    with pytest.raises(DataError, match=r"expected features of whole contexts, .* \(batch, pos, 24\).*got shape \(5, 24\)"):
         random_sae().decode(torch.ones(5, D_SAE))
     with pytest.raises(DataError, match="got a single position"):
         random_sae().encode(contexts()[:, :1])

@@ -325,7 +325,7 @@ def test_no_position_gives_no_feature(shape: tuple[int, ...], padding: str) -> N
 
 
 def test_complex_activations_are_refused() -> None:
-    with pytest.raises(DataError, match=r"expected real activations; got torch\.complex128: give their real part \(h\.real\)"):
+    with pytest.raises(DataError, match=r"expected real activations, got torch\.complex128; give their real part \(h\.real\)"):
         training_sae().encode(torch.zeros(2, CONTEXT, D_IN, dtype=torch.complex128))
 
 
