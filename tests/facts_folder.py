@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mtsae_lens.facts.records import Example, FeatureFacts, Record, TextFacts, parquet_schema
+from mtsae_lens.facts.columns import parquet_schema
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts
 
 WORDS = [" king", " queen", " tree", " sword", " moon", " river", ",", " the", "\n", " bread", "ing", " 12"]
 HOSTILE = [
@@ -76,7 +77,7 @@ def write_facts(
     return folder
 
 
-def _write(path: Path, rows: list[dict[str, Any]], record: Record) -> None:
+def _write(path: Path, rows: list[dict[str, Any]], record: type[Any]) -> None:
     pq.write_table(pa.Table.from_pylist(rows, schema=parquet_schema(record)), path, compression="zstd", row_group_size=500)
 
 

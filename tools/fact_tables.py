@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from mtsae_lens.facts.columns import columns
 from mtsae_lens.facts.folder import EXAMPLES_FILE, FEATURES_FILE, TEXTS_FILE
-from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts, columns
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts
 
 PAGE = Path(__file__).parents[1] / "docs" / "how-to" / "explore.md"
 

@@ -123,7 +123,7 @@ def export(settings: ExportSettings) -> None:
     result = run_export(settings)
     if result.comparison:
         print_tables(result.table())
-    loader = "load_edited of its edited_model.py" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
+    loader = "load_edited of its package edited_model" if settings.form == "hooked" else "AutoModelForCausalLM.from_pretrained"
     say(f"model: {settings.out / MODEL_FOLDER}, opened by {loader}\n{result.caveat}")
     _name_report(settings)
 

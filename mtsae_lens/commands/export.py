@@ -12,6 +12,7 @@ from torch import Tensor
 from mtsae_lens.checksums import write_checksums
 from mtsae_lens.commands.export_comparison import ExportResult, compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
+from mtsae_lens.data.bridges import BRIDGE_PREFIX, HookedBridge
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
@@ -180,7 +181,7 @@ _FORMS: dict[Form, Callable[[ExportSettings, HookedLM, Edit], Exported]] = {
 
 
 def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, what: str) -> Logits:
-    """Write a model folder, and load it like any other model."""
+    """Write a model folder, and load it like any other model: as a bridge if `lm.model` is one."""
     folder = settings.out / MODEL_FOLDER
     sections = {
         "What was done to the weights": what,
@@ -195,7 +196,8 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
         )
         write_text(partial / "README.md", card)
         write_checksums(partial, CHECKED_FILES)
-    model = load_language_model(str(folder), device=settings.device, dtype=dtype_name(lm.model.cfg.dtype))
+    prefix = BRIDGE_PREFIX if isinstance(lm.model, HookedBridge) else ""
+    model = load_language_model(f"{prefix}{folder}", device=settings.device, dtype=dtype_name(lm.model.cfg.dtype))
     return as_logits(model, lm.cutter)
 
 

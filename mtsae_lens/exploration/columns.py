@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mtsae_lens.data.vocabularies import token_texts
-from mtsae_lens.facts.records import Record, parquet_schema
+from mtsae_lens.facts.columns import parquet_schema
 
 
 def make_numbers(values: Tensor, kind: pa.DataType) -> pa.Array:
@@ -103,7 +103,7 @@ class TokenTexts:
         return make_lists(self(tokens[kept]), kept)
 
 
-def make_table(columns: dict[str, Any], record: Record) -> pa.Table:
+def make_table(columns: dict[str, Any], record: type[Any]) -> pa.Table:
     """Make a table of facts.
 
     Args:

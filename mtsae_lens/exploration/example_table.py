@@ -17,7 +17,8 @@ from mtsae_lens.data.packing import Spans
 from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_numbers, make_table
 from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.survey import KINDS, Survey
-from mtsae_lens.facts.records import Example, parquet_schema
+from mtsae_lens.facts.columns import parquet_schema
+from mtsae_lens.facts.records import Example
 from mtsae_lens.files import whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.progress import track

@@ -29,7 +29,9 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.serialization import Serializable
 from mtsae_lens.upstream import SAE_CFG_FILENAME
 
-LOADER_FILE = "edited_model.py"
+LOADER = "edited_model"
+"""Name under which the package `mtsae_lens.export.standalone` is copied into an exported model."""
+
 CHECKED_FILES = ("**/*.safetensors", "**/*.json")
 """Files of an exported model whose SHA-256 digests are recorded: all files that its outputs depend on."""
 
@@ -44,8 +46,8 @@ model = load_edited(".")  # a transformers model; generate() works, with the KV 
 `AutoModelForCausalLM.from_pretrained` on this folder gives the model **without** the edit."""
 
 _FILES = """`model.safetensors`, config and tokenizer: the base model, unchanged. `edit.json`: the edit. `hook/`: the encoder that it reads,
-reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model.py`: the loader. `SHA256SUMS`: the digests
-that the loader checks; `sha256sum --check SHA256SUMS` checks them too."""
+reduced to plain tensors. `sae/`: the whole SAE as SAELens reads it. `edited_model/`: the loader, a Python
+package. `SHA256SUMS`: the digests that the loader checks; `sha256sum --check SHA256SUMS` checks them too."""
 
 
 def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance: dict[str, Any] | None = None) -> float:
@@ -84,7 +86,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         (partial / standalone.HOOK_FOLDER).mkdir()
         save_file(tensors, partial / standalone.HOOK_FOLDER / "weights.safetensors")
         write_json(partial / standalone.HOOK_FOLDER / "config.json", config)
-        write_text(partial / LOADER_FILE, Path(standalone.__file__).read_text(encoding="utf-8"))
+        _copy_loader(partial / LOADER)
         sections = {"How to load it": _LOADING, "What the edit is": SUPPRESSION, "Files": _FILES}
         card = model_card("A language model with an edit attached", base, lm.splice.hook_name, edit, sections, provenance)
         write_text(partial / "README.md", card)
@@ -98,6 +100,12 @@ def _check_loader_knows(part: str, value: Serializable, known: Mapping[str, Any]
         raise ModelError(
             f"expected a {part} that the stand-alone loader knows ({', '.join(known)}), got a {type(value).__name__}; export another {part}"
         )
+
+
+def _copy_loader(folder: Path) -> None:
+    folder.mkdir()
+    for module in sorted(Path(standalone.__file__).parent.glob("*.py")):
+        write_text(folder / module.name, module.read_text(encoding="utf-8"))
 
 
 def _save_sae(lm: HookedLM, folder: Path) -> None:

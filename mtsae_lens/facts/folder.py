@@ -12,12 +12,13 @@ import pyarrow.parquet as pq
 
 from mtsae_lens.checksums import check_checksums
 from mtsae_lens.errors import DataError
-from mtsae_lens.facts.records import Example, FeatureFacts, Record, TextFacts, parquet_schema, required_columns
+from mtsae_lens.facts.columns import parquet_schema, required_columns
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts
 from mtsae_lens.sealed import read_json
 
 FORMAT = "mtsae-exploration-1"
 ABOUT_FILE, FEATURES_FILE, EXAMPLES_FILE, TEXTS_FILE = "explore.json", "features.parquet", "examples.parquet", "texts.parquet"
-TABLES: dict[str, Record] = {FEATURES_FILE: FeatureFacts, EXAMPLES_FILE: Example, TEXTS_FILE: TextFacts}
+TABLES: dict[str, type[Any]] = {FEATURES_FILE: FeatureFacts, EXAMPLES_FILE: Example, TEXTS_FILE: TextFacts}
 N_STRONGEST = 8
 """Features kept for each token of a text, also in folders whose `explore.json` does not record the number."""
 

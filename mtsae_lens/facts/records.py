@@ -8,41 +8,10 @@ A field with a default may be absent from a folder that was written before the c
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, fields
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass
+from typing import Annotated
 
-import pyarrow as pa
-
-Format = Literal["count", "dilation", "fixed", "number", "percent", "share", "signed", "signedNumber"]
-"""Functions of the page's `format.js` that turn a value into text."""
-
-_SCALARS = {int: pa.int32(), float: pa.float32(), str: pa.string()}
-
-
-@dataclass(frozen=True)
-class Column:
-    """What a column means, and how the explorer shows it.
-
-    Args:
-        meaning: one or two sentences, shown as a tooltip and in the legend of the page.
-        title: name on the page; a column without one is not in the legend.
-        detail: further sentences for the documentation only.
-        neutral: the value of a feature without the property in question, for the documentation.
-        shown_as: how the summary at the top of a feature's page writes the value; None leaves it out of the summary.
-        digits: second argument of the format function; None for its default.
-        in_list: whether the page's list of features has the value.
-        n_bits: width of integers in the Parquet file.
-    """
-
-    meaning: str
-    title: str | None = None
-    detail: str = ""
-    neutral: str = ""
-    shown_as: Format | None = None
-    digits: int | None = None
-    in_list: bool = False
-    n_bits: Literal[32, 64] = 32
+from mtsae_lens.facts.columns import Column
 
 
 @dataclass(frozen=True)
@@ -289,43 +258,3 @@ class TextFacts:
     nll: Annotated[
         tuple[float | None, ...], Column("Loss of each token given the tokens before it, in nats; missing for the first.")
     ]
-
-
-Record = type[FeatureFacts] | type[Example] | type[TextFacts]
-
-
-def columns(record: Record) -> dict[str, Column]:
-    """Return the columns of a table by name.
-
-    Args:
-        record: the table's record class.
-    """
-    return {name: get_args(hint)[1] for name, hint in get_type_hints(record, include_extras=True).items()}
-
-
-def parquet_schema(record: Record) -> pa.Schema:
-    """Return the Parquet schema of a table.
-
-    Args:
-        record: the table's record class.
-    """
-    hints = get_type_hints(record, include_extras=True)
-    return pa.schema({name: _arrow_type(get_args(hint)[0], get_args(hint)[1].n_bits) for name, hint in hints.items()})
-
-
-def required_columns(record: Record) -> list[str]:
-    """Return the columns that every folder of the format has; the others were added later.
-
-    Args:
-        record: the table's record class.
-    """
-    return [field.name for field in fields(record) if field.default is MISSING]
-
-
-def _arrow_type(hint: Any, n_bits: int) -> pa.DataType:
-    if get_origin(hint) is tuple:
-        return pa.list_(_arrow_type(get_args(hint)[0], n_bits))
-    if get_origin(hint) in (Union, UnionType):
-        (hint,) = (one for one in get_args(hint) if one is not NoneType)
-        return _arrow_type(hint, n_bits)
-    return pa.int64() if hint is int and n_bits == 64 else _SCALARS[hint]

@@ -20,8 +20,9 @@ from mtsae_lens.exploration.explore import explore
 from mtsae_lens.exploration.feature_table import _firing_columns
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.survey import Survey
+from mtsae_lens.facts.columns import parquet_schema
 from mtsae_lens.facts.exploration import Exploration
-from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts, parquet_schema
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts
 from mtsae_lens.splice.attribution import attribution
 
 PLAN = Plan(

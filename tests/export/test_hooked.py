@@ -291,11 +291,14 @@ def test_an_export_of_another_model_is_refused(
 
 
 def test_the_loader_imports_three_packages() -> None:
-    tree = ast.parse(Path(standalone.__file__).read_text())
-    nodes = list(ast.walk(tree))
+    modules = sorted(Path(standalone.__file__).parent.iterdir())
+    nodes = [node for path in modules if path.suffix == ".py" for node in ast.walk(ast.parse(path.read_text()))]
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    names |= {node.module or "" for node in froms if not node.level}
     assert {name.split(".")[0] for name in names} - sys.stdlib_module_names == {"torch", "transformers", "safetensors"}
+    assert {node.level for node in froms} == {0, 1}  # no module of the copied package imports from above it
+    assert {path.name for path in modules} - {"__pycache__"} == {path.name for path in modules if path.suffix == ".py"}
 
 
 _ALONE = """

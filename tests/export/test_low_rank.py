@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,24 @@ def test_training_goes_towards_the_hook(
         expected = base.model(tables[0].tokens).logits.log_softmax(-1)
         got = load_language_model(str(tmp_path))(tables[0].tokens, prepend_bos=False).log_softmax(-1)
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("family", ["neox", "llama", "gpt2"])
+def test_the_change_of_a_bridge_is_that_of_the_hooked_transformer(
+    family: str, make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tables: list[TokenTable]
+) -> None:
+    hooked = make_lm(family, HOOK)
+    bridged = replace(hooked, model=load_language_model(f"bridge:{model_dirs[family]}"))
+    settings = LowRankSettings(rank=2, n_steps=8, batch_size=4, lr=0.05)
+    losses, weights = [], []
+    for lm, prefix in ((hooked, ""), (bridged, "bridge:")):
+        base = open_base(f"{prefix}{model_dirs[family]}")
+        losses.append(train_low_rank(base, lm, EDIT, tables[0], tables[1:], settings))
+        weights.append(base.model.state_dict())
+    assert losses[0][-1] != pytest.approx(losses[0][0], rel=0.02)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=2e-3, rtol=0)
 
 
 def test_a_seed_says_it_all(make_lm: Callable[..., HookedLM], model_dirs: dict[str, str], tables: list[TokenTable]) -> None:

@@ -13,8 +13,9 @@ import pytest
 from facts_folder import write_facts
 
 from mtsae_lens.facts import folder as module
+from mtsae_lens.facts.columns import Column, columns, parquet_schema, required_columns
 from mtsae_lens.facts.folder import FEATURES_FILE, TABLES, FactsFolder
-from mtsae_lens.facts.records import Column, FeatureFacts, columns, parquet_schema, required_columns
+from mtsae_lens.facts.records import FeatureFacts
 from tools.fact_tables import PAGE, fill_in
 
 ROOT = Path(__file__).parents[2]

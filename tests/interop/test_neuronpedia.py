@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtsae_lens.errors import DataError
+from mtsae_lens.facts.columns import parquet_schema
 from mtsae_lens.facts.folder import FactsFolder
-from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts, parquet_schema
+from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts
 from mtsae_lens.interop.neuronpedia import export_neuronpedia, interval
 
 EDGES = [0.1, 1.0, 10.0, 100.0]

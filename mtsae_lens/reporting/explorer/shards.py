@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import takewhile
 from typing import Any
 
-from mtsae_lens.facts.records import Example, FeatureFacts, columns
+from mtsae_lens.facts.columns import columns
+from mtsae_lens.facts.records import Example, FeatureFacts
 from mtsae_lens.reporting.explorer.quantiles import quantile
 from mtsae_lens.reporting.explorer.scripts import round_floats
 

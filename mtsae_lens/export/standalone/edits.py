@@ -1,0 +1,69 @@
+"""Compute the change of the residual stream where the gate is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def rescale_features(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+    """Compute the change of `e_i -> -multiplier * e_i`.
+
+    Args:
+        edit: the edit in `edit.json`.
+        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec`.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    return decode_change(edit, tensors, -(1 + edit["multiplier"]) * e[..., edit["features"]])
+
+
+def clamp_features(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+    """Compute the change of `e_i -> values_i`, where the feature fires, where any of the features fires, or everywhere.
+
+    Args:
+        edit: the edit in `edit.json`.
+        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec`.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    chosen, where = e[..., edit["features"]], edit["where"]
+    acts = chosen > 0
+    if where != "fires":
+        acts = (acts.any(-1, keepdim=True) | (where == "everywhere")).expand_as(chosen)
+    return decode_change(edit, tensors, torch.where(acts, tensors["values"] - chosen, 0.0))
+
+
+def remove_directions(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - center)`.
+
+    Args:
+        edit: the edit in `edit.json`.
+        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec`.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    basis, center = tensors["basis"], tensors["center"]
+    return -(1 + edit["multiplier"]) * ((h - center) @ basis.T) @ basis
+
+
+def decode_change(edit: dict[str, Any], tensors: dict[str, Tensor], change: Tensor) -> Tensor:
+    """Map a change of the edit's features to a change of the residual stream.
+
+    Args:
+        edit: the edit in `edit.json`.
+        tensors: tensors by name, with the decoder `W_dec`.
+        change: change of the edit's features, `(batch, pos, feature)`.
+    """
+    return change @ tensors["W_dec"][edit["features"]]
+
+
+EDITS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Tensor, Tensor], Tensor]] = {
+    "features": rescale_features,
+    "clamp": clamp_features,
+    "directions": remove_directions,
+}
+"""Edits by `kind`: functions of the residual stream and its features that return the change where the gate is open, `(batch, pos, d_model)`."""
