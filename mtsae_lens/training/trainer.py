@@ -27,6 +27,7 @@ from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.sparse import firing_counts_of, select_rows
+from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
@@ -322,7 +323,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
-        n_rows = int((output.sae_in != 0).any(dim=-1).sum())
+        n_rows = int((~find_walls(output.sae_in)).sum())
         counts, n_of_all = self._count(output.feature_acts, n_rows)
         self._share_of_rows = n_rows / n_of_all if n_rows < n_of_all else 1.0  # alone, also where all rows are masked
         count_firing(self, counts, n_of_all)
@@ -337,7 +338,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     def _log(self, output: TrainStepOutput, log: TrainingLog, progress: tqdm) -> None:  # type: ignore[type-arg]
         if not torch.isfinite(output.loss):
             raise DataError(f"the loss is {output.loss.item()} at step {self.n_training_steps}; {_REMEDY}")
-        kept = (output.sae_in != 0).any(dim=-1)
+        kept = ~find_walls(output.sae_in)
         feature_acts = select_rows(output.feature_acts, kept)
         counts, n_rows = self._count(feature_acts, len(feature_acts))
         output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts)
