@@ -40,7 +40,6 @@ from sae_lens.saes.sae import (
     TrainStepOutput,
 )
 from sae_lens.saes.topk_sae import (
-    TopK,  # the activation of SAELens's TopK SAE, so that ours is the same
     calculate_topk_aux_acts,  # AuxK of Gao et al. 2024, so that ours revives dead features as SAELens's does
 )
 from sae_lens.synthetic import (
@@ -85,7 +84,6 @@ __all__ = [
     "SAEMetadata",
     "SAETrainerConfig",
     "Step",
-    "TopK",
     "TrainCoefficientConfig",
     "TrainStepInput",
     "TrainStepOutput",

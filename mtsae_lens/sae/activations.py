@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -28,9 +29,9 @@ from mtsae_lens.sae.activation_interface import (
     register_activation,
     state_tensor,
 )
-from mtsae_lens.sae.sparse import Entries, decode_entries, largest_entries
+from mtsae_lens.sae.largest import keep_largest, largest_entries, largest_of_rows
+from mtsae_lens.sae.sparse import Entries, decode_entries
 from mtsae_lens.upstream import BatchTopK as BatchTopKFunction
-from mtsae_lens.upstream import TopK as TopKFunction
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, calculate_topk_aux_acts
 
 
@@ -176,7 +177,7 @@ class TopK(Activation):
 
     @override
     def function(self, cfg: Any) -> Callable[[Tensor], Tensor]:
-        return TopKFunction(cfg.k)
+        return partial(keep_largest, k=cfg.k)
 
     @override
     def losses(
@@ -202,7 +203,8 @@ class TopK(Activation):
     def find_entries(self, sae: SAE[Any], hidden_pre: Tensor, kept: Tensor, most: int) -> Entries | None:
         if sae.cfg.k * len(hidden_pre) > most:
             return None
-        values, features = hidden_pre.topk(sae.cfg.k, dim=-1, sorted=False)
+        features = largest_of_rows(hidden_pre, sae.cfg.k)
+        values = hidden_pre.gather(-1, features)
         return Entries.of_features(features, ~(values <= 0) & kept.unsqueeze(-1), sae.cfg.d_sae)  # a NaN must not vanish
 
     @override
@@ -211,7 +213,7 @@ class TopK(Activation):
         if dead is None:
             return None
         (features,) = dead.nonzero(as_tuple=True)
-        chosen = hidden_pre[:, features].topk(min(_k_aux(sae), len(features)), dim=-1, sorted=False).indices
+        chosen = largest_of_rows(hidden_pre[:, features], min(_k_aux(sae), len(features)))
         return Entries.of_features(features[chosen], kept.unsqueeze(-1).expand_as(chosen), sae.cfg.d_sae)
 
     @override

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mtsae_lens.sae.sparse import Entries, sum_rows
+from mtsae_lens.sae.sparse import Entries, decode_entries
 
 
 def group_sizes(d_sae: int, n_groups: int) -> list[int]:
@@ -94,9 +94,9 @@ def decode_prefixes(
     Returns:
         Reconstructions `(n_groups, row, d_in)`.
     """
+    if n_groups == 1:
+        return decode_entries(values, entries, W_dec)[None] + b_dec
     n_rows, d_sae = entries.shape
-    target = entries.row
-    if n_groups > 1:
-        target = target + n_rows * feature_groups(d_sae, n_groups).to(target.device)[entries.feature]
-    parts = sum_rows(W_dec, entries.feature, target, values, n_groups * n_rows)
+    group = feature_groups(d_sae, n_groups).to(values.device)
+    parts = decode_entries(values, entries, W_dec, group, n_groups)
     return parts.unflatten(0, (n_groups, n_rows)).cumsum(dim=0) + b_dec

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -35,6 +36,20 @@ class Entries:
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @cached_property
+    def by_feature(self) -> Int[Tensor, " entry"]:
+        """The order that sorts the entries by their feature."""
+        return self.feature.argsort(stable=True)
+
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """Put sets of entries of the same matrix one after the other; the rows of the result need not ascend."""
+        filled = [part for part in parts if len(part)]
+        if len(filled) == 1:  # which keeps what it knows about its order
+            return filled[0]
+        row, feature = (torch.cat(found) for found in zip(*((part.row, part.feature) for part in parts), strict=True))
+        return cls(row, feature, parts[0].shape)
 
     @classmethod
     def of_mask(cls, mask: Bool[Tensor, "row d_sae"]) -> Self:
@@ -70,8 +85,8 @@ class Entries:
         flat = flat.sort().values
         return cls(flat.div(shape[1], rounding_mode="floor"), flat % shape[1], shape)
 
-    def where(self, chosen: Bool[Tensor, " entry"]) -> Entries:
-        """Return the chosen entries."""
+    def where(self, chosen: Bool[Tensor, " entry"] | slice) -> Entries:
+        """Return the chosen entries, in their order."""
         return Entries(self.row[chosen], self.feature[chosen], self.shape)
 
     def sum_of_rows(self, values: Float[Tensor, " entry"]) -> Float[Tensor, " row"]:
@@ -80,9 +95,13 @@ class Entries:
 
     def to_matrix(self, values: Float[Tensor, " entry"]) -> Float[Tensor, "row d_sae"]:
         """Make a sparse matrix (COO, coalesced), without a gradient, of the entries whose value is not zero."""
-        shown = values.detach() != 0
-        places = torch.stack([self.row[shown], self.feature[shown]])
-        return torch.sparse_coo_tensor(places, values.detach()[shown], self.shape, is_coalesced=True, check_invariants=False)
+        row, feature, values = self.row, self.feature, values.detach()
+        shown = values != 0
+        if not shown.all():
+            row, feature, values = row[shown], feature[shown], values[shown]
+        return torch.sparse_coo_tensor(
+            torch.stack([row, feature]), values, self.shape, is_coalesced=True, check_invariants=False
+        )
 
 
 def sum_rows(
@@ -91,24 +110,25 @@ def sum_rows(
     target: Int[Tensor, " entry"],
     weights: Float[Tensor, " entry"],
     n_targets: int,
+    order: Int[Tensor, " entry"] | None,
 ) -> Float[Tensor, "target width"]:
-    """Compute `out[t] = sum_{i: target[i] = t} weights[i] * matrix[source[i]]`, differentiable in `matrix` and `weights`.
+    """Compute `out[t] = sum_{i: target[i] = t} weights[i] * matrix[source[i]]`.
 
     Args:
         matrix: the rows to sum.
         source: the row that each entry takes.
-        target: the row of the result that each entry is added to, in any order.
+        target: the row of the result that each entry is added to.
         weights: the factor of each entry.
         n_targets: number of rows of the result.
+        order: the order that sorts `target`; None if `target` ascends.
 
     Returns:
         The sums; zero where no entry is added.
     """
-    order = target.argsort(stable=True)
-    starts = torch.searchsorted(target[order], torch.arange(n_targets, device=target.device))
-    return torch.nn.functional.embedding_bag(
-        source[order], matrix, starts, per_sample_weights=weights[order].to(matrix.dtype), mode="sum"
-    )
+    if order is not None:
+        source, target, weights = source[order], target[order], weights[order]
+    starts = torch.searchsorted(target, torch.arange(n_targets, device=target.device))
+    return torch.nn.functional.embedding_bag(source, matrix, starts, per_sample_weights=weights.to(matrix.dtype), mode="sum")
 
 
 class _EncodeEntries(torch.autograd.Function):
@@ -124,8 +144,10 @@ class _EncodeEntries(torch.autograd.Function):
         hidden_pre: Tensor,
         row: Tensor,
         feature: Tensor,
+        by_row: Tensor | None,
+        by_feature: Tensor,
     ) -> Tensor:
-        ctx.save_for_backward(encoder_in, W_enc, row, feature)
+        ctx.save_for_backward(encoder_in, W_enc, row, feature, by_row, by_feature)
         ctx.dtypes = encoder_in.dtype, b_enc.dtype
         return hidden_pre[row, feature].to(W_enc.dtype)
 
@@ -133,16 +155,37 @@ class _EncodeEntries(torch.autograd.Function):
     @once_differentiable
     @override
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        encoder_in, W_enc, row, feature = ctx.saved_tensors
+        encoder_in, W_enc, row, feature, by_row, by_feature = ctx.saved_tensors
         gradient, (n_rows, d_sae) = gradients[0], (encoder_in.shape[0], W_enc.shape[1])
         d_in = d_W = d_b = None
         if ctx.needs_input_grad[0]:
-            d_in = sum_rows(W_enc.T.contiguous(), feature, row, gradient, n_rows).to(ctx.dtypes[0])
+            d_in = sum_rows(W_enc.T.contiguous(), feature, row, gradient, n_rows, by_row).to(ctx.dtypes[0])
         if ctx.needs_input_grad[1]:
-            d_W = sum_rows(encoder_in.to(W_enc.dtype), row, feature, gradient, d_sae).T
+            d_W = sum_rows(encoder_in.to(W_enc.dtype), row, feature, gradient, d_sae, by_feature).T
         if ctx.needs_input_grad[2]:
             d_b = gradient.new_zeros(d_sae).index_add_(0, feature, gradient).to(ctx.dtypes[1])
-        return d_in, d_W, d_b, None, None, None
+        return d_in, d_W, d_b, None, None, None, None, None
+
+
+class _GiveGradient(torch.autograd.Function):
+    """Pass sums of rows of a matrix on, and give the matrix their gradient, which `embedding_bag` computes more slowly."""
+
+    @staticmethod
+    @override
+    def forward(
+        ctx: Any, sums: Tensor, matrix: Tensor, source: Tensor, target: Tensor, weights: Tensor, by_source: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(source, target, weights, by_source)
+        ctx.n_sources = len(matrix)
+        return sums.view_as(sums)
+
+    @staticmethod
+    @once_differentiable
+    @override
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        source, target, weights, by_source = ctx.saved_tensors
+        d_matrix = sum_rows(gradients[0], target, source, weights, ctx.n_sources, by_source)
+        return gradients[0], d_matrix, None, None, None, None
 
 
 def encode_entries(
@@ -166,55 +209,40 @@ def encode_entries(
     Returns:
         The pre-activations of each set.
     """
-    row = torch.cat([part.row for part in parts])
-    feature = torch.cat([part.feature for part in parts])
-    values: Tensor = _EncodeEntries.apply(encoder_in, W_enc, b_enc, hidden_pre, row, feature)
+    entries = Entries.join(parts)
+    by_row = entries.row.argsort(stable=True) if len(entries) > max(map(len, parts)) else None  # one part alone ascends
+    values: Tensor = _EncodeEntries.apply(
+        encoder_in, W_enc, b_enc, hidden_pre, entries.row, entries.feature, by_row, entries.by_feature
+    )
     return list(values.split([len(part) for part in parts]))
 
 
 def decode_entries(
-    values: Float[Tensor, " entry"], entries: Entries, W_dec: Float[Tensor, "d_sae d_in"]
-) -> Float[Tensor, "row d_in"]:
+    values: Float[Tensor, " entry"],
+    entries: Entries,
+    W_dec: Float[Tensor, "d_sae d_in"],
+    group: Int[Tensor, " d_sae"] | None = None,
+    n_groups: int = 1,
+) -> Float[Tensor, "group_row d_in"]:
     """Compute `S @ W_dec` for the sparse matrix S of some values; without `b_dec`.
 
     Args:
         values: the values of the entries.
         entries: where they stand.
         W_dec: decoder.
+        group: the group of each feature; groups are decoded separately. None for a single group.
+        n_groups: number of groups.
 
     Returns:
-        Rows of the width of the decoder.
+        Rows of the width of the decoder, those of one group after those of the other.
     """
-    return sum_rows(W_dec, entries.feature, entries.row, values, entries.shape[0])
-
-
-def largest_entries(values: Float[Tensor, "row d_sae"], n: int) -> Int[Tensor, " entry"]:
-    """Return the places, in the flattened matrix, of the `n` largest of the positive values; of all of them, if there are fewer.
-
-    `torch.topk` would partly sort all values. The values above a bound that a sample of them suggests are few, and if there are at least `n`
-    of them, the `n` largest are among them.
-
-    Args:
-        values: the matrix.
-        n: how many entries to take.
-
-    Returns:
-        Their places, in any order.
-    """
-    flat = values.flatten()
-    sample = flat[:: max(1, len(flat) // _SAMPLE)]
-    expected = n * len(sample) / len(flat)
-    n_above = min(len(sample), int(1.5 * expected + 10 * expected**0.5) + 10)  # far above what chance can take away
-    bound = sample.topk(n_above).values[-1].clamp(min=0)
-    candidates = (~(flat <= bound)).nonzero().squeeze(1)  # a NaN must not vanish
-    if len(candidates) < n:
-        candidates = (~(flat <= 0)).nonzero().squeeze(1)
-    if len(candidates) <= n:
-        return candidates
-    return candidates[flat[candidates].topk(n, sorted=False).indices]
-
-
-_SAMPLE = 262_144  # values, from which the bound is estimated: sorting them takes a few milliseconds
+    n_rows, target, by_target = entries.shape[0], entries.row, None
+    if group is not None:
+        target = target + n_rows * group[entries.feature]
+        by_target = target.argsort(stable=True)
+    sums = sum_rows(W_dec.detach(), entries.feature, target, values, n_groups * n_rows, by_target)
+    decoded: Tensor = _GiveGradient.apply(sums, W_dec, entries.feature, target, values.detach(), entries.by_feature)
+    return decoded
 
 
 def column_major(matrix: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _choose(
         return None
     further = sae.activation.find_loss_entries(sae, step_input, hidden_pre, kept)
     if further is None:
-        return active, active.where(torch.zeros_like(active.row, dtype=torch.bool))
+        return active, active.where(slice(0))
     return (active, further) if len(active) + len(further) <= most else None
 
 
