@@ -95,6 +95,7 @@ def run_export(settings: ExportSettings) -> ExportResult:
 
     Raises:
         ConfigError: `low-rank` got no text to forget or to retain, or a text has two roles.
+        ModelError: the edit belongs to another SAE, or to another language model and this is not allowed.
     """
     watch = Stopwatch()
     if settings.form == "low-rank" and (settings.forget is None or not settings.retain + settings.near):
@@ -116,7 +117,7 @@ def run_export(settings: ExportSettings) -> ExportResult:
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
     lm = fit_batch(lm)
-    edit = load_edit(settings.edit, lm.splice, model=lm.model)
+    edit = load_edit(settings.edit, lm, allow_other_model=settings.allow_other_model)
     exported = _FORMS[settings.form](settings, lm, edit)
     comparison = {
         source: compare(
@@ -190,7 +191,7 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
     hook_name = lm.splice.hook_name
     with whole_folder(folder) as partial:
         base.save(partial)
-        save_edit(partial / "edit.json", edit, lm.splice, _made(settings), model=lm.model)
+        save_edit(partial / "edit.json", edit, lm, _made(settings))
         card = model_card(
             "A language model with an edit in its weights", _base_name(settings, lm), hook_name, edit, sections, _made(settings)
         )

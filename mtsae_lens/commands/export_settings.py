@@ -36,6 +36,8 @@ class ExportSettings(Settings):
     """Text to keep that resembles the forget text. The export is measured on it, and `low-rank` trains on it too."""
     model: str | None = None
     """Language model to edit. By default it is the one that the SAE was trained on."""
+    allow_other_model: bool = False
+    """Apply the edit although it was made on another language model, which is an error otherwise."""
     dtype: Dtype | None = None
     """Dtype of the models that are compared. By default it is the same as when the SAE was trained. Changed weights are computed and written
     in float32."""

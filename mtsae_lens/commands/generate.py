@@ -26,16 +26,17 @@ def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     Raises:
         DataError: the prompt is not valid Unicode.
         ConfigError: the prompt is empty, or prompt and continuation are longer than the model's context.
+        ModelError: the edit belongs to another SAE, or to another language model and this is not allowed.
     """
     check_text(settings.prompt, "--prompt")
-    lm, model = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
-    edit = load_edit(settings.edit, lm.splice, model=model)
+    lm, _ = open_sae(settings.sae, model=settings.model, device=settings.device, batch_size=1, dtype=settings.dtype)
+    edit = load_edit(settings.edit, lm, allow_other_model=settings.allow_other_model)
     tokens = torch.tensor([encode_prompt(lm.cutter, settings.prompt, "--prompt")], dtype=torch.long)
     if tokens.shape[1] == 0:
         raise ConfigError(
             "--prompt: expected text, since this model has no BOS token to begin with, got none; give a few words"
         )
-    check_length(model, tokens.shape[1], settings.max_new_tokens)
+    check_length(lm.model, tokens.shape[1], settings.max_new_tokens)
     texts = []
     for chosen in (None, edit):
         torch.manual_seed(settings.seed)

@@ -21,6 +21,8 @@ class GenerateSettings(Settings):
     """Text to continue."""
     model: str | None = None
     """Language model to generate with. By default it is the one that the SAE was trained on."""
+    allow_other_model: bool = False
+    """Apply the edit although it was made on another language model, which is an error otherwise."""
     dtype: Dtype | None = None
     """Dtype of the language model. By default it is the same as when the SAE was trained."""
     max_new_tokens: int = Field(40, gt=0)

@@ -82,7 +82,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
     with whole_folder(folder) as partial:
         open_base(base, dtype="auto").save(partial)
         _save_sae(lm, partial / "sae")
-        save_edit(partial / standalone.EDIT_FILE, edit, lm.splice, provenance, model=lm.model)
+        save_edit(partial / standalone.EDIT_FILE, edit, lm, provenance)
         (partial / standalone.HOOK_FOLDER).mkdir()
         save_file(tensors, partial / standalone.HOOK_FOLDER / "weights.safetensors")
         write_json(partial / standalone.HOOK_FOLDER / "config.json", config)

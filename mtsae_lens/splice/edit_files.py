@@ -17,7 +17,8 @@ from mtsae_lens.files import write_json
 from mtsae_lens.splice.edit_schema import FORMAT, EditFile, PartRecord
 from mtsae_lens.splice.edits import EDITS, Edit
 from mtsae_lens.splice.gates import GATES
-from mtsae_lens.splice.model_identity import identify
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.model_identity import ModelIdentity, identify
 from mtsae_lens.splice.serialization import Serializable, describe_first
 from mtsae_lens.splice.splicing import Splice
 
@@ -42,21 +43,23 @@ def weights_digest(sae: SAE[Any]) -> str:
 
 
 def save_edit(
-    path: Path | str, edit: Edit, splice: Splice, provenance: dict[str, Any] | None = None, *, model: Any = None
+    path: Path | str, edit: Edit, at: HookedLM | Splice, provenance: dict[str, Any] | None = None, *, model: Any = None
 ) -> None:
     """Write an edit to a file, with the hook, the architecture and weights digest of its SAE, and the language model.
 
     Args:
         path: the file to write.
         edit: an edit of a registered class (`register_edit`), with a gate of a registered class (`register_gate`).
-        splice: the SAE to which the edit belongs, at its hook.
+        at: the SAE to which the edit belongs, in the language model that the edit was made on.
         provenance: where the edit came from, as JSON.
-        model: the language model that the edit was made on; None leaves it out.
+        model: the language model, if `at` is a `Splice`, which has none; None leaves it out.
 
     Raises:
+        ConfigError: `at` is neither a `HookedLM` nor a `Splice`.
         DataError: the class of the edit or of its gate is not registered, or a field has a type that cannot be saved.
         OutputError: the file cannot be written.
     """
+    splice, model = _place(at, model, "save_edit(path, edit, lm)")
     write_json(
         Path(path),
         {
@@ -71,25 +74,25 @@ def save_edit(
     )
 
 
-def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
-    """Read an edit for this SAE, with a warning if it was made on another language model.
+def load_edit(path: Path | str, at: HookedLM | Splice, *, model: Any = None, allow_other_model: bool = False) -> Edit:
+    """Read an edit for this SAE, and check that it was made on this language model.
 
     Args:
         path: a file that `save_edit` wrote.
-        splice: the SAE at its hook.
-        model: the language model that the edit is for; None skips the comparison.
+        at: the SAE in its language model. A `Splice` has no language model.
+        model: the language model, if `at` is a `Splice`; None skips the comparison.
+        allow_other_model: warn, instead of raising an error, if the edit was made on another language model.
 
     Returns:
         The edit, with its gate.
 
     Raises:
-        ConfigError: `splice` is not a `Splice`.
+        ConfigError: `at` is neither a `HookedLM` nor a `Splice`.
         DataError: the file is missing or is not an edit, its class is not registered, or a number does not fit this SAE.
-        ModelError: the edit belongs to another hook, architecture or other weights.
+        ModelError: the edit belongs to another hook, architecture, other weights of the SAE, or another language model.
     """
     path = Path(path)
-    if not isinstance(splice, Splice):
-        raise ConfigError(f"expected a Splice, got a {type(splice).__name__}; give load_edit(path, Splice(sae)) or lm.splice")
+    splice, model = _place(at, model, "load_edit(path, lm)")
     content = read_edit_file(path)
     architecture = splice.sae.cfg.architecture()
     if content.hook_name != splice.hook_name:
@@ -107,15 +110,43 @@ def load_edit(path: Path | str, splice: Splice, *, model: Any = None) -> Edit:
         )
     gate = _build(path, "gate", content.gate, GATES, splice)
     edit = _build(path, "edit", content.edit, EDITS, splice, gate=gate)
-    difference = None if model is None or content.model is None else content.model.difference(model)
-    if content.model is not None and difference is not None:
-        warnings.warn(
-            f"{path}: the edit was made on {content.model.name}, and this {model.cfg.model_name} has different predictions (log-probabilities "
-            f"differ by up to {difference:.2g} nats); measurements of the edit may not hold here",
-            MTSAEWarning,
-            stacklevel=2,
-        )
+    if model is not None and content.model is not None:
+        _check_model(path, content.model, model, allow_other_model)
     return edit
+
+
+def _place(at: Any, model: Any, call: str) -> tuple[Splice, Any]:
+    """Return the SAE at its hook, and the language model if one is given."""
+    if isinstance(at, HookedLM):
+        return at.splice, at.model if model is None else model
+    if not isinstance(at, Splice):
+        raise ConfigError(f"expected a HookedLM or a Splice, got a {type(at).__name__}; give {call}")
+    return at, model
+
+
+def _check_model(path: Path, made_on: ModelIdentity, model: Any, allow_other_model: bool) -> None:
+    """Check that a language model is the one that an edit was made on.
+
+    Raises:
+        ModelError: it is another one, and this is not allowed.
+    """
+    difference = made_on.difference(model)
+    if difference is None:
+        return
+    what = "another vocabulary or a shorter context"
+    if difference != float("inf"):
+        what = f"other predictions: log-probabilities differ by {difference:.2g} nats on average"
+    if not allow_other_model:
+        raise ModelError(
+            f"{path}: expected {made_on.name}, the language model that the edit was made on, got {model.cfg.model_name} ({what}); give that "
+            "model, or allow another one with --allow-other-model or load_edit(..., allow_other_model=True)"
+        )
+    warnings.warn(
+        f"{path}: the edit was made on {made_on.name}, and this {model.cfg.model_name} is another model ({what}); measurements of the edit may "
+        "not hold here",
+        MTSAEWarning,
+        stacklevel=3,
+    )
 
 
 def read_edit_file(path: Path) -> EditFile:

@@ -1,6 +1,14 @@
 """Recognize a language model by its predictions.
 
-They are the same for every implementation of a model (bridge or not, any device), and different for other weights.
+They are the same for every implementation of a model (bridge or not, converted weights or not, any device), nearly the same in every dtype,
+and different for other weights. A digest of config and weights has none of these properties but the last: it would refuse the same model
+behind a bridge, in another dtype, or saved in other files.
+
+The difference between two models is the mean difference of their log-probabilities over a fixed row of tokens. Measured: 0.0000 nats between
+a `HookedTransformer` and a bridge; 0.002 and 0.010 between float32 and float16, 0.019 and 0.080 between float32 and bfloat16 (the embedded
+model and SmolLM2-135M); 1.67 between the embedded model and the one retrained without a text; 0.28 after 20 steps of finetuning SmolLM2 with
+a learning rate of 1e-5, but only 0.017 after a single step. So a change of the weights that small is not noticed, nor is a larger one if one of
+the two models is in bfloat16.
 """
 
 from __future__ import annotations
@@ -11,8 +19,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 N_TOKENS = 16
-_TOLERANCE = {"float32": 0.05, "float64": 0.05}  # nats; implementations of one model differ by about 1e-4
-_HALF_TOLERANCE = 1.0
+_TOLERANCE = {
+    "float32": 0.02,
+    "float64": 0.02,
+    "float16": 0.05,
+}  # nats; at least three times the differences measured between dtypes
+_BFLOAT16_TOLERANCE = 0.25
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -34,17 +46,19 @@ class ModelIdentity(BaseModel):
             model: a language model with hooks.
 
         Returns:
-            The largest difference in log-probability, in nats, if it is larger than between two implementations of one model; else None.
+            The mean difference in log-probability, in nats, if it is larger than between two implementations of one model, or infinity if
+            the model cannot read the tokens; else None.
         """
         if max(self.tokens) >= model.cfg.d_vocab or len(self.tokens) > model.cfg.n_ctx:
             return float("inf")
         given = _log_probs(model, list(self.tokens))
         if len(given) != len(self.log_probs):
             return float("inf")
-        largest = max(abs(ours - theirs) for ours, theirs in zip(given, self.log_probs, strict=True))
+        differences = [abs(ours - theirs) for ours, theirs in zip(given, self.log_probs, strict=True)]
+        mean = sum(differences) / len(differences)
         dtypes = (self.dtype, str(model.cfg.dtype).removeprefix("torch."))
-        tolerance = max(_TOLERANCE.get(dtype, _HALF_TOLERANCE) for dtype in dtypes)
-        return None if largest <= tolerance else largest
+        tolerance = max(_TOLERANCE.get(dtype, _BFLOAT16_TOLERANCE) for dtype in dtypes)
+        return None if mean <= tolerance else mean
 
 
 def identify(model: Any) -> ModelIdentity:

@@ -13,6 +13,22 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
+@pytest.mark.filterwarnings("default::mtsae_lens.errors.MTSAEWarning")
+def test_another_language_model_is_refused_unless_allowed(
+    mtsae: Callable[..., Any], lm: HookedLM, tiny_sae_dir: Path, tmp_path: Path, save_neox: Callable[..., Path]
+) -> None:
+    save_edit(tmp_path / "edit.json", FeatureEdit((1, 2)), lm)
+    given = ("--edit", tmp_path / "edit.json", "--prompt", "the sea", "--max-new-tokens", 2)
+    assert mtsae("generate", tiny_sae_dir, *given).code == 0
+    other = ("--model", save_neox(tmp_path / "other", initializer_range=0.1))
+    refused = mtsae("generate", tiny_sae_dir, *given, *other)
+    assert refused.code == 2
+    assert "expected bert-t5-gemma, the language model that the edit was made on, got other" in refused.error
+    allowed = mtsae("generate", tiny_sae_dir, *given, *other, "--allow-other-model")
+    assert allowed.code == 0
+    assert "made on bert-t5-gemma, and this other is another model" in allowed.err
+
+
 @pytest.mark.parametrize(
     ("prompt", "n_new", "message"),
     [

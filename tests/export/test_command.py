@@ -75,6 +75,23 @@ def test_the_hooked_form(export: Callable[..., Any], texts: tuple[Any, ...], lm:
     assert '"seed": 11' in (tmp_path / "out" / "model" / "README.md").read_text()
 
 
+@pytest.mark.filterwarnings("default::mtsae_lens.errors.MTSAEWarning")
+def test_another_language_model_is_refused_unless_allowed(
+    export: Callable[..., Any], lm: Any, tmp_path: Path, save_neox: Callable[..., Path]
+) -> None:
+    """The exported edit then names the model that it was exported with."""
+    save_edit(tmp_path / "edit.json", EDIT, lm)
+    other = ("--model", save_neox(tmp_path / "other", initializer_range=0.1))
+    refused = export("hooked", *other)
+    assert refused.code == 2
+    assert "expected bert-t5-gemma, the language model that the edit was made on, got other" in refused.error
+    assert not (tmp_path / "out" / "model").exists()
+    allowed = export("hooked", *other, "--allow-other-model")
+    assert allowed.code == 0
+    assert "made on bert-t5-gemma, and this other is another model" in allowed.err
+    assert json.loads((tmp_path / "out" / "model" / "edit.json").read_text())["model"]["name"] == "other"
+
+
 @pytest.mark.parametrize(("form", "more"), [("projected", ()), ("low-rank", ("--rank", 2, "--n-steps", 3))])
 def test_the_forms_in_weights(
     form: str,

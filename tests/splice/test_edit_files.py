@@ -6,19 +6,24 @@ import copy
 import json
 import math
 import os
-import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from mtsae_lens import MTSAE, MTSAEConfig
+from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
+from mtsae_lens.splice import model_identity
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.model_identity import identify
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures.effects import edited_logits
 
@@ -235,27 +240,78 @@ def test_an_edit_of_another_architecture_is_refused(tmp_path: Path) -> None:
         load_edit(path, splice())
 
 
-def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tmp_path: Path) -> None:
-    """Other implementations of the same model are recognized, other weights under the same name give a warning, and older files give none."""
-    path = tmp_path / "edit.json"
-    save_edit(path, FeatureEdit((1,)), lm.splice, model=lm.model)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", MTSAEWarning)
-        load_edit(path, lm.splice, model=lm.model)
-        load_edit(path, lm.splice, model=half_lm.model)
-    changed = copy.deepcopy(lm.model)
+def changed_weights(model: Any, scale: float) -> Any:
+    changed, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     for parameter in changed.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    with pytest.warns(
-        MTSAEWarning, match="the edit was made on bert-t5-gemma, and this bert-t5-gemma has different predictions"
-    ):
-        load_edit(path, lm.splice, model=changed)
-    content = json.loads(path.read_text())
+        parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+    return changed
+
+
+def test_an_edit_knows_its_language_model(lm: HookedLM, half_lm: HookedLM, tiny_model_dir: Path, tmp_path: Path) -> None:
+    """Other implementations of the same model are recognized, other weights under the same name are refused unless the caller allows them."""
+    path, edit = tmp_path / "edit.json", FeatureEdit((1,))
+    save_edit(path, edit, lm)
+    bridge = load_language_model(f"bridge:{tiny_model_dir}")
+    for model in (lm.model, half_lm.model, bridge):
+        assert load_edit(path, lm.splice, model=model) == edit
+    changed = changed_weights(lm.model, 0.05)
+    message = r"expected bert-t5-gemma, the language model that .* got bert-t5-gemma \(other predictions: .* nats on average\)"
+    for place, options in ((replace(lm, model=changed), {}), (lm.splice, {"model": changed})):
+        with pytest.raises(ModelError, match=message + ".*--allow-other-model") as caught:
+            load_edit(path, place, **options)
+        assert "\n" not in str(caught.value)
+        with pytest.warns(MTSAEWarning, match="another model .* measurements of the edit may not hold here"):
+            assert load_edit(path, place, allow_other_model=True, **options) == edit
+
+
+def test_a_language_model_that_cannot_read_the_tokens_is_another_one(
+    lm: HookedLM, tmp_path: Path, save_neox: Callable[..., Path]
+) -> None:
+    save_edit(tmp_path / "edit.json", FeatureEdit((1,)), lm)
+    short = load_language_model(str(save_neox(tmp_path / "short", max_position_embeddings=8)))
+    with pytest.raises(ModelError, match=r"got short \(another vocabulary or a shorter context\)"):
+        load_edit(tmp_path / "edit.json", lm.splice, model=short)
+
+
+def test_an_edit_without_a_recorded_language_model_fits_every_one(lm: HookedLM, tmp_path: Path) -> None:
+    """Files that were written before the language model was recorded, and those that `save_edit` wrote for a `Splice`, name none."""
+    save_edit(tmp_path / "edit.json", FeatureEdit((1,)), lm.splice)
+    elsewhere = replace(lm, model=changed_weights(lm.model, 0.05))
+    assert load_edit(tmp_path / "edit.json", elsewhere) == FeatureEdit((1,))
+    save_edit(tmp_path / "edit.json", FeatureEdit((1,)), lm)
+    content = json.loads((tmp_path / "edit.json").read_text())
     del content["model"]
-    path.write_text(json.dumps(content))
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", MTSAEWarning)
-        assert load_edit(path, lm.splice, model=changed) == FeatureEdit((1,))
+    (tmp_path / "edit.json").write_text(json.dumps(content))
+    assert load_edit(tmp_path / "edit.json", elsewhere) == FeatureEdit((1,))
+
+
+@pytest.mark.parametrize(
+    ("dtypes", "difference", "same"),
+    [
+        (("float32", "float32"), 0.015, True),
+        (("float32", "float32"), 0.03, False),
+        (("float32", "float16"), 0.03, True),
+        (("float16", "float32"), 0.1, False),
+        (("bfloat16", "float32"), 0.2, True),
+        (("float16", "bfloat16"), 0.3, False),
+        (("float32", "float32"), math.nan, False),
+    ],
+)
+def test_how_different_two_dtypes_of_one_model_may_be(
+    lm: HookedLM, dtypes: tuple[str, str], difference: float, same: bool
+) -> None:
+    """The mean difference counts: here half of the log-probabilities differ by twice as much, and the others not at all."""
+    model = SimpleNamespace(cfg=copy.copy(lm.model.cfg))
+    recorded = identify(lm.model)
+    model.cfg.dtype = getattr(torch, dtypes[1])
+    n = len(recorded.log_probs)
+    moved = [value + (difference * n / (n // 2) if place < n // 2 else 0) for place, value in enumerate(recorded.log_probs)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_identity, "_log_probs", lambda model, tokens: moved)
+        found = recorded.model_copy(update={"dtype": dtypes[0]}).difference(model)
+    assert (found is None) == same
+    if not same:
+        assert found == pytest.approx(difference, nan_ok=True)
 
 
 def test_a_path_may_be_a_string(lm: HookedLM, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.opening import open_sae
-from mtsae_lens.splice.edit_files import load_edit
+from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
@@ -63,9 +63,10 @@ def test_it_prints_as_one_line(lm: HookedLM) -> None:
 def test_an_sae_is_no_splice(lm: HookedLM) -> None:
     with pytest.raises(ConfigError, match=r"expected a Splice, got a MTSAE"):
         HookedLM(lm.model, lm.sae, lm.cutter)  # type: ignore[arg-type]
-    for what in (lm, lm.sae):
-        with pytest.raises(ConfigError, match=rf"expected a Splice, got a {type(what).__name__}"):
-            load_edit("edit.json", what)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"expected a HookedLM or a Splice, got a MTSAE; give load_edit\(path, lm\)"):
+        load_edit("edit.json", lm.sae)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"expected a HookedLM or a Splice, got a MTSAE; give save_edit\(path, edit, lm\)"):
+        save_edit("edit.json", FeatureEdit((1,)), lm.sae)  # type: ignore[arg-type]
 
 
 def test_a_source_is_no_table(lm: HookedLM) -> None:
