@@ -8,13 +8,14 @@ At one decoder layer the residual stream h becomes h + delta wherever the gate i
     x     = h - b_in, zero at walls (special tokens, padding, the first token)
     z_k   = norm(sum_o filters[k, o] * x[t + o])         one vector per time scale k; nothing is read at or across a wall
     e     = act([z_1; ...; z_K] @ W_enc + b_enc)         features, none at walls
-    delta = (e' - e) @ W_dec                             e' the edited features; or a projection of h itself
+    delta = (e' - e) @ W_dec                             e' the edited features; or a projection of h, or of h - decode(e); or a sum
 
 The edit is suppression, not deletion: without the hook the model is what it was.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -213,12 +214,21 @@ class EditedLayer:
 
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.edit, self.gate, self.weights = config, content["edit"], content["gate"], weights
-        for part, known, names in (("edit", EDITS, self.edit), ("gate", GATES, self.gate)):
+        self.parts = [
+            (part, {f"edit_{name}": torch.tensor(value) for name, value in part.items() if isinstance(value, list)})
+            for part in self.edit.get("parts", [])
+        ]
+        for part, known, names in (
+            ("edit", EDITS, self.edit),
+            ("gate", GATES, self.gate),
+            *(("edit", EDITS, p) for p, _ in self.parts),
+        ):
             if names["kind"] not in known:
                 raise ValueError(
                     f"expected a known {part} ({', '.join(known)}), got {names['kind']!r}; load it with mtsae_lens.load_edit"
                 )
-            self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in names.items() if isinstance(value, list)}
+            numbers = {name: value for name, value in names.items() if isinstance(value, list) and name != "parts"}
+            self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in numbers.items()}
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
         self.masked: Tensor | None = None
         self.state: dict[str, Tensor] = {}
@@ -440,6 +450,34 @@ def remove_directions(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
     return -(1 + layer.edit["multiplier"]) * ((h - center) @ basis.T) @ basis
 
 
+def remove_from_error(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - decode(e) - center)`.
+
+    Args:
+        layer: the edited layer.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    return remove_directions(layer, h - e @ layer.weights["W_dec"] - layer.weights["b_dec"], e)
+
+
+def add_parts(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
+    """Compute the sum of the changes of several edits, each from the activations before any edit.
+
+    Args:
+        layer: the edited layer.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    total = torch.zeros_like(h)
+    for edit, weights in layer.parts:
+        alone = copy.copy(layer)
+        alone.edit = edit
+        alone.weights = layer.weights | {name: tensor.to(h.device) for name, tensor in weights.items()}
+        total = total + EDITS[edit["kind"]](alone, h, e)
+    return total
+
+
 def decode_change(layer: EditedLayer, change: Tensor) -> Tensor:
     """Map a change of the edit's features to a change of the residual stream.
 
@@ -461,6 +499,8 @@ EDITS: dict[str, Callable[[EditedLayer, Tensor, Tensor], Tensor]] = {
     "features": rescale_features,
     "clamp": clamp_features,
     "directions": remove_directions,
+    "error": remove_from_error,
+    "combined": add_parts,
 }
 """Edits by `kind`: functions of the residual stream and its features that return the change where the gate is open."""
 
