@@ -25,6 +25,7 @@ from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.files import whole_folder, write_json, write_text
 from mtsae_lens.splice.edit_files import save_edit, weights_digest
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
+from mtsae_lens.splice.error_edits import parts_of
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.serialization import Serializable
 from mtsae_lens.upstream import SAE_CFG_FILENAME
@@ -68,7 +69,8 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         ModelError: the hook, SAE, edit, gate or model family cannot be exported, or the exported model gives different logits.
     """
     layer, side = hooked_layer(lm.splice.hook_name)
-    _check_loader_knows("edit", edit, standalone.EDITS)
+    for part in (edit, *parts_of(edit)):
+        _check_loader_knows("edit", part, standalone.EDITS)
     _check_loader_knows("gate", edit.gate, standalone.GATES)
     tensors, settings = reduce_encoder(lm.sae)
     config = {

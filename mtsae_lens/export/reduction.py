@@ -29,7 +29,7 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     Returns:
         Tensors: `filters (n_scales, n_reads, d_in)`, `W_enc (n_scales * d_in, d_sae)`, `b_enc (d_sae,)`, `W_dec (d_sae, d_in)`, `b_in
-            (d_in,)`, `W_context ((n_scales - 1) * d_in, context_rank)` for an encoder of that rank, whose `W_enc` is
+            (d_in,)`, `b_dec (d_in,)`, `W_context ((n_scales - 1) * d_in, context_rank)` for an encoder of that rank, whose `W_enc` is
             `(d_in + context_rank, d_sae)`, and `threshold (d_sae,)` for JumpReLU. Settings: `offsets`, `scale_norm`, `context_gain`,
             `activation`, `k`.
 
@@ -51,6 +51,7 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{sae.cfg.architecture()!r}; train one of these"
         )
     tensors["b_in"] = sae.b_dec * float(sae.cfg.apply_b_dec_to_input)
+    tensors["b_dec"] = sae.b_dec
     return {name: tensor.detach().cpu().float().contiguous().clone() for name, tensor in tensors.items()}, settings
 
 

@@ -14,6 +14,7 @@ from sae_lens import SAE
 
 from mtsae_lens.errors import ConfigError, DataError, ModelError, MTSAEWarning
 from mtsae_lens.files import write_json
+from mtsae_lens.splice import error_edits  # noqa: F401  # registers its edits
 from mtsae_lens.splice.edit_schema import FORMAT, EditFile, PartRecord
 from mtsae_lens.splice.edits import EDITS, Edit
 from mtsae_lens.splice.gates import GATES

@@ -54,6 +54,7 @@ class StreamingEdit:
         sae = splice.sae
         self.splice, self.edit, self._masked = splice, edit, masked
         self._reach = 0
+        self._remembers = isinstance(sae, TemporalEncoder) and sae.has_memory
         if not edit.gate.causal:
             raise ConfigError(
                 f"expected a causal gate to generate, got a {type(edit.gate).__name__}, which reads the whole context before it opens; give "
@@ -89,9 +90,9 @@ class StreamingEdit:
         if h.shape[1] > 1 or self._past is None:
             self._past = self._gate_state = None
         masked = self._masked_of(h)
-        feature_acts = self._encode(h, masked)
+        earlier, feature_acts = self._encode(h, masked)
         open_at, self._gate_state = self.edit.gate.open_from(feature_acts, self._gate_state)
-        return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked)
+        return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked, earlier if self._remembers else None)
 
     def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
         """Return which of the new positions are neither read nor edited: at the start of a context, position 0 and the prompt's masked
@@ -104,10 +105,11 @@ class StreamingEdit:
                 masked[:, : self._masked.shape[1]] |= self._masked.to(h.device)
         return masked
 
-    def _encode(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> Tensor:
-        """Compute the features of the new positions from a window with all positions that they read; masked positions have no features.
+    def _encode(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
+        """Compute the features of the past positions in a window and those of the new ones; masked positions have no features.
 
-        The window begins with a row of zeros, a wall in place of position 0, which the encoder always treats as a wall.
+        The window holds all positions that the new ones read. It begins with a row of zeros, a wall in place of position 0, which the encoder
+        always treats as a wall.
         """
         rows = zero_rows(h, masked)
         if self._past is None:
@@ -115,7 +117,8 @@ class StreamingEdit:
         n_past, n_new = self._past.shape[1], h.shape[1]
         window = torch.cat([torch.zeros_like(rows[:, :1]), self._past, rows], dim=1)
         self._past = window[:, 1:][:, max(0, n_past + n_new - self._reach) :]
-        return self.splice.feature_acts(window, (window == 0).flatten(2).all(dim=-1))[:, -n_new:]
+        feature_acts = self.splice.feature_acts(window, (window == 0).flatten(2).all(dim=-1))
+        return feature_acts[:, :-n_new], feature_acts[:, -n_new:]
 
 
 @dataclass

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
@@ -19,16 +20,22 @@ class SAEState:
         sae: the SAE.
         sae_in: its input.
         feature_acts: the feature activations, before any edit.
+        earlier_acts: feature activations of the positions before them, which the decoder of an SAE with memory reads; None at the start of a
+            context, or if the decoder is pointwise.
     """
 
     sae: SAE[Any]
     sae_in: Float[Tensor, "batch pos *d_in"]
     feature_acts: Float[Tensor, "batch pos d_sae"]
+    earlier_acts: Float[Tensor, "batch past d_sae"] | None = None
 
     @cached_property
     def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
         """Return the reconstruction from the features before any edit."""
-        return self.sae.decode(self.feature_acts)
+        if self.earlier_acts is None:
+            return self.sae.decode(self.feature_acts)
+        n_new = self.feature_acts.shape[1]
+        return self.sae.decode(torch.cat([self.earlier_acts, self.feature_acts], dim=1))[:, -n_new:]
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:
         """Select some contexts of the batch.
@@ -39,4 +46,7 @@ class SAEState:
         Returns:
             Their state; this object itself if all are kept.
         """
-        return self if bool(kept.all()) else SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept])
+        if bool(kept.all()):
+            return self
+        earlier = None if self.earlier_acts is None else self.earlier_acts[kept]
+        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], earlier)

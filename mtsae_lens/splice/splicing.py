@@ -121,7 +121,14 @@ class Splice:
         (open_at,) = open_positions(feature_acts, [edit], masked)
         return self.apply_edit(h, feature_acts, edit, open_at if where is None else open_at & where.to(h.device))
 
-    def apply_edit(self, h: Tensor, feature_acts: Tensor, edit: Edit, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
+    def apply_edit(
+        self,
+        h: Tensor,
+        feature_acts: Tensor,
+        edit: Edit,
+        open_at: Bool[Tensor, "batch pos"],
+        earlier_acts: Tensor | None = None,
+    ) -> Tensor:
         """Apply an edit whose features and open positions are already computed.
 
         Args:
@@ -129,20 +136,22 @@ class Splice:
             feature_acts: their features.
             edit: the edit; its gate is not evaluated.
             open_at: True where the edit applies.
+            earlier_acts: features of the positions before `h`, as in `SAEState`.
 
         Returns:
             The edited activations, in the shape and dtype of `h`.
         """
-        return self.add_delta(h, edit.delta(self.sae_state(h, feature_acts)), open_at)
+        return self.add_delta(h, edit.delta(self.sae_state(h, feature_acts, earlier_acts)), open_at)
 
-    def sae_state(self, h: Tensor, feature_acts: Tensor) -> SAEState:
+    def sae_state(self, h: Tensor, feature_acts: Tensor, earlier_acts: Tensor | None = None) -> SAEState:
         """Collect what edits read.
 
         Args:
             h: activations at the hook.
             feature_acts: their feature activations.
+            earlier_acts: features of the positions before `h`, as in `SAEState`.
         """
-        return SAEState(self.sae, self.as_sae_input(h), feature_acts)
+        return SAEState(self.sae, self.as_sae_input(h), feature_acts, earlier_acts)
 
     def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
         """Add an edit's change to activations at the hook, where the edit applies.

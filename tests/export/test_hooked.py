@@ -23,6 +23,7 @@ from mtsae_lens.export.hooked import export_hooked
 from mtsae_lens.export.standalone import attach, load_edited
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -38,6 +39,15 @@ EDITS: dict[str, Edit] = {
     "clamp_any": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "any_fires"),
     "clamp_everywhere": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "everywhere", RUNNING),
     "directions": DirectionEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
+    "error": ErrorEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
+    "combined": CombinedEdit(
+        (
+            FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "everywhere"),
+            FeatureEdit((2,), 2.0),
+            ErrorEdit(DIRECTIONS, torch.ones(32)),
+        ),
+        RUNNING,
+    ),
 }
 RELU = {"activation": "relu", "scale_norm": "none", "apply_b_dec_to_input": False}
 CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
@@ -49,6 +59,8 @@ CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("neox", "blocks.0.hook_resid_pre", "mtsae", {"context_rank": 6}, "features"),
     ("neox", "blocks.0.hook_resid_post", "standard", {}, "features_running"),
     ("neox", "blocks.0.hook_resid_post", "topk", {}, "features"),
+    ("neox", "blocks.0.hook_resid_post", "topk", {}, "combined"),
+    ("neox", "blocks.0.hook_resid_pre", "mtsae", RELU, "error"),
     ("neox", "blocks.0.hook_resid_post", "jumprelu", {}, "features"),
     ("llama", "blocks.0.hook_resid_post", "mtsae", {}, "features_running"),
     ("llama", "blocks.1.hook_resid_pre", "topk", {}, "features"),

@@ -21,6 +21,7 @@ from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
 from mtsae_lens.splice import model_identity
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import identify
@@ -71,6 +72,8 @@ def edits_behind(gate: Gate) -> dict[str, Edit]:
     return {
         "features": FeatureEdit(tuple(range(20)), 1 / 3, gate),
         "directions": DirectionEdit(basis, center, 1 / 3, gate),
+        "error": ErrorEdit(basis, center, 1 / 3, gate),
+        "combined": CombinedEdit((FeatureEdit(tuple(range(20)), 1 / 3), ErrorEdit(basis, center)), gate),
     } | clamp
 
 
@@ -108,6 +111,28 @@ def test_every_number_of_a_file_matters(lm: HookedLM, tmp_path: Path) -> None:
         path.write_text(json.dumps(content))
         changed = load_edit(path, lm.splice)
         assert not torch.equal(edited_logits(lm, changed)(tokens), edited_logits(lm, edit)(tokens)), (kind, name)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "expected edits to combine, got none"),
+        ([{"kind": "unknown"}], "parts: expected edits out of .*error.*got 'unknown'"),
+        ([{"kind": "combined", "parts": []}], "parts: expected edits out of"),
+        ([{"kind": "features", "features": [99], "multiplier": 0.0}], "expected indices from 0 to 31, got 99"),
+        ([{"kind": "features", "features": [1]}], "multiplier"),
+        ([7], "parts: expected a list of edits"),
+    ],
+)
+def test_damaged_parts_are_refused_in_one_line(parts: list[Any], message: str, lm: HookedLM, tmp_path: Path) -> None:
+    path = tmp_path / "edit.json"
+    save_edit(path, edits_behind(AlwaysOpen())["combined"], lm.splice)
+    content = json.loads(path.read_text())
+    content["edit"]["parts"] = parts
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as refused:
+        load_edit(path, lm.splice)
+    assert "\n" not in str(refused.value)
 
 
 def test_an_edit_of_another_sae_or_hook_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.sae_state import SAEState
@@ -49,6 +50,8 @@ def strong_edits(d_in: int, d_sae: int) -> dict[str, Edit]:
         "any_fires": FeatureClamp(features, (-4.0,) * len(features), "any_fires"),
         "everywhere": FeatureClamp((0, 1), (7.0, -7.0), "everywhere"),
         "directions": DirectionEdit(directions(d_in), center, 1.0),
+        "error": ErrorEdit(directions(d_in), center, 1.0),
+        "combined": CombinedEdit((FeatureEdit(features, 2.0), ErrorEdit(directions(d_in), center))),
     }
 
 

@@ -17,6 +17,7 @@ from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -53,9 +54,13 @@ GATES: dict[str, Gate] = {
 
 
 def edit_of_kind(kind: str, gate: Gate, d_in: int) -> Edit:
+    basis = orthonormal_rows(torch.randn(8, d_in, generator=torch.Generator().manual_seed(0)))
     if kind == "directions":
-        basis = orthonormal_rows(torch.randn(8, d_in, generator=torch.Generator().manual_seed(0)))
         return DirectionEdit(basis, torch.full((d_in,), 2.0), 2.0, gate)
+    if kind == "error":
+        return ErrorEdit(basis, torch.full((d_in,), 2.0), 2.0, gate)
+    if kind == "combined":
+        return CombinedEdit((FeatureEdit(tuple(range(24)), 3.0), ErrorEdit(basis, torch.full((d_in,), 2.0))), gate)
     return FeatureClamp(tuple(range(24)), (-6.0,) * 24, kind, gate)  # type: ignore[arg-type]
 
 
@@ -83,7 +88,7 @@ def test_the_cache_changes_no_token(tiny_model: Any, settings: dict[str, Any], n
 
 
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("kind", ["fires", "any_fires", "everywhere", "directions"])
+@pytest.mark.parametrize("kind", ["fires", "any_fires", "everywhere", "directions", "error", "combined"])
 def test_the_cache_changes_no_token_of_any_edit(tiny_model: Any, kind: str, gate: str) -> None:
     lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 5)
     edit = edit_of_kind(kind, GATES[gate], tiny_model.cfg.d_model)
@@ -94,8 +99,18 @@ def test_the_cache_changes_no_token_of_any_edit(tiny_model: Any, kind: str, gate
     assert torch.equal(lm.generate(tokens, edit, **options), cached)  # nothing is left behind in the edit
 
 
+@pytest.mark.parametrize("kind", ["error", "combined"])
+def test_the_error_of_an_sae_with_memory_needs_its_past(tiny_model: Any, kind: str) -> None:
+    lm, tokens = hooked_lm(tiny_model, dilations=(0,), memory="predictive"), prompts(tiny_model, 5)
+    edit = edit_of_kind(kind, GATES["running"], tiny_model.cfg.d_model)
+    options = {"max_new_tokens": N_NEW, "do_sample": False, "stop_at_eos": False}
+    cached, reread = (lm.generate(tokens, edit, use_past_kv_cache=cache, **options) for cache in (True, False))
+    assert torch.equal(cached, reread)
+    assert not torch.equal(cached, lm.generate(tokens, None, **options))
+
+
 @pytest.mark.parametrize("gate", GATES)
-@pytest.mark.parametrize("kind", ["fires", "everywhere", "directions"])
+@pytest.mark.parametrize("kind", ["fires", "everywhere", "directions", "error", "combined"])
 def test_any_edit_position_by_position_is_the_whole_context(tiny_model: Any, kind: str, gate: str) -> None:
     lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 20)
     edit = edit_of_kind(kind, GATES[gate], tiny_model.cfg.d_model)

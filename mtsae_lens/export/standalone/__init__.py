@@ -8,7 +8,7 @@ At one decoder layer the residual stream h becomes h + delta wherever the gate i
     x     = h - b_in, zero at walls (special tokens, padding, the first token)
     z_k   = norm(sum_o filters[k, o] * x[t + o])         one vector per time scale k; nothing is read at or across a wall
     e     = act([z_1; ...; z_K] @ W_enc + b_enc)         features, none at walls
-    delta = (e' - e) @ W_dec                             e' the edited features; or a projection of h itself
+    delta = (e' - e) @ W_dec                             e' the edited features; or a projection of h, or of h - decode(e); or a sum
 
 The edit is suppression, not deletion: without the hook the model is what it was.
 

@@ -50,6 +50,34 @@ def remove_directions(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tenso
     return -(1 + edit["multiplier"]) * ((h - center) @ basis.T) @ basis
 
 
+def remove_from_error(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - decode(e) - center)`.
+
+    Args:
+        edit: the edit in `edit.json`.
+        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec` and `b_dec`.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    return remove_directions(edit, tensors, h - e @ tensors["W_dec"] - tensors["b_dec"], e)
+
+
+def add_parts(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+    """Compute the sum of the changes of several edits, each from the activations before any edit.
+
+    Args:
+        edit: the edit in `edit.json`.
+        tensors: the lists of the parts as tensors, by the place of the part and the name, and the decoder `W_dec` and `b_dec`.
+        h: the residual stream, `(batch, pos, d_model)`.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    total = torch.zeros_like(h)
+    for place, part in enumerate(edit["parts"]):
+        own = {name.removeprefix(f"{place}."): tensor for name, tensor in tensors.items()}
+        total = total + EDITS[part["kind"]](part, own, h, e)
+    return total
+
+
 def decode_change(edit: dict[str, Any], tensors: dict[str, Tensor], change: Tensor) -> Tensor:
     """Map a change of the edit's features to a change of the residual stream.
 
@@ -65,5 +93,7 @@ EDITS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Tensor, Tensor], T
     "features": rescale_features,
     "clamp": clamp_features,
     "directions": remove_directions,
+    "error": remove_from_error,
+    "combined": add_parts,
 }
 """Edits by `kind`: functions of the residual stream and its features that return the change where the gate is open, `(batch, pos, d_model)`."""

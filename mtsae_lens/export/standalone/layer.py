@@ -34,7 +34,8 @@ class EditedLayer:
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.weights = config, weights
         self.edit, self.gate = content["edit"], content["gate"]
-        for part, known, fields in (("edit", EDITS, self.edit), ("gate", GATES, self.gate)):
+        parts = [("edit", EDITS, part) for part in self.edit.get("parts", [])]
+        for part, known, fields in (("edit", EDITS, self.edit), ("gate", GATES, self.gate), *parts):
             if fields["kind"] not in known:
                 raise ValueError(
                     f"expected a known {part} ({', '.join(known)}), got {fields['kind']!r}; load it with mtsae_lens.load_edit"
@@ -137,7 +138,7 @@ class EditedLayer:
         masked = self.masked.to(h.device)
         e = self.features(h.float(), masked)
         open_at = GATES[self.gate["kind"]](self.gate, self.gate_tensors, self.state, e) & ~masked
-        tensors = self.edit_tensors | {"W_dec": self.weights["W_dec"]}
+        tensors = self.edit_tensors | {"W_dec": self.weights["W_dec"], "b_dec": self.weights["b_dec"]}
         delta = EDITS[self.edit["kind"]](self.edit, tensors, h.float(), e)
         self.state["n_seen"] = self.state.get("n_seen", torch.tensor(0)) + h.shape[1]
         return (h + delta.masked_fill(~open_at.unsqueeze(-1), 0.0)).to(h.dtype)
@@ -164,9 +165,12 @@ class EditedLayer:
 
 
 def tensors_of(fields: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the lists of an edit or a gate as tensors, by name.
+    """Return the lists of an edit or a gate as tensors, by name; those of a combined edit by the place of the part and the name.
 
     Args:
         fields: the edit or the gate in `edit.json`.
     """
+    if "parts" in fields:
+        of_parts = [tensors_of(part) for part in fields["parts"]]
+        return {f"{place}.{name}": tensor for place, part in enumerate(of_parts) for name, tensor in part.items()}
     return {name: torch.tensor(value) for name, value in fields.items() if isinstance(value, list)}
