@@ -63,7 +63,8 @@ def relearn(
     edit: Edit | None = None,
     hook_while_learning: bool = True,
 ) -> list[RelearningPoint]:
-    """Finetune a model that was made to forget on some of the forget text (NLL descent on all weights, or on those from `settings.first_layer` on), and measure what comes back.
+    """Finetune a model that was made to forget on some of the forget text (NLL descent on the weights from
+    `settings.first_layer` on, which are all weights by default), and measure what comes back.
 
     After Lucki et al. 2024 (arXiv 2409.18025), who relearn from a few examples. Learning a text also teaches its domain, so compare with
     `weights=lm.model`, which forgot nothing, and with a model that was never trained on the text. An edit is always applied during the
