@@ -26,7 +26,7 @@ from mtsae_lens.splice.edits import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train
-from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend
+from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend, keep_later_layers
 from mtsae_lens.unlearning.finetuning.losses import mean_nll
 from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, measure_model
 
@@ -63,7 +63,8 @@ def relearn(
     edit: Edit | None = None,
     hook_while_learning: bool = True,
 ) -> list[RelearningPoint]:
-    """Finetune a model that was made to forget on some of the forget text (NLL descent on all weights), and measure what comes back.
+    """Finetune a model that was made to forget on some of the forget text (NLL descent on the weights from
+    `settings.first_layer` on, which are all weights by default), and measure what comes back.
 
     After Lucki et al. 2024 (arXiv 2409.18025), who relearn from a few examples. Learning a text also teaches its domain, so compare with
     `weights=lm.model`, which forgot nothing, and with a model that was never trained on the text. An edit is always applied during the
@@ -95,7 +96,7 @@ def relearn(
         with _attached(lm, model, edit if hook_while_learning else None, batch.tokens):
             return mean_nll(model, batch)
 
-    names = tuple(name for name, _ in model.named_parameters())
+    names = keep_later_layers(model, [name for name, _ in model.named_parameters()], settings.first_layer)
     steps = descend(model, names, step_loss, settings.lr, settings.n_steps)
     logits = edited_logits(replace(lm, model=model), edit)
     return [

@@ -67,7 +67,7 @@ def _relearning(
     measured = task.table(task.forget, "test", lm.cutter)
     learned = setup.training_table(task.forget)
     snapshots = tuple(step for step in RELEARNING.snapshots if step <= n_steps)
-    settings = replace(RELEARNING, n_steps=n_steps, snapshots=snapshots, seed=seed)
+    settings = replace(RELEARNING, n_steps=n_steps, snapshots=snapshots, seed=seed, first_layer=setup.first_trained_layer)
     sizes = sorted({min(k, len(set(learned.pieces.documents))) for k in sizes})  # no attacker has more documents than exist
     variants = (True, False) if change.edit is not None else (False,)
     curves: dict[str, dict[str, RelearningCurve]] = {}

@@ -31,7 +31,7 @@ from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.splice.edits import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import run_trials
-from mtsae_lens.unlearning.finetuning.losses import LOSSES
+from mtsae_lens.unlearning.finetuning.losses import LOSSES, OfAllWeights
 from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
@@ -58,7 +58,9 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     _check_reference(settings)
     size = settings.size()
     shared = {"model", "hook_name", "dataset", "saes"}
-    shared |= {name for name in ("context_size", "prepend_bos") if getattr(settings, name) != _default(name)}
+    shared |= {
+        name for name in ("context_size", "prepend_bos", "first_trained_layer") if getattr(settings, name) != _default(name)
+    }
     trained_on = model_stamps(settings.model) | text_stamps(settings.dataset)
     trained = run_trials(
         settings.out / "training",
@@ -119,8 +121,15 @@ def _losses(settings: BenchmarkSettings) -> Sequence[str]:
     return (QUICK_LOSSES if settings.quick else tuple(LOSSES)) if settings.losses is None else settings.losses
 
 
-def _sweeps(task: BenchmarkTask, loss: str) -> tuple[Sweep, ...]:
-    return sweeps_of(loss, "questions" if is_question_source(task.forget_training) else "text")
+def _sweeps(task: BenchmarkTask, loss: str, first_layer: int) -> tuple[Sweep, ...]:
+    """Return the runs of a loss. `first_layer` bounds the losses that train every weight."""
+    sweeps = sweeps_of(loss, "questions" if is_question_source(task.forget_training) else "text")
+    return tuple(
+        replace(sweep, settings=replace(sweep.settings, first_layer=first_layer))
+        if isinstance(sweep.loss, OfAllWeights)
+        else sweep
+        for sweep in sweeps
+    )
 
 
 def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) -> dict[str, Any]:
@@ -129,7 +138,7 @@ def _methods(settings: BenchmarkSettings, tasks: Mapping[str, BenchmarkTask]) ->
         name: {
             "corpora": {corpus.source: corpus.role for corpus in task.corpora},
             "trained on": [task.forget_training, *task.retain_training],
-            "sweeps": {loss: repr(_sweeps(task, loss)) for loss in _losses(settings)},
+            "sweeps": {loss: repr(_sweeps(task, loss, settings.first_trained_layer)) for loss in _losses(settings)},
             "relearning": repr(RELEARNING),
         }
         for name, task in tasks.items()
@@ -152,7 +161,7 @@ def _cells(settings: BenchmarkSettings, tasks: dict[str, BenchmarkTask], size: B
                 cells[f"{name}/{architecture}/{seed}"] = partial(edit_cell, setup, size, architecture, seed, attacked=attacked)
             setup = _setup(settings, benchmark_task, size, next(iter(settings.saes)), seed)
             for loss in _losses(settings):
-                runs = _sweeps(benchmark_task, loss)
+                runs = _sweeps(benchmark_task, loss, settings.first_trained_layer)
                 cells[f"{name}/{loss}/{seed}"] = partial(weights_cell, setup, size, loss, runs, seed, attacked=attacked)
             if seed == 0 and settings.reference is not None:
                 cells[f"{name}/reference"] = partial(reference_cell, setup, size, attacked=settings.n_attacked_seeds > 0)
@@ -167,7 +176,15 @@ def _setup(
     settings: BenchmarkSettings, task: BenchmarkTask, size: BenchmarkSize, architecture: str, seed: int
 ) -> BenchmarkSetup:
     folder = settings.training(architecture, seed).out
-    return BenchmarkSetup(task, size.contexts_per_split, settings.model, settings.reference, folder, settings.device)
+    return BenchmarkSetup(
+        task,
+        size.contexts_per_split,
+        settings.model,
+        settings.reference,
+        folder,
+        settings.device,
+        settings.first_trained_layer,
+    )
 
 
 def _train(settings: TrainSettings) -> dict[str, float]:

@@ -69,6 +69,11 @@ class BenchmarkSettings(Settings):
     """Number of positions in a context. The model's own context size is the maximum."""
     prepend_bos: bool = True
     """Begin every context with the BOS token."""
+    cache: Path | None = None
+    """Folder that `mtsae cache` wrote. The SAEs are trained from its activations, so the language model does not run for them."""
+    first_trained_layer: int = Field(0, ge=0)
+    """First layer that methods which change weights and the relearning attack may train. Above 0, a large model costs less. RMU trains
+    the same layers as always."""
     n_workers: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), gt=0)
     """Number of processes. Each process trains or measures one thing at a time."""
     device: str = "cpu"
@@ -149,4 +154,5 @@ class BenchmarkSettings(Settings):
             seed=seed,
             sae=self.saes[architecture],
             device=self.device,
+            cache=self.cache,
         )

@@ -33,6 +33,7 @@ class BenchmarkSetup:
     reference_name: str | None
     sae_folder: Path
     device: str = "cpu"
+    first_trained_layer: int = 0
 
     def opened(self) -> BenchmarkSetup:
         """Return a copy to load models in, so that they are freed with it; the setup of a cell lives as long as the list of cells."""

@@ -43,8 +43,13 @@ class FinetuneSettings:
     """Steps after which a copy of the model is yielded, in ascending order; 0 is the model before training. Empty for the last step only.
     For a loss that negates its updates, these are the multiples of the sum of all `n_steps` updates that are subtracted."""
     seed: int = 0
+    first_layer: int = 0
+    """First layer to train. Above 0, the embedding and the layers before it keep their weights, which makes a step on a large model
+    cheaper."""
 
     def __post_init__(self) -> None:
+        if self.first_layer < 0:
+            raise ConfigError(f"expected first_layer >= 0, got {self.first_layer}; 0 trains every layer")
         if not self.lr > 0 or self.n_steps < 1 or self.batch_size < 1:
             raise ConfigError(
                 f"expected lr > 0, n_steps >= 1 and batch_size >= 1, got {self.lr}, {self.n_steps} and {self.batch_size}; change them"
@@ -98,7 +103,7 @@ def finetune(
         The snapshots, in order.
 
     Raises:
-        ConfigError: a snapshot lies after the last step.
+        ConfigError: a snapshot lies after the last step, or `first_layer` leaves nothing to train.
         DivergedError: the loss or its gradient is no longer finite.
         DataError: the loss needs retain text and got none, or no token of a text is counted.
     """
@@ -126,7 +131,8 @@ def _finetune(
         retain_batch = next(retain_batches).to(device) if retain_batches else None
         return loss.value(Step(trained, model, next(forget_batches).to(device), retain_batch))
 
-    steps = descend(trained, loss.trained(trained), step_loss, settings.lr, settings.n_steps)
+    names = keep_later_layers(trained, loss.trained(trained), settings.first_layer)
+    steps = descend(trained, names, step_loss, settings.lr, settings.n_steps)
     if loss.negates:
         for _ in steps:
             pass
@@ -135,6 +141,36 @@ def _finetune(
     for step in steps:
         if step in wanted:
             yield Snapshot(step, clone_model(trained))
+
+
+def keep_later_layers(model: AnyHookedModel, names: Sequence[str], first_layer: int) -> tuple[str, ...]:
+    """Leave out the parameters of the embedding and of the layers before `first_layer`.
+
+    A language model then needs no gradients before that layer. An unembedding that shares its weights with the embedding is left out too.
+
+    Args:
+        model: a `HookedTransformer` or a bridge.
+        names: names of its parameters.
+        first_layer: the first layer to keep; 0 keeps everything.
+
+    Returns:
+        The names that are left, in order.
+
+    Raises:
+        ConfigError: the model has no such layer, or no parameter is left.
+    """
+    if first_layer == 0:
+        return tuple(names)
+    n_layers = model.cfg.n_layers
+    if first_layer >= n_layers:
+        raise ConfigError(f"expected first_layer from 0 to {n_layers - 1} for this model, got {first_layer}; lower it")
+    before = [*model.blocks[:first_layer], *(getattr(model, name) for name in ("embed", "pos_embed") if hasattr(model, name))]
+    frozen = {id(parameter) for part in before for parameter in part.parameters()}
+    by_name = dict(model.named_parameters())
+    kept = tuple(name for name in names if id(by_name[name]) not in frozen)
+    if not kept:
+        raise ConfigError(f"expected parameters to train from layer {first_layer} on, got none; lower first_layer")
+    return kept
 
 
 def descend(

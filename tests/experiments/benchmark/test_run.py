@@ -50,6 +50,17 @@ def test_a_model_of_another_context_or_without_bos() -> None:
     assert (usual.context_size, usual.batch_size_tokens, usual.prepend_bos) == (128, 512, True)
 
 
+def test_only_losses_of_all_weights_are_bound_to_later_layers() -> None:
+    runs = {loss: module._sweeps(TASKS["domain"], loss, 3) for loss in ("npo", "rmu")}
+    assert {sweep.settings.first_layer for sweep in runs["npo"]} == {3}
+    assert {sweep.settings.first_layer for sweep in runs["rmu"]} == {0}
+
+
+def test_saes_are_trained_from_the_given_cache(tmp_path: Path) -> None:
+    assert BenchmarkSettings(cache=tmp_path).training(OURS, 0).cache == tmp_path
+    assert BenchmarkSettings().training(OURS, 0).cache is None
+
+
 def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
     tmp_path: Path, tiny_model_dir: Path, save_neox: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -135,3 +135,30 @@ def test_gradients_are_clipped(tiny_model: Any) -> None:
     start = model.unembed.b_U.clone()
     for step in steps:
         torch.testing.assert_close(model.unembed.b_U, start - 0.01 * step, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("first_layer", [0, 1])
+def test_layers_before_the_first_one_keep_their_weights(
+    first_layer: int, tiny_model: Any, cutter: Any, forget: TokenTable
+) -> None:
+    settings = FinetuneSettings(1e-3, 2, 4, first_layer=first_layer)
+    (snapshot,) = finetune(tiny_model, GradientAscent(), forget, [], cutter, settings)
+    changed = moved(snapshot.model, weights_of(tiny_model))
+    early = {name for name in changed if name.startswith(("blocks.0.", "embed.", "pos_embed."))}
+    assert bool(early) == (first_layer == 0)
+    assert {"blocks.1.mlp.W_in", "unembed.W_U"} <= changed
+
+
+@pytest.mark.parametrize(
+    ("loss", "first_layer", "message"),
+    [
+        (GradientAscent(), -1, "expected first_layer >= 0, got -1"),
+        (GradientAscent(), 2, "expected first_layer from 0 to 1 for this model, got 2"),
+        (RMU(layer=0), 1, "expected parameters to train from layer 1 on, got none"),
+    ],
+)
+def test_a_first_layer_that_leaves_nothing_is_refused(
+    loss: Any, first_layer: int, message: str, tiny_model: Any, cutter: Any, forget: TokenTable, retain: TokenTable
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        list(finetune(tiny_model, loss, forget, [retain], cutter, FinetuneSettings(1e-3, 1, 4, first_layer=first_layer)))

@@ -110,3 +110,11 @@ def test_relearning_and_its_hook(lm: HookedLM, bridged: HookedLM, forget: TokenT
     assert effects["sea"].nll_delta > 0
     after = relearn(bridged, forget, [forget], settings, weights=snapshot.model)
     assert after[-1].nll[0] < after[0].nll[0]
+
+
+def test_later_layers_alone_move_in_a_bridge(bridge: Any, cutter: Any, forget: TokenTable) -> None:
+    (snapshot,) = finetune(bridge, LOSSES["gradient_ascent"](), forget, [], cutter, FinetuneSettings(1e-3, 1, 4, first_layer=1))
+    before = dict(bridge.named_parameters())
+    changed = {name for name, value in snapshot.model.named_parameters() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any(".0." in name or name.startswith("embed") for name in changed)
