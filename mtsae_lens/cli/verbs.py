@@ -19,6 +19,7 @@ from mtsae_lens.commands.neuronpedia_settings import NeuronpediaSettings
 from mtsae_lens.commands.unlearn_settings import UnlearnSettings
 from mtsae_lens.commands.upload_settings import UploadSettings
 from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
+from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.experiments.demo_settings import DemoSettings
 from mtsae_lens.experiments.paper.settings import PaperSettings
 from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
@@ -104,6 +105,18 @@ def unlearn_benchmark(settings: BenchmarkSettings) -> None:
     from mtsae_lens.experiments.benchmark.run import run_benchmark
 
     _, tables = run_benchmark(settings)
+    print_tables(*tables)
+    _name_report(settings)
+
+
+def compare(settings: CompareSettings) -> None:
+    """Compare architectures of SAEs over sparsity, each with a search of its own, from one cache of activations.
+
+    Finished work is kept. Run the same command again to resume.
+    """
+    from mtsae_lens.experiments.compare.run import run_compare
+
+    _, tables = run_compare(settings)
     print_tables(*tables)
     _name_report(settings)
 
@@ -196,6 +209,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     train,
     cache,
     evaluate,
+    compare,
     unlearn,
     unlearn_benchmark,
     generate,

@@ -1,0 +1,1 @@
+"""Compare architectures of SAEs over sparsity, from one cache of activations: `mtsae compare`."""

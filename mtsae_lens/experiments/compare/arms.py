@@ -1,0 +1,102 @@
+"""Define which SAEs are compared: architectures, controls for the memory of the decoder, and floors. This module loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Role = Literal["ours", "saelens", "control", "floor"]
+Sparsity = Literal["k", "l1_coefficient", "l0_coefficient"]
+
+MEMORY = "mtsae_memory"
+_PREDICTIVE: dict[str, Any] = {"memory": "predictive"}
+_MATRYOSHKA_SHARES = (8, 4, 2, 1)
+"""The nested dictionaries of the Matryoshka SAE have these fractions of all features, as the groups of Bussmann et al. 2025 double in size
+(arXiv 2503.17547)."""
+
+UNTRAINED_LR = 1e-12
+"""Learning rate of a floor that is started and not trained."""
+
+
+@dataclass(frozen=True)
+class CompareArm:
+    """One kind of SAE in the comparison."""
+
+    architecture: str
+    role: Role
+    meaning: str
+    sae: Mapping[str, Any] = field(default_factory=dict)
+    sparsity: Sparsity = "k"
+    """The setting that decides L0. `k` is L0 itself. A coefficient is searched."""
+    tuned_as: str | None = None
+    """The arm with the same learning rate; None if it is searched for this arm."""
+    wider: bool = False
+    """Whether there are more features, with as many weights in total as the SAE with memory has."""
+    frozen_decoder: bool = False
+    untrained: bool = False
+    """Whether only the start is measured, which has no learning rate."""
+
+    @property
+    def is_compared(self) -> bool:
+        """Whether this is one of the architectures, not a control or a floor."""
+        return self.role in ("ours", "saelens")
+
+
+ARMS: dict[str, CompareArm] = {
+    "mtsae": CompareArm("mtsae", "ours", "encoder that reads the context"),
+    MEMORY: CompareArm("mtsae", "ours", "decoder with memory", _PREDICTIVE),
+    "standard": CompareArm("standard", "saelens", "ReLU with an L1 penalty", sparsity="l1_coefficient"),
+    "topk": CompareArm("topk", "saelens", "the k largest of a position"),
+    "batchtopk": CompareArm("batchtopk", "saelens", "the k largest a position on average over the batch"),
+    "jumprelu": CompareArm("jumprelu", "saelens", "learned thresholds with an L0 penalty", sparsity="l0_coefficient"),
+    "matryoshka_batchtopk": CompareArm("matryoshka_batchtopk", "saelens", "nested dictionaries, each of which reconstructs"),
+    "topk_wider": CompareArm("topk", "control", "TopK with as many more weights as the prediction has", tuned_as="topk", wider=True),
+    "memory_lag_1": CompareArm(
+        "mtsae", "control", "memory of the last position alone", {**_PREDICTIVE, "memory_lags": [1], "memory_decays": []}, tuned_as=MEMORY
+    ),
+    "memory_averages": CompareArm(
+        "mtsae", "control", "memory of running averages alone", {**_PREDICTIVE, "memory_lags": []}, tuned_as=MEMORY
+    ),
+    "frozen_decoder": CompareArm(
+        "topk", "floor", "TopK with a random decoder that is not trained", tuned_as="topk", frozen_decoder=True
+    ),
+    "untrained": CompareArm("topk", "floor", "TopK as it starts: random weights, b_dec at the mean", untrained=True),
+    "untrained_memory": CompareArm(
+        "mtsae", "floor", "memory as it starts: prediction from regression, random features", _PREDICTIVE, untrained=True
+    ),
+}  # fmt: skip
+"""Everything that may be compared, by name."""
+
+
+@dataclass(frozen=True)
+class CompareSize:
+    """How much work a comparison is."""
+
+    l0: tuple[int, ...] = (8, 32)
+    n_seeds: int = 3
+    d_sae: int = 1_024
+    training_tokens: int = 400_000
+    search_tokens: int = 100_000
+    lr: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    n_eval_contexts: int = 96
+
+
+QUICK = CompareSize(n_seeds=1, d_sae=256, training_tokens=60_000, search_tokens=30_000, lr=(4e-3,), n_eval_contexts=16)
+"""Enough to check that everything runs."""
+
+
+def sae_settings(arm: CompareArm, further: Mapping[str, Any], l0: int, coefficient: float | None, d_sae: int) -> dict[str, Any]:
+    """Return the settings of the SAE of one cell.
+
+    Args:
+        arm: the arm.
+        further: settings of the user for it.
+        l0: the wanted L0.
+        coefficient: the sparsity coefficient, for an arm that has one.
+        d_sae: number of features.
+    """
+    settings: dict[str, Any] = {**arm.sae, arm.sparsity: l0 if coefficient is None else coefficient}
+    if arm.architecture == "matryoshka_batchtopk":
+        settings["matryoshka_widths"] = sorted({max(1, d_sae // share) for share in _MATRYOSHKA_SHARES})
+    return settings | dict(further)

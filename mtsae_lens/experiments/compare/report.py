@@ -1,0 +1,204 @@
+"""Report the comparison: who is ahead where, tables and figures over L0, and what the search tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mtsae_lens.experiments.compare.arms import ARMS
+from mtsae_lens.experiments.compare.grid import Key
+from mtsae_lens.experiments.compare.results import COMPARED, Cell, Verdict, group_cells, judge, spread
+from mtsae_lens.experiments.compare.search import Trained
+from mtsae_lens.experiments.compare.settings import CompareSettings
+from mtsae_lens.machine_paths import shorten
+from mtsae_lens.records import Interval
+from mtsae_lens.reporting.compare_figures import FrontierPoint, frontier
+from mtsae_lens.reporting.page import Section, Table
+
+_PANELS = {
+    "explained_variance_without_massive": "explained variance",
+    "ce_loss_score": "ce_loss_score",
+    "kl_div_with_sae": "KL divergence, nats per token",
+    "dead_features": "dead features",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class CompareReport:
+    """What the report says: a lead, sentences, sections, tables for the terminal, and the content of `metrics.json`."""
+
+    lead: str
+    summary: list[str]
+    sections: list[Section]
+    tables: list[Table]
+    metrics: dict[str, Any]
+
+
+def compare_report(
+    cells: Sequence[Cell], searched: Mapping[Key, Sequence[Sequence[Trained]]], settings: CompareSettings, model: str
+) -> CompareReport:
+    """Make the report.
+
+    Args:
+        cells: the cells of the grid, and of SAEs that were given.
+        searched: the trials of every learning rate, by hook, arm and L0.
+        settings: settings of the command.
+        model: name of the language model.
+    """
+    size, verdicts = settings.size(), judge(cells, settings.l0_margin)
+    hook_names = list(dict.fromkeys(cell.hook_name for cell in cells))
+    tables = [cells_table([cell for cell in cells if cell.hook_name == hook_name]) for hook_name in hook_names]
+    sections = [Section("Who is ahead?", _VERDICTS_TEXT, table=verdicts_table(verdicts))] if verdicts else []
+    for hook_name, table in zip(hook_names, tables, strict=True):
+        own = [cell for cell in cells if cell.hook_name == hook_name]
+        sections.append(Section(f"L0 against fidelity: {hook_name}", _FIGURE_TEXT, figure=frontier(_points(own), _PANELS)))
+        sections.append(Section(f"All SAEs: {hook_name}", _CELLS_TEXT, table=table))
+    sections.append(Section("The search on TUNE", _SEARCH_TEXT, table=search_table(searched)))
+    lead = (
+        f"{shorten(model)}: SAEs of {size.d_sae:,} features, trained on {size.training_tokens:,} tokens of one cache, and measured on "
+        f"{size.n_eval_contexts:,} contexts of TEST."
+    )
+    metrics = {
+        "cells": [cell.to_json() for cell in cells],
+        "verdicts": [verdict.to_json() for verdict in verdicts],
+        "search": [
+            {"hook_name": key[0], "name": key[1], "target_l0": key[2], "trials": [t.to_json() for own in by_lr for t in own]}
+            for key, by_lr in searched.items()
+        ],
+    }
+    return CompareReport(lead, summarize(verdicts, size.n_seeds), sections, [verdicts_table(verdicts), *tables], metrics)
+
+
+_VERDICTS_TEXT = (
+    "Each architecture of this package beside the best one of SAELens at the same hook, L0 and metric. The best one has the highest mean on "
+    "TEST, out of those whose mean L0 is not above the wanted one by more than --l0-margin. In brackets: smallest and largest over seeds. "
+    "Ahead: the worst seed is above the best seed of the other one."
+)
+_FIGURE_TEXT = (
+    "Mean over seeds on TEST; bars reach from the smallest to the largest. L0 is the one that was measured. Click a name to hide it. "
+    "Explained variance is without massive tokens."
+)
+_CELLS_TEXT = (
+    "Mean over seeds on TEST, and in brackets the smallest and largest. Explained variance is without massive tokens, which outweigh all "
+    "others. Dead features fire on none of the tokens of TEST. FLOPs: 6 for each weight of a matrix and training token, as if all products "
+    "were dense. Seconds: wall time of one training, which depends on what else the machine did; - where it was interrupted."
+)
+_SEARCH_TEXT = (
+    "Short trainings at seed 0, measured on TUNE. The learning rate with the highest explained variance was taken, at the coefficient whose "
+    "L0 is nearest to the wanted one. At full length the coefficient was corrected at seed 0."
+)
+
+
+def _format(found: Interval | None, form: str = ".3f") -> str | None:
+    if found is None:
+        return None
+    if found.low == found.high:
+        return f"{found.mean:{form}}"
+    return f"{found.mean:{form}} [{found.low:{form}}, {found.high:{form}}]"
+
+
+def cells_table(cells: Sequence[Cell]) -> Table:
+    """Make the table of all SAEs at one hook, one row for each architecture and L0.
+
+    Args:
+        cells: the cells.
+    """
+    forms = {
+        "l0": ".1f",
+        "explained_variance_without_massive": ".3f",
+        "ce_loss_score": ".3f",
+        "kl_div_with_sae": ".3f",
+        "dead_features": ".0f",
+        "explained_variance_with_another_past": ".3f",
+    }
+    forms = {name: form for name, form in forms.items() if any(name in cell.measured.metrics for cell in cells)}
+    titles = {"l0": "L0", "explained_variance_without_massive": "explained variance", "kl_div_with_sae": "KL"}
+    titles |= {"dead_features": "dead", "explained_variance_with_another_past": "with another past"}
+    header = ["SAE", "wanted L0", *(titles.get(name, name) for name in forms), "seeds", "lr", "coefficient"]
+    rows = []
+    for (_, target, name), own in group_cells(cells).items():
+        trained, flops = own[0].trained, own[0].training_flops
+        seconds = [cell.trained.seconds for cell in own if cell.trained and cell.trained.seconds is not None]
+        rows.append([
+            name,
+            target,
+            *(_format(spread([cell.value(metric) for cell in own]), form) for metric, form in forms.items()),
+            None if own[0].seed is None else len(own),
+            trained and trained.lr,
+            trained and trained.coefficient,
+            own[0].measured.d_sae,
+            own[0].measured.n_parameters,
+            None if flops is None else f"{flops:.2e}",
+            own[0].n_training_tokens,
+            round(sum(seconds) / len(seconds), 1) if seconds else None,
+        ])  # fmt: skip
+    return Table([*header, "features", "parameters", "training FLOPs", "tokens", "seconds"], rows)
+
+
+def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
+    """Make the table of who is ahead.
+
+    Args:
+        verdicts: the comparisons.
+    """
+    rows = [
+        [v.hook_name, v.target_l0, COMPARED[v.metric], v.name, _format(v.ours), v.best, _format(v.theirs),
+         _format(v.difference, "+.3f"), v.outcome]
+        for v in verdicts
+    ]  # fmt: skip
+    return Table(["hook", "L0", "metric", "SAE", "value", "best of SAELens", "its value", "difference", "outcome"], rows)
+
+
+def search_table(searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> Table:
+    """Make the table of everything that was tried on TUNE.
+
+    Args:
+        searched: the trials of every learning rate, by hook, arm and L0.
+    """
+    rows = [
+        [hook_name, name, l0, t.lr, t.coefficient, t.l0, t.explained_variance, t.failed or None]
+        for (hook_name, name, l0), by_lr in searched.items()
+        for own in by_lr
+        for t in own
+    ]
+    return Table(["hook", "SAE", "wanted L0", "lr", "coefficient", "L0", "explained variance", "ended early"], rows)
+
+
+def summarize(verdicts: Sequence[Verdict], n_seeds: int) -> list[str]:
+    """Say in one sentence for each architecture of this package where it is ahead, and where it is not.
+
+    Args:
+        verdicts: the comparisons.
+        n_seeds: number of seeds.
+    """
+    sentences = []
+    for name in dict.fromkeys(v.name for v in verdicts):
+        own = [v for v in verdicts if v.name == name]
+        parts = []
+        for outcome in ("ahead", "behind", "within the spread", "no comparison"):
+            chosen = [v for v in own if v.outcome == outcome]
+            if chosen:
+                parts.append(f"{outcome}{' of the seeds' if outcome == 'within the spread' else ''}: {_places(chosen)}")
+        sentences.append(f"{name} ({ARMS[name].meaning}) beside the best SAE of SAELens: {'; '.join(parts)}.")
+    if sentences and n_seeds == 1:
+        sentences.append("There is one seed, so the differences have no spread.")
+    return sentences
+
+
+def _places(verdicts: Iterable[Verdict]) -> str:
+    return ", ".join(
+        f"{COMPARED[v.metric]} at {v.hook_name} L0 {v.target_l0}"
+        + ("" if v.difference is None else f" ({100 * v.difference.mean:+.1f} points to {v.best})")
+        for v in verdicts
+    )
+
+
+def _points(cells: Sequence[Cell]) -> list[FrontierPoint]:
+    points = []
+    for (_, _, name), own in group_cells(cells).items():
+        l0 = spread([cell.value("l0") for cell in own])
+        values = {metric: spread([cell.value(metric) for cell in own]) for metric in _PANELS}
+        if l0 is not None:
+            points.append(FrontierPoint(name, l0.mean, {metric: found for metric, found in values.items() if found}))
+    return points

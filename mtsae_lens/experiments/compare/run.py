@@ -1,0 +1,215 @@
+"""Train and measure the grid of architectures, L0 and seeds, resumable, with a report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mtsae_lens.commands.cache import run_cache
+from mtsae_lens.commands.cache_settings import CacheSettings
+from mtsae_lens.data.activation_cache import ActivationCache
+from mtsae_lens.data.documents import check_source
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.experiments.compare.arms import UNTRAINED_LR
+from mtsae_lens.experiments.compare.cells import measure_cell
+from mtsae_lens.experiments.compare.grid import FIRST_COEFFICIENT, Grid, Key, trial_name
+from mtsae_lens.experiments.compare.report import compare_report
+from mtsae_lens.experiments.compare.results import Cell, Measured
+from mtsae_lens.experiments.compare.search import Trained, best_lr, closest, next_coefficient
+from mtsae_lens.experiments.compare.settings import CompareSettings
+from mtsae_lens.experiments.parts import as_json
+from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.opening import load_sae
+from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.reporting.page import Table, write_report
+from mtsae_lens.splice.edit_files import weights_digest
+from mtsae_lens.training.recipe import check_settings
+from mtsae_lens.trials import run_trials
+
+
+@stopped_with(GOES_ON, keep_inner_message=True)
+@in_output_folder
+def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]:
+    """Train and measure the grid, and write `metrics.json` (`cells`, `search`, `verdicts`, `provenance`) and `report.html`.
+
+    Learning rates and sparsity coefficients are chosen on TUNE at seed 0, and every SAE is measured once on TEST. Every training and every
+    measurement is saved as soon as it is done; the same call resumes the work.
+
+    Args:
+        settings: what to run.
+
+    Returns:
+        The metrics, and the tables to print.
+
+    Raises:
+        ConfigError: settings that no run can follow, or a folder with results of other settings.
+        TrainingInterrupted: a signal arrived; the same call resumes the work.
+    """
+    watch = Stopwatch()
+    given = {folder: load_sae(folder, settings.device) for folder in settings.saes}
+    grid = _open_grid(settings)
+    for folder, sae in given.items():
+        if (hook_name := sae.cfg.metadata.hook_name) not in grid.hook_names:
+            raise ConfigError(
+                f"{folder}: expected an SAE at {' or '.join(grid.hook_names)}, got one at {hook_name}; leave it out, or add its hook"
+            )
+    for key in grid.places():  # checks the settings of all before the first is trained
+        coefficient = FIRST_COEFFICIENT if grid.has_coefficient(key) else None
+        check_settings(grid.training(key, settings.size().lr[0], coefficient, 0, search=False))
+    searched = _search(grid)
+    trained = _train(grid, _choose(grid, searched))
+    cells = _measure(grid, trained, {folder: weights_digest(sae) for folder, sae in given.items()})
+    found = compare_report(cells, searched, settings, grid.cache.contents.model_name)
+    made = provenance(grid.cache.contents.seed, watch.seconds, settings.model_dump(mode="json"))
+    write_metrics(settings.out, found.metrics | {"provenance": made})
+    write_report(settings.out, "Architectures compared", found.lead, found.sections, made, found.summary)
+    return found.metrics | {"provenance": made}, found.tables
+
+
+def _open_grid(settings: CompareSettings) -> Grid:
+    """Open the cache, or write it."""
+    folder = settings.cache
+    if folder is None:
+        check_source(settings.dataset)
+        folder = settings.out / "cache"
+        run_cache(
+            CacheSettings(
+                **settings.given_text(),
+                hook_name=settings.hook_name,
+                n_tokens=settings.size().training_tokens,
+                out=folder,
+                device=settings.device,
+            )
+        )
+    grid = Grid(settings, ActivationCache.open(folder), folder)
+    for hook_name in grid.hook_names:
+        grid.cache.check_hook(hook_name)
+    return grid
+
+
+def _search(grid: Grid) -> dict[Key, list[list[Trained]]]:
+    """Try every learning rate with short trainings at seed 0, and sparsity coefficients where L0 is not a setting.
+
+    Returns:
+        By hook, arm and L0: the trials of each learning rate. Arms that take the learning rate of another one are not searched.
+    """
+    size, arms = grid.settings.size(), grid.settings.arms()
+    keys = [key for key in grid.places() if not grid.arm(key).untrained and grid.arm(key).tuned_as not in arms]
+    tried: dict[tuple[Key, float], list[Trained]] = {(key, lr): [] for key in keys for lr in size.lr}
+    settings = grid.record() | {"search_tokens": size.search_tokens}
+    for number in range(grid.settings.n_l0_trials):
+        due = {place: _next(grid, place[0], own, FIRST_COEFFICIENT) for place, own in tried.items()}
+        named = {trial_name(key, lr, due[key, lr][0], 0): (key, lr) for key, lr in tried if due[key, lr]}
+        if not named:
+            break
+        jobs = {name: grid.trial(*place, due[place][0], 0, search=True) for name, place in named.items()}
+        results = run_trials(
+            grid.settings.out / "search",
+            settings,
+            jobs,
+            f"Search on TUNE, round {number + 1}",
+            n_workers=grid.settings.n_workers,
+        )
+        for name, place in named.items():
+            tried[place].append(Trained.from_json(results[name]))
+    return {key: [tried[key, lr] for lr in size.lr] for key in keys}
+
+
+def _next(grid: Grid, key: Key, tried: Sequence[Trained], start: float) -> list[float | None]:
+    """Return the sparsity coefficient to try next, in a list that is empty if no trial is due."""
+    if not grid.has_coefficient(key):
+        return [] if tried else [None]
+    found = next_coefficient(tried, key[2], grid.settings.l0_tolerance, start)
+    return [] if found is None else [found]
+
+
+def _choose(grid: Grid, searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> dict[Key, tuple[float, float | None]]:
+    """Choose learning rate and sparsity coefficient of every arm from the search."""
+    chosen = {}
+    for key in grid.places():
+        (hook_name, _, l0), arm = key, grid.arm(key)
+        if arm.untrained:
+            chosen[key] = (UNTRAINED_LR, None)
+            continue
+        source = key if key in searched or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)
+        best = best_lr(searched[source], l0, grid.settings.l0_tolerance)
+        chosen[key] = (best.lr, best.coefficient)
+    return chosen
+
+
+def _train(grid: Grid, chosen: Mapping[Key, tuple[float, float | None]]) -> dict[tuple[Key, int], tuple[Path, Trained]]:
+    """Train every SAE at full length.
+
+    At seed 0 a sparsity coefficient is searched on, because L0 after a long training is not that after a short one. The other seeds take the
+    coefficient that was found.
+    """
+    size, settings = grid.settings.size(), grid.settings
+    record = grid.record() | {"training_tokens": size.training_tokens}
+    folder, found = settings.out / "trained", {}
+    tried: dict[Key, list[Trained]] = {key: [] for key in chosen}
+    for number in range(settings.n_l0_trials):
+        due = {key: _next(grid, key, own, chosen[key][1] or FIRST_COEFFICIENT) for key, own in tried.items()}
+        named = {trial_name(key, chosen[key][0], due[key][0], 0): key for key in tried if due[key]}
+        if not named:
+            break
+        jobs = {name: grid.trial(key, chosen[key][0], due[key][0], 0, search=False) for name, key in named.items()}
+        title = "Training" if number == 0 else f"Training, L0 corrected ({number})"
+        results = run_trials(folder, record, jobs, title, n_workers=settings.n_workers)
+        for name, key in named.items():
+            tried[key].append(Trained.from_json(results[name]))
+    kept = {key: closest(own, key[2]) for key, own in tried.items()}
+    for key, of in kept.items():
+        found[key, 0] = (grid.training(key, of.lr, of.coefficient, 0, search=False).out, of)
+    named = {}
+    for seed in range(1, size.n_seeds):
+        for key, of in kept.items():
+            n_seeds = size.n_seeds if grid.arm(key).is_compared else min(size.n_seeds, settings.n_control_seeds)
+            if seed < n_seeds:
+                named[trial_name(key, of.lr, of.coefficient, seed)] = (key, seed)
+    jobs = {
+        name: grid.trial(key, kept[key].lr, kept[key].coefficient, seed, search=False) for name, (key, seed) in named.items()
+    }
+    if not jobs:
+        return found
+    results = run_trials(folder, record, jobs, "Training, other seeds", n_workers=settings.n_workers)
+    for name, (key, seed) in named.items():
+        of = kept[key]
+        found[key, seed] = (
+            grid.training(key, of.lr, of.coefficient, seed, search=False).out,
+            Trained.from_json(results[name]),
+        )
+    return found
+
+
+def _measure(grid: Grid, trained: Mapping[tuple[Key, int], tuple[Path, Trained]], given: Mapping[Path, str]) -> list[Cell]:
+    """Measure every SAE once on TEST. SAEs that were given come with the digest of their weights."""
+    settings = grid.settings
+    n_contexts = settings.size().n_eval_contexts
+    names = {trial_name(key, of.lr, of.coefficient, seed): (key, seed) for (key, seed), (_, of) in trained.items()}
+    jobs = {name: as_json(partial(measure_cell, trained[place][0], grid.text, n_contexts)) for name, place in names.items()}
+    given_names = {f"given/{folder.name}/{digest[:12]}": folder for folder, digest in given.items()}
+    jobs |= {name: as_json(partial(measure_cell, folder, grid.text, n_contexts)) for name, folder in given_names.items()}
+    record = grid.record() | {"training_tokens": settings.size().training_tokens, "n_eval_contexts": n_contexts}
+    results = run_trials(settings.out / "measured", record, jobs, "Measuring on TEST", n_workers=settings.n_workers)
+    cells = []
+    for name, (key, seed) in names.items():
+        cells.append(
+            Cell(
+                name=key[1],
+                role=grid.arm(key).role,
+                hook_name=key[0],
+                target_l0=key[2],
+                seed=seed,
+                trained=trained[key, seed][1],
+                n_training_tokens=grid.training_tokens(grid.arm(key), search=False),
+                measured=Measured.from_json(results[name]),
+            )
+        )
+    for name, folder in given_names.items():
+        measured = Measured.from_json(results[name])
+        blank: dict[str, Any] = {"target_l0": None, "seed": None, "trained": None, "n_training_tokens": None}
+        cells.append(Cell(name=folder.name, role="given", hook_name=measured.hook_name, measured=measured, **blank))
+    return cells
