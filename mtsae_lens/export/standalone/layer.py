@@ -58,7 +58,7 @@ class EditedLayer:
         """
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = given.get("kwargs", {}) | given
-        tokens, attention, cache = given.get("input_ids"), given.get("attention_mask"), find_cache(given.values())
+        tokens, attention, cache = given.get("input_ids"), given.get("attention_mask"), find_cache(given)
         if tokens is None:
             raise ValueError("expected input_ids, which show special tokens, got embeddings alone; give input_ids")
         n_past = int(cache.get_seq_length()) if cache is not None else 0
@@ -83,9 +83,9 @@ class EditedLayer:
             module: the model.
             args: positional arguments of its call.
             kwargs: keyword arguments of its call.
-            output: its output.
+            output: its output; None if the call raised an error.
         """
-        cache = find_cache(output if isinstance(output, tuple) else output.values())
+        cache = find_cache(output)
         if cache is not None:
             self._state_in(cache).tensors = self.state
         self.masked, self.state = None, {}
