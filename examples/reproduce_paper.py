@@ -3,9 +3,11 @@
 import sys
 from pathlib import Path
 
-from mtsae_lens.experiments.paper.run import PaperSettings, run_paper
+from mtsae_lens.experiments.paper.run import run_paper
+from mtsae_lens.experiments.paper.settings import PaperSettings
 
 if __name__ == "__main__":
     settings = PaperSettings(out=Path("runs/paper"), quick="--quick" in sys.argv[1:])
-    metrics, _ = run_paper(settings)
-    print(f"{metrics['reproduction']['n_steps']} steps; report: {settings.out / 'report.html'}")
+    result, _ = run_paper(settings)
+    assert result.reproduction is not None
+    print(f"{result.reproduction.n_steps} steps; report: {settings.out / 'report.html'}")

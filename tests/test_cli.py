@@ -25,7 +25,9 @@ import mtsae_lens
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.experiments.paper.run import PaperSettings
+from mtsae_lens.experiments.paper.results import PaperResult
+from mtsae_lens.experiments.paper.settings import PaperSettings
+from mtsae_lens.experiments.planted.results import PlantedResult
 from mtsae_lens.training.recipe import TrainSettings
 
 HOOK = "blocks.0.hook_resid_post"
@@ -165,6 +167,8 @@ def test_paper(mtsae: Callable[..., Any], tiny_model_dir: Path, text_file: Path,
     assert set(metrics["initialisation"]["null"]) == {"circular", "zero"}
     assert metrics["initialisation"]["gradients_apart"] < 0.05
     assert {"paper", "causal", "fixed"} <= set(metrics["switches"]["values"])
+    read = PaperResult.from_json(metrics).to_json()
+    assert read == {name: part for name, part in metrics.items() if name != "provenance"}
     page = assert_self_contained(tmp_path / "paper" / "report.html")
     assert all(
         title in page for title in ("Table 1", "Figure 1a", "Figure 1b", "Token budget", "Padding", "All fixes together")
@@ -236,6 +240,8 @@ def test_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
     assert planted["f1"]["topk"]["pattern -16"]["n"] == 2  # one a seed
     assert 0 < planted["oracle_f1"]["pointwise"]["cue"]["mean"] <= 1
     assert {"default", "tap_init=conv", "cka", "nested", "learned dilations"} <= set(metrics["directions"])
+    read = PlantedResult.from_json(metrics).to_json()
+    assert read == {name: part for name, part in metrics.items() if name != "provenance"}
     page = assert_self_contained(tmp_path / "planted" / "report.html")
     assert all(
         title in page for title in ("who recovers what", "identified correctly", "beyond cosine", "hierarchy", "Longer range")

@@ -24,8 +24,9 @@ from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.data.questions import read_questions, read_wrong_answers
 from mtsae_lens.evaluation.recovery import PlantedSplits
 from mtsae_lens.experiments.paper.setup import PaperSetup
-from mtsae_lens.experiments.paper.switches import CachedActivations, SwitchSettings, arms
-from mtsae_lens.experiments.planted.trials import score
+from mtsae_lens.experiments.paper.switch_arms import SwitchSettings, build_arms
+from mtsae_lens.experiments.paper.switches import CachedActivations
+from mtsae_lens.experiments.planted.measures import measure_sae
 from mtsae_lens.exploration.live import explain
 from mtsae_lens.interop.dictionary_learning import SAELensDictionary
 from mtsae_lens.interop.saebench import SAEBenchAdapter
@@ -195,14 +196,14 @@ def test_planted_features(device: str) -> None:
     sae = MTSAE(MTSAEConfig(d_in=16, d_sae=32, k=8, context_size=32, hierarchy="nested"))
     for parameter in sae.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
-    expected = score(sae, splits)
-    assert numbers(score(sae.to(device), splits)) == close_to(expected)
+    expected = measure_sae(sae, splits)
+    assert numbers(measure_sae(sae.to(device), splits)) == close_to(expected)
 
 
 def test_the_paper_s_switches(both: tuple[HookedLM, HookedLM], device: str, tiny_model_dir: Path, text_file: Path) -> None:
     setup = PaperSetup(both[1].model, str(tiny_model_dir), HOOK, str(text_file), 32, device)
     settings = SwitchSettings(n_steps=2, context_size=32, n_train_contexts=8, n_test_contexts=2, n_model_contexts=2)
-    assert "ce_loss_score_withhold" in CachedActivations.read(setup, settings).run_arm(arms(settings)["zero"], seed=0)
+    assert "ce_loss_score_withhold" in CachedActivations.read(setup, settings).run_arm(build_arms(settings)["zero"], seed=0)
 
 
 # ---------------------------------------------------------------------------------------------- splice

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import mtsae_lens
+from mtsae_lens.data.planted import PlantedConfig
 from mtsae_lens.errors import DataError
 from mtsae_lens.records import Interval, Record, fields_of
 from mtsae_lens.unlearning.sweep import Outcome
@@ -32,6 +33,7 @@ def record_classes(base: type[Record] = Record) -> list[type[Record]]:
 
 
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))  # strict JSON has neither
+st.register_type_strategy(PlantedConfig, st.sampled_from([PlantedConfig(), PlantedConfig(d_in=8, lags=((1, 3),), seed=4)]))
 
 
 @pytest.mark.parametrize("cls", record_classes(), ids=lambda cls: cls.__name__)
@@ -46,7 +48,7 @@ def test_a_record_read_back_is_the_same(cls: type[Record], data: st.DataObject) 
 def test_the_law_covers_the_records_of_every_experiment() -> None:
     names = {cls.__name__ for cls in record_classes()}
     assert {"UnlearningResult", "MethodsCell", "ReferenceCell", "StabilityCell", "TemporalTrial", "PaperRun"} <= names
-    assert {"DemoResult", "ExportResult"} <= names
+    assert {"DemoResult", "ExportResult", "PaperResult", "PlantedResult"} <= names
 
 
 def test_a_key_with_a_default_is_left_out_and_one_without_is_null() -> None:

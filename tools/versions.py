@@ -17,7 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".cache" / "versions"
-TESTS = ("tests/integration/test_upstream.py", "tests/integration/test_saelens.py")
+TESTS = (
+    "tests/integration/test_upstream.py",
+    "tests/integration/test_saelens.py",
+    "tests/export/test_hooked.py",  # the stand-alone loader reads the KV cache of transformers
+)
 TEST_TOOLS = ("pytest", "hypothesis", "beartype")
 _NOT_TESTED = ("dev", "docs", "notebook")  # extras that no test of the seam needs
 _BOUND = re.compile(r"^\s*([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*>=\s*([0-9][^,;\s]*)")

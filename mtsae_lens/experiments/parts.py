@@ -1,4 +1,4 @@
-"""Define the parts of an experiment: their trials as JSON, and what each part adds to `metrics.json` and to the report."""
+"""Define the parts of an experiment: their trials as JSON, and what each part adds to `metrics.json`, the page and the terminal."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ class Part:
 
     name: str
     metrics: dict[str, Any]
+    sections: list[Section]
+    tables: list[Table]
+
+
+@dataclass(frozen=True, eq=False)
+class PartReport:
+    """What one part shows of its record: sections for the page, tables for the terminal."""
+
     sections: list[Section]
     tables: list[Table]
 

@@ -21,7 +21,7 @@ from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
 from mtsae_lens.experiments.paper.settings import PaperSettings
 from mtsae_lens.experiments.planted.arms import N_SIDE_SEEDS
 from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
-from mtsae_lens.experiments.planted.trials import PlantedSettings
+from mtsae_lens.experiments.planted.training import PlantedSettings
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.export.low_rank import LowRankSettings
 from mtsae_lens.sae.config import ARCHITECTURE

@@ -242,3 +242,29 @@ def test_the_users_cache_stays_what_it_is(exported: Callable[..., Any], tokens: 
     assert int(state.tensors["n_seen"]) == 4
     state.crop(-1)
     assert not state.tensors
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_the_cache_is_found_under_its_name_in_each_version(
+    name: str, exported: Callable[..., Any], tokens: torch.Tensor
+) -> None:
+    """transformers 5.24 renamed the argument and the output. A cache that is not found would drop the past without an error."""
+    from transformers import DynamicCache
+    from transformers.utils import ModelOutput
+
+    model = exported("llama")
+    (layer,) = {id(edit): edit for edit in edits_of(model)}.values()
+    cache = DynamicCache()
+    cache.update(torch.zeros(3, 1, 5, 2), torch.zeros(3, 1, 5, 2), 0)
+
+    class Named(torch.nn.Module):
+        config = model.config
+
+        def forward(self, input_ids: Any, **kwargs: Any) -> Any:
+            return input_ids
+
+    with pytest.raises(ValueError, match="made, cut or copied without it"):
+        layer.before_model(Named(), (tokens[:, :4],), {name: cache})
+    layer.state = {"n_seen": torch.tensor(9)}
+    layer.after_model(Named(), (), {}, ModelOutput({"last_hidden_state": tokens, name: cache}))
+    assert int(cache.layers[-1].tensors["n_seen"]) == 9

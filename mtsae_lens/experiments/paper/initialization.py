@@ -15,7 +15,8 @@ import itertools
 import math
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,14 +26,18 @@ from torch import Tensor
 from mtsae_lens.experiments.paper.measures import finite
 from mtsae_lens.experiments.paper.published import SCALE_STD, STD_RATIO, PublishedSettings
 from mtsae_lens.experiments.paper.reproduction import build_runner, read_curve
-from mtsae_lens.experiments.paper.results import NullDistribution, ZeroRateGradients
+from mtsae_lens.experiments.paper.results import Initialization, NullDistribution, PaperRun, ZeroRateGradients
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import TapMoments, convolution_std, tap_moments
+from mtsae_lens.experiments.parts import as_json
+from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.temporal import Padding
 from mtsae_lens.training.log import read_log
+from mtsae_lens.trials import run_trials
 
 CHANCE_OF_AN_ORDER = 1 / math.factorial(4)  # probability of one order of four deviations, if all orders are equally likely
 _DRAWS_AT_ONCE = 250
+_NULL_PADDINGS: tuple[Padding, ...] = ("circular", "zero")
 _RATIOS_KEPT = 2_000  # enough for a histogram
 _ROUNDING = 1e-4  # largest error of a difference of two deviations that are printed with four decimals
 
@@ -140,3 +145,42 @@ def gradients_without_learning(setup: PaperSetup, settings: PublishedSettings, s
     values = torch.tensor(norms, dtype=torch.float64)
     summary = {"mean": float(values.mean()), "std": float(values.std()), "min": min(norms), "max": max(norms)}
     return ZeroRateGradients(grad_norms=tuple(norms), **finite(summary))
+
+
+def measure_initialization(
+    setup: PaperSetup,
+    settings: PublishedSettings,
+    runs: Sequence[PaperRun],
+    *,
+    n_draws: int,
+    n_contexts: int,
+    n_still_batches: int,
+    out: Path,
+) -> Initialization:
+    """Measure table 1 and the gradient of a model that does not learn.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings of the paper.
+        runs: the paper's run, one per seed.
+        n_draws: random draws of untrained taps.
+        n_contexts: held-out contexts whose activations the taps read.
+        n_still_batches: number of batches with a learning rate of 0.
+        out: folder of the trials.
+    """
+    record = setup.record | asdict(settings)
+    record |= {"n_draws": n_draws, "n_contexts": n_contexts, "n_still_batches": n_still_batches}
+    sae = MTTrainingSAEConfig.paper(2, 2)
+
+    def null(padding: Padding) -> NullDistribution:
+        h = setup.activations(setup.test_table(n_contexts).tokens)
+        return null_distribution(h, sae.dilations, sae.kernel_size, padding, n_draws, torch.Generator().manual_seed(0))
+
+    trials = {f"null/{padding}": as_json(partial(null, padding)) for padding in _NULL_PADDINGS}
+    trials["gradients"] = as_json(partial(gradients_without_learning, setup, settings, 0, n_still_batches))
+    found = run_trials(out / "trials", record, trials, "Initialization")
+    nulls = {padding: NullDistribution.from_json(found[f"null/{padding}"]) for padding in _NULL_PADDINGS}
+    gradients = ZeroRateGradients.from_json(found["gradients"])
+    grad_norms = [step.grad_norm for step in runs[0].curve]
+    apart = max(abs(a - b) / b for a, b in zip(grad_norms, gradients.grad_norms, strict=False))
+    return Initialization(null=nulls, gradients=gradients, gradients_apart=apart)

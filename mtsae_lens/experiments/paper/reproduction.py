@@ -7,8 +7,10 @@ the first scale and zero for the others. The rows of a batch are mixed over the 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,16 +21,18 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.experiments.paper.consistency import warm_up_lr
+from mtsae_lens.experiments.paper.consistency import implied, warm_up_lr
 from mtsae_lens.experiments.paper.measures import finite, row_metrics
-from mtsae_lens.experiments.paper.published import D_SAE_PER_D_IN, METRICS, PublishedSettings
-from mtsae_lens.experiments.paper.results import Metrics, PaperRun, TrainingStep
+from mtsae_lens.experiments.paper.published import D_SAE_PER_D_IN, METRICS, SCALE_STD, PublishedSettings
+from mtsae_lens.experiments.paper.results import Metrics, PaperRun, Reproduction, TrainingStep
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.tap_moments import scale_statistics
+from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.training.log import read_log
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
+from mtsae_lens.trials import run_trials
 
 
 def runner_config(
@@ -156,7 +160,7 @@ def reproduce_seed(
     )
 
 
-def reproduction_trials(
+def make_reproduction_trials(
     setup: PaperSetup, settings: PublishedSettings, n_seeds: int, out: Path, n_test_contexts: int
 ) -> dict[str, Callable[[], PaperRun]]:
     """Return the functions that make each run, one per seed; training files go to `out/seed_N`.
@@ -174,3 +178,31 @@ def reproduction_trials(
         f"seed_{seed}": partial(reproduce_seed, setup, settings, seed, out / f"seed_{seed}", table, h)
         for seed in range(n_seeds)
     }
+
+
+def reproduce(setup: PaperSetup, settings: PublishedSettings, n_seeds: int, n_test_contexts: int, out: Path) -> Reproduction:
+    """Repeat the paper's run, seed by seed.
+
+    Args:
+        setup: model, hook and text.
+        settings: settings of the paper.
+        n_seeds: number of runs.
+        n_test_contexts: held-out contexts to measure on.
+        out: folder of the trials.
+    """
+    record = setup.record | asdict(settings) | {"n_test_contexts": n_test_contexts}
+    trials = make_reproduction_trials(setup, settings, n_seeds, out, n_test_contexts)
+    found = run_trials(out / "trials", record, {name: as_json(trial) for name, trial in trials.items()}, "The paper's run")
+    seeds = {name: PaperRun.from_json(content) for name, content in found.items()}
+    runs = list(seeds.values())
+    return Reproduction(
+        seeds=seeds,
+        implied=implied(),
+        n_steps=len(runs[0].curve),
+        largest_lr=max(step.lr for run in runs for step in run.curve),
+        seeds_that_fall=sum(_falls([run.table_1[str(d)].std for d in SCALE_STD]) for run in runs),
+    )
+
+
+def _falls(values: Sequence[float]) -> bool:
+    return all(later < earlier for earlier, later in itertools.pairwise(values))

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 
-from mtsae_lens.experiments.paper.consistency import implied
 from mtsae_lens.experiments.paper.measures import METRIC_TITLES
 from mtsae_lens.experiments.paper.published import METRICS, SCALE_MEAN, SCALE_STD, PublishedSettings
-from mtsae_lens.experiments.paper.reproduction import reproduction_trials
-from mtsae_lens.experiments.paper.results import Metrics, PaperRun
-from mtsae_lens.experiments.paper.setup import PaperSetup
+from mtsae_lens.experiments.paper.results import Implied, Metrics, PaperRun, Reproduction
 from mtsae_lens.experiments.paper.spreads import show_number, show_spread
-from mtsae_lens.experiments.parts import Part, as_json
+from mtsae_lens.experiments.parts import PartReport
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.paper_figures import seed_panels, step_curves
-from mtsae_lens.trials import run_trials
 
 _CURVE_TITLES = {
     "overall_loss": "loss",
@@ -29,47 +22,34 @@ _CURVE_TITLES = {
 }
 
 
-def reproduction_part(
-    setup: PaperSetup, settings: PublishedSettings, n_seeds: int, n_test_contexts: int, out: Path
-) -> tuple[Part, list[PaperRun]]:
-    """Repeat the paper's run, seed by seed, and compare it with the numbers that the paper reports.
+def report_reproduction(found: Reproduction, settings: PublishedSettings, dataset: str) -> PartReport:
+    """Compare the paper's run with the numbers that the paper reports.
 
     Args:
-        setup: model, hook and text.
+        found: the runs.
         settings: settings of the paper.
-        n_seeds: number of runs.
-        n_test_contexts: held-out contexts to measure on.
-        out: folder of the trials.
-
-    Returns:
-        The part, and the runs, one per seed.
+        dataset: the text.
     """
-    record = setup.record | asdict(settings) | {"n_test_contexts": n_test_contexts}
-    trials = reproduction_trials(setup, settings, n_seeds, out, n_test_contexts)
-    found = run_trials(out / "trials", record, {name: as_json(trial) for name, trial in trials.items()}, "The paper's run")
-    seeds = {name: PaperRun.from_json(content) for name, content in found.items()}
-    runs = list(seeds.values())
-    n_steps, largest_lr = len(runs[0].curve), max(step.lr for run in runs for step in run.curve)
-    n_falling = sum(_falls([run.table_1[str(d)].std for d in SCALE_STD]) for run in runs)
-    table_1, metrics_table = _table_1(runs), _metrics_table(runs, n_steps)
+    runs = found.runs
+    table_1, metrics_table = _table_1(runs), _metrics_table(runs, found.n_steps)
     trained, untrained = [run.trained for run in runs], [run.untrained for run in runs]
     curves = {
         name.replace("_", " "): {key: [getattr(step, key) for step in run.curve] for key in ("step", *_CURVE_TITLES)}
-        for name, run in seeds.items()
+        for name, run in found.seeds.items()
     }
     sections = [
         Section(
             "Table 1: convolution by dilation",
-            f"Mean and standard deviation over positions and dimensions, after {n_steps} steps, on held-out text of {setup.dataset}; "
-            f"{n_seeds} seeds. The standard deviation falls at every dilation in {n_falling} of {len(runs)} seeds. The values depend on the "
-            "size of this model's activations.",
+            f"Mean and standard deviation over positions and dimensions, after {found.n_steps} steps, on held-out text of {dataset}; "
+            f"{len(runs)} seeds. The standard deviation falls at every dilation in {found.seeds_that_fall} of {len(runs)} seeds. "
+            "The values depend on the size of this model's activations.",
             table=table_1,
         ),
         Section(
             "Figure 1a: losses and gradient norm by step",
-            f"{settings.training_tokens:,} tokens in batches of {settings.batch_size_tokens:,} are {n_steps} steps: the tokens were used "
-            f"up, and training did not end early. The learning rate never exceeds {largest_lr:.2g}, which is {largest_lr / settings.lr:.2%} "
-            "of its peak.",
+            f"{settings.training_tokens:,} tokens in batches of {settings.batch_size_tokens:,} are {found.n_steps} steps: the tokens were used "
+            f"up, and training did not end early. The learning rate never exceeds {found.largest_lr:.2g}, which is "
+            f"{found.largest_lr / settings.lr:.2%} of its peak.",
             figure=step_curves(curves, _CURVE_TITLES),
         ),
         Section(
@@ -89,16 +69,9 @@ def reproduction_part(
             "zero.",
             table=metrics_table,
         ),
-        _consistency_section(settings),
+        _consistency_section(found.implied, settings),
     ]
-    metrics = {
-        "seeds": {name: run.to_json() for name, run in seeds.items()},
-        "implied": implied().to_json(),
-        "n_steps": n_steps,
-        "largest_lr": largest_lr,
-        "seeds_that_fall": n_falling,
-    }
-    return Part("reproduction", metrics, sections, [table_1, metrics_table]), runs
+    return PartReport(sections, [table_1, metrics_table])
 
 
 def _table_1(runs: Sequence[PaperRun]) -> Table:
@@ -132,16 +105,11 @@ def _values(per_seed: Sequence[Metrics], metric: str) -> list[float | None]:
     return [row.get(metric) for row in per_seed]
 
 
-def _falls(values: Sequence[float]) -> bool:
-    return all(later < earlier for earlier, later in itertools.pairwise(values))
-
-
 def _by_metric(per_seed: Sequence[Metrics]) -> dict[str, list[float | None]]:
     return {name: _values(per_seed, name) for name in METRICS}
 
 
-def _consistency_section(settings: PublishedSettings) -> Section:
-    found = implied()
+def _consistency_section(found: Implied, settings: PublishedSettings) -> Section:
     ev, l2_loss = METRICS["explained_variance"], METRICS["l2_loss"]
     rows = [
         [f"about how far Adam can move a weight in {settings.n_steps} steps", f"{found.largest_move_of_a_weight:.1e}"],

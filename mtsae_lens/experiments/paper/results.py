@@ -1,10 +1,16 @@
-"""Records of the paper's run, and of its numbers without learning."""
+"""Records of the parts of `mtsae paper`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from pydantic import Field
+
+from mtsae_lens.experiments.paper.spreads import Spread
+from mtsae_lens.experiments.planted.results import ArchitectureComparison
 from mtsae_lens.records import Record
+from mtsae_lens.sae.temporal import Padding
 
 Metrics = dict[str, float | None]
 """Metrics by SAELens's names; None where a metric is not finite."""
@@ -94,3 +100,52 @@ class Implied(Record):
     l2_loss_is_bfloat16: bool
     activation_norm_from_table_1: float
     activation_norm_from_l2_loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction(Record):
+    """The paper's run, seed by seed, and what its published numbers imply."""
+
+    seeds: dict[str, PaperRun]
+    implied: Implied
+    n_steps: int
+    largest_lr: float
+    seeds_that_fall: int
+    """Number of seeds in which the standard deviation of table 1 falls with every larger dilation."""
+
+    @property
+    def runs(self) -> list[PaperRun]:
+        """Return the runs, one per seed."""
+        return list(self.seeds.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initialization(Record):
+    """Table 1 and the gradient of a model that does not learn."""
+
+    null: dict[Padding, NullDistribution]
+    gradients: ZeroRateGradients
+    gradients_apart: float
+    """Largest relative difference of a step's gradient norm from the one without learning."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwitchesResult(Record):
+    """The paper's SAE with one change at a time."""
+
+    values: dict[str, dict[str, tuple[float | None, ...]]]
+    """One value per seed, by arm and metric."""
+    summary: dict[str, dict[str, Spread]]
+    """Their spread over seeds, without the metrics that no seed has."""
+    labels: dict[str, str]
+    """What each arm is called in tables."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaperResult(Record):
+    """What `mtsae paper` measured; parts that were not run are absent."""
+
+    reproduction: Reproduction | None = None
+    initialization: Annotated[Initialization | None, Field(alias="initialisation")] = None
+    switches: SwitchesResult | None = None
+    planted: ArchitectureComparison | None = None

@@ -3,72 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from mtsae_lens.experiments.paper.measures import METRIC_TITLES
-from mtsae_lens.experiments.paper.setup import PaperSetup
+from mtsae_lens.experiments.paper.results import SwitchesResult
 from mtsae_lens.experiments.paper.spreads import show_difference, show_spread, spread
-from mtsae_lens.experiments.paper.switches import (
-    BASE,
-    Switch,
-    SwitchSettings,
-    arms,
-    settings_record,
-    switch_trials,
-    switches,
-    values_by_arm,
-)
-from mtsae_lens.experiments.parts import Part
+from mtsae_lens.experiments.paper.switch_arms import BASE, Switch, SwitchSettings, build_arms, list_switches
+from mtsae_lens.experiments.parts import PartReport
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.paper_figures import seed_panels
-from mtsae_lens.trials import run_trials
 
 
-def switches_part(setup: PaperSetup, settings: SwitchSettings, n_seeds: int, out: Path, n_workers: int) -> Part:
-    """Train the paper's SAE with enough tokens and one change at a time, and compare the arms.
+def report_switches(found: SwitchesResult, settings: SwitchSettings, n_seeds: int, d_in: int) -> PartReport:
+    """Compare the arms.
 
     Args:
-        setup: model, hook and text.
+        found: what was measured.
         settings: settings that all arms share.
         n_seeds: number of seeds.
-        out: folder of the trials.
-        n_workers: number of processes.
+        d_in: width of the activations.
     """
-    record = setup.record | settings_record(settings)
-    results = run_trials(out / "trials", record, switch_trials(setup, settings, n_seeds), "Switches", n_workers=n_workers)
-    values = values_by_arm(results)
+    values = found.values
     sections = [
         Section(
             "One change at a time",
             f"The base is the paper's SAE with {settings.n_steps} steps of {settings.batch_size_tokens:,} tokens, a warm-up of 5% of the "
-            f"steps, width {settings.d_sae_per_d_in * setup.d_in:,} and learning rate {settings.lr:g}. Each arm changes one thing. "
-            f"{n_seeds} seeds, "
-            f"measured on {settings.n_test_contexts} held-out contexts. Numbers are mean ± std (range) over seeds, and differences are "
-            "paired by seed.",
+            f"steps, width {settings.d_sae_per_d_in * d_in:,} and learning rate {settings.lr:g}. Each arm changes one thing. {n_seeds} "
+            f"seeds, measured on {settings.n_test_contexts} held-out contexts. Numbers are mean ± std (range) over seeds, and "
+            "differences are paired by seed.",
         ),
-        *(switch_section(switch, settings, values) for switch in switches(settings)),
-        leak_section(values),
-        ranking_section(settings, values),
+        *(_switch_section(switch, settings, values) for switch in list_switches(settings)),
+        _leak_section(values),
+        _ranking_section(settings, values),
     ]
-    summary = {
-        arm: {name: found.to_json() for name, column in metrics.items() if (found := spread(column))}
-        for arm, metrics in values.items()
-    }
-    labels = {name: arm.label for name, arm in arms(settings).items()}
     overview = Table(
         ["arm", *(METRIC_TITLES[name] for name in ("explained_variance", "l0", "dead_features", "scale_cosine"))],
         [
             [
-                labels[arm],
+                found.labels[arm],
                 *(show_spread(metrics[name]) for name in ("explained_variance", "l0", "dead_features", "scale_cosine")),
             ]
             for arm, metrics in values.items()
         ],
     )
-    return Part("switches", {"values": values, "summary": summary, "labels": labels}, sections, [overview])
+    return PartReport(sections, [overview])
 
 
-def switch_section(switch: Switch, settings: SwitchSettings, values: Mapping[str, Mapping[str, list[float | None]]]) -> Section:
+def _switch_section(
+    switch: Switch, settings: SwitchSettings, values: Mapping[str, Mapping[str, Sequence[float | None]]]
+) -> Section:
     """Make the section on one switch: its question, table and figure.
 
     Args:
@@ -76,7 +58,7 @@ def switch_section(switch: Switch, settings: SwitchSettings, values: Mapping[str
         settings: settings that all arms share.
         values: one value per seed, by arm and metric.
     """
-    labels = {name: arm.label for name, arm in arms(settings).items()}
+    labels = {name: arm.label for name, arm in build_arms(settings).items()}
     if switch.title == "Token budget":
         labels[BASE] = f"{settings.n_steps:,} steps"
     metric = switch.metrics[0]
@@ -97,7 +79,7 @@ def switch_section(switch: Switch, settings: SwitchSettings, values: Mapping[str
     return Section(switch.title, switch.question, table=table, figure=figure)
 
 
-def leak_section(values: Mapping[str, Mapping[str, list[float | None]]]) -> Section:
+def _leak_section(values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Section:
     """Make the section on how much of the circular SAE's score remains without later positions.
 
     Args:
@@ -120,7 +102,7 @@ def leak_section(values: Mapping[str, Mapping[str, list[float | None]]]) -> Sect
     return Section("What is the leak worth?", text, table=Table(["SAE", "ce_loss_score", "against circular"], rows))
 
 
-def ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, list[float | None]]]) -> Section:
+def _ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, Sequence[float | None]]]) -> Section:
     """Make the table of all arms with as many steps as the base, ranked by explained variance.
 
     Args:
@@ -128,7 +110,7 @@ def ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str, 
         values: one value per seed, by arm and metric.
     """
     base = values[BASE]["explained_variance"]
-    known = {name: arm for name, arm in arms(settings).items() if arm.n_steps is None and name != BASE}
+    known = {name: arm for name, arm in build_arms(settings).items() if arm.n_steps is None and name != BASE}
     changes = {name: spread([a - b for a, b in _pairs(values[name]["explained_variance"], base)]) for name in known}
     order = sorted(known, key=lambda name: -(found.mean if (found := changes[name]) else 0.0))
     table = Table(

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mtsae_lens.experiments.planted.trials import PlantedArm
+from mtsae_lens.experiments.planted.training import PlantedArm
 from mtsae_lens.sae.separation import SEPARATIONS
 
 OURS = "mtsae"
@@ -34,11 +34,14 @@ effect.
 ECHOES = (0.6, 1.2)
 """Magnitudes of the echo, weaker and stronger than the default."""
 
+TUNE_SEED = 1_000
+"""Seed of a dictionary that is not part of the results."""
+
 N_SIDE_SEEDS = 2
 """Number of seeds of the additional experiments: other magnitudes of the echo, and the ablations. Each seed has 32 patterns."""
 
 
-def sparsity_arms(architectures: Mapping[str, tuple[dict[str, float], ...]]) -> dict[str, PlantedArm]:
+def build_sparsity_arms(architectures: Mapping[str, tuple[dict[str, float], ...]]) -> dict[str, PlantedArm]:
     """Return every architecture with each of its sparsity settings.
 
     Args:
@@ -51,7 +54,7 @@ def sparsity_arms(architectures: Mapping[str, tuple[dict[str, float], ...]]) -> 
     }
 
 
-def echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
+def build_echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
     """Return MTSAE and the nearest pointwise architecture with other magnitudes of the echo.
 
     Args:
@@ -64,7 +67,7 @@ def echo_arms(chosen: Mapping[str, PlantedArm]) -> dict[str, PlantedArm]:
     }
 
 
-def direction_arms(ours: PlantedArm) -> dict[str, dict[str, PlantedArm]]:
+def build_direction_arms(ours: PlantedArm) -> dict[str, dict[str, PlantedArm]]:
     """Return the ablations by direction. The first arm of each is the plain version; `default` is already trained for the comparison.
 
     Args:

@@ -3,56 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
-from mtsae_lens.experiments.parts import Part, as_json
-from mtsae_lens.experiments.planted.arms import FAR_LAGS, SEPARATION_COEFFICIENT, direction_arms
-from mtsae_lens.experiments.planted.report import by_class, class_label, read_arm, read_oracle, temporal
+from mtsae_lens.experiments.parts import PartReport
+from mtsae_lens.experiments.planted.arms import FAR_LAGS, SEPARATION_COEFFICIENT
+from mtsae_lens.experiments.planted.directions import DirectionTrials
 from mtsae_lens.experiments.planted.results import OracleTrial, TemporalTrial
-from mtsae_lens.experiments.planted.scores import class_estimate, classes, margin
-from mtsae_lens.experiments.planted.trials import PlantedArm, PlantedSettings, oracle_trial, settings_record, trials
+from mtsae_lens.experiments.planted.scores import class_estimate, classes, label_class, margin
+from mtsae_lens.experiments.planted.training import PlantedArm
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.sae.separation import SEPARATIONS
-from mtsae_lens.trials import run_trials
 
 
-def directions_part(settings: PlantedSettings, ours: PlantedArm, n_seeds: int, out: Path, n_workers: int) -> Part:
-    """Train the ablations of each of the paper's open directions on planted sequences, and compare them with the plain version.
+def report_directions(trials: DirectionTrials) -> PartReport:
+    """Report each ablation beside the plain version.
 
     Args:
-        settings: settings that all arms share.
-        ours: the arm of MTSAE.
-        n_seeds: number of seeds.
-        out: folder of the trials.
-        n_workers: number of processes.
+        trials: the trials of the ablations.
     """
-    directions = direction_arms(ours)
-    arms = {label: arm for group in directions.values() for label, arm in group.items()}
-    jobs = trials(arms, settings, range(n_seeds))
-    for seed in range(n_seeds):
-        jobs[f"oracle far/seed_{seed}"] = as_json(partial(oracle_trial, settings, FAR_LAGS, seed))
-    results = run_trials(out / "trials", settings_record(arms, settings), jobs, "Directions", n_workers=n_workers)
-    records = {label: temporal(read_arm(results, label, n_seeds)) for label in arms}
-    oracle = read_oracle(results, "oracle far", n_seeds)
+    directions, records = trials.directions, trials.by_arm
     sections = [
-        _ablation("Initialization and normalization", directions["initialization"], records),
+        _ablation_section("Initialization and normalization", directions["initialization"], records),
         _separation_section(directions["separation"], records),
         _hierarchy_section(records),
-        _range_section(directions["range"], records, oracle),
+        _range_section(directions["range"], records, trials.oracle),
     ]
-    metrics = {
-        label: {
-            "f1": by_class(own, "f1"),
-            "explained_variance": [record.explained_variance for record in own],
-            "separation": [record.separation for record in own],
-            "predictivity": [record.predictivity for record in own],
-            "dilations": [list(record.dilations) for record in own],
-        }
-        for label, own in records.items()
-    }
-    return Part("directions", metrics, sections, [table for section in sections if (table := section.table)])
+    return PartReport(sections, [table for section in sections if (table := section.table)])
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -80,7 +56,7 @@ _ABLATION_HEADER = [
 ]
 
 
-def _ablation(title: str, group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
+def _ablation_section(title: str, group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     plain = records[next(iter(group))]
     rows = [_row(label, records[label], plain) for label in group]
     text = (
@@ -141,7 +117,7 @@ def _hierarchy_section(records: Mapping[str, Sequence[TemporalTrial]]) -> Sectio
             if (kind, scale) == of
         ]
         rows.append([
-            class_label(*of),
+            label_class(*of),
             f"{class_estimate(plain, 'f1', *of).mean:.3f}",
             f"{class_estimate(nested, 'f1', *of).mean:.3f}",
             *(f"{groups.count(group) / len(groups):.2f}" for group in range(len(nested[0].dilations))),
@@ -179,7 +155,7 @@ def _range_section(
         "most one. F1 on TEST (higher is better). Selected: dilations from forward selection on the first training sequences. Learned: "
         "dilations are parameters (the table shows those of seed 0). Long: a receptive field of 127 positions."
     )
-    header = ["setting", "dilations", *(f"{class_label(*of)}" for of in patterns), "persistent"]
+    header = ["setting", "dilations", *(f"{label_class(*of)}" for of in patterns), "persistent"]
     return Section(
         "Longer range: selected and learned dilations, and a receptive field of 127 positions", text, table=Table(header, rows)
     )

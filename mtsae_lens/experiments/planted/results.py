@@ -1,12 +1,15 @@
-"""Records of the planted trials: what one SAE with one seed recovers of every planted feature."""
+"""Records of the planted experiment: what one SAE with one seed recovers of every planted feature, and the summaries over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal
 
-from mtsae_lens.records import Record
+from pydantic import PlainSerializer
+
+from mtsae_lens.data.planted import PlantedConfig
+from mtsae_lens.records import Interval, Record
 
 Values = tuple[float | None, ...]
 """One value for each planted feature; None where it is not finite."""
@@ -84,6 +87,74 @@ class TemporalTrial(PlantedTrial):
     """The group of each match in a nested SAE; None for other SAEs."""
 
 
+@dataclass(frozen=True)
+class FeatureInterval(Interval):
+    """A mean over the planted features of all seeds, with its 95% interval and the range of the seeds' means."""
+
+    seed_low: float
+    seed_high: float
+    n: int
+    """Number of features."""
+
+
+@dataclass(frozen=True)
+class Naming(Record):
+    """How often a feature's time scale is identified correctly, and by how much it is missed."""
+
+    accuracy: FeatureInterval
+    octaves: FeatureInterval
+    """Mean |log2(identified / true)|."""
+    chance_accuracy: float
+    chance_octaves: float
+    """The same if one of the true scales is chosen at random."""
+
+
+ByClass = dict[str, FeatureInterval]
+"""A score by class of feature (`label_class`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchitectureComparison(Record):
+    """What every architecture recovers of the same planted sequences."""
+
+    chosen_on_tune: dict[str, dict[str, int | float]]
+    """Sparsity setting of each architecture."""
+    f1: dict[str, ByClass]
+    """F1 on TEST by architecture."""
+    correlation: dict[str, ByClass]
+    oracle_f1: dict[str, ByClass]
+    """F1 of the oracles on one position (`pointwise`) and on the positions that MTSAE reads (`context`)."""
+    margins: dict[str, dict[str, FeatureInterval]]
+    """F1 of MTSAE minus that of another architecture or of the oracle on one position, by kind of feature."""
+    mcc: dict[str, tuple[float, ...]]
+    """Mean cosine of matched directions, one per seed."""
+    echo: dict[str, dict[str, FeatureInterval]]
+    """F1 on patterns by magnitude of the echo."""
+    naming: dict[str, Naming] | None = None
+    """How well time scales are identified, by architecture, kind and statistic; absent for one seed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectionArm(Record):
+    """What one ablation recovers; sequences have one entry per seed."""
+
+    f1: ByClass
+    explained_variance: tuple[float, ...]
+    separation: tuple[dict[str, float], ...]
+    predictivity: tuple[dict[str, float | None], ...]
+    dilations: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlantedResult(Record):
+    """What `mtsae planted` measured."""
+
+    planted: ArchitectureComparison
+    directions: dict[str, DirectionArm] | None = None
+    """The ablations by arm; absent if they were skipped."""
+    planted_config: Annotated[PlantedConfig, PlainSerializer(asdict)]
+
+
 def read_trial(content: Mapping[str, Any]) -> PlantedTrial:
     """Read a saved trial of an SAE from its JSON.
 
@@ -91,3 +162,34 @@ def read_trial(content: Mapping[str, Any]) -> PlantedTrial:
         content: JSON of the trial.
     """
     return (TemporalTrial if "offsets" in content else PlantedTrial).from_json(content)
+
+
+def read_arm(results: Mapping[str, Mapping[str, Any]], arm: str, n_seeds: int) -> list[PlantedTrial]:
+    """Read the trials of one arm, seed by seed.
+
+    Args:
+        results: JSON of the trials, by name.
+        arm: name of the arm.
+        n_seeds: number of seeds.
+    """
+    return [read_trial(results[f"{arm}/seed_{seed}"]) for seed in range(n_seeds)]
+
+
+def read_oracle(results: Mapping[str, Mapping[str, Any]], name: str, n_seeds: int) -> list[OracleTrial]:
+    """Read the trials of the oracles, seed by seed.
+
+    Args:
+        results: JSON of the trials, by name.
+        name: name of the oracle.
+        n_seeds: number of seeds.
+    """
+    return [OracleTrial.from_json(results[f"{name}/seed_{seed}"]) for seed in range(n_seeds)]
+
+
+def keep_temporal(records: Sequence[PlantedTrial]) -> list[TemporalTrial]:
+    """Return the trials of SAEs with a temporal encoder.
+
+    Args:
+        records: trials.
+    """
+    return [record for record in records if isinstance(record, TemporalTrial)]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.experiments.planted.arms import FAR_LAGS, OURS
-from mtsae_lens.experiments.planted.directions_report import directions_part
-from mtsae_lens.experiments.planted.report import planted_part
+from mtsae_lens.experiments.planted.comparison import compare_architectures, summarize_comparison
+from mtsae_lens.experiments.planted.directions import ablate_directions, summarize_directions
+from mtsae_lens.experiments.planted.directions_report import report_directions
+from mtsae_lens.experiments.planted.report import report_comparison
+from mtsae_lens.experiments.planted.results import PlantedResult
 from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
-from mtsae_lens.experiments.planted.trials import PlantedSettings
+from mtsae_lens.experiments.planted.training import PlantedSettings
 from mtsae_lens.interruption import GOES_ON, stopped_with
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -79,34 +82,30 @@ def _tuples(value: Any) -> Any:
 
 @stopped_with(GOES_ON, keep_inner_message=True)
 @in_output_folder
-def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
-    """Run the comparison and the ablations, and write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.
+def run_planted(settings: PlantedCommandSettings) -> tuple[PlantedResult, list[Table]]:
+    """Run the comparison and the ablations, and write `metrics.json` (the result and its `provenance`) and `report.html`.
 
     Args:
         settings: what to run.
 
     Returns:
-        The metrics, and the tables to print.
+        What was measured, and the tables to print.
     """
     watch = Stopwatch()
     _check(settings)
-    planted, chosen = planted_part(trial_settings(settings), settings.n_seeds, settings.out / "planted", settings.n_workers)
-    parts = [planted]
+    shared = trial_settings(settings)
+    compared = compare_architectures(shared, settings.n_seeds, settings.out / "planted", settings.n_workers)
+    comparison, directions = summarize_comparison(compared), None
+    reports = [report_comparison(compared, comparison)]
     if settings.n_direction_seeds:
-        parts.append(
-            directions_part(
-                trial_settings(settings),
-                chosen[OURS],
-                settings.n_direction_seeds,
-                settings.out / "directions",
-                settings.n_workers,
-            )
-        )
-    metrics: dict[str, Any] = {part.name: part.metrics for part in parts}
-    metrics["planted_config"] = asdict(trial_settings(settings).planted)
-    metrics["provenance"] = provenance(0, watch.seconds, settings.model_dump(mode="json"))
-    write_metrics(settings.out, metrics)
+        ours, n_seeds = compared.chosen[OURS], settings.n_direction_seeds
+        ablated = ablate_directions(shared, ours, n_seeds, settings.out / "directions", settings.n_workers)
+        directions = summarize_directions(ablated)
+        reports.append(report_directions(ablated))
+    result = PlantedResult(planted=comparison, directions=directions, planted_config=shared.planted)
+    made = provenance(0, watch.seconds, settings.model_dump(mode="json"))
+    write_metrics(settings.out, result.to_json() | {"provenance": made})
     lead = "How well do sparse autoencoders recover planted features, whose directions, time scales and activations are known?"
-    sections = [section for part in parts for section in part.sections]
-    write_report(settings.out, "Planted time scales", lead, sections, metrics["provenance"])
-    return metrics, [table for part in parts for table in part.tables]
+    sections = [section for report in reports for section in report.sections]
+    write_report(settings.out, "Planted time scales", lead, sections, made)
+    return result, [table for report in reports for table in report.tables]

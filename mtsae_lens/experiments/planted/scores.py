@@ -3,27 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from scipy import stats
 
 from mtsae_lens.evaluation.time_scales import nearest_class
-from mtsae_lens.experiments.planted.results import PlantedRecord, PlantedTrial, Score, TemporalTrial
-from mtsae_lens.records import Interval, Record
+from mtsae_lens.experiments.planted.results import (
+    ByClass,
+    FeatureInterval,
+    Naming,
+    PlantedRecord,
+    PlantedTrial,
+    Score,
+    TemporalTrial,
+)
 
 N_RESAMPLES = 2_000
-
-
-@dataclass(frozen=True)
-class FeatureInterval(Interval):
-    """A mean over the planted features of all seeds, with its 95% interval and the range of the seeds' means."""
-
-    seed_low: float
-    seed_high: float
-    n: int
-    """Number of features."""
 
 
 def estimate(by_seed: Sequence[Sequence[float]]) -> FeatureInterval:
@@ -78,6 +74,26 @@ def class_estimate(records: Sequence[PlantedRecord], score: Score, kind: str, ti
     return estimate([of_class(record, record.column(score), kind, time_scale) for record in records])
 
 
+def label_class(kind: str, time_scale: int) -> str:
+    """Return the name of a class, such as `persistent 16`, `cue` or `pattern -8`.
+
+    Args:
+        kind: kind of the features.
+        time_scale: time scale of the features, in positions.
+    """
+    return {"persistent": f"persistent {time_scale}", "cue": "cue", "pattern": f"pattern -{time_scale}"}[kind]
+
+
+def estimate_by_class(records: Sequence[PlantedRecord], score: Score) -> ByClass:
+    """Estimate a score for every class of feature, by the label of the class.
+
+    Args:
+        records: one record per seed.
+        score: name of the score.
+    """
+    return {label_class(*of): class_estimate(records, score, *of) for of in classes(records[0])}
+
+
 def margin(
     ours: Sequence[PlantedRecord],
     theirs: Sequence[PlantedRecord],
@@ -100,18 +116,6 @@ def margin(
         for a, b in zip(ours, theirs, strict=True)
     ]
     return estimate([[x - y for x, y in zip(a, b, strict=True)] for a, b in pairs])
-
-
-@dataclass(frozen=True)
-class Naming(Record):
-    """How often a feature's time scale is identified correctly, and by how much it is missed."""
-
-    accuracy: FeatureInterval
-    octaves: FeatureInterval
-    """Mean |log2(identified / true)|."""
-    chance_accuracy: float
-    chance_octaves: float
-    """The same if one of the true scales is chosen at random."""
 
 
 def _naming(true_by_seed: Sequence[Sequence[int]], named_by_seed: Sequence[Sequence[int]]) -> Naming:

@@ -14,7 +14,7 @@ from .edits import EDITS
 from .encoder import encode
 from .gates import GATES
 from .positions import check_length, visible_positions
-from .state import EditState
+from .state import EditState, find_cache
 
 
 class EditedLayer:
@@ -59,7 +59,7 @@ class EditedLayer:
         """
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         given = given.get("kwargs", {}) | given
-        tokens, cache, attention = (given.get(name) for name in ("input_ids", "past_key_values", "attention_mask"))
+        tokens, attention, cache = given.get("input_ids"), given.get("attention_mask"), find_cache(given)
         if tokens is None:
             raise ValueError("expected input_ids, which show special tokens, got embeddings alone; give input_ids")
         n_past = int(cache.get_seq_length()) if cache is not None else 0
@@ -84,12 +84,11 @@ class EditedLayer:
             module: the model.
             args: positional arguments of its call.
             kwargs: keyword arguments of its call.
-            output: its output.
+            output: its output; None if the call raised an error.
         """
-        parts = output if isinstance(output, tuple) else (getattr(output, "past_key_values", None),)
-        for cache in parts:
-            if hasattr(cache, "get_seq_length"):
-                self._state_in(cache).tensors = self.state
+        cache = find_cache(output)
+        if cache is not None:
+            self._state_in(cache).tensors = self.state
         self.masked, self.state = None, {}
 
     def _state_in(self, cache: Any) -> EditState:

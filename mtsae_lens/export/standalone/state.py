@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
@@ -61,3 +62,15 @@ class EditState(DynamicLayer):
         """
         if tokens_to_remove != 0:
             self.tensors = {}
+
+
+def find_cache(values: Any) -> Any:
+    """Return the KV cache among the arguments or the outputs of a model, or None.
+
+    It is found by its methods, because its name is `past_key_values` in transformers up to 5.23, and `cache` from 5.24 on.
+
+    Args:
+        values: the arguments or outputs by name, or a tuple of outputs.
+    """
+    found = values.values() if isinstance(values, Mapping) else values or ()
+    return next((value for value in found if hasattr(value, "get_seq_length")), None)

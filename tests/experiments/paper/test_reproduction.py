@@ -7,7 +7,7 @@ import pytest
 
 from mtsae_lens.experiments.paper import reproduction
 from mtsae_lens.experiments.paper.published import METRICS, SETTINGS
-from mtsae_lens.experiments.paper.reproduction import reproduction_trials
+from mtsae_lens.experiments.paper.reproduction import make_reproduction_trials
 from mtsae_lens.experiments.paper.results import PaperRun
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.training.recipe import TrainSettings, runner_config
@@ -18,7 +18,7 @@ CONFIG = Path(__file__).parents[3] / "examples" / "configs" / "paper.yaml"
 @pytest.fixture(scope="module")
 def run(setup: PaperSetup, tmp_path_factory: pytest.TempPathFactory) -> PaperRun:
     settings = replace(SETTINGS, context_size=32, buffer_size_sequences=96)
-    return reproduction_trials(setup, settings, 1, tmp_path_factory.mktemp("paper"), 4)["seed_0"]()
+    return make_reproduction_trials(setup, settings, 1, tmp_path_factory.mktemp("paper"), 4)["seed_0"]()
 
 
 def test_there_are_four_steps_at_four_thousandths_of_the_learning_rate_at_most(run: PaperRun) -> None:

@@ -9,9 +9,10 @@ import pytest
 from filled import filled
 
 from mtsae_lens.data.planted import PlantedConfig
+from mtsae_lens.experiments.planted.measures import measure_arm
 from mtsae_lens.experiments.planted.results import TemporalTrial
 from mtsae_lens.experiments.planted.scores import best_setting, estimate, margin, name_by_lags, name_by_statistic
-from mtsae_lens.experiments.planted.trials import PlantedArm, PlantedSettings, planted_trial, train_arm
+from mtsae_lens.experiments.planted.training import PlantedArm, PlantedSettings, train_arm
 
 
 def record(**columns: list[Any]) -> TemporalTrial:
@@ -55,9 +56,9 @@ def test_a_seed_is_a_dictionary_and_data_may_differ_by_arm() -> None:
     planted = PlantedConfig(d_in=16, context_size=24, n_features_per_duration=2, n_patterns_per_lags=1, n_cues=6)
     settings = PlantedSettings(planted, d_sae=24, n_steps=2, n_test_sequences=8)
     plain = PlantedArm("topk", {"k": 4})
-    first, again, other = (planted_trial(plain, settings, seed) for seed in (0, 0, 1))
+    first, again, other = (measure_arm(plain, settings, seed) for seed in (0, 0, 1))
     assert first == again
-    rich = planted_trial(PlantedArm("topk", {"k": 4}, {"n_cues": 7}), settings, 0)
+    rich = measure_arm(PlantedArm("topk", {"k": 4}, {"n_cues": 7}), settings, 0)
     assert len(rich.kind) == len(first.kind) + 1
     # the untrained SAE of another seed on the dictionary of this one would have other cosines than these
     assert first.cosine != other.cosine

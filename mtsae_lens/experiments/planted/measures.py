@@ -1,115 +1,33 @@
-"""Run trials on planted sequences: what an MTSAE and SAELens's SAEs recover of the same ground truth, seed by seed.
-
-A seed stands for a dictionary, a pairing of cues and patterns, a stream of training sequences and an initialization. Every architecture
-trains on the same rows of the same blocks, with the same width and schedule.
-"""
+"""Measure what an MTSAE, SAELens's SAEs and supervised probes recover of the same planted sequences, seed by seed."""
 
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from sae_lens import SAE, TrainingSAE
+from sae_lens import SAE
 
-from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
+from mtsae_lens.data.planted import PlantedFeatures
 from mtsae_lens.evaluation.recovery import PlantedSplits, linear_oracle, recover
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import mean_run_length, temporal_profiles
 from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.experiments.planted.results import OracleTrial, PlantedTrial, TemporalTrial, Values
+from mtsae_lens.experiments.planted.training import PlantedArm, PlantedSettings, train_arm
 from mtsae_lens.records import fields_of
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.hierarchy import feature_groups
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.separation import SEPARATIONS, separation_loss
 from mtsae_lens.sae.temporal import find_walls, read_offsets
-from mtsae_lens.training.dilations import select_dilations
-from mtsae_lens.training.fit import fit
-from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.trials import Trial
-from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
-
-TUNE_SEED = 1_000  # seed of a dictionary that is not part of the results
-N_CONTEXTS_TO_SELECT_ON = 512
 
 
-@dataclass(frozen=True)
-class PlantedArm:
-    """One SAE to train: an architecture of SAELens's registry and its own settings, on data that may differ from the base.
-
-    `dilations="auto"` selects them from the first sequences (`select_dilations`).
-    """
-
-    architecture: str
-    sae: Mapping[str, Any] = field(default_factory=dict)
-    planted: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of `PlantedConfig` that differ."""
-
-
-@dataclass(frozen=True)
-class PlantedSettings:
-    """The settings that all arms share."""
-
-    planted: PlantedConfig = field(default_factory=PlantedConfig)
-    d_sae: int = 256
-    n_steps: int = 3_000
-    batch_size_sequences: int = 4
-    lr: float = 3e-3
-    n_test_sequences: int = 128
-    """Sequences of SELECT, and as many of TEST."""
-
-    @property
-    def n_training_tokens(self) -> int:
-        """Return the number of training positions, the first of each sequence included."""
-        return self.n_steps * self.batch_size_sequences * self.planted.context_size
-
-
-def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SAE[Any], PlantedFeatures]:
-    """Train an SAE on planted sequences.
-
-    Args:
-        arm: the SAE to train.
-        settings: settings that all arms share.
-        seed: seed of the dictionary, the sequences and the SAE's initialization.
-
-    Returns:
-        The inference SAE that SAELens makes of it, and the planted features.
-    """
-    cfg = replace(settings.planted, **{"seed": seed, **arm.planted})
-    features = PlantedFeatures(cfg)
-    config_class = SAE_TRAINING_CLASS_REGISTRY[arm.architecture][1]
-    own: dict[str, Any] = {"normalize_activations": "expected_average_only_in", **arm.sae}
-    stream = PlantedBlocks(features, settings.batch_size_sequences, seed=seed)
-    if issubclass(config_class, MTTrainingSAEConfig):
-        own["context_size"] = cfg.context_size
-    if own.get("dilations") == "auto":
-        _, h = next(replace(stream, block_size_batches=N_CONTEXTS_TO_SELECT_ON // settings.batch_size_sequences).blocks(0))
-        own["dilations"] = select_dilations(h, max_lag=3 * cfg.context_size // 4)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        sae: TrainingSAE[Any] = TrainingSAE.from_dict(config_class(d_in=cfg.d_in, d_sae=settings.d_sae, **own).to_dict())
-    fit(
-        sae,
-        stream,
-        n_steps=settings.n_steps,
-        batch_size_tokens=settings.batch_size_sequences * cfg.context_size,
-        lr=settings.lr,
-        lr_warm_up_steps=settings.n_steps // 20,
-        lr_end=settings.lr / 20,
-        options=TrainerOptions(b_dec_init="zeros", log_every_n_steps=100),  # as for the figures in docs/paper.md
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        sae.save_inference_model(folder)
-        return SAE.load_from_disk(Path(folder)), features
-
-
-def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> PlantedTrial:
+def measure_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> PlantedTrial:
     """Train one arm with one seed and score it.
 
     Args:
@@ -121,12 +39,12 @@ def planted_trial(arm: PlantedArm, settings: PlantedSettings, seed: int) -> Plan
         A `TemporalTrial` for an SAE with a temporal encoder.
     """
     sae, features = train_arm(arm, settings, seed)
-    return score(sae, PlantedSplits(features, settings.n_test_sequences))
+    return measure_sae(sae, PlantedSplits(features, settings.n_test_sequences))
 
 
 @torch.no_grad()
-def score(sae: SAE[Any], splits: PlantedSplits) -> PlantedTrial:
-    """Score a trained SAE, as `planted_trial` does.
+def measure_sae(sae: SAE[Any], splits: PlantedSplits) -> PlantedTrial:
+    """Score a trained SAE, as `measure_arm` does.
 
     Args:
         sae: the SAE.
@@ -176,7 +94,7 @@ def _separation(sae: TemporalEncoder, h: torch.Tensor) -> dict[str, float]:
     return {name: float(separation_loss(name, z, sae.filters, keep)) for name in SEPARATIONS}
 
 
-def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> OracleTrial:
+def measure_oracle(settings: PlantedSettings, planted: Mapping[str, Any], seed: int) -> OracleTrial:
     """Measure the F1 of supervised linear probes (oracles): on one position, and on the positions that the default MTSAE reads.
 
     Args:
@@ -196,7 +114,7 @@ def oracle_trial(settings: PlantedSettings, planted: Mapping[str, Any], seed: in
     )
 
 
-def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Iterable[int]) -> dict[str, Trial]:
+def make_trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Iterable[int]) -> dict[str, Trial]:
     """Return the computation of every trial by its name (`arm/seed_N`), seed after seed, so that a stopped run has complete seeds.
 
     Args:
@@ -205,7 +123,7 @@ def trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds: Ite
         seeds: the seeds.
     """
     return {
-        f"{name}/seed_{seed}": as_json(partial(planted_trial, arm, settings, seed))
+        f"{name}/seed_{seed}": as_json(partial(measure_arm, arm, settings, seed))
         for seed in seeds
         for name, arm in arms.items()
     }
