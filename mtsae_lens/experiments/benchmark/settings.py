@@ -53,12 +53,12 @@ class BenchmarkSettings(Settings):
     """Architecture to compare, with its own settings, such as `topk={k: 32}`. By default five architectures are compared."""
     losses: tuple[str, ...] | None = None
     """Method that changes weights, such as `npo`. By default all are compared, or three of them with `quick`."""
-    n_seeds: int = Field(5, gt=0)
-    """Number of seeds of every SAE and every method."""
+    n_seeds: int | None = Field(None, gt=0)
+    """Number of seeds of every SAE and every method. By default it is 5, or 1 with `quick`."""
     n_attacked_seeds: int = Field(1, ge=0)
     """Number of seeds for which the chosen edit is measured in full and attacked."""
     quick: bool = False
-    """Use one seed, short training runs and few candidates, to check that everything runs."""
+    """Use short training runs and few candidates, and by default one seed, to check that everything runs."""
     training_tokens: int | None = Field(None, gt=0)
     """Number of tokens to train every SAE on. By default it is 600,000, or 120,000 with `quick`."""
     d_sae: int | None = Field(None, gt=0)
@@ -117,7 +117,7 @@ class BenchmarkSettings(Settings):
 
     def seeds(self) -> range:
         """Return the seeds of the SAEs and of the order in which methods that change weights read text."""
-        return range(1 if self.quick else self.n_seeds)
+        return range(self.n_seeds or (1 if self.quick else 5))
 
     def benchmark_tasks(self) -> dict[str, BenchmarkTask]:
         """Return the tasks by name."""

@@ -96,7 +96,8 @@ def test_the_scale_is_what_is_given_on_top_of_the_preset() -> None:
     quick = BenchmarkSettings(quick=True, d_sae=64, n_seeds=4)
     assert quick.size().d_sae == 64
     assert quick.size().contexts_per_split == QUICK.contexts_per_split
-    assert list(quick.seeds()) == [0]
+    assert list(quick.seeds()) == [0, 1, 2, 3]
+    assert list(BenchmarkSettings(quick=True).seeds()) == [0]
     assert list(BenchmarkSettings(n_seeds=2).seeds()) == [0, 1]
 
 
