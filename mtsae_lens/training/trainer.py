@@ -22,6 +22,7 @@ from typing_extensions import override
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
+from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
@@ -262,7 +263,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
-        n_rows = int((output.sae_in != 0).any(dim=-1).sum())
+        n_rows = int((~find_walls(output.sae_in)).sum())
         counts, n_of_all = sum_firing_counts(output.feature_acts, n_rows)
         self.share_of_rows = n_rows / n_of_all if n_rows < n_of_all else 1.0  # alone, also where all rows are masked
         count_firing(self, counts, n_of_all)
