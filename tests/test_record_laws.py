@@ -46,7 +46,7 @@ def test_a_record_read_back_is_the_same(cls: type[Record], data: st.DataObject) 
 def test_the_law_covers_the_records_of_every_experiment() -> None:
     names = {cls.__name__ for cls in record_classes()}
     assert {"UnlearningResult", "MethodsCell", "ReferenceCell", "StabilityCell", "TemporalTrial", "PaperRun"} <= names
-    assert {"DemoResult", "ExportResult"} <= names
+    assert {"DemoResult", "ExportResult", "TrainResult", "EvaluateResult", "ScaleResult"} <= names
 
 
 def test_a_key_with_a_default_is_left_out_and_one_without_is_null() -> None:
