@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 
 import mtsae_lens
 from mtsae_lens.commands.evaluate import METRIC_MEANINGS
+from mtsae_lens.commands.train import TrainResult
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.paper.results import PaperResult
@@ -197,9 +198,18 @@ def test_dilations_are_selected_from_the_text(mtsae: Callable[..., Any], train: 
 def test_a_number_that_was_not_finite_is_called_unknown(
     mtsae: Callable[..., Any], train: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    metrics = {"final": {"metrics/explained_variance": None, "metrics/l0": 4.0}, "n_training_steps": 12, "n_features": 32}
-    metrics |= {"waits": {"time/wait_for_activations_s": 1.0, "time/wait_for_sae_s": 2.0}, "never_fired": 3, "always_on": None}
-    monkeypatch.setattr("mtsae_lens.commands.train.run_train", lambda *_, **__: metrics)
+    result = TrainResult(
+        final={"metrics/explained_variance": None, "metrics/l0": 4.0},
+        waits={"time/wait_for_activations_s": 1.0, "time/wait_for_sae_s": 2.0},
+        n_features=32,
+        never_fired=3,
+        always_on=None,
+        warning=None,
+        resumed=False,
+        n_training_steps=12,
+        n_training_tokens=96,
+    )
+    monkeypatch.setattr("mtsae_lens.commands.train.run_train", lambda *_, **__: result)
     outcome = train(out=tmp_path / "sae")
     assert outcome.code == 0, outcome.err
     assert "explained variance unknown, L0 4.0; of 32 features 3 never fired and unknown fired on over half" in outcome.out

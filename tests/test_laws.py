@@ -126,8 +126,8 @@ def no_walls(x: Tensor) -> Tensor:
 class CentredOverTime:
     """Takes the mean of the context from each scale."""
 
-    def encode_scales(self, x: Tensor) -> Tensor:
-        z = super().encode_scales(x)
+    def encode_scales(self, x: Tensor, walls: Tensor) -> Tensor:
+        z = super().encode_scales(x, walls)
         return z - z.mean(dim=1, keepdim=True)
 
 
@@ -311,8 +311,8 @@ def test_save_load_catches_a_forgotten_setting(h: Tensor, tmp_path: Any) -> None
 
 
 class CentredOverTheBatch:
-    def encode_scales(self, x: Tensor) -> Tensor:
-        return super().encode_scales(x - x.mean(dim=0))
+    def encode_scales(self, x: Tensor, walls: Tensor) -> Tensor:
+        return super().encode_scales(x - x.mean(dim=0), walls)
 
 
 class ReadsRowsTheOtherWayRound:
@@ -385,15 +385,15 @@ def test_scale_folding_catches(kind: type, mixin: type, scale_norm: str, h: Tens
 # mixed rows -----------------------------------------------------------------------------------------------------------
 
 
-def in_another_order(h: Tensor, offsets: list[int], padding: str) -> Callable[[Tensor], Tensor]:
-    return temporal.gather_reads(h, offsets[:1] + offsets[:0:-1], padding)
+def in_another_order(h: Tensor, walls: Tensor, offsets: list[int], padding: str) -> Callable[[Tensor], Tensor]:
+    return temporal.gather_reads(h, walls, offsets[:1] + offsets[:0:-1], padding)
 
 
-def of_another_padding(h: Tensor, offsets: list[int], padding: str) -> Callable[[Tensor], Tensor]:
-    return temporal.gather_reads(h, offsets, "zero" if padding == "circular" else "circular")
+def of_another_padding(h: Tensor, walls: Tensor, offsets: list[int], padding: str) -> Callable[[Tensor], Tensor]:
+    return temporal.gather_reads(h, walls, offsets, "zero" if padding == "circular" else "circular")
 
 
-def through_walls(h: Tensor, offsets: list[int], padding: str) -> Callable[[Tensor], Tensor]:
+def through_walls(h: Tensor, walls: Tensor, offsets: list[int], padding: str) -> Callable[[Tensor], Tensor]:
     shifted = torch.cat([temporal._shift(h, offset, padding) for offset in offsets], dim=-1).flatten(0, 1)
     return shifted.__getitem__
 
@@ -436,8 +436,8 @@ def detached(name: str, part: slice = slice(None)) -> type:
 
 
 class WithoutGradient:
-    def encode_scales(self, x: Tensor) -> Tensor:
-        return super().encode_scales(x).detach()
+    def encode_scales(self, x: Tensor, walls: Tensor) -> Tensor:
+        return super().encode_scales(x, walls).detach()
 
 
 def test_gradients(sae: Any, h: Tensor) -> None:
@@ -516,7 +516,7 @@ def without_the_gain(contributions: Callable[..., Tensor], sae: Any, h: Tensor, 
 
 
 def with_scales_mixed_up(sae: Any, h: Tensor, features: Tensor) -> Tensor:
-    z = sae.encode_scales(sae.process_sae_in(h))
+    z = sae.encode_scales(*sae.read_contexts(h))
     return torch.einsum("bpsd,dsf->bpsf", z, sae.W_enc[:, features].unflatten(0, z.shape[:1:-1]))
 
 

@@ -49,6 +49,7 @@ def test_the_law_covers_the_records_of_every_experiment() -> None:
     names = {cls.__name__ for cls in record_classes()}
     assert {"UnlearningResult", "MethodsCell", "ReferenceCell", "StabilityCell", "TemporalTrial", "PaperRun"} <= names
     assert {"DemoResult", "ExportResult", "PaperResult", "PlantedResult"} <= names
+    assert {"TrainResult", "EvaluateResult", "ScaleResult"} <= names
 
 
 def test_a_key_with_a_default_is_left_out_and_one_without_is_null() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -25,6 +25,9 @@ from mtsae_lens.experiments.paper.settings import PaperSettings
 from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
 from mtsae_lens.training.settings import TrainSettings
 
+if TYPE_CHECKING:
+    from mtsae_lens.commands.train import TrainResult
+
 
 def train(
     settings: TrainSettings, *, resume: Annotated[bool, Parameter(help="Continue the run in `--out`.", negative="")] = False
@@ -35,24 +38,25 @@ def train(
 
     with joined_ranks(settings.device):
         if settings.saes:
-            for name, metrics in run_train_saes(settings, resume=resume).items():
-                _say_what_was_trained(settings.out / name, metrics)
+            for name, result in run_train_saes(settings, resume=resume).items():
+                _say_what_was_trained(settings.out / name, result)
             return
         if resume and not (settings.out / "checkpoints").is_dir():
             say_aside(f"no checkpoint in {settings.out}: starting from the beginning")
-        if metrics := run_train(settings, resume=resume):
-            _say_what_was_trained(settings.out, metrics)
+        trained = run_train(settings, resume=resume)
+        if trained is not None:
+            _say_what_was_trained(settings.out, trained)
 
 
-def _say_what_was_trained(out: Path, metrics: dict[str, Any]) -> None:
-    final, waits = metrics["final"], metrics["waits"]
+def _say_what_was_trained(out: Path, result: TrainResult) -> None:
+    final, waits = result.final, result.waits
     for_activations, for_sae = waits["time/wait_for_activations_s"], waits["time/wait_for_sae_s"]
     explained_variance = _format(final.get("metrics/explained_variance"), ".3f")
     l0 = _format(final.get("metrics/l0"), ".1f")
-    never_fired, always_on = _format(metrics["never_fired"], ","), _format(metrics["always_on"], ",")
+    never_fired, always_on = _format(result.never_fired, ","), _format(result.always_on, ",")
     say(
-        f"trained {metrics['n_training_steps']:,} steps: on training batches explained variance {explained_variance}, L0 {l0}; "
-        f"of {metrics['n_features']:,} features {never_fired} never fired and {always_on} fired on over half of the tokens; "
+        f"trained {result.n_training_steps:,} steps: on training batches explained variance {explained_variance}, L0 {l0}; "
+        f"of {result.n_features:,} features {never_fired} never fired and {always_on} fired on over half of the tokens; "
         f"the SAE waited {for_activations:.1f} s for activations, and their reader {for_sae:.1f} s for the SAE; saved in {out}"
     )
 
@@ -83,7 +87,7 @@ def evaluate(settings: EvaluateSettings) -> None:
     from mtsae_lens.commands.evaluate import metrics_table, run_evaluate
 
     measured = run_evaluate(settings)
-    print_tables(metrics_table({"value": measured}))
+    print_tables(metrics_table({"value": measured.metrics}))
     _name_report(settings)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from sae_lens import SAE
 from torch import Tensor
+from typing_extensions import override
 
 from mtsae_lens.commands.evaluate_settings import EvaluateSettings
 from mtsae_lens.data.choices import Split
@@ -25,7 +27,7 @@ from mtsae_lens.machine_paths import shorten
 from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.progress import track
-from mtsae_lens.records import Stopwatch, provenance, write_metrics
+from mtsae_lens.records import MaybeNaN, Record, Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
 from mtsae_lens.sae.collapse import FiringCounts
 from mtsae_lens.sae.mtsae import TemporalEncoder
@@ -54,6 +56,41 @@ METRIC_MEANINGS: dict[str, str] = {
     "n_tokens": "tokens in the measurement",
     "future_leak": "share of the feature activation that depends on later tokens; 0 is causal",
 }
+
+
+@dataclass(frozen=True)
+class ScaleResult(Record):
+    """What the scales of a temporal SAE explain."""
+
+    predictivity: dict[str, MaybeNaN]
+    """R^2 of the features from scales (`ScalePredictivity.summary`)."""
+    context_share: dict[str, MaybeNaN]
+    """Quantiles over features of the share of context in their lift."""
+
+
+@dataclass(frozen=True)
+class EvaluateResult(Record):
+    """What an evaluation measured. In JSON the metrics stand beside the other entries, not in an entry of their own."""
+
+    metrics: dict[str, int | float | None]
+    """By the names of `METRIC_MEANINGS`; None where a value is not finite."""
+    warning: str | None = None
+    """What is wrong and what to do, if the SAE looks collapsed."""
+    scales: ScaleResult | None = None
+    """For a temporal SAE, if there was enough text."""
+
+    @override
+    def to_json(self) -> dict[str, Any]:
+        content = super().to_json()
+        metrics: dict[str, Any] = content.pop("metrics")
+        return metrics | content
+
+    @classmethod
+    @override
+    def from_json(cls, content: Mapping[str, Any]) -> Self:
+        others = {name: content[name] for name in ("warning", "scales") if name in content}
+        metrics = {name: value for name, value in content.items() if name not in others and name != "provenance"}
+        return super().from_json({"metrics": metrics, **others})
 
 
 _POSITIONS_PER_WEIGHT = 3
@@ -117,7 +154,7 @@ def fidelity_summary(measured: Mapping[str, float | None]) -> str:
 
 @stopped_with(STARTS_ANEW)
 @in_output_folder
-def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
+def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """Evaluate an SAE, and write `metrics.json` and `report.html`.
 
     `metrics.json` has the keys of `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, and `provenance`.
@@ -126,7 +163,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         settings: what to evaluate.
 
     Returns:
-        The metrics by name; None for a value that is not finite.
+        What was measured.
     """
     watch = Stopwatch()
 
@@ -143,7 +180,7 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     )
     dataset = dataset_of(lm.sae)
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
-    measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
+    measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
     text = (
         f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
         f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired, and {measured['always_on_features']:,} fired on "
@@ -152,25 +189,24 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     if warning := collapse_warning(measured):
         text = f"{text} Warning: {warning}."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
-    scales: dict[str, Any] = {}
+    scales: ScaleResult | None = None
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
         try:
-            scales, section = _scales(lm.sae, fit_batch(lm), dataset, table, settings)
+            scales, section = _measure_scales(lm.sae, fit_batch(lm), dataset, table, settings)
         except DataError as error:  # unlike fidelity, this needs SELECT as well as TEST
             section = Section("What the scales know", f"Not measured: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    measured = finite_or_none(measured)
-    further = {"warning": warning, "scales": scales}
-    write_metrics(settings.out, {**measured, **{name: value for name, value in further.items() if value}, "provenance": made})
+    result = EvaluateResult(finite_or_none(measured), warning, scales)
+    write_metrics(settings.out, result.to_json() | {"provenance": made})
     lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}."
-    write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(measured)}."])
-    return measured
+    write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(result.metrics)}."])
+    return result
 
 
-def _scales(
+def _measure_scales(
     sae: TemporalEncoder, lm: HookedLM, dataset: str, evaluated: TokenTable, settings: EvaluateSettings
-) -> tuple[dict[str, dict[str, float]], Section]:
+) -> tuple[ScaleResult, Section]:
     """Measure how much each scale explains of the features, and how much of their lift comes from context."""
     generator = torch.Generator().manual_seed(settings.seed)
     features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
@@ -216,4 +252,4 @@ def _scales(
         "scales). The lift is what is added to a feature's pre-activation when it fires, beyond the average. The share of context in it is "
         f"{quantiles['50%']:.1%} for the median feature, and {quantiles['90%']:.1%} or more for one feature in ten."
     )
-    return {"predictivity": predictivity, "context_share": quantiles}, Section("What the scales know", text, table=table)
+    return ScaleResult(predictivity, quantiles), Section("What the scales know", text, table=table)

@@ -14,18 +14,29 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtsae_lens.data.masks import find_masked
 from mtsae_lens.data.massive import massive_positions, norm_limit
 from mtsae_lens.data.notices import tell_once
 from mtsae_lens.errors import DataError
 
-Gather = Callable[[Tensor], Callable[[Tensor], Tensor]]  # contexts -> (flat positions -> rows)
+Gather = Callable[
+    [Tensor, Tensor], Callable[[Tensor], Tensor]
+]  # contexts, which positions are masked -> (flat positions -> rows)
 
 
-def gather_tokens(h: Float[Tensor, "batch pos d_in"]) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_in"]]:
-    """A function of positions, given as `context * n_positions + position`: their activations."""
+def gather_tokens(
+    h: Float[Tensor, "batch pos d_in"], masked: Bool[Tensor, "batch pos"]
+) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row d_in"]]:
+    """Return a function from flat positions, `context * n_positions + position`, to their activations.
+
+    Args:
+        h: contexts.
+        masked: the positions that are masked; a row of its activations alone does not depend on them.
+    """
+    del masked
     return h.flatten(0, 1).__getitem__
 
 
@@ -108,21 +119,27 @@ class SequenceBlocks(ABC):
         block, skip = divmod(first_step, self.block_size_batches)
         with closing(self.blocks(block)) as blocks:
             for number, h in blocks:
+                masked = find_masked(h)
                 of_all = self.of_all_ranks(number, h)
-                rows = self._mixed_rows(number, of_all, max_norm_multiple)
-                gather_rows = gather(h)
+                masked_of_all = masked if of_all is h else find_masked(of_all)
+                rows = self._mixed_rows(number, of_all, masked_of_all, max_norm_multiple)
+                gather_rows = gather(h, masked)
                 for batch in rows.tensor_split(len(of_all) // self.batch_size_sequences)[skip:]:
                     yield gather_rows(self.own_rows(number, batch, h.shape[1]))
                 skip = 0
                 del h, of_all, gather_rows  # let go of the block before the next one is read
 
     def _mixed_rows(
-        self, number: int, h: Float[Tensor, "batch pos d_in"], max_norm_multiple: float | None
+        self,
+        number: int,
+        h: Float[Tensor, "batch pos width"],
+        masked: Bool[Tensor, "batch pos"],
+        max_norm_multiple: float | None,
     ) -> Int[Tensor, " row"]:
         """Return the flat positions of the rows of a block that are trained on, in their order. The block itself is not copied."""
         n_positions, n_batches = h.shape[1], len(h) // self.batch_size_sequences
         contexts = self.context_order(number, len(h)).to(h.device)
-        kept = (h != 0).any(dim=-1)[contexts].flatten().nonzero().squeeze(-1)
+        kept = (~masked[contexts]).flatten().nonzero().squeeze(-1)
         if len(kept) < n_batches:
             raise DataError(
                 f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "

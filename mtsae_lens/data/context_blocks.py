@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.masks import find_masked
 from mtsae_lens.data.prefetch import Waits, prefetched, taking_turns
 from mtsae_lens.errors import DataError
 from mtsae_lens.ranks import current_ranks
@@ -62,7 +63,7 @@ class ContextBlocks(SequenceBlocks):
         if ranks.is_alone:
             return h
         tiny = torch.finfo(h.dtype).tiny  # of activations whose squares are too small for the dtype
-        lengths = torch.where((h != 0).any(dim=-1), h.norm(dim=-1).clamp(min=tiny), 0.0)
+        lengths = torch.where(find_masked(h), 0.0, h.norm(dim=-1).clamp(min=tiny))
         return ranks.concatenate(lengths.unsqueeze(-1), self._block_size(number))
 
     @override

@@ -1,7 +1,8 @@
-"""Masks over positions, applied to activations of any shape."""
+"""Masks over positions: applied to activations of any shape, and found in blocks of activations, which mark masked positions by zeros."""
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -17,3 +18,12 @@ def zero_rows(h: Float[Tensor, "batch pos *rest"], where: Bool[Tensor, "batch po
         A copy. A NaN or an infinite value at these positions becomes zero too.
     """
     return h.masked_fill(where.to(h.device).view(*where.shape, *(1,) * (h.ndim - where.ndim)), 0.0)
+
+
+def find_masked(h: Float[Tensor, "batch pos width"]) -> Bool[Tensor, "batch pos"]:
+    """Return which positions of a block are masked: those whose activations are exactly zero, as a source or a cache leaves them.
+
+    Args:
+        h: contexts of a block.
+    """
+    return torch.linalg.vector_norm(h, ord=torch.inf, dim=-1) == 0

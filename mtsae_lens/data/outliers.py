@@ -17,6 +17,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.masks import find_masked
 from mtsae_lens.errors import ConfigError
 
 
@@ -60,7 +61,7 @@ class OutlierDimensions:
         variation = ((reference - reference.mean(dim=0)) * scale).pow(2).sum(dim=-1).mean().sqrt()
         offset = torch.zeros(h.shape[-1])
         offset[-self.n_dimensions :] = self.mean_to_variation * variation / self.n_dimensions**0.5
-        return torch.where((h != 0).any(dim=-1, keepdim=True), h * scale + offset, 0.0)
+        return torch.where(find_masked(h).unsqueeze(-1), 0.0, h * scale + offset)
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,6 @@ class OutlierBlocks(SequenceBlocks):
             first: number of the first block.
         """
         _, h = next(self.stream.blocks(0))
-        reference = h[(h != 0).any(dim=-1)]
+        reference = h[~find_masked(h)]
         for number, block in self.stream.blocks(first):
             yield number, self.outliers.added_to(block, reference)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool
 from sae_lens import SAE, run_evals
 from torch import Tensor
 
@@ -135,6 +136,27 @@ def evaluate_fidelity(
     """
     check_fits(sae, model)
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
+    _check_table(table, cutter)
+    batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
+    held_out = HeldOutTokens(table, batch_size)
+    seen = table.tokens[: held_out.n_batches * batch_size]
+    kept = ~cutter.special_positions(seen)
+    metrics = _measure_with_saelens(sae, model, cutter, held_out, kept)
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True):
+            yield _at_hook(sae, model, tokens), mask
+
+    metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches())
+    if isinstance(sae, TemporalEncoder) and sae.has_memory:
+        metrics |= measure_memory(sae, batches())
+    metrics["n_tokens"] = int(kept.sum())
+    metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
+    return metrics
+
+
+def _check_table(table: TokenTable, cutter: ContextCutter) -> None:
+    """Raise `DataError` for no context, or for padding on the left."""
     if not len(table):
         raise DataError(f"{table.corpus}: expected contexts to evaluate on, got none; give more text")
     n_padding = cutter.left_padding(table.tokens).sum(dim=1)
@@ -143,10 +165,14 @@ def evaluate_fidelity(
             f"{table.corpus}: expected contexts without padding on the left, for which SAELens's run_evals has no attention mask, got padded "
             "ones; pad on the right"
         )
-    batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
-    held_out = HeldOutTokens(table, batch_size)
+
+
+def _measure_with_saelens(
+    sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, held_out: HeldOutTokens, kept: Bool[Tensor, "batch pos"]
+) -> dict[str, float]:
+    """Compute the metrics of `run_evals`, with losses and divergences in chunks of positions, and count features by how often they fire."""
     config = EvalConfig(
-        batch_size_prompts=batch_size,
+        batch_size_prompts=held_out.store_batch_size_prompts,
         n_eval_reconstruction_batches=held_out.n_batches,
         n_eval_sparsity_variance_batches=held_out.n_batches,
         compute_kl=False,  # needs whole logits; the readout does it
@@ -169,24 +195,13 @@ def evaluate_fidelity(
             exclude_special_tokens=cutter.special_token_ids.tolist(),
         )
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
-    seen = table.tokens[: held_out.n_batches * batch_size]
-    kept = ~cutter.special_positions(seen)
-    metrics |= readout.divergences(kept.split(batch_size))
+    metrics |= readout.divergences(kept.split(held_out.store_batch_size_prompts))
     counts = firing_counts(feature_metrics["feature_density"])
-    metrics["dead_features"] = counts.n_silent
-    metrics["always_on_features"] = counts.n_always_on
-    metrics["n_features"] = sae.cfg.d_sae
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True):
-            yield _at_hook(sae, model, tokens), mask
-
-    metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches())
-    if isinstance(sae, TemporalEncoder) and sae.has_memory:
-        metrics |= measure_memory(sae, batches())
-    metrics["n_tokens"] = int(kept.sum())
-    metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
-    return metrics
+    return metrics | {
+        "dead_features": counts.n_silent,
+        "always_on_features": counts.n_always_on,
+        "n_features": sae.cfg.d_sae,
+    }
 
 
 def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:

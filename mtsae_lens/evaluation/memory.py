@@ -43,9 +43,9 @@ def measure_memory(
         x, walls = sae.read_contexts(zero_rows(h, ~counted))
         kept = counted & ~walls & ~massive_positions(rows, limit)
         own = x[kept] - sae.b_dec * (not sae.cfg.apply_b_dec_to_input)
-        difference = run_encoder(sae, x)
+        difference = run_encoder(sae, x, walls)
         coded = (sae.encode_token(difference, walls) @ sae.W_dec)[kept]
-        elsewhere = sae.encode_token(run_encoder(sae, x, of_another=True), walls)
+        elsewhere = sae.encode_token(run_encoder(sae, x, walls, of_another=True), walls)
         sums["predicted_variance"].add(own, (x - difference)[kept])
         sums["explained_variance_without_prediction"].add(own, coded)
         sums["explained_variance_with_another_past"].add(own, run_decoder(sae, elsewhere, of_another=True)[kept])

@@ -18,7 +18,6 @@ from torch import Tensor
 from mtsae_lens.data.massive import massive_positions, norm_limit
 from mtsae_lens.progress import track
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.sae.temporal import find_walls
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,12 +71,12 @@ class _Moments:
         )
         limit = None
         for h in track(batches, "reading scales", "batch"):
-            x = sae.process_sae_in(h)
-            keep = ~find_walls(x)
+            x, walls = sae.read_contexts(h)
+            keep = ~walls
             rows = h.flatten(keep.ndim)
             limit = norm_limit(rows[keep]) if limit is None else limit
             keep &= ~massive_positions(rows, limit)
-            z = sae.encode_scales(x)[keep].flatten(1)
+            z = sae.encode_scales(x, walls)[keep].flatten(1)
             z = torch.cat([z, torch.ones_like(z[:, :1])], dim=1)
             feature_acts = sae.encode(h)[..., features][keep]
             total.zz += (z.T @ z).cpu().double()

@@ -20,7 +20,6 @@ from mtsae_lens.progress import track
 from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.lift import share_of_context
 from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.sae.temporal import find_walls
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +71,7 @@ def temporal_profiles(
     total, at_active = torch.zeros(2, n_offsets, n_features, dtype=torch.float64)
     n_active, n_positions = torch.zeros(n_features, dtype=torch.long), 0
     for h in track(batches, "reading the offsets of features", "batch"):
-        keep = ~find_walls(sae.process_sae_in(h))
+        keep = ~sae.read_contexts(h)[1]
         contributions = offset_contributions(sae, h, features)[keep]
         active = sae.encode(h)[..., features][keep] > 0
         total += contributions.sum(dim=0).cpu().double()

@@ -26,12 +26,15 @@ class BatchReading:
     hidden_pre: Float[Tensor, "batch pos d_sae"]
     temporal: TemporalEncoder | None
     x: Float[Tensor, "batch pos d_in"] | None  # input that the taps of a temporal encoder read
+    walls: Bool[Tensor, "batch pos"] | None  # positions that they do not read
     z: Float[Tensor, "batch pos n_scales d_in"] | None  # vectors of its scales
 
     @cached_property
     def parts(self) -> tuple[TapPart, ...]:
         """Return what each scale takes from each offset; empty for a pointwise SAE. It is cached because each part is as large as `x`."""
-        return tuple(tap_parts(self.temporal, self.x)) if self.temporal is not None and self.x is not None else ()
+        if self.temporal is None or self.x is None or self.walls is None:
+            return ()
+        return tuple(tap_parts(self.temporal, self.x, self.walls))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +60,11 @@ def read_batch(lm: HookedLM, tokens: Int[Tensor, "batch pos"], h: Tensor | None 
     kept, sae_in = ~lm.masked(tokens), lm.sae_input(tokens, h)
     if not isinstance(lm.sae, TemporalEncoder):
         feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
-        return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, None, None, None)
+        return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, None, None, None, None)
     x, walls = lm.sae.read_contexts(sae_in)
-    z = lm.sae.encode_scales(x)
+    z = lm.sae.encode_scales(x, walls)
     feature_acts, hidden_pre = lm.sae.features_from_scales(z, walls)
-    return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, lm.sae, x, z)
+    return BatchReading(kept, feature_acts.masked_fill(~kept.unsqueeze(-1), 0.0), hidden_pre, lm.sae, x, walls, z)
 
 
 def encode_with_pre(sae: SAE[Any], sae_in: Tensor) -> tuple[Float[Tensor, "*row d_sae"], Float[Tensor, "*row d_sae"]]:
@@ -98,7 +101,7 @@ def compute_features_at(
     sae_in = zero_rows(lm.splice.as_sae_input(h), lm.masked(tokens))
     if isinstance(lm.sae, TemporalEncoder):
         x, walls = lm.sae.read_contexts(sae_in)
-        return lm.sae.features_from_scales(lm.sae.encode_scales(x)[contexts, positions], walls[contexts, positions])
+        return lm.sae.features_from_scales(lm.sae.encode_scales(x, walls)[contexts, positions], walls[contexts, positions])
     if isinstance(lm.sae, TemporalSAE):  # its attention reads whole contexts
         feature_acts, hidden_pre = encode_with_pre(lm.sae, sae_in)
         return feature_acts[contexts, positions], hidden_pre[contexts, positions]

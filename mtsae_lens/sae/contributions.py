@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
@@ -59,25 +59,26 @@ def scale_contributions(
     Raises:
         ConfigError: the SAE does not have such features.
     """
-    z = sae.encode_scales(sae.process_sae_in(h))
+    z = sae.encode_scales(*sae.read_contexts(h))
     return torch.einsum("bpsd,sdf->bpsf", z, _encoder_by_scale(sae, features))
 
 
 @torch.no_grad()
-def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"]) -> Iterator[TapPart]:
+def tap_parts(sae: TemporalEncoder, x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"]) -> Iterator[TapPart]:
     """Compute what each offset adds to the vector of each scale, one pair after another, so that only one is in memory.
 
     `sum_o part_ko = z_k` exactly, so the parts times `encoder_by_scale`, summed, plus `b_enc` are the pre-activations.
 
     Args:
         sae: the SAE.
-        x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+        x: contexts from `read_contexts`, `(batch, pos, d_in)`.
+        walls: the positions that are walls, from there too.
 
     Returns:
         An iterator over the parts, in the order of `read_pairs`.
     """
-    x = sae.code_difference(x)
-    reads = sequence_reads(x, sae.read_offsets, sae.cfg.padding)
+    x = sae.code_difference(x, walls)
+    reads = sequence_reads(x, walls, sae.read_offsets, sae.cfg.padding)
     filters, norm = sae.filters, sae.cfg.scale_norm
     factor: Tensor | None = None
     if norm != "none":
@@ -125,8 +126,8 @@ def offset_contributions(
     Raises:
         ConfigError: the SAE does not have such features.
     """
-    x, W_enc = sae.process_sae_in(h), _encoder_by_scale(sae, features)
+    (x, walls), W_enc = sae.read_contexts(h), _encoder_by_scale(sae, features)
     total = x.new_zeros(*x.shape[:2], len(sae.read_offsets), len(features))
-    for part in tap_parts(sae, x):
+    for part in tap_parts(sae, x, walls):
         total[:, :, part.place] += part.vector @ W_enc[part.scale]
     return total

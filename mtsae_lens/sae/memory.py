@@ -22,8 +22,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.sae.temporal import find_walls
-
 
 @dataclass(eq=False)
 class Past:
@@ -95,7 +93,7 @@ def read_past(
 
 
 def gather_past(
-    h: Float[Tensor, "batch pos d_in"], lags: Sequence[int], decays: Sequence[float]
+    h: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"], lags: Sequence[int], decays: Sequence[float]
 ) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row width"]]:
     """Make a function that returns, for positions of these contexts, one row each for training with memory.
 
@@ -103,14 +101,15 @@ def gather_past(
     where a lag is within reach, `1 - b^n` for the average of n positions), and a 1, by which a later scaling of the row is known.
 
     Args:
-        h: contexts, zero at masked positions.
+        h: contexts, zero at walls.
+        walls: the positions that are walls.
         lags: as in the configuration.
         decays: as in the configuration.
 
     Returns:
         A function from flat positions, `context * n_positions + position`, to rows of `(1 + n_reads) * d_in + n_reads + 1` numbers.
     """
-    kept = ~find_walls(h)
+    kept = ~walls
     averages = read_past(h, kept, (), decays).flatten(0, 1) if decays else None
     weights = read_past(torch.ones_like(h[..., :1]), kept, lags, decays).flatten(0, 1)
     flat = h.flatten(0, 1)
@@ -124,19 +123,22 @@ def gather_past(
     return gather
 
 
-def run_encoder(sae: Any, x: Float[Tensor, "batch pos d_in"], *, of_another: bool = False) -> Float[Tensor, "batch pos d_in"]:
+def run_encoder(
+    sae: Any, x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"], *, of_another: bool = False
+) -> Float[Tensor, "batch pos d_in"]:
     """Run the recursion position by position, and return what the features have to code.
 
     Args:
         sae: an SAE with memory.
-        x: the output of its `process_sae_in`, `(batch, pos, d_in)`.
+        x: contexts from its `read_contexts`, `(batch, pos, d_in)`.
+        walls: the positions that are walls, from there too.
         of_another: give each context the past of the next one at the same positions, as a control.
 
     Returns:
         `x_t - p_t`, zero at walls.
     """
     past, differences = Past.empty(sae.cfg.memory_lags, sae.cfg.memory_decays, x[:, 0]), []
-    for own, wall in zip(x.unbind(dim=1), find_walls(x).unbind(dim=1), strict=True):
+    for own, wall in zip(x.unbind(dim=1), walls.unbind(dim=1), strict=True):
         predicted = sae.predict(past.read())
         predicted = predicted.roll(1, dims=0) if of_another else predicted
         difference = (own - predicted).masked_fill(wall.unsqueeze(-1), 0.0)

@@ -155,7 +155,13 @@ class TemporalEncoder(SAE[Any]):
         return self.read_contexts(sae_in)[0]
 
     def read_contexts(self, sae_in: Tensor) -> tuple[Float[Tensor, "batch pos d_in"], Bool[Tensor, "batch pos"]]:
-        """Return what `process_sae_in` returns, and where the walls are; arguments and errors as there."""
+        """Return what `process_sae_in` returns, and which positions are walls.
+
+        SAELens hands over plain tensors, so here a row of exact zeros is a wall. From here on the mask goes beside the rows.
+
+        Args:
+            sae_in: as for `process_sae_in`, with the same errors.
+        """
         if sae_in.is_complex():
             raise DataError(f"expected real activations, got {sae_in.dtype}; give their real part (h.real)")
         h = self.hook_sae_input(flatten_heads(self, sae_in.to(self.dtype)))
@@ -190,18 +196,21 @@ class TemporalEncoder(SAE[Any]):
             )
         return h
 
-    def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
+    def encode_scales(
+        self, x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos n_scales d_in"]:
         """Compute the normalized vector of every scale.
 
         Args:
-            x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+            x: contexts from `read_contexts`, `(batch, pos, d_in)`.
+            walls: the positions that are walls, from there too.
 
         Returns:
             Vectors `(batch, pos, n_scales, d_in)`.
         """
         if self.has_memory:
-            return self._token_scale(self.code_difference(x))
-        reads = sequence_reads(x, self.read_offsets, self.cfg.padding)
+            return self._token_scale(self.code_difference(x, walls))
+        reads = sequence_reads(x, walls, self.read_offsets, self.cfg.padding)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)
 
     @property
@@ -213,13 +222,16 @@ class TemporalEncoder(SAE[Any]):
         """Predict positions from what `Past.read` or `read_past` returned, as differences to `b_dec`."""
         return past @ self.W_memory_in @ self.W_memory_out
 
-    def code_difference(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos d_in"]:
+    def code_difference(
+        self, x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos d_in"]:
         """Return what the features have to code: `x` itself, or with memory `x_t - p_t` (`run_encoder`), zero at walls.
 
         Args:
-            x: the output of `process_sae_in`, `(batch, pos, d_in)`.
+            x: contexts from `read_contexts`, `(batch, pos, d_in)`.
+            walls: the positions that are walls, from there too.
         """
-        return run_encoder(self, x) if self.has_memory else x
+        return run_encoder(self, x, walls) if self.has_memory else x
 
     def encode_token(self, x: Float[Tensor, "*row d_in"], walls: Bool[Tensor, "*row"]) -> Float[Tensor, "*row d_sae"]:
         """Compute the features of positions with an encoder that reads the token alone; no hook is called.
@@ -401,5 +413,5 @@ class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):
     @override
     def encode(self, x: Tensor) -> Tensor:
         sae_in, walls = self.read_contexts(x)
-        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in), walls)
+        feature_acts, _ = self.features_from_scales(self.encode_scales(sae_in, walls), walls)
         return self._as_given(feature_acts, x)

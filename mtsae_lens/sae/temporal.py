@@ -56,6 +56,9 @@ def receptive_field(kernel_size: int, dilations: Sequence[int], padding: Padding
 def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
     """Return a mask of the rows that are exactly zero.
 
+    This is for tensors that come without a mask: those that SAELens hands over, and rows from `gather_reads`. Everywhere else a mask of the
+    walls is passed beside the rows.
+
     Args:
         x: rows, `(..., d_in)`.
     """
@@ -108,19 +111,20 @@ def read_offsets(kernel_size: int, dilations: Sequence[int], padding: Padding) -
 
 
 def sequence_reads(
-    x: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
+    x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"], offsets: Sequence[int], padding: Padding
 ) -> dict[int, Float[Tensor, "batch pos d_in"]]:
     """Read whole contexts at each offset.
 
     Args:
         x: contexts, `(batch, pos, d_in)`, zero at walls.
+        walls: the positions that are walls.
         offsets: from `read_offsets`.
         padding: as in the configuration.
 
     Returns:
         By offset, what every position reads there, `(batch, pos, d_in)`; zero at walls, across them and beyond the ends.
     """
-    segments = _segments(find_walls(x), padding)
+    segments = _segments(walls, padding)
     reads = {}
     for offset in offsets:
         there = _shift(segments, offset, padding)
@@ -133,7 +137,7 @@ def sequence_reads(
 
 
 def gather_reads(
-    h: Float[Tensor, "batch pos d_in"], offsets: Sequence[int], padding: Padding
+    h: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"], offsets: Sequence[int], padding: Padding
 ) -> Callable[[Int[Tensor, " row"]], Float[Tensor, "row read_d_in"]]:
     """Return a function that gathers, for positions of these contexts, one row each with everything that the position reads.
 
@@ -141,14 +145,15 @@ def gather_reads(
     contexts like those of a pointwise SAE. A batch of the same size from whole contexts would have a noisier gradient.
 
     Args:
-        h: contexts, `(batch, pos, d_in)`, zero at masked positions.
+        h: contexts, `(batch, pos, d_in)`, zero at walls.
+        walls: the positions that are walls.
         offsets: from `read_offsets`.
         padding: as in the configuration.
 
     Returns:
-        A function from flat positions, `context * n_positions + position`, to rows `(row, n_reads * d_in)`.
+        A function from flat positions, `context * n_positions + position`, to rows `(row, n_reads * d_in)`, zero where nothing is read.
     """
-    segments = _segments(find_walls(h), padding)
+    segments = _segments(walls, padding)
     n_positions, moves = h.shape[1], torch.tensor(offsets, device=h.device)
     flat = h.flatten(0, 1)
 

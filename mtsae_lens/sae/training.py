@@ -96,7 +96,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
     @override
     def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         sae_in, walls = self.read_contexts(x)
-        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in), walls)
+        feature_acts, hidden_pre = self.features_from_scales(self.encode_scales(sae_in, walls), walls)
         return self._as_given(feature_acts, x), self._as_given(hidden_pre, x)
 
     @override
@@ -234,7 +234,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         if step == 0:
             check_whole_contexts(batch, cfg)
         x, walls = self.read_contexts(batch)
-        return batch.flatten(0, -2), x, self.convolve(sequence_reads(x, offsets, cfg.padding)), walls
+        return batch.flatten(0, -2), x, self.convolve(sequence_reads(x, walls, offsets, cfg.padding)), walls
 
     @override
     def calculate_aux_loss(

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import LoggingConfig, TrainingSAE
 from torch import Tensor
 
@@ -38,21 +38,25 @@ def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks, max_norm_multiple
     return partial(stream.mixed, gather=gather, max_norm_multiple=max_norm_multiple)
 
 
-def _gather_tokens(sae: TrainingSAE[Any], h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
+def _gather_tokens(
+    sae: TrainingSAE[Any], h: Float[Tensor, "batch pos d_in"], masked: Bool[Tensor, "batch pos"]
+) -> Callable[[Tensor], Tensor]:
     if h.shape[-1] != sae.cfg.d_in:  # rows of width 1 would be broadcast
         raise DataError(f"expected activations of width d_in={sae.cfg.d_in}, got {h.shape[-1]}; make them equal")
-    return gather_tokens(h)
+    return gather_tokens(h, masked)
 
 
-def _gather_reads(sae: Any, h: Float[Tensor, "batch pos d_in"]) -> Callable[[Tensor], Tensor]:
+def _gather_reads(
+    sae: Any, h: Float[Tensor, "batch pos d_in"], masked: Bool[Tensor, "batch pos"]
+) -> Callable[[Tensor], Tensor]:
     expected = (sae.cfg.context_size, sae.cfg.d_in)
     if tuple(h.shape[1:]) != expected:
         raise DataError(
             f"expected contexts of shape (context_size, d_in) = {expected}, got {tuple(h.shape[1:])}; make them equal"
         )
     if sae.has_memory:
-        return gather_past(h, sae.cfg.memory_lags, sae.cfg.memory_decays)
-    return gather_reads(h, sae.read_offsets, sae.cfg.padding)
+        return gather_past(h, masked, sae.cfg.memory_lags, sae.cfg.memory_decays)
+    return gather_reads(h, masked, sae.read_offsets, sae.cfg.padding)
 
 
 def fit(

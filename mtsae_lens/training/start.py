@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.ranks import current_ranks
+from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 
 _LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
@@ -57,7 +58,7 @@ class RowStatistics:
         """
         ranks = current_ranks()
         own = [batch[:, :d_in] for batch in batches]
-        rows = [h[(h != 0).any(dim=-1)] for h in own]
+        rows = [h[~find_walls(h)] for h in own]
         n_rows = int(ranks.sum_(torch.tensor(sum(len(h) for h in rows))))
         if not n_rows:
             raise DataError(

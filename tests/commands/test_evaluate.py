@@ -12,7 +12,7 @@ import torch
 
 from mtsae_lens import opening
 from mtsae_lens.commands import evaluate as module
-from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
+from mtsae_lens.commands.evaluate import EvaluateResult, EvaluateSettings, run_evaluate
 from mtsae_lens.errors import TrainingInterrupted
 from mtsae_lens.opening import load_sae
 
@@ -73,17 +73,19 @@ def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_p
         sae.b_enc[:4] += 1e6 * collapsed  # k of 32
     sae.save_model(folder)
     measured = run_evaluate(EvaluateSettings(sae=folder, out=tmp_path / "out", n_contexts=8, n_scale_contexts=0))
+    metrics = measured.metrics
     written = json.loads((tmp_path / "out" / "metrics.json").read_text())
     report = (tmp_path / "out" / "report.html").read_text()
     assert ("warning" in written) is collapsed
     assert ("looks collapsed" in report) is collapsed
-    assert written["always_on_features"] == measured["always_on_features"]
+    assert EvaluateResult.from_json(written) == measured
+    assert set(written) == {*metrics, "provenance"} | ({"warning"} if collapsed else set())
     assert (
-        f"{measured['dead_features']} of 32 features never fired, and {measured['always_on_features']} fired on over half"
+        f"{metrics['dead_features']} of 32 features never fired, and {metrics['always_on_features']} fired on over half"
         in report
     )
     if collapsed:
-        assert (measured["always_on_features"], measured["dead_features"]) == (4, 28)
+        assert (metrics["always_on_features"], metrics["dead_features"]) == (4, 28)
 
 
 def test_no_more_text_is_read_than_was_asked_for(tiny_sae_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +114,7 @@ def test_a_signal_ends_it_in_one_line(tiny_sae_dir: Path, tmp_path: Path, monkey
 
 
 def test_the_report_opens_with_what_was_found(tiny_sae_dir: Path, tmp_path: Path) -> None:
-    measured = run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4, n_scale_contexts=0))
+    measured = run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path, n_contexts=4, n_scale_contexts=0)).metrics
     page = (tmp_path / "report.html").read_text()
     assert f"The SAE explains {measured['explained_variance']:.1%} of the variance" in page
     assert "explains an unknown share of the variance" in module.fidelity_summary({**measured, "explained_variance": None})

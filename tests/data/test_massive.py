@@ -59,6 +59,10 @@ def test_nothing_is_left_out_where_nothing_is_massive() -> None:
 
 def test_other_positions_still_read_a_massive_one() -> None:
     h = contexts()
-    rows = torch.cat(list(islice(stream().mixed(gather=lambda x: gather_reads(x, [0, -1], "causal"), max_norm_multiple=10), 3)))
+    rows = torch.cat(
+        list(
+            islice(stream().mixed(gather=lambda x, masked: gather_reads(x, masked, [0, -1], "causal"), max_norm_multiple=10), 3)
+        )
+    )
     after = torch.cat([h[0, 2], h[0, 1]])
     assert (rows == after).all(dim=-1).any()

@@ -50,9 +50,9 @@ def test_against_least_squares_on_held_out_rows() -> None:
     found = scale_predictivity(sae, fit_on.split(5), score_on.split(4), ridge=1e-12)
 
     def regressors(h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        x = sae.process_sae_in(h)
-        keep = (x != 0).any(dim=-1)
-        return sae.encode_scales(x)[keep], sae.encode(h)[keep]
+        x, walls = sae.read_contexts(h)
+        keep = ~walls
+        return sae.encode_scales(x, walls)[keep], sae.encode(h)[keep]
 
     (z_fit, acts_fit), (z, acts) = regressors(fit_on), regressors(score_on)
 

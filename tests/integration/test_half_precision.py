@@ -60,10 +60,10 @@ def test_from_training_to_export(
     assert opened.cfg.dtype == getattr(torch, dtype)
     assert {parameter.dtype for parameter in lm.sae.parameters()} == {torch.float32}
 
-    fidelity = run_evaluate(
+    measured = run_evaluate(
         EvaluateSettings(sae=sae, out=tmp_path / "evaluate", n_contexts=4, n_scale_contexts=4, batch_size=4)
     )
-    assert 0 < fidelity["ce_loss_without_sae"] < 2 * math.log(4096)
+    assert 0 < measured.metrics["ce_loss_without_sae"] < 2 * math.log(4096)
 
     measured = run_unlearn(
         UnlearnSettings(

@@ -26,7 +26,7 @@ def test_the_gain_is_the_one_by_which_other_scales_are_multiplied(gain: float) -
     (line,) = [line for line in card.splitlines() if line.strip().startswith("g =")]
     first, others = line.split("g = ")[1].removesuffix(" for the others").split(" for the first scale, ")
     x = torch.randn(1, 4, 8)
-    z, ungained = sae.encode_scales(sae.process_sae_in(x)), plain.encode_scales(plain.process_sae_in(x))
+    z, ungained = sae.encode_scales(*sae.read_contexts(x)), plain.encode_scales(*plain.read_contexts(x))
     said = torch.tensor([float(first)] + [float(others)] * (z.shape[2] - 1))
     torch.testing.assert_close(z, said[:, None] * ungained)
 

@@ -48,8 +48,9 @@ def test_interrupted_run_resumes_from_its_checkpoint(tmp_path: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(SAVED / "interrupted", out)
     settings = TrainSettings(**yaml.safe_load((out / "settings.yaml").read_text()), out=out)
-    metrics = run_train(settings, resume=True)
-    assert metrics["n_training_steps"] == 32
+    result = run_train(settings, resume=True)
+    assert result is not None
+    assert result.n_training_steps == 32
     weights = load_file(out / "sae_weights.safetensors")
     for name, square_sum in EXPECTED["resumed"].items():
         assert float(weights[name].double().square().sum()) == pytest.approx(square_sum, rel=1e-4), name

@@ -32,12 +32,12 @@ def activations() -> torch.Tensor:
 def lift_of(sae: MTSAE, h: torch.Tensor, broken: bool = False) -> Lift:
     lift = Lift(sae)
     for batch in h.split(3):
-        x = sae.process_sae_in(batch)
+        x, walls = sae.read_contexts(batch)
         rows, features = (sae.encode(batch).flatten(0, 1) > 0).nonzero().unbind(1)
-        parts = list(tap_parts(sae, x))
+        parts = list(tap_parts(sae, x, walls))
         if broken:
             parts[0] = dataclasses.replace(parts[0], vector=0 * parts[0].vector)
-        lift.add(parts, ~(x == 0).all(-1), rows, features)
+        lift.add(parts, ~walls, rows, features)
     return lift
 
 
@@ -54,7 +54,7 @@ SETTINGS = [
 def test_shares_are_contributions_averaged(settings: dict[str, Any]) -> None:
     sae, h = some_sae(**settings), activations()
     lift, features = lift_of(sae, h), torch.arange(10)
-    kept = ~(sae.process_sae_in(h) == 0).all(-1)
+    kept = ~sae.read_contexts(h)[1]
     fires = sae.encode(h)[kept] > 0
     for shares, contributions in ((lift.scale_shares, scale_contributions), (lift.offset_shares, offset_contributions)):
         parts = contributions(sae, h, features)[kept]
@@ -70,11 +70,11 @@ def test_shares_are_contributions_averaged(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 def test_parts_sum_to_the_scales(settings: dict[str, Any]) -> None:
     sae = some_sae(**settings)
-    x = sae.process_sae_in(activations())
+    x, walls = sae.read_contexts(activations())
     z = torch.zeros(*x.shape[:2], len(sae.cfg.dilations), 6, dtype=torch.float64)
-    for part in tap_parts(sae, x):
+    for part in tap_parts(sae, x, walls):
         z[:, :, part.scale] += part.vector
-    assert_close(z, sae.encode_scales(x))
+    assert_close(z, sae.encode_scales(x, walls))
 
 
 def test_share_of_context() -> None:

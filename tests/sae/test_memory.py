@@ -17,6 +17,7 @@ from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.opening import load_sae
 from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.memory import Past, gather_past, read_past
+from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.optimizer import group_parameters
@@ -74,7 +75,7 @@ def test_rows_that_can_be_mixed_hold_the_past_of_their_contexts(scale: float) ->
     sae.b_dec.data = torch.randn(D_IN, generator=torch.Generator().manual_seed(5))
     h = contexts()
     h[:, 0] = h[1, 5] = 0
-    rows = gather_past(h, LAGS, DECAYS)(torch.arange(BATCH * POS).flip(0)) * scale
+    rows = gather_past(h, find_walls(h), LAGS, DECAYS)(torch.arange(BATCH * POS).flip(0)) * scale
     whole = sae.read_batch((h * scale).flatten(0, 1))
     for ours, expected in zip(sae.read_batch(rows), whole, strict=True):
         kept = ~whole[2]
@@ -113,7 +114,7 @@ def test_the_features_code_what_the_decoder_adds() -> None:
     sae.W_memory_out.data.normal_(std=0.2)
     x = contexts()
     assert_close(sae(x)[:, 1:], x[:, 1:], rtol=1e-4, atol=1e-5)
-    difference = sae.code_difference(sae.process_sae_in(x))
+    difference = sae.code_difference(*sae.read_contexts(x))
     assert not torch.allclose(difference[:, 2:], x[:, 2:], atol=0.05)
 
 
@@ -235,7 +236,7 @@ def test_a_part_of_a_context_cannot_be_decoded() -> None:
 def test_contributions_add_up_to_the_pre_activation() -> None:
     sae, features = random_sae(), torch.arange(D_SAE)
     h = contexts()
-    z = sae.encode_scales(sae.process_sae_in(h))
+    z = sae.encode_scales(*sae.read_contexts(h))
     hidden_pre = sae.encoder_input(z) @ sae.W_enc + sae.b_enc
     assert_close(offset_contributions(sae, h, features).sum(dim=2) + sae.b_enc, hidden_pre, rtol=1e-3, atol=1e-4)
 

@@ -34,7 +34,9 @@ def randn(*shape: int) -> Tensor:
 def convolve(x: Tensor, taps: Tensor, dilations: Sequence[int], padding: str) -> Tensor:
     offsets = read_offsets(taps.shape[1], dilations, padding)
     used = [list(dict.fromkeys(tap_offsets(taps.shape[1], dilation, padding))) for dilation in dilations]
-    return temporal_convolution(sequence_reads(x, offsets, padding), lay_out(taps, dilations, padding, offsets), used)
+    return temporal_convolution(
+        sequence_reads(x, find_walls(x), offsets, padding), lay_out(taps, dilations, padding, offsets), used
+    )
 
 
 def conv1d_reference(x: Tensor, taps: Tensor, dilation: int, padding: str) -> Tensor:
@@ -143,9 +145,24 @@ def test_gathered_reads_are_the_reads_of_the_contexts(walls: list[int], padding:
     h[:, walls] = 0
     offsets = read_offsets(3, (1, dilation), padding)
     rows = torch.tensor([19, 3, 3, 0, 10, 8])
-    whole = torch.cat([read.flatten(0, 1)[rows] for read in sequence_reads(h, offsets, padding).values()], dim=-1)
-    assert torch.equal(gather_reads(h, offsets, padding)(rows), whole)
+    whole = torch.cat(
+        [read.flatten(0, 1)[rows] for read in sequence_reads(h, find_walls(h), offsets, padding).values()], dim=-1
+    )
+    assert torch.equal(gather_reads(h, find_walls(h), offsets, padding)(rows), whole)
     assert torch.equal(whole[:, :3], h.flatten(0, 1)[rows])
+
+
+@pytest.mark.parametrize("padding", PADDINGS)
+def test_walls_are_the_positions_of_the_mask_and_not_rows_of_zeros(padding: str) -> None:
+    """Activations that are equal to `b_dec` are zero once they are centered, and no wall for that."""
+    x, walls, rows = randn(2, 8, 3), torch.zeros(2, 8, dtype=torch.bool), torch.arange(16)
+    x[:, 3] = 0
+    offsets = [0, -2]
+    through = sequence_reads(x, walls, offsets, padding)[-2]
+    assert torch.equal(through[:, 4], x[:, 2])  # across the row of zeros
+    assert torch.equal(gather_reads(x, walls, offsets, padding)(rows)[12], torch.cat([x[1, 4], x[1, 2]]))
+    walls[:, 3] = True
+    assert not sequence_reads(x, walls, offsets, padding)[-2][:, 4].any()
 
 
 def test_find_walls() -> None:

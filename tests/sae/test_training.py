@@ -96,10 +96,10 @@ def test_l1_weighs_features_by_their_decoder_norm(rows: Tensor, kept: Tensor) ->
 @pytest.mark.parametrize("separation", SEPARATIONS)
 def test_separation_is_a_loss_only_with_a_coefficient(separation: str, rows: Tensor) -> None:
     sae = training_sae(separation=separation)
-    x = sae.process_sae_in(rows)
+    x, walls = sae.read_contexts(rows)
     keep = torch.ones(3, CONTEXT, dtype=torch.bool)
     keep[:, 0] = False
-    expected = separation_loss(separation, sae.encode_scales(x), sae.filters, keep)
+    expected = separation_loss(separation, sae.encode_scales(x, walls), sae.filters, keep)
     assert expected > 0
     assert_close(step(sae, rows, separation=0.3).losses["separation_loss"], 0.3 * expected)
     without = step(sae, rows)
@@ -116,7 +116,7 @@ def test_a_separation_loss_of_ones_own_is_trained_on(rows: Tensor, monkeypatch: 
 
     sae = training_sae(separation="size of the second scale", separation_coefficient=0.7, scale_norm="none")
     output = step(sae, rows, separation=0.7)
-    z = sae.encode_scales(sae.process_sae_in(rows))[:, 1:, 1]
+    z = sae.encode_scales(*sae.read_contexts(rows))[:, 1:, 1]
     assert_close(output.losses["separation_loss"], 0.7 * z.pow(2).mean())
     output.losses["separation_loss"].backward()
     assert sae.taps.grad is not None
@@ -221,7 +221,7 @@ def test_scales_start_as_offsets(tap_init: str, padding: str, first: int) -> Non
     settings = {"padding": padding, "dilations": (first, 2, 4), "scale_norm": "none", "context_gain": 0.5, "context_size": 24}
     sae = training_sae(perturbed=False, skip_first_position=False, tap_init=tap_init, **settings)
     x = torch.randn(1, 24, D_IN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    z = sae.encode_scales(x)
+    z = sae.encode_scales(x, torch.zeros(1, 24, dtype=torch.bool))
     assert_close(z[:, :, 0], x)
     for scale, offset in enumerate(START[tap_init, padding]):
         gain = 0.5 if scale else 1.0
@@ -280,7 +280,7 @@ def test_scale_statistics_on_logging_steps(rows: Tensor, kept: Tensor) -> None:
     metrics = step(sae, rows, logged=True).metrics
     statistics = {f"scale_{dilation}_{name}" for dilation in (1, 2) for name in ("mean", "std", "encoder_norm")}
     assert set(metrics) == {"separation"} | statistics
-    convolved = sae.encode_scales(sae.process_sae_in(rows)).flatten(0, 1)[kept].detach()
+    convolved = sae.encode_scales(*sae.read_contexts(rows)).flatten(0, 1)[kept].detach()
     for scale, dilation in enumerate((1, 2)):
         assert_close(metrics[f"scale_{dilation}_mean"], convolved[:, scale].mean())
         assert_close(metrics[f"scale_{dilation}_std"], convolved[:, scale].std())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from sae_lens.config import SAETrainerConfig
 from safetensors.torch import load_file
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.commands.train import run_train
+from mtsae_lens.commands.train import TrainResult, run_train
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.training.log import TrainingLog, read_log
 from mtsae_lens.training.options import TrainerOptions
@@ -231,11 +232,17 @@ def test_a_loss_that_is_not_finite_ends_the_run_between_two_rows_too() -> None:
 
 def test_metrics_and_report_count_features(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:
     settings = tiny_settings(tmp_path / "run")
-    metrics = run_train(settings)
-    final = metrics["final"]
-    assert (metrics["n_features"], metrics["warning"]) == (32, None)
-    assert (metrics["never_fired"], metrics["always_on"]) == (final["sparsity/never_fired"], final["sparsity/always_on"])
-    text = f"Of 32 features, {metrics['never_fired']} never fired in the whole run"
+    result = run_train(settings)
+    assert result is not None
+    written = json.loads((settings.out / "metrics.json").read_text())
+    assert TrainResult.from_json(written) == result
+    assert set(written) - {"provenance"} == {field.name for field in dataclasses.fields(TrainResult)}
+    assert (result.n_features, result.warning, result.dilations) == (32, None, (0, 1, 2, 4, 8))
+    assert (result.never_fired, result.always_on) == (
+        result.final["sparsity/never_fired"],
+        result.final["sparsity/always_on"],
+    )
+    text = f"Of 32 features, {result.never_fired} never fired in the whole run"
     assert text in (settings.out / "report.html").read_text()
 
 
@@ -250,16 +257,17 @@ def test_a_finished_run_from_before_features_were_counted_is_reported(
     for kept in settings.out.glob("checkpoints/*/training_log.jsonl"):
         kept.unlink()  # that version kept none
         (kept.parent / "SHA256SUMS").unlink()
-    assert run_train(settings, resume=True)["never_fired"] is None
+    assert run_train(settings, resume=True).never_fired is None
 
 
 def test_topk_trains_on_the_same_stream(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:
     """As many steps and positions as the MTSAE, and it learns."""
     settings = tiny_settings(tmp_path / "topk", architecture="topk", sae={"k": 4}, training_tokens=40 * 128, lr=5e-3)
-    metrics = run_train(settings)
+    result = run_train(settings)
     rows = read_log(settings.out / "training_log.jsonl")
-    assert metrics["n_training_steps"] == len(rows) == 40
-    assert metrics["final"]["details/n_training_samples"] == 40 * 128
+    assert result.n_training_steps == len(rows) == 40
+    assert result.final["details/n_training_samples"] == 40 * 128
+    assert "dilations" not in json.loads((settings.out / "metrics.json").read_text())
     assert rows[-1]["losses/overall_loss"] < 0.9 * rows[0]["losses/overall_loss"]
     assert rows[-1]["metrics/l0"] == pytest.approx(4)
     assert json.loads((settings.out / "cfg.json").read_text())["architecture"] == "topk"

@@ -75,7 +75,7 @@ def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"]) -> Metric
         acts.append(e[keep])
         outputs.append(sae.decode(e)[keep])
         if isinstance(sae, TemporalEncoder):
-            scales.append(sae.encode_scales(sae.process_sae_in(batch))[keep])
+            scales.append(sae.encode_scales(*sae.read_contexts(batch))[keep])
     x, e, out = torch.cat(kept), torch.cat(acts), torch.cat(outputs)
     metrics = {
         "explained_variance": explained_variance(x, out),

@@ -41,10 +41,11 @@ def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel
         kernel_size: taps per scale.
         padding: what a tap reads beyond the ends of a context.
     """
-    keep = ~find_walls(x)
+    walls = find_walls(x)
+    keep = ~walls
     offsets = [tap_offsets(kernel_size, dilation, padding) for dilation in dilations]
     every = sorted({offset for scale in offsets for offset in scale})
-    reads = {offset: read[keep] for offset, read in sequence_reads(x, every, padding).items()}
+    reads = {offset: read[keep] for offset, read in sequence_reads(x, walls, every, padding).items()}
     mean = torch.stack([torch.stack([reads[o].mean(dim=0) for o in scale]) for scale in offsets])
     second = torch.stack(
         [torch.stack([torch.stack([(reads[a] * reads[b]).mean(dim=0) for b in scale]) for a in scale]) for scale in offsets]

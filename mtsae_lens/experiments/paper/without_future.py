@@ -12,12 +12,12 @@ from copy import deepcopy
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
+from mtsae_lens.sae.temporal import normalize_scales, sequence_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 
 Future = Literal["withhold", "replace"]
@@ -29,18 +29,22 @@ class WithoutFuture(MTTrainingSAE):
     future: Future = "withhold"
 
     @override
-    def encode_scales(self, x: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "batch pos n_scales d_in"]:
+    def encode_scales(
+        self, x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"]
+    ) -> Float[Tensor, "batch pos n_scales d_in"]:
         """Encode as the base class does, with later positions withheld or replaced.
 
         Args:
             x: input of the encoder.
+            walls: the positions that are walls.
         """
         n_positions = x.shape[1]
         position = torch.arange(n_positions, device=x.device)
-        other = sequence_reads(x.roll(1, dims=0), self.read_offsets, self.cfg.padding) if self.future == "replace" else {}
-        own = ~find_walls(x).unsqueeze(-1)
+        offsets, padding = self.read_offsets, self.cfg.padding
+        other = sequence_reads(x.roll(1, dims=0), walls.roll(1, dims=0), offsets, padding) if self.future == "replace" else {}
+        own = ~walls.unsqueeze(-1)
         reads = {}
-        for offset, read in sequence_reads(x, self.read_offsets, self.cfg.padding).items():
+        for offset, read in sequence_reads(x, walls, offsets, padding).items():
             later = ((position + offset) % n_positions > position).view(1, -1, 1)
             reads[offset] = torch.where(later, other[offset] * own if other else torch.zeros_like(read), read)
         return normalize_scales(self.convolve(reads), x, self.cfg.scale_norm, self.cfg.context_gain)

@@ -23,7 +23,7 @@ from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.hierarchy import feature_groups
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.separation import SEPARATIONS, separation_loss
-from mtsae_lens.sae.temporal import find_walls, read_offsets
+from mtsae_lens.sae.temporal import read_offsets
 from mtsae_lens.trials import Trial
 
 
@@ -89,8 +89,8 @@ def measure_sae(sae: SAE[Any], splits: PlantedSplits) -> PlantedTrial:
 
 def _separation(sae: TemporalEncoder, h: torch.Tensor) -> dict[str, float]:
     """Measure every separation loss, also those that were not used in training."""
-    x = sae.process_sae_in(h)
-    z, keep = sae.encode_scales(x), ~find_walls(x)
+    x, walls = sae.read_contexts(h)
+    z, keep = sae.encode_scales(x, walls), ~walls
     return {name: float(separation_loss(name, z, sae.filters, keep)) for name in SEPARATIONS}
 
 

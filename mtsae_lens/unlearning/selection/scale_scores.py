@@ -45,7 +45,7 @@ def driven_by(lm: HookedLM, table: TokenTable) -> Float[Tensor, "d_sae n_scales"
     for tokens in track(lm.batches(table), f"finding scales on {table.corpus}", "batch"):
         h, kept = lm.activations(tokens), ~lm.masked(tokens)
         rows, features = (lm.feature_acts(tokens, h).flatten(0, 1) > 0).nonzero().unbind(dim=1)
-        lift.add(tap_parts(lift.sae, lift.sae.process_sae_in(lm.sae_input(tokens, h))), kept, rows, features)
+        lift.add(tap_parts(lift.sae, *lift.sae.read_contexts(lm.sae_input(tokens, h))), kept, rows, features)
     return lift.scale_shares.float().to(lm.sae.device)
 
 
