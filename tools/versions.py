@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".cache" / "versions"
 TESTS = ("tests/integration/test_upstream.py", "tests/integration/test_saelens.py")
 TEST_TOOLS = ("pytest", "hypothesis", "beartype")
-_NOT_TESTED = ("dev", "docs", "notebook")  # extras that no test of the seam needs
+_NOT_TESTED = ("dev", "docs", "notebook", "lm-eval")  # extras that no test of the seam needs
 _BOUND = re.compile(r"^\s*([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*>=\s*([0-9][^,;\s]*)")
 
 
