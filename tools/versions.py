@@ -23,7 +23,7 @@ TESTS = (
     "tests/export/test_hooked.py",  # the stand-alone loader reads the KV cache of transformers
 )
 TEST_TOOLS = ("pytest", "hypothesis", "beartype")
-_NOT_TESTED = ("dev", "docs", "notebook")  # extras that no test of the seam needs
+_NOT_TESTED = ("dev", "docs", "notebook", "lm-eval")  # extras that no test of the seam needs
 _BOUND = re.compile(r"^\s*([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*>=\s*([0-9][^,;\s]*)")
 
 
