@@ -20,7 +20,7 @@ from mtsae_lens.experiments.compare.results import Cell, Measured
 from mtsae_lens.experiments.compare.search import Trained, best_lr, closest, next_coefficient
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.experiments.parts import as_json
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -30,7 +30,7 @@ from mtsae_lens.training.recipe import check_settings
 from mtsae_lens.trials import run_trials
 
 
-@stopped_with(GOES_ON, keep_inner_message=True)
+@interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]:
     """Train and measure the grid, and write `metrics.json` (`cells`, `search`, `verdicts`, `provenance`) and `report.html`.

@@ -15,7 +15,7 @@ from mtsae_lens.experiments.planted.report import report_comparison
 from mtsae_lens.experiments.planted.results import PlantedResult
 from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
 from mtsae_lens.experiments.planted.training import PlantedSettings
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
@@ -80,7 +80,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-@stopped_with(GOES_ON, keep_inner_message=True)
+@interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_planted(settings: PlantedCommandSettings) -> tuple[PlantedResult, list[Table]]:
     """Run the comparison and the ablations, and write `metrics.json` (the result and its `provenance`) and `report.html`.
