@@ -71,7 +71,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def write_whole_file(path: Path) -> Iterator[Path]:
     """Yield a path for a library to write to; the file appears at `path` only if the block ends without an error.
 
     Args:
@@ -90,7 +90,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
+def write_whole_folder(path: Path) -> Iterator[Path]:
     """Yield a folder to fill; it appears at `path`, replacing an existing folder, only if the block ends without an error.
 
     If the process is killed between the two renames, the old folder remains next to its place, and the next writer restores it.

@@ -29,7 +29,7 @@ class StopRequest:
         return self.signal_number is not None
 
 
-class Stopped(Exception):
+class ComputationStopped(Exception):
     """A long computation was left incomplete because a signal asked to stop.
 
     Args:
@@ -49,13 +49,13 @@ def raise_if_stopped() -> None:
     """Leave a long step early, between two of its parts; does nothing outside `stop_on_signal` and `abandoned_by`.
 
     Raises:
-        Stopped: a signal asked to stop, or nobody wants the result. Whoever opened `stop_on_signal` or `abandoned_by` catches it.
+        ComputationStopped: a signal asked to stop, or nobody wants the result. Whoever opened `stop_on_signal` or `abandoned_by` catches it.
     """
     if _requests and _requests[-1].signal_number is not None:
-        raise Stopped(_requests[-1].signal_number)
+        raise ComputationStopped(_requests[-1].signal_number)
     abandoned = _abandoned.get()
     if abandoned is not None and abandoned.is_set():
-        raise Stopped(signal.SIGINT)
+        raise ComputationStopped(signal.SIGINT)
 
 
 @contextmanager
@@ -103,7 +103,7 @@ def stop_on_signal() -> Iterator[StopRequest]:
 
 
 @contextmanager
-def stopped_with(message: str, *, keep_inner_message: bool = False) -> Iterator[None]:
+def interrupt_on_signal(message: str, *, keep_inner_message: bool = False) -> Iterator[None]:
     """End the block at once on SIGINT or SIGTERM, with a sentence that says what was kept and what to type.
 
     Code inside that uses `stop_on_signal` is stopped first: it saves its state, and its own message is replaced by this one, or kept.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtsae_lens.digests import digest_json, digest_tensors
 from mtsae_lens.errors import DataError
-from mtsae_lens.files import whole_file, write_json
+from mtsae_lens.files import write_json, write_whole_file
 
 DIGEST = "sha256"
 """Key of the digest in a sealed JSON file, and in the JSON under `SEAL`."""
@@ -81,7 +81,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     metadata = {name: value for name, value in (metadata or {}).items() if name != DIGEST}
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     seal = json.dumps(metadata | {DIGEST: digest_tensors(tensors, metadata)}, sort_keys=True)
-    with whole_file(path) as partial:
+    with write_whole_file(path) as partial:
         save_file(tensors, partial, metadata={SEAL: seal})
 
 

@@ -14,7 +14,7 @@ import pytest
 from safetensors import SafetensorError
 
 from mtsae_lens.errors import OutputError
-from mtsae_lens.files import clear_leftovers, whole_file, whole_folder, write_json, write_text
+from mtsae_lens.files import clear_leftovers, write_json, write_text, write_whole_file, write_whole_folder
 
 
 def disk_full(*_: Any) -> None:
@@ -65,7 +65,7 @@ def test_write_json_is_strict(tmp_path: Path) -> None:
 
 def test_whole_folder_replaces(tmp_path: Path) -> None:
     for name in ("old", "new"):
-        with whole_folder(tmp_path / "f") as partial:
+        with write_whole_folder(tmp_path / "f") as partial:
             assert partial.is_dir()
             (partial / name).write_text(name)
             assert name == "old" or (tmp_path / "f" / "old").exists()  # there until the new one is whole
@@ -84,11 +84,11 @@ def test_whole_folder_replaces(tmp_path: Path) -> None:
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else "",
 )
 def test_whole_folder_that_fails_leaves_what_was_there(tmp_path: Path, raised: BaseException, expected: type) -> None:
-    with whole_folder(tmp_path / "f") as partial:
+    with write_whole_folder(tmp_path / "f") as partial:
         (partial / "old").write_text("old")
 
     def fill() -> None:
-        with whole_folder(tmp_path / "f") as partial:
+        with write_whole_folder(tmp_path / "f") as partial:
             (partial / "half").write_text("half")
             raise raised
 
@@ -101,7 +101,7 @@ def test_whole_folder_that_fails_leaves_what_was_there(tmp_path: Path, raised: B
 def test_whole_folder_clears_what_a_kill_left(tmp_path: Path) -> None:
     (tmp_path / ".f.partial").mkdir()
     (tmp_path / ".f.partial" / "rest").write_text("")
-    with whole_folder(tmp_path / "f") as partial:
+    with write_whole_folder(tmp_path / "f") as partial:
         (partial / "new").write_text("")
     assert [p.name for p in (tmp_path / "f").iterdir()] == ["new"]
 
@@ -111,7 +111,7 @@ def test_a_library_that_fails_leaves_the_file_that_was_there(tmp_path: Path) -> 
     path.write_text("old")
 
     def write(error: Exception | None) -> None:
-        with whole_file(path) as partial:
+        with write_whole_file(path) as partial:
             partial.write_text("new")
             if error is not None:
                 raise error
@@ -150,7 +150,7 @@ def die(*_: Any, **__: Any) -> None:
 
 
 def replace_folder(path: Path, content: str) -> None:
-    with whole_folder(path) as partial:
+    with write_whole_folder(path) as partial:
         (partial / "content").write_text(content)
 
 
@@ -201,13 +201,13 @@ def test_a_second_rename_that_fails_puts_the_old_folder_back(tmp_path: Path, mon
 
 def test_what_a_killed_process_left_is_deleted_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     def write_and_die() -> None:
-        with whole_file(tmp_path / "a.bin") as partial:
+        with write_whole_file(tmp_path / "a.bin") as partial:
             partial.write_text("half")
             die()
 
     run_and_kill(write_and_die)
     assert [p.suffix for p in tmp_path.iterdir()] == [".partial"]
-    with whole_file(tmp_path / "b.bin") as mine:  # in another process of this machine, and in this one
+    with write_whole_file(tmp_path / "b.bin") as mine:  # in another process of this machine, and in this one
         mine.write_text("mine")
         ours = mine.parent
         other = tmp_path / f".c.bin.{ours.name.split('.')[-2].split('-')[0]}-{os.getppid()}-01234567.partial"
@@ -244,9 +244,9 @@ def test_files_get_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> N
         path.chmod(0o600)  # as tempfile does, and libraries that use it
 
     write_text(tmp_path / "a", "x")
-    with whole_file(tmp_path / "b") as partial:
+    with write_whole_file(tmp_path / "b") as partial:
         write_privately(partial)
-    with whole_folder(tmp_path / "c") as folder:
+    with write_whole_folder(tmp_path / "c") as folder:
         (folder / "deep").mkdir()
         write_privately(folder / "deep" / "d")
     for name in ("a", "b", "c/deep/d"):

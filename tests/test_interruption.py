@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mtsae_lens.errors import TrainingInterrupted
-from mtsae_lens.interruption import stop_on_signal, stopped_with
+from mtsae_lens.interruption import interrupt_on_signal, stop_on_signal
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -16,7 +16,7 @@ def test_a_signal_becomes_one_sentence(number: signal.Signals) -> None:
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     reached: list[int] = []
 
-    @stopped_with("type it again")
+    @interrupt_on_signal("type it again")
     def work() -> None:
         try:
             signal.raise_signal(number)
@@ -34,7 +34,7 @@ def test_work_inside_that_listens_for_itself_goes_first() -> None:
     """The inner code saves its state; the message of the outer command replaces its message."""
     saved = []
 
-    @stopped_with("the whole")
+    @interrupt_on_signal("the whole")
     def work() -> None:
         with stop_on_signal() as request:
             signal.raise_signal(signal.SIGTERM)
@@ -52,15 +52,15 @@ def test_a_sentence_that_says_more_stands() -> None:
         raise TrainingInterrupted(signal.SIGINT, "3 of 5 trials are done")
 
     with pytest.raises(TrainingInterrupted, match=r"^3 of 5 trials are done$"):
-        stopped_with("what is done is kept", keep_inner_message=True)(grid)()
+        interrupt_on_signal("what is done is kept", keep_inner_message=True)(grid)()
     with pytest.raises(TrainingInterrupted, match=r"^what is done is kept$"):
-        stopped_with("what is done is kept", keep_inner_message=True)(lambda: signal.raise_signal(signal.SIGINT))()
+        interrupt_on_signal("what is done is kept", keep_inner_message=True)(lambda: signal.raise_signal(signal.SIGINT))()
 
 
 def test_nothing_happens_without_a_signal() -> None:
     def work(value: Any) -> Any:
         return value
 
-    assert stopped_with("never said")(work)(3) == 3
-    with pytest.raises(ValueError, match="its own"), stopped_with("never said"):
+    assert interrupt_on_signal("never said")(work)(3) == 3
+    with pytest.raises(ValueError, match="its own"), interrupt_on_signal("never said"):
         raise ValueError("its own")

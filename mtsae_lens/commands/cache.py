@@ -16,14 +16,14 @@ from mtsae_lens.data.language_models import check_device, load_language_model, r
 from mtsae_lens.data.origins import Field, absolute_name, digest_contents
 from mtsae_lens.data.precision import dtype_name, torch_dtype
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.interruption import stopped_with
+from mtsae_lens.interruption import interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.ranks import current_ranks
 
 _KEPT = "the shards that are complete are kept; the same command goes on from there"
 
 
-@stopped_with(_KEPT)
+@interrupt_on_signal(_KEPT)
 @in_output_folder
 def run_cache(settings: CacheSettings, model: AnyHookedModel | None = None) -> CacheManifest:
     """Write the activations that training would read from a language model, or the part of them that is missing.

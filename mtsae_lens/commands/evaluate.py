@@ -22,7 +22,7 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.memory import MEMORY_MEANINGS
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
-from mtsae_lens.interruption import STARTS_ANEW, stopped_with
+from mtsae_lens.interruption import STARTS_ANEW, interrupt_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
@@ -152,7 +152,7 @@ def fidelity_summary(measured: Mapping[str, float | None]) -> str:
     )
 
 
-@stopped_with(STARTS_ANEW)
+@interrupt_on_signal(STARTS_ANEW)
 @in_output_folder
 def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """Evaluate an SAE, and write `metrics.json` and `report.html`.

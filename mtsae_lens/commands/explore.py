@@ -14,7 +14,7 @@ from mtsae_lens.data.origins import find_model, find_source
 from mtsae_lens.data.precision import HALF_PRECISION, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.explore import explore
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
@@ -23,7 +23,7 @@ from mtsae_lens.reporting.explorer.page import write_explorer
 from mtsae_lens.splice.edit_files import weights_digest
 
 
-@stopped_with(GOES_ON)
+@interrupt_on_signal(GOES_ON)
 @in_output_folder
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     """Read the text, and write the folder of facts (`mtsae_lens.facts`) and its page; a run that was stopped is resumed.

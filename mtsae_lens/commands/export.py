@@ -27,8 +27,8 @@ from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
 from mtsae_lens.export.persistent import project_weights
 from mtsae_lens.export.standalone import load_edited
-from mtsae_lens.files import whole_folder, write_text
-from mtsae_lens.interruption import STARTS_ANEW, stopped_with
+from mtsae_lens.files import write_text, write_whole_folder
+from mtsae_lens.interruption import STARTS_ANEW, interrupt_on_signal
 from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.output_folders import in_output_folder
@@ -79,7 +79,7 @@ class Exported:
     hook_projection: Logits | None = None
 
 
-@stopped_with(STARTS_ANEW)
+@interrupt_on_signal(STARTS_ANEW)
 @in_output_folder
 def run_export(settings: ExportSettings) -> ExportResult:
     """Write the model to `OUT/model` and the comparison to `OUT/metrics.json` and `OUT/report.html`.
@@ -187,7 +187,7 @@ def _save(settings: ExportSettings, lm: HookedLM, edit: Edit, base: BaseModel, w
         "How to load it": "`AutoModelForCausalLM.from_pretrained` on this folder.",
     }
     hook_name = lm.splice.hook_name
-    with whole_folder(folder) as partial:
+    with write_whole_folder(folder) as partial:
         base.save(partial)
         save_edit(partial / "edit.json", edit, lm.splice, _made(settings), model=lm.model)
         card = model_card(

@@ -7,13 +7,13 @@ import torch
 from mtsae_lens.commands.generate_settings import GenerateSettings
 from mtsae_lens.data.prompts import check_text, encode_prompt
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.interruption import STARTS_ANEW, stopped_with
+from mtsae_lens.interruption import STARTS_ANEW, interrupt_on_signal
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.generation import check_length
 
 
-@stopped_with(STARTS_ANEW)
+@interrupt_on_signal(STARTS_ANEW)
 def run_generate(settings: GenerateSettings) -> tuple[str, str]:
     """Continue the prompt without and with the edit. No file is written.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mtsae_lens.commands.neuronpedia_settings import NeuronpediaSettings
 from mtsae_lens.errors import OutputError
 from mtsae_lens.facts.folder import FactsFolder
-from mtsae_lens.files import whole_folder
+from mtsae_lens.files import write_whole_folder
 from mtsae_lens.interop.neuronpedia import export_neuronpedia
 from mtsae_lens.output_folders import check_output_folder
 
@@ -28,7 +28,7 @@ def run_export_neuronpedia(settings: NeuronpediaSettings) -> int:
     out = settings.out.resolve()
     if out.exists() and any(out.iterdir()):
         raise OutputError(f"--out {settings.out}: expected an empty folder, got one with files; give a new or empty folder")
-    with whole_folder(out) as folder:
+    with write_whole_folder(out) as folder:
         return export_neuronpedia(
             facts, folder, model_id=settings.model_id, sae_set=settings.sae_set, batch_size=settings.batch_size
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from sae_lens import TrainingSAE
 
-from mtsae_lens.interruption import stopped_with
+from mtsae_lens.interruption import interrupt_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.ranks import current_ranks
@@ -57,7 +57,7 @@ def _describe_features(final: Mapping[str, int | float | None], d_sae: int) -> s
     return f"{text} Warning: {warning}." if warning else text
 
 
-@stopped_with("saved checkpoints are kept; give --resume to continue from the last one", keep_inner_message=True)
+@interrupt_on_signal("saved checkpoints are kept; give --resume to continue from the last one", keep_inner_message=True)
 @in_output_folder
 def run_train(settings: TrainSettings, *, resume: bool = False) -> TrainResult | None:
     """Train an SAE, save it, and write `metrics.json` (the fields of `TrainResult`, and `provenance`) and `report.html`.
@@ -77,7 +77,7 @@ def run_train(settings: TrainSettings, *, resume: bool = False) -> TrainResult |
     return _write_result(settings, sae, watch.seconds, resumed=resume)
 
 
-@stopped_with("what was saved by then is kept; --resume continues", keep_inner_message=True)
+@interrupt_on_signal("what was saved by then is kept; --resume continues", keep_inner_message=True)
 @in_output_folder
 def run_train_saes(settings: TrainSettings, *, resume: bool = False) -> dict[str, TrainResult]:
     """Train the SAEs of `settings.saes` in one pass, and write the metrics and the report of each into its folder.

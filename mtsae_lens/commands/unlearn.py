@@ -8,7 +8,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.precision import dtype_name
 from mtsae_lens.data.vocabularies import check_reference
-from mtsae_lens.interruption import STARTS_ANEW, stopped_with
+from mtsae_lens.interruption import STARTS_ANEW, interrupt_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
@@ -48,7 +48,7 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: AnyHookedModel |
     return chosen, UnlearningResult(**fields_of(measured), chosen=edit, tune_sweep=chosen.sweep)
 
 
-@stopped_with(STARTS_ANEW)
+@interrupt_on_signal(STARTS_ANEW)
 @in_output_folder
 def run_unlearn(settings: UnlearnSettings) -> UnlearningResult:
     """Run the experiment, and write `metrics.json`, `report.html`, and the chosen edit as `edit.json`.

@@ -10,7 +10,7 @@ from mtsae_lens.commands.evaluate import METRIC_MEANINGS
 from mtsae_lens.commands.upload_settings import UploadSettings
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import ConfigError, OutputError
-from mtsae_lens.files import whole_folder
+from mtsae_lens.files import write_whole_folder
 from mtsae_lens.interop.hub import check_names, upload_sae, write_upload
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import check_output_folder
@@ -41,7 +41,7 @@ def run_upload(settings: UploadSettings) -> str:
         raise OutputError(
             f"--dry-run {settings.dry_run}: expected an empty folder, got one with files; give a new or empty folder"
         )
-    with whole_folder(out) as folder:
+    with write_whole_folder(out) as folder:
         write_upload(settings.sae, folder, settings.repo_id, sae_id, **card)
     return str(settings.dry_run)
 

@@ -28,7 +28,7 @@ from mtsae_lens.data.contexts import ContextStream
 from mtsae_lens.data.precision import torch_dtype
 from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import ConfigError, DataError, OutputError
-from mtsae_lens.files import whole_file
+from mtsae_lens.files import write_whole_file
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.ranks import current_ranks
 
@@ -156,7 +156,7 @@ def _write_own(
             tensors = _read_shard(contents, shard, model, contexts, chunks)
             for part, content in tensors.items():
                 name = shard_file(part, shard)
-                with whole_file(folder / name) as partial:
+                with write_whole_file(folder / name) as partial:
                     save_file(content, partial)
                 manifest.files[name] = digest_file(folder / name)
             write_manifest(folder, manifest, manifest_name(current_ranks().rank))

@@ -90,7 +90,7 @@ class ContextBlocks(SequenceBlocks):
         """See `SequenceBlocks.blocks`.
 
         Raises:
-            Stopped: a signal asked to stop while a block was read.
+            ComputationStopped: a signal asked to stop while a block was read.
         """
         if self.prefetch:
             return prefetched(self._read_blocks(first, shows_progress=False), self.waits, self.device)

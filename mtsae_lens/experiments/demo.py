@@ -23,7 +23,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.demo_settings import DemoSettings
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Record, Stopwatch, provenance, write_metrics
@@ -54,7 +54,7 @@ class DemoResult(Record):
     unlearning: UnlearningResult
 
 
-@stopped_with(GOES_ON)
+@interrupt_on_signal(GOES_ON)
 @in_output_folder
 def run_demo(settings: DemoSettings) -> tuple[DemoResult, list[Table]]:
     """Run the demo, and write `metrics.json` (`fidelity` by architecture, `unlearning`, `provenance`), `report.html` and the page

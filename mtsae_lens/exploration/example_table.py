@@ -18,7 +18,7 @@ from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_numbers,
 from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.survey import KINDS, Survey
 from mtsae_lens.facts.records import Example, parquet_schema
-from mtsae_lens.files import whole_file
+from mtsae_lens.files import write_whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.progress import track
 
@@ -114,7 +114,7 @@ def write_examples(
         bias: encoder biases; NaN if there are none.
     """
     held, d_sae = HeldContexts.from_survey(survey), survey.lm.sae.cfg.d_sae
-    with whole_file(path) as partial, pq.ParquetWriter(partial, parquet_schema(Example), compression="zstd") as writer:
+    with write_whole_file(path) as partial, pq.ParquetWriter(partial, parquet_schema(Example), compression="zstd") as writer:
         for features in track(torch.arange(d_sae).split(FEATURES_PER_GROUP), "writing examples", "group"):
             rows = collect_example_rows(survey, features)
             writer.write_table(_table(rows, survey, held, texts, attributions, bias), row_group_size=1 << 30)

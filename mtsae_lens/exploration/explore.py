@@ -30,7 +30,7 @@ from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
 from mtsae_lens.facts.folder import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, N_STRONGEST, TEXTS_FILE
 from mtsae_lens.files import create_folder
-from mtsae_lens.interruption import stop_on_signal, stopped_with
+from mtsae_lens.interruption import interrupt_on_signal, stop_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
@@ -106,7 +106,7 @@ def _explore(
         check_checksums(out, remedy)
         return content
     create_folder(state)
-    with stopped_with(f"finished work is kept in {state}; run the same command to resume"):
+    with interrupt_on_signal(f"finished work is kept in {state}; run the same command to resume"):
         survey = _pass_over_text(lm, corpora, plan, state)
         effects, attributions = _measure(lm, corpora, survey, state)
         texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)

@@ -19,7 +19,7 @@ from mtsae_lens.exploration.peaks import find_strongest_peaks
 from mtsae_lens.exploration.plan import N_NEIGHBOURS, N_TOKENS_LISTED
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.facts.records import FeatureFacts
-from mtsae_lens.files import whole_file
+from mtsae_lens.files import write_whole_file
 from mtsae_lens.sae.lift import Lift, share_of_context
 
 _FEATURES_AT_ONCE = 4_096
@@ -52,7 +52,7 @@ def write_features(path: Path, survey: Survey, texts: TokenTexts, effects: Effec
         **_effect_columns(effects),
         "top_token": pc.if_else(pa.array(counts.never_fired.numpy()), None, texts(find_top_tokens(survey))),
     }
-    with whole_file(path) as partial:
+    with write_whole_file(path) as partial:
         pq.write_table(make_table(columns, FeatureFacts), partial, compression="zstd")
 
 

@@ -13,7 +13,7 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_nested_lists, make_table, replace_nan
 from mtsae_lens.exploration.texts import read_texts
 from mtsae_lens.facts.records import TextFacts
-from mtsae_lens.files import whole_file
+from mtsae_lens.files import write_whole_file
 from mtsae_lens.machine_paths import shorten_name
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -41,6 +41,6 @@ def write_texts(path: Path, lm: HookedLM, tables: Sequence[TokenTable], texts: T
         "activations": make_nested_lists(read.activations, fires, pa.float32()),
         "nll": replace_nan(make_lists(read.nll, everything, pa.float32())),  # the first token has no loss
     }
-    with whole_file(path) as partial:
+    with write_whole_file(path) as partial:
         pq.write_table(make_table(columns, TextFacts), partial, compression="zstd")
     return len(read.tokens)

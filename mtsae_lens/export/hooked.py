@@ -22,7 +22,7 @@ from mtsae_lens.export import standalone
 from mtsae_lens.export.base_models import hooked_layer, open_base
 from mtsae_lens.export.card import model_card
 from mtsae_lens.export.reduction import reduce_encoder
-from mtsae_lens.files import whole_folder, write_json, write_text
+from mtsae_lens.files import write_json, write_text, write_whole_folder
 from mtsae_lens.splice.edit_files import save_edit, weights_digest
 from mtsae_lens.splice.edits import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -77,7 +77,7 @@ def export_hooked(folder: Path, lm: HookedLM, edit: Edit, base: str, provenance:
         "special_token_ids": lm.cutter.special_token_ids.tolist(),
         **settings,
     }
-    with whole_folder(folder) as partial:
+    with write_whole_folder(folder) as partial:
         open_base(base, dtype="auto").save(partial)
         _save_sae(lm, partial / "sae")
         save_edit(partial / standalone.EDIT_FILE, edit, lm.splice, provenance, model=lm.model)

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from mtsae_lens.checksums import check_checksums, write_checksums
 from mtsae_lens.errors import ConfigError, DataError
-from mtsae_lens.files import whole_folder, write_json
+from mtsae_lens.files import write_json, write_whole_folder
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sealed import read_json, read_tensors
 from mtsae_lens.training.log import LOG_FILE
@@ -86,7 +86,7 @@ def save_checkpoint(trainer: Trainer, folder: Path, fingerprint: Mapping[str, An
         "coefficient_schedulers": {name: s.state_dict() for name, s in trainer.coefficient_schedulers.items()},
         "fingerprint": dict(fingerprint),
     }
-    with whole_folder(path) as partial:
+    with write_whole_folder(path) as partial:
         trainer.sae.save_model(partial)
         save_file(tensors, partial / _STATE_TENSORS)
         trainer.activation_scaler.save(str(partial / _SCALER_JSON))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.origins import DIGESTS, record_origins, share_metadata
-from mtsae_lens.files import sync_folder, whole_folder, write_json
+from mtsae_lens.files import sync_folder, write_json, write_whole_folder
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
@@ -71,7 +71,7 @@ def save_run(
         log_feature_sparsity: logarithm of the share of tokens on which each feature fires, `(d_sae,)`, as SAELens saves it.
         out: the output folder.
     """
-    with whole_folder(out / ".sae") as folder:
+    with write_whole_folder(out / ".sae") as folder:
         sae.save_inference_model(folder)
         if not isinstance(sae, TemporalEncoder):  # which has done so itself
             seal_sae(folder)

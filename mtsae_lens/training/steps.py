@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from mtsae_lens.interruption import Stopped, stop_on_signal
+from mtsae_lens.interruption import ComputationStopped, stop_on_signal
 from mtsae_lens.ranks import current_ranks
 
 if TYPE_CHECKING:
@@ -47,8 +47,8 @@ def train_side_by_side(trainers: Sequence[SequenceSAETrainer]) -> None:
                 for place in behind:
                     trainers[place].save_if_due(stops=bool(stop))
                 if stop.signal_number is not None:
-                    raise Stopped(stop.signal_number)
-        except Stopped as stopped:
+                    raise ComputationStopped(stop.signal_number)
+        except ComputationStopped as stopped:
             ended = [trainer.interrupted(stopped.signal_number) for trainer in trainers]
             furthest = max(range(len(trainers)), key=lambda place: trainers[place].n_training_steps)
             raise ended[furthest] from None

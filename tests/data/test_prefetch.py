@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mtsae_lens.data.prefetch import Block, Waits, prefetched, taking_turns
-from mtsae_lens.interruption import Stopped, raise_if_stopped
+from mtsae_lens.interruption import ComputationStopped, raise_if_stopped
 
 
 def readers() -> list[threading.Thread]:
@@ -96,7 +96,7 @@ def test_a_long_block_is_left_when_nobody_wants_it() -> None:
             while True:
                 raise_if_stopped()
                 time.sleep(0.001)
-        except Stopped:
+        except ComputationStopped:
             left.append("left")
             raise
 

@@ -23,7 +23,7 @@ from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.experiments.benchmark.stability_cell import stability_cell
 from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weights_cell
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
@@ -36,7 +36,7 @@ from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
 
-@stopped_with(GOES_ON, keep_inner_message=True)
+@interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
     """Train the SAEs, run every method on every task, and write `metrics.json` and `report.html`.

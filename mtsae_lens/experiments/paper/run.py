@@ -17,7 +17,7 @@ from mtsae_lens.experiments.paper.switches_report import switches_part
 from mtsae_lens.experiments.parts import Part
 from mtsae_lens.experiments.planted.report import planted_part
 from mtsae_lens.experiments.planted.trials import PlantedSettings
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
@@ -55,7 +55,7 @@ def planted_settings(settings: PaperSettings) -> PlantedSettings:
     return replace(full, d_sae=160, n_test_sequences=16) if settings.quick else full
 
 
-@stopped_with(GOES_ON, keep_inner_message=True)
+@interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_paper(settings: PaperSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run every part, and write `metrics.json` (one key per part, and `provenance`) and `report.html`. Finished work is not repeated.

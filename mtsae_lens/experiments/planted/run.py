@@ -12,7 +12,7 @@ from mtsae_lens.experiments.planted.directions_report import directions_part
 from mtsae_lens.experiments.planted.report import planted_part
 from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
 from mtsae_lens.experiments.planted.trials import PlantedSettings
-from mtsae_lens.interruption import GOES_ON, stopped_with
+from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
@@ -77,7 +77,7 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-@stopped_with(GOES_ON, keep_inner_message=True)
+@interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_planted(settings: PlantedCommandSettings) -> tuple[dict[str, Any], list[Table]]:
     """Run the comparison and the ablations, and write `metrics.json` (`planted`, `directions`, `provenance`) and `report.html`.

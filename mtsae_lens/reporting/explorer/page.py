@@ -11,7 +11,7 @@ from typing import Any
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.facts.folder import N_STRONGEST, FactsFolder
-from mtsae_lens.files import whole_folder, write_text
+from mtsae_lens.files import write_text, write_whole_folder
 from mtsae_lens.progress import track
 from mtsae_lens.reporting.explorer.scripts import round_floats, write_shard_script
 from mtsae_lens.reporting.explorer.shards import (
@@ -44,7 +44,7 @@ def write_explorer(facts_dir: Path) -> Path:
     """
     facts = FactsFolder.open(facts_dir)
     with as_file(files("mtsae_lens.reporting.explorer") / "static") as static:
-        with whole_folder(facts_dir / PAGE_FOLDER) as page:
+        with write_whole_folder(facts_dir / PAGE_FOLDER) as page:
             shutil.copytree(static, page, dirs_exist_ok=True, ignore=shutil.ignore_patterns(INDEX_FILE))
             _write_data(facts, page / "data")
         write_text(facts_dir / INDEX_FILE, (static / INDEX_FILE).read_text(encoding="utf-8"))
