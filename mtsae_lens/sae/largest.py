@@ -46,7 +46,7 @@ def _choose(values: Float[Tensor, "*row n"], k: int) -> Int[Tensor, "*row k"]:
 def keep_largest(values: Float[Tensor, "*row d_sae"], k: int) -> Float[Tensor, "*row d_sae"]:
     """Keep the `k` largest values of each row, those of them that are positive, and set the others to zero."""
     places = largest_of_rows(values, k)
-    return torch.zeros_like(values).scatter(-1, places, values.gather(-1, places).relu())
+    return torch.zeros_like(values).scatter_(-1, places, values.gather(-1, places).relu())
 
 
 def largest_entries(values: Float[Tensor, "row d_sae"], n: int) -> Int[Tensor, " entry"]:

@@ -256,6 +256,33 @@ def decode_entries(
     return decoded
 
 
+_MOST_FEW, _MANY, _WIDE = 1 / 32, 2**18, 128
+"""`decode_few` computes with the active features alone if they are at most this share of at least so many features and positions, and the
+decoder is at least so wide. On one core, 2,048 positions and 4,096 features, 32 of them active, it takes 20 ms of 31 at a width of 128, and 24
+of 98 at 512; with 128 active 30 of 32 and 40 of 101."""
+
+
+def decode_few(feature_acts: Float[Tensor, "*row d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "*row d_in"]:
+    """Compute `feature_acts @ W_dec`: on a CPU, if no gradient is needed, from the active features alone where they are few.
+
+    Args:
+        feature_acts: feature activations, a dense matrix.
+        W_dec: decoder.
+
+    Returns:
+        Rows of the width of the decoder.
+    """
+    differentiated = torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)
+    known = feature_acts.device.type == "cpu" and feature_acts.dtype == W_dec.dtype == torch.float32
+    if differentiated or not known or feature_acts.numel() < _MANY or W_dec.shape[1] < _WIDE:
+        return feature_acts @ W_dec
+    rows = feature_acts.flatten(0, -2)
+    if rows.count_nonzero() > _MOST_FEW * rows.numel():
+        return feature_acts @ W_dec
+    row, feature = rows.nonzero().unbind(dim=1)
+    return sum_rows(W_dec, feature, row, rows[row, feature], len(rows), None).unflatten(0, feature_acts.shape[:-1])
+
+
 def column_major(matrix: Tensor) -> Tensor:
     """Lay out a matrix in memory by columns; its values and its shape stay the same."""
     return matrix.T.contiguous().T

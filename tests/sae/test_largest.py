@@ -1,14 +1,18 @@
-"""The largest values of rows are those that torch finds."""
+"""The largest values of rows are those that torch finds, and what is decoded from them is the dense product."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
 from sae_lens.saes.topk_sae import TopK
 from torch import Tensor
+from torch.testing import assert_close
 
+from mtsae_lens.sae import sparse
 from mtsae_lens.sae.largest import keep_largest, largest_of_rows
-from mtsae_lens.sae.sparse import Entries
+from mtsae_lens.sae.sparse import Entries, decode_few
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -53,3 +57,24 @@ def test_what_is_kept_and_its_gradient_are_those_of_saelens() -> None:
 def test_entries_are_sorted_by_their_feature(n_rows: int) -> None:
     entries = Entries.of_features(largest_of_rows(randn(n_rows, 48), 32), torch.ones(n_rows, 32, dtype=torch.bool), 48)
     assert torch.equal(entries.by_feature, entries.feature.argsort(stable=True))
+
+
+@pytest.mark.parametrize("k", [0, 4, 128])
+def test_decoding_few_features_is_the_dense_product(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    feature_acts, W_dec = torch.zeros(2, 300, 512), randn(512, 128)
+    if k:
+        feature_acts = keep_largest(randn(2, 300, 512), k)
+    n_bags = 0
+    sum_rows = sparse.sum_rows
+
+    def counted(*args: Any) -> Tensor:
+        nonlocal n_bags
+        n_bags += 1
+        return sum_rows(*args)
+
+    monkeypatch.setattr(sparse, "sum_rows", counted)
+    assert_close(decode_few(feature_acts, W_dec), feature_acts @ W_dec, rtol=1e-5, atol=1e-5)
+    assert n_bags == (k < 128)
+    decode_few(feature_acts, W_dec.requires_grad_()).sum().backward()
+    assert n_bags == (k < 128)
+    assert W_dec.grad is not None
