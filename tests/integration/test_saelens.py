@@ -169,7 +169,7 @@ def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, to
     assert model.run_with_saes(tokens, saes=[loaded]).shape == (6, CONTEXT, D_VOCAB)
 
 
-def stock_runner(model: HookedSAETransformer, out: Path, mixing: float, way: str = "auto") -> LanguageModelSAETrainingRunner:
+def stock_runner(model: HookedSAETransformer, out: Path, mixing: float, way: Any = "auto") -> LanguageModelSAETrainingRunner:
     torch.manual_seed(0)
     texts = Dataset.from_dict({"text": [f"w{i} and the sea and the land " * 40 for i in range(40)]})
     cfg = LanguageModelSAERunnerConfig(
