@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import isqrt
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -28,18 +29,24 @@ def largest_of_rows(values: Float[Tensor, "*row d_sae"], k: int) -> Int[Tensor, 
     d_sae = values.shape[-1]
     size = max(size for size in range(1, max(1, isqrt(d_sae // k)) + 1) if d_sae % size == 0)
     if size == 1 or values.device.type != "cpu":
-        return values.topk(k, dim=-1, sorted=False).indices
+        return _choose(values, k)
     n_groups = d_sae // size  # group g holds the places g, g + n_groups, g + 2 n_groups, ...
-    groups = values.detach().unflatten(-1, (size, n_groups)).amax(dim=-2).topk(k, dim=-1, sorted=False).indices
+    groups = _choose(values.detach().unflatten(-1, (size, n_groups)).amax(dim=-2), k)
     places = (groups.unsqueeze(-1) + n_groups * torch.arange(size, device=values.device)).flatten(-2)
-    chosen = values.detach().gather(-1, places).topk(k, dim=-1, sorted=False).indices
-    return places.gather(-1, chosen)
+    return places.gather(-1, _choose(values.detach().gather(-1, places), k))
+
+
+def _choose(values: Float[Tensor, "*row n"], k: int) -> Int[Tensor, "*row k"]:
+    """Return the places of the `k` largest values of each row, by numpy on a CPU: it takes half the time."""
+    if values.device.type != "cpu" or values.dtype not in (torch.float32, torch.float64) or torch.compiler.is_compiling():
+        return values.topk(k, dim=-1, sorted=False).indices
+    return torch.from_numpy(np.argpartition(values.detach().numpy(), -k, axis=-1)[..., -k:])
 
 
 def keep_largest(values: Float[Tensor, "*row d_sae"], k: int) -> Float[Tensor, "*row d_sae"]:
     """Keep the `k` largest values of each row, those of them that are positive, and set the others to zero."""
     places = largest_of_rows(values, k)
-    return torch.zeros_like(values).scatter(-1, places, values.gather(-1, places).relu())
+    return torch.zeros_like(values).scatter_(-1, places, values.gather(-1, places).relu())
 
 
 def largest_entries(values: Float[Tensor, "row d_sae"], n: int) -> Int[Tensor, " entry"]:

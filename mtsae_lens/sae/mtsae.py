@@ -31,6 +31,7 @@ from mtsae_lens.sae.memory import run_decoder, run_encoder
 from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
+from mtsae_lens.sae.sparse import decode_few
 from mtsae_lens.sae.temporal import (
     find_walls,
     lay_out,
@@ -255,7 +256,7 @@ class TemporalEncoder(SAE[Any]):
 
     def _decode(self, feature_acts: Tensor) -> Tensor:
         if not self.has_memory:
-            return feature_acts @ self.W_dec + self.b_dec
+            return decode_few(feature_acts, self.W_dec) + self.b_dec
         if feature_acts.ndim not in (2, 3) or (feature_acts.ndim == 2 and len(feature_acts) % self.cfg.context_size):
             raise DataError(
                 f"expected features of whole contexts, because the decoder has memory, (batch, pos, {self.cfg.d_sae}) or contexts of "
@@ -308,7 +309,9 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Feature activations and pre-activations, both `(..., d_sae)`.
         """
-        hidden_pre = self.hook_sae_acts_pre(self.encoder_input(z) @ self._encoder_weights() + self.b_enc)
+        # not `@` and a sum, which takes another pass over all features
+        hidden_pre = torch.nn.functional.linear(self.encoder_input(z), self._encoder_weights().T, self.b_enc)
+        hidden_pre = self.hook_sae_acts_pre(hidden_pre)
         return self.features_from_pre_activations(hidden_pre, walls), hidden_pre
 
     def features_from_pre_activations(
@@ -323,8 +326,7 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Feature activations `(..., d_sae)`.
         """
-        feature_acts = self._activate(hidden_pre, ~walls).masked_fill(walls.unsqueeze(-1), 0.0)
-        return self.hook_sae_acts_post(feature_acts)
+        return self.hook_sae_acts_post(_without_walls(self._activate(hidden_pre, ~walls), walls, hidden_pre))
 
     def _encoder_weights(self) -> Float[Tensor, "encoder_d_in d_sae"]:
         return self.W_enc
@@ -389,6 +391,14 @@ class TemporalEncoder(SAE[Any]):
         if isinstance(recorded, str):
             check_weights(state_dict, recorded)
         super().process_state_dict_for_loading(state_dict)
+
+
+def _without_walls(feature_acts: Tensor, walls: Tensor, hidden_pre: Tensor) -> Tensor:
+    """Set features to zero at walls; in place where nobody else needs them, because a copy takes as long as finding the largest."""
+    if feature_acts.requires_grad or feature_acts.data_ptr() == hidden_pre.data_ptr():
+        return feature_acts.masked_fill(walls.unsqueeze(-1), 0.0)
+    feature_acts[walls] = 0.0
+    return feature_acts
 
 
 class MTSAE(TemporalEncoder, SAE[MTSAEConfig]):

@@ -40,7 +40,7 @@ class Entries:
     @cached_property
     def by_feature(self) -> Int[Tensor, " entry"]:
         """The order that sorts the entries by their feature."""
-        return self.feature.argsort(stable=True)
+        return _order(self.feature, self.shape[1])
 
     @classmethod
     def join(cls, parts: Sequence[Self]) -> Self:
@@ -102,6 +102,17 @@ class Entries:
         return torch.sparse_coo_tensor(
             torch.stack([row, feature]), values, self.shape, is_coalesced=True, check_invariants=False
         )
+
+
+_RADIX = 32_768  # so many integers torch sorts by their digits on a CPU, and fewer by comparing them, which takes three times as long
+
+
+def _order(numbers: Int[Tensor, " entry"], end: int) -> Int[Tensor, " entry"]:
+    """Return the order that sorts numbers below `end`; equal ones stay in their order."""
+    n = len(numbers)
+    if _RADIX // 4 < n < _RADIX:
+        numbers = torch.nn.functional.pad(numbers, (0, _RADIX - n), value=end)
+    return numbers.argsort(stable=True)[:n]
 
 
 def sum_rows(
@@ -210,7 +221,7 @@ def encode_entries(
         The pre-activations of each set.
     """
     entries = Entries.join(parts)
-    by_row = entries.row.argsort(stable=True) if len(entries) > max(map(len, parts)) else None  # one part alone ascends
+    by_row = _order(entries.row, entries.shape[0]) if len(entries) > max(map(len, parts)) else None  # one part ascends
     values: Tensor = _EncodeEntries.apply(
         encoder_in, W_enc, b_enc, hidden_pre, entries.row, entries.feature, by_row, entries.by_feature
     )
@@ -239,10 +250,37 @@ def decode_entries(
     n_rows, target, by_target = entries.shape[0], entries.row, None
     if group is not None:
         target = target + n_rows * group[entries.feature]
-        by_target = target.argsort(stable=True)
+        by_target = _order(target, n_groups * n_rows)
     sums = sum_rows(W_dec.detach(), entries.feature, target, values, n_groups * n_rows, by_target)
     decoded: Tensor = _GiveGradient.apply(sums, W_dec, entries.feature, target, values.detach(), entries.by_feature)
     return decoded
+
+
+_MOST_FEW, _MANY, _WIDE = 1 / 32, 2**18, 128
+"""`decode_few` computes with the active features alone if they are at most this share of at least so many features and positions, and the
+decoder is at least so wide. On one core, 2,048 positions and 4,096 features, 32 of them active, it takes 20 ms of 31 at a width of 128, and 24
+of 98 at 512; with 128 active 30 of 32 and 40 of 101."""
+
+
+def decode_few(feature_acts: Float[Tensor, "*row d_sae"], W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "*row d_in"]:
+    """Compute `feature_acts @ W_dec`: on a CPU, if no gradient is needed, from the active features alone where they are few.
+
+    Args:
+        feature_acts: feature activations, a dense matrix.
+        W_dec: decoder.
+
+    Returns:
+        Rows of the width of the decoder.
+    """
+    differentiated = torch.is_grad_enabled() and (feature_acts.requires_grad or W_dec.requires_grad)
+    known = feature_acts.device.type == "cpu" and feature_acts.dtype == W_dec.dtype == torch.float32
+    if differentiated or not known or feature_acts.numel() < _MANY or W_dec.shape[1] < _WIDE:
+        return feature_acts @ W_dec
+    rows = feature_acts.flatten(0, -2)
+    if rows.count_nonzero() > _MOST_FEW * rows.numel():
+        return feature_acts @ W_dec
+    row, feature = rows.nonzero().unbind(dim=1)
+    return sum_rows(W_dec, feature, row, rows[row, feature], len(rows), None).unflatten(0, feature_acts.shape[:-1])
 
 
 def column_major(matrix: Tensor) -> Tensor:

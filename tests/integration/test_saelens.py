@@ -169,12 +169,11 @@ def test_stock_trainer(settings: dict[str, Any], model: HookedSAETransformer, to
     assert model.run_with_saes(tokens, saes=[loaded]).shape == (6, CONTEXT, D_VOCAB)
 
 
-@pytest.mark.parametrize("mixing", [0.5, 0.0])
-def test_stock_runner_needs_whole_contexts(mixing: float, tiny_model: HookedSAETransformer, tmp_path: Path) -> None:
-    """SAELens's runner mixes single positions by default, and training on those would learn noise."""
+def stock_runner(model: HookedSAETransformer, out: Path, mixing: float, way: Any = "auto") -> LanguageModelSAETrainingRunner:
+    torch.manual_seed(0)
     texts = Dataset.from_dict({"text": [f"w{i} and the sea and the land " * 40 for i in range(40)]})
     cfg = LanguageModelSAERunnerConfig(
-        sae=MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, dilations=(0, 1), context_size=16),
+        sae=MTTrainingSAEConfig(d_in=model.cfg.d_model, d_sae=32, k=4, dilations=(0, 1), context_size=16, training_step=way),
         model_name="tiny",
         hook_name="blocks.1.hook_resid_pre",
         dataset_path="unused",
@@ -187,17 +186,27 @@ def test_stock_runner_needs_whole_contexts(mixing: float, tiny_model: HookedSAET
         logger=LoggingConfig(log_to_wandb=False),
         checkpoint_path=None,
         n_eval_batches=0,
-        output_path=str(tmp_path / "sae"),
+        output_path=str(out),
         device="cpu",
         verbose=False,
     )
-    runner = LanguageModelSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=texts)
-    if mixing:
-        with pytest.raises(DataError, match="activations_mixing_fraction=0"):
-            runner.run()
-    else:
-        runner.run()
-        assert type(SAE.load_from_disk(tmp_path / "sae")) is MTSAE
+    return LanguageModelSAETrainingRunner(cfg, override_model=model, override_dataset=texts)
+
+
+def test_stock_runner_needs_whole_contexts(tiny_model: HookedSAETransformer, tmp_path: Path) -> None:
+    """SAELens's runner mixes single positions by default, and training on those would learn noise."""
+    with pytest.raises(DataError, match="activations_mixing_fraction=0"):
+        stock_runner(tiny_model, tmp_path, mixing=0.5).run()
+
+
+def test_stock_runner_trains_alike_with_sparse_and_dense_steps(tiny_model: HookedSAETransformer, tmp_path: Path) -> None:
+    trained = {}
+    for way in ("sparse", "dense"):
+        stock_runner(tiny_model, tmp_path / way, mixing=0.0, way=way).run()
+        trained[way] = SAE.load_from_disk(tmp_path / way)
+        assert type(trained[way]) is MTSAE
+    for name, weights in trained["sparse"].named_parameters():
+        assert_close(weights, trained["dense"].get_parameter(name), atol=1e-4, rtol=1e-3)
 
 
 # splicing by SAELens --------------------------------------------------------------------------------------------------
