@@ -24,6 +24,6 @@ def find_masked(h: Float[Tensor, "batch pos width"]) -> Bool[Tensor, "batch pos"
     """Return which positions of a block are masked: those whose activations are exactly zero, as a source or a cache leaves them.
 
     Args:
-        h: contexts of a block.
+        h: contexts of a block. A NaN is no zero.
     """
-    return torch.linalg.vector_norm(h, ord=torch.inf, dim=-1) == 0
+    return (h.amax(dim=-1) == 0) & (h.amin(dim=-1) == 0)  # many times as fast as a norm on a CPU

@@ -63,9 +63,8 @@ def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
         x: rows, `(..., d_in)`.
     """
     x = x.detach()
-    return (x.amax(dim=-1) == 0) & (
-        x.amin(dim=-1) == 0
-    )  # 5 to 70 times as fast as `(x != 0).any` and an infinity norm on a CPU
+    # on a CPU, 5 times as fast as `(x != 0).any`, and 70 times as fast as an infinity norm
+    return (x.amax(dim=-1) == 0) & (x.amin(dim=-1) == 0)
 
 
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
