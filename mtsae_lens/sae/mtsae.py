@@ -395,7 +395,10 @@ class TemporalEncoder(SAE[Any]):
 
 def _without_walls(feature_acts: Tensor, walls: Tensor, hidden_pre: Tensor) -> Tensor:
     """Set features to zero at walls; in place where nobody else needs them, because a copy takes as long as finding the largest."""
-    if feature_acts.requires_grad or feature_acts.data_ptr() == hidden_pre.data_ptr():
+    shared = (
+        feature_acts.untyped_storage().data_ptr() == hidden_pre.untyped_storage().data_ptr()
+    )  # an activation may return a view
+    if feature_acts.requires_grad or shared:
         return feature_acts.masked_fill(walls.unsqueeze(-1), 0.0)
     feature_acts[walls] = 0.0
     return feature_acts

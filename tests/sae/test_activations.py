@@ -280,3 +280,30 @@ def test_an_activation_of_ones_own(rows: Tensor, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="expected a new name, got 'absolute value'"):
         register_activation("absolute value")(type("Other", (AbsoluteValue,), {}))
     del ACTIVATIONS["absolute value"]
+
+
+def test_an_activation_that_returns_a_view_leaves_the_pre_activations_as_they_are(
+    rows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Walls are set to zero in place only where features have memory of their own."""
+    monkeypatch.delitem(ACTIVATIONS, "later half", raising=False)
+
+    @register_activation("later half")
+    class LaterHalf(Activation):
+        def function(self, cfg: Any) -> Any:
+            return lambda hidden_pre: hidden_pre.flatten(0, 1)[len(hidden_pre.flatten(0, 1)) // 2 :].expand(2, -1, -1)
+
+        def describe(self, cfg: Any) -> str:
+            return "views of rows"
+
+    sae = MTSAE(MTSAEConfig(d_in=D_IN, d_sae=D_SAE, activation="later half", context_size=CONTEXT))
+    seen: list[Tensor] = []
+    sae.hook_sae_acts_pre.add_hook(lambda acts, hook: seen.append(acts))
+    before: list[Tensor] = []
+    sae.hook_sae_acts_pre.add_hook(lambda acts, hook: before.append(acts.clone()))
+    x = torch.ones(2, 4, D_IN)
+    x[:, 3] = 0.0
+    with torch.no_grad():
+        sae.encode(x)
+    assert torch.equal(seen[0], before[0])
+    del ACTIVATIONS["later half"]
