@@ -31,14 +31,14 @@ from mtsae_lens.unlearning.changes import (
     summarize_effect,
 )
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
-from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery
+from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery, measure_controls
 from mtsae_lens.unlearning.recovery.hardening import choose_hardened
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 from mtsae_lens.unlearning.results import CorpusEffect, EditedCorpus, EditResult
 from mtsae_lens.unlearning.selection.ranking import matched_random
 from mtsae_lens.unlearning.selection.statistics import firing_statistics
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, Setting, most_forgetting, nearest_to, sweep, within_budgets
-from mtsae_lens.unlearning.task import SPARED, Task
+from mtsae_lens.unlearning.task import Task
 
 MAX_IDENTITY_ERROR = 1e-4  # in logits; the float32 rounding error of h + decode(e) - decode(e)
 
@@ -229,7 +229,8 @@ def measure_on_test(
     recovery = None
     if settings.recovery is not None:
         texts = recovery_texts(lm, task)
-        recovery = attack_recovery(lm, Change(candidate.edit), texts, settings.recovery, reference=reference)
+        controls = measure_controls(lm, texts, settings.recovery, reference)
+        recovery = attack_recovery(lm, Change(candidate.edit), texts, settings.recovery, controls=controls)
     return EditResult(
         corpora=corpora,
         random_control={source: pool_draws(found[len(baselines) :]) for source, found in effects.items()},
@@ -242,7 +243,8 @@ def measure_on_test(
 
 
 def recovery_texts(lm: HookedLM, task: Task) -> AttackedTexts:
-    """Return the texts of a recovery attack: an attacker has the forget text of SELECT, and TEST is measured.
+    """Return the texts of a recovery attack: an attacker has the forget text of SELECT, and TEST is measured, with near text and the first far
+    corpus.
 
     Args:
         lm: the model with its SAE.
@@ -251,7 +253,7 @@ def recovery_texts(lm: HookedLM, task: Task) -> AttackedTexts:
     return AttackedTexts(
         task.table(task.forget, "select", lm.cutter),
         task.table(task.forget, "test", lm.cutter),
-        task.tables("test", lm.cutter, SPARED),
+        {source: task.table(source, "test", lm.cutter) for source in (*task.sources("near"), task.sources("far")[0])},
     )
 
 

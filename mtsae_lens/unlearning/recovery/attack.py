@@ -44,13 +44,53 @@ class AttackedTexts:
     others: Mapping[str, TokenTable] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """What the same search, in any direction, gains on models without an edit.
+
+    Args:
+        gains: by name (`unedited`, and `reference` if there is one), the losses on the measured text: before the perturbation as `nll_clean`,
+            and with it as `nll_edited`.
+    """
+
+    gains: Mapping[str, EditLoss]
+
+    def nats(self) -> dict[str, float]:
+        """Return the gains in nats per token."""
+        return {name: -loss.nll_delta for name, loss in self.gains.items()}
+
+
+def measure_controls(
+    lm: HookedLM, texts: AttackedTexts, settings: RecoverySettings, reference: AnyHookedModel | None = None
+) -> Controls:
+    """Search a perturbation in any direction for the unedited model and for the reference. It may use the directions of every subspace.
+
+    Args:
+        lm: the clean model with its SAE.
+        texts: as in `attack_recovery`.
+        settings: as in `attack_recovery`.
+        reference: the model trained without the forget text; None without one.
+
+    Returns:
+        The controls, which do not depend on the edit.
+    """
+    targets = {"unedited": Target(lm)} | ({} if reference is None else {"reference": Target(replace(lm, model=reference))})
+    basis, radius = torch.eye(lm.sae.cfg.d_in, device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
+    gains = {}
+    for name, target in targets.items():
+        shift = fit_perturbation(target, texts.known, basis, radius, settings)
+        before, after = _losses(lm, [target.logits(None), target.logits(shift)], texts.measured)
+        gains[name] = replace(after, nll_clean=before.nll_edited)
+    return Controls(gains)
+
+
 def attack_recovery(
     lm: HookedLM,
     change: Change,
     texts: AttackedTexts,
     settings: RecoverySettings | None = None,
     *,
-    reference: AnyHookedModel | None = None,
+    controls: Controls | None = None,
     subspaces: Sequence[str] = SUBSPACES,
 ) -> Recovery:
     """Search perturbations that bring the forget text back while the change stays in place, and measure them.
@@ -60,7 +100,7 @@ def attack_recovery(
         change: an edit at the hook, or other weights, which read nothing that a perturbation could avoid.
         texts: text that the attacker has, from SELECT, and text to measure, from TEST.
         settings: size and number of steps of the search.
-        reference: the model trained without the forget text, on which the same search is a further control; None without one.
+        controls: what the same search gains on models without an edit; None measures the unedited model.
         subspaces: names in `SUBSPACES`.
 
     Returns:
@@ -70,21 +110,22 @@ def attack_recovery(
         ModelError: the SAE has no encoder matrix, so blindness is unknown.
     """
     settings = settings or RecoverySettings()
+    controls = controls or measure_controls(lm, texts, settings)
     target = Target(lm if change.weights is None else replace(lm, model=change.weights), change.edit)
-    controls = {"unedited": Target(lm)} | ({} if reference is None else {"reference": Target(replace(lm, model=reference))})
     radius = settings.epsilon * mean_norm(lm, texts.known)
     allowed = {
         name: _subspace(lm, change, name, settings) for name in subspaces if change.edit is not None or name == SUBSPACES[-1]
     }
     (edited,) = _losses(lm, [target.logits(None)], texts.measured)
+    before = {name: _losses(lm, [target.logits(None)], table)[0] for name, table in texts.others.items()}
     found = {
-        name: _attack_within(target, controls, texts, basis, radius, edited, settings)
+        name: _attack_within(lm, target, controls, texts, basis, radius, edited, before, settings)
         for name, basis in track(allowed.items(), "attacking with perturbations", "subspace", len(allowed))
     }
     by_context = None
     if settings.n_context_steps and texts.measured.answers is None:
         basis = allowed.get(SUBSPACES[1], next(reversed(allowed.values())))
-        by_context = _attack_contexts(target, controls["unedited"], texts.measured, basis, radius, settings)
+        by_context = _attack_contexts(target, Target(lm), texts.measured, basis, radius, settings)
     return Recovery(
         epsilon=settings.epsilon,
         radius=radius,
@@ -93,9 +134,30 @@ def attack_recovery(
         nll_edited=edited.mean(edited.nll_edited),
         n_tokens=int(edited.n_tokens.sum()),
         n_documents=len(set(edited.documents)),
+        gains=controls.nats(),
         by_subspace=found,
         by_context=by_context,
     )
+
+
+def recovered_share(lm: HookedLM, change: Change, texts: AttackedTexts, settings: RecoverySettings) -> float:
+    """Return only the share of the forgetting that a perturbation in any direction brings back, for a choice among edits.
+
+    Args:
+        lm: the clean model with its SAE.
+        change: the change under attack.
+        texts: text that the attacker has, and text to measure.
+        settings: size and number of steps of the search.
+
+    Returns:
+        The share; 0 if nothing was forgotten.
+    """
+    target = Target(lm if change.weights is None else replace(lm, model=change.weights), change.edit)
+    basis, radius = torch.eye(lm.sae.cfg.d_in, device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
+    shift = fit_perturbation(target, texts.known, basis, radius, settings)
+    edited, attacked = _losses(lm, [target.logits(None), target.logits(shift)], texts.measured)
+    share = _recovered(edited, attacked, settings.seed).share
+    return 0.0 if share is None else share.mean
 
 
 def _subspace(lm: HookedLM, change: Change, name: str, settings: RecoverySettings) -> Float[Tensor, "rank d_in"]:
@@ -108,43 +170,42 @@ def _losses(lm: HookedLM, models: Sequence[Logits], table: TokenTable) -> list[E
 
 
 def _attack_within(
+    lm: HookedLM,
     target: Target,
-    controls: Mapping[str, Target],
+    controls: Controls,
     texts: AttackedTexts,
     basis: Float[Tensor, "rank d_in"],
     radius: float,
     edited: EditLoss,
+    before: Mapping[str, EditLoss],
     settings: RecoverySettings,
 ) -> PerturbationResult:
     if not len(basis):
         return PerturbationResult(n_directions=0)
-    clean = controls["unedited"].lm
     shift = fit_perturbation(target, texts.known, basis, radius, settings)
-    control = {name: fit_perturbation(other, texts.known, basis, radius, settings) for name, other in controls.items()}
-    held = {"held": target.logits(shift, hold_gate=True)} | {part: replayed_logits(target, shift, part) for part in PARTS}
     models: dict[str, Logits] = {"attacked": target.logits(shift)}
     models |= {f"random {n}": target.logits(draw) for n, draw in enumerate(_random(basis, shift, settings))}
-    models |= {name: controls[name].logits(found) for name, found in control.items()} | {
-        f"{name} before": controls[name].logits(None) for name in control
-    }
-    models |= held if target.edit is not None else {}
-    losses = dict(zip(models, _losses(clean, list(models.values()), texts.measured), strict=True))
-    draws = [losses[f"random {n}"] for n in range(settings.n_random)]
-    pooled = replace(draws[0], nll_edited=torch.stack([draw.nll_edited for draw in draws]).mean(dim=0))
-    gained = losses["unedited before"].nll_edited - losses["unedited"].nll_edited
+    if target.edit is not None:
+        models |= {"held": target.logits(shift, hold_gate=True)} | {
+            part: replayed_logits(target, shift, part) for part in PARTS
+        }
+    losses = dict(zip(models, _losses(lm, list(models.values()), texts.measured), strict=True))
+    draws = torch.stack([losses[f"random {n}"].nll_edited for n in range(settings.n_random)])
+    gained = controls.gains["unedited"]
     drift, opened = _reactions(target, shift, texts.measured)
-    others = {name: _losses(clean, [target.logits(None), target.logits(shift)], table) for name, table in texts.others.items()}
+    after = {name: _losses(lm, [target.logits(shift)], table)[0] for name, table in texts.others.items()}
     return PerturbationResult(
         n_directions=len(basis),
         norm=shift.norm().item(),
         attacked=_recovered(edited, losses["attacked"], settings.seed),
-        gate_held=_recovered(edited, losses["held"], settings.seed) if target.edit is not None else None,
-        random=_recovered(edited, pooled, settings.seed),
-        beyond_control=_share(edited, edited.nll_edited - losses["attacked"].nll_edited - gained, settings.seed),
-        gains={n: losses[n].mean(losses[f"{n} before"].nll_edited - losses[n].nll_edited) for n in control},
+        gate_held=_recovered(edited, losses["held"], settings.seed) if "held" in losses else None,
+        random=_recovered(edited, replace(edited, nll_edited=draws.mean(dim=0)), settings.seed),
+        beyond_control=_share(
+            edited, edited.nll_edited - losses["attacked"].nll_edited - (gained.nll_clean - gained.nll_edited), settings.seed
+        ),
         drift=drift,
         gate_open=opened,
-        others={name: after.mean(after.nll_edited - before.nll_edited) for name, (before, after) in others.items()},
+        others={name: loss.mean(loss.nll_edited - before[name].nll_edited) for name, loss in after.items()},
         parts={part: _recovered(edited, losses[part], settings.seed) for part in PARTS if part in losses},
     )
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery
+from mtsae_lens.unlearning.recovery.attack import AttackedTexts, recovered_share
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 from mtsae_lens.unlearning.sweep import Candidate, Outcome
 from mtsae_lens.unlearning.task import Task
@@ -36,7 +35,7 @@ def choose_hardened(
         outcomes: their outcomes.
         best: chooses the best of some indices without an attack.
         within: indices of the settings within the budgets, at least one.
-        settings: how the attacker searches; the attack by context is left out.
+        settings: how the attacker searches, in any direction.
 
     Returns:
         The index of the chosen setting.
@@ -50,10 +49,4 @@ def choose_hardened(
     if len(alike) < 2:
         return first
     texts = AttackedTexts(*(task.table(task.forget, split, lm.cutter) for split in ("select", "tune")))  # type: ignore[arg-type]
-    fast = replace(settings, n_context_steps=0)
-
-    def worst(place: int) -> float:
-        share = attack_recovery(lm, Change(candidates[place].edit), texts, fast).worst
-        return 0.0 if share is None else share.mean
-
-    return min(alike, key=worst)
+    return min(alike, key=lambda place: recovered_share(lm, Change(candidates[place].edit), texts, settings))

@@ -35,13 +35,13 @@ class RecoverySettings:
     """Largest norm of the perturbation, as a share of the mean norm of the activations."""
     tolerance: float = 0.01
     """Share of the squared norm of the edited features' encoder rows that the nearly blind subspace may hold."""
-    n_steps: int = 60
+    n_steps: int = 40
     """Steps of the perturbation that is shared by all contexts."""
-    n_context_steps: int = 30
+    n_context_steps: int = 20
     """Steps of a perturbation for each context; 0 leaves this attack out."""
     lr: float = 0.1
     """Largest length of a step, as a share of the largest norm; it falls to 0 along a cosine."""
-    n_random: int = 3
+    n_random: int = 2
     """Number of random perturbations of the same norm, as a control."""
     seed: int = 0
 
@@ -69,8 +69,7 @@ class Target:
         tokens: Int[Tensor, "batch pos"],
         shift: Float[Tensor, "*one d_in"],
         h: Tensor | None = None,
-        *,
-        hold_gate: bool = False,
+        open_at: Bool[Tensor, "batch pos"] | None = None,
     ) -> Tensor:
         """Perturb the activations at the hook, then apply the edit; gradients flow to the perturbation.
 
@@ -78,7 +77,7 @@ class Target:
             tokens: contexts.
             shift: the perturbation, of all contexts `(d_in,)` or of each `(batch, d_in)`; added at every position that is not masked.
             h: activations at the hook, if they are computed already.
-            hold_gate: apply the edit where its gate is open without the perturbation, instead of asking the gate again.
+            open_at: where the edit applies; None to ask its gate about the perturbed activations.
 
         Returns:
             The activations after both, in the shape of `h`.
@@ -89,23 +88,38 @@ class Target:
         if self.edit is None:
             return moved
         feature_acts = splice.feature_acts(moved, masked)
-        with torch.no_grad():
-            read = splice.feature_acts(h, masked) if hold_gate else feature_acts
-            (open_at,) = open_positions(read, [self.edit], masked)
+        if open_at is None:
+            with torch.no_grad():
+                (open_at,) = open_positions(feature_acts, [self.edit], masked)
         return splice.apply_edit(moved, feature_acts, self.edit, open_at)
+
+    @torch.no_grad()
+    def gate_without(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Bool[Tensor, "batch pos"] | None:
+        """Return where the edit applies without a perturbation; None without an edit.
+
+        Args:
+            tokens: contexts.
+            h: their activations at the hook.
+        """
+        if self.edit is None:
+            return None
+        masked = self.lm.masked(tokens)
+        return open_positions(self.lm.splice.feature_acts(h, masked), [self.edit], masked)[0]
 
     def logits(self, shift: Float[Tensor, " d_in"] | None, *, hold_gate: bool = False) -> LazyModel:
         """Return the perturbed model as a function from tokens to logits.
 
         Args:
             shift: the perturbation; None for none.
-            hold_gate: as in `states`.
+            hold_gate: apply the edit where its gate is open without the perturbation, instead of asking the gate again.
         """
         moved = torch.zeros(self.lm.sae.cfg.d_in, device=self.lm.sae.device) if shift is None else shift
 
         def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
             tokens = tokens.to(self.lm.model.cfg.device)
-            return self.lm.lazy_logits_from(tokens, self.states(tokens, moved, hold_gate=hold_gate))
+            h = self.lm.activations(tokens)
+            open_at = self.gate_without(tokens, h) if hold_gate else None
+            return self.lm.lazy_logits_from(tokens, self.states(tokens, moved, h, open_at))
 
         return LazyModel(lazy)
 
@@ -151,11 +165,11 @@ def fit_perturbation(
     Returns:
         The perturbation.
     """
-    known = [(batch, target.lm.activations(batch.tokens)) for batch in target.lm.counted_batches(table)]
+    known = [_Known.of(target, batch) for batch in target.lm.counted_batches(table)[: settings.n_steps]]
     steps = islice(cycle(known), settings.n_steps)
     search = _Search(torch.zeros(1, len(subspace), device=subspace.device), subspace, radius, settings.lr, settings.n_steps)
-    for batch, h in track(steps, "searching a perturbation", "step", settings.n_steps):
-        search.step(target, batch, h, batch.counted)
+    for text in track(steps, "searching a perturbation", "step", settings.n_steps):
+        search.step(target, text, text.batch.counted)
     return search.shift[0]
 
 
@@ -180,12 +194,26 @@ def fit_by_context(
     Returns:
         The perturbations.
     """
-    h = target.lm.activations(batch.tokens)
+    text = _Known.of(target, batch)
     coordinates = torch.zeros(len(batch.tokens), len(subspace), device=subspace.device)
     search = _Search(coordinates, subspace, radius, settings.lr, settings.n_context_steps)
     for _ in range(settings.n_context_steps):
-        search.step(target, batch, h, read)
+        search.step(target, text, read)
     return search.shift
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """Contexts with what does not change during a search: their activations, and where the edit applies."""
+
+    batch: TokenBatch
+    h: Tensor
+    open_at: Bool[Tensor, "batch pos"] | None
+
+    @classmethod
+    def of(cls, target: Target, batch: TokenBatch) -> _Known:
+        h = target.lm.activations(batch.tokens)
+        return cls(batch, h, target.gate_without(batch.tokens, h))
 
 
 class _Search:
@@ -201,11 +229,12 @@ class _Search:
         """The perturbations as they are now."""
         return self.coordinates.detach() @ self.subspace
 
-    def step(self, target: Target, batch: TokenBatch, h: Tensor, read: Bool[Tensor, "batch pred"]) -> None:
+    def step(self, target: Target, text: _Known, read: Bool[Tensor, "batch pred"]) -> None:
         """Take one step down the loss of the predictions that are read; each perturbation has the gradient of its contexts' mean loss."""
         with torch.enable_grad():
-            states = target.states(batch.tokens, self.coordinates @ self.subspace, h, hold_gate=True)
-            nll = target.lm.lazy_logits_from(batch.tokens, states)[:, :-1][read].nll(batch.tokens[:, 1:][read])
+            tokens = text.batch.tokens
+            states = target.states(tokens, self.coordinates @ self.subspace, text.h, text.open_at)
+            nll = target.lm.lazy_logits_from(tokens, states)[:, :-1][read].nll(tokens[:, 1:][read])
             (self.coordinates.grad,) = torch.autograd.grad(nll.sum() / max(len(nll), 1), self.coordinates)
         self.optimizer.step()
         self.schedule.step()

@@ -36,9 +36,7 @@ class PerturbationResult(Record):
     random: Recovered | None = None
     """Outcome of random perturbations of the same subspace and norm, pooled over draws, with the gate asked again."""
     beyond_control: Interval | None = None
-    """Share of the forgetting that `attacked` undoes beyond what the same search gains on the unedited model."""
-    gains: dict[str, float] = field(default_factory=dict)
-    """Nats per token by which the same search lowers the loss of models that are not edited: `unedited`, and `reference` if there is one."""
+    """Share of the forgetting that `attacked` undoes beyond what a search in any direction gains on the unedited model."""
     drift: float | None = None
     """Mean absolute change of the edited features' activations over their mean activation; None if no feature is edited."""
     gate_open: tuple[float, float] | None = None
@@ -72,6 +70,9 @@ class Recovery(Record):
     nll_edited: float
     n_tokens: int
     n_documents: int
+    gains: dict[str, float]
+    """Nats per token by which the same search, in any direction, lowers the loss of models without an edit: `unedited`, and `reference` if
+    there is one."""
     by_subspace: dict[str, PerturbationResult]
     """Results by the names in `SUBSPACES`."""
     by_context: ContextAttack | None = None
