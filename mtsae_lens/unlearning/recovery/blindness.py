@@ -47,8 +47,8 @@ def encoder_rows(sae: SAE[Any], features: Sequence[int]) -> Float[Tensor, "n d_i
         features: indices of the features.
 
     Returns:
-        One row for each feature; for a temporal encoder, one for each feature, scale and offset. With a layer norm, also the direction of the
-        mean.
+        One row for each feature; for a temporal encoder, one for each feature, scale and offset. With a rescaled layer norm, also the direction
+        of the mean.
 
     Raises:
         ModelError: the SAE has no matrix `W_enc`.
@@ -62,12 +62,13 @@ def encoder_rows(sae: SAE[Any], features: Sequence[int]) -> Float[Tensor, "n d_i
         return sae.W_enc[:, chosen].detach().T
     weights = sae.encoder_by_scale(torch.tensor(chosen, dtype=torch.long, device=sae.device))
     weights = weights * torch.tensor([1.0] + [sae.cfg.context_gain] * (len(weights) - 1), device=sae.device).view(-1, 1, 1)
+    raw = weights
     if sae.cfg.scale_norm != "none":
         weights = weights - weights.mean(dim=1, keepdim=True)
     filters = sae.filters  # (scale, read, d_in)
     rows = torch.einsum("kdf,kod->kofd", weights, filters).flatten(0, 2)
-    if chosen and sae.cfg.scale_norm != "none":  # the mean of every filtered position
-        rows = torch.cat([rows, filters.flatten(0, 1) * rows.norm(dim=-1).max()])
+    if chosen and sae.cfg.scale_norm == "rescaled_layer_norm":  # the mean of the position, which the norm puts back
+        rows = torch.cat([rows, torch.ones_like(rows[:1]) * raw.sum(dim=(0, 1)).norm() / sae.cfg.d_in])
     return rows[rows.abs().amax(dim=-1) > 0]
 
 
