@@ -214,21 +214,12 @@ class EditedLayer:
 
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.edit, self.gate, self.weights = config, content["edit"], content["gate"], weights
-        self.parts = [
-            (part, {f"edit_{name}": torch.tensor(value) for name, value in part.items() if isinstance(value, list)})
-            for part in self.edit.get("parts", [])
-        ]
-        for part, known, names in (
-            ("edit", EDITS, self.edit),
-            ("gate", GATES, self.gate),
-            *(("edit", EDITS, p) for p, _ in self.parts),
-        ):
-            if names["kind"] not in known:
-                raise ValueError(
-                    f"expected a known {part} ({', '.join(known)}), got {names['kind']!r}; load it with mtsae_lens.load_edit"
-                )
-            numbers = {name: value for name, value in names.items() if isinstance(value, list) and name != "parts"}
-            self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in numbers.items()}
+        parts: list[dict[str, Any]] = self.edit.get("parts", [])
+        for names in (self.edit, *parts):
+            check_known("edit", names["kind"], EDITS)
+        check_known("gate", self.gate["kind"], GATES)
+        self.parts = [(part, as_tensors("edit", part)) for part in parts]
+        self.weights |= as_tensors("gate", self.gate) | ({} if parts else as_tensors("edit", self.edit))
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
         self.masked: Tensor | None = None
         self.state: dict[str, Tensor] = {}
@@ -373,6 +364,31 @@ class EditedLayer:
             e: feature activations, `(batch, pos, d_sae)`.
         """
         return EDITS[self.edit["kind"]](self, h, e)
+
+
+def check_known(what: str, kind: str, known: dict[str, Any]) -> None:
+    """Check that this loader knows an edit or a gate.
+
+    Args:
+        what: `edit` or `gate`.
+        kind: its kind.
+        known: the known kinds.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if kind not in known:
+        raise ValueError(f"expected a known {what} ({', '.join(known)}), got {kind!r}; load it with mtsae_lens.load_edit")
+
+
+def as_tensors(what: str, fields: dict[str, Any]) -> dict[str, Tensor]:
+    """Turn the lists among the fields of an edit or a gate into tensors, by name with a prefix.
+
+    Args:
+        what: the prefix.
+        fields: the fields.
+    """
+    return {f"{what}_{name}": torch.tensor(value) for name, value in fields.items() if isinstance(value, list)}
 
 
 def always_opens(layer: EditedLayer, e: Tensor) -> Tensor:

@@ -165,7 +165,8 @@ def feature_candidates(
                 "edit": kind,
                 "multiplier": strength,
                 "false_positive_rate": rate,
-            } | ({"error_rank": rank} if rank else {})
+                **_rank_setting(rank),
+            }
             of = remove.added_to(partial(make, multiplier=multiplier, gate=gate), rank)
             candidates.append(FeatureCandidate(setting, of(ranked[:n]), tuple(ranked[:n]), of, kind, strength, rank))
     return candidates
@@ -232,9 +233,19 @@ def direction_candidates(
     remove = ErrorRemoval((0,)) if remove is None else remove
     return [
         Candidate(
-            {"score": "difference_of_means", "n_features": 1, "multiplier": multiplier, "false_positive_rate": rate}
-            | ({"error_rank": rank} if rank else {}),
+            {
+                "score": "difference_of_means",
+                "n_features": 1,
+                "multiplier": multiplier,
+                "false_positive_rate": rate,
+                **_rank_setting(rank),
+            },
             remove.combined(DirectionEdit(basis, center, multiplier, gate), rank),
         )
         for multiplier, (rate, gate), rank in product(multipliers, gates.items(), remove.ranks)
     ]
+
+
+def _rank_setting(rank: int) -> Setting:
+    """Return what a setting says of the removed error; nothing if the error is kept."""
+    return {"error_rank": rank} if rank else {}

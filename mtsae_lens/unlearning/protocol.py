@@ -154,14 +154,14 @@ def decide(
             as_logits(reference, lm.cutter), lm.model, lm.cutter, task.table(task.forget, "tune", lm.cutter), lm.batch_size
         ).nll_delta
 
-    def best(places: Sequence[int]) -> int:
+    def choose_best(places: Sequence[int]) -> int:
         most = most_forgetting(outcomes, places, math.log(lm.model.cfg.d_vocab))
         place = most if goal is None else nearest_to(outcomes, places, goal)
         return min(places, key=lambda p: outcomes[p].forget_nll) if place is None else place
 
     if settings.recovery is None:
-        return best(within)
-    return choose_hardened(lm, task, candidates, outcomes, best, within, settings.recovery)
+        return choose_best(within)
+    return choose_hardened(lm, task, candidates, outcomes, choose_best, within, settings.recovery)
 
 
 def check_identity(lm: HookedLM, tables: Mapping[str, TokenTable]) -> float:

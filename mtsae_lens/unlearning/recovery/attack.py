@@ -118,10 +118,12 @@ def attack_recovery(
     }
     (edited,) = _losses(lm, [target.logits(None)], texts.measured)
     before = {name: _losses(lm, [target.logits(None)], table)[0] for name, table in texts.others.items()}
-    found = {
-        name: _attack_within(lm, target, controls, texts, basis, radius, edited, before, settings)
-        for name, basis in track(allowed.items(), "attacking with perturbations", "subspace", len(allowed))
-    }
+    found: dict[str, PerturbationResult] = {}
+    for name, basis in track(allowed.items(), "attacking with perturbations", "subspace", len(allowed)):
+        same = next(
+            (found[other] for other in found if len(allowed[other]) == len(basis)), None
+        )  # each one holds the one before
+        found[name] = same or _attack_within(lm, target, controls, texts, basis, radius, edited, before, settings)
     by_context = None
     if settings.n_context_steps and texts.measured.answers is None:
         basis = allowed.get(SUBSPACES[1], next(reversed(allowed.values())))
