@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mtsae_lens.commands.recovery_report import recovery_section, recovery_summary
 from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
@@ -147,7 +148,8 @@ def unlearning_summary(measured: UnlearningResult) -> str:
         goal = row.nll_reference - row.nll_clean
         share = f", so the edit reaches {row.nll_delta / goal:.0%} of that" if goal > 0 else ""
         said += f". A model that never saw the text has {goal:+.3f}{share}"
-    return f"{said}. Cost: {_cost(measured)}."
+    recovered = "" if measured.recovery is None else f" {recovery_summary(measured.recovery)}"
+    return f"{said}. Cost: {_cost(measured)}.{recovered}"
 
 
 def _cost(measured: EditResult) -> str:
@@ -170,10 +172,11 @@ def unlearning_sections(measured: UnlearningResult, budgets: Mapping[str, float]
     """
     chosen = measured.chosen
     strength = "" if chosen.multiplier is None else f", m = {chosen.multiplier:g}"
+    removed = f"; and {chosen.error_rank} directions of the SAE's error are removed" if chosen.error_rank else ""
     control = next(iter(measured.random_control.values()))
     text = (
-        f"The edit: {chosen.n_features} features, {chosen.edit}{strength}, where the gate is open. It was chosen on SELECT and TUNE, and "
-        "measured once on TEST. Change: nats added per token to the loss of the clean model; intervals resample documents. On forget text "
+        f"The edit: {chosen.n_features} features, {chosen.edit}{strength}{removed}, where the gate is open. It was chosen on SELECT and TUNE, "
+        "and measured once on TEST. Change: nats added per token to the loss of the clean model; intervals resample documents. On forget text "
         "more is more forgetting, up to the reference; on other text 0 is best. Random features: mean of "
         f"{control.n_draws} draws of features with the same firing rate and strength, edited in the same way behind the same gate. Without an "
         f"edit, the splice changes the logits by at most {measured.identity_error:.1e}. {SUPPRESSION}"
@@ -196,6 +199,8 @@ def unlearning_sections(measured: UnlearningResult, budgets: Mapping[str, float]
             table=quality_table(measured),
         ),
     ]
+    if measured.recovery is not None:
+        sections.append(recovery_section("What comes back under attack", {"the edit": measured.recovery}))
     if measured.samples:
         lead = "Beginnings of held-out texts, continued greedily without and with the edit."
         sections.append(Section(BEFORE_AND_AFTER, lead, html=sample_table(measured.samples)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, field_validator
 
@@ -45,6 +45,9 @@ class UnlearnSettings(Settings):
     """Number of features to edit. Every number is tried."""
     edits: tuple[str, ...] = Field(("scale",), min_length=1)
     """Kind of edit to apply to the features, such as `scale` or `clamp`. Every kind is tried."""
+    error_ranks: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """Number of directions to remove from the SAE's error as well, the most specific to the forget text first. 0 keeps the error. Every number
+    is tried."""
     multipliers: tuple[float, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
     """Strength of the edit: 0 sets a feature to zero, and more pushes it below zero. Every strength is tried."""
     false_positive_rates: tuple[float | None, ...] = Field((0.01, 0.05), min_length=1)
@@ -59,6 +62,10 @@ class UnlearnSettings(Settings):
     """Highest rise of the loss on any near text that an edit may cause on TUNE, in nats per token."""
     min_ratio: float = 5.0
     """How many times more often a feature must fire on the forget text than on each far text, for the score `frequency_ratio`."""
+    recovery: bool = False
+    """Attack the chosen edit with perturbations at the hook that its features do not read, and measure how much of the text comes back."""
+    epsilon: float = Field(0.5, gt=0)
+    """Largest norm of these perturbations, as a share of the mean norm of the activations."""
     n_random_draws: int = Field(20, gt=0)
     """Number of sets of random features, matched in firing rate and strength, that are edited as a control."""
     contexts_per_split: int = Field(64, gt=0)
@@ -93,6 +100,7 @@ class UnlearnSettings(Settings):
         """Return the settings of the unlearning protocol."""
         from mtsae_lens.unlearning.candidates import Grid
         from mtsae_lens.unlearning.protocol import UnlearningSettings
+        from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 
         return UnlearningSettings(
             grid=Grid(
@@ -103,12 +111,14 @@ class UnlearnSettings(Settings):
                 self.scales,
                 self.min_scale_share,
                 self.edits,
+                self.error_ranks,
             ),
             far_budget=self.far_budget,
             near_budget=self.near_budget,
             min_ratio=self.min_ratio,
             n_random_draws=self.n_random_draws,
             seed=self.seed,
+            recovery=RecoverySettings(epsilon=self.epsilon, seed=self.seed) if self.recovery else None,
         )
 
     def task(self) -> Task:

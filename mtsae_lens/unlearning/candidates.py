@@ -7,14 +7,17 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
+from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit
+from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
+from mtsae_lens.unlearning.selection.error_directions import error_directions
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.scale_scores import FromScales
@@ -47,14 +50,18 @@ class Grid:
     """The share of a feature's lift that these dilations must give."""
     edits: tuple[str, ...] = ("scale",)
     """What is done to the features, by name in `EDIT_KINDS`."""
+    error_ranks: tuple[int, ...] = (0,)
+    """Numbers of directions that are removed from the SAE's error too (`error_directions`); 0 keeps the error."""
 
     def __post_init__(self) -> None:
-        for name in ("scores", "n_features", "multipliers", "false_positive_rates", "scales", "edits"):
+        for name in ("scores", "n_features", "multipliers", "false_positive_rates", "scales", "edits", "error_ranks"):
             given = getattr(self, name)
             if isinstance(given, str) or not isinstance(given, Sequence):
                 raise ConfigError(f"expected a tuple for {name} of a grid, got {given!r}; give {name}=({given!r},)")
         for kind in self.edits:
             check_edit_kind(kind)
+        if not self.error_ranks or min(self.error_ranks) < 0:
+            raise ConfigError(f"expected error_ranks of at least 0, got {self.error_ranks}; give such as (0, 16)")
         for rate in self.false_positive_rates:
             if rate is not None and not 0 < rate < 1:
                 raise ConfigError(
@@ -126,6 +133,8 @@ class FeatureCandidate(Candidate):
     """Name of the kind of edit in `EDIT_KINDS`."""
     multiplier: float | None = None
     """Strength of the edit; None for a kind without one."""
+    error_rank: int = 0
+    """Number of directions that are removed from the SAE's error too."""
 
 
 def feature_candidates(
@@ -143,11 +152,12 @@ def feature_candidates(
         All candidates.
     """
     candidates = []
+    remove = ErrorRemoval.fit(evidence, grid.error_ranks)
     for kind, (score, ranked) in product(grid.edits, rankings.items()):
         make, has_strength = EDIT_KINDS[kind].prepare(evidence), EDIT_KINDS[kind].has_strength
         strengths = grid.multipliers if has_strength else (0.0,)
         sizes = sorted({min(n, len(ranked)) for n in grid.n_features} - {0})
-        for n, multiplier, (rate, gate) in product(sizes, strengths, gates.items()):
+        for n, multiplier, (rate, gate), rank in product(sizes, strengths, gates.items(), remove.ranks):
             strength = multiplier if has_strength else None
             setting: Setting = {
                 "score": score,
@@ -155,13 +165,61 @@ def feature_candidates(
                 "edit": kind,
                 "multiplier": strength,
                 "false_positive_rate": rate,
+                **_rank_setting(rank),
             }
-            of = partial(make, multiplier=multiplier, gate=gate)
-            candidates.append(FeatureCandidate(setting, of(ranked[:n]), tuple(ranked[:n]), of, kind, strength))
+            of = remove.added_to(partial(make, multiplier=multiplier, gate=gate), rank)
+            candidates.append(FeatureCandidate(setting, of(ranked[:n]), tuple(ranked[:n]), of, kind, strength, rank))
     return candidates
 
 
-def direction_candidates(direction: Tensor, center: Tensor, multipliers: Sequence[float], gates: Gates) -> list[Candidate]:
+@dataclass(frozen=True, eq=False)
+class ErrorRemoval:
+    """Directions of the SAE's error that are removed together with another edit, behind its gate."""
+
+    ranks: tuple[int, ...]
+    """How many of the directions may be removed; 0 for none."""
+    basis: Float[Tensor, "n d_in"] | None = None
+    center: Float[Tensor, " d_in"] | None = None
+
+    @classmethod
+    def fit(cls, evidence: SelectionEvidence, ranks: Sequence[int]) -> ErrorRemoval:
+        """Fit the directions on SELECT text, if any are to be removed.
+
+        Args:
+            evidence: SELECT text of the corpora.
+            ranks: numbers of directions; more than there are means all.
+        """
+        if not any(ranks):
+            return cls((0,))
+        basis, center = error_directions(evidence.lm, evidence.forget, evidence.near or evidence.far)
+        return cls(tuple(sorted({min(rank, len(basis)) for rank in ranks})), basis, center)
+
+    def added_to(self, make: Callable[[Sequence[int]], Edit], rank: int) -> Callable[[Sequence[int]], Edit]:
+        """Return a function that makes the same edit and removes directions from the error.
+
+        Args:
+            make: a function that makes an edit of features.
+            rank: number of directions; 0 for the same function.
+        """
+        return (lambda features: self.combined(make(features), rank)) if rank else make
+
+    def combined(self, edit: Edit, rank: int) -> Edit:
+        """Combine an edit with the removal of the first directions, behind the gate of the edit.
+
+        Args:
+            edit: the edit.
+            rank: number of directions; 0 for the edit alone.
+        """
+        if not rank:
+            return edit
+        assert self.basis is not None
+        assert self.center is not None
+        return CombinedEdit((edit, ErrorEdit(self.basis[:rank], self.center)), edit.gate)
+
+
+def direction_candidates(
+    direction: Tensor, center: Tensor, multipliers: Sequence[float], gates: Gates, remove: ErrorRemoval | None = None
+) -> list[Candidate]:
     """Make the candidates that edit a dense direction: at every multiplier, behind every gate.
 
     Args:
@@ -169,12 +227,25 @@ def direction_candidates(direction: Tensor, center: Tensor, multipliers: Sequenc
         center: the point that is kept, `(d_in,)`.
         multipliers: strengths of the edit.
         gates: gates by false-positive rate.
+        remove: directions of the SAE's error that are removed too; None for none.
     """
     basis = (direction / direction.norm()).unsqueeze(0)
+    remove = ErrorRemoval((0,)) if remove is None else remove
     return [
         Candidate(
-            {"score": "difference_of_means", "n_features": 1, "multiplier": multiplier, "false_positive_rate": rate},
-            DirectionEdit(basis, center, multiplier, gate),
+            {
+                "score": "difference_of_means",
+                "n_features": 1,
+                "multiplier": multiplier,
+                "false_positive_rate": rate,
+                **_rank_setting(rank),
+            },
+            remove.combined(DirectionEdit(basis, center, multiplier, gate), rank),
         )
-        for multiplier, (rate, gate) in product(multipliers, gates.items())
+        for multiplier, (rate, gate), rank in product(multipliers, gates.items(), remove.ranks)
     ]
+
+
+def _rank_setting(rank: int) -> Setting:
+    """Return what a setting says of the removed error; nothing if the error is kept."""
+    return {"error_rank": rank} if rank else {}

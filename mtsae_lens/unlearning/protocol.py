@@ -31,10 +31,13 @@ from mtsae_lens.unlearning.changes import (
     summarize_effect,
 )
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
+from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery, measure_controls
+from mtsae_lens.unlearning.recovery.hardening import choose_hardened
+from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 from mtsae_lens.unlearning.results import CorpusEffect, EditedCorpus, EditResult
 from mtsae_lens.unlearning.selection.ranking import matched_random
 from mtsae_lens.unlearning.selection.statistics import firing_statistics
-from mtsae_lens.unlearning.sweep import Outcome, Setting, most_forgetting, nearest_to, sweep, within_budgets
+from mtsae_lens.unlearning.sweep import Candidate, Outcome, Setting, most_forgetting, nearest_to, sweep, within_budgets
 from mtsae_lens.unlearning.task import Task
 
 MAX_IDENTITY_ERROR = 1e-4  # in logits; the float32 rounding error of h + decode(e) - decode(e)
@@ -53,6 +56,8 @@ class UnlearningSettings:
     """How many times as often a feature must fire on the forget text as on each far-retain text, for the score `frequency_ratio`."""
     n_random_draws: int = 20
     seed: int = 0
+    recovery: RecoverySettings | None = None
+    """How the chosen edit is attacked with perturbations at the hook; None leaves the attack out."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,17 +110,37 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: An
         )
     candidates = feature_candidates(ranked, settings.grid, gates, evidence)
     outcomes = sweep(lm, task, candidates)
-    place = _decide(lm, task, settings, outcomes, reference)
+    place = decide(lm, task, settings, candidates, outcomes, reference)
     return Chosen(candidates[place], tuple(outcomes))
 
 
-def _decide(
+def decide(
     lm: HookedLM,
     task: Task,
     settings: UnlearningSettings,
+    candidates: Sequence[Candidate],
     outcomes: Sequence[Outcome],
     reference: AnyHookedModel | None,
 ) -> int:
+    """Choose one of the settings that were tried on TUNE, as `choose` does.
+
+    If the settings say how edits are attacked, and several ranks of the removed error were tried, the choice among the ranks is the setting of
+    which the attack brings back least (`choose_hardened`).
+
+    Args:
+        lm: the model with its SAE.
+        task: the corpora.
+        settings: the budgets, and how edits are attacked.
+        candidates: the edits that were tried.
+        outcomes: their outcomes.
+        reference: the model trained without the forget text; None without one.
+
+    Returns:
+        Index of the setting.
+
+    Raises:
+        DataError: no setting stays within the budgets.
+    """
     within = within_budgets(outcomes, settings.near_budget, settings.far_budget)
     if not within:
         best = min(outcomes, key=lambda o: max(o.far - settings.far_budget, o.near - settings.near_budget))
@@ -123,14 +148,20 @@ def _decide(
             f"expected a setting within the budgets on TUNE, got none (nearest: far {best.far:.3f}, near {best.near:.3f} nats); raise "
             "--far-budget or --near-budget, or give text that is farther away"
         )
+    goal = None
     if reference is not None:
         goal = measure_model(
             as_logits(reference, lm.cutter), lm.model, lm.cutter, task.table(task.forget, "tune", lm.cutter), lm.batch_size
-        )
-        place = nearest_to(outcomes, within, goal.nll_delta)
-    else:
-        place = most_forgetting(outcomes, within, math.log(lm.model.cfg.d_vocab))
-    return min(within, key=lambda p: outcomes[p].forget_nll) if place is None else place
+        ).nll_delta
+
+    def choose_best(places: Sequence[int]) -> int:
+        most = most_forgetting(outcomes, places, math.log(lm.model.cfg.d_vocab))
+        place = most if goal is None else nearest_to(outcomes, places, goal)
+        return min(places, key=lambda p: outcomes[p].forget_nll) if place is None else place
+
+    if settings.recovery is None:
+        return choose_best(within)
+    return choose_hardened(lm, task, candidates, outcomes, choose_best, within, settings.recovery)
 
 
 def check_identity(lm: HookedLM, tables: Mapping[str, TokenTable]) -> float:
@@ -195,13 +226,34 @@ def measure_on_test(
         nll_reference = None if reference is None else _reference_loss(lm, reference, table)
         corpora[source] = summarize_edit(effects[source][place_of_edit], settings.seed, task.role(source), nll_reference)
     further = measure_further(lm, task, Change(candidate.edit), reference, settings.seed)
+    recovery = None
+    if settings.recovery is not None:
+        texts = recovery_texts(lm, task)
+        controls = measure_controls(lm, texts, settings.recovery, reference)
+        recovery = attack_recovery(lm, Change(candidate.edit), texts, settings.recovery, controls=controls)
     return EditResult(
         corpora=corpora,
         random_control={source: pool_draws(found[len(baselines) :]) for source, found in effects.items()},
         baselines=rows,
         documents={source: summarize_documents(found[place_of_edit]) for source, found in effects.items()},
         identity_error=identity_error,
+        recovery=recovery,
         **fields_of(further),
+    )
+
+
+def recovery_texts(lm: HookedLM, task: Task) -> AttackedTexts:
+    """Return the texts of a recovery attack: an attacker has the forget text of SELECT, and TEST is measured, with near text and the first far
+    corpus.
+
+    Args:
+        lm: the model with its SAE.
+        task: the corpora.
+    """
+    return AttackedTexts(
+        task.table(task.forget, "select", lm.cutter),
+        task.table(task.forget, "test", lm.cutter),
+        {source: task.table(source, "test", lm.cutter) for source in (*task.sources("near"), task.sources("far")[0])},
     )
 
 

@@ -11,6 +11,7 @@ from mtsae_lens.records import Interval, Record
 from mtsae_lens.unlearning.measures.distance import ReferenceDistance, TruthRatioDistance
 from mtsae_lens.unlearning.measures.gate_quality import GateQuality
 from mtsae_lens.unlearning.measures.generations import GenerationHealth, Sample
+from mtsae_lens.unlearning.recovery.results import Recovery
 from mtsae_lens.unlearning.sweep import Outcome, Setting
 from mtsae_lens.unlearning.task import Role
 
@@ -132,6 +133,8 @@ class ChosenEdit(Record):
     """What is done to the features, as a formula."""
     multiplier: float | None
     """None for an edit without a strength."""
+    error_rank: int = 0
+    """Number of directions that are removed from the SAE's error too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +150,8 @@ class EditResult(FurtherMeasures):
     """Effects of the edit on each document, by corpus."""
     identity_error: float
     """Largest change of a logit by the splice without an edit."""
+    recovery: Recovery | None = None
+    """How much of the forgetting a perturbation at the hook brings back; None if it was not attacked."""
 
     @property
     def forget(self) -> str:

@@ -24,6 +24,7 @@ from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.protocol import UnlearningSettings, check_identity, choose, matched_random_edits, measure_on_test
+from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 from mtsae_lens.unlearning.results import FurtherMeasures
 from mtsae_lens.unlearning.sweep import Outcome
 from mtsae_lens.unlearning.task import Corpus, Task
@@ -245,6 +246,19 @@ def test_further_measures_are_those_of_the_chosen_edit(lm: Any, task: Task, monk
     assert (measured.calibrated_nll_delta, measured.gate, measured.samples) == (0.5, None, {})
     ((*models, change, reference, seed),) = given
     assert (models, change.edit, change.weights, reference, seed) == ([lm, task], chosen.edit, None, None, 5)
+
+
+def test_an_attacked_edit_has_its_recovery(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    recovery = RecoverySettings(n_steps=1, n_context_steps=0, n_random=1)
+    chosen = protocol.Chosen(candidate_of(FeatureEdit((0, 1), 5.0)), ())
+    further = FurtherMeasures(calibrated_nll_delta=0.0, generation={}, samples={})
+    monkeypatch.setattr(protocol, "measure_further", lambda *args: further)
+    assert measure_on_test(lm, task, SETTINGS, chosen).recovery is None
+    measured = measure_on_test(lm, task, replace(SETTINGS, recovery=recovery), chosen)
+    assert measured.recovery is not None
+    others = measured.recovery.by_subspace["any direction"].others
+    assert set(others) == {*task.sources("near"), task.sources("far")[0]}
+    assert measured.recovery.nll_edited == pytest.approx(measured.corpora[task.forget].nll_edited, abs=1e-4)
 
 
 def test_matched_random_edits_are_the_same_edit_of_other_features(lm: Any, task: Task) -> None:

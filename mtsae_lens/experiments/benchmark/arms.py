@@ -8,6 +8,7 @@ from typing import Any
 
 from mtsae_lens.sae.config import ARCHITECTURE
 from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 from mtsae_lens.unlearning.task import Corpus, Task
 
 OURS = ARCHITECTURE
@@ -61,6 +62,8 @@ class BenchmarkSize:
     """Documents of the forget text (for questions: people) that an attacker has, with all of their training contexts."""
     n_relearning_steps: int = 60
     """Number of the attacker's updates."""
+    recovery: RecoverySettings = field(default_factory=RecoverySettings)
+    """How perturbations at the hook are searched."""
 
 
 QUICK = BenchmarkSize(
@@ -73,6 +76,7 @@ QUICK = BenchmarkSize(
     n_random_draws=20,
     relearned_documents=(16,),
     n_relearning_steps=20,
+    recovery=RecoverySettings(n_steps=10, n_context_steps=0, n_random=1),
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """Losses of a quick run, which shows in minutes that everything runs; its SAEs are hardly trained."""

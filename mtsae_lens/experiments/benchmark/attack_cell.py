@@ -15,6 +15,10 @@ from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.finetuning.batches import sample_documents, split_by_document
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, measure_model
+from mtsae_lens.unlearning.protocol import recovery_texts
+from mtsae_lens.unlearning.recovery.attack import attack_recovery, measure_controls
+from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
+from mtsae_lens.unlearning.recovery.results import Recovery
 
 RELEARNING = FinetuneSettings(lr=3e-4, n_steps=60, batch_size=8, snapshots=(0, 5, 20, 60))
 """Settings of the attacker in the full benchmark; a shorter benchmark ends earlier."""
@@ -23,7 +27,12 @@ N_BITS = (8, 4)
 
 
 def attack(
-    setup: BenchmarkSetup, change: Change, sizes: Sequence[int], seed: int, n_steps: int = RELEARNING.n_steps
+    setup: BenchmarkSetup,
+    change: Change,
+    sizes: Sequence[int],
+    seed: int,
+    n_steps: int = RELEARNING.n_steps,
+    recovery: RecoverySettings | None = None,
 ) -> Attacks:
     """Attack a change in every way, and measure what the model knows of the forget text afterwards.
 
@@ -35,14 +44,22 @@ def attack(
         sizes: numbers of documents that an attacker relearns from.
         seed: seed of the draws of documents and of the order of batches.
         n_steps: steps of relearning.
+        recovery: how perturbations at the hook are searched; None for the default.
     """
     unseen = setup.task_of.unseen
     return Attacks(
         relearning=_relearning(setup, change, sizes, seed, n_steps),
         dilution=_dilution(setup, change),
         quantization={str(n_bits): _outcome(_quantized(setup, change, n_bits)) for n_bits in N_BITS},
+        recovery=_recovery(setup, change, replace(recovery or RecoverySettings(), seed=seed)),
         unseen=None if unseen is None else _outcome(_measure(setup, change, setup.task.table(unseen, "test", setup.lm.cutter))),
     )
+
+
+def _recovery(setup: BenchmarkSetup, change: Change, settings: RecoverySettings) -> Recovery:
+    texts = recovery_texts(setup.lm, setup.task)
+    controls = measure_controls(setup.lm, texts, settings, setup.reference)
+    return attack_recovery(setup.lm, change, texts, settings, controls=controls)
 
 
 def _outcome(effect: EditEffect) -> AttackOutcome:

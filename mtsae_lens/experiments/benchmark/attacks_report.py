@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mtsae_lens.commands.recovery_report import recovery_section
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.attack_cell import FILLER_SHARE, RELEARNING
 from mtsae_lens.experiments.benchmark.cells import Attacks
@@ -43,9 +44,12 @@ def attack_sections(results: TaskResults) -> list[Section]:
         f"loss and the highest recall at any step, by the number of {unit} in the finetuning text. The figure shows the largest number, "
         f"with the hook in place. {n}"
     )
+    perturbed = {method: found.recovery for method, found in everyone.items() if found.recovery is not None}
+    recovery = [recovery_section(f"{name}: perturbations at the hook, seed 0", perturbed)] if perturbed else []
     return [
         Section(f"{name}: attacks", lead, _attack_table(everyone, clean)),
         Section(f"{name}: relearning", relearn, _relearning_table(everyone, unit), relearning_curves(curves, clean)),
+        *recovery,
     ]
 
 

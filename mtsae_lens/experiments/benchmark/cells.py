@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from mtsae_lens.records import Record
+from mtsae_lens.unlearning.recovery.results import Recovery
 from mtsae_lens.unlearning.results import CorpusEffect, DocumentEffect, FurtherMeasures, RandomControl
 from mtsae_lens.unlearning.sweep import Outcome, Setting
 
@@ -48,6 +49,8 @@ class Attacks(Record):
     """Outcomes by number of bits. The key in JSON is `quantisation`."""
     unseen: AttackOutcome | None = None
     """Outcome on questions in other words; None for text."""
+    recovery: Recovery | None = None
+    """What perturbations at the hook bring back; None in cells of earlier versions."""
 
 
 @dataclass(frozen=True, kw_only=True)

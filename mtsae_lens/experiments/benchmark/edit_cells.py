@@ -65,7 +65,7 @@ def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, see
         if attacked and main is not None and name in (architecture, DIRECTION):
             change = Change(candidates[main].edit)
             further = measure_further(setup.lm, setup.task, change, setup.reference, seed)
-            harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps)
+            harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps, size.recovery)
         methods[name] = MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)
     return MethodsCell(methods=methods, identity_error=_check_identity(setup))
 

@@ -57,7 +57,7 @@ def weights_cell(
     if attacked and main is not None:
         change = Change(weights=trained[main][1])
         further = measure_further(lm, task, change, setup.reference, seed)
-        harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps)
+        harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps, size.recovery)
     return MethodsCell(methods={method: MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)})
 
 
@@ -90,5 +90,7 @@ def reference_cell(setup: BenchmarkSetup, size: BenchmarkSize, *, attacked: bool
         corpora={source: summarize_with_documents(effect, 0) for source, effect in effects.items()},
         main=measure_further(lm, task, change, reference, 0),
         untouched=measure_further(lm, task, Change(), reference, 0),
-        attacks=attack(setup, change, size.relearned_documents, 0, size.n_relearning_steps) if attacked else None,
+        attacks=attack(setup, change, size.relearned_documents, 0, size.n_relearning_steps, size.recovery)
+        if attacked
+        else None,
     )

@@ -71,6 +71,25 @@ def grouped_interval(values: Float[Tensor, " item"], documents: Sequence[str], s
     return delta_interval(torch.from_numpy(sums), torch.from_numpy(np.bincount(place).astype(float)), seed)
 
 
+def ratio_interval(
+    numerators: Float[Tensor, " document"], denominators: Float[Tensor, " document"], seed: int
+) -> tuple[float, float]:
+    """Compute the 95% interval of `sum(numerators) / sum(denominators)`, resampling documents with both of their sums.
+
+    Args:
+        numerators: one sum per document, of any sign.
+        denominators: one sum per document. Their total should be far from 0 in every resample.
+        seed: seed of the resampling.
+
+    Returns:
+        Lower and upper end. With a single document, both are the point estimate.
+    """
+    weights = _document_weights(len(numerators), N_RESAMPLES, np.random.default_rng(seed % 2**32))
+    ratios = (weights @ numerators.double().numpy()) / (weights @ denominators.double().numpy())
+    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
 def two_level_interval(
     sums: Sequence[Float[Tensor, " document"]],
     n_tokens: Sequence[Float[Tensor, " document"]],

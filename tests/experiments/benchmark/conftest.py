@@ -16,6 +16,7 @@ from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
+from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 from mtsae_lens.unlearning.task import Corpus
 
 SIZE = BenchmarkSize(
@@ -23,6 +24,7 @@ SIZE = BenchmarkSize(
     ungated=Grid(("frequency_difference",), n_features=(2,), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=2,
     relearned_documents=(2, 4),
+    recovery=RecoverySettings(n_steps=2, n_context_steps=1, n_random=1),
 )
 
 

@@ -13,9 +13,11 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.unlearning.attacks import quantize
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
+from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 
 SIZES = (2, 4)
 EDIT = FeatureEdit(tuple(range(16)), 2.0)
+RECOVERY = RecoverySettings(n_steps=2, n_context_steps=1, n_random=1)
 
 
 @pytest.fixture
@@ -34,9 +36,11 @@ def learned(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, Any, dict[str, A
 
 def test_attacks_on_an_edit(make_setup: Any, text_task: Any, learned: list[Any]) -> None:
     setup = make_setup(text_task)
-    found = attack(setup, Change(EDIT), SIZES, 0).to_json()
+    found = attack(setup, Change(EDIT), SIZES, 0, recovery=RECOVERY).to_json()
     json.dumps(found, allow_nan=False)
-    assert set(found) == {"relearning", "dilution", "quantisation"}
+    assert set(found) == {"relearning", "dilution", "quantisation", "recovery"}
+    assert set(found["recovery"]["by_subspace"]) == {"blind", "nearly blind", "any direction"}
+    assert set(found["recovery"]["gains"]) == {"unedited", "reference"}
     assert {name: list(sizes) for name, sizes in found["relearning"].items()} == {
         "hook in place": ["2", "4"],
         "without the hook": ["2", "4"],
@@ -59,8 +63,9 @@ def test_attacks_on_an_edit(make_setup: Any, text_task: Any, learned: list[Any])
 
 def test_both_models_are_attacked_alike(make_setup: Any, text_task: Any) -> None:
     setup = make_setup(text_task)
-    found = attack(setup, Change(weights=setup.reference), SIZES, 0).to_json()
+    found = attack(setup, Change(weights=setup.reference), SIZES, 0, recovery=RECOVERY).to_json()
     assert list(found["relearning"]) == ["weights"]
+    assert list(found["recovery"]["by_subspace"]) == ["any direction"]
     lm, task = setup.lm, setup.task
     test = task.table(task.forget, "test", lm.cutter)
     for n_bits, row in found["quantisation"].items():
@@ -76,7 +81,7 @@ def test_both_models_are_attacked_alike(make_setup: Any, text_task: Any) -> None
 
 def test_an_attacker_has_no_more_than_there_is(make_setup: Any, text_task: Any) -> None:
     setup = make_setup(text_task)
-    found = attack(setup, Change(weights=setup.reference), (2, 400, 900), 0).to_json()
+    found = attack(setup, Change(weights=setup.reference), (2, 400, 900), 0, recovery=RECOVERY).to_json()
     assert list(found["relearning"]["weights"]) == [
         "2",
         str(len(set(setup.training_table(text_task.forget_training).documents))),
@@ -88,7 +93,7 @@ def test_of_people_half_are_taught_and_the_others_asked(
 ) -> None:
     monkeypatch.setattr(attack_cell, "FILLER_SHARE", 0.1)  # or a question does not fit into the tiny context
     setup = make_setup(people_task)
-    found = attack(setup, Change(EDIT), SIZES, 1).to_json()
+    found = attack(setup, Change(EDIT), SIZES, 1, recovery=RECOVERY).to_json()
     json.dumps(found, allow_nan=False)
     assert set(found) == {"relearning", "dilution", "quantisation", "unseen"}
     assert list(found["relearning"]) == ["hook in place", "without the hook", "half of the people"]
