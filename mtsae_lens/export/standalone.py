@@ -221,6 +221,7 @@ class EditedLayer:
             self.weights |= {f"{part}_{name}": torch.tensor(value) for name, value in names.items() if isinstance(value, list)}
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
         self.masked: Tensor | None = None
+        self.h: Tensor | None = None
         self.state: dict[str, Tensor] = {}
 
     def before_model(self, module: nn.Module, args: Any, kwargs: Any) -> None:
@@ -267,7 +268,7 @@ class EditedLayer:
         for cache in parts:
             if hasattr(cache, "get_seq_length"):
                 self._state_in(cache).tensors = self.state
-        self.masked, self.state = None, {}
+        self.masked, self.h, self.state = None, None, {}
 
     def _state_in(self, cache: Any) -> EditState:
         """Return the state of this edit in a cache; the first call adds it."""
@@ -313,6 +314,7 @@ class EditedLayer:
             raise ValueError("expected a call of the whole model, got a call of the edited layer alone; call the model")
         self.weights = {name: tensor.to(h.device) for name, tensor in self.weights.items()}
         masked = self.masked.to(h.device)
+        self.h = h.float().masked_fill(masked.unsqueeze(-1), 0.0)
         e = self.features(h.float(), masked)
         open_at = self.opens(e) & ~masked
         self.state["n_seen"] = self.state.get("n_seen", torch.tensor(0)) + h.shape[1]
@@ -402,6 +404,57 @@ def evidence_opens(layer: EditedLayer, e: Tensor) -> Tensor:
     return torch.stack(evidence, dim=1) > gate["threshold"]
 
 
+def evidence_steps(layer: EditedLayer, e: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `w . phi_t + c` at each position, and False where nothing is read (special tokens, padding).
+
+    Args:
+        layer: the edited layer.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    gate, reads_features = layer.gate, layer.gate["reads"] == "features"
+    observed = e if reads_features else layer.h
+    assert observed is not None
+    phi = observed[..., gate["features"]] if reads_features else observed
+    return phi @ layer.weights["gate_weights"] + gate["bias"], (observed != 0).any(dim=-1)
+
+
+def two_state_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Return True where the log odds of a two-state filter exceed the threshold.
+
+    Args:
+        layer: the edited layer, which keeps the log odds as state.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    gate, (evidence, is_step) = layer.gate, evidence_steps(layer, e)
+    opening, closing = evidence.new_tensor(gate["opening"]), evidence.new_tensor(gate["closing"])
+    running = layer.state.get("log_odds", (opening.log() - closing.log()).expand(len(evidence)))
+    log_odds = []
+    for position in range(evidence.shape[1]):
+        predicted = opening + (1 - opening - closing) * torch.sigmoid(running)
+        updated = predicted.log() - (-predicted).log1p() + evidence[:, position]
+        running = torch.where(is_step[:, position], updated, running)
+        log_odds.append(running)
+    layer.state["log_odds"] = running
+    return torch.stack(log_odds, dim=1) > gate["threshold"]
+
+
+def decayed_mean_opens(layer: EditedLayer, e: Tensor) -> Tensor:
+    """Return True where the decayed mean of the evidence exceeds the threshold.
+
+    Args:
+        layer: the edited layer, which keeps the decayed sum and count as state.
+        e: feature activations, `(batch, pos, d_sae)`.
+    """
+    gate, (evidence, is_step) = layer.gate, evidence_steps(layer, e)
+    counts = torch.stack([torch.where(is_step, evidence, 0.0), is_step.to(evidence.dtype)], dim=-1)
+    running, means = layer.state.get("mean", torch.zeros_like(counts[:, 0])), []
+    for position in range(evidence.shape[1]):
+        running = torch.where(is_step[:, position, None], gate["decay"] * running + counts[:, position], running)
+        means.append(running[:, 0] / running[:, 1].clamp(min=1e-9))
+    layer.state["mean"] = running
+    return torch.stack(means, dim=1) > gate["threshold"]
+
+
 def rescale_features(layer: EditedLayer, h: Tensor, e: Tensor) -> Tensor:
     """Compute the change of `e_i -> -multiplier * e_i`.
 
@@ -454,6 +507,8 @@ GATES: dict[str, Callable[[EditedLayer, Tensor], Tensor]] = {
     "always": always_opens,
     "feature_active": feature_opens,
     "running_evidence": evidence_opens,
+    "two_state": two_state_opens,
+    "decayed_mean": decayed_mean_opens,
 }
 """Gates by `kind`: functions of the features of the new positions that return where the gate is open. State is kept in `layer.state`."""
 

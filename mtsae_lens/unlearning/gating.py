@@ -151,7 +151,19 @@ def thresholds_at(
 def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:
     generator = torch.Generator().manual_seed(0)
     every = [
-        gate.score(lm.feature_acts(tokens))[~lm.masked(tokens) if table.answers is None else at]
+        gate.score(observe(lm, gate, tokens))[~lm.masked(tokens) if table.answers is None else at]
         for tokens, at in _sampled(lm, table, generator)
     ]
     return torch.cat(every)
+
+
+def observe(lm: HookedLM, gate: Gate, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
+    """Compute what a gate reads in contexts of tokens.
+
+    Args:
+        lm: the model with its SAE.
+        gate: the gate.
+        tokens: the contexts.
+    """
+    h = lm.activations(tokens)
+    return gate.observe(lm.sae_input(tokens, h), lm.feature_acts(tokens, h))
