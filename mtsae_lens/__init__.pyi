@@ -24,9 +24,9 @@ from .splice.edits import Edit as Edit
 from .splice.edits import FeatureClamp as FeatureClamp
 from .splice.edits import FeatureEdit as FeatureEdit
 from .splice.edits import register_edit as register_edit
-from .splice.gates import AlwaysOpen as AlwaysOpen
 from .splice.evidence_gates import DecayedMeanGate as DecayedMeanGate
 from .splice.evidence_gates import TwoStateGate as TwoStateGate
+from .splice.gates import AlwaysOpen as AlwaysOpen
 from .splice.gates import FeatureActiveGate as FeatureActiveGate
 from .splice.gates import Gate as Gate
 from .splice.gates import RunningEvidenceGate as RunningEvidenceGate
