@@ -405,7 +405,7 @@ def evidence_opens(layer: EditedLayer, e: Tensor) -> Tensor:
 
 
 def evidence_steps(layer: EditedLayer, e: Tensor) -> tuple[Tensor, Tensor]:
-    """Return `w . phi_t + c` at each position, and False where nothing is read (special tokens, padding).
+    """Return `log sum_k exp(w_k . phi_t + c_k)` at each position, and False where nothing is read (special tokens, padding).
 
     Args:
         layer: the edited layer.
@@ -415,7 +415,8 @@ def evidence_steps(layer: EditedLayer, e: Tensor) -> tuple[Tensor, Tensor]:
     observed = e if reads_features else layer.h
     assert observed is not None
     phi = observed[..., gate["features"]] if reads_features else observed
-    return phi @ layer.weights["gate_weights"] + gate["bias"], (observed != 0).any(dim=-1)
+    each = phi @ layer.weights["gate_weights"].T + layer.weights["gate_bias"]
+    return each.logsumexp(dim=-1), (observed != 0).any(dim=-1)
 
 
 def two_state_opens(layer: EditedLayer, e: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
-"""Gates that accumulate a linear reading of every position: a two-state filter, and a decayed mean.
+"""Gates that accumulate the evidence of every position: a two-state filter, and a decayed mean.
 
-    l_t = w . phi_t + c          phi_t: the features at t, or the activations at the hook
+    l_t = log sum_k exp(w_k . phi_t + c_k)          phi_t: the features at t, or the activations at the hook
+
+With one detector, `l_t` is linear. With several, it is the log-likelihood ratio of a mixture: each detector may recognize another part of
+the forget text, such as one of many people, where no single direction separates them from the people to keep.
 
 `TwoStateGate` takes `l_t` for the evidence of one token, in log-likelihood units, and knows how fast the state may change.
 `DecayedMeanGate` is the usual streaming probe: it averages `l_t` and knows neither.
@@ -24,16 +27,16 @@ Source = Literal["features", "activations"]
 
 
 @dataclass(frozen=True, repr=False)
-class LinearEvidenceGate(ThresholdGate):
-    """Base of the gates that accumulate `l_t = w . phi_t + c` along a context.
+class EvidenceGate(ThresholdGate):
+    """Base of the gates that accumulate `l_t = log sum_k exp(w_k . phi_t + c_k)` along a context.
 
     A position whose input is all zeros (a special token, padding) is not a step: it has no evidence, and the state stays as it was.
 
     Args:
         reads: `"features"`, or `"activations"` at the hook.
         features: the feature of each weight; empty if the gate reads activations, because then there is a weight for each coordinate.
-        weights: w.
-        bias: c, the evidence of a position that says nothing.
+        weights: w, one row for each detector.
+        bias: c, one number for each detector.
         threshold: score above which the gate is open.
 
     Raises:
@@ -42,33 +45,37 @@ class LinearEvidenceGate(ThresholdGate):
 
     reads: Source
     features: Int[Tensor, " n"]
-    weights: Float[Tensor, " d"]
-    bias: float
+    weights: Float[Tensor, "detector d"]
+    bias: Float[Tensor, " detector"]
     threshold: float
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", gate_indices(self.features))
         object.__setattr__(self, "weights", torch.as_tensor(self.weights).float())
+        object.__setattr__(self, "bias", torch.as_tensor(self.bias).float())
         if self.reads not in get_args(Source):
             raise ConfigError(
                 f"expected a gate that reads {' or '.join(get_args(Source))}, got {self.reads!r}; give one of them"
             )
-        expected = len(self.features) if self.reads == "features" else self.weights.numel()
-        if self.weights.shape != (expected,) or (self.reads == "activations" and len(self.features)):
+        width = len(self.features) if self.reads == "features" else self.weights.shape[-1]
+        fits = self.weights.ndim == 2 and self.weights.shape == (len(self.bias), width) and len(self.bias)
+        if not fits or (self.reads == "activations" and len(self.features)):
             raise ConfigError(
-                f"expected one weight for each feature of a gate, or no features and one weight for each coordinate, got "
-                f"{self.weights.numel()} for {len(self.features)} features; give one each"
+                "expected a row of weights and a bias for each detector of a gate, with one weight for each feature (or no features and one "
+                f"weight for each coordinate), got weights {tuple(self.weights.shape)}, {self.bias.numel()} biases and "
+                f"{len(self.features)} features; change them"
             )
         check_threshold(self.threshold)
-        if not bool(self.weights.isfinite().all()) or not torch.tensor(self.bias).isfinite():
-            raise ConfigError("expected finite weights and a finite bias of a gate, got NaN or infinity; give finite numbers")
+        if not bool(self.weights.isfinite().all() and self.bias.isfinite().all()):
+            raise ConfigError("expected finite weights and biases of a gate, got NaN or infinity; give finite numbers")
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._about}, threshold={self.threshold:.4g})"
 
     @property
     def _about(self) -> str:
-        return count_of(self.features) if self.reads == "features" else "activations"
+        about = count_of(self.features) if self.reads == "features" else "activations"
+        return about if len(self.bias) == 1 else f"{about}, {len(self.bias)} detectors"
 
     def observe(
         self, sae_in: Float[Tensor, "batch pos *d_in"], feature_acts: Float[Tensor, "batch pos d_sae"]
@@ -114,11 +121,11 @@ class LinearEvidenceGate(ThresholdGate):
         if self.reads == "features":
             check_width(self.features, observed)
             observed = observed[..., self.features.to(observed.device)]
-        elif observed.shape[-1] != len(self.weights):
+        elif observed.shape[-1] != self.weights.shape[-1]:
             raise ConfigError(
-                f"expected activations of width {len(self.weights)}, as the gate was fitted on, got {observed.shape[-1]}; give the gate's SAE"
+                f"expected activations of width {self.weights.shape[-1]}, as the gate was fitted on, got {observed.shape[-1]}; give the gate's SAE"
             )
-        return observed.float() @ self.weights.to(observed.device) + self.bias, is_step
+        return evidence_of(observed.float(), self.weights.to(observed.device), self.bias.to(observed.device)), is_step
 
     @abstractmethod
     def _accumulate(self, observed: Tensor, state: Tensor | None) -> tuple[Float[Tensor, "batch pos"], Tensor]:
@@ -135,13 +142,15 @@ class LinearEvidenceGate(ThresholdGate):
             ConfigError: the gate belongs to another SAE.
         """
         super().check_fits(d_sae, d_in)
-        if self.reads == "activations" and len(self.weights) != d_in:
-            raise ConfigError(f"weights: expected {d_in} numbers, one for each coordinate, got {len(self.weights)}")
+        if self.reads == "activations" and self.weights.shape[-1] != d_in:
+            raise ConfigError(
+                f"weights: expected {d_in} numbers in a row, one for each coordinate, got {self.weights.shape[-1]}"
+            )
 
 
 @register_gate("two_state")
 @dataclass(frozen=True, repr=False)
-class TwoStateGate(LinearEvidenceGate):
+class TwoStateGate(EvidenceGate):
     """A gate that filters a hidden state, "this is forget text", and is open where its log odds exceed a threshold.
 
         logit pi_t = logit(a + (1 - a - b) pi_{t-1}) + l_t,   pi before the context = a / (a + b)
@@ -180,7 +189,7 @@ class TwoStateGate(LinearEvidenceGate):
 
 @register_gate("decayed_mean")
 @dataclass(frozen=True, repr=False)
-class DecayedMeanGate(LinearEvidenceGate):
+class DecayedMeanGate(EvidenceGate):
     """A gate that is open where a decayed mean of `l_t` exceeds a threshold: the usual streaming probe.
 
         score_t = sum_{s<=t} decay^(t-s) l_s / sum_{s<=t} decay^(t-s)
@@ -206,6 +215,20 @@ class DecayedMeanGate(LinearEvidenceGate):
     def describe(self) -> str:
         """Describe where the gate is open."""
         return f"where the decayed mean of a probe ({self._about}, decay {self.decay:g}) exceeds {self.threshold:.4g}"
+
+
+def evidence_of(
+    phi: Float[Tensor, "batch pos d"], weights: Float[Tensor, "detector d"], bias: Float[Tensor, " detector"]
+) -> Float[Tensor, "batch pos"]:
+    """Compute `log sum_k exp(w_k . phi_t + c_k)`.
+
+    Args:
+        phi: what the detectors read.
+        weights: w.
+        bias: c.
+    """
+    each = phi @ weights.T + bias
+    return each[..., 0] if each.shape[-1] == 1 else each.logsumexp(dim=-1)
 
 
 def filter_two_states(

@@ -62,7 +62,7 @@ def fit_gate(
     rows = torch.cat([c[:, common] for c in counts])
     weight = torch.cat([torch.full((len(c),), share / len(c)) for c, share in zip(counts, _shares(len(retain)), strict=True)])
     is_forget = torch.arange(len(rows)) < len(counts[0])
-    weights, bias = _logistic_regression(rows, is_forget.float(), weight, penalty)
+    weights, bias = logistic_regression(rows, is_forget.float(), weight, penalty)
     kept = weights.abs() > 1e-4 * weights.abs().max()
     return RunningEvidenceGate(common[kept].cpu(), weights[kept].cpu(), decay, threshold=-float(bias))
 
@@ -97,7 +97,7 @@ def _counts_of_batch(lm: HookedLM, tokens: Tensor, at: Bool[Tensor, "batch pos"]
     return torch.cat(rows)
 
 
-def _logistic_regression(
+def logistic_regression(
     rows: Float[Tensor, "n feature"], labels: Float[Tensor, " n"], weight: Float[Tensor, " n"], penalty: float
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, ""]]:
     weights = torch.zeros(rows.shape[1], requires_grad=True, device=rows.device)

@@ -30,7 +30,8 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 ATOL = 1e-4
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 RUNNING = RunningEvidenceGate(torch.arange(24), torch.linspace(0.5, 1.5, 24), decay=0.8, threshold=11.0)
-NONE, RAW = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32)
+NONE, RAW = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32)[None]
+TWO_WEIGHTS = torch.linspace(-0.5, 0.9, 48).view(2, 24)
 ACTIVE = FeatureActiveGate(torch.arange(6))
 DIRECTIONS = orthonormal_rows(torch.randn(3, 32, generator=torch.Generator().manual_seed(2)))
 EDITS: dict[str, Edit] = {
@@ -42,10 +43,14 @@ EDITS: dict[str, Edit] = {
     "features_two_state": FeatureEdit(
         tuple(range(40)),
         2.0,
-        TwoStateGate("features", torch.arange(24), torch.linspace(-0.5, 0.9, 24), -1.0, 0.0, 0.1, 0.2),
+        TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
     ),
-    "activations_two_state": FeatureEdit(tuple(range(40)), 2.0, TwoStateGate("activations", NONE, RAW, 0.1, 0.0, 0.1, 0.2)),
-    "activations_mean": FeatureEdit(tuple(range(40)), 2.0, DecayedMeanGate("activations", NONE, RAW, 0.1, 0.0, 0.8)),
+    "activations_two_state": FeatureEdit(
+        tuple(range(40)), 2.0, TwoStateGate("activations", NONE, RAW, torch.tensor([0.1]), 0.0, 0.1, 0.2)
+    ),
+    "activations_mean": FeatureEdit(
+        tuple(range(40)), 2.0, DecayedMeanGate("activations", NONE, RAW, torch.tensor([0.1]), 0.0, 0.8)
+    ),
     "directions": DirectionEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
 }
 STATEFUL = ("features_running", "features_two_state", "activations_two_state", "activations_mean")

@@ -41,7 +41,7 @@ def _edits(lm: HookedLM) -> Iterator[Edit]:
         FeatureActiveGate(some),
         SequenceRateGate(some, 0.1),
         RunningEvidenceGate(some, torch.tensor([0.5, 0.7]), 0.9, 0.1),
-        TwoStateGate("features", some, torch.tensor([0.5, 0.7]), -0.5, 0.1, 0.05, 0.1),
+        TwoStateGate("features", some, torch.tensor([[0.5, 0.7]]), torch.tensor([-0.5]), 0.1, 0.05, 0.1),
     ]
     directions, center = orthonormal_rows(lm.sae.W_dec[:2].detach()), torch.zeros(lm.sae.cfg.d_in)
     for gate in gates:

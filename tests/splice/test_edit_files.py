@@ -54,8 +54,10 @@ GATES: dict[str, Gate] = {
     "active": FeatureActiveGate(torch.arange(0, 32, 3)),
     "rate": SequenceRateGate(torch.arange(0, 32, 5), 0.3),
     "running": RunningEvidenceGate(torch.arange(16), torch.linspace(-0.3, 1 / 3, 16), 0.9, 0.1),
-    "two_state": TwoStateGate("features", torch.arange(16), torch.linspace(-0.3, 1 / 3, 16), 1 / 7, 0.1, 1 / 30, 0.2),
-    "mean": DecayedMeanGate("activations", torch.arange(0), torch.linspace(-1, 1, 32), 1 / 7, 0.1, 0.9),
+    "two_state": TwoStateGate(
+        "features", torch.arange(16), torch.linspace(-0.3, 1 / 3, 16)[None], torch.tensor([1 / 7]), 0.1, 1 / 30, 0.2
+    ),
+    "mean": DecayedMeanGate("activations", torch.arange(0), torch.linspace(-1, 1, 32)[None], torch.tensor([1 / 7]), 0.1, 0.9),
 }
 
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.evidence_gates import DecayedMeanGate, LinearEvidenceGate, TwoStateGate
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, EvidenceGate, TwoStateGate
 from mtsae_lens.splice.serialization import Serializable
 
 NONE = torch.tensor([], dtype=torch.long)
-WEIGHTS = torch.tensor([0.7, -0.4, 1.1])
-RAW: dict[str, LinearEvidenceGate] = {
-    "two_state": TwoStateGate("activations", NONE, WEIGHTS, 0.2, -0.6, 0.1, 0.25),
-    "mean": DecayedMeanGate("activations", NONE, WEIGHTS, 0.2, 0.1, 0.8),
+WEIGHTS = torch.tensor([[0.7, -0.4, 1.1]])
+BIAS = torch.tensor([0.2])
+RAW: dict[str, EvidenceGate] = {
+    "two_state": TwoStateGate("activations", NONE, WEIGHTS, BIAS, -0.6, 0.1, 0.25),
+    "mean": DecayedMeanGate("activations", NONE, WEIGHTS, BIAS, 0.1, 0.8),
 }
 
 
@@ -32,7 +33,7 @@ def test_the_filter_is_the_posterior_of_a_two_state_chain() -> None:
     a, b = gate.opening, gate.closing
     enter = [[1 - a, a], [b, 1 - b]]
     prior = [b / (a + b), a / (a + b)]
-    ratios = (observed[0].double() @ WEIGHTS.double() + gate.bias).exp().tolist()
+    ratios = (observed[0].double() @ WEIGHTS[0].double() + 0.2).exp().tolist()
     for t in range(6):
         totals = [0.0, 0.0]
         for path in range(2 ** (t + 2)):
@@ -45,7 +46,7 @@ def test_the_filter_is_the_posterior_of_a_two_state_chain() -> None:
 
 
 def test_the_decayed_mean_by_hand() -> None:
-    values = (numbers(4)[0].double() @ WEIGHTS.double() + 0.2).tolist()
+    values = (numbers(4)[0].double() @ WEIGHTS[0].double() + 0.2).tolist()
     for t in range(4):
         weights = [0.8 ** (t - s) for s in range(t + 1)]
         expected = sum(w * v for w, v in zip(weights, values, strict=False)) / sum(weights)
@@ -75,9 +76,17 @@ def test_a_gate_on_activations_reads_the_activations(name: str) -> None:
     assert 0 < opened.float().mean() < 1
 
 
+def test_detectors_are_a_mixture() -> None:
+    weights, bias = torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), torch.linspace(-1, 1, 4)
+    gate = TwoStateGate("activations", NONE, weights, bias, 0.0, 0.1, 0.2)
+    evidence, is_step = gate.steps(numbers())
+    torch.testing.assert_close(evidence, (numbers() @ weights.T + bias).exp().sum(dim=-1).log())
+    assert bool(is_step.all())
+
+
 def test_evidence_saturates() -> None:
     """After much evidence the state leaves at the closing rate, however long the evidence was."""
-    gate = TwoStateGate("activations", NONE, torch.ones(1), 0.0, 0.0, 0.05, 0.2)
+    gate = TwoStateGate("activations", NONE, torch.ones(1, 1), torch.zeros(1), 0.0, 0.05, 0.2)
     short, long = (torch.cat([torch.full((1, n, 1), 5.0), torch.full((1, 4, 1), -2.0)], dim=1) for n in (5, 50))
     assert gate.score(short)[0, -1].item() == pytest.approx(gate.score(long)[0, -1].item(), abs=1e-4)
     assert not bool(gate.open_from(long, None)[0][0, -1])
@@ -100,18 +109,21 @@ def test_a_gate_is_the_same_after_json(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: TwoStateGate("words", NONE, WEIGHTS, 0.0, 0.0, 0.1, 0.1), "reads features or activations, got 'words'"),  # type: ignore[arg-type]
-        (lambda: TwoStateGate("features", NONE, WEIGHTS, 0.0, 0.0, 0.1, 0.1), "got 3 for 0 features"),
-        (lambda: TwoStateGate("activations", torch.tensor([1]), WEIGHTS, 0.0, 0.0, 0.1, 0.1), "got 3 for 1 features"),
+        (lambda: TwoStateGate("words", NONE, WEIGHTS, BIAS, 0.0, 0.1, 0.1), "reads features or activations, got 'words'"),  # type: ignore[arg-type]
         (
-            lambda: TwoStateGate("activations", NONE, WEIGHTS, 0.0, 0.0, 0.0, 0.1),
+            lambda: TwoStateGate("features", NONE, WEIGHTS, BIAS, 0.0, 0.1, 0.1),
+            r"got weights \(1, 3\), 1 biases and 0 features",
+        ),
+        (lambda: TwoStateGate("activations", torch.tensor([1]), WEIGHTS, BIAS, 0.0, 0.1, 0.1), "1 biases and 1 features"),
+        (
+            lambda: TwoStateGate("activations", NONE, WEIGHTS, BIAS, 0.0, 0.0, 0.1),
             "rates above 0 with a sum of at most 1, got 0.0",
         ),
-        (lambda: TwoStateGate("activations", NONE, WEIGHTS, 0.0, 0.0, 0.6, 0.6), "a sum of at most 1, got 0.6 and 0.6"),
-        (lambda: TwoStateGate("activations", NONE, WEIGHTS, 0.0, 0.0, math.nan, 0.6), "got nan and 0.6"),
-        (lambda: TwoStateGate("activations", NONE, WEIGHTS, math.inf, 0.0, 0.1, 0.1), "a finite bias"),
-        (lambda: TwoStateGate("activations", NONE, WEIGHTS, 0.0, math.nan, 0.1, 0.1), "threshold of a gate, got NaN"),
-        (lambda: DecayedMeanGate("activations", NONE, WEIGHTS, 0.0, 0.0, 1.0), "less than 1, got 1.0"),
+        (lambda: TwoStateGate("activations", NONE, WEIGHTS, BIAS, 0.0, 0.6, 0.6), "a sum of at most 1, got 0.6 and 0.6"),
+        (lambda: TwoStateGate("activations", NONE, WEIGHTS, BIAS, 0.0, math.nan, 0.6), "got nan and 0.6"),
+        (lambda: TwoStateGate("activations", NONE, WEIGHTS, BIAS / 0, 0.0, 0.1, 0.1), "finite weights and biases"),
+        (lambda: TwoStateGate("activations", NONE, WEIGHTS, BIAS, math.nan, 0.1, 0.1), "threshold of a gate, got NaN"),
+        (lambda: DecayedMeanGate("activations", NONE, WEIGHTS, BIAS, 0.0, 1.0), "less than 1, got 1.0"),
     ],
 )
 def test_what_is_no_gate_is_refused(make: Any, said: str) -> None:
@@ -123,6 +135,6 @@ def test_what_is_no_gate_is_refused(make: Any, said: str) -> None:
 def test_another_width_is_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="activations of width 3, as the gate was fitted on, got 4"):
         RAW[name].score(torch.ones(1, 2, 4))
-    with pytest.raises(ConfigError, match="weights: expected 4 numbers, one for each coordinate, got 3"):
+    with pytest.raises(ConfigError, match="weights: expected 4 numbers in a row, one for each coordinate, got 3"):
         RAW[name].check_fits(8, 4)
     RAW[name].check_fits(8, 3)

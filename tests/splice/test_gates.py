@@ -23,8 +23,8 @@ GATES: dict[str, Gate] = {
     "active": FeatureActiveGate(FEATURES),
     "rate": SequenceRateGate(FEATURES, 0.55),
     "running": RunningEvidenceGate(FEATURES, torch.tensor([1.0, -0.5, 2.0]), 0.8, 1.5),
-    "two_state": TwoStateGate("features", FEATURES, torch.tensor([1.0, -0.5, 2.0]), -0.4, -0.6, 0.1, 0.2),
-    "mean": DecayedMeanGate("features", FEATURES, torch.tensor([1.0, -0.5, 2.0]), -0.4, 0.5, 0.8),
+    "two_state": TwoStateGate("features", FEATURES, torch.tensor([[1.0, -0.5, 2.0]]), torch.tensor([-0.4]), -0.6, 0.1, 0.2),
+    "mean": DecayedMeanGate("features", FEATURES, torch.tensor([[1.0, -0.5, 2.0]]), torch.tensor([-0.4]), 0.5, 0.8),
 }
 THRESHOLDS = {"always": -1.0, "active": 0.0, "rate": 0.55, "running": 1.5, "two_state": -0.6, "mean": 0.5}
 CAUSAL = [name for name, gate in GATES.items() if gate.causal]

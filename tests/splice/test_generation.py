@@ -46,12 +46,15 @@ def prompts(model: Any, n_positions: int) -> torch.Tensor:
     return tokens
 
 
+TWO_WEIGHTS = torch.linspace(-0.5, 0.9, 48).view(2, 24)
 GATES: dict[str, Gate] = {
     "always": AlwaysOpen(),
     "running": RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=11.0),
     "active": FeatureActiveGate(torch.arange(0, 48, 12)),
-    "two_state": TwoStateGate("features", torch.arange(24), torch.linspace(-0.5, 0.9, 24), -1.0, 0.0, 0.1, 0.2),
-    "mean": DecayedMeanGate("activations", torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32), 0.0, 0.0, 0.8),
+    "two_state": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+    "mean": DecayedMeanGate(
+        "activations", torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32)[None], torch.zeros(1), 0.0, 0.8
+    ),
 }
 
 

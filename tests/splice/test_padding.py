@@ -33,6 +33,7 @@ from mtsae_lens.unlearning.finetuning.losses import context_nll
 from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits, max_identity_error, measure_edits, measure_model
 
 LENGTHS = (11, 6, 3)
+TWO_WEIGHTS = torch.linspace(-0.5, 0.9, 48).view(2, 24)
 EDIT = FeatureEdit(tuple(range(48)), 3.0, RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=4.0))
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "stop_at_eos": False}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -106,11 +107,11 @@ def table(tokens: torch.Tensor, name: str = "prompts") -> TokenTable:
 @pytest.mark.parametrize("cache", [True, False])
 def test_a_gate_of_evidence_reads_a_padded_prompt_as_if_alone(lm_of: Callable[..., HookedLM], kind: str, cache: bool) -> None:
     lm, alone = lm_of("neox"), prompts()
-    none, raw = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, lm.sae.cfg.d_in)
+    none, raw = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, lm.sae.cfg.d_in)[None]
     gate = {
-        "features": TwoStateGate("features", torch.arange(24), torch.linspace(-0.5, 0.9, 24), -1.0, 0.0, 0.1, 0.2),
-        "activations": TwoStateGate("activations", none, raw, 0.1, 0.5, 0.1, 0.2),
-        "mean": DecayedMeanGate("activations", none, raw, 0.0, 0.0, 0.8),
+        "features": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+        "activations": TwoStateGate("activations", none, raw, torch.tensor([0.1]), 0.5, 0.1, 0.2),
+        "mean": DecayedMeanGate("activations", none, raw, torch.zeros(1), 0.0, 0.8),
     }[kind]
     edit, tokens, options = FeatureEdit(tuple(range(48)), 3.0, gate), padded(alone), GREEDY | {"use_past_kv_cache": cache}
     written, effect = lm.generate(tokens, edit, **options), measure_edits(lm, table(tokens), [edit])[0]

@@ -93,8 +93,8 @@ SOME: list[Edit | Gate] = [
     DirectionEdit(torch.eye(3), torch.zeros(3), 1.0, SequenceRateGate(INDICES, 0.1)),
     AlwaysOpen(),
     many_fire(),
-    TwoStateGate("features", INDICES, torch.tensor([0.5, 1.0]), 0.5, 0.25, 0.1, 0.2),
-    DecayedMeanGate("activations", INDICES[:0], torch.tensor([0.5, 1.0]), 0.5, 0.25, 0.9),
+    TwoStateGate("features", INDICES, torch.tensor([[0.5, 1.0]]), torch.tensor([0.5]), 0.25, 0.1, 0.2),
+    DecayedMeanGate("activations", INDICES[:0], torch.tensor([[0.5, 1.0]]), torch.tensor([0.5]), 0.25, 0.9),
 ]
 
 

@@ -79,7 +79,7 @@ def test_the_regression_is_the_minimum_that_scipy_finds(penalty: float) -> None:
     rows = torch.rand(60, 4, generator=generator) * 2
     labels = (rows[:, 0] - rows[:, 1] + torch.randn(60, generator=generator) > 0).float()
     weight = torch.rand(60, generator=generator) / 60
-    weights, bias = gating._logistic_regression(rows, labels, weight, penalty)
+    weights, bias = gating.logistic_regression(rows, labels, weight, penalty)
     expected = by_hand(*(value.double().numpy() for value in (rows, labels, weight)), penalty)
     np.testing.assert_allclose([*weights.tolist(), float(bias)], expected, atol=2e-3)
 

@@ -17,6 +17,7 @@ from mtsae_lens.progress import track
 from mtsae_lens.records import Interval, Record
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.gating import observe
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
 
 AFTER_POSITIONS = (0, 8, 32)  # from the start of a context, after a phrase, after one or two sentences
@@ -152,9 +153,9 @@ def measure_gate(
 def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
     score, opened, kept = [], [], []
     for tokens in track(lm.batches(table), f"measuring the gate on {table.corpus}", "batch"):
-        feature_acts = lm.feature_acts(tokens)
-        score.append(gate.score(feature_acts).cpu().double())
-        opened.append(gate.open_from(feature_acts, None)[0].cpu())
+        observed = observe(lm, gate, tokens)
+        score.append(gate.score(observed).cpu().double())
+        opened.append(gate.open_from(observed, None)[0].cpu())
         kept.append(~lm.masked(tokens).cpu())
     scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.pieces)
     if not scored.kept.any():
