@@ -13,8 +13,10 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.conformal import conformal_thresholds_at
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
-from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
+from mtsae_lens.unlearning.gate_kinds import GateChoice
+from mtsae_lens.unlearning.gating import thresholds_at
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.scale_scores import FromScales
@@ -62,24 +64,36 @@ class Grid:
                 )
 
 
-def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
+def fit_gates(
+    lm: HookedLM, task: Task, rates: Sequence[float | None], choice: GateChoice | None = None
+) -> dict[float | None, Gate]:
     """Fit one gate on SELECT, and set its threshold on TUNE for each false-positive rate.
 
     Args:
         lm: the model with its SAE.
         task: the corpora.
         rates: false-positive rates between 0 and 1; None stands for no gate.
+        choice: which gate is fitted, and how its threshold is set; None for the default. A conformal threshold is set on near text, or on
+            far text if there is no near text.
 
     Returns:
         One gate per rate.
+
+    Raises:
+        DataError: there are too few documents for a conformal threshold.
     """
+    choice = choice or GateChoice()
     gated = [rate for rate in rates if rate is not None]
     gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
     if gated:
         retain = list(task.tables("select", lm.cutter, SPARED).values())
-        gate = fit_gate(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
-        held_out = list(task.tables("tune", lm.cutter, SPARED).values())
-        gates |= dict(zip(gated, thresholds_at(lm, gate, held_out, gated), strict=True))
+        gate = choice.fit(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
+        if choice.threshold == "conformal":
+            held_out = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",))
+            fitted = conformal_thresholds_at(lm, gate, list(held_out.values()), gated)
+        else:
+            fitted = thresholds_at(lm, gate, list(task.tables("tune", lm.cutter, SPARED).values()), gated)
+        gates |= dict(zip(gated, fitted, strict=True))
     return gates
 
 

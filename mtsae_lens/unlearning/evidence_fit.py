@@ -83,9 +83,8 @@ def observe_table(lm: HookedLM, table: TokenTable, read: Read, max_positions: in
         max_positions: number of positions to read in each context of text; None for all.
     """
     rows, is_step, at = [], [], []
-    for tokens, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
-        if table.answers is None and max_positions is not None:
-            tokens = tokens[:, :max_positions]
+    for whole, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
+        tokens = whole if table.answers is not None else whole[:, :max_positions]
         kept = ~lm.masked(tokens)
         rows.append(read(tokens).masked_fill(~kept.unsqueeze(-1), 0.0).float())
         is_step.append(kept)

@@ -73,10 +73,17 @@ def _shares(n_retain: int) -> list[float]:
 
 def _decayed_counts(lm: HookedLM, table: TokenTable, decay: float, generator: torch.Generator) -> Float[Tensor, "n d_sae"]:
     """Return the decayed firing counts of every feature at sampled positions."""
-    return torch.cat([_counts_of_batch(lm, tokens, at, decay) for tokens, at in _sampled(lm, table, generator)])
+    return torch.cat([_counts_of_batch(lm, tokens, at, decay) for tokens, at in sampled(lm, table, generator)])
 
 
-def _sampled(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> Iterator[tuple[Tensor, Bool[Tensor, "batch pos"]]]:
+def sampled(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> Iterator[tuple[Tensor, Bool[Tensor, "batch pos"]]]:
+    """Yield the contexts of a corpus in batches, with the positions that a gate is fitted or calibrated at.
+
+    Args:
+        lm: the model with its SAE.
+        table: the contexts.
+        generator: draws positions of text; of a question, the position where the answer begins is used.
+    """
     for tokens, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
         if table.answers is None:
             chance = SAMPLES_PER_CONTEXT / tokens.shape[1]
@@ -100,6 +107,17 @@ def _counts_of_batch(lm: HookedLM, tokens: Tensor, at: Bool[Tensor, "batch pos"]
 def logistic_regression(
     rows: Float[Tensor, "n feature"], labels: Float[Tensor, " n"], weight: Float[Tensor, " n"], penalty: float
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, ""]]:
+    """Fit a logistic regression with weighted rows.
+
+    Args:
+        rows: inputs.
+        labels: 1 or 0.
+        weight: weight of each row.
+        penalty: weight of the squared weights.
+
+    Returns:
+        Weights and bias.
+    """
     weights = torch.zeros(rows.shape[1], requires_grad=True, device=rows.device)
     bias = torch.zeros((), requires_grad=True, device=rows.device)
     labels, weight = labels.to(rows.device), weight.to(rows.device)
@@ -152,7 +170,7 @@ def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:
     generator = torch.Generator().manual_seed(0)
     every = [
         gate.score(observe(lm, gate, tokens))[~lm.masked(tokens) if table.answers is None else at]
-        for tokens, at in _sampled(lm, table, generator)
+        for tokens, at in sampled(lm, table, generator)
     ]
     return torch.cat(every)
 

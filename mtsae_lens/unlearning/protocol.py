@@ -30,6 +30,7 @@ from mtsae_lens.unlearning.changes import (
     summarize_edit,
     summarize_effect,
 )
+from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
 from mtsae_lens.unlearning.results import CorpusEffect, EditedCorpus, EditResult
 from mtsae_lens.unlearning.selection.ranking import matched_random
@@ -53,6 +54,7 @@ class UnlearningSettings:
     """How many times as often a feature must fire on the forget text as on each far-retain text, for the score `frequency_ratio`."""
     n_random_draws: int = 20
     seed: int = 0
+    gate: GateChoice = field(default_factory=GateChoice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,7 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: An
     Raises:
         DataError: no feature prefers the forget text, or no setting stays within the budgets.
     """
-    gates = fit_gates(lm, task, settings.grid.false_positive_rates)
+    gates = fit_gates(lm, task, settings.grid.false_positive_rates, settings.gate)
     evidence = gather_evidence(lm, task)
     if None not in settings.grid.false_positive_rates:
         evidence = evidence.without_near()  # a gate spares near text better than the choice of features does
