@@ -13,7 +13,7 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.conformal import conformal_thresholds_at
+from mtsae_lens.unlearning.conformal import apart, conformal_thresholds_at
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.gating import thresholds_at
@@ -87,10 +87,13 @@ def fit_gates(
     gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
     if gated:
         retain = list(task.tables("select", lm.cutter, SPARED).values())
+        near = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",)).values()
+        calibration = list(near)
+        if choice.threshold == "conformal":
+            retain, calibration = apart(retain, calibration)
         gate = choice.fit(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
         if choice.threshold == "conformal":
-            held_out = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",))
-            fitted = conformal_thresholds_at(lm, gate, list(held_out.values()), gated)
+            fitted = conformal_thresholds_at(lm, gate, calibration, gated)
         else:
             fitted = thresholds_at(lm, gate, list(task.tables("tune", lm.cutter, SPARED).values()), gated)
         gates |= dict(zip(gated, fitted, strict=True))
