@@ -123,7 +123,8 @@ class EvidenceGate(ThresholdGate):
             observed = observed[..., self.features.to(observed.device)]
         elif observed.shape[-1] != self.weights.shape[-1]:
             raise ConfigError(
-                f"expected activations of width {self.weights.shape[-1]}, as the gate was fitted on, got {observed.shape[-1]}; give the gate's SAE"
+                f"expected activations of width {self.weights.shape[-1]}, as the gate was fitted on, got {observed.shape[-1]}; give the "
+                "gate's SAE"
             )
         return evidence_of(observed.float(), self.weights.to(observed.device), self.bias.to(observed.device)), is_step
 

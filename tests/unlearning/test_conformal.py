@@ -14,9 +14,9 @@ from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.questions import read_questions
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate
-from mtsae_lens.unlearning.conformal import conformal_threshold, conformal_thresholds_at, document_scores
+from mtsae_lens.unlearning.conformal import apart, conformal_threshold, conformal_thresholds_at, document_scores, unit
 
-N_TRIALS = 400
+N_TRIALS = 200
 RATE = 0.05
 N_DOCUMENTS = 40
 
@@ -44,12 +44,12 @@ def quantile_of_documents(scores: list[Tensor], rate: float) -> float:
 
 
 def rates_on_unseen_documents(rule: Any) -> np.ndarray:
-    """The false-positive rate on 200 new documents, in each of many independent trials."""
+    """The false-positive rate on 60 new documents, in each of many independent trials."""
     found = []
     for trial in range(N_TRIALS):
         generator = torch.Generator().manual_seed(trial)
         threshold = rule(documents(N_DOCUMENTS, generator), RATE)
-        found.append(np.mean([(s > threshold).double().mean().item() for s in documents(200, generator)]))
+        found.append(np.mean([(s > threshold).double().mean().item() for s in documents(60, generator)]))
     return np.array(found)
 
 
@@ -96,5 +96,23 @@ def test_scores_are_those_of_documents(lm: Any, text_file: Path) -> None:
     found = torch.cat(document_scores(lm, gate, questions))
     torch.testing.assert_close(found.sort().values, expected.sort().values)
     made = conformal_thresholds_at(lm, gate, [table, questions], [0.3, 0.5])
-    assert made[0].threshold == pytest.approx(conformal_threshold(scores + document_scores(lm, gate, questions), 0.3))
+    kinds = (scores, document_scores(lm, gate, questions))
+    assert made[0].threshold == pytest.approx(max(conformal_threshold(kind, 0.3) for kind in kinds))
     assert made[0].threshold >= made[1].threshold
+
+
+def test_nobody_is_in_both_the_fit_and_the_calibration(lm: Any, text_file: Path) -> None:
+    text = read_tokens(str(text_file), "tune", lm.cutter, 3)
+    fitted = [read_questions("facts:retain:known", "select", lm.cutter, 400), text]
+    held_out = [read_questions("facts:retain:known", "tune", lm.cutter, 400)]
+    ours, theirs = apart(fitted, held_out)
+    people = [set(table.pieces.documents) for table in (ours[0], theirs[0])]
+    assert not people[0] & people[1]
+    assert min(map(len, people)) > 50
+    assert torch.equal(ours[1].tokens, text.tokens)
+    assert apart([text], [text])[0] != [] or len({unit(name) for name in text.pieces.documents}) == 1
+
+
+def test_a_person_is_one_unit() -> None:
+    assert unit("biographies/Ada Balbury/3") == unit("Ada Balbury") == "Ada Balbury"
+    assert unit("kjv/12") == "kjv/12"

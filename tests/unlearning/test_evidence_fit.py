@@ -171,7 +171,7 @@ def test_every_kind_is_fitted_and_separates(kind: str, lm: Any, text_file: Path,
 def test_a_conformal_threshold_is_set_on_near_text(lm: Any, text_file: Path, sea_file: Path) -> None:
     task = Task((Corpus(str(sea_file), "forget"), Corpus("kjv", "far"), Corpus(str(text_file), "near")), 12)
     choice = GateChoice("decayed_mean_activations", threshold="conformal")
-    with pytest.raises(DataError, match="documents of near text for a false-positive rate of 0.001"):
+    with pytest.raises(DataError, match=r"documents of near text for a false-positive rate of 0\.001"):
         fit_gates(lm, task, (0.001,), choice)
     strict, loose = (fit_gates(lm, task, (0.6, 0.9), choice)[rate].threshold for rate in (0.6, 0.9))  # type: ignore[attr-defined]
     assert strict >= loose
