@@ -9,6 +9,7 @@ from itertools import product
 
 from torch import Tensor
 
+from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
@@ -87,10 +88,10 @@ def fit_gates(
     gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
     if gated:
         retain = list(task.tables("select", lm.cutter, SPARED).values())
-        near = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",)).values()
-        calibration = list(near)
+        calibration: list[TokenTable] = []
         if choice.threshold == "conformal":
-            retain, calibration = apart(retain, calibration)
+            near = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",))
+            retain, calibration = apart(retain, list(near.values()))
         gate = choice.fit(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
         if choice.threshold == "conformal":
             fitted = conformal_thresholds_at(lm, gate, calibration, gated)
