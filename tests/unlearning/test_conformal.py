@@ -95,9 +95,9 @@ def test_scores_are_those_of_documents(lm: Any, text_file: Path) -> None:
     expected = gate.score(lm.sae_input(questions.tokens))[torch.arange(9), at]
     found = torch.cat(document_scores(lm, gate, questions))
     torch.testing.assert_close(found.sort().values, expected.sort().values)
-    made = conformal_thresholds_at(lm, gate, [table, questions], [0.3, 0.5])
+    made = conformal_thresholds_at(lm, gate, [table, questions], [0.4, 0.6])
     kinds = (scores, document_scores(lm, gate, questions))
-    assert made[0].threshold == pytest.approx(max(conformal_threshold(kind, 0.3) for kind in kinds))
+    assert made[0].threshold == pytest.approx(max(conformal_threshold(kind, 0.4) for kind in kinds))
     assert made[0].threshold >= made[1].threshold
 
 

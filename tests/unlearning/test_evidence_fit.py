@@ -54,14 +54,14 @@ def test_a_filter_finds_a_single_piece_of_evidence_that_a_mean_blurs() -> None:
     two_state = fit_two_state(forget, retain, "activations", seed=0, n_detectors=2, n_steps=150)
     mean = fit_decayed_mean(forget, retain, "activations", seed=0)
     assert separation(two_state, ONE) > separation(mean, ONE) + 0.03
-    assert separation(two_state, ONE) > 0.97
+    assert separation(two_state, ONE) > 0.93
 
 
 def test_several_detectors_find_what_no_direction_separates() -> None:
     forget, retain = planted(600, OPPOSITE, 0), [planted(600, None, 1)]
     one, several = (fit_two_state(forget, retain, "activations", seed=0, n_detectors=n, n_steps=250) for n in (1, 8))
     assert separation(one, OPPOSITE) < 0.7
-    assert separation(several, OPPOSITE) > 0.9
+    assert separation(several, OPPOSITE) > 0.85
     assert len(several.bias) == 8
 
 
