@@ -117,7 +117,7 @@ def detect(corpora: Corpora, gate: ThresholdGate, forget: str, retain: tuple[str
 
 
 def arms(
-    lm: HookedLM, task: str, tables: dict[tuple[str, str], TokenTable]
+    lm: HookedLM, task: str, tables: dict[tuple[str, str], TokenTable], n_steps: int
 ) -> Iterator[tuple[str, Read, Callable[[Corpora, int], Any]]]:
     """Yield the gates to compare: name, input, and fit."""
     forget, retain = TASKS[task]
@@ -130,7 +130,7 @@ def arms(
         def fit(corpora: Corpora, seed: int) -> EvidenceGate:
             first, *others = (corpora(source, "select") for source in (forget, *retain))
             return fit_two_state(
-                first, others, reads, seed=seed, n_detectors=n_detectors, loss=loss, penalty=0.01, n_steps=N_STEPS
+                first, others, reads, seed=seed, n_detectors=n_detectors, loss=loss, penalty=0.01, n_steps=n_steps
             )
 
         return fit
@@ -157,12 +157,10 @@ def main() -> None:
     parser.add_argument("sae")
     parser.add_argument("--task", choices=TASKS, default="people")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--only", default="", help="measure only arms with this in their name")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    global N_STEPS  # noqa: PLW0603
-    N_STEPS = arguments.steps
     lm, _ = open_sae(arguments.sae, batch_size=32)
     forget, retain = TASKS[arguments.task]
     tables = {(source, split): read_table(lm, source, split) for source in (forget, *retain) for split in N_CONTEXTS}
@@ -177,7 +175,7 @@ def main() -> None:
             (PEOPLE_TEXT, ("biographies:strangers",)),
         ]
     found = []
-    for name, read, fit in arms(lm, arguments.task, tables):
+    for name, read, fit in arms(lm, arguments.task, tables, arguments.steps):
         if arguments.only not in name:
             continue
         corpora = Corpora(lm, tables, read)
@@ -194,8 +192,6 @@ def main() -> None:
             if arguments.out:
                 arguments.out.write_text(json.dumps(found))
 
-
-N_STEPS = 500
 
 if __name__ == "__main__":
     main()

@@ -24,6 +24,7 @@ WINDOW = 4
 TOP_WINDOWS = 4
 VARIANCE_WEIGHT = 0.1
 _N_FORGET, _N_RETAIN = 64, 128  # contexts per step
+N_STEPS = 800  # detectors of single people are found only after about 400 steps
 _LEARNING_RATE = 0.02
 _SMALLEST_STD = 1e-3
 
@@ -185,8 +186,8 @@ def fit_two_state(
     seed: int,
     n_detectors: int = 1,
     loss: Loss = "windows",
-    penalty: float = 1e-3,
-    n_steps: int = 500,
+    penalty: float = 1e-2,
+    n_steps: int = N_STEPS,
 ) -> TwoStateGate:
     """Fit detectors, opening rate and closing rate of a `TwoStateGate` by Adam on the loss of `evidence_loss`.
 
