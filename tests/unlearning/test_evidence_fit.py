@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtsae_lens.commands.unlearn_settings import UnlearnSettings
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.questions import read_questions
 from mtsae_lens.errors import ConfigError, DataError
@@ -175,3 +176,12 @@ def test_a_conformal_threshold_is_set_on_near_text(lm: Any, text_file: Path, sea
         fit_gates(lm, task, (0.001,), choice)
     strict, loose = (fit_gates(lm, task, (0.6, 0.9), choice)[rate].threshold for rate in (0.6, 0.9))  # type: ignore[attr-defined]
     assert strict >= loose
+
+
+def test_the_command_passes_its_gate_on() -> None:
+    given = {"sae": "sae", "forget": "kjv", "retain": ["sotu"], "gate": "two_state_activations", "n_detectors": 3}
+    settings = UnlearnSettings.build(None, given | {"gate_threshold": "conformal"})
+    assert settings.protocol().gate == GateChoice("two_state_activations", 3, "conformal")
+    assert UnlearnSettings.build(None, {"sae": "sae", "forget": "kjv", "retain": ["sotu"]}).protocol().gate == GateChoice()
+    with pytest.raises(ConfigError, match=r"expected a known gate, got 'two_state_activation'"):
+        UnlearnSettings.build(None, given | {"gate": "two_state_activation"})
