@@ -26,6 +26,8 @@ from .splice.edits import FeatureEdit as FeatureEdit
 from .splice.edits import register_edit as register_edit
 from .splice.error_edits import CombinedEdit as CombinedEdit
 from .splice.error_edits import ErrorEdit as ErrorEdit
+from .splice.evidence_gates import DecayedMeanGate as DecayedMeanGate
+from .splice.evidence_gates import TwoStateGate as TwoStateGate
 from .splice.gates import AlwaysOpen as AlwaysOpen
 from .splice.gates import FeatureActiveGate as FeatureActiveGate
 from .splice.gates import Gate as Gate

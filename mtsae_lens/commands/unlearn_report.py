@@ -101,6 +101,10 @@ def quality_table(measured: EditResult) -> Table:
     ]
     if measured.gate is not None:
         rows.append(["gate open, forget positions", "higher", "", f"{measured.gate.true_positives.positions:.3f}"])
+        for row in measured.gate.detection:
+            place = f"after {row.after} tokens" if row.after else "where answers begin"
+            name = f"forget contexts recognized {place}, at 1% false positives"
+            rows.append([name, "higher", "0.01", f"{row.rate:.2f} {row.share.ends}"])
         for name, other in measured.gate.others.items():
             rows.append([f"gate open, {name} positions", "lower", "", f"{other.false_positives.positions:.4f}"])
             rows.append([f"AUROC of the gate's score, against {name}", "higher", "0.5", f"{other.by_position[0].auroc:.3f}"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, field_validator
 
@@ -52,6 +52,13 @@ class UnlearnSettings(Settings):
     """Strength of the edit: 0 sets a feature to zero, and more pushes it below zero. Every strength is tried."""
     false_positive_rates: tuple[float | None, ...] = Field((0.01, 0.05), min_length=1)
     """Share of the positions of text to keep at which the gate may open by mistake. `null` is an edit without a gate. Every share is tried."""
+    gate: str = "running_evidence"
+    """Kind of gate to fit, such as `running_evidence`, `two_state_features` or `two_state_activations`."""
+    n_detectors: int = Field(1, gt=0)
+    """Number of detectors of a two-state gate. Give several if the forget text has many parts, such as people."""
+    gate_threshold: Literal["quantile", "conformal"] = "quantile"
+    """Rule for the threshold of the gate. `quantile` counts positions of each text to keep on TUNE. `conformal` counts documents of near text,
+    and guarantees the false-positive rate on new documents of the same kind."""
     scales: tuple[int, ...] = ()
     """Dilation of an MTSAE. If given, only features that the given dilations drive are edited."""
     min_scale_share: float = Field(0.5, gt=0, le=1)
@@ -87,6 +94,13 @@ class UnlearnSettings(Settings):
                 raise ConfigError(f"expected a known score, got {score!r}.{nearest(score, SCORES)}")
         return scores
 
+    @field_validator("gate")
+    @classmethod
+    def _check_gate(cls, gate: str) -> str:
+        from mtsae_lens.unlearning.gate_kinds import GateChoice
+
+        return GateChoice(gate).kind
+
     @field_validator("edits")
     @classmethod
     def _check_edits(cls, edits: tuple[str, ...]) -> tuple[str, ...]:
@@ -99,6 +113,7 @@ class UnlearnSettings(Settings):
     def protocol(self) -> UnlearningSettings:
         """Return the settings of the unlearning protocol."""
         from mtsae_lens.unlearning.candidates import Grid
+        from mtsae_lens.unlearning.gate_kinds import GateChoice
         from mtsae_lens.unlearning.protocol import UnlearningSettings
         from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
 
@@ -119,6 +134,7 @@ class UnlearnSettings(Settings):
             n_random_draws=self.n_random_draws,
             seed=self.seed,
             recovery=RecoverySettings(epsilon=self.epsilon, seed=self.seed) if self.recovery else None,
+            gate=GateChoice(self.gate, self.n_detectors, self.gate_threshold),
         )
 
     def task(self) -> Task:

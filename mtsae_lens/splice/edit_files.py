@@ -12,6 +12,7 @@ import torch
 from pydantic import ValidationError
 from sae_lens import SAE
 
+import mtsae_lens.splice.evidence_gates  # noqa: F401  # registers its gates
 from mtsae_lens.errors import ConfigError, DataError, ModelError, MTSAEWarning
 from mtsae_lens.files import write_json
 from mtsae_lens.splice import error_edits  # noqa: F401  # registers its edits

@@ -30,6 +30,17 @@ class Gate(Serializable, ABC):
     causal: ClassVar[bool] = True
     """Whether the decision at a position never depends on later positions. Only a causal gate can be used in generation."""
 
+    def observe(
+        self, sae_in: Float[Tensor, "batch pos *d_in"], feature_acts: Float[Tensor, "batch pos d_sae"]
+    ) -> Float[Tensor, "batch pos d"]:
+        """Return what `score` and `open_from` read; by default, the feature activations.
+
+        Args:
+            sae_in: the SAE's input, zero at masked positions.
+            feature_acts: the feature activations.
+        """
+        return feature_acts
+
     @abstractmethod
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """Score every position of whole contexts: the higher the score, the more evidence for opening.
@@ -136,10 +147,10 @@ class FeatureActiveGate(Gate):
     features: Int[Tensor, " n"]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _indices(self.features))
+        object.__setattr__(self, "features", gate_indices(self.features))
 
     def __repr__(self) -> str:
-        return f"FeatureActiveGate({_count(self.features)})"
+        return f"FeatureActiveGate({count_of(self.features)})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """Count the features of the gate that fire at each position.
@@ -187,11 +198,11 @@ class SequenceRateGate(ThresholdGate):
     causal = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _indices(self.features))
-        _check_threshold(self.threshold)
+        object.__setattr__(self, "features", gate_indices(self.features))
+        check_threshold(self.threshold)
 
     def __repr__(self) -> str:
-        return f"SequenceRateGate({_count(self.features)}, threshold={self.threshold:.4g})"
+        return f"SequenceRateGate({count_of(self.features)}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """Compute the share of positions where one of the features fires, which is the same at every position of a context.
@@ -247,7 +258,7 @@ class RunningEvidenceGate(ThresholdGate):
     threshold: float
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "features", _indices(self.features))
+        object.__setattr__(self, "features", gate_indices(self.features))
         object.__setattr__(self, "weights", torch.as_tensor(self.weights).float())
         if self.weights.shape != self.features.shape:
             raise ConfigError(
@@ -255,12 +266,12 @@ class RunningEvidenceGate(ThresholdGate):
             )
         if not 0 <= self.decay < 1:
             raise ConfigError(f"expected a decay of at least 0 and less than 1, got {self.decay}; change it")
-        _check_threshold(self.threshold)
+        check_threshold(self.threshold)
         if not bool(self.weights.isfinite().all()):
             raise ConfigError("expected finite weights of a gate, got NaN or infinity; give finite numbers")
 
     def __repr__(self) -> str:
-        return f"RunningEvidenceGate({_count(self.features)}, decay={self.decay:.4g}, threshold={self.threshold:.4g})"
+        return f"RunningEvidenceGate({count_of(self.features)}, decay={self.decay:.4g}, threshold={self.threshold:.4g})"
 
     def score(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos"]:
         """Compute the evidence.
@@ -308,7 +319,15 @@ class RunningEvidenceGate(ThresholdGate):
         return f"where the running evidence of {about} exceeds {self.threshold:.4g} nats"
 
 
-def _indices(features: Tensor) -> Tensor:
+def gate_indices(features: Tensor) -> Tensor:
+    """Return feature indices as a tensor.
+
+    Args:
+        features: indices, in a tensor or list.
+
+    Raises:
+        ConfigError: they are not indices.
+    """
     indices = torch.as_tensor(features)
     if indices.ndim != 1 or indices.is_floating_point() or indices.dtype == torch.bool:
         raise ConfigError(f"expected feature indices for a gate, got {features!r}; give such as torch.tensor([3, 14])")
@@ -319,18 +338,44 @@ def _indices(features: Tensor) -> Tensor:
 
 def _fires(features: Tensor, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Bool[Tensor, "batch pos n"]:
     """Return where each of the features fires, after a check that the SAE has them."""
+    check_width(features, feature_acts)
+    return feature_acts[..., features.to(feature_acts.device)] > 0
+
+
+def check_width(features: Tensor, feature_acts: Float[Tensor, "batch pos d_sae"]) -> None:
+    """Check that the SAE has the features of a gate.
+
+    Args:
+        features: indices of features.
+        feature_acts: the SAE's feature activations.
+
+    Raises:
+        ConfigError: a feature does not exist.
+    """
     if len(features) and int(features.max()) >= feature_acts.shape[-1]:
         raise ConfigError(
             f"expected features of a gate from 0 to {feature_acts.shape[-1] - 1}, got up to {int(features.max())}; give indices of this "
             "SAE's features"
         )
-    return feature_acts[..., features.to(feature_acts.device)] > 0
 
 
-def _check_threshold(threshold: float) -> None:
+def check_threshold(threshold: float) -> None:
+    """Check that a threshold is a number.
+
+    Args:
+        threshold: the threshold.
+
+    Raises:
+        ConfigError: it is NaN.
+    """
     if math.isnan(threshold):  # infinity is a gate that never opens
         raise ConfigError("expected a number as threshold of a gate, got NaN; change it")
 
 
-def _count(features: Tensor) -> str:
+def count_of(features: Tensor) -> str:
+    """Return a number of features in words.
+
+    Args:
+        features: indices of features.
+    """
     return f"{len(features)} feature{'s' * (len(features) != 1)}"

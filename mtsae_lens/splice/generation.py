@@ -91,7 +91,8 @@ class StreamingEdit:
             self._past = self._gate_state = None
         masked = self._masked_of(h)
         earlier, feature_acts = self._encode(h, masked)
-        open_at, self._gate_state = self.edit.gate.open_from(feature_acts, self._gate_state)
+        observed = self.edit.gate.observe(zero_rows(self.splice.as_sae_input(h), masked), feature_acts)
+        open_at, self._gate_state = self.edit.gate.open_from(observed, self._gate_state)
         return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked, earlier if self._remembers else None)
 
     def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:

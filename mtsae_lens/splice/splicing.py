@@ -20,22 +20,23 @@ from mtsae_lens.splice.sae_state import SAEState
 
 
 def open_positions(
-    feature_acts: Float[Tensor, "batch pos d_sae"], edits: Sequence[Edit], masked: Bool[Tensor, "batch pos"] | None = None
+    sae_state: SAEState, edits: Sequence[Edit], masked: Bool[Tensor, "batch pos"] | None = None
 ) -> list[Bool[Tensor, "batch pos"]]:
     """Find where each of several edits applies.
 
     Edits often share a gate, and a gate runs through the positions one by one, so each gate is evaluated once.
 
     Args:
-        feature_acts: feature activations of whole contexts.
+        sae_state: input and features of the SAE, of whole contexts.
         edits: the edits.
-        masked: positions where no edit applies; None for no such position.
+        masked: positions where no edit applies, and which no gate reads; None for no such position.
 
     Returns:
         For each edit, True where it applies.
     """
     gates = {id(edit.gate): edit.gate for edit in edits}
-    opened = {key: gate.open_from(feature_acts, None)[0] for key, gate in gates.items()}
+    sae_in = sae_state.sae_in if masked is None else zero_rows(sae_state.sae_in, masked)
+    opened = {key: gate.open_from(gate.observe(sae_in, sae_state.feature_acts), None)[0] for key, gate in gates.items()}
     if masked is not None:
         opened = {key: open_at & ~masked.to(open_at.device) for key, open_at in opened.items()}
     return [opened[id(edit.gate)] for edit in edits]
@@ -118,7 +119,7 @@ class Splice:
             The edited activations, in the shape and dtype of `h`.
         """
         feature_acts = self.feature_acts(h, masked)
-        (open_at,) = open_positions(feature_acts, [edit], masked)
+        (open_at,) = open_positions(self.sae_state(h, feature_acts), [edit], masked)
         return self.apply_edit(h, feature_acts, edit, open_at if where is None else open_at & where.to(h.device))
 
     def apply_edit(

@@ -10,13 +10,16 @@ from itertools import product
 from jaxtyping import Float
 from torch import Tensor
 
+from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, Edit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import AlwaysOpen, Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.conformal import apart, conformal_thresholds_at
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
-from mtsae_lens.unlearning.gating import fit_gate, thresholds_at
+from mtsae_lens.unlearning.gate_kinds import GateChoice
+from mtsae_lens.unlearning.gating import thresholds_at
 from mtsae_lens.unlearning.selection.error_directions import error_directions
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import ranking
@@ -69,24 +72,39 @@ class Grid:
                 )
 
 
-def fit_gates(lm: HookedLM, task: Task, rates: Sequence[float | None]) -> dict[float | None, Gate]:
+def fit_gates(
+    lm: HookedLM, task: Task, rates: Sequence[float | None], choice: GateChoice | None = None
+) -> dict[float | None, Gate]:
     """Fit one gate on SELECT, and set its threshold on TUNE for each false-positive rate.
 
     Args:
         lm: the model with its SAE.
         task: the corpora.
         rates: false-positive rates between 0 and 1; None stands for no gate.
+        choice: which gate is fitted, and how its threshold is set; None for the default. A conformal threshold is set on near text, or on
+            far text if there is no near text.
 
     Returns:
         One gate per rate.
+
+    Raises:
+        DataError: there are too few documents for a conformal threshold.
     """
+    choice = choice or GateChoice()
     gated = [rate for rate in rates if rate is not None]
     gates: dict[float | None, Gate] = {None: AlwaysOpen()} if None in rates else {}
     if gated:
         retain = list(task.tables("select", lm.cutter, SPARED).values())
-        gate = fit_gate(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
-        held_out = list(task.tables("tune", lm.cutter, SPARED).values())
-        gates |= dict(zip(gated, thresholds_at(lm, gate, held_out, gated), strict=True))
+        calibration: list[TokenTable] = []
+        if choice.threshold == "conformal":
+            near = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",))
+            retain, calibration = apart(retain, list(near.values()))
+        gate = choice.fit(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
+        if choice.threshold == "conformal":
+            fitted = conformal_thresholds_at(lm, gate, calibration, gated)
+        else:
+            fitted = thresholds_at(lm, gate, list(task.tables("tune", lm.cutter, SPARED).values()), gated)
+        gates |= dict(zip(gated, fitted, strict=True))
     return gates
 
 

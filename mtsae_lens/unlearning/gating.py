@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
@@ -62,7 +62,7 @@ def fit_gate(
     rows = torch.cat([c[:, common] for c in counts])
     weight = torch.cat([torch.full((len(c),), share / len(c)) for c, share in zip(counts, _shares(len(retain)), strict=True)])
     is_forget = torch.arange(len(rows)) < len(counts[0])
-    weights, bias = _logistic_regression(rows, is_forget.float(), weight, penalty)
+    weights, bias = logistic_regression(rows, is_forget.float(), weight, penalty)
     kept = weights.abs() > 1e-4 * weights.abs().max()
     return RunningEvidenceGate(common[kept].cpu(), weights[kept].cpu(), decay, threshold=-float(bias))
 
@@ -73,10 +73,17 @@ def _shares(n_retain: int) -> list[float]:
 
 def _decayed_counts(lm: HookedLM, table: TokenTable, decay: float, generator: torch.Generator) -> Float[Tensor, "n d_sae"]:
     """Return the decayed firing counts of every feature at sampled positions."""
-    return torch.cat([_counts_of_batch(lm, tokens, at, decay) for tokens, at in _sampled(lm, table, generator)])
+    return torch.cat([_counts_of_batch(lm, tokens, at, decay) for tokens, at in sampled(lm, table, generator)])
 
 
-def _sampled(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> Iterator[tuple[Tensor, Bool[Tensor, "batch pos"]]]:
+def sampled(lm: HookedLM, table: TokenTable, generator: torch.Generator) -> Iterator[tuple[Tensor, Bool[Tensor, "batch pos"]]]:
+    """Yield the contexts of a corpus in batches, with the positions that a gate is fitted or calibrated at.
+
+    Args:
+        lm: the model with its SAE.
+        table: the contexts.
+        generator: draws positions of text; of a question, the position where the answer begins is used.
+    """
     for tokens, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
         if table.answers is None:
             chance = SAMPLES_PER_CONTEXT / tokens.shape[1]
@@ -97,9 +104,20 @@ def _counts_of_batch(lm: HookedLM, tokens: Tensor, at: Bool[Tensor, "batch pos"]
     return torch.cat(rows)
 
 
-def _logistic_regression(
+def logistic_regression(
     rows: Float[Tensor, "n feature"], labels: Float[Tensor, " n"], weight: Float[Tensor, " n"], penalty: float
 ) -> tuple[Float[Tensor, " feature"], Float[Tensor, ""]]:
+    """Fit a logistic regression with weighted rows.
+
+    Args:
+        rows: inputs.
+        labels: 1 or 0.
+        weight: weight of each row.
+        penalty: weight of the squared weights.
+
+    Returns:
+        Weights and bias.
+    """
     weights = torch.zeros(rows.shape[1], requires_grad=True, device=rows.device)
     bias = torch.zeros((), requires_grad=True, device=rows.device)
     labels, weight = labels.to(rows.device), weight.to(rows.device)
@@ -151,7 +169,19 @@ def thresholds_at(
 def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:
     generator = torch.Generator().manual_seed(0)
     every = [
-        gate.score(lm.feature_acts(tokens))[~lm.masked(tokens) if table.answers is None else at]
-        for tokens, at in _sampled(lm, table, generator)
+        gate.score(observe(lm, gate, tokens))[~lm.masked(tokens) if table.answers is None else at]
+        for tokens, at in sampled(lm, table, generator)
     ]
     return torch.cat(every)
+
+
+def observe(lm: HookedLM, gate: Gate, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d"]:
+    """Compute what a gate reads in contexts of tokens.
+
+    Args:
+        lm: the model with its SAE.
+        gate: the gate.
+        tokens: the contexts.
+    """
+    h = lm.activations(tokens)
+    return gate.observe(lm.sae_input(tokens, h), lm.feature_acts(tokens, h))

@@ -30,6 +30,7 @@ from mtsae_lens.unlearning.changes import (
     summarize_edit,
     summarize_effect,
 )
+from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
 from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery, measure_controls
 from mtsae_lens.unlearning.recovery.hardening import choose_hardened
@@ -58,6 +59,7 @@ class UnlearningSettings:
     seed: int = 0
     recovery: RecoverySettings | None = None
     """How the chosen edit is attacked with perturbations at the hook; None leaves the attack out."""
+    gate: GateChoice = field(default_factory=GateChoice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +99,7 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: An
     Raises:
         DataError: no feature prefers the forget text, or no setting stays within the budgets.
     """
-    gates = fit_gates(lm, task, settings.grid.false_positive_rates)
+    gates = fit_gates(lm, task, settings.grid.false_positive_rates, settings.gate)
     evidence = gather_evidence(lm, task)
     if None not in settings.grid.false_positive_rates:
         evidence = evidence.without_near()  # a gate spares near text better than the choice of features does

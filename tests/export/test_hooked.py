@@ -24,12 +24,15 @@ from mtsae_lens.export.standalone import attach, load_edited
 from mtsae_lens.splice.edit_files import load_edit
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 ATOL = 1e-4
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 RUNNING = RunningEvidenceGate(torch.arange(24), torch.linspace(0.5, 1.5, 24), decay=0.8, threshold=11.0)
+NONE, RAW = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32)[None]
+TWO_WEIGHTS = torch.linspace(-0.5, 0.9, 48).view(2, 24)
 ACTIVE = FeatureActiveGate(torch.arange(6))
 DIRECTIONS = orthonormal_rows(torch.randn(3, 32, generator=torch.Generator().manual_seed(2)))
 EDITS: dict[str, Edit] = {
@@ -38,6 +41,17 @@ EDITS: dict[str, Edit] = {
     "clamp_fires": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "fires", ACTIVE),
     "clamp_any": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "any_fires"),
     "clamp_everywhere": FeatureClamp((1, 5, 9), (-3.0, 2.0, -4.0), "everywhere", RUNNING),
+    "features_two_state": FeatureEdit(
+        tuple(range(40)),
+        2.0,
+        TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+    ),
+    "activations_two_state": FeatureEdit(
+        tuple(range(40)), 2.0, TwoStateGate("activations", NONE, RAW, torch.tensor([0.1]), 0.0, 0.1, 0.2)
+    ),
+    "activations_mean": FeatureEdit(
+        tuple(range(40)), 2.0, DecayedMeanGate("activations", NONE, RAW, torch.tensor([0.1]), 0.0, 0.8)
+    ),
     "directions": DirectionEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
     "error": ErrorEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
     "combined": CombinedEdit(
@@ -49,6 +63,7 @@ EDITS: dict[str, Edit] = {
         RUNNING,
     ),
 }
+STATEFUL = ("features_running", "features_two_state", "activations_two_state", "activations_mean")
 RELU = {"activation": "relu", "scale_norm": "none", "apply_b_dec_to_input": False}
 CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
     *(("neox", "blocks.0.hook_resid_post", "mtsae", {}, edit) for edit in EDITS),
@@ -63,6 +78,7 @@ CASES: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("neox", "blocks.0.hook_resid_pre", "mtsae", RELU, "error"),
     ("neox", "blocks.0.hook_resid_post", "jumprelu", {}, "features"),
     ("llama", "blocks.0.hook_resid_post", "mtsae", {}, "features_running"),
+    ("llama", "blocks.1.hook_resid_pre", "topk", {}, "activations_two_state"),
     ("llama", "blocks.1.hook_resid_pre", "topk", {}, "features"),
     ("gpt2", "blocks.0.hook_resid_post", "mtsae", {}, "features"),
     ("gpt2", "blocks.0.hook_resid_pre", "jumprelu", {}, "features"),
@@ -151,8 +167,9 @@ def test_every_setting_of_the_hook_counts(name: str, value: Any, exported: Calla
     assert log_prob_difference(load_edited(folder), lm, edit, tokens) > 100 * ATOL
 
 
-def test_token_by_token_is_the_whole_text(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
-    _, _, model = exported()
+@pytest.mark.parametrize("name", STATEFUL)
+def test_token_by_token_is_the_whole_text(name: str, exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    _, _, model = exported(edit=EDITS[name])
     whole, cache, pieces = log_probs(model, tokens), None, []
     with torch.no_grad():
         for part in (tokens[:, :5], *tokens[:, 5:].split(1, dim=1)):
@@ -183,8 +200,9 @@ def test_a_cache_that_was_copied_goes_on_and_one_that_was_cut_or_made_elsewhere_
     torch.testing.assert_close(log_probs(model, tokens), log_probs(load_edited(folder), tokens))
 
 
-def test_beams_take_along_what_was_read(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
-    _, _, model = exported()
+@pytest.mark.parametrize("name", STATEFUL)
+def test_beams_take_along_what_was_read(name: str, exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    _, _, model = exported(edit=EDITS[name])
     prompts = tokens[:, :9]
     options = {"attention_mask": torch.ones_like(prompts), "num_beams": 4, **GREEDY}
     cached, read_anew = (model.generate(prompts, use_cache=cache, **options) for cache in (True, False))

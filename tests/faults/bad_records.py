@@ -21,6 +21,7 @@ from faults.workplace import D_SAE, Workplace
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.evidence_gates import TwoStateGate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
@@ -40,6 +41,7 @@ def _edits(lm: HookedLM) -> Iterator[Edit]:
         FeatureActiveGate(some),
         SequenceRateGate(some, 0.1),
         RunningEvidenceGate(some, torch.tensor([0.5, 0.7]), 0.9, 0.1),
+        TwoStateGate("features", some, torch.tensor([[0.5, 0.7]]), torch.tensor([-0.5]), 0.1, 0.05, 0.1),
     ]
     directions, center = orthonormal_rows(lm.sae.W_dec[:2].detach()), torch.zeros(lm.sae.cfg.d_in)
     for gate in gates:

@@ -22,6 +22,7 @@ from mtsae_lens.splice import model_identity
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import identify
@@ -59,6 +60,10 @@ GATES: dict[str, Gate] = {
     "active": FeatureActiveGate(torch.arange(0, 32, 3)),
     "rate": SequenceRateGate(torch.arange(0, 32, 5), 0.3),
     "running": RunningEvidenceGate(torch.arange(16), torch.linspace(-0.3, 1 / 3, 16), 0.9, 0.1),
+    "two_state": TwoStateGate(
+        "features", torch.arange(16), torch.linspace(-0.3, 1 / 3, 16)[None], torch.tensor([1 / 7]), 0.1, 1 / 30, 0.2
+    ),
+    "mean": DecayedMeanGate("activations", torch.arange(0), torch.linspace(-1, 1, 32)[None], torch.tensor([1 / 7]), 0.1, 0.9),
 }
 
 

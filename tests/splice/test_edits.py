@@ -213,7 +213,7 @@ def test_edits_that_share_a_gate_ask_it_once() -> None:
     edits = [FeatureEdit((0,), m, gate) for m in (1.0, 2.0)] + [
         FeatureEdit((0,), 1.0, SequenceRateGate(torch.tensor([1]), 0.5))
     ]
-    one, two, other = open_positions(ACTS, edits, masked)
+    one, two, other = open_positions(SAEState(random_splice().sae, torch.zeros(1, 3, 8), ACTS), edits, masked)
     assert Counting.calls == 1
     assert one.tolist() == two.tolist() == [[False, True, True]]
     assert other.tolist() == [[False, False, False]]

@@ -12,6 +12,7 @@ from torch import Tensor
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.splicing import Splice
@@ -22,8 +23,10 @@ GATES: dict[str, Gate] = {
     "active": FeatureActiveGate(FEATURES),
     "rate": SequenceRateGate(FEATURES, 0.55),
     "running": RunningEvidenceGate(FEATURES, torch.tensor([1.0, -0.5, 2.0]), 0.8, 1.5),
+    "two_state": TwoStateGate("features", FEATURES, torch.tensor([[1.0, -0.5, 2.0]]), torch.tensor([-0.4]), -0.6, 0.1, 0.2),
+    "mean": DecayedMeanGate("features", FEATURES, torch.tensor([[1.0, -0.5, 2.0]]), torch.tensor([-0.4]), 0.5, 0.8),
 }
-THRESHOLDS = {"always": -1.0, "active": 0.0, "rate": 0.55, "running": 1.5}
+THRESHOLDS = {"always": -1.0, "active": 0.0, "rate": 0.55, "running": 1.5, "two_state": -0.6, "mean": 0.5}
 CAUSAL = [name for name, gate in GATES.items() if gate.causal]
 
 
@@ -121,12 +124,12 @@ def test_pieces_with_the_state_are_the_whole(name: str) -> None:
         opened, state = gate.open_from(piece, state)
         pieces.append(opened)
     assert torch.equal(torch.cat(pieces, dim=1), whole)
-    if name == "running":
+    if name in ("running", "two_state", "mean"):
         forgetful = [gate.open_from(piece, None)[0] for piece in feature_acts.split(1, dim=1)]
         assert not torch.equal(torch.cat(forgetful, dim=1), whole)
 
 
-@pytest.mark.parametrize("name", ["rate", "running", "active"])
+@pytest.mark.parametrize("name", ["rate", "running", "active", "two_state", "mean"])
 def test_a_context_is_judged_alone(name: str) -> None:
     gate, feature_acts = GATES[name], acts()
     apart = torch.cat([gate.open_from(one, None)[0] for one in feature_acts.split(1)])

@@ -18,6 +18,7 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -46,10 +47,15 @@ def prompts(model: Any, n_positions: int) -> torch.Tensor:
     return tokens
 
 
+TWO_WEIGHTS = torch.linspace(-0.5, 0.9, 48).view(2, 24)
 GATES: dict[str, Gate] = {
     "always": AlwaysOpen(),
     "running": RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=11.0),
     "active": FeatureActiveGate(torch.arange(0, 48, 12)),
+    "two_state": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+    "mean": DecayedMeanGate(
+        "activations", torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32)[None], torch.zeros(1), 0.0, 0.8
+    ),
 }
 
 

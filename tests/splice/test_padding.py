@@ -24,6 +24,7 @@ from mtsae_lens.exploration.model_attribution import attribute_to_tokens
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.splice.edits import FeatureEdit
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
@@ -32,6 +33,7 @@ from mtsae_lens.unlearning.finetuning.losses import context_nll
 from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits, max_identity_error, measure_edits, measure_model
 
 LENGTHS = (11, 6, 3)
+TWO_WEIGHTS = torch.linspace(-0.5, 0.9, 48).view(2, 24)
 EDIT = FeatureEdit(tuple(range(48)), 3.0, RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=4.0))
 GREEDY = {"max_new_tokens": 8, "do_sample": False, "stop_at_eos": False}
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}
@@ -99,6 +101,25 @@ def padded(rows: Sequence[torch.Tensor], pad: int = 0) -> torch.Tensor:
 
 def table(tokens: torch.Tensor, name: str = "prompts") -> TokenTable:
     return TokenTable(name, tokens, tuple(f"document {row}" for row in range(len(tokens))))
+
+
+@pytest.mark.parametrize("kind", ["features", "activations", "mean"])
+@pytest.mark.parametrize("cache", [True, False])
+def test_a_gate_of_evidence_reads_a_padded_prompt_as_if_alone(lm_of: Callable[..., HookedLM], kind: str, cache: bool) -> None:
+    lm, alone = lm_of("neox"), prompts()
+    none, raw = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, lm.sae.cfg.d_in)[None]
+    gate = {
+        "features": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+        "activations": TwoStateGate("activations", none, raw, torch.tensor([0.1]), 0.5, 0.1, 0.2),
+        "mean": DecayedMeanGate("activations", none, raw, torch.zeros(1), 0.0, 0.8),
+    }[kind]
+    edit, tokens, options = FeatureEdit(tuple(range(48)), 3.0, gate), padded(alone), GREEDY | {"use_past_kv_cache": cache}
+    written, effect = lm.generate(tokens, edit, **options), measure_edits(lm, table(tokens), [edit])[0]
+    assert 0 < effect.gate_open < 1
+    for row, (text, prompt) in enumerate(zip(written, alone, strict=True)):
+        assert torch.equal(text[tokens.shape[1] - prompt.shape[1] :], lm.generate(prompt, edit, **options)[0])
+        assert_close(effect.nll_edited[row], measure_edits(lm, table(prompt), [edit])[0].nll_edited[0], atol=1e-4, rtol=1e-4)
+    assert not torch.equal(written, lm.generate(tokens, None, **options))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -18,6 +18,7 @@ from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.export.card import describe_edit
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edits import EDITS, DirectionEdit, Edit, FeatureClamp, FeatureEdit, register_edit
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import (
     GATES,
     AlwaysOpen,
@@ -92,6 +93,8 @@ SOME: list[Edit | Gate] = [
     DirectionEdit(torch.eye(3), torch.zeros(3), 1.0, SequenceRateGate(INDICES, 0.1)),
     AlwaysOpen(),
     many_fire(),
+    TwoStateGate("features", INDICES, torch.tensor([[0.5, 1.0]]), torch.tensor([0.5]), 0.25, 0.1, 0.2),
+    DecayedMeanGate("activations", INDICES[:0], torch.tensor([[0.5, 1.0]]), torch.tensor([0.5]), 0.25, 0.9),
 ]
 
 

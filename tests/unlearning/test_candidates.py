@@ -12,7 +12,7 @@ import torch
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
-from mtsae_lens.unlearning import candidates as module
+from mtsae_lens.unlearning import gate_kinds
 from mtsae_lens.unlearning.candidates import (
     Grid,
     direction_candidates,
@@ -133,8 +133,8 @@ def test_gates_are_those_of_the_rates(rates: tuple[Any, ...], lm: Any, task: Tas
 
 def test_the_gate_is_fitted_with_the_seed_of_the_task(lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
     seeds = []
-    original = module.fit_gate
-    monkeypatch.setattr(module, "fit_gate", lambda *args, seed: seeds.append(seed) or original(*args, seed=seed))
+    original = gate_kinds.fit_gate
+    monkeypatch.setattr(gate_kinds, "fit_gate", lambda *args, seed: seeds.append(seed) or original(*args, seed=seed))
     fit_gates(lm, Task(task.corpora, 4, seed=7), (0.1,))
     assert seeds == [7]
 

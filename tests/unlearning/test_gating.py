@@ -79,7 +79,7 @@ def test_the_regression_is_the_minimum_that_scipy_finds(penalty: float) -> None:
     rows = torch.rand(60, 4, generator=generator) * 2
     labels = (rows[:, 0] - rows[:, 1] + torch.randn(60, generator=generator) > 0).float()
     weight = torch.rand(60, generator=generator) / 60
-    weights, bias = gating._logistic_regression(rows, labels, weight, penalty)
+    weights, bias = gating.logistic_regression(rows, labels, weight, penalty)
     expected = by_hand(*(value.double().numpy() for value in (rows, labels, weight)), penalty)
     np.testing.assert_allclose([*weights.tolist(), float(bias)], expected, atol=2e-3)
 
@@ -106,7 +106,7 @@ def test_the_gate_of_questions_is_fitted_where_their_answers_begin(lm: Any, text
 
 def test_real_questions_are_sampled_at_the_token_before_the_answer(lm: Any) -> None:
     table = read_questions("facts:forget:known", "select", lm.cutter, 10)
-    sampled = list(gating._sampled(lm, table, torch.Generator()))
+    sampled = list(gating.sampled(lm, table, torch.Generator()))
     at = torch.cat([where for _, where in sampled])
     assert torch.cat([tokens for tokens, _ in sampled]).equal(table.tokens)
     assert table.answers is not None
@@ -117,7 +117,7 @@ def test_real_questions_are_sampled_at_the_token_before_the_answer(lm: Any) -> N
 def test_text_is_sampled_at_random_places_that_are_not_masked(lm: Any, text_file: Path) -> None:
     table = text(lm, text_file, "select", 16)
     table.tokens[:, 10:14] = 0
-    at = torch.cat([where for _, where in gating._sampled(lm, table, torch.Generator().manual_seed(0))])
+    at = torch.cat([where for _, where in gating.sampled(lm, table, torch.Generator().manual_seed(0))])
     assert not at[:, 10:14].any()
     assert not at[:, 0].any()
     assert 0.8 * gating.SAMPLES_PER_CONTEXT * 27 / 32 < at.sum() / 16 < 1.2 * gating.SAMPLES_PER_CONTEXT * 27 / 32

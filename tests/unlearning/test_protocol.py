@@ -52,7 +52,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Any:
     def call(rows: Rows, gap: float | None = None, **settings: Any) -> Any:
         grid = Grid(n_features=(1, 2, 3), multipliers=(1.0, 2.0), false_positive_rates=(None,))
         monkeypatch.setattr(Task, "table", lambda self, source, split, cutter: None)
-        monkeypatch.setattr(protocol, "fit_gates", lambda lm, task, rates: {None: AlwaysOpen()})
+        monkeypatch.setattr(protocol, "fit_gates", lambda lm, task, rates, choice: {None: AlwaysOpen()})
         monkeypatch.setattr(protocol, "rankings", lambda *args, **kwargs: {"frequency_ratio": RANKED})
         monkeypatch.setattr(protocol, "measure_model", lambda *args: SimpleNamespace(nll_delta=gap))
 

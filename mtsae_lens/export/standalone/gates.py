@@ -1,4 +1,4 @@
-"""Decide where an edit acts, from the features of the new positions."""
+"""Decide where an edit acts, from the features and the activations of the new positions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def always_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor) -> Tensor:
+def always_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
     """Return True everywhere.
 
     Args:
@@ -17,11 +17,12 @@ def always_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[s
         tensors: the lists of the gate as tensors, by name.
         state: what the gate keeps between calls; a gate adds its own entries.
         e: feature activations, `(batch, pos, d_sae)`.
+        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
     """
     return torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
 
 
-def feature_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor) -> Tensor:
+def feature_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
     """Return True where one of the gate's features fires.
 
     Args:
@@ -29,11 +30,12 @@ def feature_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[
         tensors: the lists of the gate as tensors, by name.
         state: what the gate keeps between calls; a gate adds its own entries.
         e: feature activations, `(batch, pos, d_sae)`.
+        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
     """
     return (e[..., gate["features"]] > 0).any(dim=-1)
 
 
-def evidence_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor) -> Tensor:
+def evidence_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
     """Return True where a decaying sum of the weights of the features that fired exceeds the threshold.
 
     Args:
@@ -41,6 +43,7 @@ def evidence_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict
         tensors: the lists of the gate as tensors, by name.
         state: what the gate keeps between calls; a gate adds its own entries.
         e: feature activations, `(batch, pos, d_sae)`.
+        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
     """
     step = (e[..., gate["features"]] > 0).float() @ tensors["weights"]
     running, evidence = state.get("evidence", torch.zeros_like(step[:, 0])), []
@@ -51,9 +54,71 @@ def evidence_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict
     return torch.stack(evidence, dim=1) > gate["threshold"]
 
 
-GATES: dict[str, Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor], Tensor], Tensor]] = {
+def two_state_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
+    """Return True where the log odds of a two-state filter exceed the threshold.
+
+    Args:
+        gate: the gate in `edit.json`.
+        tensors: the lists of the gate as tensors, by name.
+        state: what the gate keeps between calls; a gate adds its own entries.
+        e: feature activations, `(batch, pos, d_sae)`.
+        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
+    """
+    evidence, is_step = evidence_steps(gate, tensors, e, h)
+    opening, closing = evidence.new_tensor(gate["opening"]), evidence.new_tensor(gate["closing"])
+    running = state.get("log_odds", (opening.log() - closing.log()).expand(len(evidence)))
+    log_odds = []
+    for position in range(evidence.shape[1]):
+        predicted = opening + (1 - opening - closing) * torch.sigmoid(running)
+        updated = predicted.log() - (-predicted).log1p() + evidence[:, position]
+        running = torch.where(is_step[:, position], updated, running)
+        log_odds.append(running)
+    state["log_odds"] = running
+    return torch.stack(log_odds, dim=1) > gate["threshold"]
+
+
+def decayed_mean_opens(
+    gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor
+) -> Tensor:
+    """Return True where the decayed mean of the evidence exceeds the threshold.
+
+    Args:
+        gate: the gate in `edit.json`.
+        tensors: the lists of the gate as tensors, by name.
+        state: what the gate keeps between calls; a gate adds its own entries.
+        e: feature activations, `(batch, pos, d_sae)`.
+        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
+    """
+    evidence, is_step = evidence_steps(gate, tensors, e, h)
+    counts = torch.stack([torch.where(is_step, evidence, 0.0), is_step.to(evidence.dtype)], dim=-1)
+    running, means = state.get("mean", torch.zeros_like(counts[:, 0])), []
+    for position in range(evidence.shape[1]):
+        running = torch.where(is_step[:, position, None], gate["decay"] * running + counts[:, position], running)
+        means.append(running[:, 0] / running[:, 1].clamp(min=1e-9))
+    state["mean"] = running
+    return torch.stack(means, dim=1) > gate["threshold"]
+
+
+def evidence_steps(gate: dict[str, Any], tensors: dict[str, Tensor], e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """Return `log sum_k exp(w_k . phi_t + c_k)` at each position, and False where nothing is read (special tokens, padding).
+
+    Args:
+        gate: the gate in `edit.json`.
+        tensors: the lists of the gate as tensors, by name.
+        e: feature activations, `(batch, pos, d_sae)`.
+        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
+    """
+    observed = e if gate["reads"] == "features" else h
+    phi = observed[..., gate["features"]] if gate["reads"] == "features" else observed
+    each = phi @ tensors["weights"].T + tensors["bias"]
+    return each.logsumexp(dim=-1), (observed != 0).any(dim=-1)
+
+
+GATES: dict[str, Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], Tensor]] = {
     "always": always_opens,
     "feature_active": feature_opens,
     "running_evidence": evidence_opens,
+    "two_state": two_state_opens,
+    "decayed_mean": decayed_mean_opens,
 }
-"""Gates by `kind`: functions of the features of the new positions that return where the gate is open, `(batch, pos)`."""
+"""Gates by `kind`: functions of the features and activations of the new positions that return where the gate is open, `(batch, pos)`."""

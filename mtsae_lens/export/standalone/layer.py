@@ -136,7 +136,8 @@ class EditedLayer:
         self._move_to(h.device)
         masked = self.masked.to(h.device)
         e = self.features(h.float(), masked)
-        open_at = GATES[self.gate["kind"]](self.gate, self.gate_tensors, self.state, e) & ~masked
+        read = h.float().masked_fill(masked.unsqueeze(-1), 0.0)
+        open_at = GATES[self.gate["kind"]](self.gate, self.gate_tensors, self.state, e, read) & ~masked
         tensors = self.edit_tensors | {"W_dec": self.weights["W_dec"], "b_dec": self.weights["b_dec"]}
         delta = EDITS[self.edit["kind"]](self.edit, tensors, h.float(), e)
         self.state["n_seen"] = self.state.get("n_seen", torch.tensor(0)) + h.shape[1]

@@ -196,7 +196,7 @@ def _run_edits(
         clean = CleanPredictions.of(batch, lm.lazy_logits_from(tokens, h))
         unchanged = compare(clean, None)
         sae_state = lm.splice.sae_state(h, feature_acts)
-        for index, (edit, opened) in enumerate(zip(edits, open_positions(feature_acts, edits, masked), strict=True)):
+        for index, (edit, opened) in enumerate(zip(edits, open_positions(sae_state, edits, masked), strict=True)):
             open_at = opened & _before(counted) if answers_only else opened
             n_open[index] += int(open_at.sum())
             compared = unchanged.clone()

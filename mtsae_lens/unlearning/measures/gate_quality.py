@@ -17,7 +17,9 @@ from mtsae_lens.progress import track
 from mtsae_lens.records import Interval, Record
 from mtsae_lens.splice.gates import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.gating import observe
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
+from mtsae_lens.unlearning.measures.detection import Detection, Scores, detection
 
 AFTER_POSITIONS = (0, 8, 32)  # from the start of a context, after a phrase, after one or two sentences
 
@@ -89,6 +91,8 @@ class GateQuality(Record):
     forget: str
     true_positives: OpenShare
     others: dict[str, GateSeparation]
+    detection: tuple[Detection, ...] = ()
+    """How soon it recognizes the forget text; empty in older records, and if no other corpus is of the same kind."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,9 +139,10 @@ def measure_gate(
         DataError: a corpus has no unmasked position.
     """
     positive = _scored(lm, gate, forget)
-    separations = {}
+    separations, scores = {}, {}
     for name, table in others.items():
         negative = _scored(lm, gate, table)
+        scores[name] = Scores(negative.score, negative.kept, table)
         by_position = tuple(
             PositionAUROC(first, auroc(ours, theirs), len(ours), len(theirs))
             for first in after
@@ -145,16 +150,18 @@ def measure_gate(
         )
         by_context = auroc(positive.highest, negative.highest)
         separations[name] = GateSeparation(by_position, by_context, _open_share(negative, seed))
-    return GateQuality(forget.corpus, _open_share(positive, seed), separations)
+    comparable = any((table.answers is None) == (forget.answers is None) for table in others.values())
+    found = detection(Scores(positive.score, positive.kept, forget), scores, seed=seed) if comparable else ()
+    return GateQuality(forget.corpus, _open_share(positive, seed), separations, found)
 
 
 @torch.no_grad()
 def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
     score, opened, kept = [], [], []
     for tokens in track(lm.batches(table), f"measuring the gate on {table.corpus}", "batch"):
-        feature_acts = lm.feature_acts(tokens)
-        score.append(gate.score(feature_acts).cpu().double())
-        opened.append(gate.open_from(feature_acts, None)[0].cpu())
+        observed = observe(lm, gate, tokens)
+        score.append(gate.score(observed).cpu().double())
+        opened.append(gate.open_from(observed, None)[0].cpu())
         kept.append(~lm.masked(tokens).cpu())
     scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.pieces)
     if not scored.kept.any():

@@ -1,0 +1,297 @@
+"""Fit the gates that accumulate evidence on SELECT text: a two-state filter, and a probe with a decayed mean."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits, pad
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.progress import track
+from mtsae_lens.splice.evidence_gates import DecayedMeanGate, Source, TwoStateGate, decayed_mean, evidence_of, filter_two_states
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.gating import logistic_regression
+
+MAX_POSITIONS = 48  # of each context: a gate has to be sure early, and the filter carries on from there
+MAX_FEATURES = 256
+WINDOW = 4
+TOP_WINDOWS = 4
+VARIANCE_WEIGHT = 0.1
+_N_FORGET, _N_RETAIN = 64, 128  # contexts per step
+N_STEPS = 800  # detectors of single people are found only after about 400 steps
+_LEARNING_RATE = 0.02
+_SMALLEST_STD = 1e-3
+
+Loss = Literal["windows", "positions"]
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What a gate would read in the contexts of one corpus.
+
+    Args:
+        rows: features or activations, zero where nothing is read.
+        is_step: False where nothing is read.
+        at: the position at which each context is judged; None to judge it everywhere.
+    """
+
+    rows: Float[Tensor, "context pos d"]
+    is_step: Bool[Tensor, "context pos"]
+    at: Int[Tensor, " context"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def padded(self, length: int) -> Observed:
+        """Return the same contexts, padded on the right with positions where nothing is read.
+
+        Args:
+            length: number of positions.
+        """
+        n_more = length - self.rows.shape[1]
+        return replace(self, rows=pad(self.rows, (0, 0, 0, n_more)), is_step=pad(self.is_step, (0, n_more)))
+
+
+Read = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d"]]
+
+
+def reader(lm: HookedLM, reads: Source) -> Read:
+    """Return the function from tokens to what a gate reads.
+
+    Args:
+        lm: the model with its SAE.
+        reads: features, or activations at the hook.
+    """
+    if reads == "features":
+        return lm.feature_acts
+    return lambda tokens: lm.sae_input(tokens).flatten(2)
+
+
+@torch.no_grad()
+def observe_table(lm: HookedLM, table: TokenTable, read: Read, max_positions: int | None = MAX_POSITIONS) -> Observed:
+    """Read the contexts of a corpus. Questions are judged where their answer begins, other text at every position.
+
+    Args:
+        lm: the model with its SAE.
+        table: the contexts.
+        read: what is read (`reader`).
+        max_positions: number of positions to read in each context of text; None for all.
+    """
+    rows, is_step, at = [], [], []
+    for whole, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
+        tokens = whole if table.answers is not None else whole[:, :max_positions]
+        kept = ~lm.masked(tokens)
+        rows.append(read(tokens).masked_fill(~kept.unsqueeze(-1), 0.0).float())
+        is_step.append(kept)
+        at.append(counted.float().argmax(dim=1))
+    return Observed(torch.cat(rows), torch.cat(is_step), None if table.answers is None else torch.cat(at))
+
+
+def window_scores(
+    log_odds: Float[Tensor, "context pos"], is_step: Bool[Tensor, "context pos"], width: int = WINDOW, n_top: int = TOP_WINDOWS
+) -> tuple[Float[Tensor, " context"], Float[Tensor, " context"]]:
+    """Compute the mean and the variance of the highest window means of each context (SC-TopK, arXiv 2604.14865).
+
+    Args:
+        log_odds: log odds at each position.
+        is_step: positions that count; only windows full of them are used, or the whole context if there is none.
+        width: positions in a window.
+        n_top: number of windows to use.
+
+    Returns:
+        Mean and variance over the windows used.
+    """
+    width = min(width, log_odds.shape[1])
+    sums = pad((log_odds * is_step).cumsum(dim=1), (1, 0))
+    counts = pad(is_step.float().cumsum(dim=1), (1, 0))
+    full = counts[:, width:] - counts[:, :-width] == width
+    means = ((sums[:, width:] - sums[:, :-width]) / width).masked_fill(~full, -torch.inf)
+    whole = (sums[:, -1] / counts[:, -1].clamp(min=1)).unsqueeze(1)
+    means = torch.cat([means, whole.masked_fill(full.any(dim=1, keepdim=True), -torch.inf)], dim=1)
+    top = means.topk(min(n_top, means.shape[1]), dim=1).values
+    used = top.isfinite()
+    top = torch.where(used, top, 0.0)
+    mean = top.sum(dim=1) / used.sum(dim=1)
+    variance = ((top - mean.unsqueeze(1)).square() * used).sum(dim=1) / used.sum(dim=1)
+    return mean, variance
+
+
+def evidence_loss(log_odds: Tensor, observed: Observed, label: float, loss: Loss) -> Float[Tensor, ""]:
+    """Compute the loss of some contexts of one corpus.
+
+        windows      BCE(mean of the highest windows, y) + VARIANCE_WEIGHT (1 - y) variance of these windows
+        positions    mean of BCE(log odds, y) over positions
+
+    Questions are judged at one position, so both are the same there.
+
+    Args:
+        log_odds: the filter's log odds.
+        observed: the contexts.
+        label: 1 for forget text, 0 for text to keep.
+        loss: `windows` or `positions`.
+    """
+    variance: Tensor | float = 0.0
+    if observed.at is not None:
+        judged = log_odds.gather(1, observed.at.unsqueeze(1)).squeeze(1)
+    elif loss == "positions":
+        judged = log_odds[observed.is_step]
+    else:
+        judged, each = window_scores(log_odds, observed.is_step)
+        variance = VARIANCE_WEIGHT * (1 - label) * each.mean()
+    return binary_cross_entropy_with_logits(judged, torch.full_like(judged, label)) + variance
+
+
+@dataclass(frozen=True, eq=False)
+class _Scale:
+    """The chosen columns and their mean and spread on text to keep. Weights are fitted on standardized columns."""
+
+    columns: Int[Tensor, " n"]
+    mean: Float[Tensor, " n"]
+    std: Float[Tensor, " n"]
+
+    def standardize(self, observed: Observed) -> Observed:
+        rows = (observed.rows[..., self.columns] - self.mean) / self.std
+        return replace(observed, rows=rows.masked_fill(~observed.is_step.unsqueeze(-1), 0.0))
+
+    def unfold(self, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """Return weights and biases for the columns as they are."""
+        weights = weights / self.std
+        return weights.cpu(), (bias - weights @ self.mean).cpu()
+
+
+def _scale_of(forget: Observed, retain: Sequence[Observed], reads: Source) -> _Scale:
+    """Choose columns: all coordinates of activations, or the features whose mean differs most between forget and retain text."""
+    steps = torch.cat([observed.rows[observed.is_step] for observed in retain])
+    mean, std = steps.mean(dim=0), steps.std(dim=0).clamp(min=_SMALLEST_STD)
+    columns = torch.arange(len(mean), device=mean.device)
+    if reads == "features":
+        ours = forget.rows[forget.is_step]
+        spread = (std.square() + ours.var(dim=0)).sqrt()
+        used = torch.topk((ours.mean(dim=0) - mean).abs() / spread, min(MAX_FEATURES, len(mean)))
+        columns = used.indices[used.values > 0].sort().values
+    return _Scale(columns, mean[columns], std[columns])
+
+
+def fit_two_state(
+    forget: Observed,
+    retain: Sequence[Observed],
+    reads: Source,
+    *,
+    seed: int,
+    n_detectors: int = 1,
+    loss: Loss = "windows",
+    penalty: float = 1e-2,
+    n_steps: int = N_STEPS,
+) -> TwoStateGate:
+    """Fit detectors, opening rate and closing rate of a `TwoStateGate` by Adam on the loss of `evidence_loss`.
+
+    Forget text and retain text have equal weight, and so has each retain corpus.
+
+    Args:
+        forget: the text to open on.
+        retain: the texts to stay closed on.
+        reads: what `observed.rows` are.
+        seed: seed of the batches, and of the first detectors.
+        n_detectors: number of detectors.
+        loss: `windows` or `positions`.
+        penalty: weight decay.
+        n_steps: number of updates.
+
+    Returns:
+        The gate, with threshold 0: both kinds of text are equally likely.
+
+    Raises:
+        ConfigError: there is not at least one detector.
+        DataError: there is no retain text.
+    """
+    if n_detectors < 1:
+        raise ConfigError(f"expected at least one detector, got {n_detectors}; give such as 1")
+    if not retain:
+        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
+    scale = _scale_of(forget, retain, reads)
+    longest = max(observed.rows.shape[1] for observed in (forget, *retain))
+    corpora = [scale.standardize(observed).padded(longest) for observed in (forget, *retain)]
+    generator = torch.Generator().manual_seed(seed)
+    width = len(scale.columns)
+    spread = 0.3 / max(width, 1) ** 0.5 if n_detectors > 1 else 0.0
+    weights = (spread * torch.randn(n_detectors, width, generator=generator)).to(scale.mean).requires_grad_()
+    bias = torch.full((n_detectors,), -float(n_detectors > 1)).to(scale.mean).requires_grad_()
+    rates = torch.tensor([-3.0, -3.0]).to(scale.mean).requires_grad_()
+    optimizer = torch.optim.AdamW(
+        [{"params": [weights], "weight_decay": penalty}, {"params": [bias, rates], "weight_decay": 0.0}], lr=_LEARNING_RATE
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, n_steps)
+    n_each = [_N_FORGET] + [max(1, _N_RETAIN // len(retain))] * len(retain)
+    for _ in track(range(n_steps), "fitting the gate", "step"):
+        opening, closing = (0.5 * torch.sigmoid(rates)).unbind()
+        batch = [_draw(observed, n, generator) for observed, n in zip(corpora, n_each, strict=True)]
+        evidence = evidence_of(torch.cat([drawn.rows for drawn in batch]), weights, bias)
+        log_odds, _ = filter_two_states(evidence, torch.cat([drawn.is_step for drawn in batch]), opening, closing)
+        total = torch.zeros((), device=weights.device)
+        for place, (drawn, odds) in enumerate(zip(batch, log_odds.split(n_each), strict=True)):
+            share = 0.5 if place == 0 else 0.5 / len(retain)
+            total = total + share * evidence_loss(odds, drawn, float(place == 0), loss)
+        optimizer.zero_grad()
+        total.backward()
+        optimizer.step()
+        schedule.step()
+    opening, closing = (0.5 * torch.sigmoid(rates.detach())).tolist()
+    features = scale.columns.cpu() if reads == "features" else torch.arange(0)
+    return TwoStateGate(reads, features, *scale.unfold(weights.detach(), bias.detach()), 0.0, opening, closing)
+
+
+def _draw(observed: Observed, n: int, generator: torch.Generator) -> Observed:
+    rows = torch.randint(len(observed), (n,), generator=generator).to(observed.rows.device)
+    return Observed(observed.rows[rows], observed.is_step[rows], None if observed.at is None else observed.at[rows])
+
+
+def fit_decayed_mean(
+    forget: Observed, retain: Sequence[Observed], reads: Source, *, seed: int, decay: float = 0.97, penalty: float = 1e-3
+) -> DecayedMeanGate:
+    """Fit the probe of a `DecayedMeanGate` by logistic regression on its own decayed means.
+
+    Forget text and retain text have equal weight, and so has each retain corpus. Text is judged at an eighth of its positions.
+
+    Args:
+        forget: the text to open on.
+        retain: the texts to stay closed on.
+        reads: what `observed.rows` are.
+        seed: seed of the positions.
+        decay: factor per token on earlier positions.
+        penalty: weight of the squared weights in the fit.
+
+    Returns:
+        The gate, with threshold 0.
+
+    Raises:
+        DataError: there is no retain text.
+    """
+    if not retain:
+        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
+    scale = _scale_of(forget, retain, reads)
+    generator = torch.Generator().manual_seed(seed)
+    rows, labels, weight = [], [], []
+    for place, observed in enumerate((forget, *retain)):
+        found = _means_where_judged(scale.standardize(observed), decay, generator)
+        rows.append(found)
+        labels.append(torch.full((len(found),), float(place == 0)))
+        weight.append(torch.full((len(found),), (0.5 if place == 0 else 0.5 / len(retain)) / len(found)))
+    weights, bias = logistic_regression(torch.cat(rows), torch.cat(labels), torch.cat(weight), penalty)
+    features = scale.columns.cpu() if reads == "features" else torch.arange(0)
+    return DecayedMeanGate(reads, features, *scale.unfold(weights.unsqueeze(0), bias.unsqueeze(0)), 0.0, decay)
+
+
+def _means_where_judged(observed: Observed, decay: float, generator: torch.Generator) -> Float[Tensor, "n d"]:
+    n, length, d = observed.rows.shape
+    by_column = observed.rows.transpose(1, 2).reshape(n * d, length)
+    means = decayed_mean(by_column, observed.is_step.repeat_interleave(d, dim=0), decay)[0].view(n, d, length).transpose(1, 2)
+    if observed.at is not None:
+        return means[torch.arange(n, device=means.device), observed.at]
+    judged = (torch.rand(n, length, generator=generator) < 1 / 8).to(means.device) & observed.is_step
+    return means[judged if bool(judged.any()) else observed.is_step]

@@ -1,0 +1,79 @@
+"""Define the kinds of gates that `mtsae unlearn --gate` fits on SELECT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.splice.evidence_gates import Source
+from mtsae_lens.splice.gates import ThresholdGate
+from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.unlearning.evidence_fit import fit_decayed_mean, fit_two_state, observe_table, reader
+from mtsae_lens.unlearning.gating import fit_gate
+
+ThresholdRule = Literal["quantile", "conformal"]
+"""How the threshold is set on TUNE: by `thresholds_at` (positions) or by `conformal_thresholds_at` (documents)."""
+
+
+@dataclass(frozen=True)
+class GateChoice:
+    """Which gate is fitted.
+
+    Raises:
+        ConfigError: the kind does not exist.
+    """
+
+    kind: str = "running_evidence"
+    """Name in `GATE_KINDS`."""
+    n_detectors: int = 1
+    """Number of detectors of a two-state filter."""
+    threshold: ThresholdRule = "quantile"
+
+    def __post_init__(self) -> None:
+        if self.kind not in GATE_KINDS:
+            raise ConfigError(f"expected a known gate, got {self.kind!r}.{nearest(self.kind, GATE_KINDS)}")
+
+    def fit(self, lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable], *, seed: int) -> ThresholdGate:
+        """Fit the gate.
+
+        Args:
+            lm: the model with its SAE.
+            forget: the text to open on.
+            retain: the texts to stay closed on.
+            seed: seed of the fit.
+        """
+        return GATE_KINDS[self.kind](lm, forget, retain, seed, self.n_detectors)
+
+
+Fit = Callable[[HookedLM, TokenTable, Sequence[TokenTable], int, int], ThresholdGate]
+
+
+def _running_evidence(
+    lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable], seed: int, n_detectors: int
+) -> ThresholdGate:
+    return fit_gate(lm, forget, retain, seed=seed)
+
+
+def _two_state(reads: Source) -> Fit:
+    def fit(lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable], seed: int, n_detectors: int) -> ThresholdGate:
+        first, *others = (observe_table(lm, table, reader(lm, reads)) for table in (forget, *retain))
+        return fit_two_state(first, others, reads, seed=seed, n_detectors=n_detectors)
+
+    return fit
+
+
+def _decayed_mean(lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable], seed: int, n_detectors: int) -> ThresholdGate:
+    first, *others = (observe_table(lm, table, reader(lm, "activations"), None) for table in (forget, *retain))
+    return fit_decayed_mean(first, others, "activations", seed=seed)
+
+
+GATE_KINDS: dict[str, Fit] = {
+    "running_evidence": _running_evidence,
+    "two_state_features": _two_state("features"),
+    "two_state_activations": _two_state("activations"),
+    "decayed_mean_activations": _decayed_mean,
+}
+"""Functions that fit a gate, by name."""
