@@ -85,8 +85,8 @@ _CELLS_TEXT = (
     "were dense. Seconds: wall time of one training, which depends on what else the machine did; - where it was interrupted."
 )
 _SEARCH_TEXT = (
-    "Short trainings at seed 0, measured on TUNE. The learning rate with the highest explained variance was taken, at the coefficient whose "
-    "L0 is nearest to the wanted one. At full length the coefficient was corrected at seed 0."
+    "Trainings at seed 0, measured on TUNE: short ones where L0 is a setting, and otherwise some at full length that approach the wanted L0 by "
+    "the sparsity coefficient. The learning rate with the highest explained variance was taken, and its coefficient nearest to that L0."
 )
 
 

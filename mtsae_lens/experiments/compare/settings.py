@@ -50,7 +50,8 @@ class CompareSettings(Settings):
     training_tokens: int | None = Field(None, gt=0)
     """Number of tokens to train every SAE on. By default 400,000, or 60,000 with `quick`."""
     search_tokens: int | None = Field(None, gt=0)
-    """Number of tokens of every training of the search. By default 100,000, or 30,000 with `quick`."""
+    """Number of tokens of every training of the search. By default 100,000, or 30,000 with `quick`. Architectures that need a sparsity
+    coefficient are searched with all `training_tokens`."""
     lr: tuple[float, ...] | None = Field(None, min_length=1)
     """Learning rates to choose from on `tune`, for each architecture and L0. By default 0.002, 0.004 and 0.008, or 0.004 alone with `quick`."""
     l0_tolerance: float = Field(0.05, gt=0, lt=1)
@@ -58,7 +59,7 @@ class CompareSettings(Settings):
     l0_margin: float = Field(0.1, gt=0, lt=1)
     """How far above the wanted L0 an SAE may be on `test`, relative to it, to be compared with the others."""
     n_l0_trials: int = Field(4, gt=0)
-    """Maximum number of sparsity coefficients to try, at each learning rate of the search and again at full length."""
+    """Maximum number of sparsity coefficients to try at each learning rate."""
     n_tune_contexts: int = Field(48, gt=0)
     """Number of contexts of `tune` to choose on."""
     n_eval_contexts: int | None = Field(None, gt=0)
@@ -125,8 +126,12 @@ class CompareSettings(Settings):
 
     def arms(self) -> dict[str, CompareArm]:
         """Return what is trained, by name: architectures, controls and floors."""
-        chosen = {True: self.architectures, False: self.controls}
-        return {name: arm for name, arm in ARMS.items() if chosen[arm.is_compared] is None or name in chosen[arm.is_compared]}
+
+        def is_chosen(name: str, arm: CompareArm) -> bool:
+            names = self.architectures if arm.is_compared else self.controls
+            return names is None or name in names
+
+        return {name: arm for name, arm in ARMS.items() if is_chosen(name, arm)}
 
     def given_text(self) -> dict[str, Any]:
         """Return the settings of model, text and contexts that were given, which a cache may contradict."""
