@@ -175,6 +175,38 @@ def test_training_explains_more_than_without_memory() -> None:
     assert unexplained() < 0.8 * unexplained(memory="none", dilations=(0,))
 
 
+@pytest.mark.parametrize(
+    ("activation", "sparsity"),
+    [
+        ("batchtopk", {"k": 2, "topk_threshold_lr": 0.05}),
+        ("jumprelu", {"l0_coefficient": 0.05, "jumprelu_bandwidth": 0.5, "jumprelu_init_threshold": 0.2}),
+        ("relu", {"l1_coefficient": 0.2}),
+    ],
+)
+def test_every_activation_may_have_memory(activation: str, sparsity: dict[str, Any], tmp_path: Path) -> None:
+    train, test = autoregressive(512), autoregressive(64, seed=4)
+
+    def trained(**settings: Any) -> Any:
+        sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, activation=activation, **sparsity, **settings)
+        stream = StoredBlocks(train, batch_size_sequences=8, block_size_batches=16)
+        fit(sae, stream, n_steps=300, batch_size_tokens=8 * POS, lr=1e-2, options=TrainerOptions(log_every_n_steps=300))
+        sae.save_inference_model(tmp_path / settings.get("memory", "predictive"))
+        return load_sae(tmp_path / settings.get("memory", "predictive"))
+
+    found, saes = {}, {"memory": trained(), "none": trained(memory="none", dilations=(0,))}
+    with torch.no_grad():
+        for name, sae in saes.items():
+            feature_acts = sae.encode(test)
+            kept = (test != 0).any(dim=-1)
+            error = (sae.decode(feature_acts) - test)[kept].pow(2).sum() / test[kept].pow(2).sum()
+            found[name] = (float(error), float((feature_acts[kept] != 0).sum(dim=-1).float().mean()))
+            assert_close(sae(test), sae.decode(feature_acts))
+            n_dead = int((~(feature_acts[kept] != 0).any(dim=0)).sum())
+            assert n_dead < D_SAE / 2
+    assert found["memory"][0] < 0.9 * found["none"][0]
+    assert found["memory"][1] < 1.1 * found["none"][1]  # with no more features active
+
+
 def test_a_sparse_step_is_the_dense_one() -> None:
     gradients = {}
     for way in ("sparse", "dense"):

@@ -91,7 +91,7 @@ class CompareSize:
     d_sae: int = 1_024
     training_tokens: int = 400_000
     search_tokens: int = 100_000
-    lr: tuple[float, ...] = (2e-3, 4e-3, 8e-3)
+    lr: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
     n_eval_contexts: int = 96
 
 

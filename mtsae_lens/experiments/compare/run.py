@@ -13,11 +13,11 @@ from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.compare.arms import UNTRAINED_LR
-from mtsae_lens.experiments.compare.cells import measure_cell
+from mtsae_lens.experiments.compare.cells import code_cell, measure_cell
 from mtsae_lens.experiments.compare.grid import Grid, Key, trial_name
 from mtsae_lens.experiments.compare.report import compare_report
-from mtsae_lens.experiments.compare.results import Cell, Measured
-from mtsae_lens.experiments.compare.search import Trained, best_lr, closest, next_coefficient
+from mtsae_lens.experiments.compare.results import Cell, Coded, Measured
+from mtsae_lens.experiments.compare.search import Trained, closest, next_coefficient, rank_lrs
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.interruption import GOES_ON, stopped_with
@@ -59,9 +59,10 @@ def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]
     for key in grid.places():  # checks the settings of all before the first is trained
         check_settings(grid.training(key, settings.size().lr[0], grid.arm(key).first_coefficient, 0, search=False))
     searched = _search(grid)
-    trained = _train(grid, _choose(grid, searched))
+    finals = _final(grid, searched)
+    trained = _train(grid, _choose(grid, finals))
     cells = _measure(grid, trained, {folder: weights_digest(sae) for folder, sae in given.items()})
-    found = compare_report(cells, searched, settings, grid.cache.contents.model_name)
+    found = compare_report(cells, searched, finals, settings, grid.cache.contents.model_name)
     made = provenance(grid.cache.contents.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, found.metrics | {"provenance": made})
     write_report(settings.out, "Architectures compared", found.lead, found.sections, made, found.summary)
@@ -130,16 +131,40 @@ def _due(grid: Grid, key: Key, by_lr: Sequence[Sequence[Trained]]) -> list[tuple
     return []
 
 
-def _choose(grid: Grid, searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> dict[Key, tuple[float, float | None]]:
-    """Choose learning rate and sparsity coefficient of every arm from the search."""
+def _final(grid: Grid, searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> dict[Key, list[Trained]]:
+    """Compare the best learning rates of the short trainings again at full length, because a short training favors high ones.
+
+    Returns:
+        By hook, arm and L0: the trainings at full length, the best one on TUNE first.
+    """
+    settings, finals, names = grid.settings, {}, {}
+    for key, by_lr in searched.items():
+        finals[key] = rank_lrs(by_lr, key[2], settings.l0_tolerance)
+        if grid.arm(key).first_coefficient is None:  # otherwise the search was at full length
+            finals[key] = finals[key][: settings.n_finalists]
+            names |= {trial_name(key, t.lr, None, 0): (key, t.lr) for t in finals[key]}
+    jobs = {name: grid.trial(key, lr, None, 0, search=False) for name, (key, lr) in names.items()}
+    if not jobs:
+        return finals
+    results = run_trials(
+        settings.out / "trained", grid.record(), jobs, "Learning rates at full length", n_workers=settings.n_workers
+    )
+    for key, ranked in finals.items():
+        if grid.arm(key).first_coefficient is None:
+            again = [[Trained.from_json(results[trial_name(key, t.lr, None, 0)])] for t in ranked]
+            finals[key] = rank_lrs(again, key[2], settings.l0_tolerance)
+    return finals
+
+
+def _choose(grid: Grid, finals: Mapping[Key, Sequence[Trained]]) -> dict[Key, tuple[float, float | None]]:
+    """Choose learning rate and sparsity coefficient of every arm; a control has those of the arm that it is a control for."""
     chosen: dict[Key, tuple[float, float | None]] = {}
     for key in grid.places():
         (hook_name, _, l0), arm = key, grid.arm(key)
         if arm.untrained:
             chosen[key] = (UNTRAINED_LR, None)
             continue
-        source = key if key in searched or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)
-        best = best_lr(searched[source], l0, grid.settings.l0_tolerance)
+        best = finals[key if key in finals or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)][0]
         chosen[key] = (best.lr, best.coefficient)
     return chosen
 
@@ -167,30 +192,35 @@ def _train(grid: Grid, chosen: Mapping[Key, tuple[float, float | None]]) -> dict
 
 def _measure(grid: Grid, trained: Mapping[tuple[Key, int], tuple[Path, Trained]], given: Mapping[Path, str]) -> list[Cell]:
     """Measure every SAE once on TEST. SAEs that were given come with the digest of their weights."""
-    settings = grid.settings
-    n_contexts = settings.size().n_eval_contexts
+    settings, n_contexts = grid.settings, grid.settings.size().n_eval_contexts
     names = {trial_name(key, of.lr, of.coefficient, seed): (key, seed) for (key, seed), (_, of) in trained.items()}
-    jobs = {name: as_json(partial(measure_cell, trained[place][0], grid.text, n_contexts)) for name, place in names.items()}
     given_names = {f"given/{folder.name}/{digest[:12]}": folder for folder, digest in given.items()}
-    jobs |= {name: as_json(partial(measure_cell, folder, grid.text, n_contexts)) for name, folder in given_names.items()}
-    record = grid.record() | {"n_eval_contexts": n_contexts}
-    results = run_trials(settings.out / "measured", record, jobs, "Measuring on TEST", n_workers=settings.n_workers)
+    folders = {name: trained[place][0] for name, place in names.items()} | given_names
+    record, n_workers = grid.record() | {"n_eval_contexts": n_contexts}, settings.n_workers
+    jobs = {name: as_json(partial(measure_cell, folder, grid.text, n_contexts)) for name, folder in folders.items()}
+    measured = run_trials(settings.out / "measured", record, jobs, "Measuring on TEST", n_workers=n_workers)
+    jobs = {
+        name: as_json(partial(code_cell, folder, grid.text, n_contexts, settings.value_bits))
+        for name, folder in folders.items()
+    }
+    record |= {"value_bits": settings.value_bits}
+    coded = run_trials(settings.out / "coded", record, jobs, "Bits per token on TEST", n_workers=n_workers)
     cells = []
-    for name, (key, seed) in names.items():
+    for name, folder in folders.items():
+        found = Measured.from_json(measured[name])
+        about: dict[str, Any] = {"name": folder.name, "role": "given", "target_l0": None, "seed": None, "trained": None}
+        n_tokens = None
+        if name in names:
+            key, seed = names[name]
+            arm, n_tokens = grid.arm(key), grid.training_tokens(grid.arm(key), search=False)
+            about = {"name": key[1], "role": arm.role, "target_l0": key[2], "seed": seed, "trained": trained[key, seed][1]}
         cells.append(
             Cell(
-                name=key[1],
-                role=grid.arm(key).role,
-                hook_name=key[0],
-                target_l0=key[2],
-                seed=seed,
-                trained=trained[key, seed][1],
-                n_training_tokens=grid.training_tokens(grid.arm(key), search=False),
-                measured=Measured.from_json(results[name]),
+                **about,
+                hook_name=found.hook_name,
+                n_training_tokens=n_tokens,
+                measured=found,
+                coded=Coded.from_json(coded[name]),
             )
         )
-    for name, folder in given_names.items():
-        measured = Measured.from_json(results[name])
-        blank: dict[str, Any] = {"target_l0": None, "seed": None, "trained": None, "n_training_tokens": None}
-        cells.append(Cell(name=folder.name, role="given", hook_name=measured.hook_name, measured=measured, **blank))
     return cells

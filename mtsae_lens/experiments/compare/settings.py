@@ -53,7 +53,9 @@ class CompareSettings(Settings):
     """Number of tokens of every training of the search. By default 100,000, or 30,000 with `quick`. Architectures that need a sparsity
     coefficient are searched with all `training_tokens`."""
     lr: tuple[float, ...] | None = Field(None, min_length=1)
-    """Learning rates to choose from on `tune`, for each architecture and L0. By default 0.002, 0.004 and 0.008, or 0.004 alone with `quick`."""
+    """Learning rates to choose from on `tune`, for each architecture and L0. By default 0.004, 0.008 and 0.016, or 0.004 alone with `quick`."""
+    n_finalists: int = Field(2, gt=0)
+    """Number of learning rates, the best ones of the search with `search_tokens`, to compare again with all `training_tokens`."""
     l0_tolerance: float = Field(0.05, gt=0, lt=1)
     """Relative distance from the wanted L0 at which the search for a sparsity coefficient ends."""
     l0_margin: float = Field(0.1, gt=0, lt=1)
@@ -64,6 +66,8 @@ class CompareSettings(Settings):
     """Number of contexts of `tune` to choose on."""
     n_eval_contexts: int | None = Field(None, gt=0)
     """Number of contexts of `test` to measure on. By default 96, or 16 with `quick`."""
+    value_bits: int = Field(4, ge=1, le=16)
+    """Logarithm of the number of levels of a feature's value, for the bits per token."""
     sae: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Further settings of an architecture, such as `jumprelu={jumprelu_bandwidth: 0.1}`."""
     context_size: int = Field(128, gt=1)

@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
     "n_seeds": 2,
     "n_eval_contexts": 4,
     "n_tune_contexts": 4,
-    "n_l0_trials": 2,
+    "n_l0_trials": 1,
 }
 
 
@@ -52,10 +52,16 @@ def test_every_cell_is_there_with_its_search(done: tuple[CompareSettings, dict[s
     assert {t["lr"] for entry in metrics["search"] if entry["name"] == "topk" for t in entry["trials"]} == {1e-3, 4e-3}
     assert {entry["name"] for entry in metrics["search"]} == {"mtsae_memory", "topk", "jumprelu"}  # controls take theirs
     assert by_name["topk_wider", 0]["trained"]["lr"] == by_name["topk", 0]["trained"]["lr"]
+    (topk,) = (entry for entry in metrics["search"] if entry["name"] == "topk")
+    first, second = topk["finals"]
+    assert first["explained_variance"] >= second["explained_variance"]
+    assert by_name["topk", 0]["trained"] == first
     jumprelu = [by_name["jumprelu", seed]["trained"]["coefficient"] for seed in (0, 1)]
     assert jumprelu[0] is not None
     assert jumprelu[0] == jumprelu[1]
     assert {v["name"] for v in metrics["verdicts"]} == {"mtsae_memory"}
+    assert by_name["topk", 0]["coded"]["bits_per_token"] > 0
+    assert -1 < by_name["topk", 0]["coded"]["explained_variance_coded"] < 1
     json.dumps(metrics, allow_nan=False)
 
 
@@ -103,7 +109,7 @@ def test_nothing_is_done_twice_and_the_grid_can_grow(
         update={"l0": (4, 2), "architectures": ("topk",), "controls": (), "n_seeds": 1, "saes": (given,)}
     )
     cells = run_compare(larger)[0]["cells"]
-    assert trained == ["topk"] * 3  # two learning rates and one training at the new L0
+    assert trained == ["topk"] * 4  # two learning rates at the new L0, short and at full length
     assert [(cell["name"], cell["target_l0"]) for cell in cells] == [("topk", 4), ("topk", 2), (given.name, None)]
     assert cells[0] == next(cell for cell in metrics["cells"] if cell["name"] == "topk")
     with pytest.raises(ConfigError, match="made with other settings"):
@@ -158,6 +164,7 @@ def _folder(settings: CompareSettings, cell: dict[str, Any]) -> Path:
         path
         for path in (settings.out / "saes").iterdir()
         if f"__{cell['name']}__l0={cell['target_l0']},".replace(",", "__") in path.name
+        and f"__lr={trained['lr']:g}__" in path.name
         and path.name.endswith(f"__seed_{cell['seed']}")
         and (trained.get("coefficient") is None or f"coefficient={trained['coefficient']:g}" in path.name)
     )
