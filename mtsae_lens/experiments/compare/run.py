@@ -137,7 +137,8 @@ def _final(grid: Grid, searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> d
     Returns:
         By hook, arm and L0: the trainings at full length, the best one on TUNE first.
     """
-    settings, finals, names = grid.settings, {}, {}
+    settings, finals = grid.settings, {}
+    names: dict[str, tuple[Key, float]] = {}
     for key, by_lr in searched.items():
         finals[key] = rank_lrs(by_lr, key[2], settings.l0_tolerance)
         if grid.arm(key).first_coefficient is None:  # otherwise the search was at full length
