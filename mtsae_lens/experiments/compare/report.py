@@ -81,7 +81,7 @@ def compare_report(
         ],
     }
     summary = [*summarize(verdicts, size.n_seeds), *summarize_bits(verdicts, cells), *at_an_end(finals, size.lr)]
-    return CompareReport(lead, summary, sections, [verdicts_table(verdicts), *tables], metrics)
+    return CompareReport(lead, summary, sections, [verdicts_table(verdicts)] if verdicts else tables, metrics)
 
 
 _VERDICTS_TEXT = (
