@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.origins import find_source
 from mtsae_lens.errors import DataError
+from mtsae_lens.evaluation.bits import BITS_MEANINGS, measure_bits
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.memory import MEMORY_MEANINGS
 from mtsae_lens.evaluation.scales import scale_predictivity
@@ -103,7 +104,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     Args:
         columns: metrics by SAE.
     """
-    meanings = METRIC_MEANINGS | MEMORY_MEANINGS
+    meanings = METRIC_MEANINGS | MEMORY_MEANINGS | BITS_MEANINGS
     names = [name for name in meanings if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), meanings[name]] for name in names]
     return Table(["metric", *columns, "meaning"], rows)
@@ -157,6 +158,8 @@ def fidelity_summary(measured: Mapping[str, float | None]) -> str:
 def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     """Evaluate an SAE, and write `metrics.json` and `report.html`.
 
+    With `value_bits`, `metrics.json` also has the keys of `BITS_MEANINGS`.
+
     `metrics.json` has the keys of `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, and `provenance`.
 
     Args:
@@ -180,7 +183,10 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     )
     dataset = dataset_of(lm.sae)
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
-    measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
+    measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
+    if settings.value_bits:
+        select = read_tokens(dataset, "select", lm.cutter, settings.n_contexts, seed=settings.seed)
+        measured |= measure_bits(lm.sae, _counted_inputs(lm, select), _counted_inputs(lm, table), settings.value_bits)
     text = (
         f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
         f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired, and {measured['always_on_features']:,} fired on "
@@ -202,6 +208,12 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}."
     write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(result.metrics)}."])
     return result
+
+
+def _counted_inputs(lm: HookedLM, table: TokenTable) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield what the SAE reads, batch by batch, and which positions are not masked."""
+    for tokens in track(lm.batches(table), "reading text for bits per token", "batch"):
+        yield lm.sae_input(tokens), ~lm.masked(tokens)
 
 
 def _measure_scales(

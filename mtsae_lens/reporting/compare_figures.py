@@ -16,29 +16,30 @@ _SYMBOLS = ("circle", "square", "diamond", "cross")
 
 @dataclass(frozen=True)
 class FrontierPoint:
-    """One architecture at one sparsity."""
+    """One architecture at one sparsity, which is its L0 or its bits per token."""
 
     name: str
-    l0: float
+    x: float
     values: Mapping[str, Interval]
     """Mean, smallest and largest over seeds, by metric."""
 
 
-def frontier(points: Sequence[FrontierPoint], panels: Mapping[str, str]) -> go.Figure:
-    """Draw metrics over L0, one line per architecture and one panel per metric.
+def frontier(points: Sequence[FrontierPoint], panels: Mapping[str, str], x_title: str) -> go.Figure:
+    """Draw metrics over sparsity, one line per architecture and one panel per metric.
 
     Args:
         points: the points.
         panels: title of each panel, by metric.
+        x_title: what the points are drawn over, on a logarithmic axis.
     """
     n_rows = -(-len(panels) // 2)
     figure = make_subplots(rows=n_rows, cols=2, subplot_titles=list(panels.values()), vertical_spacing=0.14)
     for number, name in enumerate(dict.fromkeys(point.name for point in points)):
-        own = sorted((point for point in points if point.name == name), key=lambda point: point.l0)
+        own = sorted((point for point in points if point.name == name), key=lambda point: point.x)
         for place, metric in enumerate(panels):
             shown = [point for point in own if metric in point.values]
             figure.add_scatter(
-                x=[point.l0 for point in shown],
+                x=[point.x for point in shown],
                 y=[point.values[metric].mean for point in shown],
                 error_y=error_bars([point.values[metric] for point in shown]),
                 name=name,
@@ -50,6 +51,6 @@ def frontier(points: Sequence[FrontierPoint], panels: Mapping[str, str]) -> go.F
                 row=place // 2 + 1,
                 col=place % 2 + 1,
             )
-    figure.update_xaxes(type="log", title_text="L0")
+    figure.update_xaxes(type="log", title_text=x_title)
     figure.update_layout(height=360 * n_rows, legend={"orientation": "h", "y": -0.12})
     return figure

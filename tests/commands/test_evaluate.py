@@ -14,6 +14,7 @@ from mtsae_lens import opening
 from mtsae_lens.commands import evaluate as module
 from mtsae_lens.commands.evaluate import EvaluateResult, EvaluateSettings, run_evaluate
 from mtsae_lens.errors import TrainingInterrupted
+from mtsae_lens.evaluation.bits import BITS_MEANINGS
 from mtsae_lens.opening import load_sae
 
 
@@ -118,3 +119,19 @@ def test_the_report_opens_with_what_was_found(tiny_sae_dir: Path, tmp_path: Path
     page = (tmp_path / "report.html").read_text()
     assert f"The SAE explains {measured['explained_variance']:.1%} of the variance" in page
     assert "explains an unknown share of the variance" in module.fidelity_summary({**measured, "explained_variance": None})
+
+
+def test_bits_per_token_are_an_option(tiny_sae_dir: Path, tmp_path: Path) -> None:
+    plain = run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path / "plain", n_contexts=4, n_scale_contexts=0))
+    assert not set(BITS_MEANINGS) & set(plain)
+    found = {
+        bits: run_evaluate(
+            EvaluateSettings(sae=tiny_sae_dir, out=tmp_path / str(bits), n_contexts=4, n_scale_contexts=0, value_bits=bits)
+        )
+        for bits in (2, 8)
+    }
+    assert found[2]["support_bits"] == pytest.approx(found[8]["support_bits"])
+    assert found[2]["value_bits"] < found[8]["value_bits"]
+    closest = found[8]["explained_variance_without_massive"]
+    assert found[8]["explained_variance_coded"] == pytest.approx(closest, abs=0.02)
+    assert "bits_per_token" in (tmp_path / "8" / "report.html").read_text()

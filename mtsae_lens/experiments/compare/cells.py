@@ -11,12 +11,14 @@ from typing import Any
 from sae_lens import SAE
 
 from mtsae_lens.commands.evaluate import finite_or_none
+from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.errors import DataError
+from mtsae_lens.evaluation.bits import measure_bits
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.compare.arms import ARMS, MEMORY, CompareArm
-from mtsae_lens.experiments.compare.held_out import HeldOutText, measure_on_tune
-from mtsae_lens.experiments.compare.results import Measured
+from mtsae_lens.experiments.compare.held_out import HeldOutText, measure_on_tune, split_batches
+from mtsae_lens.experiments.compare.results import Coded, Measured
 from mtsae_lens.experiments.compare.search import Trained
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import hold_output_folder
@@ -25,6 +27,7 @@ from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.training.recipe import make_runner
 from mtsae_lens.training.settings import TrainSettings
 
+_CODED_SPLITS: tuple[Split, Split] = ("select", "test")
 _CHECKPOINTS = "checkpoints"
 
 
@@ -79,7 +82,7 @@ def train_cell(settings: TrainSettings, arm: CompareArm, coefficient: float | No
     seconds = watch.seconds
     if not failed:
         sae = load_sae(settings.out, settings.device)
-        l0, explained_variance = measure_on_tune(sae, tune.text, settings.hook_name, tune.n_contexts)
+        l0, explained_variance = measure_on_tune(sae, tune.text, tune.n_contexts)
     shutil.rmtree(settings.out / _CHECKPOINTS if keep else settings.out, ignore_errors=True)
     return Trained(
         lr=settings.lr,
@@ -110,6 +113,26 @@ def measure_cell(folder: Path, text: HeldOutText, n_contexts: int) -> Measured:
         flops_per_token=training_flops(sae),
         metrics=finite_or_none(metrics),
     )
+
+
+def code_cell(folder: Path, text: HeldOutText, n_contexts: int, value_bits: int) -> Coded:
+    """Measure the bits per token of an SAE on TEST, with counts that start from SELECT.
+
+    Args:
+        folder: folder of the SAE.
+        text: the text.
+        n_contexts: largest number of contexts of each split.
+        value_bits: logarithm of the number of levels of a value.
+
+    Returns:
+        The numbers; all of them are NaN for an SAE of which no feature fires.
+    """
+    sae = load_sae(folder, text.device)
+    select, test = (split_batches(sae, text, split, n_contexts) for split in _CODED_SPLITS)
+    try:
+        return Coded(**measure_bits(sae, select, test, value_bits))
+    except DataError:
+        return Coded(*[math.nan] * 4)
 
 
 def training_flops(sae: SAE[Any]) -> int:

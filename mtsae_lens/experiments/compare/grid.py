@@ -20,8 +20,6 @@ from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.settings import TrainSettings
 
-FIRST_COEFFICIENT = 1.0
-"""The first sparsity coefficient of every search."""
 _N_START_BATCHES = 20
 """Batches that set the scale and `b_dec`: what a floor that is not trained reads."""
 _NOT_IN_A_NAME = re.compile(r"[^\w.=+-]+")
@@ -74,20 +72,18 @@ class Grid:
         """Return the arm of a key."""
         return self.settings.arms()[key[1]]
 
-    def has_coefficient(self, key: Key) -> bool:
-        """Return whether L0 is decided by a coefficient that must be searched."""
-        return self.arm(key).sparsity != "k"
-
     def training_tokens(self, arm: CompareArm, *, search: bool) -> int:
         """Return the number of tokens that an arm is trained on.
 
+        A sparsity coefficient is searched at full length, because L0 after a short training is not that after a long one.
+
         Args:
             arm: the arm.
-            search: whether this is a short training of the search.
+            search: whether this is a training of the search.
         """
         if arm.untrained:
             return self.settings.batch_tokens(self.cache.contents.context_size) * _N_START_BATCHES
-        return self.settings.size().search_tokens if search else self.settings.size().training_tokens
+        return self.settings.size().search_tokens if search and arm.sparsity == "k" else self.settings.size().training_tokens
 
     def training(self, key: Key, lr: float, coefficient: float | None, seed: int, *, search: bool) -> TrainSettings:
         """Return the settings of one training.
@@ -97,12 +93,13 @@ class Grid:
             lr: learning rate.
             coefficient: the sparsity coefficient, for an arm that has one.
             seed: seed of the SAE. All seeds read the cache in the same order of contexts.
-            search: whether this is a short training of the search.
+            search: whether this is a training of the search, whose SAE is not kept.
         """
         hook_name, name, l0 = key
         arm, size, contents = self.arm(key), self.settings.size(), self.cache.contents
         d_sae = n_features(arm, contents.hooks[hook_name], size.d_sae)
         batch = self.settings.batch_tokens(contents.context_size)
+        n_tokens = self.training_tokens(arm, search=search)
         return adopt_cache(
             TrainSettings(
                 **self.settings.given_text(),
@@ -110,13 +107,13 @@ class Grid:
                 hook_name=hook_name,
                 architecture=arm.architecture,
                 d_sae=d_sae,
-                training_tokens=self.training_tokens(arm, search=search),
+                training_tokens=n_tokens,
                 batch_size_tokens=batch,
                 lr=lr,
                 seed=seed,
                 text_seed=contents.seed,
                 device=self.settings.device,
-                sae=sae_settings(arm, self.settings.sae.get(name, {}), l0, coefficient, d_sae),
+                sae=sae_settings(arm, self.settings.sae.get(name, {}), l0, coefficient, d_sae, n_tokens // batch),
                 out=self.settings.out / ("searched" if search else "saes") / file_name(trial_name(key, lr, coefficient, seed)),
             )
         )
@@ -134,6 +131,7 @@ class Grid:
             "version": __version__,
             "cache": self.cache.digest,
             "d_sae": size.d_sae,
+            "training_tokens": size.training_tokens,
             "batch_size_tokens": self.settings.batch_tokens(self.cache.contents.context_size),
             **self.settings.model_dump(mode="json", include=names),
             **model_stamps(self.text.model),

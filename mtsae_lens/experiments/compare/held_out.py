@@ -1,7 +1,8 @@
-"""Read held-out text once for all SAEs: activations of TUNE to choose on, contexts of TEST to measure on."""
+"""Read held-out text once for all SAEs, and measure an SAE on TUNE."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from mtsae_lens.data.activations import masked_positions, read_hooks
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import ContextCutter, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.massive import massive_positions, norm_limit
@@ -47,46 +49,61 @@ def _load(name: str, dtype: str, device: str) -> AnyHookedModel:
 
 
 @lru_cache(maxsize=8)
-def tune_activations(
-    text: HeldOutText, hook_name: str, n_contexts: int
+def read_split(
+    text: HeldOutText, split: Split, hook_name: str, n_contexts: int
 ) -> tuple[Float[Tensor, "context pos d_in"], Bool[Tensor, "context pos"]]:
-    """Read the activations of TUNE, zero at masked positions, and which positions count: those that are neither masked nor massive.
+    """Read the activations of a split, zero at masked positions, and which positions count: those that are neither masked nor massive.
 
     Args:
         text: the text.
+        split: the split.
         hook_name: the hook.
         n_contexts: largest number of contexts.
     """
     model, cutter = text.load()
-    tokens = read_tokens(text.dataset, "tune", cutter, n_contexts).tokens
-    read = [
-        read_hooks(model, [hook_name], batch)[0] for batch in track(tokens.split(_BATCH_SIZE), "reading tune text", "batch")
-    ]
+    tokens = read_tokens(text.dataset, split, cutter, n_contexts).tokens
+    batches = track(tokens.split(_BATCH_SIZE), f"reading {split} text", "batch")
+    h = torch.cat([read_hooks(model, [hook_name], batch)[0].cpu() for batch in batches])
     masked = masked_positions(cutter, tokens)
-    h = torch.cat(read).cpu().masked_fill(masked.unsqueeze(-1), 0.0)
+    h = h.masked_fill(masked.unsqueeze(-1), 0.0)
     return h, ~masked & ~massive_positions(h, norm_limit(h))
 
 
+def split_batches(
+    sae: SAE[Any], text: HeldOutText, split: Split, n_contexts: int
+) -> Iterator[tuple[Float[Tensor, "batch pos *heads d_in"], Bool[Tensor, "batch pos"]]]:
+    """Yield batches of what `read_split` returns at the hook of an SAE, with heads apart where the SAE reads them so.
+
+    Args:
+        sae: the SAE.
+        text: the text.
+        split: the split.
+        n_contexts: largest number of contexts.
+    """
+    tensors = read_split(text, split, str(sae.cfg.metadata.hook_name), n_contexts)
+    for h, counted in zip(*(t.split(_BATCH_SIZE) for t in tensors), strict=True):
+        if sae.cfg.reshape_activations == "hook_z":
+            yield h.unflatten(-1, (text.load()[0].cfg.n_heads, -1)), counted
+        else:
+            yield h, counted
+
+
 @torch.no_grad()
-def measure_on_tune(sae: SAE[Any], text: HeldOutText, hook_name: str, n_contexts: int) -> tuple[float, float]:
+def measure_on_tune(sae: SAE[Any], text: HeldOutText, n_contexts: int) -> tuple[float, float]:
     """Measure an SAE on TUNE.
 
     Args:
         sae: the SAE.
         text: the text.
-        hook_name: the hook.
         n_contexts: largest number of contexts.
 
     Returns:
         L0, and the explained variance, both over positions that are not massive.
     """
     explained, n_active = ExplainedVariance(), 0
-    for h, counted in zip(*(t.split(_BATCH_SIZE) for t in tune_activations(text, hook_name, n_contexts)), strict=True):
-        given = h.to(sae.device)
-        if sae.cfg.reshape_activations == "hook_z":  # which takes the heads apart
-            given = given.unflatten(-1, (text.load()[0].cfg.n_heads, -1))
-        feature_acts = sae.encode(given)
-        reconstruction = sae.decode(feature_acts).reshape(h.shape).cpu()
-        explained.add(h[counted], reconstruction[counted])
+    for h, counted in split_batches(sae, text, "tune", n_contexts):
+        feature_acts = sae.encode(h.to(sae.device))
+        reconstruction = sae.decode(feature_acts).reshape(*h.shape[:2], -1).cpu()
+        explained.add(h.flatten(2)[counted], reconstruction[counted])
         n_active += int((feature_acts.reshape(*h.shape[:2], -1).cpu() != 0)[counted].sum())
     return n_active / max(explained.n_rows, 1), explained.value

@@ -22,6 +22,10 @@ _PANELS = {
     "kl_div_with_sae": "KL divergence, nats per token",
     "dead_features": "dead features",
 }
+_CODED_PANELS = {
+    "explained_variance_coded": "explained variance of what is received",
+    "explained_variance_without_massive": "explained variance",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +40,18 @@ class CompareReport:
 
 
 def compare_report(
-    cells: Sequence[Cell], searched: Mapping[Key, Sequence[Sequence[Trained]]], settings: CompareSettings, model: str
+    cells: Sequence[Cell],
+    searched: Mapping[Key, Sequence[Sequence[Trained]]],
+    finals: Mapping[Key, Sequence[Trained]],
+    settings: CompareSettings,
+    model: str,
 ) -> CompareReport:
     """Make the report.
 
     Args:
         cells: the cells of the grid, and of SAEs that were given.
         searched: the trials of every learning rate, by hook, arm and L0.
+        finals: the best learning rates at full length, the chosen one first, by the same.
         settings: settings of the command.
         model: name of the language model.
     """
@@ -52,9 +61,12 @@ def compare_report(
     sections = [Section("Who is ahead?", _VERDICTS_TEXT, table=verdicts_table(verdicts))] if verdicts else []
     for hook_name, table in zip(hook_names, tables, strict=True):
         own = [cell for cell in cells if cell.hook_name == hook_name]
-        sections.append(Section(f"L0 against fidelity: {hook_name}", _FIGURE_TEXT, figure=frontier(_points(own), _PANELS)))
+        figure = frontier(_points(own, "l0", _PANELS), _PANELS, "L0")
+        sections.append(Section(f"L0 against fidelity: {hook_name}", _FIGURE_TEXT, figure=figure))
+        figure = frontier(_points(own, "bits_per_token", _CODED_PANELS), _CODED_PANELS, "bits per token")
+        sections.append(Section(f"Bits against fidelity: {hook_name}", _CODED_TEXT.format(settings.value_bits), figure=figure))
         sections.append(Section(f"All SAEs: {hook_name}", _CELLS_TEXT, table=table))
-    sections.append(Section("The search on TUNE", _SEARCH_TEXT, table=search_table(searched)))
+    sections.append(Section("The search on TUNE", _SEARCH_TEXT, table=search_table(searched, finals)))
     lead = (
         f"{shorten(model)}: SAEs of {size.d_sae:,} features, trained on {size.training_tokens:,} tokens of one cache, and measured on "
         f"{size.n_eval_contexts:,} contexts of TEST."
@@ -63,11 +75,13 @@ def compare_report(
         "cells": [cell.to_json() for cell in cells],
         "verdicts": [verdict.to_json() for verdict in verdicts],
         "search": [
-            {"hook_name": key[0], "name": key[1], "target_l0": key[2], "trials": [t.to_json() for own in by_lr for t in own]}
+            {"hook_name": key[0], "name": key[1], "target_l0": key[2]}
+            | {"trials": [t.to_json() for own in by_lr for t in own], "finals": [t.to_json() for t in finals[key]]}
             for key, by_lr in searched.items()
         ],
     }
-    return CompareReport(lead, summarize(verdicts, size.n_seeds), sections, [verdicts_table(verdicts), *tables], metrics)
+    summary = [*summarize(verdicts, size.n_seeds), *summarize_bits(verdicts, cells), *at_an_end(finals, size.lr)]
+    return CompareReport(lead, summary, sections, [verdicts_table(verdicts)] if verdicts else tables, metrics)
 
 
 _VERDICTS_TEXT = (
@@ -79,14 +93,20 @@ _FIGURE_TEXT = (
     "Mean over seeds on TEST; bars reach from the smallest to the largest. L0 is the one that was measured. Click a name to hide it. "
     "Explained variance is without massive tokens."
 )
+_CODED_TEXT = (
+    "What it costs to send the features of a token, and what the receiver decodes. For every feature an adaptive code says whether it fires, "
+    "given whether it fired at the position before, and for every active one its value in 2^{} levels. Its counts start from SELECT. Right: "
+    "explained variance of the SAE itself, without rounding."
+)
 _CELLS_TEXT = (
     "Mean over seeds on TEST, and in brackets the smallest and largest. Explained variance is without massive tokens, which outweigh all "
     "others. Dead features fire on none of the tokens of TEST. FLOPs: 6 for each weight of a matrix and training token, as if all products "
     "were dense. Seconds: wall time of one training, which depends on what else the machine did; - where it was interrupted."
 )
 _SEARCH_TEXT = (
-    "Short trainings at seed 0, measured on TUNE. The learning rate with the highest explained variance was taken, at the coefficient whose "
-    "L0 is nearest to the wanted one. At full length the coefficient was corrected at seed 0."
+    "Trainings at seed 0, measured on TUNE. Where L0 is a setting, short trainings choose the learning rates that are compared again at full "
+    "length, because a short training favors high ones. Otherwise all trainings are at full length, and approach the wanted L0 by the "
+    "sparsity coefficient. The learning rate with the highest explained variance is taken."
 )
 
 
@@ -111,10 +131,13 @@ def cells_table(cells: Sequence[Cell]) -> Table:
         "kl_div_with_sae": ".3f",
         "dead_features": ".0f",
         "explained_variance_with_another_past": ".3f",
+        "bits_per_token": ".1f",
+        "explained_variance_coded": ".3f",
     }
-    forms = {name: form for name, form in forms.items() if any(name in cell.measured.metrics for cell in cells)}
+    forms = {name: form for name, form in forms.items() if any(cell.value(name) is not None for cell in cells)}
     titles = {"l0": "L0", "explained_variance_without_massive": "explained variance", "kl_div_with_sae": "KL"}
     titles |= {"dead_features": "dead", "explained_variance_with_another_past": "with another past"}
+    titles |= {"bits_per_token": "bits per token", "explained_variance_coded": "explained variance, coded"}
     header = ["SAE", "wanted L0", *(titles.get(name, name) for name in forms), "seeds", "lr", "coefficient"]
     rows = []
     for (_, target, name), own in group_cells(cells).items():
@@ -150,19 +173,40 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
     return Table(["hook", "L0", "metric", "SAE", "value", "best of SAELens", "its value", "difference", "outcome"], rows)
 
 
-def search_table(searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> Table:
+def search_table(searched: Mapping[Key, Sequence[Sequence[Trained]]], finals: Mapping[Key, Sequence[Trained]]) -> Table:
     """Make the table of everything that was tried on TUNE.
 
     Args:
         searched: the trials of every learning rate, by hook, arm and L0.
+        finals: the best learning rates at full length, the chosen one first, by the same.
     """
-    rows = [
-        [hook_name, name, l0, t.lr, t.coefficient, t.l0, t.explained_variance, t.failed or None]
-        for (hook_name, name, l0), by_lr in searched.items()
-        for own in by_lr
-        for t in own
+    rows: list[list[Any]] = []
+    for (hook_name, name, l0), by_lr in searched.items():
+        found = finals[hook_name, name, l0]
+        trials = {"search": [t for own in by_lr for t in own], "final": found[1:], "chosen": found[:1]}
+        rows += [
+            [hook_name, name, l0, stage, t.lr, t.coefficient, t.l0, t.explained_variance, t.failed or None]
+            for stage, own in trials.items()
+            for t in own
+        ]
+    header = ["hook", "SAE", "wanted L0", "stage", "lr", "coefficient", "L0", "explained variance", "ended early"]
+    return Table(header, rows)
+
+
+def at_an_end(finals: Mapping[Key, Sequence[Trained]], rates: Sequence[float]) -> list[str]:
+    """Say which chosen learning rates are the lowest or the highest that was tried, so that one beyond may be better.
+
+    Args:
+        finals: the best learning rates at full length, the chosen one first, by hook, arm and L0.
+        rates: the learning rates that were tried.
+    """
+    ends = {min(rates), max(rates)} if len(rates) > 1 else set()
+    found = [
+        f"{name} at {hook_name} L0 {l0} ({ranked[0].lr:g})"
+        for (hook_name, name, l0), ranked in finals.items()
+        if ranked[0].lr in ends
     ]
-    return Table(["hook", "SAE", "wanted L0", "lr", "coefficient", "L0", "explained variance", "ended early"], rows)
+    return [f"The chosen learning rate is the lowest or the highest that was tried: {', '.join(found)}."] if found else []
 
 
 def summarize(verdicts: Sequence[Verdict], n_seeds: int) -> list[str]:
@@ -186,6 +230,31 @@ def summarize(verdicts: Sequence[Verdict], n_seeds: int) -> list[str]:
     return sentences
 
 
+def summarize_bits(verdicts: Sequence[Verdict], cells: Sequence[Cell]) -> list[str]:
+    """Say what the features of each architecture of this package cost beside those of the SAE that it was compared with.
+
+    Args:
+        verdicts: the comparisons; those in explained variance are used.
+        cells: the cells of the grid.
+    """
+    groups, sentences = group_cells(cells), []
+    for name in dict.fromkeys(v.name for v in verdicts):
+        parts = []
+        for v in verdicts:
+            if v.name != name or v.best is None or v.metric != "explained_variance_without_massive":
+                continue
+            own, theirs = (_price(groups[v.hook_name, v.target_l0, of]) for of in (name, v.best))
+            parts.append(f"{own} against {theirs} of {v.best} at {v.hook_name} L0 {v.target_l0}")
+        if parts:
+            sentences.append(f"Bits per token of {name}, and the explained variance that they bring: {'; '.join(parts)}.")
+    return sentences
+
+
+def _price(cells: Sequence[Cell]) -> str:
+    bits, explained = (spread([cell.value(name) for cell in cells]) for name in ("bits_per_token", "explained_variance_coded"))
+    return f"{_format(bits, '.1f') or 'unknown'} bits ({_format(explained) or 'unknown'})"
+
+
 def _places(verdicts: Iterable[Verdict]) -> str:
     return ", ".join(
         f"{COMPARED[v.metric]} at {v.hook_name} L0 {v.target_l0}"
@@ -194,11 +263,11 @@ def _places(verdicts: Iterable[Verdict]) -> str:
     )
 
 
-def _points(cells: Sequence[Cell]) -> list[FrontierPoint]:
+def _points(cells: Sequence[Cell], x: str, panels: Iterable[str]) -> list[FrontierPoint]:
     points = []
     for (_, _, name), own in group_cells(cells).items():
-        l0 = spread([cell.value("l0") for cell in own])
-        values = {metric: spread([cell.value(metric) for cell in own]) for metric in _PANELS}
-        if l0 is not None:
-            points.append(FrontierPoint(name, l0.mean, {metric: found for metric, found in values.items() if found}))
+        place = spread([cell.value(x) for cell in own])
+        values = {metric: spread([cell.value(metric) for cell in own]) for metric in panels}
+        if place is not None:
+            points.append(FrontierPoint(name, place.mean, {metric: found for metric, found in values.items() if found}))
     return points

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from mtsae_lens.experiments.compare.search import Trained
-from mtsae_lens.records import Interval, Record
+from mtsae_lens.records import Interval, MaybeNaN, Record
 
 Outcome = Literal["ahead", "behind", "within the spread", "no comparison"]
 
@@ -28,6 +29,19 @@ class Measured(Record):
     """SAELens's metrics and those of `evaluate_fidelity`; None where one is not finite."""
 
 
+@dataclass(frozen=True)
+class Coded(Record):
+    """What the features of one SAE cost on TEST (`mtsae_lens.evaluation.bits`)."""
+
+    bits_per_token: MaybeNaN
+    support_bits: MaybeNaN
+    value_bits: MaybeNaN
+    explained_variance_coded: MaybeNaN
+
+
+_OF_THE_CODE = {field.name for field in fields(Coded)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cell(Record):
     """One SAE of the grid: what it is, how it was trained and what it reaches."""
@@ -42,13 +56,17 @@ class Cell(Record):
     trained: Trained | None
     n_training_tokens: int | None
     measured: Measured
+    coded: Coded
 
     def value(self, metric: str) -> float | None:
         """Return a metric on TEST; None where it is not finite.
 
         Args:
-            metric: name of the metric.
+            metric: name of the metric, or a field of `Coded`.
         """
+        if metric in _OF_THE_CODE:
+            value = getattr(self.coded, metric)
+            return value if math.isfinite(value) else None
         return self.measured.metrics.get(metric)
 
     @property

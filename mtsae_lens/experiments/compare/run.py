@@ -13,11 +13,11 @@ from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.compare.arms import UNTRAINED_LR
-from mtsae_lens.experiments.compare.cells import measure_cell
-from mtsae_lens.experiments.compare.grid import FIRST_COEFFICIENT, Grid, Key, trial_name
+from mtsae_lens.experiments.compare.cells import code_cell, measure_cell
+from mtsae_lens.experiments.compare.grid import Grid, Key, trial_name
 from mtsae_lens.experiments.compare.report import compare_report
-from mtsae_lens.experiments.compare.results import Cell, Measured
-from mtsae_lens.experiments.compare.search import Trained, best_lr, closest, next_coefficient
+from mtsae_lens.experiments.compare.results import Cell, Coded, Measured
+from mtsae_lens.experiments.compare.search import Trained, closest, next_coefficient, rank_lrs
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
@@ -57,12 +57,12 @@ def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]
                 f"{folder}: expected an SAE at {' or '.join(grid.hook_names)}, got one at {hook_name}; leave it out, or add its hook"
             )
     for key in grid.places():  # checks the settings of all before the first is trained
-        coefficient = FIRST_COEFFICIENT if grid.has_coefficient(key) else None
-        check_settings(grid.training(key, settings.size().lr[0], coefficient, 0, search=False))
+        check_settings(grid.training(key, settings.size().lr[0], grid.arm(key).first_coefficient, 0, search=False))
     searched = _search(grid)
-    trained = _train(grid, _choose(grid, searched))
+    finals = _final(grid, searched)
+    trained = _train(grid, _choose(grid, finals))
     cells = _measure(grid, trained, {folder: weights_digest(sae) for folder, sae in given.items()})
-    found = compare_report(cells, searched, settings, grid.cache.contents.model_name)
+    found = compare_report(cells, searched, finals, settings, grid.cache.contents.model_name)
     made = provenance(grid.cache.contents.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, found.metrics | {"provenance": made})
     write_report(settings.out, "Architectures compared", found.lead, found.sections, made, found.summary)
@@ -91,125 +91,137 @@ def _open_grid(settings: CompareSettings) -> Grid:
 
 
 def _search(grid: Grid) -> dict[Key, list[list[Trained]]]:
-    """Try every learning rate with short trainings at seed 0, and sparsity coefficients where L0 is not a setting.
+    """Try every learning rate at seed 0 and measure on TUNE: with short trainings where L0 is a setting, and otherwise with several sparsity
+    coefficients at full length.
 
     Returns:
         By hook, arm and L0: the trials of each learning rate. Arms that take the learning rate of another one are not searched.
     """
-    size, arms = grid.settings.size(), grid.settings.arms()
+    settings, arms = grid.settings, grid.settings.arms()
     keys = [key for key in grid.places() if not grid.arm(key).untrained and grid.arm(key).tuned_as not in arms]
-    tried: dict[tuple[Key, float], list[Trained]] = {(key, lr): [] for key in keys for lr in size.lr}
-    settings = grid.record() | {"search_tokens": size.search_tokens}
-    for number in range(grid.settings.n_l0_trials):
-        due = {place: _next(grid, place[0], own, FIRST_COEFFICIENT) for place, own in tried.items()}
-        named = {trial_name(key, lr, due[key, lr][0], 0): (key, lr) for key, lr in tried if due[key, lr]}
-        if not named:
-            break
-        jobs = {name: grid.trial(*place, due[place][0], 0, search=True) for name, place in named.items()}
-        results = run_trials(
-            grid.settings.out / "search",
-            settings,
-            jobs,
-            f"Search on TUNE, round {number + 1}",
-            n_workers=grid.settings.n_workers,
-        )
-        for name, place in named.items():
-            tried[place].append(Trained.from_json(results[name]))
-    return {key: [tried[key, lr] for lr in size.lr] for key in keys}
+    tried: dict[Key, list[list[Trained]]] = {key: [[] for _ in settings.size().lr] for key in keys}
+    record = grid.record() | {"search_tokens": settings.size().search_tokens}
+    number = 0
+    while due := {key: trials for key, by_lr in tried.items() if (trials := _due(grid, key, by_lr))}:
+        number += 1
+        names = {trial_name(key, lr, c, 0): (key, place, lr, c) for key, trials in due.items() for place, lr, c in trials}
+        jobs = {name: grid.trial(key, lr, c, 0, search=True) for name, (key, _, lr, c) in names.items()}
+        title = f"Search on TUNE, round {number}"
+        results = run_trials(settings.out / "search", record, jobs, title, n_workers=settings.n_workers)
+        for name, (key, place, _, _) in names.items():
+            tried[key][place].append(Trained.from_json(results[name]))
+    return tried
 
 
-def _next(grid: Grid, key: Key, tried: Sequence[Trained], start: float) -> list[float | None]:
-    """Return the sparsity coefficient to try next, in a list that is empty if no trial is due."""
-    if not grid.has_coefficient(key):
-        return [] if tried else [None]
-    found = next_coefficient(tried, key[2], grid.settings.l0_tolerance, start)
-    return [] if found is None else [found]
+def _due(grid: Grid, key: Key, by_lr: Sequence[Sequence[Trained]]) -> list[tuple[int, float, float | None]]:
+    """Return what to try next of one arm: number of the learning rate, learning rate, and sparsity coefficient.
+
+    All learning rates are tried at once where L0 is a setting. Otherwise they follow each other, and each begins with the best coefficient of
+    the one before.
+    """
+    rates, start = grid.settings.size().lr, grid.arm(key).first_coefficient
+    if start is None:
+        return [(place, lr, None) for place, (lr, tried) in enumerate(zip(rates, by_lr, strict=True)) if not tried]
+    for place, (lr, tried) in enumerate(zip(rates, by_lr, strict=True)):
+        if len(tried) < grid.settings.n_l0_trials:
+            found = next_coefficient(tried, key[2], grid.settings.l0_tolerance, start)
+            if found is not None:
+                return [(place, lr, found)]
+        start = closest(tried, key[2]).coefficient or start
+    return []
 
 
-def _choose(grid: Grid, searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> dict[Key, tuple[float, float | None]]:
-    """Choose learning rate and sparsity coefficient of every arm from the search."""
-    chosen = {}
+def _final(grid: Grid, searched: Mapping[Key, Sequence[Sequence[Trained]]]) -> dict[Key, list[Trained]]:
+    """Compare the best learning rates of the short trainings again at full length, because a short training favors high ones.
+
+    Returns:
+        By hook, arm and L0: the trainings at full length, the best one on TUNE first.
+    """
+    settings, finals = grid.settings, {}
+    names: dict[str, tuple[Key, float]] = {}
+    for key, by_lr in searched.items():
+        finals[key] = rank_lrs(by_lr, key[2], settings.l0_tolerance)
+        if grid.arm(key).first_coefficient is None:  # otherwise the search was at full length
+            finals[key] = finals[key][: settings.n_finalists]
+            names |= {trial_name(key, t.lr, None, 0): (key, t.lr) for t in finals[key]}
+    jobs = {name: grid.trial(key, lr, None, 0, search=False) for name, (key, lr) in names.items()}
+    if not jobs:
+        return finals
+    results = run_trials(
+        settings.out / "trained", grid.record(), jobs, "Learning rates at full length", n_workers=settings.n_workers
+    )
+    for key, ranked in finals.items():
+        if grid.arm(key).first_coefficient is None:
+            again = [[Trained.from_json(results[trial_name(key, t.lr, None, 0)])] for t in ranked]
+            finals[key] = rank_lrs(again, key[2], settings.l0_tolerance)
+    return finals
+
+
+def _choose(grid: Grid, finals: Mapping[Key, Sequence[Trained]]) -> dict[Key, tuple[float, float | None]]:
+    """Choose learning rate and sparsity coefficient of every arm; a control has those of the arm that it is a control for."""
+    chosen: dict[Key, tuple[float, float | None]] = {}
     for key in grid.places():
         (hook_name, _, l0), arm = key, grid.arm(key)
         if arm.untrained:
             chosen[key] = (UNTRAINED_LR, None)
             continue
-        source = key if key in searched or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)
-        best = best_lr(searched[source], l0, grid.settings.l0_tolerance)
+        best = finals[key if key in finals or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)][0]
         chosen[key] = (best.lr, best.coefficient)
     return chosen
 
 
 def _train(grid: Grid, chosen: Mapping[Key, tuple[float, float | None]]) -> dict[tuple[Key, int], tuple[Path, Trained]]:
-    """Train every SAE at full length.
+    """Train every SAE at full length, seed after seed, so that a stopped run has complete seeds.
 
-    At seed 0 a sparsity coefficient is searched on, because L0 after a long training is not that after a short one. The other seeds take the
-    coefficient that was found.
+    Returns:
+        By hook, arm, L0 and seed: the folder of the SAE, and what it reaches on TUNE.
     """
-    size, settings = grid.settings.size(), grid.settings
-    record = grid.record() | {"training_tokens": size.training_tokens}
-    folder, found = settings.out / "trained", {}
-    tried: dict[Key, list[Trained]] = {key: [] for key in chosen}
-    for number in range(settings.n_l0_trials):
-        due = {key: _next(grid, key, own, chosen[key][1] or FIRST_COEFFICIENT) for key, own in tried.items()}
-        named = {trial_name(key, chosen[key][0], due[key][0], 0): key for key in tried if due[key]}
-        if not named:
-            break
-        jobs = {name: grid.trial(key, chosen[key][0], due[key][0], 0, search=False) for name, key in named.items()}
-        title = "Training" if number == 0 else f"Training, L0 corrected ({number})"
-        results = run_trials(folder, record, jobs, title, n_workers=settings.n_workers)
-        for name, key in named.items():
-            tried[key].append(Trained.from_json(results[name]))
-    kept = {key: closest(own, key[2]) for key, own in tried.items()}
-    for key, of in kept.items():
-        found[key, 0] = (grid.training(key, of.lr, of.coefficient, 0, search=False).out, of)
-    named = {}
-    for seed in range(1, size.n_seeds):
-        for key, of in kept.items():
-            n_seeds = size.n_seeds if grid.arm(key).is_compared else min(size.n_seeds, settings.n_control_seeds)
-            if seed < n_seeds:
-                named[trial_name(key, of.lr, of.coefficient, seed)] = (key, seed)
-    jobs = {
-        name: grid.trial(key, kept[key].lr, kept[key].coefficient, seed, search=False) for name, (key, seed) in named.items()
+    settings, size = grid.settings, grid.settings.size()
+    names = {
+        trial_name(key, *of, seed): (key, seed)
+        for seed in range(size.n_seeds)
+        for key, of in chosen.items()
+        if grid.arm(key).is_compared or seed < settings.n_control_seeds
     }
-    if not jobs:
-        return found
-    results = run_trials(folder, record, jobs, "Training, other seeds", n_workers=settings.n_workers)
-    for name, (key, seed) in named.items():
-        of = kept[key]
-        found[key, seed] = (
-            grid.training(key, of.lr, of.coefficient, seed, search=False).out,
-            Trained.from_json(results[name]),
-        )
-    return found
+    jobs = {name: grid.trial(key, *chosen[key], seed, search=False) for name, (key, seed) in names.items()}
+    results = run_trials(settings.out / "trained", grid.record(), jobs, "Training", n_workers=settings.n_workers)
+    return {
+        (key, seed): (grid.training(key, *chosen[key], seed, search=False).out, Trained.from_json(results[name]))
+        for name, (key, seed) in names.items()
+    }
 
 
 def _measure(grid: Grid, trained: Mapping[tuple[Key, int], tuple[Path, Trained]], given: Mapping[Path, str]) -> list[Cell]:
     """Measure every SAE once on TEST. SAEs that were given come with the digest of their weights."""
-    settings = grid.settings
-    n_contexts = settings.size().n_eval_contexts
+    settings, n_contexts = grid.settings, grid.settings.size().n_eval_contexts
     names = {trial_name(key, of.lr, of.coefficient, seed): (key, seed) for (key, seed), (_, of) in trained.items()}
-    jobs = {name: as_json(partial(measure_cell, trained[place][0], grid.text, n_contexts)) for name, place in names.items()}
     given_names = {f"given/{folder.name}/{digest[:12]}": folder for folder, digest in given.items()}
-    jobs |= {name: as_json(partial(measure_cell, folder, grid.text, n_contexts)) for name, folder in given_names.items()}
-    record = grid.record() | {"training_tokens": settings.size().training_tokens, "n_eval_contexts": n_contexts}
-    results = run_trials(settings.out / "measured", record, jobs, "Measuring on TEST", n_workers=settings.n_workers)
+    folders = {name: trained[place][0] for name, place in names.items()} | given_names
+    record, n_workers = grid.record() | {"n_eval_contexts": n_contexts}, settings.n_workers
+    jobs = {name: as_json(partial(measure_cell, folder, grid.text, n_contexts)) for name, folder in folders.items()}
+    measured = run_trials(settings.out / "measured", record, jobs, "Measuring on TEST", n_workers=n_workers)
+    jobs = {
+        name: as_json(partial(code_cell, folder, grid.text, n_contexts, settings.value_bits))
+        for name, folder in folders.items()
+    }
+    record |= {"value_bits": settings.value_bits}
+    coded = run_trials(settings.out / "coded", record, jobs, "Bits per token on TEST", n_workers=n_workers)
     cells = []
-    for name, (key, seed) in names.items():
+    for name, folder in folders.items():
+        found = Measured.from_json(measured[name])
+        about: dict[str, Any] = {"name": folder.name, "role": "given", "target_l0": None, "seed": None, "trained": None}
+        n_tokens = None
+        if name in names:
+            key, seed = names[name]
+            arm, n_tokens = grid.arm(key), grid.training_tokens(grid.arm(key), search=False)
+            about = {"name": key[1], "role": arm.role, "target_l0": key[2], "seed": seed, "trained": trained[key, seed][1]}
         cells.append(
             Cell(
-                name=key[1],
-                role=grid.arm(key).role,
-                hook_name=key[0],
-                target_l0=key[2],
-                seed=seed,
-                trained=trained[key, seed][1],
-                n_training_tokens=grid.training_tokens(grid.arm(key), search=False),
-                measured=Measured.from_json(results[name]),
+                **about,
+                hook_name=found.hook_name,
+                n_training_tokens=n_tokens,
+                measured=found,
+                coded=Coded.from_json(coded[name]),
             )
         )
-    for name, folder in given_names.items():
-        measured = Measured.from_json(results[name])
-        blank: dict[str, Any] = {"target_l0": None, "seed": None, "trained": None, "n_training_tokens": None}
-        cells.append(Cell(name=folder.name, role="given", hook_name=measured.hook_name, measured=measured, **blank))
     return cells

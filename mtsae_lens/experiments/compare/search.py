@@ -94,10 +94,10 @@ def closest(tried: Sequence[Trained], target: float) -> Trained:
     return min(tried, key=lambda t: t.distance(target))
 
 
-def best_lr(by_lr: Sequence[Sequence[Trained]], target: float, tolerance: float) -> Trained:
-    """Return the trial with the highest explained variance on TUNE, out of the closest one of each learning rate.
+def rank_lrs(by_lr: Sequence[Sequence[Trained]], target: float, tolerance: float) -> list[Trained]:
+    """Return the closest trial of each learning rate, the one with the highest explained variance on TUNE first.
 
-    A trial whose L0 is not within the tolerance is chosen only if none is, and then the closest one.
+    Trials whose L0 is not within the tolerance are left out, unless none is: then the closest one of all is returned alone.
 
     Args:
         by_lr: the trials of each learning rate.
@@ -107,5 +107,5 @@ def best_lr(by_lr: Sequence[Sequence[Trained]], target: float, tolerance: float)
     finalists = [closest(tried, target) for tried in by_lr]
     near = [t for t in finalists if (t.coefficient is None or t.distance(target) <= math.log1p(tolerance)) and not t.failed]
     if not near:
-        return closest(finalists, target)
-    return max(near, key=lambda t: -math.inf if math.isnan(t.explained_variance) else t.explained_variance)
+        return [closest(finalists, target)]
+    return sorted(near, key=lambda t: math.inf if math.isnan(t.explained_variance) else -t.explained_variance)

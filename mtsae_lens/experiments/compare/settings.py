@@ -50,19 +50,24 @@ class CompareSettings(Settings):
     training_tokens: int | None = Field(None, gt=0)
     """Number of tokens to train every SAE on. By default 400,000, or 60,000 with `quick`."""
     search_tokens: int | None = Field(None, gt=0)
-    """Number of tokens of every training of the search. By default 100,000, or 30,000 with `quick`."""
+    """Number of tokens of every training of the search. By default 100,000, or 30,000 with `quick`. Architectures that need a sparsity
+    coefficient are searched with all `training_tokens`."""
     lr: tuple[float, ...] | None = Field(None, min_length=1)
-    """Learning rates to choose from on `tune`, for each architecture and L0. By default 0.002, 0.004 and 0.008, or 0.004 alone with `quick`."""
+    """Learning rates to choose from on `tune`, for each architecture and L0. By default 0.004, 0.008 and 0.016, or 0.004 alone with `quick`."""
+    n_finalists: int = Field(2, gt=0)
+    """Number of learning rates, the best ones of the search with `search_tokens`, to compare again with all `training_tokens`."""
     l0_tolerance: float = Field(0.05, gt=0, lt=1)
     """Relative distance from the wanted L0 at which the search for a sparsity coefficient ends."""
     l0_margin: float = Field(0.1, gt=0, lt=1)
     """How far above the wanted L0 an SAE may be on `test`, relative to it, to be compared with the others."""
     n_l0_trials: int = Field(4, gt=0)
-    """Maximum number of sparsity coefficients to try, at each learning rate of the search and again at full length."""
+    """Maximum number of sparsity coefficients to try at each learning rate."""
     n_tune_contexts: int = Field(48, gt=0)
     """Number of contexts of `tune` to choose on."""
     n_eval_contexts: int | None = Field(None, gt=0)
     """Number of contexts of `test` to measure on. By default 96, or 16 with `quick`."""
+    value_bits: int = Field(4, ge=1, le=16)
+    """Logarithm of the number of levels of a feature's value, for the bits per token."""
     sae: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Further settings of an architecture, such as `jumprelu={jumprelu_bandwidth: 0.1}`."""
     context_size: int = Field(128, gt=1)
@@ -125,8 +130,12 @@ class CompareSettings(Settings):
 
     def arms(self) -> dict[str, CompareArm]:
         """Return what is trained, by name: architectures, controls and floors."""
-        chosen = {True: self.architectures, False: self.controls}
-        return {name: arm for name, arm in ARMS.items() if chosen[arm.is_compared] is None or name in chosen[arm.is_compared]}
+
+        def is_chosen(name: str, arm: CompareArm) -> bool:
+            names = self.architectures if arm.is_compared else self.controls
+            return names is None or name in names
+
+        return {name: arm for name, arm in ARMS.items() if is_chosen(name, arm)}
 
     def given_text(self) -> dict[str, Any]:
         """Return the settings of model, text and contexts that were given, which a cache may contradict."""

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mtsae_lens.experiments.compare.report import cells_table, summarize
-from mtsae_lens.experiments.compare.results import Cell, Measured, judge
+from mtsae_lens.experiments.compare.report import at_an_end, cells_table, search_table, summarize, summarize_bits
+from mtsae_lens.experiments.compare.results import Cell, Coded, Measured, judge
 from mtsae_lens.experiments.compare.search import Trained
 from mtsae_lens.records import Interval
 
@@ -28,6 +28,7 @@ def cell(name: str, role: str, number: int, ev: float, ce: float, l0: float = 8.
             "trained": trained,
             "n_training_tokens": 1000,
             "measured": measured,
+            "coded": Coded(bits_per_token=50.0, support_bits=30.0, value_bits=20.0, explained_variance_coded=ev - 0.01),
         }
         | changes
     )
@@ -58,6 +59,10 @@ def test_ahead_is_every_seed_above_every_seed() -> None:
     sentences = summarize(list(found.values()), 2)
     assert sentences[1].startswith("mtsae (") or sentences[0].startswith("mtsae_memory (")
     assert "ahead: explained variance at a.hook L0 8 (+6.5 points to topk)" in sentences[0]
+    assert (
+        "50.0 bits (0.800 [0.790, 0.810]) against 50.0 bits (0.735 [0.730, 0.740]) of topk"
+        in summarize_bits(list(found.values()), cells)[0]
+    )
     assert "behind: ce_loss_score at a.hook L0 8 (-2.0 points to topk)" in sentences[0]
 
 
@@ -84,3 +89,17 @@ def test_a_cell_is_read_back_as_it_was_written() -> None:
     assert Cell.from_json(one.to_json()) == one
     verdict = judge(grid(("mtsae", "ours", [(0.9, 0.9)], 8.0), ("topk", "saelens", [(0.7, 0.7)], 8.0)), 0.05)[0]
     assert verdict.ours == Interval(0.9, 0.9, 0.9)
+
+
+def test_the_search_is_shown_and_an_end_of_the_list_is_told() -> None:
+    def trained(lr: float, ev: float) -> Trained:
+        return Trained(lr=lr, coefficient=None, l0=8.0, explained_variance=ev, seconds=1.0)
+
+    key = ("a.hook", "topk", 8)
+    searched = {key: [[trained(1e-3, 0.5)], [trained(2e-3, 0.6)], [trained(4e-3, 0.7)]]}
+    finals = {key: [trained(2e-3, 0.8), trained(4e-3, 0.75)]}
+    stages = [row[3] for row in search_table(searched, finals).rows]
+    assert stages == ["search"] * 3 + ["final", "chosen"]
+    assert at_an_end(finals, (1e-3, 2e-3, 4e-3)) == []
+    assert "topk at a.hook L0 8 (0.002)" in at_an_end(finals, (1e-3, 2e-3))[0]
+    assert at_an_end(finals, (2e-3,)) == []

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mtsae_lens.experiments.compare.search import Trained, best_lr, closest, next_coefficient
+from mtsae_lens.experiments.compare.search import Trained, closest, next_coefficient, rank_lrs
 
 
 def trained(l0: float, *, coefficient: float | None = None, lr: float = 1e-3, ev: float = 0.5, failed: str = "") -> Trained:
@@ -51,7 +51,7 @@ def test_the_learning_rate_is_chosen_among_those_with_the_wanted_l0() -> None:
         [trained(8.2, coefficient=3.0, lr=2e-3, ev=0.72)],
         [trained(12.0, coefficient=3.0, lr=4e-3, ev=0.80)],
     ]
-    assert best_lr(by_lr, 8, 0.05).lr == 2e-3
-    assert best_lr(by_lr[2:], 8, 0.05).lr == 4e-3  # nothing else is there
+    assert [t.lr for t in rank_lrs(by_lr, 8, 0.05)] == [2e-3, 1e-3]
+    assert [t.lr for t in rank_lrs(by_lr[2:], 8, 0.05)] == [4e-3]  # nothing else is there
     failed = [[trained(math.nan, lr=8e-3, ev=math.nan, failed="the loss is nan")], [trained(6.0, lr=1e-3, ev=0.1)]]
-    assert best_lr(failed, 8, 0.05).lr == 1e-3  # k is a setting, so its L0 counts as reached
+    assert [t.lr for t in rank_lrs(failed, 8, 0.05)] == [1e-3]  # k is a setting, so its L0 counts as reached
