@@ -137,7 +137,7 @@ def _counted(measured: EditResult) -> str:
 
 
 def unlearning_summary(measured: UnlearningResult) -> str:
-    """Describe in words how much was forgotten, how much a model that never saw the text would add, and what the edit costs on other text.
+    """Describe in words what was forgotten, at what cost, whether matched random features forget as much, and what an attack brings back.
 
     Args:
         measured: the results.
@@ -145,15 +145,25 @@ def unlearning_summary(measured: UnlearningResult) -> str:
     row = measured.corpora[measured.forget]
     said = (
         f"Unlearned: editing {measured.chosen.n_features} features adds {row.nll_delta:+.3f} nats per token to the loss on "
-        f"{measured.forget} (95% interval {row.nll_delta_low:+.3f} to {row.nll_delta_high:+.3f}); random features add "
-        f"{measured.random_control[measured.forget].nll_delta:+.3f}"
+        f"{measured.forget} (95% interval {row.nll_delta_low:+.3f} to {row.nll_delta_high:+.3f}), at a cost of {_cost(measured)}"
     )
     if row.nll_reference is not None:
         goal = row.nll_reference - row.nll_clean
         share = f", so the edit reaches {row.nll_delta / goal:.0%} of that" if goal > 0 else ""
         said += f". A model that never saw the text has {goal:+.3f}{share}"
     recovered = "" if measured.recovery is None else f" {recovery_summary(measured.recovery)}"
-    return f"{said}. Cost: {_cost(measured)}.{recovered}"
+    return f"{said}. {_compare_with_random(measured)}.{recovered}"
+
+
+def _compare_with_random(measured: UnlearningResult) -> str:
+    """Say how much matched random features behind the same gate forget, and what that says about the choice of features."""
+    row, random = measured.corpora[measured.forget], measured.random_control[measured.forget].nll_delta
+    said = f"Matched random features behind the same gate add {random:+.3f}"
+    if random >= row.nll_delta_low:
+        return f"{said}, so the choice of features adds nothing to the gate that can be told from chance"
+    if row.nll_delta > 0 and random >= row.nll_delta / 4:
+        return f"{said}, which is {random / row.nll_delta:.0%} of it"
+    return said
 
 
 def _cost(measured: EditResult) -> str:

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from filled import filled
 
-from mtsae_lens.commands.unlearn_report import effects_table, measures_table, quality_table
-from mtsae_lens.unlearning.results import EditResult
+from mtsae_lens.commands.unlearn_report import effects_table, measures_table, quality_table, unlearning_summary
+from mtsae_lens.unlearning.results import EditResult, UnlearningResult
 
 
 def row(role: str, start: float) -> dict[str, Any]:
@@ -99,3 +99,21 @@ def test_quality(measured: EditResult) -> None:
         "repeated 4-grams of text after kjv": ("", "0.11 -> 0.12"),
         "perplexity, clean model of text after kjv": ("", "9.00 -> 8.00"),
     }
+
+
+@pytest.mark.parametrize(
+    ("random", "said"),
+    [
+        (1.35, "add +1.350, so the choice of features adds nothing to the gate that can be told from chance."),
+        (0.60, "add +0.600, which is 50% of it."),
+        (0.10, "add +0.100."),
+    ],
+)
+def test_the_summary_says_what_random_features_do(content: dict[str, Any], random: float, said: str) -> None:
+    content["random_control"]["kjv"]["nll_delta"] = random
+    summary = unlearning_summary(filled(UnlearningResult, content | {"forget": "kjv", "chosen": {"n_features": 8}}))
+    assert summary.startswith(
+        "Unlearned: editing 8 features adds +1.200 nats per token to the loss on kjv (95% interval +1.300"
+    )
+    assert "at a cost of +2.2000 nats on the far text whose loss rises most (sotu)." in summary
+    assert summary.endswith(f"Matched random features behind the same gate {said}")
