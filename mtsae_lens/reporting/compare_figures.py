@@ -52,5 +52,5 @@ def frontier(points: Sequence[FrontierPoint], panels: Mapping[str, str], x_title
                 col=place % 2 + 1,
             )
     figure.update_xaxes(type="log", title_text=x_title)
-    figure.update_layout(height=360 * n_rows, legend={"orientation": "h", "y": -0.12})
+    figure.update_layout(height=360 * n_rows, legend={"orientation": "h", "y": -0.28 / n_rows})
     return figure
