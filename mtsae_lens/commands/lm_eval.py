@@ -109,7 +109,7 @@ def model_class() -> type[Any]:
                     "expected an SAE and an edit in --model_args, got one of them or neither; give "
                     f"--model_args sae=runs/sae,edit=runs/unlearn/edit.json (edit={NO_EDIT} for the model without an edit)"
                 )
-            known = set(open_requests.__kwdefaults__) | {"model"}
+            known = set(open_requests.__kwdefaults__ or ()) | {"model"}
             if unknown := sorted(set(options) - known):
                 raise ConfigError(f"expected {', '.join(sorted(known))} in --model_args, got {unknown[0]!r}; leave it out")
             opened = open_requests(str(sae), str(edit), **options)  # the harness turns words such as 7 into numbers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -34,12 +35,9 @@ class EditedLayer:
     def __init__(self, config: dict[str, Any], content: dict[str, Any], weights: dict[str, Tensor]) -> None:
         self.config, self.weights = config, weights
         self.edit, self.gate = content["edit"], content["gate"]
-        parts = [("edit", EDITS, part) for part in self.edit.get("parts", [])]
-        for part, known, fields in (("edit", EDITS, self.edit), ("gate", GATES, self.gate), *parts):
-            if fields["kind"] not in known:
-                raise ValueError(
-                    f"expected a known {part} ({', '.join(known)}), got {fields['kind']!r}; load it with mtsae_lens.load_edit"
-                )
+        for fields in (self.edit, *self.edit.get("parts", [])):
+            check_known("edit", fields["kind"], EDITS)
+        check_known("gate", self.gate["kind"], GATES)
         self.edit_tensors = tensors_of(self.edit)
         self.gate_tensors = tensors_of(self.gate)
         self.owner = hashlib.sha256(json.dumps([config, content["edit"], content["gate"]]).encode()).hexdigest()
@@ -162,6 +160,21 @@ class EditedLayer:
     def _move_to(self, device: torch.device) -> None:
         for tensors in (self.weights, self.edit_tensors, self.gate_tensors):
             tensors.update({name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def check_known(what: str, kind: str, known: Collection[str]) -> None:
+    """Check that this loader knows the kind of an edit or a gate.
+
+    Args:
+        what: `edit` or `gate`.
+        kind: its kind.
+        known: the kinds that it knows.
+
+    Raises:
+        ValueError: it does not know this kind.
+    """
+    if kind not in known:
+        raise ValueError(f"expected a known {what} ({', '.join(known)}), got {kind!r}; load it with mtsae_lens.load_edit")
 
 
 def tensors_of(fields: dict[str, Any]) -> dict[str, Tensor]:

@@ -230,10 +230,12 @@ def _reactions(
     opened, n_positions = torch.zeros(2), 0
     for tokens in target.lm.batches(table):
         masked, h = target.lm.masked(tokens), target.lm.activations(tokens)
-        before, after = (splice.feature_acts(each, masked) for each in (h, moved_only.states(tokens, shift, h)))
+        states = [h, moved_only.states(tokens, shift, h)]
+        before, after = (splice.feature_acts(each, masked) for each in states)
         changed += (after - before)[..., features].abs().sum().item()
         total += before[..., features].sum().item()
-        opened += torch.tensor([float(open_positions(acts, [target.edit], masked)[0].sum()) for acts in (before, after)])
+        sae_states = map(splice.sae_state, states, (before, after))
+        opened += torch.tensor([float(open_positions(state, [target.edit], masked)[0].sum()) for state in sae_states])
         n_positions += int((~masked).sum())
     shares = (opened / max(n_positions, 1)).tolist()
     return (changed / total if features and total else None), (shares[0], shares[1])

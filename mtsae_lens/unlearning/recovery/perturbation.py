@@ -90,7 +90,7 @@ class Target:
         feature_acts = splice.feature_acts(moved, masked)
         if open_at is None:
             with torch.no_grad():
-                (open_at,) = open_positions(feature_acts, [self.edit], masked)
+                (open_at,) = open_positions(splice.sae_state(moved, feature_acts), [self.edit], masked)
         return splice.apply_edit(moved, feature_acts, self.edit, open_at)
 
     @torch.no_grad()
@@ -103,8 +103,8 @@ class Target:
         """
         if self.edit is None:
             return None
-        masked = self.lm.masked(tokens)
-        return open_positions(self.lm.splice.feature_acts(h, masked), [self.edit], masked)[0]
+        splice, masked = self.lm.splice, self.lm.masked(tokens)
+        return open_positions(splice.sae_state(h, splice.feature_acts(h, masked)), [self.edit], masked)[0]
 
     def logits(self, shift: Float[Tensor, " d_in"] | None, *, hold_gate: bool = False) -> LazyModel:
         """Return the perturbed model as a function from tokens to logits.

@@ -62,7 +62,7 @@ def replayed_states(
     if part[2]:
         moved = moved + change - decode_change(splice.sae, after, before)
     moved = zero_rows(moved, masked)
-    (open_at,) = open_positions(before, [target.edit], masked)
+    (open_at,) = open_positions(splice.sae_state(h, before), [target.edit], masked)
     delta = target.edit.delta(SAEState(splice.sae, splice.as_sae_input(h) + moved, replaced))
     return splice.add_delta(h, moved + zero_rows(delta, ~open_at), ~masked)
 
