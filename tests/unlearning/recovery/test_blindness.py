@@ -28,8 +28,7 @@ def temporal(**settings: Any) -> MTSAE:
 
 @torch.no_grad()
 def pre_activations(sae: MTSAE, h: torch.Tensor) -> torch.Tensor:
-    x, _ = sae.read_contexts(h)
-    return sae.encoder_input(sae.encode_scales(x)) @ sae.W_enc + sae.b_enc
+    return sae.encoder_input(sae.encode_scales(*sae.read_contexts(h))) @ sae.W_enc + sae.b_enc
 
 
 @pytest.mark.parametrize("settings", [{}, {"context_rank": 5}, {"context_gain": 0.3}], ids=str)
@@ -53,9 +52,9 @@ def test_with_a_norm_only_the_scale_changes(scale_norm: str) -> None:
     sae = temporal(scale_norm=scale_norm, dilations=(0,))
     basis = blind_subspace(encoder_rows(sae, FEATURES), 0.0)
     h = torch.randn(2, 12, 48, generator=torch.Generator().manual_seed(1))
-    x, moved = (sae.read_contexts(each)[0] for each in (h, h + 2.0 * basis[0]))
+    (x, walls), (moved, _) = (sae.read_contexts(each) for each in (h, h + 2.0 * basis[0]))
     mean = sae.W_enc.sum(dim=0) * (x.mean(dim=-1, keepdim=True) if scale_norm == "rescaled_layer_norm" else torch.zeros(()))
-    before, after = (sae.encoder_input(sae.encode_scales(each)) @ sae.W_enc - mean for each in (x, moved))
+    before, after = (sae.encoder_input(sae.encode_scales(each, walls)) @ sae.W_enc - mean for each in (x, moved))
     factor = (after / before)[:, 1:]
     assert torch.allclose(factor[..., 1], factor[..., 4], atol=1e-3)
     assert not torch.allclose(factor[..., 1], factor[..., 0], atol=1e-2)
