@@ -36,6 +36,10 @@ from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
 
+_OF_TRAINING = ("training_tokens", "d_sae")
+"""Parts of the size that the SAEs depend on. A change of any other leaves them as they are."""
+
+
 @interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
 def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Table]]:
@@ -64,7 +68,9 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     trained_on = model_stamps(settings.model) | text_stamps(settings.dataset)
     trained = run_trials(
         settings.out / "training",
-        {"scale": asdict(size)} | settings.model_dump(mode="json", include=shared) | trained_on,
+        {"scale": {name: getattr(size, name) for name in _OF_TRAINING}}
+        | settings.model_dump(mode="json", include=shared)
+        | trained_on,
         {f"{a}/{seed}": partial(_train, settings.training(a, seed)) for seed in settings.seeds() for a in settings.saes},
         "training SAEs",
         n_workers=settings.n_workers,
@@ -74,7 +80,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
         {"scale": asdict(size), "attacked": settings.n_attacked_seeds}
         | settings.model_dump(
             mode="json",
-            include={"reference", "forget", "near", "retain", *shared} | ({"neutral"} if settings.neutral else set()),
+            include={"reference", "forget", "near", "retain", *shared} | _given(settings, "neutral", "first_trained_layer"),
         )
         | {"methods": _methods(settings, tasks)}
         | trained_on
@@ -99,6 +105,11 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
 
 def _default(name: str) -> Any:
     return BenchmarkSettings.model_fields[name].default
+
+
+def _given(settings: BenchmarkSettings, *names: str) -> set[str]:
+    """Return which of some settings are not their defaults; leaving the others out keeps results of earlier versions valid."""
+    return {name for name in names if getattr(settings, name) != _default(name)}
 
 
 def _check_reference(settings: BenchmarkSettings) -> None:
