@@ -35,7 +35,6 @@ from mtsae_lens.unlearning.finetuning.losses import LOSSES, OfAllWeights
 from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
-
 _OF_TRAINING = ("training_tokens", "d_sae")
 """Parts of the size that the SAEs depend on. A change of any other leaves them as they are."""
 
@@ -62,9 +61,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[dict[str, Any], list[Tab
     _check_reference(settings)
     size = settings.size()
     shared = {"model", "hook_name", "dataset", "saes"}
-    shared |= {
-        name for name in ("context_size", "prepend_bos", "first_trained_layer") if getattr(settings, name) != _default(name)
-    }
+    shared |= _given(settings, "context_size", "prepend_bos")
     trained_on = model_stamps(settings.model) | text_stamps(settings.dataset)
     trained = run_trials(
         settings.out / "training",

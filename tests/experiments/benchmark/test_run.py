@@ -339,3 +339,22 @@ def test_cells_of_other_text_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     before, after = given[1], given[3]
     assert before != after
     assert given[0] == given[2] or "reference" in changed  # the SAEs stay
+
+
+def test_saes_do_not_depend_on_the_size_of_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: dict[str, Any] = {}
+    monkeypatch.setattr(module, "run_trials", lambda folder, record, *_, **__: records.setdefault(folder.name, record) and {})
+
+    def end(*_: Any) -> None:
+        raise KeyError("end of the work")
+
+    monkeypatch.setattr(module, "benchmark_part", end)
+    seen = []
+    for settings in ({}, {"contexts_per_split": 5}, {"first_trained_layer": 1}, {"d_sae": 64}):
+        records.clear()
+        with pytest.raises(KeyError, match="end of the work"):
+            module.run_benchmark(BenchmarkSettings(out=tmp_path / "out", reference=None, **settings))
+        seen.append((repr(records["training"]), repr(records["cells"])))
+    assert len({training for training, _ in seen[:3]}) == 1
+    assert seen[3][0] != seen[0][0]
+    assert len({cells for _, cells in seen}) == 4
