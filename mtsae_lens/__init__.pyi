@@ -18,6 +18,10 @@ from .sae.contributions import scale_contributions as scale_contributions
 from .sae.mtsae import MTSAE as MTSAE
 from .sae.separation import register_separation as register_separation
 from .sae.training import MTTrainingSAE as MTTrainingSAE
+from .sae.transcoder import MTSAETranscoder as MTSAETranscoder
+from .sae.transcoder import MTSAETranscoderConfig as MTSAETranscoderConfig
+from .sae.transcoder import MTTrainingTranscoder as MTTrainingTranscoder
+from .sae.transcoder import MTTrainingTranscoderConfig as MTTrainingTranscoderConfig
 from .splice.edit_files import load_edit as load_edit
 from .splice.edit_files import save_edit as save_edit
 from .splice.edits import Edit as Edit

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder
 from torch import Tensor
 
 from mtsae_lens.commands.evaluate_settings import EvaluateSettings
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import check_source
@@ -20,6 +21,7 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.memory import MEMORY_MEANINGS
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
+from mtsae_lens.evaluation.transcoding import TRANSCODING_MEANINGS, evaluate_transcoder, fit_token_means
 from mtsae_lens.interruption import STARTS_ANEW, stopped_with
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.opening import open_sae
@@ -66,7 +68,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     Args:
         columns: metrics by SAE.
     """
-    meanings = METRIC_MEANINGS | MEMORY_MEANINGS
+    meanings = METRIC_MEANINGS | MEMORY_MEANINGS | TRANSCODING_MEANINGS
     names = [name for name in meanings if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), meanings[name]] for name in names]
     return Table(["metric", *columns, "meaning"], rows)
@@ -140,12 +142,13 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         check=lambda sae: check_source(dataset_of(sae)),
+        reads_only=True,
     )
     dataset = dataset_of(lm.sae)
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
-    measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
+    measured, how = _measure(lm, model, dataset, table, settings)
     text = (
-        f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
+        f"{how} on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
         f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired, and {measured['always_on_features']:,} fired on "
         "over half."
     )
@@ -163,9 +166,26 @@ def run_evaluate(settings: EvaluateSettings) -> dict[str, Any]:
     measured = finite_or_none(measured)
     further = {"warning": warning, "scales": scales}
     write_metrics(settings.out, {**measured, **{name: value for name, value in further.items() if value}, "provenance": made})
-    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}."
+    place = f"at {lm.splice.hook_name}"
+    if isinstance(lm.sae, Transcoder):
+        place = f"from {lm.splice.hook_name} to {lm.splice.decoded_hook_name}"
+    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} {place}."
     write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(measured)}."])
     return measured
+
+
+def _measure(
+    lm: HookedLM, model: AnyHookedModel, dataset: str, table: TokenTable, settings: EvaluateSettings
+) -> tuple[dict[str, Any], str]:
+    """Measure the fidelity of an SAE or of a transcoder, and say with what."""
+    if not isinstance(lm.sae, Transcoder):
+        return evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size), "SAELens's run_evals"
+    means = None
+    if settings.n_table_contexts:
+        text = read_tokens(dataset, "train", lm.cutter, settings.n_table_contexts, seed=settings.seed)
+        means = fit_token_means(lm.sae, model, lm.cutter, text, batch_size=settings.batch_size)
+    measured = evaluate_transcoder(lm.sae, model, lm.cutter, table, means, batch_size=settings.batch_size)
+    return measured, f"Measured at {lm.splice.decoded_hook_name}"
 
 
 def _scales(

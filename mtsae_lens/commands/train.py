@@ -103,6 +103,9 @@ def _write_results(settings: TrainSettings, sae: TrainingSAE[Any], seconds: floa
         metrics["dilations"] = sae.dilations if isinstance(sae, MTTrainingSAE) else list(sae.cfg.dilations)
         sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))
     write_metrics(settings.out, metrics)
-    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features at {settings.hook_name} of {shorten(settings.model)}."
+    place = f"at {settings.hook_name}"
+    if settings.hook_name_out is not None:
+        place = f"from {settings.hook_name} to {settings.hook_name_out}"
+    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features {place} of {shorten(settings.model)}."
     write_report(settings.out, "Training", lead, sections, metrics["provenance"])
     return metrics

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -87,7 +87,11 @@ class SequenceBlocks(ABC):
                 del h  # let go of the block before the next one is read
 
     def mixed(
-        self, first_step: int = 0, gather: Gather = gather_tokens, max_norm_multiple: float | None = None
+        self,
+        first_step: int = 0,
+        gather: Gather = gather_tokens,
+        max_norm_multiple: float | None = None,
+        widths: Sequence[int] = (),
     ) -> Iterator[Float[Tensor, "rows width"]]:
         """Iterate over batches of rows of the same blocks, mixed across contexts.
 
@@ -98,6 +102,8 @@ class SequenceBlocks(ABC):
             first_step: the step of the first batch.
             gather: makes rows of positions; the default takes their activations alone, as a pointwise SAE reads them.
             max_norm_multiple: leave out positions whose norm is more than this many times the median of their block; None keeps all.
+            widths: of each hook where the activations of several stand side by side. A position is left out if it is masked or massive at any
+                of them. By default there is one.
 
         Yields:
             Rows `(row, width)`.
@@ -109,7 +115,7 @@ class SequenceBlocks(ABC):
         with closing(self.blocks(block)) as blocks:
             for number, h in blocks:
                 of_all = self.of_all_ranks(number, h)
-                rows = self._mixed_rows(number, of_all, max_norm_multiple)
+                rows = self._mixed_rows(number, of_all, max_norm_multiple, widths)
                 gather_rows = gather(h)
                 for batch in rows.tensor_split(len(of_all) // self.batch_size_sequences)[skip:]:
                     yield gather_rows(self.own_rows(number, batch, h.shape[1]))
@@ -117,19 +123,22 @@ class SequenceBlocks(ABC):
                 del h, of_all, gather_rows  # let go of the block before the next one is read
 
     def _mixed_rows(
-        self, number: int, h: Float[Tensor, "batch pos d_in"], max_norm_multiple: float | None
+        self, number: int, h: Float[Tensor, "batch pos d_in"], max_norm_multiple: float | None, widths: Sequence[int]
     ) -> Int[Tensor, " row"]:
         """Return the flat positions of the rows of a block that are trained on, in their order. The block itself is not copied."""
         n_positions, n_batches = h.shape[1], len(h) // self.batch_size_sequences
         contexts = self.context_order(number, len(h)).to(h.device)
-        kept = (h != 0).any(dim=-1)[contexts].flatten().nonzero().squeeze(-1)
+        hooks = h.split(list(widths), dim=-1) if widths else (h,)
+        of_hooks = torch.stack([(part != 0).any(dim=-1) for part in hooks]).all(dim=0)
+        kept = of_hooks[contexts].flatten().nonzero().squeeze(-1)
         if len(kept) < n_batches:
             raise DataError(
                 f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "
                 "text that holds more than special tokens, and a hook whose activations are not zero"
             )
         if max_norm_multiple is not None:
-            massive = massive_positions(h, norm_limit(h, max_norm_multiple))[contexts].flatten()[kept]
+            long = torch.stack([massive_positions(part, norm_limit(part, max_norm_multiple)) for part in hooks]).any(dim=0)
+            massive = long[contexts].flatten()[kept]
             if massive.any():
                 tell_once(
                     f"training leaves out positions whose activations are over {max_norm_multiple:g} times as long as the median "
