@@ -16,11 +16,11 @@ class TokenMeans:
     McCulloch 1992, chapter 3), so nothing is tuned. A token that does not occur there has the mean m of all.
 
     Args:
-        tokens: the tokens that may occur, in any order.
+        tokens: the tokens that may occur, in any order and shape.
         width: width of the activations.
     """
 
-    def __init__(self, tokens: Int[Tensor, " token"], width: int) -> None:
+    def __init__(self, tokens: Int[Tensor, "*token"], width: int) -> None:
         self._known = tokens.cpu().unique()
         self._n = torch.zeros(len(self._known), dtype=torch.float64)
         self._sums = torch.zeros(len(self._known), width, dtype=torch.float64)

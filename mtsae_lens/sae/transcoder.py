@@ -25,6 +25,7 @@ from typing_extensions import override
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.sae.config import MTSAEConfig, MTTrainingSAEConfig
 from mtsae_lens.sae.mtsae import MTSAE, TemporalEncoder
+from mtsae_lens.sae.temporal import normalize_scales
 from mtsae_lens.sae.training import MTTrainingSAE
 
 TRANSCODER = "mtsae_transcoder"
@@ -136,7 +137,7 @@ class MTTrainingTranscoder(_Transcodes, MTTrainingSAE):
     """A temporal transcoder in training.
 
     A batch is one of those of `MTTrainingSAE`, with the `d_out` activations of the other hook beside each row: what is to be decoded there. The
-    loss, the auxiliary loss of dead features and all that is logged are of that hook.
+    loss, the auxiliary loss of dead features and all that is logged are of that hook. `mtsae_lens.training.transcoding` sets how it starts.
     """
 
     @override
@@ -162,6 +163,21 @@ class MTTrainingTranscoder(_Transcodes, MTTrainingSAE):
         read, target = batch.split([width, self.cfg.d_out], dim=-1)
         _, x, convolved, walls = super()._convolve_batch(read, step)
         return target.flatten(0, -2).to(self.dtype) * self.output_scale, x, convolved, walls
+
+    @torch.no_grad()
+    def read_encoder(self, batch: Tensor) -> tuple[Float[Tensor, "row encoder_d_in"], Float[Tensor, "row d_out"]]:
+        """Read the positions of a batch that are not walls.
+
+        Args:
+            batch: as in training.
+
+        Returns:
+            The input of the encoder at each position, and what is to be decoded there, both scaled as in training.
+        """
+        target, x, convolved, walls = self._convolve_batch(batch, step=1)
+        z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
+        kept = ~walls.flatten()
+        return self.encoder_input(z).flatten(0, -2)[kept], target[kept]
 
     @override
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from typing import Any
 
@@ -16,9 +16,13 @@ from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.config import ARCHITECTURE
+from mtsae_lens.sae.hierarchy import readable
 from mtsae_lens.sae.transcoder import TRANSCODER, MTTrainingTranscoder, MTTrainingTranscoderConfig
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.start import RowStatistics
+
+_RIDGE = 0.5
+"""Ridge penalty of the first prediction, in mean squared regressors, for as many weights as rows; with fewer weights it is smaller."""
 
 
 def architecture_of(settings: TrainSettings) -> str:
@@ -111,18 +115,20 @@ def start_transcoder_(
     scaling_factor: float | None,
     starts_at_mean: bool,
 ) -> Iterator[Tensor]:
-    """Set the scale of the hook that is decoded, and start `b_in` and `b_dec` at the means, all in place.
+    """Set the scale of the hook that is decoded, and the start of a new transcoder, all in place.
 
         s_y = sqrt(d_out) / E ||y||,        b_in = s_x E h,        b_dec = s_y E y
+        W_enc = P @ W_dec.T,        P = argmin sum_t ||y_t - b_dec - z_t P||^2 + ridge ||P||^2
 
-    Biases that are not zero are left unchanged.
+    z is the input of the encoder. An SAE starts with the transpose of its decoder, which reads how far its input points along each feature.
+    Here that is read from the best linear prediction of the other hook. A transcoder with a bias that is not zero keeps its weights.
 
     Args:
         sae: the transcoder.
         data: the batches that training will read.
         n_batches: how many of them to measure.
         scaling_factor: the scale s_x of the hook that is read; None if nothing is scaled.
-        starts_at_mean: whether to set the biases.
+        starts_at_mean: whether to set `b_in` and `b_dec`.
 
     Returns:
         All batches, those that were measured included.
@@ -135,8 +141,26 @@ def start_transcoder_(
     if scaling_factor is not None:
         s_x, s_y = scaling_factor, cfg.d_out**0.5 / decoded.mean_norm
         sae.output_scale.fill_(s_y / s_x)
-    if starts_at_mean:
-        for bias, mean in ((sae.b_in, s_x * read.mean), (sae.b_dec, s_y * decoded.mean)):
-            if not bias.any():
-                bias.copy_(mean.to(bias))
+    if not any(bias.any() for bias in (sae.b_in, sae.b_enc, sae.b_dec)):
+        if starts_at_mean:
+            sae.b_in.copy_(s_x * read.mean)
+            sae.b_dec.copy_(s_y * decoded.mean)
+        _start_encoder_(sae, [s_x * batch.to(sae.device) for batch in first])
     return chain(first, data)
+
+
+def _start_encoder_(sae: MTTrainingTranscoder, batches: Sequence[Tensor]) -> None:
+    """Set `W_enc` to the best linear prediction of the hook that is decoded, read along the rows of the decoder."""
+    width = sae.W_enc.shape[0]
+    gram, cross, n_rows = torch.zeros(width, width), torch.zeros(width, sae.cfg.d_out), 0
+    for batch in batches:
+        z, target = sae.read_encoder(batch)
+        z, target = z.cpu().float(), (target - sae.b_dec).cpu().float()
+        gram += z.T @ z
+        cross += z.T @ target
+        n_rows += len(z)
+    ridge = _RIDGE * width / max(n_rows, 1) * gram.diagonal().mean().clamp(min=1e-12)
+    weights = torch.linalg.solve(gram + ridge * torch.eye(width), cross) @ sae.W_dec.cpu().float().T
+    if sae.cfg.hierarchy == "nested":
+        weights *= readable(sae.cfg.d_sae, len(sae.cfg.dilations)).repeat_interleave(sae.cfg.d_in, dim=0)
+    sae.W_enc.copy_(weights)
