@@ -6,6 +6,8 @@ from .data.contexts import TokenTable as TokenTable
 from .data.contexts import read_tokens as read_tokens
 from .data.language_models import load_language_model as load_language_model
 from .evaluation.fidelity import evaluate_fidelity as evaluate_fidelity
+from .evaluation.transcoding import evaluate_transcoder as evaluate_transcoder
+from .evaluation.transcoding import fit_token_means as fit_token_means
 from .exploration.live import explain as explain
 from .facts.exploration import Exploration as Exploration
 from .opening import load_sae as load_sae

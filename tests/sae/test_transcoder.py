@@ -11,6 +11,9 @@ from torch import Tensor
 
 from mtsae_lens import MTSAETranscoder, MTSAETranscoderConfig, MTTrainingTranscoder, MTTrainingTranscoderConfig
 from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.export.reduction import reduce_encoder
+from mtsae_lens.interop.card import write_sae_card
+from mtsae_lens.interop.saebench import SAEBenchAdapter
 from mtsae_lens.opening import load_sae
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 from mtsae_lens.training.fit import gather_pairs
@@ -184,3 +187,22 @@ def test_a_batch_without_the_other_hook_is_refused() -> None:
         make().training_forward_pass(step_input(x))
     with pytest.raises(DataError, match="two hooks side by side"):
         gather_pairs(make(), x)
+
+
+def test_the_card_of_a_published_one_says_what_it_computes(tmp_path: Path) -> None:
+    sae = make(dtype="float32")
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out = "blocks.0.hook_resid_pre", "blocks.1.hook_attn_out"
+    card = write_sae_card(to_inference(sae, tmp_path), "me/mine", "x")
+    assert "# Multi-Scale Temporal Transcoder on" in card
+    assert "x    = h - b_in, zero at walls" in card
+    assert "y'   = e @ W_dec + b_dec" in card
+    assert "blocks.1.hook" in card
+
+
+def test_what_needs_one_hook_refuses_it(tmp_path: Path) -> None:
+    sae = make(dtype="float32")
+    sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out = "blocks.0.hook_resid_pre", "blocks.1.hook_attn_out"
+    transcoder = to_inference(sae, tmp_path)
+    for needs_one in (reduce_encoder, SAEBenchAdapter):
+        with pytest.raises(ConfigError, match="read and decoded at one hook"):
+            needs_one(transcoder)
