@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--d-sae", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--n-contexts", type=int, default=256)
+    parser.add_argument("--n-contexts", type=int, default=96)
     parser.add_argument(
         "--temporal", type=json.loads, default={}, help='settings of the temporal arms, such as {"context_gain": 1.0}'
     )

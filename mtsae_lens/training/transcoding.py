@@ -22,7 +22,8 @@ from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.start import RowStatistics
 
 _RIDGE = 0.5
-"""Ridge penalty of the first prediction, in mean squared regressors, for as many weights as rows; with fewer weights it is smaller."""
+"""Ridge penalty of the first prediction, in the squares of each regressor, for as many weights as rows; with fewer weights it is smaller.
+The gain of a scale does not change the prediction."""
 
 
 def architecture_of(settings: TrainSettings) -> str:
@@ -118,7 +119,7 @@ def start_transcoder_(
     """Set the scale of the hook that is decoded, and the start of a new transcoder, all in place.
 
         s_y = sqrt(d_out) / E ||y||,        b_in = s_x E h,        b_dec = s_y E y
-        W_enc = P @ W_dec.T,        P = argmin sum_t ||y_t - b_dec - z_t P||^2 + ridge ||P||^2
+        W_enc = P @ W_dec.T,        P = argmin sum_t ||y_t - b_dec - z_t P||^2 + ridge sum_ti ||z_ti P_i||^2
 
     z is the input of the encoder. An SAE starts with the transpose of its decoder, which reads how far its input points along each feature.
     Here that is read from the best linear prediction of the other hook. A transcoder with a bias that is not zero keeps its weights.
@@ -159,8 +160,8 @@ def _start_encoder_(sae: MTTrainingTranscoder, batches: Sequence[Tensor]) -> Non
         gram += z.T @ z
         cross += z.T @ target
         n_rows += len(z)
-    ridge = _RIDGE * width / max(n_rows, 1) * gram.diagonal().mean().clamp(min=1e-12)
-    weights = torch.linalg.solve(gram + ridge * torch.eye(width), cross) @ sae.W_dec.cpu().float().T
+    ridge = _RIDGE * width / max(n_rows, 1) * gram.diagonal().clamp(min=1e-6 * float(gram.diagonal().max()) + 1e-12)
+    weights = torch.linalg.solve(gram + ridge.diag(), cross) @ sae.W_dec.cpu().float().T
     if sae.cfg.hierarchy == "nested":
         weights *= readable(sae.cfg.d_sae, len(sae.cfg.dilations)).repeat_interleave(sae.cfg.d_in, dim=0)
     sae.W_enc.copy_(weights)
