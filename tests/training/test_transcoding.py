@@ -18,6 +18,7 @@ from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.opening import load_sae
 from mtsae_lens.sealed import read_tensors
+from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.fit import batches_for, fit, gather_pairs
 from mtsae_lens.training.recipe import make_runner, runner_config
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
@@ -219,3 +220,12 @@ def test_the_command_line_trains_one(
     assert f"from {HOOK} to {OUT}" in (tmp_path / "sae" / "report.html").read_text()
     refused = mtsae("unlearn", tmp_path / "sae", "--forget", text_file, "--retain", sea_file, "--out", tmp_path / "unlearn")
     assert f"got a mtsae_transcoder from {HOOK} to {OUT}" in refused.error
+
+
+def test_dilations_are_selected_from_the_hook_that_is_read(tiny_settings: Make, tiny_model: Any, tmp_path: Path) -> None:
+    """And the block that was read for it is the first one of training."""
+    settings = tiny_settings(tmp_path, hook_name_out=OUT, sae={"k": 4, "dilations": "auto"})
+    runner = make_runner(settings, tiny_model)
+    _, h = next(make_runner(tiny_settings(tmp_path, hook_name_out=OUT), tiny_model).stream.blocks(0))
+    assert tuple(runner.sae.cfg.dilations) == select_dilations(h[..., :D_IN], len(runner.sae.cfg.dilations) - 1, kernel_size=3)
+    assert torch.equal(next(runner.stream.blocks(0))[1], h)
