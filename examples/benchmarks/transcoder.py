@@ -50,14 +50,17 @@ _CONTEXTS_AT_ONCE = 64
 
 @dataclass(frozen=True)
 class OfAnotherPast(CachedActivations):
-    """Rows whose reads of other positions are of the context before in the block, at the same positions."""
+    """Rows whose reads of other positions are of another context of the block, at the same positions.
+
+    It is half a block away, because neighbors in the text may be of one document.
+    """
 
     @override
     def mixed(self, first_step: int = 0, gather: Any = None, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
         widths = kwargs["widths"]
 
         def crossed(h: Tensor) -> Callable[[Tensor], Tensor]:
-            own, other = gather(h), gather(h.roll(1, dims=0))
+            own, other = gather(h), gather(h.roll(len(h) // 2, dims=0))
 
             def rows(places: Tensor) -> Tensor:
                 found = own(places)
