@@ -6,6 +6,8 @@ from .data.contexts import TokenTable as TokenTable
 from .data.contexts import read_tokens as read_tokens
 from .data.language_models import load_language_model as load_language_model
 from .evaluation.fidelity import evaluate_fidelity as evaluate_fidelity
+from .evaluation.transcoding import evaluate_transcoder as evaluate_transcoder
+from .evaluation.transcoding import fit_token_means as fit_token_means
 from .exploration.live import explain as explain
 from .facts.exploration import Exploration as Exploration
 from .opening import load_sae as load_sae
@@ -18,6 +20,10 @@ from .sae.contributions import scale_contributions as scale_contributions
 from .sae.mtsae import MTSAE as MTSAE
 from .sae.separation import register_separation as register_separation
 from .sae.training import MTTrainingSAE as MTTrainingSAE
+from .sae.transcoder import MTSAETranscoder as MTSAETranscoder
+from .sae.transcoder import MTSAETranscoderConfig as MTSAETranscoderConfig
+from .sae.transcoder import MTTrainingTranscoder as MTTrainingTranscoder
+from .sae.transcoder import MTTrainingTranscoderConfig as MTTrainingTranscoderConfig
 from .splice.edit_files import load_edit as load_edit
 from .splice.edit_files import save_edit as save_edit
 from .splice.edits import Edit as Edit

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder
 from torch import Tensor
 from typing_extensions import override
 
 from mtsae_lens.commands.evaluate_settings import EvaluateSettings
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import check_source
@@ -23,6 +24,7 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.memory import MEMORY_MEANINGS
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
+from mtsae_lens.evaluation.transcoding import TRANSCODING_MEANINGS, evaluate_transcoder, fit_token_means
 from mtsae_lens.interruption import STARTS_ANEW, interrupt_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.opening import open_sae
@@ -104,7 +106,7 @@ def metrics_table(columns: Mapping[str, Mapping[str, float | None]]) -> Table:
     Args:
         columns: metrics by SAE.
     """
-    meanings = METRIC_MEANINGS | MEMORY_MEANINGS | BITS_MEANINGS
+    meanings = METRIC_MEANINGS | MEMORY_MEANINGS | BITS_MEANINGS | TRANSCODING_MEANINGS
     names = [name for name in meanings if any(name in column for column in columns.values())]
     rows = [[name, *(column.get(name) for column in columns.values()), meanings[name]] for name in names]
     return Table(["metric", *columns, "meaning"], rows)
@@ -180,15 +182,13 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         check=lambda sae: check_source(dataset_of(sae)),
+        reads_only=True,
     )
     dataset = dataset_of(lm.sae)
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
-    measured: dict[str, Any] = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
-    if settings.value_bits:
-        select = read_tokens(dataset, "select", lm.cutter, settings.n_contexts, seed=settings.seed)
-        measured |= measure_bits(lm.sae, _counted_inputs(lm, select), _counted_inputs(lm, table), settings.value_bits)
+    measured, how = _measure(lm, model, dataset, table, settings)
     text = (
-        f"SAELens's run_evals on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
+        f"{how} on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
         f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired, and {measured['always_on_features']:,} fired on "
         "over half."
     )
@@ -205,9 +205,31 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     result = EvaluateResult(finite_or_none(measured), warning, scales)
     write_metrics(settings.out, result.to_json() | {"provenance": made})
-    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} at {lm.splice.hook_name}."
+    place = f"at {lm.splice.hook_name}"
+    if isinstance(lm.sae, Transcoder):
+        place = f"from {lm.splice.hook_name} to {lm.splice.decoded_hook_name}"
+    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} {place}."
     write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(result.metrics)}."])
     return result
+
+
+def _measure(
+    lm: HookedLM, model: AnyHookedModel, dataset: str, table: TokenTable, settings: EvaluateSettings
+) -> tuple[dict[str, Any], str]:
+    """Measure the fidelity of an SAE or of a transcoder, and say with what."""
+    measured: dict[str, Any]
+    if isinstance(lm.sae, Transcoder):
+        means = None
+        if settings.n_table_contexts:
+            text = read_tokens(dataset, "train", lm.cutter, settings.n_table_contexts, seed=settings.seed)
+            means = fit_token_means(lm.sae, model, lm.cutter, text, batch_size=settings.batch_size)
+        measured = evaluate_transcoder(lm.sae, model, lm.cutter, table, means, batch_size=settings.batch_size)
+        return measured, f"Measured at {lm.splice.decoded_hook_name}"
+    measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
+    if settings.value_bits:
+        select = read_tokens(dataset, "select", lm.cutter, settings.n_contexts, seed=settings.seed)
+        measured |= measure_bits(lm.sae, _counted_inputs(lm, select), _counted_inputs(lm, table), settings.value_bits)
+    return measured, "SAELens's run_evals"
 
 
 def _counted_inputs(lm: HookedLM, table: TokenTable) -> Iterator[tuple[Tensor, Tensor]]:

@@ -25,6 +25,8 @@ class EvaluateSettings(Settings):
     """Dtype of the language model. By default it is the same as when the SAE was trained."""
     n_contexts: int = Field(512, gt=0)
     """Maximum number of contexts to read from a split, for all measurements."""
+    n_table_contexts: int = Field(1024, ge=0)
+    """Number of contexts of training text on which the mean of every token is fitted, for comparison with a transcoder. 0 leaves it out."""
     n_scale_contexts: int = Field(256, ge=0)
     """Number of contexts from each of SELECT and TEST on which the scales of an MTSAE are analyzed, `n_contexts` at most. 0 skips the
     analysis."""

@@ -15,6 +15,7 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Record, Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.figures import scale_curves, training_curves
 from mtsae_lens.reporting.page import Section, write_report
+from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.log import LOG_FILE, read_log
@@ -110,11 +111,14 @@ def _write_result(settings: TrainSettings, sae: TrainingSAE[Any], seconds: float
         resumed=resumed,
         n_training_steps=n_steps,
         n_training_tokens=n_steps * settings.batch_size_tokens,
-        dilations=tuple(sae.dilations) if isinstance(sae, MTTrainingSAE) else None,
+        dilations=_dilations_of(sae),
     )
     made = provenance(settings.seed, seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, result.to_json() | {"provenance": made})
-    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features at {settings.hook_name} of {shorten(settings.model)}."
+    place = f"at {settings.hook_name}"
+    if settings.hook_name_out is not None:
+        place = f"from {settings.hook_name} to {settings.hook_name_out}"
+    lead = f"{sae.cfg.architecture()} of {settings.d_sae:,} features {place} of {shorten(settings.model)}."
     write_report(settings.out, "Training", lead, _report_sections(settings, sae, rows), made)
     return result
 
@@ -123,7 +127,14 @@ def _report_sections(settings: TrainSettings, sae: TrainingSAE[Any], rows: list[
     described = _describe_features(rows[-1] if rows else {}, settings.d_sae)
     text = f"Measured on training batches, masked positions left out. {described}"
     sections = [Section("Training", text, figure=training_curves({sae.cfg.architecture(): rows}))]
-    if isinstance(sae, MTTrainingSAE):
+    if isinstance(sae.cfg, MTTrainingSAEConfig):
         text = "Which time scales does the encoder use? The norm of the encoder rows of each scale, over training."
         sections.append(Section("Scales", text, figure=scale_curves(rows, sae.cfg.dilations)))
     return sections
+
+
+def _dilations_of(sae: TrainingSAE[Any]) -> tuple[float, ...] | None:
+    """Return the dilations of a temporal encoder, which training may have learned; None for another SAE."""
+    if isinstance(sae, MTTrainingSAE):
+        return tuple(sae.dilations)
+    return tuple(sae.cfg.dilations) if isinstance(sae.cfg, MTTrainingSAEConfig) else None

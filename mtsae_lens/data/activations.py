@@ -52,10 +52,14 @@ class HooksReader:
 
     model: AnyHookedModel
     hook_names: tuple[str, ...]
+    autocast: bool = False
+    compiled_run: Callable[..., Any] | None = None
+    """As in `ActivationReader`."""
 
     def read(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos width"]:
         """Return the activations of all hooks side by side; see `ActivationReader.read`."""
-        return torch.cat(read_hooks(self.model, self.hook_names, tokens), dim=-1)
+        found = read_hooks(self.model, self.hook_names, tokens, autocast=self.autocast, run=self.compiled_run)
+        return torch.cat(found, dim=-1)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -98,7 +98,11 @@ class SequenceBlocks(ABC):
                 del h  # let go of the block before the next one is read
 
     def mixed(
-        self, first_step: int = 0, gather: Gather = gather_tokens, max_norm_multiple: float | None = None
+        self,
+        first_step: int = 0,
+        gather: Gather = gather_tokens,
+        max_norm_multiple: float | None = None,
+        widths: Sequence[int] = (),
     ) -> Iterator[Float[Tensor, "rows width"]]:
         """Iterate over batches of rows of the same blocks, mixed across contexts.
 
@@ -109,6 +113,8 @@ class SequenceBlocks(ABC):
             first_step: the step of the first batch.
             gather: makes rows of positions; the default takes their activations alone, as a pointwise SAE reads them.
             max_norm_multiple: leave out positions whose norm is more than this many times the median of their block; None keeps all.
+            widths: of each hook where the activations of several stand side by side. A position is left out if it is masked or massive at any
+                of them. By default there is one.
 
         Yields:
             Rows `(row, width)`.
@@ -121,8 +127,8 @@ class SequenceBlocks(ABC):
             for number, h in blocks:
                 masked = find_masked(h)
                 of_all = self.of_all_ranks(number, h)
-                masked_of_all = masked if of_all is h else find_masked(of_all)
-                rows = self._mixed_rows(number, of_all, masked_of_all, max_norm_multiple)
+                masked_of_all = masked if of_all is h and not widths else _masked_at_any(of_all, widths)
+                rows = self._mixed_rows(number, of_all, masked_of_all, max_norm_multiple, widths)
                 gather_rows = gather(h, masked)
                 for batch in rows.tensor_split(len(of_all) // self.batch_size_sequences)[skip:]:
                     yield gather_rows(self.own_rows(number, batch, h.shape[1]))
@@ -135,6 +141,7 @@ class SequenceBlocks(ABC):
         h: Float[Tensor, "batch pos width"],
         masked: Bool[Tensor, "batch pos"],
         max_norm_multiple: float | None,
+        widths: Sequence[int],
     ) -> Int[Tensor, " row"]:
         """Return the flat positions of the rows of a block that are trained on, in their order. The block itself is not copied."""
         n_positions, n_batches = h.shape[1], len(h) // self.batch_size_sequences
@@ -146,7 +153,9 @@ class SequenceBlocks(ABC):
                 "text that holds more than special tokens, and a hook whose activations are not zero"
             )
         if max_norm_multiple is not None:
-            massive = massive_positions(h, norm_limit(h, max_norm_multiple))[contexts].flatten()[kept]
+            hooks = _split_hooks(h, widths)
+            long = torch.stack([massive_positions(part, norm_limit(part, max_norm_multiple)) for part in hooks]).any(dim=0)
+            massive = long[contexts].flatten()[kept]
             if massive.any():
                 tell_once(
                     f"training leaves out positions whose activations are over {max_norm_multiple:g} times as long as the median "
@@ -156,6 +165,14 @@ class SequenceBlocks(ABC):
             kept = kept[~massive]
         mixed = kept[torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)]
         return contexts[mixed // n_positions] * n_positions + mixed % n_positions
+
+
+def _split_hooks(h: Float[Tensor, "batch pos width"], widths: Sequence[int]) -> Sequence[Tensor]:
+    return h.split(list(widths), dim=-1) if widths else (h,)
+
+
+def _masked_at_any(h: Float[Tensor, "batch pos width"], widths: Sequence[int]) -> Bool[Tensor, "batch pos"]:
+    return torch.stack([find_masked(part) for part in _split_hooks(h, widths)]).any(dim=0)
 
 
 @dataclass(frozen=True, eq=False)

@@ -67,8 +67,8 @@ class SharedBlocks(SequenceBlocks):
     shared: SharedPass
     reader: int
     """The place of this SAE among the readers."""
-    columns: slice
-    """The activations of its hook."""
+    columns: tuple[slice, ...]
+    """The activations of its hook, or of each of its hooks in their order."""
     batch_size_sequences: int
     block_size_batches: int
     seed: int
@@ -85,5 +85,6 @@ class SharedBlocks(SequenceBlocks):
     @override
     def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
         for number, h in self.shared.blocks(self.reader, first):
-            yield number, h[..., self.columns]
-            del h  # let go of it before the next one is read
+            parts = [h[..., columns] for columns in self.columns]
+            yield number, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+            del h, parts  # let go of it before the next one is read

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool
-from sae_lens import SAE, run_evals
+from sae_lens import SAE, Transcoder, run_evals
 from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
@@ -135,8 +135,13 @@ def evaluate_fidelity(
         DataError: there is no context, or contexts are padded on the left.
     """
     check_fits(sae, model)
+    if isinstance(sae, Transcoder):
+        raise ModelError(
+            f"expected an SAE, got a {sae.cfg.architecture()}, which decodes another hook; measure it with "
+            "mtsae_lens.evaluation.transcoding.evaluate_transcoder, as mtsae evaluate does"
+        )
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
-    _check_table(table, cutter)
+    check_contexts(table, cutter)
     batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
     held_out = HeldOutTokens(table, batch_size)
     seen = table.tokens[: held_out.n_batches * batch_size]
@@ -153,18 +158,6 @@ def evaluate_fidelity(
     metrics["n_tokens"] = int(kept.sum())
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics
-
-
-def _check_table(table: TokenTable, cutter: ContextCutter) -> None:
-    """Raise `DataError` for no context, or for padding on the left."""
-    if not len(table):
-        raise DataError(f"{table.corpus}: expected contexts to evaluate on, got none; give more text")
-    n_padding = cutter.left_padding(table.tokens).sum(dim=1)
-    if int(n_padding.max()) > 1:  # one such token may be a separator at the start of a context
-        raise DataError(
-            f"{table.corpus}: expected contexts without padding on the left, for which SAELens's run_evals has no attention mask, got padded "
-            "ones; pad on the right"
-        )
 
 
 def _measure_with_saelens(
@@ -204,8 +197,28 @@ def _measure_with_saelens(
     }
 
 
+def check_contexts(table: TokenTable, cutter: ContextCutter) -> None:
+    """Check that there are contexts to measure on, and that none is padded on the left.
+
+    Args:
+        table: held-out contexts.
+        cutter: the tokenizer and the special tokens.
+
+    Raises:
+        DataError: there is no context, or one is padded on the left.
+    """
+    if not len(table):
+        raise DataError(f"{table.corpus}: expected contexts to evaluate on, got none; give more text")
+    n_padding = cutter.left_padding(table.tokens).sum(dim=1)
+    if int(n_padding.max()) > 1:  # one such token may be a separator at the start of a context
+        raise DataError(
+            f"{table.corpus}: expected contexts without padding on the left, for which SAELens's run_evals has no attention mask, got padded "
+            "ones; pad on the right"
+        )
+
+
 def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
-    """Check that the SAE's hook exists in the model and has the width of the SAE.
+    """Check that the SAE's hook exists in the model and has the width of the SAE, and that which a transcoder decodes likewise.
 
     Args:
         sae: the SAE.
@@ -221,6 +234,19 @@ def check_fits(sae: SAE[Any], model: AnyHookedModel) -> None:
     if width != sae.cfg.d_in:
         raise ModelError(
             f"expected an SAE with d_in={width} for {hook_name} of {model.cfg.model_name}, got d_in={sae.cfg.d_in}; give the SAE's model"
+        )
+    if not isinstance(sae, Transcoder):
+        return
+    decoded = sae.cfg.metadata.hook_name_out
+    if decoded is None:
+        raise ModelError(
+            "expected a transcoder that names the hook that it decodes, got one without; set sae.cfg.metadata.hook_name_out"
+        )
+    width = resolve_hook(model, decoded)
+    if width != sae.cfg.d_out:
+        raise ModelError(
+            f"expected a transcoder with d_out={width} for {decoded} of {model.cfg.model_name}, got d_out={sae.cfg.d_out}; give the "
+            "transcoder's model"
         )
 
 

@@ -29,11 +29,11 @@ def get_residual_directions(lm: HookedLM) -> Float[Tensor, "d_sae d_model"] | No
     Returns:
         The rows of `W_dec`, mapped by `W_O` at `hook_z`; None at a hook whose activations are not added to the residual stream.
     """
-    model, W_dec = lm.model, lm.sae.W_dec.detach().float()
-    if match := _HOOK_Z.match(lm.splice.hook_name):
+    model, W_dec, hook_name = lm.model, lm.sae.W_dec.detach().float(), lm.splice.decoded_hook_name
+    if match := _HOOK_Z.match(hook_name):
         head, W_O = lm.sae.cfg.metadata.hook_head_index, model.blocks[int(match[1])].attn.W_O.detach().float()
         return W_dec @ (W_O.flatten(0, 1) if head is None else W_O[head])
-    writes = re.search(r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", lm.splice.hook_name)
+    writes = re.search(r"hook_(resid_pre|resid_mid|resid_post|mlp_out|attn_out)$", hook_name)
     return W_dec if writes and W_dec.shape[1] == model.cfg.d_model else None
 
 

@@ -192,6 +192,7 @@ def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: i
         "architecture": sae.cfg.architecture(),
         "model": display_name(sae.cfg.metadata.model_name or lm.model.cfg.model_name),
         "hook_name": lm.splice.hook_name,
+        "decoded_hook_name": lm.splice.decoded_hook_name,
         "d_sae": sae.cfg.d_sae,
         "d_in": sae.cfg.d_in,
         "context_size": lm.cutter.context_size,

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sae_lens import SAE
+from sae_lens import SAE, TranscoderConfig
 
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.data.precision import recorded_dtype
@@ -57,11 +57,14 @@ def write_sae_card(
     cfg, metadata = sae.cfg, sae.cfg.metadata
     temporal = isinstance(cfg, MTSAEConfig)
     kind = "Multi-Scale Temporal SAE (MTSAE)" if temporal else f"{cfg.architecture()} SAE"
+    if isinstance(cfg, TranscoderConfig):
+        kind = "Multi-Scale Temporal Transcoder" if temporal else f"{cfg.architecture()} transcoder"
     facts = {
         "architecture": cfg.architecture(),
         "language model": _shown(metadata.model_name),
         "dtype of the language model, if not float32": recorded_dtype(metadata.model_from_pretrained_kwargs),
         "hook": metadata.hook_name,
+        "hook that is decoded": metadata.hook_name_out if isinstance(cfg, TranscoderConfig) else None,
         "d_in": cfg.d_in,
         "features (d_sae)": cfg.d_sae,
         "trained on": _shown(metadata.dataset_path),
@@ -97,6 +100,8 @@ def _equations(cfg: MTSAEConfig) -> str:
     equations = (
         EQUATIONS if cfg.context_rank is None else EQUATIONS.replace("z_1; ...; z_K]", "z_1; [z_2; ...; z_K] @ W_context]")
     )
+    if isinstance(cfg, TranscoderConfig):
+        equations = equations.replace("h - b_dec", "h - b_in").replace("h'   =", "y'   =")
     return equations.replace("ACTIVATION", cfg.activation).replace("GAIN", f"{cfg.context_gain:g}")
 
 

@@ -38,6 +38,7 @@ from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.splice.splicing import check_edits
 from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 
@@ -71,11 +72,13 @@ class SAEBenchAdapter(nn.Module):
         cutter: knows which tokens are special; None treats no token as special.
 
     Raises:
+        ConfigError: the SAE is a transcoder.
         ModelError: the metadata of the SAE do not name a hook at a layer.
     """
 
     def __init__(self, sae: SAE[Any], cutter: ContextCutter | None = None) -> None:
         super().__init__()
+        check_edits(sae)
         metadata = sae.cfg.metadata
         layer = extract_layer_from_tlens_hook_name(metadata.hook_name or "")
         if layer is None:

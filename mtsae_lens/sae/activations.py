@@ -161,7 +161,7 @@ class ReLU(Activation):
 
 def _k_aux(sae: SAE[Any]) -> int:
     """Return how many dead features learn the residual of a position (appendix B.1 of Gao et al. 2024)."""
-    return max(1, sae.cfg.d_in // 2)
+    return max(1, sae.W_dec.shape[1] // 2)
 
 
 @register_activation("topk")

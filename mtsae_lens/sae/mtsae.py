@@ -96,6 +96,16 @@ class TemporalEncoder(SAE[Any]):
             return learned_filters(self.taps, self.log2_dilations, [-offset for offset in offsets[1:]], moves)
         return lay_out(self.taps, cfg.dilations, cfg.padding, offsets)
 
+    @property
+    def center(self) -> Float[Tensor, " d_in"]:
+        """What is subtracted from the input, so that a wall looks like an average token."""
+        return self.b_dec * self.cfg.apply_b_dec_to_input
+
+    @property
+    def decoded_width(self) -> int:
+        """The width of what the decoder gives."""
+        return self.cfg.d_in
+
     def convolve(self, reads: Mapping[int, Float[Tensor, "*row d_in"]]) -> Float[Tensor, "*row n_scales d_in"]:
         """Compute the convolution of every scale, before its norm.
 
@@ -170,7 +180,7 @@ class TemporalEncoder(SAE[Any]):
         walls = find_walls(h)
         if self.cfg.skip_first_position:
             walls[:, :1] = True
-        x = normalize_input(self, h) - self.b_dec * self.cfg.apply_b_dec_to_input
+        x = normalize_input(self, h) - self.center
         return x.masked_fill(walls.unsqueeze(-1), 0.0), walls
 
     def _as_contexts(self, h: Tensor) -> Float[Tensor, "batch pos d_in"]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from sae_lens import SAE, TrainingSAE
+from sae_lens import TrainingSAE
 from torch import nn
 
 
-def create_parameters(sae: SAE[Any]) -> None:
+def create_parameters(sae: Any) -> None:
     """Create all parameters, and the tensors that the activation keeps.
 
     Args:
-        sae: an SAE whose configuration and activation are set.
+        sae: a `TemporalEncoder` whose configuration and activation are set.
     """
     cfg, like = sae.cfg, {"dtype": sae.dtype, "device": sae.device}
     n_scales = len(cfg.dilations)
@@ -30,9 +30,9 @@ def create_parameters(sae: SAE[Any]) -> None:
         sae.W_memory_out = nn.Parameter(torch.zeros(rank, cfg.d_in, **like))
     sae.W_enc = nn.Parameter(torch.zeros(encoder_d_in, cfg.d_sae, **like))
     sae.b_enc = nn.Parameter(torch.zeros(cfg.d_sae, **like))
-    sae.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, cfg.d_in, **like))
-    sae.b_dec = nn.Parameter(torch.zeros(cfg.d_in, **like))
-    for name, spec in sae.activation.state(cfg, training=isinstance(sae, TrainingSAE)).items():  # type: ignore[operator, union-attr]
+    sae.W_dec = nn.Parameter(torch.zeros(cfg.d_sae, sae.decoded_width, **like))
+    sae.b_dec = nn.Parameter(torch.zeros(sae.decoded_width, **like))
+    for name, spec in sae.activation.state(cfg, training=isinstance(sae, TrainingSAE)).items():
         shape = (cfg.d_sae,) if spec.per_feature else ()
         tensor = torch.full(shape, spec.start, dtype=spec.dtype or sae.dtype, device=sae.device)
         if spec.learned:

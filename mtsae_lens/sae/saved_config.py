@@ -25,6 +25,7 @@ class _Metadata(BaseModel):
 
     model_name: StrictStr | None = None
     hook_name: StrictStr | None = None
+    hook_name_out: StrictStr | None = None
     dataset_path: StrictStr | None = None
     context_size: StrictInt | None = Field(None, ge=1, le=2**31 - 1)
     hook_head_index: StrictInt | None = Field(None, ge=0, le=2**31 - 1)

@@ -74,8 +74,11 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             self.register_buffer("recent_errors", torch.zeros(_N_ERRORS, cfg.d_in, dtype=self.dtype, device=self.device))
         if cfg.context_rank is not None:  # the other factor is zero, and so is the product, but not the gradient
             nn.init.normal_(self.W_context.data, std=len(self.W_context) ** -0.5)  # columns of about unit norm
-        # training starts as a standard SAE: the first scale has the transpose of the decoder, the other scales have zeros
-        self.W_enc.data[: cfg.d_in] = self.W_dec.data.T
+        self.W_enc.data[: cfg.d_in] = self._start_encoder()  # and the other scales have zeros
+
+    def _start_encoder(self) -> Float[Tensor, "d_in d_sae"]:
+        """Return the weights with which the first scale starts: the transpose of the decoder, as in a standard SAE."""
+        return self.W_dec.data.T
 
     @override
     def _encoder_weights(self) -> Tensor:
@@ -226,7 +229,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         # an encoder that reads no other position has rows of d_in either way, and no use for contexts
         if batch.ndim == 2 and batch.shape[-1] == len(offsets) * cfg.d_in:
             h = rearrange(batch.to(self.dtype), "row (read d_in) -> row read d_in", d_in=cfg.d_in)
-            walls, center = find_walls(h), self.b_dec * cfg.apply_b_dec_to_input
+            walls, center = find_walls(h), self.center
             used = [[offsets.index(offset) for offset in own] for own in self.used_offsets]
             convolved = convolve_gathered(h, walls, center, self.filters, used)
             x = (h[:, 0] - center).masked_fill(walls[:, :1], 0.0)

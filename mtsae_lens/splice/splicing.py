@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
@@ -69,6 +69,11 @@ class Splice:
     def hook_name(self) -> str:
         """Return the name of the SAE's hook."""
         return self.sae.cfg.metadata.hook_name  # type: ignore[return-value]
+
+    @property
+    def decoded_hook_name(self) -> str:
+        """Return the name of the hook that the features decode: the SAE's own, and another one for a transcoder."""
+        return self.sae.cfg.metadata.hook_name_out if isinstance(self.sae, Transcoder) else self.hook_name
 
     def as_sae_input(self, h: Tensor) -> Tensor:
         """Turn activations at the hook into the SAE's input.
@@ -164,7 +169,11 @@ class Splice:
 
         Returns:
             The edited activations, in the shape and dtype of `h`.
+
+        Raises:
+            ConfigError: the SAE is a transcoder.
         """
+        check_edits(self.sae)
         return self._add(h, zero_rows(delta, ~open_at))
 
     def _add(self, h: Tensor, delta: Tensor) -> Tensor:
@@ -187,7 +196,11 @@ class Splice:
             edit: the edit, with its gate.
             masked: positions that are neither read nor edited; None for no such position.
             where: the only positions that may be edited; None for all.
+
+        Raises:
+            ConfigError: the SAE is a transcoder.
         """
+        check_edits(self.sae)
         return self.hook_name, lambda h, hook: self.edited(h, edit, masked, where)
 
     @contextmanager
@@ -214,6 +227,23 @@ class Splice:
             yield
         if not n_calls:
             raise never_ran(self.hook_name, model)
+
+
+def check_edits(sae: SAE[Any]) -> None:
+    """Check that features can be edited at the hook where they are read.
+
+    Args:
+        sae: the SAE.
+
+    Raises:
+        ConfigError: it is a transcoder, whose features are decoded at another hook.
+    """
+    if isinstance(sae, Transcoder):
+        metadata = sae.cfg.metadata
+        raise ConfigError(
+            f"expected an SAE, whose features are read and decoded at one hook, got a {sae.cfg.architecture()} from {metadata.hook_name} to "
+            f"{metadata.hook_name_out}; train an SAE: mtsae train --hook-name {metadata.hook_name_out}"
+        )
 
 
 def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:

@@ -53,6 +53,8 @@ def adopt_cache(settings: TrainSettings) -> TrainSettings:
             f"expected one hook of the cache in {cache.folder} ({', '.join(contents.hooks)}), got none; give --hook-name "
             f"{next(iter(contents.hooks))}"
         )
+    if settings.hook_name_out is not None:
+        cache.check_hook(settings.hook_name_out)
     if "lm_batch_size_sequences" not in given:
         taken |= {"lm_batch_size_sequences": contents.lm_batch_size_sequences}
     return settings.model_copy(update=taken)

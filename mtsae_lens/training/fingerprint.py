@@ -57,6 +57,7 @@ def make_fingerprint(
         "model_dtype": half_precision,
         "text_seed": None if text_seed == cfg.seed else text_seed,
         "cache": cache_digest,
+        "hook_name_out": cfg.sae.metadata.hook_name_out,
         "model_contents": list(model_stamps(cfg.model_name).values()) if is_live else [],
         "dataset_contents": list(text_stamps(cfg.dataset_path).values()) if is_live and reads_dataset else [],
     }

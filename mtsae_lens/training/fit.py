@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from sae_lens import LoggingConfig, TrainingSAE
 from torch import Tensor
@@ -17,6 +18,7 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.memory import gather_past
 from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.sae.transcoder import MTTrainingTranscoder
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer
 from mtsae_lens.upstream import SAETrainerConfig
@@ -32,8 +34,12 @@ def batches_for(sae: TrainingSAE[Any], stream: SequenceBlocks, max_norm_multiple
 
     Returns:
         A function that iterates over batches from a step on. A row holds the activations of a position, and for an MTSAE also those at
-        every other offset that it reads. That of an SAE with memory holds its past (`gather_past`).
+        every other offset that it reads. That of an SAE with memory holds its past (`gather_past`), and that of a transcoder, at its end, the
+        activations of the hook that is decoded.
     """
+    if isinstance(sae, MTTrainingTranscoder):
+        widths = sae.cfg.d_in, sae.cfg.d_out
+        return partial(stream.mixed, gather=partial(gather_pairs, sae), max_norm_multiple=max_norm_multiple, widths=widths)
     gather = partial(_gather_reads if isinstance(sae, MTTrainingSAE) else _gather_tokens, sae)
     return partial(stream.mixed, gather=gather, max_norm_multiple=max_norm_multiple)
 
@@ -57,6 +63,32 @@ def _gather_reads(
     if sae.has_memory:
         return gather_past(h, masked, sae.cfg.memory_lags, sae.cfg.memory_decays)
     return gather_reads(h, masked, sae.read_offsets, sae.cfg.padding)
+
+
+def gather_pairs(
+    sae: MTTrainingTranscoder, h: Float[Tensor, "batch pos both_d"], masked: Bool[Tensor, "batch pos"]
+) -> Callable[[Tensor], Float[Tensor, "row width"]]:
+    """Return a function that gathers, for positions of contexts, what a transcoder reads there and the activations that it decodes.
+
+    Args:
+        sae: the transcoder.
+        h: contexts with the activations of both hooks side by side, zero at masked positions.
+        masked: the masked positions.
+
+    Returns:
+        A function from flat positions to rows.
+
+    Raises:
+        DataError: the contexts have another length, or the hooks another width.
+    """
+    d_in, d_out = sae.cfg.d_in, sae.cfg.d_out
+    if h.shape[-1] != d_in + d_out:
+        raise DataError(
+            f"expected the activations of two hooks side by side, d_in + d_out = {d_in} + {d_out}, got width {h.shape[-1]}; give "
+            "torch.cat([x, y], dim=-1)"
+        )
+    read, decoded = _gather_reads(sae, h[..., :d_in], masked), gather_tokens(h[..., d_in:], masked)
+    return lambda rows: torch.cat([read(rows), decoded(rows)], dim=-1)
 
 
 def fit(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
@@ -25,7 +27,8 @@ from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.training.runner_checks import check_config
 from mtsae_lens.training.settings import TrainSettings
-from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
+from mtsae_lens.training.transcoding import architecture_of
+from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY, SAEMetadata
 
 AUTO = "auto"
 _RECORDED = {"metadata": "which the run records itself; leave it out", "device": "which belongs to the run; give --device"}
@@ -33,12 +36,13 @@ _RECORDED = {"metadata": "which the run records itself; leave it out", "device":
 _ANY_WIDTH = 64  # stands for the model's own width where settings are checked before the model is loaded
 
 
-def sae_config(settings: TrainSettings, d_in: int) -> Any:
+def sae_config(settings: TrainSettings, d_in: int, d_out: int | None = None) -> Any:
     """Make the training configuration of the architecture.
 
     Args:
         settings: the settings of the run.
         d_in: width at the hook.
+        d_out: width at `hook_name_out`, for a transcoder.
 
     Returns:
         The configuration.
@@ -46,12 +50,13 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
     Raises:
         ConfigError: the architecture or one of its settings is unknown, or a value is refused.
     """
-    if settings.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+    architecture = architecture_of(settings)
+    if architecture not in SAE_TRAINING_CLASS_REGISTRY:
         raise ConfigError(
             f"expected a known architecture, got {settings.architecture!r}."
             f"{nearest(settings.architecture, SAE_TRAINING_CLASS_REGISTRY)}"
         )
-    config_class = SAE_TRAINING_CLASS_REGISTRY[settings.architecture][1]
+    config_class = SAE_TRAINING_CLASS_REGISTRY[architecture][1]
     valid = [field.name for field in fields(config_class) if field.init]
     for name in settings.sae:
         if name in _RECORDED:
@@ -66,7 +71,9 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         "device": settings.device,
         "normalize_activations": settings.normalize_activations,
     }
-    if settings.hook_name.endswith("hook_z"):
+    if settings.hook_name_out is not None:
+        values |= {"d_out": d_out, "metadata": SAEMetadata(hook_name_out=settings.hook_name_out)}
+    elif settings.hook_name.endswith("hook_z"):
         values["reshape_activations"] = "hook_z"
     if issubclass(config_class, MTTrainingSAEConfig):
         values["context_size"] = settings.context_size
@@ -88,12 +95,13 @@ def sae_config(settings: TrainSettings, d_in: int) -> Any:
         ) from error
 
 
-def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerConfig[Any]:
+def runner_config(settings: TrainSettings, d_in: int, d_out: int | None = None) -> LanguageModelSAERunnerConfig[Any]:
     """Make SAELens's configuration of the run.
 
     Args:
         settings: the settings of the run.
         d_in: width at the hook.
+        d_out: width at `hook_name_out`, for a transcoder.
 
     Returns:
         The configuration.
@@ -103,7 +111,7 @@ def runner_config(settings: TrainSettings, d_in: int) -> LanguageModelSAERunnerC
     """
     steps = settings.training_tokens // settings.batch_size_tokens
     return LanguageModelSAERunnerConfig(
-        sae=sae_config(settings, d_in),
+        sae=sae_config(settings, d_in, d_out),
         model_name=settings.model,
         model_from_pretrained_kwargs=None if settings.dtype == FLOAT32 else {"dtype": settings.dtype},
         hook_name=settings.hook_name,
@@ -168,7 +176,7 @@ def check_settings(settings: TrainSettings) -> None:
     check_device(settings.device)
     plain = settings.model_copy(update={"sae": {k: v for k, v in settings.sae.items() if (k, v) != ("dilations", AUTO)}})
     try:
-        cfg = runner_config(plain, settings.sae.get("d_in", _ANY_WIDTH))
+        cfg = runner_config(plain, settings.sae.get("d_in", _ANY_WIDTH), _ANY_WIDTH)
     except (TypeError, ValueError, ArithmeticError) as error:
         if isinstance(error, MTSAEError):
             raise
@@ -178,13 +186,14 @@ def check_settings(settings: TrainSettings) -> None:
     check_config(cfg)
 
 
-def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[TrainSettings, Tensor]:
+def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int | None = None) -> tuple[TrainSettings, Tensor]:
     """Select `dilations` from the first block of training activations.
 
     Args:
         settings: settings with `dilations: auto`.
         model: the language model.
         d_in: width at the hook.
+        d_out: width at `hook_name_out`, for a transcoder.
 
     Returns:
         The settings with the selected dilations, and the block of activations, so that it is not read again. The selection depends on the
@@ -200,14 +209,16 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int) -> tuple[Tr
         )
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
-    runner = SequenceSAETrainingRunner(runner_config(plain, d_in), override_model=model, options=trainer_options(plain))
+    runner = SequenceSAETrainingRunner(runner_config(plain, d_in, d_out), override_model=model, options=trainer_options(plain))
     if not isinstance(runner.sae, MTTrainingSAE):
         raise ConfigError(
             f"expected architecture {ARCHITECTURE!r} for dilations={AUTO!r}, got {settings.architecture!r}; leave dilations out"
         )
     _, h = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
-    dilations = select_dilations(h, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag"))
+    dilations = select_dilations(
+        h[..., :d_in], n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag")
+    )
     return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}}), h
 
 
@@ -259,16 +270,20 @@ def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = Fa
             f"{settings.out}: expected a folder without a run, got one that holds a run already; give --resume, or another --out"
         )
     if settings.cache is not None:
-        d_in = ActivationCache.open(settings.cache).check_hook(settings.hook_name)
+        width_at: Callable[[str], int] = ActivationCache.open(settings.cache).check_hook
     else:
         model = model or load_language_model(settings.model, device=settings.device, dtype=settings.dtype)
-        d_in = resolve_hook(model, settings.hook_name)
+        width_at = partial(resolve_hook, model)
+    d_in = width_at(settings.hook_name)
+    d_out = None if settings.hook_name_out is None else width_at(settings.hook_name_out)
     first_block: list[Tensor] = []
     if settings.sae.get("dilations") == AUTO:
-        settings, h = select_from_data(settings, model, d_in)
+        settings, h = select_from_data(settings, model, d_in, d_out)
         first_block = [h]
         del h  # so that it is freed after training on it
-    runner = SequenceSAETrainingRunner(runner_config(settings, d_in), override_model=model, options=trainer_options(settings))
+    runner = SequenceSAETrainingRunner(
+        runner_config(settings, d_in, d_out), override_model=model, options=trainer_options(settings)
+    )
     if first_block and isinstance(runner.stream, ContextBlocks):
         runner.stream.read_already.append(first_block.pop())
     return runner

@@ -17,6 +17,7 @@ from mtsae_lens.data.origins import absolute_name
 from mtsae_lens.data.precision import dtype_name, recorded_dtype, unfollowed_options
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.ranks import current_ranks
+from mtsae_lens.training.transcoding import check_output, check_transcoder
 from mtsae_lens.upstream import HfDataset
 
 _FOLLOWED = frozenset(
@@ -67,6 +68,7 @@ def open_cache(cfg: LanguageModelSAERunnerConfig[Any], override_dataset: HfDatas
             f"expected width d_in={cfg.sae.d_in}, that of the SAE, got {contents.hooks[cfg.hook_name]} at {cfg.hook_name} in {cache.folder}; "
             "make them equal"
         )
+    check_output(cfg, cache)
     expected = {
         "model_name": (absolute_name("model_name", cfg.model_name), contents.model_name),
         "dataset_path": (absolute_name("dataset_path", cfg.dataset_path), contents.dataset_path),
@@ -105,6 +107,7 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
             "expected skip_first_position=True, got False: this runner masks position 0 of every context, as HookedLM and the export do; "
             "leave it out, or train on your own contexts with mtsae_lens.training.fit.fit"
         )
+    check_transcoder(cfg)
     for field in fields(cfg):
         value, default = getattr(cfg, field.name), _default(field)
         if field.name in _FOLLOWED | _NO_EFFECT or value in (default, _ALSO_CARRIED_OUT.get(field.name, default)):
@@ -164,6 +167,7 @@ def check_model(cfg: LanguageModelSAERunnerConfig[Any], model: AnyHookedModel, d
             f"expected width d_in={cfg.sae.d_in}, that of the SAE, got {width} at {cfg.hook_name} of {cfg.model_name}; give the SAE "
             f"d_in={width}"
         )
+    check_output(cfg, model)
     if cfg.context_size > model.cfg.n_ctx:
         raise ConfigError(
             f"expected context_size of at most {model.cfg.n_ctx}, the context of the model, got {cfg.context_size}; lower it"

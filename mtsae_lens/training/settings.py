@@ -24,6 +24,9 @@ class TrainSettings(Settings):
     """Dtype of the language model. The SAE has its own dtype, float32 by default."""
     hook_name: str = "blocks.3.hook_resid_post"
     """TransformerLens hook whose activations the SAE reads, such as `blocks.3.hook_resid_post`."""
+    hook_name_out: str | None = None
+    """Hook whose activations the features decode, such as `blocks.3.hook_attn_out`: trains a transcoder from `hook_name` to this hook. By
+    default it is `hook_name`, and an SAE is trained."""
     dataset: str = "embedded"
     """Training text: `embedded`, one embedded domain, a dataset on the hub, or a .txt, .jsonl or .parquet file or a folder of them. Join
     several texts with `+`."""
@@ -31,7 +34,8 @@ class TrainSettings(Settings):
     """Folder that `mtsae cache` wrote. Training reads its activations, and no language model is loaded. Model, text, hook and context size are
     those of the cache."""
     architecture: str = "mtsae"
-    """Architecture of the SAE: `mtsae`, or any that SAELens trains, such as `topk` or `standard`."""
+    """Architecture of the SAE: `mtsae`, or any that SAELens trains, such as `topk` or `standard`. With `hook_name_out`, `mtsae` is the
+    transcoder `mtsae_transcoder`."""
     d_sae: int = Field(1024, gt=0)
     """Number of features of the SAE."""
     training_tokens: int = Field(1_000_000, gt=0)

@@ -14,7 +14,7 @@ from typing import Any
 from sae_lens import TrainingSAE
 
 from mtsae_lens.data.activation_cache import CachedActivations
-from mtsae_lens.data.activations import HooksReader, SequenceActivations
+from mtsae_lens.data.activations import ActivationReader, HooksReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.data.language_models import load_language_model
@@ -27,10 +27,11 @@ from mtsae_lens.training.recipe import make_runner
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.steps import train_side_by_side
+from mtsae_lens.training.transcoding import hook_names_of, widths_of
 
 MAY_DIFFER = frozenset(
-    "out hook_name architecture d_sae sae seed lr lr_warm_up_fraction lr_warm_up_steps lr_end_fraction weight_decay normalize_activations "
-    "b_dec_init dead_feature_window log_every_n_steps checkpoint_every_n_steps".split()
+    "out hook_name hook_name_out architecture d_sae sae seed lr lr_warm_up_fraction lr_warm_up_steps lr_end_fraction weight_decay "
+    "normalize_activations b_dec_init dead_feature_window log_every_n_steps checkpoint_every_n_steps".split()
 )
 """Settings in which SAEs of one pass may differ; all others decide what is read."""
 _NOT_IN_A_NAME = re.compile(r"[^\w.,=+-]+")
@@ -156,14 +157,20 @@ def _share(runners: Sequence[SequenceSAETrainingRunner]) -> SharedPass:
     """Put streams of one shared pass in the place of the runners' own."""
     widths: dict[str, int] = {}
     for runner in runners:
-        widths.setdefault(runner.cfg.hook_name, runner.cfg.sae.d_in)
+        for name, width in zip(hook_names_of(runner.cfg), widths_of(runner.cfg), strict=True):
+            widths.setdefault(name, width)
     ends = [sum(list(widths.values())[: place + 1]) for place in range(len(widths))]
     columns = {name: slice(end - widths[name], end) for name, end in zip(widths, ends, strict=True)}
     shared = SharedPass(_read_all(runners[0].stream, tuple(widths)), len(runners))
     for place, runner in enumerate(runners):
         own = runner.stream
         runner.stream = SharedBlocks(
-            shared, place, columns[runner.cfg.hook_name], own.batch_size_sequences, own.block_size_batches, own.seed
+            shared,
+            place,
+            tuple(columns[name] for name in hook_names_of(runner.cfg)),
+            own.batch_size_sequences,
+            own.block_size_batches,
+            own.seed,
         )
     return shared
 
@@ -173,6 +180,7 @@ def _read_all(stream: ContextBlocks | SharedBlocks, hook_names: tuple[str, ...])
     if isinstance(stream, CachedActivations):
         return replace(stream, hook_names=hook_names, read_already=[])
     assert isinstance(stream, SequenceActivations)
-    if len(hook_names) == 1:
+    if len(hook_names) == 1 and isinstance(stream.reader, ActivationReader):
         return replace(stream, read_already=[])
-    return replace(stream, reader=HooksReader(stream.reader.model, hook_names), read_already=[])
+    own = stream.reader
+    return replace(stream, reader=HooksReader(own.model, hook_names, own.autocast, own.compiled_run), read_already=[])

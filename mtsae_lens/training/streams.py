@@ -8,11 +8,12 @@ from typing import Any
 from sae_lens import LanguageModelSAERunnerConfig
 
 from mtsae_lens.data.activation_cache import ActivationCache, CachedActivations
-from mtsae_lens.data.activations import ActivationReader, SequenceActivations
+from mtsae_lens.data.activations import ActivationReader, HooksReader, SequenceActivations
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import read_documents, read_rows
 from mtsae_lens.training.compiling import compile_function
+from mtsae_lens.training.transcoding import hook_names_of
 from mtsae_lens.upstream import HfDataset
 
 
@@ -40,8 +41,12 @@ def make_live_stream(
     read = partial(read_documents, cfg.dataset_path, "train")
     if override_dataset is not None:
         read = partial(read_rows, override_dataset)
+    names, run = hook_names_of(cfg), _run_with_cache(cfg, model)
+    reader: ActivationReader | HooksReader = ActivationReader(model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm, run)
+    if len(names) > 1:
+        reader = HooksReader(model, names, cfg.autocast_lm, run)
     return SequenceActivations(
-        reader=ActivationReader(model, cfg.hook_name, cfg.hook_head_index, cfg.autocast_lm, _run_with_cache(cfg, model)),
+        reader=reader,
         contexts=ContextStream(read, cutter, text_seed),
         batch_size_sequences=_batch_size_sequences(cfg),
         block_size_batches=_block_size_batches(cfg),
@@ -57,7 +62,7 @@ def make_cached_stream(cfg: LanguageModelSAERunnerConfig[Any], cache: Activation
 
     Args:
         cfg: SAELens's configuration.
-        cache: the cache, which holds `cfg.hook_name`.
+        cache: the cache, which holds the hooks of the run.
         text_seed: the seed of the order of the contexts.
 
     Returns:
@@ -65,7 +70,7 @@ def make_cached_stream(cfg: LanguageModelSAERunnerConfig[Any], cache: Activation
     """
     return CachedActivations(
         cache,
-        (cfg.hook_name,),
+        hook_names_of(cfg),
         _batch_size_sequences(cfg),
         _block_size_batches(cfg),
         seed=cfg.seed,

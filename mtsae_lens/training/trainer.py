@@ -24,6 +24,7 @@ from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.sae.transcoder import MTTrainingTranscoder
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.optimizer import make_lr_scheduler, make_optimizer
@@ -32,6 +33,7 @@ from mtsae_lens.training.rank_means import add_up_step_, sum_firing_counts
 from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
 from mtsae_lens.training.step_reports import REMEDY, StepReporter
 from mtsae_lens.training.steps import train_side_by_side
+from mtsae_lens.training.transcoding import start_transcoder_
 from mtsae_lens.upstream import SAETrainerConfig, TrainStepInput, TrainStepOutput, count_firing
 
 Batches = Callable[[int], Iterator[torch.Tensor]]
@@ -210,7 +212,12 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         scaler = self.activation_scaler
         if self.sae.cfg.normalize_activations == "expected_average_only_in" and scaler.scaling_factor is None:
             scaler.scaling_factor = self.sae.cfg.d_in**0.5 / statistics.mean_norm
-        if self.options.b_dec_init == "mean":
+        starts_at_mean = self.options.b_dec_init == "mean"
+        if isinstance(self.sae, MTTrainingTranscoder):
+            return start_transcoder_(
+                self.sae, data, n_batches, scaling_factor=scaler.scaling_factor, starts_at_mean=starts_at_mean
+            )
+        if starts_at_mean:
             start_b_dec_(self.sae, scaler(statistics.mean))
         if isinstance(self.sae, MTTrainingSAE) and self.sae.has_memory:
             first = list(islice(data, n_batches))

@@ -43,7 +43,7 @@ def test_no_field_of_any_architecture_takes_what_it_cannot_be(architecture: str)
 @pytest.mark.parametrize("architecture", CLASSES)
 def test_the_defaults_of_every_architecture_are_taken(architecture: str) -> None:
     config_class = CLASSES[architecture]
-    needs = {"matryoshka_widths": [16, 128], "apply_b_dec_to_input": False}
+    needs = {"d_out": 8, "matryoshka_widths": [16, 128], "apply_b_dec_to_input": False}
     own = {field.name for field in fields(config_class)}
     config = config_class(d_in=8, d_sae=128, **{name: value for name, value in needs.items() if name in own})
     check_fields(config_class, config.to_dict())
