@@ -104,7 +104,7 @@ def test_losses_and_gradients_are_those_of_the_other_hook(training_step: Any, ga
     dead[:5] = True
     kept = (x != 0).any(dim=-1)
     h = torch.cat([x, y], dim=-1)
-    batch = gather_pairs(sae, h)(kept.flatten().nonzero().squeeze(1)) if gathered else h
+    batch = gather_pairs(sae, h, ~kept)(kept.flatten().nonzero().squeeze(1)) if gathered else h
     output = sae.training_forward_pass(step_input(batch, dead))
     output.loss.backward()
     found = {name: parameter.grad.clone() for name, parameter in sae.named_parameters() if parameter.grad is not None}
@@ -186,7 +186,7 @@ def test_a_batch_without_the_other_hook_is_refused() -> None:
     with pytest.raises(DataError, match="beside it"):
         make().training_forward_pass(step_input(x))
     with pytest.raises(DataError, match="two hooks side by side"):
-        gather_pairs(make(), x)
+        gather_pairs(make(), x, (x == 0).all(dim=-1))
 
 
 def test_the_card_of_a_published_one_says_what_it_computes(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_live_pairs_are_the_two_hooks_at_the_same_position(
     masked = masked_positions(cutter, tokens).unsqueeze(-1)
     torch.testing.assert_close(h, torch.cat([x, y], dim=-1).masked_fill(masked, 0.0))
     rows = torch.tensor([5, CONTEXT + 9])
-    gathered = gather_pairs(runner.sae, h)(rows)
+    gathered = gather_pairs(runner.sae, h, masked.squeeze(-1))(rows)
     torch.testing.assert_close(gathered[:, :D_IN], x.flatten(0, 1)[rows])
     torch.testing.assert_close(gathered[:, -D_IN:], y.flatten(0, 1)[rows])
     offset = runner.sae.read_offsets.index(-2)
