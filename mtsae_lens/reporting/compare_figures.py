@@ -22,6 +22,8 @@ class FrontierPoint:
     x: float
     values: Mapping[str, Interval]
     """Mean, smallest and largest over seeds, by metric."""
+    is_floor: bool = False
+    """Whether the line is hidden until its name is clicked, because it is so far below that the others would fall together."""
 
 
 def frontier(points: Sequence[FrontierPoint], panels: Mapping[str, str], x_title: str) -> go.Figure:
@@ -45,6 +47,7 @@ def frontier(points: Sequence[FrontierPoint], panels: Mapping[str, str], x_title
                 name=name,
                 legendgroup=name,
                 showlegend=place == 0,
+                visible="legendonly" if any(point.is_floor for point in own) else True,
                 mode="lines+markers",
                 line={"color": PALETTE[number % len(PALETTE)], "width": 1.6},
                 marker={"symbol": _SYMBOLS[number // len(PALETTE) % len(_SYMBOLS)], "size": 8},

@@ -90,7 +90,7 @@ _VERDICTS_TEXT = (
     "Ahead: the worst seed is above the best seed of the other one."
 )
 _FIGURE_TEXT = (
-    "Mean over seeds on TEST; bars reach from the smallest to the largest. L0 is the one that was measured. Click a name to hide it. "
+    "Mean over seeds on TEST; bars reach from the smallest to the largest. L0 is the one that was measured. Click a name to hide or show it; floors are hidden at first. "
     "Explained variance is without massive tokens."
 )
 _CODED_TEXT = (
@@ -269,5 +269,6 @@ def _points(cells: Sequence[Cell], x: str, panels: Iterable[str]) -> list[Fronti
         place = spread([cell.value(x) for cell in own])
         values = {metric: spread([cell.value(metric) for cell in own]) for metric in panels}
         if place is not None:
-            points.append(FrontierPoint(name, place.mean, {metric: found for metric, found in values.items() if found}))
+            known = {metric: found for metric, found in values.items() if found}
+            points.append(FrontierPoint(name, place.mean, known, is_floor=own[0].role == "floor"))
     return points
