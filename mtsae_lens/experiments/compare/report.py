@@ -90,8 +90,8 @@ _VERDICTS_TEXT = (
     "Ahead: the worst seed is above the best seed of the other one."
 )
 _FIGURE_TEXT = (
-    "Mean over seeds on TEST; bars reach from the smallest to the largest. L0 is the one that was measured. Click a name to hide or show it; floors are hidden at first. "
-    "Explained variance is without massive tokens."
+    "Mean over seeds on TEST; bars reach from the smallest to the largest. L0 is the one that was measured. Click a name to hide or show it; "
+    "floors are hidden at first. Explained variance is without massive tokens."
 )
 _CODED_TEXT = (
     "What it costs to send the features of a token, and what the receiver decodes. For every feature an adaptive code says whether it fires, "
