@@ -12,6 +12,7 @@ import torch
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.experiments.benchmark import edit_cells, measuring
 from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize
+from mtsae_lens.experiments.benchmark.cells import MethodResult
 from mtsae_lens.experiments.benchmark.edit_cells import LOW_RANK, edit_cell
 from mtsae_lens.experiments.benchmark.low_rank_cell import add_hooks, can_imitate, imitate, measure_low_rank
 from mtsae_lens.export.base_models import open_base
@@ -85,17 +86,9 @@ def test_they_are_measured_and_attacked_whatever_they_cost(
         assert curve[0].nll == pytest.approx(effect.mean(effect.nll_edited), abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "attacked", "known"), [(OURS, True, True), (OURS, True, False), (OURS, False, True), ("topk", True, True)]
-)
+@pytest.mark.parametrize(("architecture", "known"), [(OURS, True), (OURS, False), ("topk", True)])
 def test_the_main_edit_of_an_attacked_mtsae_is_imitated(
-    architecture: str,
-    attacked: bool,
-    known: bool,
-    make_setup: Any,
-    text_task: Any,
-    size: BenchmarkSize,
-    monkeypatch: pytest.MonkeyPatch,
+    architecture: str, known: bool, make_setup: Any, text_task: Any, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = {"0.02": 0, "0.05 goal": 1}
     monkeypatch.setattr(edit_cells, "read_sweep", lambda outcomes, *args: dict(places) if outcomes else {})
@@ -103,11 +96,10 @@ def test_the_main_edit_of_an_attacked_mtsae_is_imitated(
     monkeypatch.setattr(edit_cells, "measure_further", lambda *args: None)
     monkeypatch.setattr(edit_cells, "attack", lambda *args: None)
     imitated = []
-    monkeypatch.setattr(
-        edit_cells, "measure_low_rank", lambda *args: imitated.append(args) or edit_cells.MethodResult(tune=(), test={})
-    )
-    cell = edit_cell(make_setup(text_task), size, architecture, 0, attacked=attacked)
-    if architecture == OURS and attacked and known:
+    nothing = MethodResult(tune=(), test={})
+    monkeypatch.setattr(edit_cells, "measure_low_rank", lambda *args: imitated.append(args) or nothing)
+    cell = edit_cell(make_setup(text_task), size, architecture, 0, attacked=True)
+    if architecture == OURS and known:
         ((_, _, edit, setting, seed),) = imitated
         main = cell.methods[OURS].tune[1].setting
         assert (setting, seed) == (main, 0)
