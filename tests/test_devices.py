@@ -41,7 +41,7 @@ from mtsae_lens.unlearning.attacks import dilute, quantize, relearn
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
-from mtsae_lens.unlearning.finetuning.losses import LOSSES
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 from mtsae_lens.unlearning.gating import fit_gate
 from mtsae_lens.unlearning.measures.distance import truth_ratio_distance
 from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits, measure_model

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtsae_lens.export.low_rank import LowRankSettings
 from mtsae_lens.sae.config import ARCHITECTURE
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
@@ -64,6 +65,8 @@ class BenchmarkSize:
     """Number of the attacker's updates."""
     recovery: RecoverySettings = field(default_factory=RecoverySettings)
     """How perturbations at the hook are searched."""
+    low_rank: LowRankSettings = field(default_factory=LowRankSettings)
+    """How low-rank weights are trained to imitate the main edit of the MTSAE."""
 
 
 QUICK = BenchmarkSize(
@@ -77,6 +80,7 @@ QUICK = BenchmarkSize(
     relearned_documents=(16,),
     n_relearning_steps=20,
     recovery=RecoverySettings(n_steps=10, n_context_steps=0, n_random=1),
+    low_rank=LowRankSettings(n_steps=50),
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """Losses of a quick run, which shows in minutes that everything runs; its SAEs are hardly trained."""

@@ -15,6 +15,8 @@ from mtsae_lens.experiments.benchmark.cells import (
     MethodsCell,
     ReadSetting,
 )
+from mtsae_lens.experiments.benchmark.low_rank_cell import can_imitate, measure_low_rank
+from mtsae_lens.experiments.benchmark.measuring import summarize_with_documents
 from mtsae_lens.experiments.benchmark.reading import find_main_place, most, nearest, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
@@ -27,8 +29,8 @@ from mtsae_lens.unlearning.candidates import (
     gather_evidence,
     rankings,
 )
-from mtsae_lens.unlearning.changes import Change, measure_further, pool_draws, summarize_documents, summarize_effect
-from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, edit_losses, measure_edits
+from mtsae_lens.unlearning.changes import Change, measure_further, pool_draws
+from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses, measure_edits
 from mtsae_lens.unlearning.protocol import check_identity, matched_random_edits
 from mtsae_lens.unlearning.selection.directions import difference_of_means
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep
@@ -36,13 +38,16 @@ from mtsae_lens.unlearning.task import SPARED, Role
 
 MIN_RATIO = 5.0
 DIRECTION = "difference of means"
+LOW_RANK = f"{OURS}, low-rank weights"
 CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 
 
 def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, seed: int, *, attacked: bool) -> MethodsCell:
     """Measure all methods that edit at the hook of one SAE.
 
-    They are `architecture` itself, the same without a gate, and for MTSAE the dense direction with and without its gate.
+    They are `architecture` itself, the same without a gate, and for MTSAE the dense direction with and without its gate. If the MTSAE is
+    attacked, its main edit is also imitated by low-rank weights, which are measured and attacked. They need a language model and a hook
+    that `mtsae export` knows.
 
     Args:
         setup: the models and tables of the task.
@@ -67,6 +72,8 @@ def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, see
             further = measure_further(setup.lm, setup.task, change, setup.reference, seed)
             harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps, size.recovery)
         methods[name] = MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)
+        if attacked and main is not None and name == OURS and can_imitate(setup):
+            methods[LOW_RANK] = measure_low_rank(setup, size, candidates[main].edit, outcomes[main].setting, seed)
     return MethodsCell(methods=methods, identity_error=_check_identity(setup))
 
 
@@ -138,16 +145,6 @@ def _measure_control(setup: BenchmarkSetup, candidate: Candidate, n_draws: int, 
         source: MeasuredControl(**fields_of(pool_draws(drawn)), documents=_pool_documents(drawn))
         for source, drawn in losses.items()
     }
-
-
-def summarize_with_documents(effect: EditEffect, seed: int) -> MeasuredCorpus:
-    """Summarize an effect with its documents, from which intervals over seeds are computed later.
-
-    Args:
-        effect: what was measured.
-        seed: seed of the resampling of documents.
-    """
-    return MeasuredCorpus(**fields_of(summarize_effect(effect, seed)), documents=summarize_documents(effect))
 
 
 def _pool_documents(effects: Sequence[EditLoss]) -> tuple[DrawnDocument, ...]:

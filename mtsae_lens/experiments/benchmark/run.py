@@ -31,8 +31,9 @@ from mtsae_lens.reporting.page import Table, write_report
 from mtsae_lens.splice.edits import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import run_trials
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, OfAllWeights
-from mtsae_lens.unlearning.finetuning.sweeps import Sweep, sweeps_of
+from mtsae_lens.unlearning.finetuning.losses import OfAllWeights
+from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES, Sweep, sweeps_of
 from mtsae_lens.unlearning.task import check_corpus
 
 _OF_TRAINING = ("training_tokens", "d_sae")
@@ -130,11 +131,11 @@ def _losses(settings: BenchmarkSettings) -> Sequence[str]:
 
 
 def _sweeps(task: BenchmarkTask, loss: str, first_layer: int) -> tuple[Sweep, ...]:
-    """Return the runs of a loss. `first_layer` bounds the losses that train every weight."""
+    """Return the runs of a loss. `first_layer` bounds the losses that train weights of every layer."""
     sweeps = sweeps_of(loss, "questions" if is_question_source(task.forget_training) else "text")
     return tuple(
         replace(sweep, settings=replace(sweep.settings, first_layer=first_layer))
-        if isinstance(sweep.loss, OfAllWeights)
+        if isinstance(sweep.loss, OfAllWeights | RepSelect)
         else sweep
         for sweep in sweeps
     )

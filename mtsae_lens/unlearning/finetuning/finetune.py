@@ -1,11 +1,12 @@
 """Finetune a model on forget and retain text, and take snapshots at chosen steps.
 
-The optimizer is AdamW without weight decay; gradients are clipped to norm 1. The given model never changes.
+The optimizer is AdamW without weight decay; gradients are clipped to norm 1. For a loss that changes its gradients it is plain gradient
+descent on gradients scaled to a root mean square of 1. The given model never changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train, set_weights
-from mtsae_lens.unlearning.finetuning.losses import Step, UnlearningLoss
+from mtsae_lens.unlearning.finetuning.losses import ChangesGradients, Step, UnlearningLoss
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -127,12 +128,20 @@ def _finetune(
     forget_batches = mixed_batches([forget], cutter, size, seed)
     retain_batches = mixed_batches(retain, cutter, size, seed + 1) if retain else None
 
+    latest: list[Step] = []
+
     def step_loss() -> Tensor:
         retain_batch = next(retain_batches).to(device) if retain_batches else None
-        return loss.value(Step(trained, model, next(forget_batches).to(device), retain_batch))
+        latest[:] = [Step(trained, model, next(forget_batches).to(device), retain_batch)]
+        return loss.value(latest[0])
+
+    def change(gradients: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        assert isinstance(loss, ChangesGradients)
+        return loss.change_gradients(latest[0], gradients)
 
     names = keep_later_layers(trained, loss.trained(trained), settings.first_layer)
-    steps = descend(trained, names, step_loss, settings.lr, settings.n_steps)
+    changes = change if isinstance(loss, ChangesGradients) else None
+    steps = descend(trained, names, step_loss, settings.lr, settings.n_steps, changes)
     if loss.negates:
         for _ in steps:
             pass
@@ -174,7 +183,12 @@ def keep_later_layers(model: AnyHookedModel, names: Sequence[str], first_layer: 
 
 
 def descend(
-    model: AnyHookedModel, names: Sequence[str], loss: Callable[[], Float[Tensor, ""]], lr: float, n_steps: int
+    model: AnyHookedModel,
+    names: Sequence[str],
+    loss: Callable[[], Float[Tensor, ""]],
+    lr: float,
+    n_steps: int,
+    change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None,
 ) -> Iterator[int]:
     """Minimize a loss over the named parameters of a model by gradient descent, in place.
 
@@ -186,6 +200,7 @@ def descend(
         loss: computes the loss of one step.
         lr: learning rate.
         n_steps: number of steps.
+        change: changes the gradients, by parameter name, before every update, which then follows them without AdamW (`ChangesGradients`).
 
     Yields:
         The number of steps done so far, from 0 on.
@@ -194,12 +209,15 @@ def descend(
         DivergedError: the loss or its gradient is no longer finite.
     """
     by_name = dict(model.named_parameters())
-    parameters = [by_name[name] for name in names]
-    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    trained = {name: by_name[name] for name in names}
+    parameters = list(trained.values())
+    optimizer: torch.optim.Optimizer = (
+        torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0) if change is None else torch.optim.SGD(parameters, lr=lr)
+    )
     yield 0
     for step in track(range(1, n_steps + 1), "finetuning", "step"):
-        _set_gradients(parameters, loss)
-        norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
+        _set_gradients(trained, loss, change)
+        norm = nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM) if change is None else _scale_gradients(parameters)
         if not bool(norm.isfinite()):
             raise DivergedError(
                 f"expected a finite gradient, got NaN or infinity at step {step} with lr={lr:g}; lower lr or n_steps"
@@ -209,17 +227,35 @@ def descend(
         yield step
 
 
-def _set_gradients(parameters: Sequence[nn.Parameter], loss: Callable[[], Tensor]) -> None:
-    for parameter in parameters:
+def _set_gradients(
+    trained: Mapping[str, nn.Parameter],
+    loss: Callable[[], Tensor],
+    change: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None,
+) -> None:
+    for parameter in trained.values():
         parameter.requires_grad_(True)
     try:
         with torch.enable_grad():
-            gradients = torch.autograd.grad(loss(), parameters, materialize_grads=True)
+            found = torch.autograd.grad(loss(), list(trained.values()), materialize_grads=True)
+            gradients: Mapping[str, Tensor] = dict(zip(trained, found, strict=True))
+            if change is not None:
+                gradients = change(gradients)
     finally:
-        for parameter in parameters:
+        for parameter in trained.values():
             parameter.requires_grad_(False)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient.clone(memory_format=torch.contiguous_format)  # a gradient may share memory with another one
+    for name, parameter in trained.items():
+        # cloned, because a gradient may share memory with another one
+        parameter.grad = gradients[name].clone(memory_format=torch.contiguous_format)
+
+
+def _scale_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Scale all gradients together to a root mean square of 1, and return the norm that they had."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    n_entries = sum(gradient.numel() for gradient in gradients)
+    for gradient in gradients:
+        gradient.mul_(n_entries**0.5 / norm.clamp(min=torch.finfo(norm.dtype).tiny))
+    return norm
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ NLL is the mean over counted tokens, in nats. The index f stands for forget text
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +73,27 @@ class UnlearningLoss(Protocol):
 
         Returns:
             A scalar.
+        """
+        ...
+
+
+@runtime_checkable
+class ChangesGradients(Protocol):
+    """What a loss may have besides `UnlearningLoss`: a change of its gradients before every update.
+
+    Plain gradient descent then follows the changed gradients, scaled together to a root mean square of 1, so that a learning rate means
+    about the same as with AdamW. AdamW itself scales every entry, which would bring back what the change removes.
+    """
+
+    def change_gradients(self, step: Step, gradients: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Change the gradients of one step.
+
+        Args:
+            step: the models and the batches that the gradients were computed from. The trained parameters require gradients.
+            gradients: gradients of `value`, by parameter name.
+
+        Returns:
+            The gradients to follow, by parameter name.
         """
         ...
 
@@ -322,15 +343,3 @@ def _activations(model: AnyHookedModel, batch: Batch, layer: int) -> Float[Tenso
 def _check_positive(name: str, value: float) -> None:
     if not value > 0:
         raise ConfigError(f"expected {name} greater than 0, got {value}; raise it")
-
-
-LOSSES: dict[str, Callable[..., UnlearningLoss]] = {
-    "gradient_ascent": GradientAscent,
-    "amnesiac": Amnesiac,
-    "gradient_difference": GradientDifference,
-    "npo": NPO,
-    "simnpo": SimNPO,
-    "rmu": RMU,
-}
-"""Classes by name. Their defaults are those of the paper or, if these depend on the model, values that suit a small model. Add a loss with
-`mtsae_lens.unlearning.finetuning.sweeps.register_loss`."""

@@ -15,7 +15,6 @@ from typing import Literal, TypeVar
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
 from mtsae_lens.unlearning.finetuning.losses import (
-    LOSSES,
     NPO,
     RMU,
     Amnesiac,
@@ -24,8 +23,21 @@ from mtsae_lens.unlearning.finetuning.losses import (
     SimNPO,
     UnlearningLoss,
 )
+from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
 
 Kind = Literal["text", "questions"]
+
+LOSSES: dict[str, Callable[..., UnlearningLoss]] = {
+    "gradient_ascent": GradientAscent,
+    "amnesiac": Amnesiac,
+    "gradient_difference": GradientDifference,
+    "npo": NPO,
+    "simnpo": SimNPO,
+    "rmu": RMU,
+    "rep_select": RepSelect,
+}
+"""Classes by name. Their defaults are those of the paper or, if these depend on the model, values that suit a small model. Add a loss with
+`register_loss`."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +74,10 @@ SWEEPS: dict[Kind, dict[str, tuple[Sweep, ...]]] = {
             Sweep(RMU(), FinetuneSettings(3e-4, 64, snapshots=(8, 16, 32, 48, 64))),
             Sweep(RMU(), FinetuneSettings(1e-3, 30, snapshots=(10, 15, 20, 25, 30))),
         ),
+        "rep_select": (
+            Sweep(RepSelect(), FinetuneSettings(1e-3, 32, snapshots=(4, 8, 16, 24, 32))),
+            Sweep(RepSelect(source="retain"), FinetuneSettings(1e-3, 32, snapshots=(4, 8, 16, 24, 32))),
+        ),
     },
     "questions": {
         "gradient_ascent": (
@@ -84,6 +100,10 @@ SWEEPS: dict[Kind, dict[str, tuple[Sweep, ...]]] = {
         "rmu": (
             Sweep(RMU(retain_weight=2.0), FinetuneSettings(3e-4, 40, snapshots=(5, 10, 20, 30, 40))),
             Sweep(RMU(retain_weight=2.0), FinetuneSettings(1e-3, 60, snapshots=(3, 6, 15, 30, 60))),
+        ),
+        "rep_select": (
+            Sweep(RepSelect(), FinetuneSettings(1e-3, 32, snapshots=(4, 8, 16, 24, 32))),
+            Sweep(RepSelect(source="retain"), FinetuneSettings(1e-3, 32, snapshots=(4, 8, 16, 24, 32))),
         ),
     },
 }

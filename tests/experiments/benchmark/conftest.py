@@ -13,6 +13,7 @@ from mtsae_lens.experiments.benchmark import attack_cell
 from mtsae_lens.experiments.benchmark import setup as setup_module
 from mtsae_lens.experiments.benchmark.arms import BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
+from mtsae_lens.export.low_rank import LowRankSettings
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
@@ -25,6 +26,7 @@ SIZE = BenchmarkSize(
     n_random_draws=2,
     relearned_documents=(2, 4),
     recovery=RecoverySettings(n_steps=2, n_context_steps=1, n_random=1),
+    low_rank=LowRankSettings(rank=2, n_steps=2, batch_size=2),
 )
 
 

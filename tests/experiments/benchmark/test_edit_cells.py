@@ -9,7 +9,7 @@ import pytest
 
 from mtsae_lens.experiments.benchmark import edit_cells
 from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize
-from mtsae_lens.experiments.benchmark.edit_cells import DIRECTION, edit_cell
+from mtsae_lens.experiments.benchmark.edit_cells import DIRECTION, LOW_RANK, edit_cell
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning import task as task_module
 from mtsae_lens.unlearning.measures.effects import measure_edits
@@ -162,7 +162,7 @@ def test_an_attacked_cell_has_the_main_edit_in_full_and_its_attacks(
     cell = edit_cell(make_setup(text_task), size, OURS, 0, attacked=True).to_json()
     json.dumps(cell, allow_nan=False)
     for name, method in cell["methods"].items():
-        assert ("attacks" in method) == ("main" in method) == (name in (OURS, DIRECTION))
+        assert ("attacks" in method) == ("main" in method) == (name in (OURS, DIRECTION, LOW_RANK))
     ours = cell["methods"][OURS]
     assert {"gate", "reference", "calibrated_nll_delta", "generation", "samples"} <= set(ours["main"])
     forget = text_task.task(1).forget

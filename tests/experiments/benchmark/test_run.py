@@ -17,8 +17,7 @@ from mtsae_lens.experiments.benchmark.cells import Cell, MethodsCell, ReferenceC
 from mtsae_lens.experiments.benchmark.report import benchmark_part
 from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, _cells, run_benchmark
 from mtsae_lens.reporting.page import write_report
-from mtsae_lens.unlearning.finetuning.losses import LOSSES
-from mtsae_lens.unlearning.finetuning.sweeps import SWEEPS
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES, SWEEPS
 from mtsae_lens.unlearning.task import Corpus
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mtsae_lens.experiments.benchmark import weights_cell as module
+from mtsae_lens.experiments.benchmark import measuring as module
 from mtsae_lens.experiments.benchmark.arms import BenchmarkSize
 from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weights_cell
 from mtsae_lens.unlearning import task as task_module

@@ -15,7 +15,8 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend, finetune
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, RMU, Amnesiac, GradientAscent, GradientDifference, mean_nll
+from mtsae_lens.unlearning.finetuning.losses import RMU, Amnesiac, GradientAscent, GradientDifference, mean_nll
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 
 

@@ -14,7 +14,8 @@ from mtsae_lens.unlearning.attacks import quantize, relearn
 from mtsae_lens.unlearning.finetuning import finetune as module
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, Amnesiac
+from mtsae_lens.unlearning.finetuning.losses import Amnesiac
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 
 SMALL_STEPS = FinetuneSettings(lr=1e-6, n_steps=2, batch_size=2)  # far below half the spacing of most weights in bfloat16
 

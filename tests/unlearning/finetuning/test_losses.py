@@ -15,7 +15,9 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning import losses
 from mtsae_lens.unlearning.finetuning.batches import Batch
 from mtsae_lens.unlearning.finetuning.clones import clone_model
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, NPO, RMU, GradientAscent, GradientDifference, SimNPO, Step
+from mtsae_lens.unlearning.finetuning.losses import NPO, RMU, GradientAscent, GradientDifference, SimNPO, Step
+from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 
 
 def batch_of(cutter: Any, path: Path, seed: int) -> Batch:
@@ -99,6 +101,7 @@ def test_each_loss_is_its_formula(tiny_model: Any, changed: Any, forget: Batch, 
         (NPO(beta=0.1, retain_weight=0.0), naive_npo(changed, tiny_model, forget, 0.1)),
         (NPO(beta=0.5, retain_weight=3.0), naive_npo(changed, tiny_model, forget, 0.5) + 3 * nll_r),
         (SimNPO(beta=0.5, gamma=1.0), naive_simnpo(changed, forget, 0.5, 1.0) + nll_r),
+        (RepSelect(beta=0.3), naive_npo(changed, tiny_model, forget, 0.3)),
         (rmu, naive_rmu(changed, tiny_model, forget, retain, rmu)),
     ]
     assert {type(loss) for loss, _ in expected} == {type(make()) for make in LOSSES.values()}

@@ -19,7 +19,8 @@ from mtsae_lens.unlearning import attacks
 from mtsae_lens.unlearning.attacks import quantize, relearn
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
-from mtsae_lens.unlearning.finetuning.losses import LOSSES, RMU
+from mtsae_lens.unlearning.finetuning.losses import RMU
+from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 
 TOKENS = torch.arange(1, 41).view(2, 20)
 
