@@ -31,9 +31,10 @@ def write_facts(
     dilations: tuple[float, ...] = (0, 1, 2, 4, 8),
     words: list[str] = WORDS,
     n_with_examples: int | None = None,
+    impulse_lags: tuple[int, ...] = (),
     seed: int = 0,
 ) -> Path:
-    """Write the folder; every seventeenth feature is dead; `dilations=()` for a pointwise SAE."""
+    """Write the folder; every seventeenth feature is dead; `dilations=()` for a pointwise SAE, `impulse_lags` for one with memory."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     offsets = sorted({0, *(-int(d) for d in dilations), *(-2 * int(d) for d in dilations)}, reverse=True)
@@ -53,6 +54,8 @@ def write_facts(
         "corpora": [{"name": "kjv", "n_tokens": 50_000}, {"name": "austen", "n_tokens": 50_000}],
         "histogram_edges": edges,
         "persistence_lags": [1, 2, 4, 8],
+        "impulse_lags": list(impulse_lags),
+        "carried_variance": 0.25 if impulse_lags else None,
         "before": BEFORE,
         "after": AFTER,
         "n_examples": 4,
@@ -63,6 +66,9 @@ def write_facts(
     }
     (folder / "explore.json").write_text(json.dumps(settings))
     features = [_feature(f, d_sae, len(dilations), len(offsets), dilations, words, rng) for f in range(d_sae)]
+    for row in features if impulse_lags else ():
+        norms = [0.6**lag for lag in impulse_lags]
+        row |= {"impulse_response": norms, "carried_over": norms[0]}
     _write(folder / "features.parquet", features, FeatureFacts)
     n_with_examples = d_sae if n_with_examples is None else n_with_examples
     examples = [
@@ -121,6 +127,7 @@ def _feature(
         "corpus_density": [0.02, 0.01],
         "selectivity": float(rng.normal()),
         "mean_run_length": 1.0 + float(rng.random()),
+        "next_persistence": 0.5,
         "persistence": [0.5, 0.25, 0.125, None if feature == 3 else 0.06],  # None: never seen
         "scale_shares": shares,
         "main_dilation": float(dilations[int(np.argmax(shares))]) if n_scales else None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from mtsae_lens.commands.evaluate_settings import EvaluateSettings
+from mtsae_lens.commands.firing_section import make_firing_section
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import TokenTable, read_tokens
@@ -21,6 +22,7 @@ from mtsae_lens.data.origins import find_source
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.bits import BITS_MEANINGS, measure_bits
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.evaluation.firing_in_time import FiringSummary, measure_firing
 from mtsae_lens.evaluation.memory import MEMORY_MEANINGS
 from mtsae_lens.evaluation.scales import scale_predictivity
 from mtsae_lens.evaluation.time_scales import temporal_profiles
@@ -81,6 +83,8 @@ class EvaluateResult(Record):
     """What is wrong and what to do, if the SAE looks collapsed."""
     scales: ScaleResult | None = None
     """For a temporal SAE, if there was enough text."""
+    firing: FiringSummary | None = None
+    """When the features fire, if it was measured."""
 
     @override
     def to_json(self) -> dict[str, Any]:
@@ -91,7 +95,7 @@ class EvaluateResult(Record):
     @classmethod
     @override
     def from_json(cls, content: Mapping[str, Any]) -> Self:
-        others = {name: content[name] for name in ("warning", "scales") if name in content}
+        others = {name: content[name] for name in ("warning", "scales", "firing") if name in content}
         metrics = {name: value for name, value in content.items() if name not in others and name != "provenance"}
         return super().from_json({"metrics": metrics, **others})
 
@@ -162,7 +166,8 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
 
     With `value_bits`, `metrics.json` also has the keys of `BITS_MEANINGS`.
 
-    `metrics.json` has the keys of `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `scales` for an MTSAE, and `provenance`.
+    `metrics.json` has the keys of `METRIC_MEANINGS`, `warning` if the SAE looks collapsed, `firing` (`FiringSummary`), `scales` for
+    an MTSAE, and `provenance`.
 
     Args:
         settings: what to evaluate.
@@ -195,6 +200,10 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     if warning := collapse_warning(measured):
         text = f"{text} Warning: {warning}."
     sections = [Section("Fidelity", text, table=metrics_table({lm.sae.cfg.architecture(): measured}))]
+    firing: FiringSummary | None = None
+    if settings.n_firing_features and len(table) > 1:  # the control reads another context
+        firing, section = _measure_firing(fit_batch(lm), table, settings)
+        sections.append(section)
     scales: ScaleResult | None = None
     if isinstance(lm.sae, TemporalEncoder) and settings.n_scale_contexts:
         try:
@@ -203,7 +212,7 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
             section = Section("What the scales know", f"Not measured: {error}")
         sections.append(section)
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
-    result = EvaluateResult(finite_or_none(measured), warning, scales)
+    result = EvaluateResult(finite_or_none(measured), warning, scales, firing)
     write_metrics(settings.out, result.to_json() | {"provenance": made})
     place = f"at {lm.splice.hook_name}"
     if isinstance(lm.sae, Transcoder):
@@ -228,23 +237,34 @@ def _measure(
     measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
     if settings.value_bits:
         select = read_tokens(dataset, "select", lm.cutter, settings.n_contexts, seed=settings.seed)
-        measured |= measure_bits(lm.sae, _counted_inputs(lm, select), _counted_inputs(lm, table), settings.value_bits)
+        read = (_counted_inputs(lm, part, "bits per token") for part in (select, table))
+        measured |= measure_bits(lm.sae, *read, settings.value_bits)
     return measured, "SAELens's run_evals"
 
 
-def _counted_inputs(lm: HookedLM, table: TokenTable) -> Iterator[tuple[Tensor, Tensor]]:
+def _counted_inputs(lm: HookedLM, table: TokenTable, use: str) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield what the SAE reads, batch by batch, and which positions are not masked."""
-    for tokens in track(lm.batches(table), "reading text for bits per token", "batch"):
+    for tokens in track(lm.batches(table), f"reading text for {use}", "batch"):
         yield lm.sae_input(tokens), ~lm.masked(tokens)
+
+
+def _draw_features(sae: SAE[Any], n: int, seed: int) -> Tensor:
+    """Draw features without replacement; all of them if there are no more."""
+    return torch.randperm(sae.cfg.d_sae, generator=torch.Generator().manual_seed(seed))[:n].sort().values
+
+
+def _measure_firing(lm: HookedLM, table: TokenTable, settings: EvaluateSettings) -> tuple[FiringSummary, Section]:
+    """Measure when features fire, beside the control across contexts at the same position."""
+    features = _draw_features(lm.sae, settings.n_firing_features, settings.seed)
+    found = measure_firing(lm.sae, _counted_inputs(lm, table, "firing in time"), features).summary()
+    return found, make_firing_section(found)
 
 
 def _measure_scales(
     sae: TemporalEncoder, lm: HookedLM, dataset: str, evaluated: TokenTable, settings: EvaluateSettings
 ) -> tuple[ScaleResult, Section]:
     """Measure how much each scale explains of the features, and how much of their lift comes from context."""
-    generator = torch.Generator().manual_seed(settings.seed)
-    features = torch.randperm(sae.cfg.d_sae, generator=generator)[: settings.n_scale_features].sort().values
-
+    features = _draw_features(sae, settings.n_scale_features, settings.seed)
     n_contexts = min(settings.n_scale_contexts, settings.n_contexts)
 
     def inputs(split: Split) -> list[Tensor]:

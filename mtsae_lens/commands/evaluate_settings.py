@@ -32,6 +32,9 @@ class EvaluateSettings(Settings):
     analysis."""
     n_scale_features: int = Field(1024, gt=0)
     """Number of randomly drawn features in the scale analysis. Memory use grows with it."""
+    n_firing_features: int = Field(1024, ge=0)
+    """Number of randomly drawn features for which it is measured when they fire. Memory use grows with it and with the length of a
+    context. 0 skips the measurement."""
     value_bits: int = Field(0, ge=0, le=16)
     """Also measure the bits per token of an adaptive code, with 2^`value_bits` levels for the value of an active feature. It reads the split
     `select` too. 0 skips the measurement."""

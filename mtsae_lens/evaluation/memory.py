@@ -18,6 +18,7 @@ MEMORY_MEANINGS: dict[str, str] = {
     "predicted_variance": "explained variance of the prediction alone, before any feature of the position is read",
     "explained_variance_without_prediction": "explained variance of the same features if the decoder did not predict",
     "explained_variance_with_another_past": "explained variance if every context is given the past of another one at the same positions",
+    "carried_variance": "share of the variance of the reconstruction that the prediction explains: how much of an output is carried over",
     "prediction_parameters": "weights of the prediction, beside those of encoder and decoder",
 }
 
@@ -35,7 +36,7 @@ def measure_memory(
     Returns:
         The numbers that `MEMORY_MEANINGS` names.
     """
-    sums = {name: ExplainedVariance() for name in list(MEMORY_MEANINGS)[:3]}
+    sums = {name: ExplainedVariance() for name in list(MEMORY_MEANINGS)[:-1]}
     limit = torch.inf
     for number, (h, counted) in enumerate(batches):
         rows = h.flatten(2)
@@ -47,6 +48,7 @@ def measure_memory(
         coded = (sae.encode_token(difference, walls) @ sae.W_dec)[kept]
         elsewhere = sae.encode_token(run_encoder(sae, x, walls, of_another=True), walls)
         sums["predicted_variance"].add(own, (x - difference)[kept])
+        sums["carried_variance"].add((x - difference)[kept] + coded, (x - difference)[kept])
         sums["explained_variance_without_prediction"].add(own, coded)
         sums["explained_variance_with_another_past"].add(own, run_decoder(sae, elsewhere, of_another=True)[kept])
     found = {name: explained.value for name, explained in sums.items()}

@@ -23,9 +23,10 @@ from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import Corpora
 from mtsae_lens.exploration.example_table import get_encoder_biases, write_examples
 from mtsae_lens.exploration.feature_table import Effects, write_features
+from mtsae_lens.exploration.memory import measure_carried_variance
 from mtsae_lens.exploration.model_attribution import attribute_to_tokens
 from mtsae_lens.exploration.peaks import Peaks, find_strongest_peaks
-from mtsae_lens.exploration.plan import PERSISTENCE_LAGS, Plan
+from mtsae_lens.exploration.plan import IMPULSE_LAGS, PERSISTENCE_LAGS, Plan
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.exploration.text_table import write_texts
 from mtsae_lens.facts.folder import ABOUT_FILE, EXAMPLES_FILE, FEATURES_FILE, FORMAT, N_STRONGEST, TEXTS_FILE
@@ -206,6 +207,8 @@ def _describe(lm: HookedLM, corpora: Corpora, survey: Survey, n_text_contexts: i
         "n_tokens_asked": corpora.n_tokens,
         "histogram_edges": counts.edges.tolist(),
         "persistence_lags": list(PERSISTENCE_LAGS),
+        "impulse_lags": list(IMPULSE_LAGS) if temporal is not None and temporal.has_memory else [],
+        "carried_variance": measure_carried_variance(lm, corpora.tables(plan.n_text_contexts)),
         "before": plan.before,
         "after": plan.after,
         "n_examples": plan.n_examples,

@@ -11,16 +11,19 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from jaxtyping import Bool, Float, Int
+from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_numbers, make_table, make_whole_lists, replace_nan
 from mtsae_lens.exploration.decoder import find_extreme_tokens, find_neighbors
 from mtsae_lens.exploration.peaks import find_strongest_peaks
-from mtsae_lens.exploration.plan import N_NEIGHBOURS, N_TOKENS_LISTED
+from mtsae_lens.exploration.plan import IMPULSE_LAGS, N_NEIGHBOURS, N_TOKENS_LISTED
 from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.facts.records import FeatureFacts
 from mtsae_lens.files import write_whole_file
 from mtsae_lens.sae.lift import Lift, share_of_context
+from mtsae_lens.sae.memory import impulse_norms
+from mtsae_lens.sae.mtsae import TemporalEncoder
 
 _FEATURES_AT_ONCE = 4_096
 
@@ -50,6 +53,7 @@ def write_features(path: Path, survey: Survey, texts: TokenTexts, effects: Effec
         **_cofiring_columns(survey),
         **_scale_columns(survey.lift, len(counts.total)),
         **_effect_columns(effects),
+        **_memory_columns(survey.lm.sae),
         "top_token": pc.if_else(pa.array(counts.never_fired.numpy()), None, texts(find_top_tokens(survey))),
     }
     with write_whole_file(path) as partial:
@@ -71,6 +75,7 @@ def _firing_columns(survey: Survey) -> dict[str, pa.Array]:
         "corpus_density": make_lists(counts.density.T, torch.ones_like(counts.density.T, dtype=torch.bool), pa.float32()),
         "selectivity": make_numbers(missing * torch.nan if selectivity is None else selectivity.float(), pa.float32()),
         "mean_run_length": make_numbers(n_active / counts.n_runs + missing, pa.float32()),
+        "next_persistence": make_numbers(persistence[:, 0].float(), pa.float32()),
         "persistence": replace_nan(make_whole_lists(persistence.float(), pa.float32(), ~never_fired)),
     }
 
@@ -113,6 +118,15 @@ def _scale_columns(lift: Lift | None, d_sae: int) -> dict[str, pa.Array]:
         "main_dilation": make_numbers(main, pa.float32()),
         "context_share": make_numbers(context, pa.float32()),
         "kernel": make_whole_lists(kernel, pa.float32(), lifted),
+    }
+
+
+def _memory_columns(sae: SAE[Any]) -> dict[str, pa.Array]:
+    has_memory = isinstance(sae, TemporalEncoder) and sae.has_memory
+    norms = impulse_norms(sae, IMPULSE_LAGS).float() if has_memory else torch.full((sae.cfg.d_sae, 1), torch.nan)
+    return {
+        "carried_over": make_numbers(norms[:, 0], pa.float32()),
+        "impulse_response": make_whole_lists(norms, pa.float32(), ~norms.isnan().any(dim=1)),
     }
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from mtsae_lens.errors import ConfigError
 
 PERSISTENCE_LAGS = (1, 2, 4, 8)
+IMPULSE_LAGS = (1, 2, 4, 8, 16, 32)
 N_HISTOGRAM_BINS = 48
 N_TOKENS_LISTED = 10  # promoted tokens, and the same number of suppressed tokens
 N_NEIGHBOURS = 8

@@ -208,6 +208,40 @@ class FeatureFacts:
     cofiring_scores: Annotated[
         tuple[float, ...], Column("Phi coefficient of firing on the same tokens.", neutral="0: unrelated; 1: always together")
     ]
+    next_persistence: Annotated[
+        float | None,
+        Column(
+            "Persistence: how often it also fires at the next token, when it fires now.",
+            "Stays on",
+            detail="The first entry of `persistence`.",
+            neutral="its density",
+            shown_as="share",
+            in_list=True,
+        ),
+    ] = None
+    carried_over: Annotated[
+        float | None,
+        Column(
+            "How much of what the feature adds to the output at a token is added again at the next one, by a decoder with memory: the ratio "
+            "of the two norms.",
+            "Carried over",
+            detail="The first entry of `impulse_response`. It is missing if the decoder has no memory.",
+            neutral="0: nothing",
+            shown_as="share",
+            in_list=True,
+        ),
+    ] = None
+    impulse_response: Annotated[
+        tuple[float, ...] | None,
+        Column(
+            "How long one firing lasts in the output of a decoder with memory: norm of what it adds a given number of tokens later, over the "
+            "norm of what it adds at its own token.",
+            "Impulse response",
+            detail="`impulse_lags` in `explore.json` lists the numbers of tokens. The past ends at special tokens and at tokens without an "
+            "active feature.",
+            neutral="0: nothing is carried over",
+        ),
+    ] = None
 
 
 @dataclass(frozen=True)

@@ -83,6 +83,38 @@ def scale_curves(rows: Sequence[Mapping[str, Any]], dilations: Sequence[int]) ->
     return figure
 
 
+def firing_curves(
+    lags: Sequence[int],
+    autocorrelation: Mapping[str, Sequence[float]],
+    first_positions: Sequence[int],
+    relative_rate: Mapping[str, Sequence[float]],
+) -> go.Figure:
+    """Draw the autocorrelation of firing by lag, and the firing rate by position in the context.
+
+    Args:
+        lags: distances in tokens.
+        autocorrelation: one curve over the lags by name; the second one is drawn dashed, as a control.
+        first_positions: first position of each bin.
+        relative_rate: by quantile of features, the rate in each bin over the mean rate.
+    """
+    figure = make_subplots(rows=1, cols=2, subplot_titles=("autocorrelation of firing", "rate by position / mean rate"))
+    for number, (name, values) in enumerate(autocorrelation.items()):
+        line: dict[str, Any] = {"color": PALETTE[number], "width": 1.8, "dash": "dash" if number else "solid"}
+        figure.add_scatter(x=list(lags), y=_finite(values), name=name, line=line, row=1, col=1)
+    for number, (name, values) in enumerate(relative_rate.items(), start=len(autocorrelation)):
+        line = {"color": PALETTE[number], "width": 1.8}
+        figure.add_scatter(x=list(first_positions), y=_finite(values), name=f"{name} of features", line=line, row=1, col=2)
+    figure.update_xaxes(title_text="lag, tokens", type="log", tickvals=list(lags), row=1, col=1)
+    figure.update_xaxes(title_text="position in the context", tickvals=list(first_positions), row=1, col=2)
+    figure.update_yaxes(rangemode="tozero", row=1, col=2)
+    figure.update_layout(height=360, legend={"orientation": "h", "y": -0.28})
+    return figure
+
+
+def _finite(values: Sequence[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]
+
+
 def effect_bars(effects: Mapping[str, Mapping[str, Interval]], forget: Collection[str] = ()) -> go.Figure:
     """Draw the increase of the loss by corpus and method. Retain text has a separate panel and axis, on which the cost can be read.
 

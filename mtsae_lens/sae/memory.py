@@ -22,6 +22,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from mtsae_lens.errors import ConfigError, ModelError
+
+_FEATURES_AT_ONCE = 512  # a response has as many rows as positions
+
 
 @dataclass(eq=False)
 class Past:
@@ -170,3 +174,64 @@ def run_decoder(
         reconstructions.append(reconstruction)
         past.add(reconstruction, known)
     return torch.stack(reconstructions, dim=1)
+
+
+@torch.no_grad()
+def impulse_response(
+    sae: Any, features: Int[Tensor, " feature"], n_positions: int
+) -> Float[Tensor, "feature n_positions d_in"]:
+    """Compute what one event of a feature adds to the reconstructions from its position on.
+
+    The recursion is linear in the features, so with g_i(s) for feature i and lag s,
+
+        g_i(0) = W_dec[i],   g_i(s) = [g_i(s-1); g_i(s-2); ...; averages of g_i before s] @ W_memory_in @ W_memory_out
+        r_t = sum_i sum_{s >= 0} e_{t-s,i} g_i(s)
+
+    and the exact part that a past event has in `x^_t` is its activation times `g_i`. It ends with the past, at a wall or another position
+    without an active feature. The parts are those before the normalization of the input is undone (`normalize_activations`).
+
+    Args:
+        sae: an SAE with memory.
+        features: indices of the features.
+        n_positions: number of positions, the one of the event included.
+
+    Returns:
+        The response to an activation of 1, by lag from 0 on.
+
+    Raises:
+        ModelError: the SAE has no memory.
+        ConfigError: there is no position.
+    """
+    if not getattr(sae, "has_memory", False):
+        raise ModelError(
+            f"expected an SAE whose decoder has memory, got one of architecture {sae.cfg.architecture()} without it; train one with "
+            "--set memory=predictive"
+        )
+    if n_positions < 1:
+        raise ConfigError(f"expected n_positions of at least 1, got {n_positions}; give a larger number")
+    new = sae.W_dec[features]
+    past, active = Past.empty(sae.cfg.memory_lags, sae.cfg.memory_decays, new), torch.ones(len(new), dtype=torch.bool)
+    responses = [new]
+    past.add(new, active.to(new.device))
+    for _ in range(n_positions - 1):
+        responses.append(sae.predict(past.read()))
+        past.add(responses[-1], active.to(new.device))
+    return torch.stack(responses, dim=1)
+
+
+def impulse_norms(sae: Any, lags: Sequence[int]) -> Float[Tensor, "d_sae lag"]:
+    """Compute the norm of every feature's impulse response at some lags, over its norm at lag 0; NaN where that is 0.
+
+    Args:
+        sae: an SAE with memory.
+        lags: numbers of positions after the event.
+
+    Raises:
+        ModelError: the SAE has no memory.
+    """
+    norms = [
+        impulse_response(sae, features, max(lags) + 1).norm(dim=-1)
+        for features in torch.arange(sae.cfg.d_sae, device=sae.W_dec.device).split(_FEATURES_AT_ONCE)
+    ]
+    by_lag = torch.cat(norms)
+    return by_lag[:, list(lags)] / by_lag[:, :1]

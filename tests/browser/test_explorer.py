@@ -367,6 +367,21 @@ def test_pointwise_has_no_empty_plots(visit: Visit, pointwise: Path) -> None:
     expect(page.get_by_role("radio", name="encoder taps")).to_be_disabled()
 
 
+def test_a_decoder_with_memory_shows_how_long_a_firing_lasts(visit: Visit, index: Path, tmp_path: Path) -> None:
+    page = visit(write_explorer(write_facts(tmp_path, d_sae=20, dilations=(0,), impulse_lags=(1, 2, 4))))
+    expect(page.locator(".tabulator-col[tabulator-field=carried_over]")).to_have_count(1)
+    page.evaluate("location.hash = '#/feature/3'")
+    expect(page.locator("[data-fact=carried_over]")).to_have_text("60.0 %")
+    expect(
+        page.get_by_role("img", name=re.compile("Impulse response. after 1: 60 %, after 2: 36 %, after 4: 13 %"))
+    ).to_be_visible()
+    expect(page.locator(".time")).to_contain_text("25 % of the variance of an output is carried over")
+    without = visit(index, "#/feature/3")
+    expect(without.locator("[data-fact=next_persistence]")).to_have_text("50.0 %")
+    expect(without.locator("[data-fact=carried_over]")).to_have_count(0)
+    expect(without.get_by_role("img", name=re.compile("Impulse"))).to_have_count(0)
+
+
 def test_a_persistence_that_was_never_seen_is_a_dash(visit: Visit, index: Path) -> None:
     page = visit(index, "#/feature/3")
     expect(page.get_by_role("img", name=re.compile("Persistence"))).to_have_attribute("aria-label", re.compile("after 8: -$"))

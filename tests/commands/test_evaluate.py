@@ -79,8 +79,8 @@ def test_a_collapsed_sae_is_called_so(collapsed: bool, tiny_sae_dir: Path, tmp_p
     report = (tmp_path / "out" / "report.html").read_text()
     assert ("warning" in written) is collapsed
     assert ("looks collapsed" in report) is collapsed
-    assert EvaluateResult.from_json(written) == measured
-    assert set(written) == {*metrics, "provenance"} | ({"warning"} if collapsed else set())
+    assert EvaluateResult.from_json(written).to_json() == measured.to_json()  # NaN is not equal to itself
+    assert set(written) == {*metrics, "firing", "provenance"} | ({"warning"} if collapsed else set())
     assert (
         f"{metrics['dead_features']} of 32 features never fired, and {metrics['always_on_features']} fired on over half"
         in report
@@ -122,12 +122,12 @@ def test_the_report_opens_with_what_was_found(tiny_sae_dir: Path, tmp_path: Path
 
 
 def test_bits_per_token_are_an_option(tiny_sae_dir: Path, tmp_path: Path) -> None:
-    plain = run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path / "plain", n_contexts=4, n_scale_contexts=0))
+    plain = run_evaluate(EvaluateSettings(sae=tiny_sae_dir, out=tmp_path / "plain", n_contexts=4, n_scale_contexts=0)).metrics
     assert not set(BITS_MEANINGS) & set(plain)
     found = {
         bits: run_evaluate(
             EvaluateSettings(sae=tiny_sae_dir, out=tmp_path / str(bits), n_contexts=4, n_scale_contexts=0, value_bits=bits)
-        )
+        ).metrics
         for bits in (2, 8)
     }
     assert found[2]["support_bits"] == pytest.approx(found[8]["support_bits"])
@@ -135,3 +135,27 @@ def test_bits_per_token_are_an_option(tiny_sae_dir: Path, tmp_path: Path) -> Non
     closest = found[8]["explained_variance_without_massive"]
     assert found[8]["explained_variance_coded"] == pytest.approx(closest, abs=0.02)
     assert "bits_per_token" in (tmp_path / "8" / "report.html").read_text()
+
+
+def test_when_features_fire_is_measured_on_test_unless_it_is_switched_off(tiny_sae_dir: Path, tmp_path: Path) -> None:
+    sizes: dict[str, Any] = {"sae": tiny_sae_dir, "n_contexts": 8, "n_scale_contexts": 0}
+    measured = run_evaluate(EvaluateSettings(out=tmp_path / "all", **sizes))
+    written = json.loads((tmp_path / "all" / "metrics.json").read_text())
+    firing = measured.firing
+    assert firing is not None
+    assert EvaluateResult.from_json(written) == measured
+    lm, _ = module.open_sae(tiny_sae_dir, model=None, device="cpu", batch_size=16)
+    table = module.read_tokens(lm.sae.cfg.metadata.dataset_path, "test", lm.cutter, 8, seed=0)
+    active = (lm.feature_acts(table.tokens) > 0) & ~lm.masked(table.tokens).unsqueeze(-1)
+    paired = ~lm.masked(table.tokens)[:, 1:].unsqueeze(-1)
+    assert firing.n_features == lm.sae.cfg.d_sae
+    expected = (active[:, 1:] & active[:, :-1]).sum() / (active[:, :-1] & paired).sum()
+    assert written["firing"]["persistence"] == pytest.approx(
+        float(expected), abs=0.02
+    )  # a mean over features, weighted by their firings
+    assert "autocorrelation at lag 16" in (tmp_path / "all" / "report.html").read_text()
+    some = run_evaluate(EvaluateSettings(out=tmp_path / "some", n_firing_features=5, **sizes)).firing
+    assert some is not None
+    assert some.n_features == 5
+    assert run_evaluate(EvaluateSettings(out=tmp_path / "none", n_firing_features=0, **sizes)).firing is None
+    assert "When features fire" not in (tmp_path / "none" / "report.html").read_text()

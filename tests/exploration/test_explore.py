@@ -23,6 +23,7 @@ from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.facts.columns import parquet_schema
 from mtsae_lens.facts.exploration import Exploration
 from mtsae_lens.facts.records import Example, FeatureFacts, TextFacts
+from mtsae_lens.sae.memory import impulse_response
 from mtsae_lens.splice.attribution import attribution
 
 PLAN = Plan(
@@ -83,6 +84,40 @@ def test_an_mtsae_has_time_scales_and_a_topk_sae_has_none(made: dict[str, Explor
             assert (example.scale_contributions, example.token_scale_contributions) == ((), ())
             assert example.hidden_pre == pytest.approx(example.activations[example.peak])
     assert alive > 10
+
+
+def test_memory_of_the_decoder_is_described(
+    random_lm: Any, corpora: Corpora, made: dict[str, Exploration], tmp_path: Path
+) -> None:
+    lm = random_lm(memory="predictive", memory_rank=8)
+    run(lm, corpora, tmp_path)
+    facts = Exploration.open(tmp_path)
+    lags = facts.about["impulse_lags"]
+    assert lags[:2] == [1, 2]
+    responses = impulse_response(lm.sae, torch.arange(24), lags[-1] + 1).norm(dim=-1)
+    for feature in range(24):
+        row = facts.feature(feature)
+        assert row.impulse_response == pytest.approx((responses[feature, lags] / responses[feature, 0]).tolist(), rel=1e-4)
+        assert row.carried_over == row.impulse_response[0]
+    whole, new = [], []
+    for table in corpora.tables(PLAN.n_text_contexts):
+        acts = lm.feature_acts(table.tokens)
+        active = (acts != 0).any(dim=-1)
+        whole.append((lm.sae.decode(acts) - lm.sae.b_dec)[active].detach())
+        new.append((acts @ lm.sae.W_dec)[active].detach())
+    r, coded = torch.cat(whole), torch.cat(new)
+    expected = 1 - coded.pow(2).sum() / (r - r.mean(dim=0)).pow(2).sum()
+    assert facts.about["carried_variance"] == pytest.approx(float(expected), rel=1e-3)
+    without = made["mtsae"]
+    assert (without.about["impulse_lags"], without.about["carried_variance"]) == ([], None)
+    assert (without.feature(0).carried_over, without.feature(0).impulse_response) == (None, ())
+
+
+def test_the_persistence_of_the_list_is_that_of_the_next_token(made: dict[str, Exploration]) -> None:
+    for facts in made.values():
+        for feature in range(24):
+            row = facts.feature(feature)
+            assert row.next_persistence == (row.persistence[0] if row.persistence else None)
 
 
 def test_examples(made: dict[str, Exploration], corpora: Corpora, tokenizer: Any) -> None:

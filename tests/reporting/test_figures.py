@@ -10,7 +10,7 @@ import pytest
 
 from mtsae_lens.records import Interval
 from mtsae_lens.reporting.benchmark_figures import cost_curves
-from mtsae_lens.reporting.figures import LEAST_COST, effect_bars, sweep_scatter
+from mtsae_lens.reporting.figures import LEAST_COST, effect_bars, firing_curves, sweep_scatter
 from mtsae_lens.reporting.planted_figures import recovery_bars, strength_curves
 
 
@@ -90,3 +90,12 @@ def test_planted_figures() -> None:
     assert (reference.x, reference.y) == (("lag 4",), (0.9,))
     (curve,) = strength_curves({"ours": {0.5: Interval(0.3, 0.1, 0.4)}}, "F1").data
     assert (curve.x, interval(curve)) == ((0.5,), [pytest.approx((0.1, 0.3, 0.4))])
+
+
+def test_firing_curves_leave_out_what_is_not_known() -> None:
+    figure = firing_curves([1, 2], {"features": [0.3, math.nan], "control": [0.1, 0.0]}, [0, 8], {"50%": [1.5, 0.5]})
+    assert [(line.name, line.y, line.line.dash) for line in figure.data] == [
+        ("features", (0.3, None), "solid"),
+        ("control", (0.1, 0.0), "dash"),
+        ("50% of features", (1.5, 0.5), None),
+    ]

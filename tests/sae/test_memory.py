@@ -16,7 +16,7 @@ from mtsae_lens.evaluation.memory import measure_memory
 from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.opening import load_sae
 from mtsae_lens.sae.contributions import offset_contributions
-from mtsae_lens.sae.memory import Past, gather_past, read_past
+from mtsae_lens.sae.memory import Past, gather_past, impulse_norms, impulse_response, read_past
 from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.training.fit import fit
@@ -309,6 +309,9 @@ def test_the_parts_of_memory_are_measured() -> None:
     coded = e @ sae.W_dec
     assert measured["explained_variance_without_prediction"] == pytest.approx(explained(coded + sae.b_dec), abs=1e-4)
     assert measured["predicted_variance"] == pytest.approx(explained(sae.decode(e) - coded), abs=1e-4)
+    r, p = (sae.decode(e) - sae.b_dec).detach()[counted], (sae.decode(e) - coded - sae.b_dec).detach()[counted]
+    carried = 1 - (r - p).pow(2).sum() / (r - r.mean(dim=0)).pow(2).sum()
+    assert measured["carried_variance"] == pytest.approx(float(carried), abs=1e-4)
     assert measured["prediction_parameters"] == len(LAGS + DECAYS) * D_IN * D_IN + D_IN * D_IN
     own = measured["explained_variance_with_another_past"]
     assert own != pytest.approx(explained(sae.decode(e)), abs=1e-4)
@@ -355,3 +358,38 @@ def test_training_reads_a_past_with_errors_of_the_step_before() -> None:
     assert_close(sae._predict_batch(batch, step=3)[-1], noisy)
     drawn = sae._draw_errors(torch.tensor([[1.0, 0.0, 1.0, 0.5, 1.0]]), step=3)[0, :, 0]
     assert drawn.tolist() == pytest.approx([1, 0, 1, (0.5 / 1.5) ** 0.5, (0.1 / 1.9) ** 0.5], abs=1e-6)
+
+
+def test_the_impulse_response_is_what_decode_adds_for_one_event() -> None:
+    sae = random_sae()
+    e = sae.encode(contexts())
+    features = torch.tensor([7, 2])
+    responses = impulse_response(sae, features, POS - 3)
+    for feature, response in zip(features.tolist(), responses, strict=True):
+        changed = e.clone()
+        changed[:, 3, feature] += 0.7
+        carried = (sae.decode(changed) - sae.decode(e)).detach()
+        assert_close(carried[:, 3:], (0.7 * response).expand(BATCH, -1, -1), rtol=1e-4, atol=1e-5)
+        assert not carried[:, :3].any()
+        assert response[5].norm() > 1e-3  # a lag that is reached through averages and reconstructions alone
+    norms = impulse_norms(sae, (1, 4))
+    assert norms.shape == (D_SAE, 2)
+    assert_close(norms[features], responses.norm(dim=-1)[:, [1, 4]] / sae.W_dec[features].norm(dim=-1, keepdim=True))
+
+
+def test_the_parts_of_all_events_add_up_to_the_reconstruction() -> None:
+    sae = random_sae()
+    e = sae.encode(contexts())
+    responses = impulse_response(sae, torch.arange(D_SAE), POS)
+    t = POS - 1
+    parts = torch.stack(
+        [e[:, s, :, None] * responses[:, t - s] for s in range(POS)]
+    )  # position of the event, context, feature, d_in
+    assert_close(parts.sum(dim=(0, 2)) + sae.b_dec, sae.decode(e)[:, t], rtol=1e-4, atol=1e-4)
+
+
+def test_an_impulse_response_needs_memory() -> None:
+    with pytest.raises(ModelError, match=r"expected an SAE whose decoder has memory.*--set memory=predictive"):
+        impulse_response(make_sae(memory="none"), torch.arange(2), 4)
+    with pytest.raises(ConfigError, match="expected n_positions of at least 1, got 0"):
+        impulse_response(random_sae(), torch.arange(2), 0)

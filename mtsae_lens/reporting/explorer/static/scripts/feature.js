@@ -6,7 +6,7 @@
 
   // Columns that this SAE or these corpora do not have are left out.
   function Facts({ facts, explore }) {
-    const lacks = { selectivity: explore.corpora.length < 2, main_dilation: !explore.dilations.length, context_share: !explore.dilations.length };
+    const lacks = { selectivity: explore.corpora.length < 2, main_dilation: !explore.dilations.length, context_share: !explore.dilations.length, carried_over: !(explore.impulse_lags || []).length };
     const shown = summary.filter(([, field]) => !lacks[field]);
     return html`<div class="facts"><dl>
         ${shown.map(([name, field, show]) => html`<div title=${meanings[field]}><dt>${name}</dt><dd data-fact=${field}>${show(facts[field])}</dd></div>`)}

@@ -1,4 +1,5 @@
-// A feature in time: the share of each time scale and each token read, and how long the feature stays on.
+// A feature in time: the share of each time scale and each token read, how long the feature stays on, and how long
+// the memory of a decoder carries it.
 (function () {
   "use strict";
   const { html } = htmPreact;
@@ -35,6 +36,15 @@
       <p class="meaning" title=${meanings.mean_run_length}>Mean run: <b>${format.number(facts.mean_run_length)}</b> tokens</p></${Panel}>`;
   }
 
+  function Impulse({ facts, explore }) {
+    const lags = explore.impulse_lags;
+    const description = lags.map((lag, at) => "after " + lag + ": " + format.percent(facts.impulse_response[at])).join(", ");
+    return html`<${Panel} title=${titles.impulse_response} meaning=${meanings.impulse_response}>
+      <${charts.Curve} x=${lags} y=${facts.impulse_response} xLabel="tokens later" label=${"Impulse response. " + description} />
+      ${!format.missing(explore.carried_variance) &&
+      html`<p class="meaning">All features together: <b>${format.percent(explore.carried_variance)}</b> of the variance of an output is carried over.</p>`}</${Panel}>`;
+  }
+
   const isKnown = (values) => values && values.length > 0 && values.some((value) => !format.missing(value));
 
   function Time({ facts, explore }) {
@@ -47,6 +57,7 @@
         ${isKnown(facts.scale_shares) && html`<${Scales} facts=${facts} explore=${explore} />`}
         ${!pointwise && isKnown(facts.kernel) && html`<${Kernel} facts=${facts} explore=${explore} />`}
         ${stays && html`<${Persistence} facts=${facts} explore=${explore} />`}
+        ${isKnown(facts.impulse_response) && html`<${Impulse} facts=${facts} explore=${explore} />`}
       </div></section>`;
   }
 
