@@ -237,8 +237,8 @@ def _measure(
     measured = evaluate_fidelity(lm.sae, model, lm.cutter, table, batch_size=settings.batch_size)
     if settings.value_bits:
         select = read_tokens(dataset, "select", lm.cutter, settings.n_contexts, seed=settings.seed)
-        read = (_counted_inputs(lm, part, "bits per token") for part in (select, table))
-        measured |= measure_bits(lm.sae, *read, settings.value_bits)
+        fitted, coded = (_counted_inputs(lm, part, "bits per token") for part in (select, table))
+        measured |= measure_bits(lm.sae, fitted, coded, settings.value_bits)
     return measured, "SAELens's run_evals"
 
 
