@@ -89,7 +89,7 @@
       temporal && numeric("context_share", format.share, 3),
       numeric("mean_run_length", (value) => format.fixed(value, 2), 5, "Run"),
       isMeasured("next_persistence") && numeric("next_persistence", format.share, 5),
-      isMeasured("carried_over") && numeric("carried_over", format.share, 4),
+      isMeasured("carried_over") && numeric("carried_over", format.share, 4, "Carried"),
       isMeasured("selectivity") && { ...numeric("selectivity", (value) => format.signed(value, 1), 5), width: 108 },
       isMeasured("ablation_next_nll") && { ...numeric("ablation_next_nll", (value) => format.signed(value, 3), 4, "Ablation"), width: 100, headerTooltip: meanings.ablation_next_nll + peaksOfMean(explore) },
       { title: "", field: "match", visible: false, headerSort: false, sorter: (a, b, one, other) => a - b || one.getData().feature - other.getData().feature },
