@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning.losses import NPO, Step, mean_nll
 
@@ -103,7 +104,8 @@ def remove_components(
     """
     rank = min(source.shape)
     n_removed = min(math.ceil(share * rank), rank - 1)
-    u, _, v = torch.linalg.svd(source, full_matrices=False)
+    u, _, v = torch.linalg.svd(in_float32(source), full_matrices=False)
     u, v = u[:, :n_removed], v[:n_removed]
-    left = gradient - u @ (u.mT @ gradient)
-    return left - (left @ v.mT) @ v
+    left = in_float32(gradient)
+    left = left - u @ (u.mT @ left)
+    return (left - (left @ v.mT) @ v).to(gradient.dtype)
