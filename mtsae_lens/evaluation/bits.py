@@ -86,7 +86,7 @@ def count_support(
     return torch.stack([after_silence, torch.stack([was - both, both], dim=-1)], dim=-2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Levels:
     """Levels of equal width for the values of features: `|v| = (level + 1/2) * width`. In units of the output, all features have one width."""
 

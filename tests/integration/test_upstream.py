@@ -223,12 +223,6 @@ def test_heads_are_laid_side_by_side_and_back(sae: StandardSAE) -> None:
     assert torch.equal(upstream.restore_output(sae, flat), h)
 
 
-def test_topk_keeps_the_k_largest_and_no_negative_one() -> None:
-    x = torch.tensor([[3.0, -1.0, 2.0, 1.0], [-3.0, -1.0, 0.5, -2.0]])
-    expected = torch.tensor([[3.0, 0.0, 2.0, 0.0], [0.0, 0.0, 0.5, 0.0]])
-    assert torch.equal(upstream.TopK(2)(x), expected)
-
-
 def test_auxk_keeps_the_largest_pre_activations_of_dead_features() -> None:
     hidden_pre, dead = torch.tensor([[3.0, -1.0, 2.0, -4.0]]), torch.tensor([False, True, True, True])
     assert torch.equal(upstream.calculate_topk_aux_acts(2, hidden_pre, dead), torch.tensor([[0.0, -1.0, 2.0, 0.0]]))

@@ -109,7 +109,7 @@ def test_a_gate_of_evidence_reads_a_padded_prompt_as_if_alone(lm_of: Callable[..
     lm, alone = lm_of("neox"), prompts()
     none, raw = torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, lm.sae.cfg.d_in)[None]
     gate = {
-        "features": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+        "features": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-20.0, -20.0]), 0.0, 0.1, 0.2),
         "activations": TwoStateGate("activations", none, raw, torch.tensor([0.1]), 0.5, 0.1, 0.2),
         "mean": DecayedMeanGate("activations", none, raw, torch.zeros(1), 0.0, 0.8),
     }[kind]

@@ -95,7 +95,7 @@ def test_of_people_half_are_taught_and_the_others_asked(
     setup = make_setup(people_task)
     found = attack(setup, Change(EDIT), SIZES, 1, recovery=RECOVERY).to_json()
     json.dumps(found, allow_nan=False)
-    assert set(found) == {"relearning", "dilution", "quantisation", "unseen"}
+    assert set(found) == {"relearning", "dilution", "quantisation", "unseen", "recovery"}
     assert list(found["relearning"]) == ["hook in place", "without the hook", "half of the people"]
     table, measured, how = learned[-1]
     people = set(setup.training_table("facts:forget:known").documents)
