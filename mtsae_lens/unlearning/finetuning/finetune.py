@@ -238,7 +238,9 @@ def _set_gradients(
         with torch.enable_grad():
             found = torch.autograd.grad(loss(), list(trained.values()), materialize_grads=True)
             gradients: Mapping[str, Tensor] = dict(zip(trained, found, strict=True))
-            if change is not None:
+            if change is not None and all(
+                bool(gradient.isfinite().all()) for gradient in found
+            ):  # the caller refuses the others
                 gradients = change(gradients)
     finally:
         for parameter in trained.values():

@@ -13,7 +13,7 @@ from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model
-from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
+from mtsae_lens.unlearning.finetuning.finetune import DivergedError, FinetuneSettings, descend, finetune
 from mtsae_lens.unlearning.finetuning.losses import NPO, Step, mean_nll
 from mtsae_lens.unlearning.finetuning.rep_select import RepSelect, remove_components
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
@@ -102,3 +102,15 @@ def test_it_forgets_and_more_with_every_snapshot(tiny_model: Any, cutter: Any, f
 def test_settings_that_cannot_work_are_refused(settings: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RepSelect(**settings)
+
+
+def test_gradients_that_are_not_finite_end_as_divergence(tiny_model: Any) -> None:
+    name = "blocks.0.mlp.W_in"
+    weight = dict(tiny_model.named_parameters())[name]
+
+    def loss() -> torch.Tensor:
+        return weight.mul(float("nan")).sum()
+
+    steps = descend(tiny_model, [name], loss, 1e-3, 1, lambda _: pytest.fail("gradients that are not finite were changed"))
+    with pytest.raises(DivergedError, match="expected a finite gradient"):
+        list(steps)
