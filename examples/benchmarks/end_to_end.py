@@ -1,7 +1,7 @@
 """How many tokens per second does training take, from text to SAE, beside SAELens's own runner?
 
 The same configuration, model object, text, width, k and number of tokens for every way: SAELens's `LanguageModelSAETrainingRunner` with TopK;
-ours live, with TopK and with an MTSAE; and ours from a cache of the activations (`mtsae cache`). A time is that of `runner.run()`; loading the
+ours live, with TopK and with MTSAEs; and ours from a cache of the activations (`mtsae cache`). A time is that of `runner.run()`; loading the
 model and writing the cache are not in it. Repeats are interleaved in one process; ratios are taken within a repeat, and their median is
 printed with the lowest and the highest.
 
@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,27 @@ from mtsae_lens.training.options import TrainerOptions
 REFERENCE = "SAELens, TopK"
 
 
-def sae_config(args: argparse.Namespace, architecture: str, d_in: int) -> Any:
+SAES: dict[str, dict[str, Any] | None] = {
+    "TopK": None,
+    "MTSAE": {},
+    "MTSAE, context_rank 64": {"context_rank": 64},
+    "TopK as an MTSAE": {"dilations": (0,)},
+}
+"""Settings of the MTSAEs that are trained; None for SAELens's own class. With `dilations=(0,)` an MTSAE reads the token alone: it is the
+same function as SAELens's TopK SAE, with this package's sparse step."""
+
+
+def sae_config(args: argparse.Namespace, name: str, d_in: int) -> Any:
     shared = {"d_in": d_in, "d_sae": args.d_sae, "k": args.k, "normalize_activations": "expected_average_only_in"}
-    if architecture == "topk":
+    settings = SAES[name]
+    if settings is None:
         return TopKTrainingSAEConfig(**shared)
-    return MTTrainingSAEConfig(**shared, context_size=args.context_size)
+    return MTTrainingSAEConfig(**shared, context_size=args.context_size, **settings)
 
 
-def runner_config(args: argparse.Namespace, architecture: str, d_in: int, **changes: Any) -> LanguageModelSAERunnerConfig[Any]:
+def runner_config(args: argparse.Namespace, name: str, d_in: int, **changes: Any) -> LanguageModelSAERunnerConfig[Any]:
     values: dict[str, Any] = {
-        "sae": sae_config(args, architecture, d_in),
+        "sae": sae_config(args, name, d_in),
         "model_name": args.model,
         "hook_name": args.hook_name,
         "dataset_path": args.dataset,
@@ -77,22 +89,20 @@ def ways(args: argparse.Namespace, model: Any, cache: Path) -> dict[str, Callabl
 
     def saelens() -> Callable[[], Any]:
         return LanguageModelSAETrainingRunner(
-            runner_config(args, "topk", d_in), override_dataset=rows, override_model=model
+            runner_config(args, "TopK", d_in), override_dataset=rows, override_model=model
         ).run
 
-    def ours(architecture: str, *, cached: bool, prefetch: bool = False) -> Callable[[], Any]:
+    def ours(sae: str, *, cached: bool, prefetch: bool = False) -> Callable[[], Any]:
         changes = {"use_cached_activations": True, "cached_activations_path": str(cache)} if cached else {}
-        cfg = runner_config(args, architecture, d_in, prefetch_llm_batches=prefetch, **changes)
+        cfg = runner_config(args, sae, d_in, prefetch_llm_batches=prefetch, **changes)
         return SequenceSAETrainingRunner(cfg, override_model=None if cached else model, options=options).run
 
     return {
         REFERENCE: saelens,
-        "ours live, TopK": lambda: ours("topk", cached=False),
-        "ours live, TopK, prefetch": lambda: ours("topk", cached=False, prefetch=True),
-        "ours from a cache, TopK": lambda: ours("topk", cached=True),
-        "ours from a cache, TopK, prefetch": lambda: ours("topk", cached=True, prefetch=True),
-        "ours live, MTSAE": lambda: ours("mtsae", cached=False),
-        "ours from a cache, MTSAE": lambda: ours("mtsae", cached=True),
+        "ours live, TopK, prefetch": lambda: ours("TopK", cached=False, prefetch=True),
+        "ours from a cache, TopK, prefetch": lambda: ours("TopK", cached=True, prefetch=True),
+        **{f"ours live, {sae}": partial(ours, sae, cached=False) for sae in SAES},
+        **{f"ours from a cache, {sae}": partial(ours, sae, cached=True) for sae in SAES},
     }
 
 

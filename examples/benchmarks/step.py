@@ -5,7 +5,8 @@
 All of them are measured in turn in one process, again and again, so that another process on the machine slows all alike; a ratio is the
 median over the rounds of the ratios to SAELens's TopK step in the same round. `step` is forward and backward
 pass, `update` the step of the optimizer with clipped gradients and what the trainers do besides, `gemm` the encoder's product alone.
-Writes `step.json` and `step.html`.
+Writes `step.json` and `step.html`. With `--memory` each SAE takes two steps in a fresh process, and what is measured is the peak of its
+resident memory less what stood in memory before the SAE was made.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +152,34 @@ def measure(d_in: int, d_sae: int, k: int, options: argparse.Namespace) -> list[
     return rows
 
 
+def peak_of_steps(candidate_name: str, d_in: int, d_sae: int, k: int, n_rows: int) -> int:
+    """Take two steps in this process, which must be fresh, and return the peak of its memory in bytes beyond what it held before (Linux)."""
+    torch.set_num_threads(1)
+    (candidate,) = (one for one in candidates(d_in, d_sae, k, "cpu") if one.name == candidate_name)
+    before = _resident_bytes("VmRSS")
+    runner = Runner(candidate, n_rows)
+    for _ in range(2):  # the first one makes the moments of the optimizer
+        runner.time()
+    return _resident_bytes("VmHWM") - before
+
+
+def _resident_bytes(field: str) -> int:
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith(f"{field}:")))
+
+
+def print_memory(options: argparse.Namespace) -> None:
+    """Measure the memory of every kind of SAE in every cell, and print a table."""
+    print("| d_sae | k | SAE | peak of a step, MB | of SAELens topk |\n|---|---|---|---|---|")
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
+        for d_sae, k in product(options.d_sae, options.k):
+            names = [one.name for one in candidates(options.d_in, d_sae, k, "cpu")]
+            chosen = [name for name in names if not options.only or name in (*options.only, BASELINE)]
+            peaks = {name: pool.submit(peak_of_steps, name, options.d_in, d_sae, k, options.n_rows).result() for name in chosen}
+            for name, peak in peaks.items():
+                print(f"| {d_sae:,} | {k} | {name} | {peak / 1e6:,.0f} | {peak / peaks[BASELINE]:.2f} |", flush=True)
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as Markdown."""
     head = "| d_sae | k | SAE | step | step and update | step / own GEMM | step and update / own GEMM |\n|---|---|---|---|---|---|---|"
@@ -183,7 +215,11 @@ def main() -> None:
     parser.add_argument("--n-threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--only", nargs="*", help="names of SAEs to measure besides SAELens's TopK")
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of time")
     options = parser.parse_args()
+    if options.memory:
+        print_memory(options)
+        return
     torch.set_num_threads(options.n_threads)
     torch.sparse.check_sparse_tensor_invariants.disable()
 

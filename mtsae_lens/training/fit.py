@@ -20,6 +20,7 @@ from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.sae.transcoder import MTTrainingTranscoder
 from mtsae_lens.training.options import TrainerOptions
+from mtsae_lens.training.threshold import needs_threshold, set_threshold_
 from mtsae_lens.training.trainer import Batches, SequenceSAETrainer
 from mtsae_lens.upstream import SAETrainerConfig
 
@@ -152,4 +153,7 @@ def fit(
     )
     options = options or TrainerOptions(log_every_n_steps=100)
     waits = stream.waits if isinstance(stream, ContextBlocks) else None
-    return SequenceSAETrainer(cfg, sae, batches_for(sae, stream, options.max_norm_multiple), options, waits=waits).fit()
+    SequenceSAETrainer(cfg, sae, batches_for(sae, stream, options.max_norm_multiple), options, waits=waits).fit()
+    if needs_threshold(sae):
+        set_threshold_(sae, next(stream.sequences()))
+    return sae

@@ -31,6 +31,7 @@ from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner_checks import check_config, check_model, check_ranks, open_cache, without_output
 from mtsae_lens.training.saved_run import record_run, save_run, send_sae_to_wandb
 from mtsae_lens.training.streams import make_cached_stream, make_live_stream
+from mtsae_lens.training.threshold import needs_threshold, set_threshold_
 from mtsae_lens.training.trainer import SequenceSAETrainer
 from mtsae_lens.training.wandb_run import wandb_run
 from mtsae_lens.upstream import HfDataset
@@ -112,6 +113,7 @@ class SequenceSAETrainingRunner:
         else:
             self._model_dtype = self.cache.contents.model_dtype
             self.stream = make_cached_stream(cfg, self.cache, self.text_seed)
+        self._own_stream = self.stream  # `stream` may be replaced by that of a pass that several runs share
         self.sae = override_sae or _make_sae(cfg)
         self.sae.to(cfg.device)
         if isinstance(self.sae, TemporalEncoder):  # the setting of an SAE that was made before this was checked may be False
@@ -198,6 +200,8 @@ class SequenceSAETrainingRunner:
         Returns:
             The SAE.
         """
+        if needs_threshold(self.sae):
+            set_threshold_(self.sae, next(self._own_stream.chunks(0)))
         out = self.options.run_dir
         if out is not None:
             save_run(self.cfg, self.sae, self.options, trainer.log_feature_sparsity, out)

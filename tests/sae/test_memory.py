@@ -183,8 +183,7 @@ _KERNEL = {"jumprelu_bandwidth": 0.5, "jumprelu_init_threshold": 0.2}
 @pytest.mark.parametrize(
     ("activation", "own", "without", "largest_l0"),
     [
-        # the threshold of a batch of estimated pasts lets through a fifth more in the true recursion
-        ("batchtopk", {"k": 2, "topk_threshold_lr": 0.05}, {"k": 2, "topk_threshold_lr": 0.05}, 1.35),
+        ("batchtopk", {"k": 2, "topk_threshold_lr": 0.05}, {"k": 2, "topk_threshold_lr": 0.05}, 1.05),
         ("jumprelu", {"l0_coefficient": 0.15, **_KERNEL}, {"l0_coefficient": 0.5, **_KERNEL}, 1.05),
         ("relu", {"l1_coefficient": 1.0}, {"l1_coefficient": 1.0}, 1.0),
     ],
