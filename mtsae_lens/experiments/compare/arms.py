@@ -57,6 +57,9 @@ class CompareArm:
 ARMS: dict[str, CompareArm] = {
     "mtsae": CompareArm("mtsae", "ours", "encoder that reads the context"),
     MEMORY: CompareArm("mtsae", "ours", "decoder with memory", _PREDICTIVE),
+    "mtsae_memory_batchtopk": CompareArm(
+        "mtsae", "ours", "decoder with memory, BatchTopK", {**_PREDICTIVE, "activation": "batchtopk", **_FOLLOWS}
+    ),
     "standard": CompareArm("standard", "saelens", "ReLU with an L1 penalty", sparsity="l1_coefficient", first_coefficient=4.0),
     "topk": CompareArm("topk", "saelens", "the k largest of a position"),
     "batchtopk": CompareArm("batchtopk", "saelens", "the k largest a position on average over the batch", _FOLLOWS),
