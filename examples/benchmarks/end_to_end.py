@@ -69,7 +69,7 @@ def runner_config(args: argparse.Namespace, name: str, d_in: int, **changes: Any
         "train_batch_size_tokens": args.batch_size_tokens,
         "store_batch_size_prompts": 32,
         "n_batches_in_buffer": 20,
-        "n_batches_for_norm_estimate": 20,
+        "n_batches_for_norm_estimate": 1,  # SAELens reads these batches besides the text, which in a short run would weigh too much
         "lr": 1e-3,
         "lr_warm_up_steps": 0,
         "checkpoint_path": None,
