@@ -44,10 +44,8 @@ SAES: dict[str, dict[str, Any] | None] = {
     "TopK": None,
     "MTSAE": {},
     "MTSAE, context_rank 64": {"context_rank": 64},
-    "TopK as an MTSAE": {"dilations": (0,)},
 }
-"""Settings of the MTSAEs that are trained; None for SAELens's own class. With `dilations=(0,)` an MTSAE reads the token alone: it is the
-same function as SAELens's TopK SAE, with this package's sparse step."""
+"""Settings of the MTSAEs that are trained; None for SAELens's own class."""
 
 
 def sae_config(args: argparse.Namespace, name: str, d_in: int) -> Any:

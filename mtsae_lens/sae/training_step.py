@@ -83,7 +83,12 @@ def most_entries(sae: Any, hidden_pre: Float[Tensor, "row d_sae"]) -> int:
     way = sae.cfg.training_step
     if way == "dense" or not sae.activation.has_sparse_step or _is_hooked(sae):
         return 0
-    return int((1.0 if way == "sparse" else _MOST_DENSE.get(hidden_pre.device.type, 0.0)) * hidden_pre.numel())
+    return int((1.0 if way == "sparse" else largest_share(hidden_pre.device)) * hidden_pre.numel())
+
+
+def largest_share(device: torch.device) -> float:
+    """Return the largest share of entries for which a sparse step is faster on a device; 0 where nothing is known."""
+    return _MOST_DENSE.get(device.type, 0.0)
 
 
 def _is_hooked(sae: Any) -> bool:

@@ -22,6 +22,7 @@ from typing_extensions import override
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
+from mtsae_lens.sae.pointwise_step import take_sparse_step
 from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.sae.transcoder import MTTrainingTranscoder
@@ -248,15 +249,14 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """
         sae.train()
         with self.autocast_if_enabled:
-            output = sae.training_forward_pass(
-                step_input=TrainStepInput(
-                    sae_in=sae_in,
-                    dead_neuron_mask=self.dead_neurons,
-                    coefficients=self.get_coefficients(),
-                    n_training_steps=self.n_training_steps,
-                    is_logging_step=self._is_logged(),
-                )
+            step_input = TrainStepInput(
+                sae_in=sae_in,
+                dead_neuron_mask=self.dead_neurons,
+                coefficients=self.get_coefficients(),
+                n_training_steps=self.n_training_steps,
+                is_logging_step=self._is_logged(),
             )
+            output = take_sparse_step(sae, step_input) or sae.training_forward_pass(step_input=step_input)
         self._count_firing(output)
         (output.loss * self.share_of_rows).backward()
         add_up_step_(sae, self.share_of_rows)
