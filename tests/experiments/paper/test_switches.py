@@ -13,7 +13,7 @@ from mtsae_lens.experiments.paper.switches import (
     build_sae,
     collect_values,
     make_switch_trials,
-    settings_record,
+    record_settings,
 )
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.trials import run_trials
@@ -76,7 +76,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(cached: CachedActiva
 
 def test_trials_that_are_done_are_kept(setup: PaperSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switches_module, "build_arms", lambda settings: {BASE: build_arms(settings)["norm_none"]})
-    settings = settings_record(TINY)
+    settings = record_settings(TINY)
     first = run_trials(tmp_path, settings, dict(make_switch_trials(setup, TINY, 2)), "test")
     monkeypatch.setattr(CachedActivations, "read", lambda *_: pytest.fail("read the model again"))
     second = run_trials(tmp_path, settings, dict(make_switch_trials(setup, TINY, 2)), "test")
