@@ -167,7 +167,7 @@ class CachedActivations(ContextBlocks):
     """Blocks of the activations in a cache, epoch after epoch.
 
     With the text seed of the cache, the first epoch is in the order of the text, so what is read equals what the language model gives with the
-    same seed, bit for bit from a cache in float32. Every other epoch and text seed has a random order of its own.
+    same seed, bit for bit from a cache in float32. Every other epoch and text seed has another random order.
     """
 
     cache: ActivationCache

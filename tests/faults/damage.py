@@ -102,7 +102,7 @@ def read_damaged(workplace: Workplace, rng: random.Random, folder: Path, *, arte
 
     outcome, detail = attempt(use, _SECONDS)
     if artefact.name == "export" and outcome in ("traceback", "not one line"):
-        outcome = "refused"  # the stand-alone loader has no errors of its own: an exception is its refusal
+        outcome = "refused"  # the stand-alone loader raises exceptions of Python: one is its refusal
     return Finding(outcome, what, detail)
 
 

@@ -42,7 +42,7 @@ def test_the_base_is_the_papers_sae() -> None:
 @pytest.mark.parametrize("name", [n for n, arm in build_arms(TINY).items() if arm.sae and not arm.defaults])
 def test_an_arm_changes_what_it_says_and_nothing_else(name: str) -> None:
     base, changed = (asdict(build_sae(build_arms(TINY)[arm], TINY, 16, 0, "cpu").cfg) for arm in (BASE, name))
-    differ = {key for key in base if base[key] != changed[key]} - {"metadata"}  # holds an identifier of its own
+    differ = {key for key in base if base[key] != changed[key]} - {"metadata"}  # which has a unique identifier
     assert differ == set(build_arms(TINY)[name].sae)
 
 
