@@ -124,6 +124,9 @@ def judge(cells: Sequence[Cell], margin: float) -> list[Verdict]:
     Args:
         cells: the cells of the grid.
         margin: how far above the wanted L0 an SAE may be, relative to it. SAEs beyond it are not compared.
+
+    Returns:
+        One verdict for each of our architectures, at each hook and L0, in each metric.
     """
     groups, verdicts = group_cells(cells), []
     for (hook_name, target, _), own in groups.items():
