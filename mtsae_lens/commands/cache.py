@@ -20,7 +20,7 @@ from mtsae_lens.interruption import interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.ranks import current_ranks
 
-_KEPT = "the shards that are complete are kept; the same command goes on from there"
+_KEPT = "the shards that are complete are kept; run the same command to resume"
 
 
 @interrupt_on_signal(_KEPT)
