@@ -83,7 +83,7 @@ class Ranks:
         return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
     def local_device(self, device: str) -> str:
-        """Return the device of this rank: each rank on a machine has a GPU of its own.
+        """Return the device of this rank: each rank on a machine has a separate GPU.
 
         Raises:
             ConfigError: the device names one GPU for all ranks.

@@ -5,7 +5,7 @@ What it imitates:
 - operations compute on the CPU and give what is on the device; `.cpu()`, `.item()`, `.tolist()` bring back, `.numpy()` raises;
 - a tensor of the CPU beside one of the device raises. Exceptions, as on CUDA: numbers (no dimensions) in arithmetic, indices and masks of
   the CPU that index a tensor of the device, and copies;
-- a generator of the CPU cannot draw on the device, which has a random state of its own, seeded by `torch.manual_seed`;
+- a generator of the CPU cannot draw on the device, which has a separate random state, seeded by `torch.manual_seed`;
 - float64 raises, as on MPS: what runs here runs on both.
 
 What it does not: memory, speed, copies that have not ended, several devices, pinned memory, autocast (nothing is cast), `torch.cuda`, other

@@ -1,4 +1,4 @@
-"""Test every law on every variant, and that every law fails on its broken twins."""
+"""Test every law on every variant, and that every law fails on its broken variants."""
 
 from __future__ import annotations
 
@@ -80,12 +80,12 @@ def training_config(**settings: Any) -> MTTrainingSAEConfig:
 
 
 def random_sae(kind: type[Any] = MTSAE, mixin: type | None = None, **settings: Any) -> Any:
-    """An SAE of random weights, in float64; with a mixin, a twin broken by it."""
+    """An SAE of random weights, in float64; with a mixin, a broken variant."""
     base = next(b for b in CONFIGS if issubclass(kind, b))
     cfg = CONFIGS[base](**(SETTINGS | settings))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # an SAE in training draws its initial weights
-        sae = (kind if mixin is None else type("Twin", (mixin, kind), {}))(cfg)
+        sae = (kind if mixin is None else type("Broken", (mixin, kind), {}))(cfg)
     generator = torch.Generator().manual_seed(0)
     for parameter in sae.parameters():
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
@@ -238,7 +238,7 @@ class Noisy:
 
 
 class PassesTheTokenThrough:
-    """A twin like SAELens's `TemporalSAE`: `forward` adds a prediction that is not part of `decode`."""
+    """A broken variant, like SAELens's `TemporalSAE`: `forward` adds a prediction that is not part of `decode`."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) + 0.1 * x.roll(1, dims=-2)
@@ -300,7 +300,7 @@ def test_save_load_catches_a_forgotten_threshold(kind: type, h: Tensor, tmp_path
 
 def test_save_load_catches_a_forgotten_setting(h: Tensor, tmp_path: Any) -> None:
     sae = random_sae(MTTrainingSAE, padding="zero")
-    sae.cfg = type("Twin", (ForgetsThePadding, MTTrainingSAEConfig), {})(
+    sae.cfg = type("Broken", (ForgetsThePadding, MTTrainingSAEConfig), {})(
         **{f: getattr(sae.cfg, f) for f in sae.cfg.__dataclass_fields__}
     )
     with pytest.raises(AssertionError):
@@ -656,9 +656,9 @@ def test_barred_weights_stay_zero(settings: dict[str, Any], h: Tensor) -> None:
 
 @pytest.mark.parametrize("settings", NESTED_TRAINING.values(), ids=NESTED_TRAINING)
 def test_barred_weights_stay_zero_catches_a_missing_mask(settings: dict[str, Any], h: Tensor) -> None:
-    twin = type("Twin", (ReadsAllScales, MTTrainingSAE), {})(training_config(hierarchy="nested", **settings))
+    broken = type("Broken", (ReadsAllScales, MTTrainingSAE), {})(training_config(hierarchy="nested", **settings))
     with pytest.raises(AssertionError):
-        laws.check_barred_weights_stay_zero(twin, h)
+        laws.check_barred_weights_stay_zero(broken, h)
 
 
 def test_barred_weights_stay_zero_catches_a_start_that_reads_all(h: Tensor) -> None:

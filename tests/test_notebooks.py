@@ -104,7 +104,7 @@ def _asserts(source: str) -> bool:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_section_without_its_claim_picture_or_assert_is_found(path: Path) -> None:
-    """Broken twins of the committed notebooks."""
+    """Broken copies of the committed notebooks."""
     whole = nbformat.read(path, as_version=4)
     for number in range(len(list(sections(whole)))):
         for spoil in (_without_claim, _without_picture, _without_assert, _with_idle_assert):

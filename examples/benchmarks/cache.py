@@ -6,7 +6,7 @@ Times, each taken once in every repeat, in one process:
 - `write`: `mtsae cache`, which is a pass and the writing of its activations;
 - `read`: all blocks of the cache, checked and put together; the files are in the page cache of the system;
 - `memory`: N SAEs, one after another, trained on activations that are in memory;
-- `alone`: N SAEs, one after another, each with a pass of its own;
+- `alone`: N SAEs, one after another, each with a separate pass;
 - `together`: N SAEs in one pass of the language model; `together, cached`: in one pass of the cache.
 
 `together` should cost at most 1.5 times (`pass` + `memory`).
@@ -17,7 +17,6 @@ Times, each taken once in every repeat, in one process:
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -28,14 +27,14 @@ from typing import Any
 
 import torch
 from sae_lens import TrainingSAE
+from timed_trainings import add_options, make_cache_settings, make_settings, print_row, write_results
 
 from mtsae_lens.commands.cache import run_cache
-from mtsae_lens.commands.cache_settings import CacheSettings
 from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.training.fit import fit
-from mtsae_lens.training.recipe import make_runner, sae_config, train_sae
+from mtsae_lens.training.recipe import make_runner, runner_config, train_sae
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.several import train_saes
 
@@ -44,23 +43,7 @@ N_SAES = 4
 
 def trainings(args: argparse.Namespace, out: Path, **changes: Any) -> list[TrainSettings]:
     """SAEs of four values of k on the same text."""
-    return [
-        TrainSettings(
-            model=args.model,
-            hook_name=args.hook_name,
-            dataset=args.dataset,
-            architecture=args.architecture,
-            d_sae=args.d_sae,
-            training_tokens=args.tokens,
-            batch_size_tokens=args.batch_size_tokens,
-            checkpoint_every_n_steps=10**6,
-            log_every_n_steps=100,
-            sae={"k": args.k + place},
-            out=out / str(place),
-            **changes,
-        )
-        for place in range(N_SAES)
-    ]
+    return [make_settings(args, out / str(place), k=args.k + place, **changes) for place in range(N_SAES)]
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -71,16 +54,11 @@ def seconds(work: Callable[[], Any]) -> float:
 
 def from_memory(settings: list[TrainSettings], h: torch.Tensor) -> None:
     for each in settings:
-        sae = TrainingSAE.from_dict(sae_config(each, h.shape[-1]).to_dict())
+        cfg = runner_config(each, h.shape[-1])
         n_sequences = each.batch_size_tokens // each.context_size
         stream = StoredBlocks(h, n_sequences, each.buffer_size_sequences // n_sequences)
-        fit(
-            sae,
-            stream,
-            n_steps=each.training_tokens // each.batch_size_tokens,
-            batch_size_tokens=each.batch_size_tokens,
-            lr=each.lr,
-        )
+        sae = TrainingSAE.from_dict(cfg.sae.to_dict())
+        fit(sae, stream, n_steps=cfg.total_training_steps, batch_size_tokens=each.batch_size_tokens, lr=cfg.lr)
 
 
 def read_all(cache: Path, hook_name: str) -> None:
@@ -95,7 +73,6 @@ def read_all(cache: Path, hook_name: str) -> None:
 def measure(args: argparse.Namespace, model: Any, folder: Path) -> dict[str, float]:
     """Seconds of every part, once."""
     cache, settings = folder / "cache", trainings(args, folder / "live")
-    cached = CacheSettings(model=args.model, hook_name=(args.hook_name,), dataset=args.dataset, n_tokens=args.tokens, out=cache)
     found: dict[str, float] = {}
     runner = make_runner(trainings(args, folder / "pass")[0], model)
     blocks: list[torch.Tensor] = []
@@ -104,7 +81,7 @@ def measure(args: argparse.Namespace, model: Any, folder: Path) -> dict[str, flo
     blocks.clear()
     found["together"] = seconds(lambda: train_saes(trainings(args, folder / "together"), model))
     found["alone"] = seconds(lambda: [train_sae(each, model) for each in settings])
-    found["write"] = seconds(lambda: run_cache(cached, model))
+    found["write"] = seconds(lambda: run_cache(make_cache_settings(args, cache), model))
     found["read"] = seconds(lambda: read_all(cache, args.hook_name))
     found["together, cached"] = seconds(lambda: train_saes(trainings(args, folder / "cached", cache=cache)))
     found["together, prefetch"] = seconds(lambda: train_saes(trainings(args, folder / "prefetch", prefetch=True), model))
@@ -113,17 +90,8 @@ def measure(args: argparse.Namespace, model: Any, folder: Path) -> dict[str, flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="embedded")
-    parser.add_argument("--hook-name", default="blocks.3.hook_resid_post")
-    parser.add_argument("--dataset", default="embedded")
-    parser.add_argument("--architecture", default="topk")
-    parser.add_argument("--tokens", type=int, default=163_840)
-    parser.add_argument("--batch-size-tokens", type=int, default=1024)
-    parser.add_argument("--d-sae", type=int, default=1024)
-    parser.add_argument("--k", type=int, default=32)
+    add_options(parser, "topk", 1024, "runs/benchmarks/cache.json")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/cache.json"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_language_model(args.model)
@@ -144,10 +112,8 @@ def main() -> None:
     for name, (above, below) in ratios.items():
         found = [times[above][r] / sum(times[part][r] for part in below) for r in range(args.repeats)]
         results[name] = {"median": statistics.median(found), "lowest": min(found), "highest": max(found)}
-        print(f"| {name} | {statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f}) |")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
-    args.out.write_text(json.dumps({"settings": settings, "ratios": results, "seconds": times}, indent=1) + "\n")
+        print_row(name, found)
+    write_results(args, {"ratios": results, "seconds": times})
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def measure(d_in: int, d_sae: int, k: int, options: argparse.Namespace) -> list[
         for part in PARTS:
             row[f"{part}, seconds"] = statistics.median(times[name][part] for times in rounds)
             row[f"{part}, of SAELens topk"] = statistics.median(times[name][part] / times[BASELINE][part] for times in rounds)
-            row[f"{part}, of its own gemm"] = statistics.median(times[name][part] / times[name]["gemm"] for times in rounds)
+            row[f"{part}, of own product"] = statistics.median(times[name][part] / times[name]["gemm"] for times in rounds)
         row["gemm, seconds"] = statistics.median(times[name]["gemm"] for times in rounds)
         rows.append(row)
     del runners
@@ -185,7 +185,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     head = "| d_sae | k | SAE | step | step and update | step / own GEMM | step and update / own GEMM |\n|---|---|---|---|---|---|---|"
     lines = [
         f"| {row['d_sae']:,} | {row['k']} | {row['name']} | "
-        + " | ".join(f"{row[f'{part}, {of}']:.2f}" for of in ("of SAELens topk", "of its own gemm") for part in PARTS)
+        + " | ".join(f"{row[f'{part}, {of}']:.2f}" for of in ("of SAELens topk", "of own product") for part in PARTS)
         + " |"
         for row in rows
     ]

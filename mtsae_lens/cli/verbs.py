@@ -114,7 +114,7 @@ def unlearn_benchmark(settings: BenchmarkSettings) -> None:
 
 
 def compare(settings: CompareSettings) -> None:
-    """Compare architectures of SAEs over sparsity, each with a search of its own, from one cache of activations.
+    """Compare SAE architectures at several L0, each tuned by the same search, on one cache of activations.
 
     Finished work is kept. Run the same command again to resume.
     """
@@ -176,7 +176,10 @@ def export_neuronpedia(settings: NeuronpediaSettings) -> None:
 
 
 def demo(settings: DemoSettings) -> None:
-    """Train, evaluate, unlearn and explore on the embedded model, and write a report."""
+    """Train, evaluate, unlearn and explore on the embedded model, and write a report.
+
+    Finished work is kept. Run the same command again to resume.
+    """
     from mtsae_lens.experiments.demo import run_demo
 
     _, tables = run_demo(settings)
@@ -197,7 +200,10 @@ def planted(settings: PlantedCommandSettings) -> None:
 
 
 def paper(settings: PaperSettings) -> None:
-    """Repeat the paper that introduced MTSAEs, and show by experiment why its model did not learn."""
+    """Repeat the paper that introduced MTSAEs, and show by experiment why its model did not learn.
+
+    Finished work is kept. Run the same command again to resume.
+    """
     from mtsae_lens.experiments.paper.run import run_paper
 
     _, tables = run_paper(settings)

@@ -20,7 +20,7 @@ from mtsae_lens.interruption import interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.ranks import current_ranks
 
-_KEPT = "the shards that are complete are kept; the same command goes on from there"
+_KEPT = "the shards that are complete are kept; run the same command to resume"
 
 
 @interrupt_on_signal(_KEPT)
@@ -73,9 +73,11 @@ def describe(settings: CacheSettings, model: AnyHookedModel) -> CacheContents:
         ModelError: a hook that the model does not have.
     """
     if settings.context_size > model.cfg.n_ctx:
-        raise ConfigError(f"context_size={settings.context_size} is longer than the model's context of {model.cfg.n_ctx}")
+        raise ConfigError(
+            f"expected context_size of at most {model.cfg.n_ctx}, the model's context, got {settings.context_size}; lower it"
+        )
     if (own := dtype_name(model.cfg.dtype)) != settings.dtype:
-        raise ConfigError(f"the model that was given is in {own}, and the settings say dtype={settings.dtype}; make them equal")
+        raise ConfigError(f"expected a model in {settings.dtype}, the dtype of the settings, got one in {own}; make them equal")
     hooks = {name: resolve_hook(model, name) for name in settings.hook_name}
     names: dict[Field, str] = {
         "model_name": absolute_name("model_name", settings.model),

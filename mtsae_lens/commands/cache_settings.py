@@ -15,7 +15,8 @@ class CacheSettings(Settings):
     """Settings of `mtsae cache`."""
 
     model: str = "embedded"
-    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder."""
+    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder; `bridge:` before either
+    loads it as a TransformerBridge."""
     dtype: Dtype = FLOAT32
     """Dtype of the language model."""
     hook_name: tuple[str, ...] = Field(("blocks.3.hook_resid_post",), min_length=1)

@@ -31,7 +31,7 @@ class UnlearnSettings(Settings):
     """Text to keep that resembles the forget text. The gate is fitted and the edit is tuned to spare it. Features are chosen without it, unless
     an edit without a gate is tried too."""
     neutral: tuple[str, ...] = ()
-    """Text that is measured in the end only. Nothing is chosen to spare it."""
+    """Text that is only measured, on `test`. Nothing is chosen to spare it."""
     reference: str | None = None
     """Language model that never saw the forget text, such as `embedded-retrained`. With a reference, the edit whose loss is nearest to its
     loss is chosen. Without one, the edit that adds the most loss is chosen."""

@@ -56,14 +56,14 @@ class ActivationCache:
         n_done = len(manifest.complete_shards())
         if n_done < contents.n_shards:
             raise DataError(
-                f"{folder}: {n_done} of {contents.n_shards} shards are written; finish the cache with mtsae cache --out {folder}"
+                f"{folder}: expected {contents.n_shards} shards, got {n_done}; finish the cache with mtsae cache --out {folder}"
             )
         here = digest_contents({"model_name": contents.model_name, "dataset_path": contents.dataset_path})
         for name, digest in here.items():
             if contents.local_contents.get(name) not in (None, digest):
                 changed = contents.model_name if name == "model_name" else contents.dataset_path
                 raise DataError(
-                    f"{folder}: made from {changed}, whose contents have changed; delete that folder and make it again"
+                    f"{folder}: expected {changed} as it was when the cache was made, got other contents; delete the cache and make it again"
                 )
         return cls(folder, manifest)
 
@@ -85,7 +85,7 @@ class ActivationCache:
         """
         if hook_name not in self.contents.hooks:
             raise DataError(
-                f"{self.folder}: no activations at {hook_name!r} in this cache.{nearest(hook_name, self.contents.hooks)}"
+                f"{self.folder}: expected a hook of this cache, got {hook_name!r}.{nearest(hook_name, self.contents.hooks)}"
             )
         return self.contents.hooks[hook_name]
 
@@ -167,7 +167,7 @@ class CachedActivations(ContextBlocks):
     """Blocks of the activations in a cache, epoch after epoch.
 
     With the text seed of the cache, the first epoch is in the order of the text, so what is read equals what the language model gives with the
-    same seed, bit for bit from a cache in float32. Every other epoch and text seed has a random order of its own.
+    same seed, bit for bit from a cache in float32. Every other epoch and text seed has another random order.
     """
 
     cache: ActivationCache

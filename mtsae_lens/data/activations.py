@@ -106,7 +106,9 @@ def read_hooks(
         elif h.ndim == 4:
             h = rearrange(h, "batch pos head d_head -> batch pos (head d_head)")
         if not torch.isfinite(h).all():
-            raise DataError(f"activations at {name} are not finite: the model or its weights are broken for this text")
+            raise DataError(
+                f"expected finite activations at {name}, got NaN or infinity; check the model's weights, or give --dtype float32"
+            )
         found.append(h)
     return found
 

@@ -57,7 +57,7 @@ def missing_shards(folder: Path, contents: CacheContents) -> tuple[CacheManifest
         differences = contents_differences(manifest.contents, contents)
         if differences:
             raise ConfigError(
-                f"{folder} holds a cache with other settings ({'; '.join(differences)}); give another --out or delete it"
+                f"{folder}: expected a cache with the same settings, got others ({'; '.join(differences)}); give another --out or delete it"
             )
         merge_rank_manifests(folder, manifest)  # of ranks that were stopped
         with phase("Checking what is there", "file", len(manifest.files)):
@@ -95,7 +95,7 @@ def check_room(folder: Path, contents: CacheContents, shards: list[int]) -> tupl
     needed, free = contents.n_bytes(iter(shards)), shutil.disk_usage(folder).free
     if shards and needed + _MARGIN > free:
         raise OutputError(
-            f"{folder}: the cache needs {format_bytes(needed)}, and {format_bytes(free)} are free on that disk; give fewer --n-tokens, "
+            f"{folder}: expected {format_bytes(needed)} of free space for the cache, got {format_bytes(free)}; give fewer --n-tokens, "
             "--storage-dtype bfloat16, or another --out"
         )
     return needed, free
@@ -195,6 +195,7 @@ def _stored(hook: str, h: Float[Tensor, "batch pos d_in"], dtype: torch.dtype) -
     stored = h.to(dtype)
     if dtype == torch.float16 and not torch.isfinite(stored).all():
         raise DataError(
-            f"activations at {hook} reach {h.abs().max():.3g}, and float16 holds {torch.finfo(dtype).max:,.0f}; give --storage-dtype bfloat16"
+            f"expected activations at {hook} of at most {torch.finfo(dtype).max:,.0f}, the limit of float16, got {h.abs().max():.3g}; "
+            "give --storage-dtype bfloat16"
         )
     return stored

@@ -27,7 +27,7 @@ from mtsae_lens.ranks import current_ranks
 
 
 class ContextBlocks(SequenceBlocks):
-    """Blocks that are put together from the chunks of a source; each has an order of its own, drawn from the seed."""
+    """Blocks that are put together from the chunks of a source; each in another order, drawn from the seed."""
 
     n_batches: int | None
     """Batches in the whole run; the last block holds no more than these need. None for an endless stream."""

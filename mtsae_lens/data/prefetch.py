@@ -73,7 +73,7 @@ def prefetched(
     Args:
         blocks: what is read, in that thread alone.
         waits: to add to.
-        device: where the blocks are; on a GPU the thread works in a stream of its own.
+        device: where the blocks are; on a GPU the thread works in a separate stream.
 
     Raises:
         Exception: whatever reading raised.

@@ -157,7 +157,7 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tup
     """Run the measurements that need the model again: ablations, attribution to the loss, attribution to earlier tokens."""
     plan, d_sae = survey.plan, lm.sae.cfg.d_sae
 
-    def spread(peaks: Peaks, values: Tensor, n: int) -> Tensor:
+    def lay_out(peaks: Peaks, values: Tensor, n: int) -> Tensor:
         """Lay out values by feature and rank, with NaN where there is no example."""
         out = torch.full((d_sae, n, values.shape[1]), torch.nan)
         out[peaks.feature, peaks.rank] = values
@@ -165,12 +165,12 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tup
 
     def ablation() -> Tensor:
         peaks = find_strongest_peaks(survey, plan.n_ablated)
-        return spread(peaks, measure_ablation(lm, peaks), plan.n_ablated)
+        return lay_out(peaks, measure_ablation(lm, peaks), plan.n_ablated)
 
     def model_attribution() -> Tensor:
         peaks = find_strongest_peaks(survey, plan.n_attributed)
         values = attribute_to_tokens(lm, peaks, plan.before, plan.after)
-        return spread(peaks, values, plan.n_attributed)
+        return lay_out(peaks, values, plan.n_attributed)
 
     def loss_attribution() -> Tensor:
         if not plan.n_attribution_contexts:

@@ -67,7 +67,8 @@ def _temporal(sae: MTSAE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if sae.has_memory:
         raise ModelError(
-            "this SAE has memory='predictive', and the exported model cannot run its recursion; train one with memory='none' to export it"
+            "expected an SAE without memory in its decoder, got memory='predictive', a recursion that an exported model cannot run; "
+            "train one with memory='none'"
         )
     tensors = {"filters": sae.filters, "W_enc": sae.W_enc, "b_enc": sae.b_enc, "W_dec": sae.W_dec}
     if cfg.context_rank is not None:

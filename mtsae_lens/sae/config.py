@@ -85,7 +85,7 @@ class _TemporalFields(ActivationFields):
 
     skip_first_position: bool = True
     """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not. `SequenceSAETrainingRunner`,
-    `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on contexts of your own
+    `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on your own contexts
     (`mtsae_lens.training.fit`) and used on its own."""
 
     @property
@@ -248,7 +248,7 @@ class MTTrainingSAEConfig(_TemporalFields, ActivationTrainingFields, TrainingSAE
     """`mse`: squared error summed over `d_in`, as everywhere in SAELens. `l2`: its square root, as in eq. 4 of the paper."""
 
     separation: str = "cosine"
-    """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or a loss of your own
+    """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or your own loss
     (`mtsae_lens.sae.separation.register_separation`)."""
 
     separation_coefficient: float = 0.0

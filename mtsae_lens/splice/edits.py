@@ -178,7 +178,7 @@ def _is_affine(sae: SAE[Any]) -> bool:
 class FeatureEdit(_EditOfFeatures):
     """Rescale chosen features where they fire and the gate is open: `e_i -> -multiplier * e_i`.
 
-    `multiplier=0` is zero ablation. A positive multiplier clamps the feature below zero in units of its own activation, which means the
+    `multiplier=0` is zero ablation. A positive multiplier clamps the feature below zero in units of the feature's activation, which means the
     same in every SAE, unlike a fixed negative value. -1 changes nothing, and a multiplier below -1 amplifies the feature.
 
     Args:

@@ -258,7 +258,7 @@ def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = Fa
     """
     if settings.saes:
         raise ConfigError(
-            "saes holds several SAEs, and this trains one; call train_saes(settings_of_each(settings)), or leave saes out"
+            f"expected the settings of one SAE, got saes with {len(settings.saes)}; call train_saes(settings_of_each(settings))"
         )
     settings = adopt_cache(settings)
     settings = settings.model_copy(update={"device": current_ranks().local_device(settings.device)})

@@ -19,7 +19,8 @@ class TrainSettings(Settings):
     """Settings of `mtsae train`."""
 
     model: str = "embedded"
-    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder."""
+    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder; `bridge:` before either
+    loads it as a TransformerBridge."""
     dtype: Dtype = FLOAT32
     """Dtype of the language model. The SAE has its own dtype, float32 by default."""
     hook_name: str = "blocks.3.hook_resid_post"
@@ -62,8 +63,8 @@ class TrainSettings(Settings):
     """Start of `b_dec`: `mean` takes the mean of the first activations, and `zeros` starts at zero, as in SAELens. In models with outlier
     dimensions, such as Gemma, training that starts at zero collapses."""
     max_norm_multiple: float | None = Field(10.0, gt=1)
-    """Leave out of the loss positions whose activations are more than this many times as long as the median, as those of attention sinks
-    are. `null` keeps all positions."""
+    """Leave a position out of the loss if the norm of its activation is more than this many times the median norm, as at an attention sink.
+    `null` keeps all positions."""
     dead_feature_window: int = Field(300, gt=0)
     """Number of steps without firing after which a feature counts as dead. A third of the run is the maximum."""
     prepend_bos: bool = True
@@ -89,8 +90,8 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**32)
     """Random seed of the SAE, and of the order in which it reads activations."""
     text_seed: int | None = Field(None, ge=0, lt=2**32)
-    """Random seed of the order of the text, or of the contexts of a cache. By default it is `seed`. SAEs of several seeds read the same text in
-    the same order, or the same cache, if it is given."""
+    """Random seed of the order of the text, or of the contexts of a cache. By default it is `seed`. Give it to read the
+    same text or cache in the same order with another `seed`."""
     prefetch: bool | None = None
     """Read activations on a thread while the SAE trains. It doubles the memory of the buffer and changes no result. By default it is on if
     `device` is a CUDA GPU."""

@@ -55,13 +55,15 @@ def settings_of_each(settings: TrainSettings) -> list[TrainSettings]:
         changes = {name: value for name, value in entry.items() if name != "name"}
         for key in changes:
             if key in TrainSettings.model_fields and (key not in MAY_DIFFER or key == "out"):
-                raise ConfigError(f"saes: {key} is the same for all SAEs of one pass; give it once, beside saes")
+                raise ConfigError(
+                    f"saes: expected settings that may differ within one pass, got {key}; give it once, beside saes"
+                )
         if not isinstance(changes.get("sae", {}), dict):
-            raise ConfigError(f"saes: expected a mapping under sae, such as {{k: 16}}; got {changes['sae']!r}")
+            raise ConfigError(f"saes: expected a mapping under sae, got {changes['sae']!r}; give such as {{k: 16}}")
         name = str(entry.get("name") or _name_of(changes))
         if name in found or not name or name.startswith(".") or _NOT_IN_A_NAME.search(name):
             raise ConfigError(
-                f"saes: {name!r} is given twice or is no name of a folder; give each entry a name of its own, such as name: k16"
+                f"saes: expected a different folder name for each entry, got {name!r}; give it a name, such as name: k16"
             )
         if "sae" in changes:
             changes["sae"] = settings.sae | changes["sae"]
@@ -121,10 +123,10 @@ def check_shared(settings: Sequence[TrainSettings]) -> None:
         raise ConfigError("expected a folder for each SAE, got one twice; give each its own out")
     if any(each.compile_sae or each.compile_llm for each in settings) and len(settings) > 1:
         raise ConfigError(
-            "compile_sae and compile_llm compile the step of one SAE; leave them out where several are trained in one pass"
+            f"expected one SAE with compile_sae or compile_llm, got {len(settings)} in one pass; leave them out, or train one SAE"
         )
     if settings[0].wandb and len(settings) > 1:
-        raise ConfigError("Weights & Biases logs one SAE at a time; leave wandb out where several are trained in one pass")
+        raise ConfigError(f"expected one SAE with wandb, got {len(settings)} in one pass; leave wandb out, or train one SAE")
 
     def shared(each: TrainSettings) -> dict[str, Any]:
         values = {name: value for name, value in each.model_dump().items() if name not in MAY_DIFFER}

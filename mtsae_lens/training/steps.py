@@ -49,6 +49,6 @@ def train_side_by_side(trainers: Sequence[SequenceSAETrainer]) -> None:
                 if stop.signal_number is not None:
                     raise ComputationStopped(stop.signal_number)
         except ComputationStopped as stopped:
-            ended = [trainer.interrupted(stopped.signal_number) for trainer in trainers]
+            ended = [trainer.save_on_interruption(stopped.signal_number) for trainer in trainers]
             furthest = max(range(len(trainers)), key=lambda place: trainers[place].n_training_steps)
             raise ended[furthest] from None

@@ -182,7 +182,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self._saved_step = self.n_training_steps
         save_checkpoint(self, self.checkpoints_dir, self.fingerprint)
 
-    def interrupted(self, signal_number: int) -> TrainingInterrupted:
+    def save_on_interruption(self, signal_number: int) -> TrainingInterrupted:
         """Save the state if it is not saved yet, and say how to resume. Called between two steps."""
         step = self.n_training_steps
         if step == 0:

@@ -50,11 +50,11 @@ class UnlearningSettings:
 
     grid: Grid = field(default_factory=Grid)
     far_budget: float = 0.05
-    """The most that a far-retain corpus may lose on TUNE, in nats per token."""
+    """The most that the loss on a far text may rise on TUNE, in nats per token."""
     near_budget: float = 0.1
-    """The most that a near-retain corpus may lose on TUNE, in nats per token."""
+    """The most that the loss on a near text may rise on TUNE, in nats per token."""
     min_ratio: float = 5.0
-    """How many times as often a feature must fire on the forget text as on each far-retain text, for the score `frequency_ratio`."""
+    """How many times as often a feature must fire on the forget text as on each far text, for the score `frequency_ratio`."""
     n_random_draws: int = 20
     seed: int = 0
     recovery: RecoverySettings | None = None

@@ -11,8 +11,6 @@ from eventually import eventually
 from playwright.sync_api import Page, expect
 
 from mtsae_lens.exploration.live import explain
-
-pytest.importorskip("anywidget")
 from mtsae_lens.exploration.probe import FeatureProbe
 
 TEXT = "the king sat under the tree"

@@ -197,7 +197,7 @@ def test_activations_that_float16_cannot_hold_are_refused(
 ) -> None:
     read = cache_writer.read_hooks
     monkeypatch.setattr(cache_writer, "read_hooks", lambda *args: [1e6 * h for h in read(*args)])
-    with pytest.raises(DataError, match=r"float16 holds 65,504; give --storage-dtype bfloat16"):
+    with pytest.raises(DataError, match=r"at most 65,504, the limit of float16, got .*; give --storage-dtype bfloat16"):
         run_cache(cache_settings(tmp_path / "half", storage_dtype="float16"), tiny_model)
 
 
@@ -216,11 +216,11 @@ def test_a_cache_that_is_stopped_goes_on_with_the_missing_shards(
     settings = cache_settings(tmp_path / "cache")
     with monkeypatch.context() as patched:
         patched.setattr(cache_writer, "read_hooks", stopped)
-        with pytest.raises(TrainingInterrupted, match="shards that are complete are kept; the same command goes on") as stop:
+        with pytest.raises(TrainingInterrupted, match="shards that are complete are kept; run the same command to resume") as stop:
             run_cache(settings, tiny_model)
         assert stop.value.signal_number == signal.SIGTERM
         assert len(read_manifest(settings.out).complete_shards()) == at // 2
-        with pytest.raises(DataError, match=f"{at // 2} of 4 shards are written; finish the cache with mtsae cache --out"):
+        with pytest.raises(DataError, match=f"expected 4 shards, got {at // 2}; finish the cache with mtsae cache --out"):
             ActivationCache.open(settings.out)
         passes.clear()
         passes.extend([1] * 100)
@@ -272,7 +272,10 @@ def test_a_damaged_manifest_is_refused(cache: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hook_name": "blocks.1.hook_resid_pre"}, "no activations at 'blocks.1.hook_resid_pre' in this cache. Did you mean"),
+        (
+            {"hook_name": "blocks.1.hook_resid_pre"},
+            "expected a hook of this cache, got 'blocks.1.hook_resid_pre'. Did you mean",
+        ),
         ({"model": "embedded"}, "expected model='.*bert-t5-gemma', that of the cache in .*, got 'embedded'; leave it out"),
         ({"dataset": "kjv"}, "expected dataset='.*land.txt', that of the cache in .*, got 'kjv'; leave it out"),
         ({"context_size": 16}, "expected context_size=32, that of the cache in .*, got 16; leave it out"),
@@ -307,7 +310,7 @@ def test_a_text_or_model_that_has_changed_is_refused(
     for path in (text, model / "config.json"):
         before = path.read_bytes()
         path.write_bytes(before + b" ")
-        with pytest.raises(DataError, match=f"made from {path if path == text else model}, whose contents have changed"):
+        with pytest.raises(DataError, match=f"expected {path if path == text else model} as it was .*, got other contents"):
             ActivationCache.open(settings.out)
         path.write_bytes(before)
         ActivationCache.open(settings.out)
@@ -329,7 +332,9 @@ def test_resuming_from_another_cache_is_refused(
 
 def test_a_cache_with_other_settings_is_not_written_over(made: Path, cache_settings: Any, tiny_model: Any) -> None:
     before = files(made)
-    with pytest.raises(ConfigError, match=r"holds a cache with other settings \(seed: 0 there, 1 now\); give another --out"):
+    with pytest.raises(
+        ConfigError, match=r"expected a cache with the same settings, got others \(seed: 0 there, 1 now\); give another --out"
+    ):
         run_cache(cache_settings(made, seed=1), tiny_model)
     assert files(made) == before
 
@@ -345,7 +350,7 @@ def test_the_size_is_said_first_and_a_full_disk_is_refused(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache_writer.shutil, "disk_usage", lambda _: usage._replace(free=400_000))
     monkeypatch.setattr(cache_writer, "read_hooks", None)  # nothing is read
-    with pytest.raises(OutputError, match=r"the cache needs 467\.7 kB, and 400\.0 kB are free on that disk; give fewer"):
+    with pytest.raises(OutputError, match=r"expected 467\.7 kB of free space for the cache, got 400\.0 kB; give fewer"):
         run_cache(cache_settings(tmp_path / "full"), tiny_model)
     assert not (tmp_path / "full").exists()
 

@@ -105,9 +105,9 @@ def test_saelens_own_bridge_calls_no_hook_under_an_alias(bridge: Any, tokens: to
     zero = [(HOOK, lambda h, hook: torch.zeros_like(h))]
     clean = bridge(tokens, prepend_bos=False)
     assert not torch.allclose(bridge.run_with_hooks(tokens, fwd_hooks=zero, prepend_bos=False), clean, atol=1e-2)
-    twin: Any = load_language_model(f"bridge:{tiny_model_dir}")
-    twin.__class__ = SAETransformerBridge
-    assert_close(twin.run_with_hooks(tokens, fwd_hooks=zero, prepend_bos=False), clean)
+    unrepaired: Any = load_language_model(f"bridge:{tiny_model_dir}")
+    unrepaired.__class__ = SAETransformerBridge
+    assert_close(unrepaired.run_with_hooks(tokens, fwd_hooks=zero, prepend_bos=False), clean)
 
 
 def test_unknown_hooks_are_refused_with_hooked_transformers_names(bridge: Any) -> None:

@@ -1,4 +1,4 @@
-"""Test the check of conversions: a model with huge activations loads in half precision, and a broken twin is refused in every precision."""
+"""Test the check of conversions: a model with huge activations loads in half precision; a broken conversion is refused in every precision."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_an_overflow_in_float16_is_called_that(tmp_path: Path, tiny_model_dir: P
 
 def test_a_hooked_model_that_overflows_is_told(tiny_llama_dir: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tiny_llama_dir, dtype=torch.float16).eval()
-    reference = Reference.take("twin", model, 4096, 64)
+    reference = Reference.take("copy", model, 4096, 64)
     with pytest.raises(ModelError, match=r"expected finite logits, got NaN or infinity in float16 .the model with hooks"):
         reference.check_half(lambda tokens: model(tokens).logits * torch.inf)
     with pytest.raises(ModelError, match=r"differ by .*% of their spread, of which rounding to float16 explains"):

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from mtsae_lens.errors import ConfigError, DataError
@@ -100,5 +101,5 @@ def test_facts_from_before_are_read(folder: Path, tmp_path: Path) -> None:
     about = json.loads((old / "explore.json").read_text())
     del about["sha256"]
     (old / "explore.json").write_text(json.dumps(about))
-    for read in (Exploration.open, FactsFolder.open):
-        read(old)
+    pd.testing.assert_frame_equal(Exploration.open(old).features, Exploration.open(folder).features)
+    assert FactsFolder.open(old).about == about

@@ -11,6 +11,9 @@ import torch
 
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.exploration.live import explain
+from mtsae_lens.exploration.probe import STRONGEST, FeatureProbe
+from mtsae_lens.facts.exploration import Exploration
+from mtsae_lens.facts.folder import FactsFolder
 
 TEXT = "the king sat under the old tree"
 
@@ -66,9 +69,6 @@ def test_what_cannot_be_explained(lm: Any) -> None:
 
 
 def test_the_box(lm: Any) -> None:
-    pytest.importorskip("anywidget")
-    from mtsae_lens.exploration.probe import STRONGEST, FeatureProbe
-
     box = FeatureProbe(lm)
     assert box.tokens == []
     box.text = TEXT
@@ -99,11 +99,6 @@ def test_the_box(lm: Any) -> None:
 
 
 def test_the_box_refuses_facts_of_another_sae(lm: Any) -> None:
-    pytest.importorskip("anywidget")
-    from mtsae_lens.exploration.probe import FeatureProbe
-    from mtsae_lens.facts.exploration import Exploration
-    from mtsae_lens.facts.folder import FactsFolder
-
     with pytest.raises(ConfigError, match="expected facts about 32 features, got 7"):
         FeatureProbe(lm, Exploration(FactsFolder(None, {"d_sae": 7})))  # type: ignore[arg-type]
 

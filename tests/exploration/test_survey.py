@@ -85,7 +85,7 @@ def embedded() -> Any:
 
 @pytest.mark.parametrize("part", ["scales", "offsets", "window"])
 def test_the_law_can_fail(look: Any, lm: Any, corpora: Corpora, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A twin that reads the position before."""
+    """A broken variant that reads the position before."""
     name = {"scales": "_scales", "offsets": "_offsets", "window": "_window"}[part]
     original = getattr(WindowGatherer, name)
 

@@ -102,14 +102,14 @@ def test_a_folder_gives_the_logits_of_the_model_that_was_changed(
 def test_of_features_their_decoder_rows_are_projected_out(make_lm: Callable[..., HookedLM]) -> None:
     splice = make_lm().splice
     for edit in (FeatureEdit((3, 5), 2.0, FeatureActiveGate(torch.tensor([1]))), FeatureClamp((3, 5), (1.0, 1.0))):
-        twin = edit.as_projection(splice.sae)
-        assert (len(twin.basis), twin.multiplier, twin.gate.causal) == (2, 0.0, True)
+        projection = edit.as_projection(splice.sae)
+        assert (len(projection.basis), projection.multiplier, projection.gate.causal) == (2, 0.0, True)
         rows = splice.sae.W_dec[[3, 5]].detach()
-        torch.testing.assert_close(rows @ twin.basis.T @ twin.basis, rows)
+        torch.testing.assert_close(rows @ projection.basis.T @ projection.basis, rows)
     gated = DirectionEdit(BASIS, torch.ones(32), 0.5, FeatureActiveGate(torch.tensor([1])))
-    twin = gated.as_projection(splice.sae)
-    assert not isinstance(twin.gate, FeatureActiveGate)
-    assert (twin.multiplier, twin.basis is BASIS) == (0.5, True)
+    projection = gated.as_projection(splice.sae)
+    assert not isinstance(projection.gate, FeatureActiveGate)
+    assert (projection.multiplier, projection.basis is BASIS) == (0.5, True)
     with pytest.raises(ModelError, match="to project out, got a"):
         FeatureEdit(()).as_projection(splice.sae)
 

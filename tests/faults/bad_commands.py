@@ -99,7 +99,7 @@ def configured(workplace: Workplace, rng: random.Random, folder: Path) -> Findin
     lines = [f"{rng.choice(names)}: {yaml_text(rng)}" for _ in range(rng.randint(1, 2))]
     path.write_text("\n".join(lines), errors="surrogatepass")
     words = _base(verb, workplace)
-    if "--config" in words:  # a size of its own would be forgotten, and the run long
+    if "--config" in words:  # keep its small sizes, or the run would be long
         path.write_text(workplace.config(verb).read_text() + "\n".join(lines), errors="surrogatepass")
     finding = _finding([*words, "--config", str(path)], folder)
     return Finding(finding.outcome, f"{verb} --config with {shorten(lines, 120)}", finding.detail)

@@ -18,7 +18,7 @@ from faults.workplace import Workplace
 from mtsae_lens.commands.explore import ExploreSettings
 from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.data.planted import PlantedFeatures
-from mtsae_lens.experiments.planted.run import PlantedCommandSettings, trial_settings
+from mtsae_lens.experiments.planted.run import PlantedCommandSettings, make_trial_settings
 from mtsae_lens.settings import Settings, parse_assignments
 from mtsae_lens.training.recipe import TrainSettings, runner_config
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
@@ -29,7 +29,7 @@ _FURTHER: dict[type[Settings], Callable[[Any], object]] = {
     TrainSettings: lambda settings: runner_config(settings, _D_IN),
     ExploreSettings: lambda settings: settings.plan,
     UnlearnSettings: lambda settings: (settings.task(), settings.protocol()),
-    PlantedCommandSettings: lambda settings: _plant(trial_settings(settings).planted),
+    PlantedCommandSettings: lambda settings: _plant(make_trial_settings(settings).planted),
 }
 """What a command makes of its settings before it begins to work."""
 

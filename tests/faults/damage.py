@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from faults.findings import Finding, attempt, of_command
-from faults.jobs import JOBS, OUT, Job, interrupted, run, undisturbed
+from faults.jobs import JOBS, OUT, Job, interrupt_job, run, undisturbed
 from faults.mutations import damage
 from faults.runner import Family
 from faults.workplace import CONTEXT, Workplace, contents, copy, differences
@@ -102,7 +102,7 @@ def read_damaged(workplace: Workplace, rng: random.Random, folder: Path, *, arte
 
     outcome, detail = attempt(use, _SECONDS)
     if artefact.name == "export" and outcome in ("traceback", "not one line"):
-        outcome = "refused"  # the stand-alone loader has no errors of its own: an exception is its refusal
+        outcome = "refused"  # the stand-alone loader raises exceptions of Python: one is its refusal
     return Finding(outcome, what, detail)
 
 
@@ -117,7 +117,7 @@ def resume_damaged(
     workplace: Workplace, rng: random.Random, folder: Path, *, job: Job, files: tuple[str, ...], before: str | None
 ) -> Finding:
     """Damage one file of a run that was interrupted, or of a finished one, and give the command again."""
-    source = workplace.folder / f"job-{job.name}" / OUT if before is None else interrupted(job, workplace, before)
+    source = workplace.folder / f"job-{job.name}" / OUT if before is None else interrupt_job(job, workplace, before)
     shutil.copytree(source, folder / OUT)
     state = "finished" if before is None else "interrupted"
     what = f"{state} {job.name}, {_damage_one(folder / OUT, files, rng)}"
@@ -159,7 +159,7 @@ def _reading(artefact: Artefact) -> Family:
 
 def _resuming(name: str, job: Job, files: tuple[str, ...], before: str | None, count: int) -> Family:
     def prepare(workplace: Workplace) -> Any:
-        return undisturbed(job, workplace) if before is None else interrupted(job, workplace, before)
+        return undisturbed(job, workplace) if before is None else interrupt_job(job, workplace, before)
 
     return Family(
         name=f"damage/{name}",

@@ -127,8 +127,8 @@ def undisturbed(job: Job, workplace: Workplace) -> Undisturbed:
     return Undisturbed(read["contents"], tuple(read["operations"]))
 
 
-def interrupted(job: Job, workplace: Workplace, before: str) -> Path:
-    """Return what a job leaves if it is killed before the first file operation on a path that contains `before`; computed once."""
+def interrupt_job(job: Job, workplace: Workplace, before: str) -> Path:
+    """Kill a job before the first file operation on a path that contains `before`, and return the folder that it leaves; done once."""
     folder = workplace.folder / f"interrupted-{job.name}"
     if not folder.exists():
         operations = undisturbed(job, workplace).operations

@@ -285,7 +285,7 @@ def test_an_activation_of_ones_own(rows: Tensor, monkeypatch: pytest.MonkeyPatch
 def test_an_activation_that_returns_a_view_leaves_the_pre_activations_as_they_are(
     rows: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Walls are set to zero in place only where features have memory of their own."""
+    """Walls are set to zero in place only where features do not share memory with another tensor."""
     monkeypatch.delitem(ACTIVATIONS, "later half", raising=False)
 
     @register_activation("later half")

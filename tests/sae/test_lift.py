@@ -1,4 +1,4 @@
-"""Test the lift by scale and offset against averaged contributions, and that a broken twin that misses a part is detected."""
+"""Test the lift by scale and offset against averaged contributions, and that a broken variant, which misses a part, is detected."""
 
 from __future__ import annotations
 

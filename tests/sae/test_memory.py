@@ -317,7 +317,7 @@ def test_the_parts_of_memory_are_measured() -> None:
 
 
 def test_a_model_with_memory_cannot_be_exported() -> None:
-    with pytest.raises(ModelError, match=r"memory='predictive', and the exported model cannot run its recursion"):
+    with pytest.raises(ModelError, match=r"memory='predictive', a recursion that an exported model cannot run"):
         reduce_encoder(random_sae())
 
 

@@ -96,8 +96,8 @@ def test_an_sae_from_before_loads(tmp_path: Path) -> None:
     cfg = json.loads((folder / CFG).read_text())
     del cfg["metadata"]["weights_sha256"]
     (folder / CFG).write_text(json.dumps(cfg))
-    load_sae(folder)
     check_sae(folder)
+    assert torch.equal(load_sae(folder).W_dec, load_file(folder / WEIGHTS)["W_dec"])
 
 
 @pytest.mark.parametrize("save", [save_mtsae, save_topk])

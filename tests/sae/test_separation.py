@@ -1,4 +1,4 @@
-"""Test the separation losses: known values, laws with their broken twins, and names."""
+"""Test the separation losses: known values, laws with their broken variants, and names."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_a_direction_edit_scales_the_distance_to_the_center_and_nothing_else(mul
     torch.testing.assert_close((edited - center) @ basis.T, -multiplier * ((h - center) @ basis.T), atol=1e-4, rtol=1e-4)
     rest = torch.eye(8) - basis.T @ basis
     torch.testing.assert_close(edited @ rest, h @ rest, atol=1e-4, rtol=1e-4)
-    skewed = edited + basis[0]  # a twin that leaves something along the directions is found out
+    skewed = edited + basis[0]  # a broken variant, which leaves something along the directions, is noticed
     assert not torch.allclose((skewed - center) @ basis.T, -multiplier * ((h - center) @ basis.T), atol=1e-2)
 
 
@@ -159,8 +159,8 @@ def test_an_edit_of_nothing_is_the_identity_on_logits(name: str, lm: HookedLM) -
     def without_error_term(h: Tensor, hook: Any) -> Tensor:
         return lm.sae.decode(lm.sae.encode(h))
 
-    twin = lm.model.run_with_hooks(tokens, fwd_hooks=[(lm.splice.hook_name, without_error_term)], prepend_bos=False)
-    assert (twin - clean).abs().max() > 1e-2
+    broken = lm.model.run_with_hooks(tokens, fwd_hooks=[(lm.splice.hook_name, without_error_term)], prepend_bos=False)
+    assert (broken - clean).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("name", strong_edits(8, 16))

@@ -64,7 +64,7 @@ def test_an_edit_of_nothing_is_the_identity_bit_for_bit(half_lm: HookedLM, table
             assert torch.equal(lm.model(tokens, prepend_bos=False), clean)
     assert max_identity_error(lm, table) == 0
     sae_in = lm.splice.as_sae_input(h)
-    without_error_term = lm.sae.decode(lm.sae.encode(sae_in)).to(h.dtype)  # a twin that the law refuses
+    without_error_term = lm.sae.decode(lm.sae.encode(sae_in)).to(h.dtype)  # a broken variant, which the law refuses
     assert not torch.equal(without_error_term.flatten(), sae_in.to(h.dtype).flatten())
 
 

@@ -182,7 +182,8 @@ def test_an_activation_with_thresholds_resumes_to_the_same_weights(activation: s
 def test_a_setting_that_says_what_is_done_anyway_is_taken(name: str, value: Any, tiny_model: Any) -> None:
     cfg = config(tiny_model)
     setattr(cfg, name, value)
-    SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
+    runner = SequenceSAETrainingRunner(cfg, override_model=tiny_model, override_dataset=TEXTS)
+    assert getattr(runner.cfg, name) == value
 
 
 def test_every_setting_is_followed_without_effect_or_refused() -> None:

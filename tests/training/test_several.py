@@ -121,12 +121,15 @@ def test_saes_that_came_to_different_steps_go_on(several: Any, alone: Path, tiny
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (({"context_size": 16},), "saes: context_size is the same for all SAEs of one pass; give it once, beside saes"),
-        (({"out": "x"},), "saes: out is the same for all SAEs"),
-        (({"seed": 1}, {"seed": 1}), "saes: 'seed=1' is given twice or is no name of a folder"),
-        (({"name": "../up"},), r"saes: '\.\./up' is given twice or is no name of a folder"),
+        (
+            ({"context_size": 16},),
+            "saes: expected settings that may differ within one pass, got context_size; give it once, beside saes",
+        ),
+        (({"out": "x"},), "saes: expected settings that may differ within one pass, got out"),
+        (({"seed": 1}, {"seed": 1}), "saes: expected a different folder name for each entry, got 'seed=1'"),
+        (({"name": "../up"},), r"saes: expected a different folder name for each entry, got '\.\./up'"),
         (({"sede": 1},), "expected a known setting, got 'sede'. Did you mean 'seed'"),
-        (({"sae": 3},), "saes: expected a mapping under sae, such as {k: 16}; got 3"),
+        (({"sae": 3},), "saes: expected a mapping under sae, got 3; give such as {k: 16}"),
     ],
 )
 def test_entries_that_cannot_be_followed_are_refused(entries: Any, message: str, several: Any, tmp_path: Path) -> None:

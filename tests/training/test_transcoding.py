@@ -192,7 +192,7 @@ def test_a_hook_that_cannot_be_decoded_is_refused(
 def test_a_cache_without_the_hook_or_of_another_model_is_refused(
     tiny_settings: Make, cache: Path, tiny_llama_dir: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(DataError, match=r"no activations at 'blocks\.0\.hook_attn_out' in this cache"):
+    with pytest.raises(DataError, match=r"expected a hook of this cache, got 'blocks\.0\.hook_attn_out'"):
         make_runner(tiny_settings(tmp_path, hook_name_out="blocks.0.hook_attn_out", cache=cache))
     with pytest.raises(ConfigError, match="expected model="):
         make_runner(tiny_settings(tmp_path, hook_name_out=OUT, cache=cache, model=str(tiny_llama_dir)))

@@ -188,5 +188,5 @@ def test_prompts_of_packed_notes_end_before_their_separators(lm: Any, text_file:
     assert found["generation"][str(path)]["clean"]["n_texts"] >= 3
     (effect,) = measure_edits(lm, task.table(str(path), "test", lm.cutter), [gated(lm)])
     row = summarize_effect(effect, seed=0).to_json()
-    assert row["n_documents"] > row["n_tokens"] / 12  # notes of at most 12 tokens, each a document of its own
+    assert row["n_documents"] > row["n_tokens"] / 12  # notes of at most 12 tokens, each a separate document
     assert len(summarize_documents(effect)) == row["n_documents"]

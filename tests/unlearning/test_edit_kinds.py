@@ -91,10 +91,10 @@ def test_a_twin_is_the_same_edit_with_values_of_its_own_features(
     others = features[1:]
     expected = EDIT_KINDS[kind].prepare(evidence)(others, multiplier=1.5, gate=gate)
     save_edit(tmp_path / "expected.json", expected, lm.splice)
-    save_edit(tmp_path / "twin.json", candidate.of(others), lm.splice)
-    assert (tmp_path / "twin.json").read_text() == (tmp_path / "expected.json").read_text()
+    save_edit(tmp_path / "of_others.json", candidate.of(others), lm.splice)
+    assert (tmp_path / "of_others.json").read_text() == (tmp_path / "expected.json").read_text()
     outcomes = sweep(lm, task, made)
-    replayed = load_edit(tmp_path / "twin.json", lm.splice)
+    replayed = load_edit(tmp_path / "of_others.json", lm.splice)
     assert type(replayed) is type(candidate.edit)
     assert all(outcome.forget != 0 for outcome in outcomes)
 

@@ -265,15 +265,15 @@ def test_matched_random_edits_are_the_same_edit_of_other_features(lm: Any, task:
     chosen = choose(lm, task, SETTINGS)
     edit = replace(chosen.edit, features=tuple(range(5)))
     candidate = candidate_of(edit)
-    twins = matched_random_edits(lm, task, candidate, 6, seed=0)
-    assert len(twins) == 6
-    for twin in twins:
-        assert (twin.multiplier, twin.gate) == (edit.multiplier, edit.gate)
-        assert len(set(twin.features)) == 5
-        assert not set(twin.features) & set(edit.features)
-    assert len({twin.features for twin in twins}) > 1
-    assert [t.features for t in matched_random_edits(lm, task, candidate, 6, seed=0)] == [t.features for t in twins]
-    assert [t.features for t in matched_random_edits(lm, task, candidate, 6, seed=1)] != [t.features for t in twins]
+    random_edits = matched_random_edits(lm, task, candidate, 6, seed=0)
+    assert len(random_edits) == 6
+    for random_edit in random_edits:
+        assert (random_edit.multiplier, random_edit.gate) == (edit.multiplier, edit.gate)
+        assert len(set(random_edit.features)) == 5
+        assert not set(random_edit.features) & set(edit.features)
+    assert len({random_edit.features for random_edit in random_edits}) > 1
+    assert [t.features for t in matched_random_edits(lm, task, candidate, 6, seed=0)] == [t.features for t in random_edits]
+    assert [t.features for t in matched_random_edits(lm, task, candidate, 6, seed=1)] != [t.features for t in random_edits]
 
 
 def test_no_feature_that_prefers_the_forget_text_is_an_error(lm: Any, task: Task) -> None:

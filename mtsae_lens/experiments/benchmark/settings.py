@@ -39,7 +39,7 @@ class BenchmarkSettings(Settings):
     retain: tuple[str, ...] = ()
     """Unrelated text to keep in your own task."""
     neutral: tuple[str, ...] = ()
-    """Text of your own task that is measured in the end only. Nothing is chosen to spare it."""
+    """Text of your own task that is only measured, on `test`. Nothing is chosen to spare it."""
     model: str = "embedded"
     """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder. The model and the reference are loaded
     in float32, because most methods train the weights."""

@@ -109,7 +109,7 @@ def sae_settings(
 
     Args:
         arm: the arm.
-        further: settings of the user for it.
+        further: the user's settings for this architecture.
         l0: the wanted L0.
         coefficient: the sparsity coefficient, for an arm that has one.
         d_sae: number of features.

@@ -8,7 +8,7 @@ from typing import Any
 
 from mtsae_lens.experiments.compare.arms import ARMS
 from mtsae_lens.experiments.compare.grid import Key
-from mtsae_lens.experiments.compare.results import COMPARED, Cell, Verdict, group_cells, judge, spread
+from mtsae_lens.experiments.compare.results import COMPARED, Cell, Verdict, compute_range, group_cells, judge
 from mtsae_lens.experiments.compare.search import Trained
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.machine_paths import shorten
@@ -146,7 +146,7 @@ def cells_table(cells: Sequence[Cell]) -> Table:
         rows.append([
             name,
             target,
-            *(_format(spread([cell.value(metric) for cell in own]), form) for metric, form in forms.items()),
+            *(_format(compute_range([cell.value(metric) for cell in own]), form) for metric, form in forms.items()),
             None if own[0].seed is None else len(own),
             trained and trained.lr,
             trained and trained.coefficient,
@@ -251,7 +251,9 @@ def summarize_bits(verdicts: Sequence[Verdict], cells: Sequence[Cell]) -> list[s
 
 
 def _price(cells: Sequence[Cell]) -> str:
-    bits, explained = (spread([cell.value(name) for cell in cells]) for name in ("bits_per_token", "explained_variance_coded"))
+    bits, explained = (
+        compute_range([cell.value(name) for cell in cells]) for name in ("bits_per_token", "explained_variance_coded")
+    )
     return f"{_format(bits, '.1f') or 'unknown'} bits ({_format(explained) or 'unknown'})"
 
 
@@ -266,8 +268,8 @@ def _places(verdicts: Iterable[Verdict]) -> str:
 def _points(cells: Sequence[Cell], x: str, panels: Iterable[str]) -> list[FrontierPoint]:
     points = []
     for (_, _, name), own in group_cells(cells).items():
-        place = spread([cell.value(x) for cell in own])
-        values = {metric: spread([cell.value(metric) for cell in own]) for metric in panels}
+        place = compute_range([cell.value(x) for cell in own])
+        values = {metric: compute_range([cell.value(metric) for cell in own]) for metric in panels}
         if place is not None:
             known = {metric: found for metric, found in values.items() if found}
             points.append(FrontierPoint(name, place.mean, known, is_floor=own[0].role == "floor"))

@@ -92,7 +92,7 @@ class Verdict(Record):
     outcome: Outcome
 
 
-def spread(values: Sequence[float | None]) -> Interval | None:
+def compute_range(values: Sequence[float | None]) -> Interval | None:
     """Return mean, smallest and largest of the values over seeds; None if one is missing.
 
     Args:
@@ -124,6 +124,9 @@ def judge(cells: Sequence[Cell], margin: float) -> list[Verdict]:
     Args:
         cells: the cells of the grid.
         margin: how far above the wanted L0 an SAE may be, relative to it. SAEs beyond it are not compared.
+
+    Returns:
+        One verdict for each of our architectures, at each hook and L0, in each metric.
     """
     groups, verdicts = group_cells(cells), []
     for (hook_name, target, _), own in groups.items():
@@ -140,13 +143,13 @@ def judge(cells: Sequence[Cell], margin: float) -> list[Verdict]:
 
 
 def _is_sparse(cells: Sequence[Cell], target: float, margin: float) -> bool:
-    l0 = spread([cell.value("l0") for cell in cells])
+    l0 = compute_range([cell.value("l0") for cell in cells])
     return l0 is not None and l0.mean <= target * (1 + margin)
 
 
 def _judge_one(own: Sequence[Cell], rivals: Mapping[str, Sequence[Cell]], metric: str, target: int, margin: float) -> Verdict:
     def values(cells: Sequence[Cell]) -> Interval | None:
-        return spread([cell.value(metric) for cell in cells])
+        return compute_range([cell.value(metric) for cell in cells])
 
     ours, theirs = values(own), {name: found for name, cells in rivals.items() if (found := values(cells)) is not None}
     best = max(theirs, key=lambda name: theirs[name].mean, default=None)
@@ -155,7 +158,7 @@ def _judge_one(own: Sequence[Cell], rivals: Mapping[str, Sequence[Cell]], metric
     if ours is not None and best is not None and _is_sparse(own, target, margin):
         by_seed = {cell.seed: cell.value(metric) for cell in rivals[best]}
         pairs = [(cell.value(metric), by_seed[cell.seed]) for cell in own if cell.seed in by_seed]
-        difference = spread([a - b for a, b in pairs if a is not None and b is not None])
+        difference = compute_range([a - b for a, b in pairs if a is not None and b is not None])
         outcome = "ahead" if ours.low > theirs[best].high else "within the spread"
         outcome = "behind" if ours.high < theirs[best].low else outcome
     return Verdict(

@@ -26,7 +26,8 @@ class CompareSettings(Settings):
     cache: Path | None = None
     """Folder that `mtsae cache` wrote, which decides model, text and contexts. By default a cache is written into the output folder."""
     model: str = "embedded"
-    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder."""
+    """Language model: `embedded`, a name that TransformerLens knows, or a local Hugging Face folder; `bridge:` before either
+    loads it as a TransformerBridge."""
     dtype: Dtype = FLOAT32
     """Dtype of the language model."""
     dataset: str = "embedded"
@@ -67,7 +68,7 @@ class CompareSettings(Settings):
     n_eval_contexts: int | None = Field(None, gt=0)
     """Number of contexts of `test` to measure on. By default 96, or 16 with `quick`."""
     value_bits: int = Field(4, ge=1, le=16)
-    """Logarithm of the number of levels of a feature's value, for the bits per token."""
+    """For the bits per token, the value of an active feature is coded in 2^`value_bits` levels."""
     sae: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Further settings of an architecture, such as `jumprelu={jumprelu_bandwidth: 0.1}`."""
     context_size: int = Field(128, gt=1)

@@ -59,7 +59,7 @@ def activation_norm_from_std(convolution_std: float, d_in: int) -> float:
     return convolution_std * math.sqrt(3 * d_in)
 
 
-def implied(d_in: int = 512) -> Implied:
+def derive_implied(d_in: int = 512) -> Implied:
     """Compute what the published numbers imply.
 
     Args:

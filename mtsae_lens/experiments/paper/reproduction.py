@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
-from mtsae_lens.experiments.paper.consistency import implied, warm_up_lr
+from mtsae_lens.experiments.paper.consistency import derive_implied, warm_up_lr
 from mtsae_lens.experiments.paper.measures import finite, row_metrics
 from mtsae_lens.experiments.paper.published import D_SAE_PER_D_IN, METRICS, SCALE_STD, PublishedSettings
 from mtsae_lens.experiments.paper.results import Metrics, PaperRun, Reproduction, TrainingStep
@@ -197,7 +197,7 @@ def reproduce(setup: PaperSetup, settings: PublishedSettings, n_seeds: int, n_te
     runs = list(seeds.values())
     return Reproduction(
         seeds=seeds,
-        implied=implied(),
+        implied=derive_implied(),
         n_steps=len(runs[0].curve),
         largest_lr=max(step.lr for run in runs for step in run.curve),
         seeds_that_fall=sum(_falls([run.table_1[str(d)].std for d in SCALE_STD]) for run in runs),

@@ -27,7 +27,7 @@ from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 
 
-def published_settings(settings: PaperSettings) -> PublishedSettings:
+def make_published_settings(settings: PaperSettings) -> PublishedSettings:
     """Return the paper's settings. Only the context size of another model and, with `quick`, the buffer differ.
 
     Args:
@@ -37,7 +37,7 @@ def published_settings(settings: PaperSettings) -> PublishedSettings:
     return replace(SETTINGS, context_size=settings.context_size, buffer_size_sequences=buffer)
 
 
-def switch_settings(settings: PaperSettings) -> SwitchSettings:
+def make_switch_settings(settings: PaperSettings) -> SwitchSettings:
     """Return the settings that all arms of the switches share.
 
     Args:
@@ -49,7 +49,7 @@ def switch_settings(settings: PaperSettings) -> SwitchSettings:
     return replace(full, n_train_contexts=128, n_test_contexts=16, n_model_contexts=8)
 
 
-def planted_settings(settings: PaperSettings) -> PlantedSettings:
+def make_planted_settings(settings: PaperSettings) -> PlantedSettings:
     """Return the settings that all trials on planted sequences share.
 
     Args:
@@ -97,7 +97,7 @@ def run_paper(settings: PaperSettings) -> tuple[PaperResult, list[Table]]:
 
 def _run_parts(settings: PaperSettings) -> tuple[PaperResult, list[PartReport]]:
     """Measure and report the chosen parts, in the order of the page."""
-    size, published = settings.at_size(), published_settings(settings)
+    size, published = settings.at_size(), make_published_settings(settings)
     reproduction = initialization = switches = planted = None
     reports = []
     if {"paper", "switches"} & set(settings.parts):
@@ -116,11 +116,13 @@ def _run_parts(settings: PaperSettings) -> tuple[PaperResult, list[PartReport]]:
         )
         reports.append(report_initialization(initialization, reproduction.runs))
     if "switches" in settings.parts:
-        shared = switch_settings(size)
+        shared = make_switch_settings(size)
         switches = measure_switches(setup, shared, size.n_seeds, settings.out / "switches", settings.n_workers)
         reports.append(report_switches(switches, shared, size.n_seeds, setup.d_in))
     if "planted" in settings.parts:
-        compared = compare_architectures(planted_settings(size), size.n_seeds, settings.out / "planted", settings.n_workers)
+        compared = compare_architectures(
+            make_planted_settings(size), size.n_seeds, settings.out / "planted", settings.n_workers
+        )
         planted = summarize_comparison(compared)
         reports.append(report_comparison(compared, planted))
     return PaperResult(reproduction=reproduction, initialization=initialization, switches=switches, planted=planted), reports

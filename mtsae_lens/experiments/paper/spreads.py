@@ -36,7 +36,7 @@ def show_number(value: float) -> str:
     return f"{value:.3g}" if 1e-3 <= abs(value) < 1000 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.2g}"
 
 
-def spread(values: Sequence[float | None]) -> Spread | None:
+def compute_spread(values: Sequence[float | None]) -> Spread | None:
     """Compute the spread of the values that are not None.
 
     Args:
@@ -59,7 +59,7 @@ def show_spread(values: Sequence[float | None]) -> str:
     Args:
         values: one value per seed.
     """
-    found = spread(values)
+    found = compute_spread(values)
     return str(found) if found else "not defined"
 
 
@@ -71,7 +71,7 @@ def show_difference(values: Sequence[float | None], base: Sequence[float | None]
         base: the base's values, in the same order.
     """
     pairs = [(a, b) for a, b in zip(values, base, strict=True) if a is not None and b is not None]
-    delta = spread([a - b for a, b in pairs])
+    delta = compute_spread([a - b for a, b in pairs])
     if delta is None:
         return "not defined"
     n, higher, lower = len(pairs), sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)

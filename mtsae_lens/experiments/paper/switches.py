@@ -22,7 +22,7 @@ from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.paper.measures import finite, row_metrics
 from mtsae_lens.experiments.paper.results import Metrics, SwitchesResult
 from mtsae_lens.experiments.paper.setup import PaperAddress, PaperSetup
-from mtsae_lens.experiments.paper.spreads import spread
+from mtsae_lens.experiments.paper.spreads import compute_spread
 from mtsae_lens.experiments.paper.switch_arms import Arm, SwitchSettings, build_arms
 from mtsae_lens.experiments.paper.without_future import without_future
 from mtsae_lens.sae.config import MTTrainingSAEConfig
@@ -154,7 +154,7 @@ def make_switch_trials(setup: PaperSetup, settings: SwitchSettings, n_seeds: int
     }
 
 
-def settings_record(settings: SwitchSettings) -> dict[str, Any]:
+def record_settings(settings: SwitchSettings) -> dict[str, Any]:
     """Return what the results depend on, as JSON.
 
     Args:
@@ -187,12 +187,12 @@ def measure_switches(setup: PaperSetup, settings: SwitchSettings, n_seeds: int, 
         out: folder of the trials.
         n_workers: number of processes.
     """
-    record, trials = setup.record | settings_record(settings), make_switch_trials(setup, settings, n_seeds)
+    record, trials = setup.record | record_settings(settings), make_switch_trials(setup, settings, n_seeds)
     values = collect_values(run_trials(out / "trials", record, trials, "Switches", n_workers=n_workers))
     return SwitchesResult(
         values=values,
         summary={
-            arm: {name: found for name, column in metrics.items() if (found := spread(column))}
+            arm: {name: found for name, column in metrics.items() if (found := compute_spread(column))}
             for arm, metrics in values.items()
         },
         labels={name: arm.label for name, arm in build_arms(settings).items()},

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from mtsae_lens.experiments.paper.measures import METRIC_TITLES
 from mtsae_lens.experiments.paper.results import SwitchesResult
-from mtsae_lens.experiments.paper.spreads import show_difference, show_spread, spread
+from mtsae_lens.experiments.paper.spreads import compute_spread, show_difference, show_spread
 from mtsae_lens.experiments.paper.switch_arms import BASE, Switch, SwitchSettings, build_arms, list_switches
 from mtsae_lens.experiments.parts import PartReport
 from mtsae_lens.reporting.page import Section, Table
@@ -111,7 +111,7 @@ def _ranking_section(settings: SwitchSettings, values: Mapping[str, Mapping[str,
     """
     base = values[BASE]["explained_variance"]
     known = {name: arm for name, arm in build_arms(settings).items() if arm.n_steps is None and name != BASE}
-    changes = {name: spread([a - b for a, b in _pairs(values[name]["explained_variance"], base)]) for name in known}
+    changes = {name: compute_spread([a - b for a, b in _pairs(values[name]["explained_variance"], base)]) for name in known}
     order = sorted(known, key=lambda name: -(found.mean if (found := changes[name]) else 0.0))
     table = Table(
         ["change", "explained variance", "against the paper's SAE", "L0"],

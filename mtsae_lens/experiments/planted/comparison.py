@@ -18,7 +18,7 @@ from mtsae_lens.experiments.planted.arms import (
     build_echo_arms,
     build_sparsity_arms,
 )
-from mtsae_lens.experiments.planted.measures import make_trials, measure_oracle, settings_record
+from mtsae_lens.experiments.planted.measures import make_trials, measure_oracle, record_settings
 from mtsae_lens.experiments.planted.results import (
     ArchitectureComparison,
     FeatureInterval,
@@ -35,9 +35,9 @@ from mtsae_lens.experiments.planted.results import (
 )
 from mtsae_lens.experiments.planted.scores import (
     best_setting,
-    class_estimate,
     estimate_by_class,
-    margin,
+    estimate_class,
+    estimate_margin,
     name_by_lags,
     name_by_statistic,
 )
@@ -88,7 +88,7 @@ def compare_architectures(settings: PlantedSettings, n_seeds: int, out: Path, n_
     for echo, seed in product(ECHOES, range(echo_seeds)):
         planted = {"echo_magnitude": echo}
         trials[f"oracle/echo_{echo:g}/seed_{seed}"] = as_json(partial(measure_oracle, settings, planted, seed))
-    record = settings_record({**chosen, **echo_arms}, settings)
+    record = record_settings({**chosen, **echo_arms}, settings)
     found = run_trials(out / "trials", record, trials, "Planted time", n_workers=n_workers)
     echoes: dict[str, Sequence[PlantedRecord]] = {name: read_arm(found, name, echo_seeds) for name in echo_arms}
     echoes |= {f"oracle/echo_{echo:g}": read_oracle(found, f"oracle/echo_{echo:g}", echo_seeds) for echo in ECHOES}
@@ -101,7 +101,7 @@ def _choose_sparsity(settings: PlantedSettings, folder: Path, n_workers: int) ->
     candidates = build_sparsity_arms(SPARSITY)
     tuning = run_trials(
         folder,
-        settings_record(candidates, settings),
+        record_settings(candidates, settings),
         make_trials(candidates, settings, [TUNE_SEED]),
         "Planted time, sparsity on TUNE",
         n_workers=n_workers,
@@ -126,7 +126,7 @@ def summarize_comparison(trials: ComparedTrials) -> ArchitectureComparison:
         margins=_compute_margins(records, oracle),
         mcc={name: tuple(record.mcc for record in own) for name, own in records.items()},
         echo={
-            name: {f"{echo:g}": class_estimate(trials.echoes[f"{name}/echo_{echo:g}"], "f1", "pattern") for echo in ECHOES}
+            name: {f"{echo:g}": estimate_class(trials.echoes[f"{name}/echo_{echo:g}"], "f1", "pattern") for echo in ECHOES}
             for name in (OURS, "topk")
         },
         naming=_name_scales(trials) if trials.n_seeds > 1 else None,
@@ -139,8 +139,10 @@ def _compute_margins(
     """Return by how much the F1 of MTSAE exceeds that of each other SAE and of the oracle on one position, by kind of feature."""
     ours = records[OURS]
     kinds = list(dict.fromkeys(oracle[0].kind))
-    against = {name: {kind: margin(ours, own, kind) for kind in kinds} for name, own in records.items() if name != OURS}
-    against["oracle, one position"] = {kind: margin(ours, oracle, kind, their_score="pointwise") for kind in kinds}
+    against = {
+        name: {kind: estimate_margin(ours, own, kind) for kind in kinds} for name, own in records.items() if name != OURS
+    }
+    against["oracle, one position"] = {kind: estimate_margin(ours, oracle, kind, their_score="pointwise") for kind in kinds}
     return against
 
 

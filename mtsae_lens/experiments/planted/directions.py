@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.experiments.planted.arms import FAR_LAGS, build_direction_arms
-from mtsae_lens.experiments.planted.measures import make_trials, measure_oracle, settings_record
+from mtsae_lens.experiments.planted.measures import make_trials, measure_oracle, record_settings
 from mtsae_lens.experiments.planted.results import (
     DirectionArm,
     OracleTrial,
@@ -50,7 +50,7 @@ def ablate_directions(settings: PlantedSettings, ours: PlantedArm, n_seeds: int,
     trials = make_trials(arms, settings, range(n_seeds))
     for seed in range(n_seeds):
         trials[f"oracle far/seed_{seed}"] = as_json(partial(measure_oracle, settings, FAR_LAGS, seed))
-    found = run_trials(out / "trials", settings_record(arms, settings), trials, "Directions", n_workers=n_workers)
+    found = run_trials(out / "trials", record_settings(arms, settings), trials, "Directions", n_workers=n_workers)
     by_arm = {label: keep_temporal(read_arm(found, label, n_seeds)) for label in arms}
     return DirectionTrials(directions, by_arm, read_oracle(found, "oracle far", n_seeds))
 

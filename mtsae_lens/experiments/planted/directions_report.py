@@ -9,7 +9,7 @@ from mtsae_lens.experiments.parts import PartReport
 from mtsae_lens.experiments.planted.arms import FAR_LAGS, SEPARATION_COEFFICIENT
 from mtsae_lens.experiments.planted.directions import DirectionTrials
 from mtsae_lens.experiments.planted.results import OracleTrial, TemporalTrial
-from mtsae_lens.experiments.planted.scores import class_estimate, classes, label_class, margin
+from mtsae_lens.experiments.planted.scores import estimate_class, estimate_margin, label_class, list_classes
 from mtsae_lens.experiments.planted.training import PlantedArm
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.sae.separation import SEPARATIONS
@@ -37,10 +37,10 @@ def _mean(values: Sequence[float]) -> str:
 
 def _row(label: str, own: Sequence[TemporalTrial], plain: Sequence[TemporalTrial]) -> list[Any]:
     kinds = ("persistent", "pattern")
-    differences = [margin(own, plain, kind) for kind in kinds]
+    differences = [estimate_margin(own, plain, kind) for kind in kinds]
     return [
         label,
-        *(f"{class_estimate(own, 'f1', kind).mean:.3f}" for kind in kinds),
+        *(f"{estimate_class(own, 'f1', kind).mean:.3f}" for kind in kinds),
         *("" if own is plain else f"{difference}" for difference in differences),
         _mean([record.explained_variance for record in own]),
     ]
@@ -107,7 +107,7 @@ def _separation_section(group: Mapping[str, PlantedArm], records: Mapping[str, S
 
 def _hierarchy_section(records: Mapping[str, Sequence[TemporalTrial]]) -> Section:
     nested, plain = records["nested"], records["default"]
-    labels = classes(nested[0])
+    labels = list_classes(nested[0])
     rows = []
     for of in labels:
         groups = [
@@ -118,13 +118,13 @@ def _hierarchy_section(records: Mapping[str, Sequence[TemporalTrial]]) -> Sectio
         ]
         rows.append([
             label_class(*of),
-            f"{class_estimate(plain, 'f1', *of).mean:.3f}",
-            f"{class_estimate(nested, 'f1', *of).mean:.3f}",
+            f"{estimate_class(plain, 'f1', *of).mean:.3f}",
+            f"{estimate_class(nested, 'f1', *of).mean:.3f}",
             *(f"{groups.count(group) / len(groups):.2f}" for group in range(len(nested[0].dilations))),
         ])  # fmt: skip
     dilations = nested[0].dilations
     header = ["class of feature", "F1 plain", "F1 nested", *(f"reads to dilation {d:g}" for d in dilations)]
-    difference = margin(nested, plain, "pattern")
+    difference = estimate_margin(nested, plain, "pattern")
     text = (
         "The features form nested groups. The first group reads the token alone, and each further group reads one more scale. The columns "
         "on the right give the share of a class of planted features that is matched to each group. Against the plain version, F1 on "
@@ -138,18 +138,18 @@ def _range_section(
     group: Mapping[str, PlantedArm], records: Mapping[str, Sequence[TemporalTrial]], oracle: Sequence[OracleTrial]
 ) -> Section:
     plain = records[next(iter(group))]
-    patterns = [of for of in classes(plain[0]) if of[0] == "pattern"]
+    patterns = [of for of in list_classes(plain[0]) if of[0] == "pattern"]
     rows: list[list[Any]] = [
         [
             label,
             ", ".join(f"{d:g}" for d in records[label][0].dilations),
-            *(f"{class_estimate(records[label], 'f1', *of):.3f}" for of in patterns),
-            f"{class_estimate(records[label], 'f1', 'persistent').mean:.3f}",
+            *(f"{estimate_class(records[label], 'f1', *of):.3f}" for of in patterns),
+            f"{estimate_class(records[label], 'f1', 'persistent').mean:.3f}",
         ]
         for label in group
     ]
-    rows.append(["oracle, one position", None, *(f"{class_estimate(oracle, 'pointwise', *of).mean:.3f}" for of in patterns),
-                 f"{class_estimate(oracle, 'pointwise', 'persistent').mean:.3f}"])  # fmt: skip
+    rows.append(["oracle, one position", None, *(f"{estimate_class(oracle, 'pointwise', *of).mean:.3f}" for of in patterns),
+                 f"{estimate_class(oracle, 'pointwise', 'persistent').mean:.3f}"])  # fmt: skip
     text = (
         f"Patterns with cues at {', '.join(str(pair) for pair in FAR_LAGS['lags'])} positions back, of which the default dilations read at "
         "most one. F1 on TEST (higher is better). Selected: dilations from forward selection on the first training sequences. Learned: "

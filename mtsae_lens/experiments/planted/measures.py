@@ -129,7 +129,7 @@ def make_trials(arms: Mapping[str, PlantedArm], settings: PlantedSettings, seeds
     }
 
 
-def settings_record(arms: Mapping[str, PlantedArm], settings: PlantedSettings) -> dict[str, Any]:
+def record_settings(arms: Mapping[str, PlantedArm], settings: PlantedSettings) -> dict[str, Any]:
     """Return what the results depend on, as JSON.
 
     Args:

@@ -16,7 +16,7 @@ from mtsae_lens.experiments.planted.results import (
     Score,
     TemporalTrial,
 )
-from mtsae_lens.experiments.planted.scores import class_estimate, classes, label_class, mean_profile
+from mtsae_lens.experiments.planted.scores import estimate_class, label_class, list_classes, mean_profile
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.planted_figures import profile_heatmap, recovery_bars, strength_curves
 
@@ -110,7 +110,7 @@ def _strength_section(trials: ComparedTrials) -> Section:
 
     def curve(name: str, score: Score) -> dict[float, FeatureInterval]:
         return {
-            echo: class_estimate(records[name if echo == own else f"{name}/echo_{echo:g}"], score, "pattern")
+            echo: estimate_class(records[name if echo == own else f"{name}/echo_{echo:g}"], score, "pattern")
             for echo in sorted([*ECHOES, own])
         }
 
@@ -155,7 +155,7 @@ def _naming_section(namings: Mapping[str, Naming]) -> Section:
 
 
 def _profile_section(records: Sequence[TemporalTrial]) -> Section:
-    profiles = {label_class(*of): mean_profile(records, *of) for of in classes(records[0])}
+    profiles = {label_class(*of): mean_profile(records, *of) for of in list_classes(records[0])}
     text = (
         "Share of each earlier position in the lift, which is what is added to a feature's pre-activation when it fires, beyond the "
         "average. The rest comes from the feature's own position. Mean over the features of a class."

@@ -21,14 +21,14 @@ from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 
 
-def trial_settings(settings: PlantedCommandSettings) -> PlantedSettings:
+def make_trial_settings(settings: PlantedCommandSettings) -> PlantedSettings:
     """Return the settings that all trials share.
 
     Args:
         settings: settings of the command.
     """
     return PlantedSettings(
-        planted_config(settings.planted),
+        make_planted_config(settings.planted),
         d_sae=settings.d_sae,
         n_steps=settings.n_steps,
         n_test_sequences=settings.n_test_sequences,
@@ -37,7 +37,7 @@ def trial_settings(settings: PlantedCommandSettings) -> PlantedSettings:
 
 def _check(settings: PlantedCommandSettings) -> None:
     """Check before the first training what would fail after the last."""
-    planted = trial_settings(settings).planted
+    planted = make_trial_settings(settings).planted
     n_features = PlantedFeatures(planted).n_features
     if settings.d_sae < n_features:
         raise ConfigError(
@@ -53,7 +53,7 @@ def _check(settings: PlantedCommandSettings) -> None:
         )
 
 
-def planted_config(given: dict[str, Any]) -> PlantedConfig:
+def make_planted_config(given: dict[str, Any]) -> PlantedConfig:
     """Return the default configuration with some fields changed.
 
     Args:
@@ -93,7 +93,7 @@ def run_planted(settings: PlantedCommandSettings) -> tuple[PlantedResult, list[T
     """
     watch = Stopwatch()
     _check(settings)
-    shared = trial_settings(settings)
+    shared = make_trial_settings(settings)
     compared = compare_architectures(shared, settings.n_seeds, settings.out / "planted", settings.n_workers)
     comparison, directions = summarize_comparison(compared), None
     reports = [report_comparison(compared, comparison)]

@@ -40,7 +40,7 @@ def estimate(by_seed: Sequence[Sequence[float]]) -> FeatureInterval:
     return FeatureInterval(mean, low, high, min(means), max(means), len(values))
 
 
-def classes(record: PlantedRecord) -> list[tuple[str, int]]:
+def list_classes(record: PlantedRecord) -> list[tuple[str, int]]:
     """Return the classes of features (kind and time scale) in the order of the record, each once.
 
     Args:
@@ -49,7 +49,9 @@ def classes(record: PlantedRecord) -> list[tuple[str, int]]:
     return list(dict.fromkeys(zip(record.kind, record.time_scale, strict=True)))
 
 
-def of_class(record: PlantedRecord, values: Sequence[float | None], kind: str, time_scale: int | None = None) -> list[float]:
+def select_class(
+    record: PlantedRecord, values: Sequence[float | None], kind: str, time_scale: int | None = None
+) -> list[float]:
     """Return the values of the features of one class; missing values count as 0.
 
     Args:
@@ -62,7 +64,7 @@ def of_class(record: PlantedRecord, values: Sequence[float | None], kind: str, t
     return [value or 0.0 for k, t, value in rows if k == kind and time_scale in (None, t)]
 
 
-def class_estimate(records: Sequence[PlantedRecord], score: Score, kind: str, time_scale: int | None = None) -> FeatureInterval:
+def estimate_class(records: Sequence[PlantedRecord], score: Score, kind: str, time_scale: int | None = None) -> FeatureInterval:
     """Estimate a score over the features of one class of all seeds.
 
     Args:
@@ -71,7 +73,7 @@ def class_estimate(records: Sequence[PlantedRecord], score: Score, kind: str, ti
         kind: kind of the features.
         time_scale: time scale of the features; None for all.
     """
-    return estimate([of_class(record, record.column(score), kind, time_scale) for record in records])
+    return estimate([select_class(record, record.column(score), kind, time_scale) for record in records])
 
 
 def label_class(kind: str, time_scale: int) -> str:
@@ -91,10 +93,10 @@ def estimate_by_class(records: Sequence[PlantedRecord], score: Score) -> ByClass
         records: one record per seed.
         score: name of the score.
     """
-    return {label_class(*of): class_estimate(records, score, *of) for of in classes(records[0])}
+    return {label_class(*of): estimate_class(records, score, *of) for of in list_classes(records[0])}
 
 
-def margin(
+def estimate_margin(
     ours: Sequence[PlantedRecord],
     theirs: Sequence[PlantedRecord],
     kind: str,
@@ -112,7 +114,7 @@ def margin(
         their_score: name of the score in `theirs`; None for the same.
     """
     pairs = [
-        (of_class(a, a.column(score), kind), of_class(b, b.column(their_score or score), kind))
+        (select_class(a, a.column(score), kind), select_class(b, b.column(their_score or score), kind))
         for a, b in zip(ours, theirs, strict=True)
     ]
     return estimate([[x - y for x, y in zip(a, b, strict=True)] for a, b in pairs])
@@ -140,10 +142,10 @@ def name_by_statistic(records: Sequence[PlantedTrial], statistic: Score, kind: s
     """
 
     def values(chosen: Sequence[PlantedTrial]) -> torch.Tensor:
-        return torch.tensor([value for record in chosen for value in of_class(record, record.column(statistic), kind)])
+        return torch.tensor([value for record in chosen for value in select_class(record, record.column(statistic), kind)])
 
     def time_scales(chosen: Sequence[PlantedTrial]) -> torch.Tensor:
-        return torch.tensor([int(value) for record in chosen for value in of_class(record, record.time_scale, kind)])
+        return torch.tensor([int(value) for record in chosen for value in select_class(record, record.time_scale, kind)])
 
     true, named = [], []
     for place, record in enumerate(records):
@@ -161,8 +163,8 @@ def name_by_lags(records: Sequence[TemporalTrial], lags: Sequence[tuple[int, int
         lags: the planted pairs of lags.
     """
     far = [pair[1] for pair in lags]
-    true = [[int(value) for value in of_class(record, record.time_scale, "pattern")] for record in records]
-    named = [[far[int(place)] for place in of_class(record, record.named_lags, "pattern")] for record in records]
+    true = [[int(value) for value in select_class(record, record.time_scale, "pattern")] for record in records]
+    named = [[far[int(place)] for place in select_class(record, record.named_lags, "pattern")] for record in records]
     return _naming(true, named)
 
 

@@ -41,7 +41,7 @@ def test_a_cell_of_ours(
     make_setup: Any, text_task: Any, size: BenchmarkSize, read: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     setup = make_setup(text_task)
-    swept, twins = {}, []
+    swept, draws = {}, []
     original, original_draws = edit_cells.sweep, edit_cells.matched_random_edits
 
     def sweep(lm: Any, task: Any, candidates: Any) -> Any:
@@ -49,8 +49,8 @@ def test_a_cell_of_ours(
         return original(lm, task, candidates)
 
     def matched_random_edits(lm: Any, task: Any, candidate: Any, *args: Any) -> Any:
-        twins.append((candidate.edit, original_draws(lm, task, candidate, *args)))
-        return twins[-1][1]
+        draws.append((candidate.edit, original_draws(lm, task, candidate, *args)))
+        return draws[-1][1]
 
     monkeypatch.setattr(edit_cells, "sweep", sweep)
     monkeypatch.setattr(edit_cells, "matched_random_edits", matched_random_edits)
@@ -75,10 +75,12 @@ def test_a_cell_of_ours(
                 assert of_corpus["nll_delta"] == pytest.approx(effect.nll_delta, abs=1e-5)
                 assert sum(d["n_tokens"] for d in of_corpus["documents"]) == of_corpus["n_tokens"]
             assert ("random" in row) == (name == OURS and budget == "0.05 goal")
-    assert [edit for edit, _ in twins] == [swept[0][PLACES["0.05 goal"]].edit]
-    for edit, drawn in twins:
+    assert [edit for edit, _ in draws] == [swept[0][PLACES["0.05 goal"]].edit]
+    for edit, drawn in draws:
         assert len(drawn) == 2
-        assert all(not set(edit.features) & set(twin.features) and twin.gate == edit.gate for twin in drawn)
+        assert all(
+            not set(edit.features) & set(random_edit.features) and random_edit.gate == edit.gate for random_edit in drawn
+        )
     sources = text_task.task(1).sources
     first_test = next(place for place, (_, split) in enumerate(read) if split == "test")
     assert {split for _, split in read[:first_test]} == {"select", "tune"}

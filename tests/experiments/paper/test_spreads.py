@@ -1,10 +1,10 @@
-from mtsae_lens.experiments.paper.spreads import show_difference, show_number, spread
+from mtsae_lens.experiments.paper.spreads import compute_spread, show_difference, show_number
 
 
 def test_a_spread_has_mean_deviation_and_range() -> None:
-    assert str(spread([1.0, 2.0, None, 3.0])) == "2 ± 1 (1 to 3)"
-    assert str(spread([0.5, 0.5])) == "0.5"
-    assert spread([None]) is None
+    assert str(compute_spread([1.0, 2.0, None, 3.0])) == "2 ± 1 (1 to 3)"
+    assert str(compute_spread([0.5, 0.5])) == "0.5"
+    assert compute_spread([None]) is None
 
 
 def test_numbers_are_short() -> None:

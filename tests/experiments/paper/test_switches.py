@@ -13,7 +13,7 @@ from mtsae_lens.experiments.paper.switches import (
     build_sae,
     collect_values,
     make_switch_trials,
-    settings_record,
+    record_settings,
 )
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.trials import run_trials
@@ -42,7 +42,7 @@ def test_the_base_is_the_papers_sae() -> None:
 @pytest.mark.parametrize("name", [n for n, arm in build_arms(TINY).items() if arm.sae and not arm.defaults])
 def test_an_arm_changes_what_it_says_and_nothing_else(name: str) -> None:
     base, changed = (asdict(build_sae(build_arms(TINY)[arm], TINY, 16, 0, "cpu").cfg) for arm in (BASE, name))
-    differ = {key for key in base if base[key] != changed[key]} - {"metadata"}  # holds an identifier of its own
+    differ = {key for key in base if base[key] != changed[key]} - {"metadata"}  # which has a unique identifier
     assert differ == set(build_arms(TINY)[name].sae)
 
 
@@ -76,7 +76,7 @@ def test_one_seed_gives_one_result_and_another_seed_another(cached: CachedActiva
 
 def test_trials_that_are_done_are_kept(setup: PaperSetup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(switches_module, "build_arms", lambda settings: {BASE: build_arms(settings)["norm_none"]})
-    settings = settings_record(TINY)
+    settings = record_settings(TINY)
     first = run_trials(tmp_path, settings, dict(make_switch_trials(setup, TINY, 2)), "test")
     monkeypatch.setattr(CachedActivations, "read", lambda *_: pytest.fail("read the model again"))
     second = run_trials(tmp_path, settings, dict(make_switch_trials(setup, TINY, 2)), "test")

@@ -11,7 +11,7 @@ from filled import filled
 from mtsae_lens.data.planted import PlantedConfig
 from mtsae_lens.experiments.planted.measures import measure_arm
 from mtsae_lens.experiments.planted.results import TemporalTrial
-from mtsae_lens.experiments.planted.scores import best_setting, estimate, margin, name_by_lags, name_by_statistic
+from mtsae_lens.experiments.planted.scores import best_setting, estimate, estimate_margin, name_by_lags, name_by_statistic
 from mtsae_lens.experiments.planted.training import PlantedArm, PlantedSettings, train_arm
 
 
@@ -22,7 +22,7 @@ def record(**columns: list[Any]) -> TemporalTrial:
 
 def test_a_margin_is_paired_by_feature() -> None:
     ours, theirs = record(f1=[0.9, 0.5, 0.8, 0.4]), record(f1=[0.7, 0.3, 0.6, 0.2])
-    found = margin([ours], [theirs], "pattern")
+    found = estimate_margin([ours], [theirs], "pattern")
     assert (found.mean, found.low, found.high, found.n) == pytest.approx((0.2, 0.2, 0.2, 4))
 
 

@@ -30,14 +30,14 @@ def model(request: pytest.FixtureRequest, tiny_model: Any, tiny_model_dir: Path,
 def check_a_clone_is_free(clone: Callable[[Any], Any], model: Any) -> None:
     """Changing any weight of a clone changes the clone's logits, and not those of the original."""
     before = model(TOKENS, prepend_bos=False)
-    twin = clone(model)
-    assert torch.equal(twin(TOKENS, prepend_bos=False), before)
-    for name, parameter in twin.named_parameters():
+    copy = clone(model)
+    assert torch.equal(copy(TOKENS, prepend_bos=False), before)
+    for name, parameter in copy.named_parameters():
         if any(part in name for part in WITHOUT_EFFECT):
             continue
         value = parameter.detach().clone()
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-        assert not torch.equal(twin(TOKENS, prepend_bos=False), before), name
+        assert not torch.equal(copy(TOKENS, prepend_bos=False), before), name
         assert torch.equal(model(TOKENS, prepend_bos=False), before), name
         parameter.data.copy_(value)
 
@@ -54,14 +54,14 @@ def test_a_deep_copy_is_not(tiny_model: Any) -> None:
 
 def test_a_clone_is_the_same_model(model: Any) -> None:
     state = torch.get_rng_state()
-    twin = clone_model(model)
+    copy = clone_model(model)
     assert torch.equal(torch.get_rng_state(), state)
-    assert twin.tokenizer is model.tokenizer
-    assert type(twin) is type(model)
-    assert twin.cfg == model.cfg
-    assert twin.cfg is not model.cfg
-    assert not twin.training
-    assert not any(parameter.requires_grad for parameter in twin.parameters())
+    assert copy.tokenizer is model.tokenizer
+    assert type(copy) is type(model)
+    assert copy.cfg == model.cfg
+    assert copy.cfg is not model.cfg
+    assert not copy.training
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
 
 
 def test_a_clone_has_no_hook_of_the_original(model: Any) -> None:
@@ -74,11 +74,11 @@ def test_a_clone_has_no_hook_of_the_original(model: Any) -> None:
         return torch.zeros_like(h)
 
     with model.hooks(fwd_hooks=[(HOOK, erase)]):
-        twin = clone_model(model)
-    assert torch.equal(twin(TOKENS, prepend_bos=False), before)
+        copy = clone_model(model)
+    assert torch.equal(copy(TOKENS, prepend_bos=False), before)
     assert not n_calls
-    with twin.hooks(fwd_hooks=[(HOOK, erase)]):  # its own hooks are called, by the same name
-        assert not torch.equal(twin(TOKENS, prepend_bos=False), before)
+    with copy.hooks(fwd_hooks=[(HOOK, erase)]):  # its own hooks are called, by the same name
+        assert not torch.equal(copy(TOKENS, prepend_bos=False), before)
         assert n_calls == 1
         assert torch.equal(model(TOKENS, prepend_bos=False), before)
 
@@ -87,15 +87,15 @@ def test_a_model_in_half_precision_is_trained_in_float32(model: Any) -> None:
     half = clone_model(model, torch.bfloat16)
     assert half.cfg.dtype == torch.bfloat16
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
-    twin = clone_to_train(half)
-    assert twin.cfg.dtype == torch.float32
-    for weight, expected in zip(twin.parameters(), half.parameters(), strict=True):
+    copy = clone_to_train(half)
+    assert copy.cfg.dtype == torch.float32
+    for weight, expected in zip(copy.parameters(), half.parameters(), strict=True):
         assert torch.equal(weight, expected.float())
-    assert twin(TOKENS, prepend_bos=False).dtype == torch.float32
+    assert copy(TOKENS, prepend_bos=False).dtype == torch.float32
 
 
 def test_a_model_with_saes_on_it_is_refused(model: Any, lm: Any) -> None:
-    twin = clone_model(model)
-    twin.add_sae(lm.sae)
+    copy = clone_model(model)
+    copy.add_sae(lm.sae)
     with pytest.raises(ModelError, match="reset_saes"):
-        clone_model(twin)
+        clone_model(copy)

@@ -73,8 +73,10 @@ def test_items_of_one_document_are_resampled_together() -> None:
     alone = grouped_interval(hits, names, 0)
     copied = grouped_interval(hits.repeat_interleave(20), [name for name in names for _ in range(20)], 0)
     assert copied == pytest.approx(alone, abs=0.03)
-    twin = grouped_interval(hits.repeat_interleave(20), [str(n) for n in range(600)], 0)  # as if copies were new evidence
-    assert twin[1] - twin[0] < 0.5 * (copied[1] - copied[0])
+    independent = grouped_interval(
+        hits.repeat_interleave(20), [str(n) for n in range(600)], 0
+    )  # as if copies were new evidence
+    assert independent[1] - independent[0] < 0.5 * (copied[1] - copied[0])
     values, documents = torch.tensor([1.0, 2, 3, 4, 9]), ["b", "a", "b", "c", "a"]
     assert grouped_interval(values, documents, 3) == delta_interval(
         torch.tensor([11.0, 4, 4]).double(), torch.tensor([2.0, 2, 1]).double(), 3

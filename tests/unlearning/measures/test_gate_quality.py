@@ -31,7 +31,7 @@ def test_auroc_counts_pairs(seed: int) -> None:
     assert auroc(positives, negatives) == pytest.approx(pair_by_pair(positives, negatives))
     assert auroc(negatives, positives) == pytest.approx(1 - auroc(positives, negatives))
     ties_lost = sum(p > n for p in positives.tolist() for n in negatives.tolist()) / (37 * 23)
-    assert auroc(positives, negatives) > ties_lost + 0.01  # a twin that gives ties away is another
+    assert auroc(positives, negatives) > ties_lost + 0.01  # a broken variant that gives ties away differs
     assert auroc(positives.double().exp(), negatives.double().exp()) == pytest.approx(auroc(positives, negatives))
 
 

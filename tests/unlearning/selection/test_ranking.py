@@ -44,20 +44,20 @@ def test_matched_random_is_disjoint_matched_and_seeded(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     forget = rates(*torch.rand(300, generator=generator).pow(3).tolist())
     chosen = torch.randperm(300, generator=generator)[:40].tolist()
-    twins = matched_random(forget, chosen, torch.Generator().manual_seed(seed))
-    assert len(twins) == len(set(twins)) == 40
-    assert not set(twins) & set(chosen)
-    assert twins == matched_random(forget, chosen, torch.Generator().manual_seed(seed))
-    assert twins != matched_random(forget, chosen, torch.Generator().manual_seed(seed + 1))
+    drawn = matched_random(forget, chosen, torch.Generator().manual_seed(seed))
+    assert len(drawn) == len(set(drawn)) == 40
+    assert not set(drawn) & set(chosen)
+    assert drawn == matched_random(forget, chosen, torch.Generator().manual_seed(seed))
+    assert drawn != matched_random(forget, chosen, torch.Generator().manual_seed(seed + 1))
     log_rate = forget.rate.clamp(min=MIN_RATE).log()
-    distance = (log_rate[chosen] - log_rate[list(twins)]).abs()
+    distance = (log_rate[chosen] - log_rate[list(drawn)]).abs()
     random = (log_rate[chosen] - log_rate[torch.randperm(300, generator=generator)[:40]]).abs()
     assert distance.mean() < 0.3 * random.mean()
 
 
 def test_matched_random_takes_what_there_is() -> None:
-    twins = matched_random(rates(0.1, 0.2, 0.3, 0.4, 0.5), [0, 1, 2], torch.Generator().manual_seed(0))
-    assert set(twins) == {3, 4}
+    drawn = matched_random(rates(0.1, 0.2, 0.3, 0.4, 0.5), [0, 1, 2], torch.Generator().manual_seed(0))
+    assert set(drawn) == {3, 4}
     assert matched_random(rates(0.1, 0.2), [0, 1], torch.Generator()) == ()
 
 
@@ -67,9 +67,9 @@ def test_twins_fire_as_often_and_as_strongly() -> None:
     rate, strength = torch.rand(2, 600, generator=generator).mul(6).sub(7).exp()
     forget = FiringStatistics("c", rate, strength, 1000)
     chosen = list(range(30))
-    twins = list(matched_random(forget, chosen, torch.Generator().manual_seed(0)))
+    drawn = list(matched_random(forget, chosen, torch.Generator().manual_seed(0)))
     for values in (rate.log(), strength.log()):
-        assert (values[twins] - values[chosen]).abs().mean() < 0.2 * values.std()
+        assert (values[drawn] - values[chosen]).abs().mean() < 0.2 * values.std()
     by_rate_alone = FiringStatistics("c", rate, torch.ones_like(rate), 1000)
     worse = list(matched_random(by_rate_alone, chosen, torch.Generator().manual_seed(0)))
     assert (strength.log()[worse] - strength.log()[chosen]).abs().mean() > 0.5 * strength.log().std()

@@ -46,7 +46,7 @@ def test_unknown_names_and_settings_are_named() -> None:
         make_score("attribution", retain_wieght=1.0)
 
 
-# scores of one's own ---------------------------------------------------------------------------------------------------
+# registered scores ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
