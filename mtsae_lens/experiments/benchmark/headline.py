@@ -114,7 +114,7 @@ def _came_back(results: TaskResults, method: str) -> str:
     if attacks is None:
         return "It was not attacked."
     relearned = _relearned(attacks, _unit(results))
-    said = "" if relearned is None else f"Relearning ({relearned[1]}; seed 0) brings back {relearned[0]:.0%} of it."
+    said = "" if relearned is None else f"Relearning ({relearned[1]}; seed 0) brings back {relearned[0]:.0%} of the forgetting."
     return f"{said} {recovery_summary(attacks.recovery)}".strip() if attacks.recovery is not None else said
 
 

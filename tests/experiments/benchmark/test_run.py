@@ -226,7 +226,7 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
         "on f, where a model that never saw the text has +2.500, at a cost of +0.040 [",
         "on near text and +0.010 [",
         "seeds: 2; within 0.05 on TUNE). Matched random features behind the same gate add +0.100. ",
-        "Relearning (half of the people, asked about the others; seed 0) brings back 75% of it. ",
+        "Relearning (half of the people, asked about the others; seed 0) brings back 75% of the forgetting. ",
         f"Of 4 methods, {OURS} comes nearest to the reference (-0.500 nats from it).",
     ):
         assert part in said
