@@ -70,8 +70,8 @@ def test_forgotten_cost_and_what_came_back() -> None:
         f"own: editing features of {OURS} adds +1.000 [+1.000, +1.000] nats per token to the loss on f, where a model that never saw the text "
         "has +1.200, at a cost of +0.020 [+0.020, +0.020] on near text and +0.003 [+0.003, +0.003] on far text (TEST, seeds: 1; within 0.05 on "
         "TUNE). Matched random features behind the same gate add +0.100. Relearning (16 documents, hook in place; seed 0) brings back 90% of "
-        "the forgetting. Recovery attack: with the edit active, one vector added at the hook brings back 82% of the forgetting (95% interval 80% to 84%). "
-        "Of 2 methods, npo comes nearest to the reference (-0.050 nats from it)."
+        "the forgetting. Recovery attack: with the edit active, one vector added at the hook brings back 82% of the forgetting (95% interval "
+        "80% to 84%). Of 2 methods, npo comes nearest to the reference (-0.050 nats from it)."
     )
     assert rows(results) == [
         [
