@@ -51,3 +51,9 @@ def test_the_variants_of_the_ablation_differ_from_the_default_and_can_be_trained
 
 def test_the_script_is_the_papers_command() -> None:
     assert "run_paper" in runpy.run_path(str(CONFIGS[0].parents[1] / "reproduce_paper.py"))
+
+
+def test_the_comparison_of_removal_trains_and_tries_weights_as_the_benchmark_does() -> None:
+    script = runpy.run_path(str(CONFIGS[0].parents[1] / "benchmarks" / "removal.py"))
+    assert {"train_weights", "try_weights"} <= set(script)
+    assert "finetune" not in script

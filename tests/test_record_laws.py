@@ -48,7 +48,7 @@ def test_a_record_read_back_is_the_same(cls: type[Record], data: st.DataObject) 
 def test_the_law_covers_the_records_of_every_experiment() -> None:
     names = {cls.__name__ for cls in record_classes()}
     assert {"UnlearningResult", "MethodsCell", "ReferenceCell", "StabilityCell", "TemporalTrial", "PaperRun"} <= names
-    assert {"DemoResult", "ExportResult", "PaperResult", "PlantedResult"} <= names
+    assert {"BenchmarkResult", "DemoResult", "ExportResult", "PaperResult", "PlantedResult"} <= names
     assert {"TrainResult", "EvaluateResult", "ScaleResult"} <= names
 
 

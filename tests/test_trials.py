@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
-from mtsae_lens.trials import run_trials
+from mtsae_lens.errors import ConfigError, DataError, MTSAEWarning, TrainingInterrupted
+from mtsae_lens.trials import run_trials, run_trials_by_settings
 
 
 def counting(calls: list[str], name: str) -> Any:
@@ -125,6 +125,57 @@ def test_a_result_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     run_trials(tmp_path, {}, trials, "test")
     (tmp_path / "x__0.json").write_text('{"value": 7}')
     assert run_trials(tmp_path, {}, trials, "test") == {"x/0": {"value": 7}}
+
+
+# trials with different settings ------------------------------------------------------------------------------------------
+
+
+def test_only_trials_with_changed_settings_are_made_again_and_no_result_is_lost(tmp_path: Path) -> None:
+    calls: list[str] = []
+    trials = {name: counting(calls, name) for name in ("x/0", "y/0")}
+    first = {"x/0": {"a": {"b": 1}, "c": [1, 2]}, "y/0": {"d": 1}}
+    assert run_trials_by_settings(tmp_path, first, trials, "test") == {"x/0": {"value": 1}, "y/0": {"value": 2}}
+    again = run_trials_by_settings(tmp_path, {**first, "x/0": {"c": (1, 2), "a": {"b": 1}}}, trials, "test")
+    assert again == {"x/0": {"value": 1}, "y/0": {"value": 2}}  # order and tuples are those of JSON
+    other = {**first, "x/0": {"a": {"b": 2}, "c": [1, 2]}}
+    with pytest.warns(
+        MTSAEWarning, match=r"1 of 2 trials have results with other settings only \(a\.b\); they are computed again"
+    ):
+        assert run_trials_by_settings(tmp_path, other, trials, "test") == {"x/0": {"value": 3}, "y/0": {"value": 2}}
+    assert run_trials_by_settings(tmp_path, first, trials, "test") == {"x/0": {"value": 1}, "y/0": {"value": 2}}
+    assert calls == ["x/0", "y/0", "x/0"]
+
+
+def test_a_new_trial_or_a_name_that_begins_alike_is_no_warning(tmp_path: Path) -> None:
+    run_trials_by_settings(tmp_path, {"x-1": {}}, {"x-1": counting([], "x-1")}, "test")
+    names = ("x", "x-1", "x-1-2", "y")
+    run_trials_by_settings(
+        tmp_path, {name: {"a": 1} if name != "x-1" else {} for name in names}, {n: counting([], n) for n in names}, "test"
+    )
+
+
+@pytest.mark.parametrize("old", ['{"value": 7}', '{"value": 7, "trial_name": "x"}', "damaged"])
+def test_results_without_settings_are_kept_and_made_again_with_a_warning(tmp_path: Path, old: str) -> None:
+    (tmp_path / "x.json").write_text(old)
+    (tmp_path / "settings.json").write_text('{"a": 0}')
+    with pytest.warns(MTSAEWarning, match=r"1 of 1 trials .* \(those of an earlier version\)"):
+        assert run_trials_by_settings(tmp_path, {"x": {"a": 1}}, {"x": counting([], "x")}, "test") == {"x": {"value": 1}}
+    assert (tmp_path / "x.json").read_text() == old
+
+
+def test_a_result_under_the_name_of_other_settings_is_damaged(tmp_path: Path) -> None:
+    trial = {"x": counting([], "x")}
+    run_trials_by_settings(tmp_path, {"x": {"a": 1}}, trial, "test")
+    (path,) = tmp_path.glob("x-*.json")
+    content = path.read_text()
+    with pytest.warns(MTSAEWarning, match=r"\(a\)"):
+        run_trials_by_settings(tmp_path, {"x": {"a": 2}}, trial, "test")
+    (other,) = set(tmp_path.glob("x-*.json")) - {path}
+    other.write_text(content)
+    with pytest.raises(
+        DataError, match=r"x-.*json: expected the result with the settings of its name, .*damaged.*delete this file"
+    ):
+        run_trials_by_settings(tmp_path, {"x": {"a": 2}}, trial, "test")
 
 
 # several processes: trials are functions of this module, so that they can be sent to them --------------------------------

@@ -19,23 +19,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.arms import TASKS
 from mtsae_lens.experiments.benchmark.attack_cell import RELEARNING
 from mtsae_lens.experiments.benchmark.low_rank_cell import imitate
+from mtsae_lens.experiments.benchmark.measuring import try_weights
 from mtsae_lens.experiments.benchmark.reading import find_main_place, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
+from mtsae_lens.experiments.benchmark.weights_cell import train_weights
 from mtsae_lens.export.low_rank import LowRankSettings
 from mtsae_lens.unlearning.attacks import quantize, relearn
 from mtsae_lens.unlearning.candidates import Grid, feature_candidates, fit_gates, gather_evidence, rankings
 from mtsae_lens.unlearning.changes import Change, summarize_effect
 from mtsae_lens.unlearning.finetuning.batches import sample_documents
-from mtsae_lens.unlearning.finetuning.finetune import DivergedError, finetune
 from mtsae_lens.unlearning.finetuning.sweeps import sweeps_of
-from mtsae_lens.unlearning.measures.effects import as_logits, measure_model, model_losses
-from mtsae_lens.unlearning.sweep import Outcome, Setting, summarize_outcome, sweep
-from mtsae_lens.unlearning.task import SPARED
+from mtsae_lens.unlearning.measures.effects import measure_model
+from mtsae_lens.unlearning.sweep import Outcome, Setting, sweep
 
 GRID = Grid(("frequency_difference",), (8, 32), (1.0, 2.0, 4.0), (0.01,))
 METHODS = ("edit", "low_rank", "npo", "rmu", "rep_select", "untouched", "reference")
@@ -54,28 +53,10 @@ def find_edit(setup: BenchmarkSetup) -> tuple[Change, Setting]:
     return Change(candidates[place].edit), candidates[place].setting
 
 
-def finetuned(setup: BenchmarkSetup, loss: str, seed: int) -> Iterator[tuple[Setting, AnyHookedModel]]:
-    forget = setup.training_table(setup.task_of.forget_training)
-    retain = [setup.training_table(source) for source in setup.task_of.retain_training]
-    for run in sweeps_of(loss, "questions" if is_question_source(setup.task_of.forget_training) else "text"):
-        try:
-            settings = replace(run.settings, seed=seed)
-            for snapshot in finetune(setup.lm.model, run.loss, forget, retain, setup.lm.cutter, settings):
-                yield {"loss": repr(run.loss), "lr": run.settings.lr, "step": snapshot.step}, snapshot.model
-        except DivergedError:
-            continue
-
-
 def find_weights(setup: BenchmarkSetup, loss: str, seed: int) -> tuple[Change, Setting] | None:
-    lm, task = setup.lm, setup.task
-    trained = list(finetuned(setup, loss, seed))
-    models = [as_logits(model, lm.cutter) for _, model in trained]
-    tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
-    losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
-    outcomes = [
-        summarize_outcome(task, setting, {source: found[n] for source, found in losses.items()})
-        for n, (setting, _) in enumerate(trained)
-    ]
+    runs = sweeps_of(loss, "questions" if is_question_source(setup.task_of.forget_training) else "text")
+    trained = list(train_weights(setup, runs, seed))
+    outcomes = try_weights(setup, trained)
     for outcome in outcomes:
         print(
             f"# {outcome.setting}: TUNE forget {outcome.forget:+.3f}, near {outcome.near:+.3f}, far {outcome.far:+.3f}",

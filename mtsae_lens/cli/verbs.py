@@ -108,8 +108,9 @@ def unlearn_benchmark(settings: BenchmarkSettings) -> None:
     """
     from mtsae_lens.experiments.benchmark.run import run_benchmark
 
-    _, tables = run_benchmark(settings)
-    print_tables(*tables)
+    _, report = run_benchmark(settings)
+    say("\n\n".join(report.summary) + "\n")
+    print_tables(*report.tables)
     _name_report(settings)
 
 

@@ -1,4 +1,4 @@
-"""Define the parts of an experiment: their trials as JSON, and what each part adds to `metrics.json`, the page and the terminal."""
+"""Define the parts of an experiment: their trials as JSON, and what each part adds to the page and the terminal."""
 
 from __future__ import annotations
 
@@ -10,16 +10,6 @@ from typing import Any
 from mtsae_lens.records import Record
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.trials import Trial
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """The results of one part: numbers for `metrics.json` under `name`, sections for the page, tables for the terminal."""
-
-    name: str
-    metrics: dict[str, Any]
-    sections: list[Section]
-    tables: list[Table]
 
 
 @dataclass(frozen=True, eq=False)

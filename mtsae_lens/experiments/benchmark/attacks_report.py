@@ -8,7 +8,7 @@ from mtsae_lens.commands.recovery_report import recovery_section
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.attack_cell import FILLER_SHARE, RELEARNING
 from mtsae_lens.experiments.benchmark.cells import Attacks
-from mtsae_lens.experiments.benchmark.results import TaskResults
+from mtsae_lens.experiments.benchmark.task_results import TaskResults
 from mtsae_lens.reporting.benchmark_figures import relearning_curves
 from mtsae_lens.reporting.page import Section, Table
 

@@ -8,8 +8,8 @@ from typing import Any
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS
 from mtsae_lens.experiments.benchmark.reading import most, nearest
-from mtsae_lens.experiments.benchmark.results import TaskResults
 from mtsae_lens.experiments.benchmark.summary import AtCost, SeedInterval
+from mtsae_lens.experiments.benchmark.task_results import TaskResults
 from mtsae_lens.reporting.benchmark_figures import cost_curves
 from mtsae_lens.reporting.page import Section, Table
 

@@ -14,7 +14,7 @@ from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
 from mtsae_lens.unlearning.changes import Change, measure_further, summarize_documents, summarize_effect
 from mtsae_lens.unlearning.measures.effects import EditEffect, as_logits, model_losses
-from mtsae_lens.unlearning.sweep import Setting, summarize_outcome
+from mtsae_lens.unlearning.sweep import Outcome, Setting, summarize_outcome
 from mtsae_lens.unlearning.task import SPARED
 
 
@@ -38,13 +38,7 @@ def measure_weights(
         main: index of the main model if no model is within the budget; None if there is none then.
     """
     lm, task = setup.lm, setup.task
-    tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
-    models = [as_logits(weights, lm.cutter) for _, weights in trained]
-    losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
-    outcomes = [
-        summarize_outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})
-        for place, (setting, _) in enumerate(trained)
-    ]
+    outcomes = try_weights(setup, trained)
     places = read_sweep(outcomes, math.log(lm.model.cfg.d_vocab), setup.goal)
     tables = task.tables("test", lm.cutter)
     corpora: dict[int, dict[str, MeasuredCorpus]] = {}
@@ -59,6 +53,26 @@ def measure_weights(
         further = measure_further(lm, task, change, setup.reference, seed)
         harm = attack(setup, change, size.relearned_documents, seed, size.n_relearning_steps, size.recovery)
     return MethodResult(tune=tuple(outcomes), test=test, main=further, attacks=harm)
+
+
+def try_weights(setup: BenchmarkSetup, trained: Sequence[tuple[Setting, AnyHookedModel]]) -> list[Outcome]:
+    """Measure changed weights on TUNE. The text is read once for all models.
+
+    Args:
+        setup: the models and tables of the task, opened.
+        trained: settings with the models that they gave.
+
+    Returns:
+        One outcome per model.
+    """
+    lm, task = setup.lm, setup.task
+    tables = task.tables("tune", lm.cutter, ("forget", *SPARED))
+    models = [as_logits(weights, lm.cutter) for _, weights in trained]
+    losses = {source: model_losses(models, lm.model, lm.cutter, table, lm.batch_size) for source, table in tables.items()}
+    return [
+        summarize_outcome(task, setting, {source: of_source[place] for source, of_source in losses.items()})
+        for place, (setting, _) in enumerate(trained)
+    ]
 
 
 def summarize_with_documents(effect: EditEffect, seed: int) -> MeasuredCorpus:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.experiments.benchmark.arms import MAIN_BUDGET
-from mtsae_lens.experiments.benchmark.results import TaskResults
+from mtsae_lens.experiments.benchmark.task_results import TaskResults
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.unlearning.measures.gate_quality import GateQuality
 from mtsae_lens.unlearning.results import FurtherMeasures

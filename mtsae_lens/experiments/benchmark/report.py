@@ -1,49 +1,49 @@
-"""Write the report of the benchmark: SAEs, cost tables and curves, differences, the edit in full, attacks, stability, samples."""
+"""Write the report of the benchmark: the findings first, then SAEs, cost, differences, the edit in full, attacks, stability, samples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
-from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize, BenchmarkTask
+from mtsae_lens.experiments.benchmark.arms import OURS
 from mtsae_lens.experiments.benchmark.attacks_report import attack_sections
-from mtsae_lens.experiments.benchmark.cells import Cell
 from mtsae_lens.experiments.benchmark.cost_report import cost_sections, cost_table
+from mtsae_lens.experiments.benchmark.headline import headline_section, summarize_task
 from mtsae_lens.experiments.benchmark.reading import most, nearest
 from mtsae_lens.experiments.benchmark.reference_report import reference_section
-from mtsae_lens.experiments.benchmark.results import TaskResults
-from mtsae_lens.experiments.parts import Part
+from mtsae_lens.experiments.benchmark.results import BenchmarkResult
+from mtsae_lens.experiments.benchmark.task_results import TaskResults
+from mtsae_lens.experiments.parts import PartReport
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 
 
-def benchmark_part(
-    trained: Mapping[str, Mapping[str, float]],
-    cells: Mapping[str, Cell],
-    tasks: Mapping[str, BenchmarkTask],
-    size: BenchmarkSize,
-    architectures: Sequence[str],
-) -> Part:
-    """Make the metrics, sections and tables of the benchmark.
+@dataclass(frozen=True, eq=False)
+class BenchmarkReport(PartReport):
+    """The page and the terminal output of the benchmark, which begin with the findings in a few sentences."""
+
+    summary: list[str]
+
+
+def report_benchmark(result: BenchmarkResult, of_tasks: Sequence[TaskResults], architectures: Sequence[str]) -> BenchmarkReport:
+    """Make the summary, the sections and the tables of the benchmark.
 
     Args:
-        trained: fidelity metrics of the SAEs, by `architecture/seed`.
-        cells: cells by name.
-        tasks: tasks by name.
-        size: how much work was done.
+        result: what was measured.
+        of_tasks: the cells of every task that `result` summarizes.
         architectures: architectures of the SAEs, in the order in which they are shown.
     """
-    metrics: dict[str, Any] = {
-        "saes": dict(trained),
-        "seconds_of_cells": sum(cell.seconds or 0.0 for cell in cells.values()),
-    }
-    sections, tables = [_saes(trained, architectures)], []
-    for name, benchmark_task in tasks.items():
-        results = TaskResults(name, benchmark_task.task(size.contexts_per_split), cells, architectures)
-        metrics[name] = results.metrics()
+    summary, sections, tables = [], [], []
+    for results in of_tasks:
+        summary.append(summarize_task(results))
+        headline = headline_section(results)
+        sections.append(headline)
+        tables += [headline.table] if headline.table else []
+    sections.append(_saes(result.saes, architectures))
+    for results in of_tasks:
         sections += _task_sections(results)
         tables.append(cost_table(results, most if results.reference is None else nearest))
-    return Part("unlearning", metrics, sections, tables)
+    return BenchmarkReport(sections, tables, summary)
 
 
 def _saes(trained: Mapping[str, Mapping[str, float]], architectures: Sequence[str]) -> Section:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from mtsae_lens.data.bridges import AnyHookedModel
@@ -33,11 +33,18 @@ def weights_cell(
         attacked: whether the main model is measured in full and attacked.
     """
     setup = setup.opened()
-    result = measure_weights(setup, size, list(_trained(setup, runs, seed)), seed, attacked=attacked)
+    result = measure_weights(setup, size, list(train_weights(setup, runs, seed)), seed, attacked=attacked)
     return MethodsCell(methods={method: result})
 
 
-def _trained(setup: BenchmarkSetup, runs: tuple[Sweep, ...], seed: int) -> Iterator[tuple[Setting, AnyHookedModel]]:
+def train_weights(setup: BenchmarkSetup, runs: Iterable[Sweep], seed: int) -> Iterator[tuple[Setting, AnyHookedModel]]:
+    """Yield every snapshot of every run with its setting. A run that diverges ends early.
+
+    Args:
+        setup: the models and tables of the task, opened.
+        runs: the runs to try.
+        seed: seed of the order in which text is read.
+    """
     forget = setup.training_table(setup.task_of.forget_training)
     retain = [setup.training_table(source) for source in setup.task_of.retain_training]
     for run in runs:

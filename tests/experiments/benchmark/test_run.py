@@ -14,10 +14,11 @@ from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.experiments.benchmark import run as module
 from mtsae_lens.experiments.benchmark.arms import OURS, QUICK, TASKS, BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.cells import Cell, MethodsCell, ReferenceCell, StabilityCell
-from mtsae_lens.experiments.benchmark.report import benchmark_part
-from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, _cells, run_benchmark
+from mtsae_lens.experiments.benchmark.report import BenchmarkReport, report_benchmark
+from mtsae_lens.experiments.benchmark.results import BenchmarkResult
+from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, run_benchmark
+from mtsae_lens.experiments.benchmark.task_results import TaskResults
 from mtsae_lens.reporting.page import write_report
-from mtsae_lens.unlearning.finetuning.sweeps import LOSSES, SWEEPS
 from mtsae_lens.unlearning.task import Corpus
 
 
@@ -49,12 +50,6 @@ def test_a_model_of_another_context_or_without_bos() -> None:
     assert (usual.context_size, usual.batch_size_tokens, usual.prepend_bos) == (128, 512, True)
 
 
-def test_only_losses_of_all_weights_are_bound_to_later_layers() -> None:
-    runs = {loss: module._sweeps(TASKS["domain"], loss, 3) for loss in ("npo", "rmu")}
-    assert {sweep.settings.first_layer for sweep in runs["npo"]} == {3}
-    assert {sweep.settings.first_layer for sweep in runs["rmu"]} == {0}
-
-
 def test_saes_are_trained_from_the_given_cache(tmp_path: Path) -> None:
     assert BenchmarkSettings(cache=tmp_path).training(OURS, 0).cache == tmp_path
     assert BenchmarkSettings().training(OURS, 0).cache is None
@@ -63,7 +58,7 @@ def test_saes_are_trained_from_the_given_cache(tmp_path: Path) -> None:
 def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
     tmp_path: Path, tiny_model_dir: Path, save_neox: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "run_trials", lambda *_, **__: pytest.fail("it went to work"))
+    monkeypatch.setattr(module, "run_trials_by_settings", lambda *_, **__: pytest.fail("it went to work"))
     wide = save_neox(tmp_path / "wide", vocab_size=4224)
     given = {"model": str(tiny_model_dir), "forget": "kjv", "retain": ("sotu",), "context_size": 32, "out": tmp_path / "out"}
     with pytest.raises(
@@ -101,45 +96,10 @@ def test_the_scale_is_what_is_given_on_top_of_the_preset() -> None:
 
 
 def test_sources_are_checked_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "run_trials", lambda *args, **kwargs: pytest.fail("work began"))
+    monkeypatch.setattr(module, "run_trials_by_settings", lambda *args, **kwargs: pytest.fail("work began"))
     for sources in ({"retain": ("no-such-text",)}, {"retain": ("facts:retain:knwn",)}, {"retain": ()}):
         with pytest.raises(DataError):
             module.run_benchmark(BenchmarkSettings(out=tmp_path / "out", forget="kjv", **sources))
-
-
-def test_cells_are_made_seed_by_seed(tmp_path: Path) -> None:
-    settings = BenchmarkSettings(out=tmp_path, n_seeds=2, saes={OURS: {"k": 4}, "topk": {"k": 4}}, losses=("npo", "rmu"))
-    cells = _cells(settings, settings.benchmark_tasks(), settings.size())
-    names = list(cells)
-    assert names == [
-        name
-        for seed in (0, 1)
-        for task in ("domain", "people")
-        for name in (
-            *(f"{task}/{method}/{seed}" for method in (OURS, "topk", "npo", "rmu")),
-            *([f"{task}/reference"] if seed == 0 else []),
-        )
-    ] + [f"{task}/stability/{sae}-2" for task in ("domain", "people") for sae in settings.saes]
-    for name, cell in cells.items():
-        if "stability" in name:
-            (setups,) = cell.args  # type: ignore[attr-defined]
-            sae = name.split("/")[2].removesuffix("-2")
-            assert [setup.sae_folder for setup in setups] == [settings.training(sae, seed).out for seed in (0, 1)]
-            continue
-        task, method, seed = (*name.split("/"), "0")[:3]
-        setup = cell.args[0]  # type: ignore[attr-defined]
-        assert setup.task_of is TASKS[task]
-        sae = method if method in settings.saes else OURS
-        assert setup.sae_folder == settings.training(sae, int(seed)).out == tmp_path / "saes" / f"{sae}-{seed}"
-        assert cell.keywords["attacked"] == (seed == "0")  # type: ignore[attr-defined]
-        if method in LOSSES:
-            kind = "questions" if task == "people" else "text"
-            assert cell.args[1:] == (settings.size(), method, SWEEPS[kind][method], int(seed))  # type: ignore[attr-defined,index]
-    alone = BenchmarkSettings(out=tmp_path, reference=None, n_seeds=1, losses=(), n_attacked_seeds=0)
-    cells = _cells(alone, alone.benchmark_tasks(), alone.size())
-    assert not any("reference" in name for name in cells)
-    assert not any(cell.keywords.get("attacked") for cell in cells.values())  # type: ignore[attr-defined]
-    assert len([name for name in _cells(BenchmarkSettings(quick=True), {"own": OWN}, QUICK) if "npo" in name]) == 1
 
 
 def test_all_saes_are_trained_alike(tmp_path: Path) -> None:
@@ -221,11 +181,23 @@ TRAINED = {
 }
 
 
+def summarize(
+    made: dict[str, Any], task: BenchmarkTask, architectures: list[str]
+) -> tuple[dict[str, Any], BenchmarkResult, BenchmarkReport]:
+    """Return the JSON, the record and the report of cells made by hand."""
+    of_task = TaskResults(task.name, task.task(1), read(made), architectures)
+    result = BenchmarkResult(saes=TRAINED, seconds_of_cells=3.5, tasks={task.name: of_task.comparison()})
+    return result.to_json(), result, report_benchmark(result, [of_task], architectures)
+
+
 def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
-    part = benchmark_part(TRAINED, read(cells()), {"own": OWN}, BenchmarkSize(), [OURS, "topk"])
-    json.dumps(part.metrics, allow_nan=False)
-    assert part.metrics["saes"] == TRAINED
-    found = part.metrics["own"]
+    metrics, result, report = summarize(cells(), OWN, [OURS, "topk"])
+    assert list(metrics) == ["saes", "seconds_of_cells", "own"]
+    written = json.loads(json.dumps(metrics | {"provenance": {"seed": 0}}, allow_nan=False))
+    assert BenchmarkResult.from_json(written) == result
+    assert metrics["saes"] == TRAINED
+    found = metrics["own"]
+    assert list(found) == ["at_cost", "differences", "main", "attacks", "reference", "stability"]
     at_cost = found["at_cost"]
     means = {name: {b: round(row["forget"]["mean"], 6) for b, row in rows.items()} for name, rows in at_cost.items()}
     assert means == {
@@ -243,7 +215,21 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert list(found["main"]) == list(found["attacks"]) == [OURS]
     assert found["reference"]["corpora"]["f"]["nll_delta"] == 2.5
 
-    (table,) = part.tables
+    headline, table = report.tables
+    assert (headline, report.sections[0].title) == (
+        report.sections[0].table,
+        "own: forgotten, at what cost, and what came back",
+    )
+    (said,) = report.summary
+    for part in (
+        f"own: editing features of {OURS} adds +2.000 [",
+        "on f, where a model that never saw the text has +2.500, at a cost of +0.040 [",
+        "on near text and +0.010 [",
+        "seeds: 2; within 0.05 on TUNE). Matched random features behind the same gate add +0.100. ",
+        "Relearning (half of the people, asked about the others; seed 0) brings back 75% of the forgetting. ",
+        f"Of 4 methods, {OURS} comes nearest to the reference (-0.500 nats from it).",
+    ):
+        assert part in said
     rows = {row[0]: dict(zip(table.header, row, strict=True)) for row in table.rows}
     assert list(rows) == [OURS, "topk", f"{OURS}, no gate", "npo"]
     assert not any("recall" in name for name in table.header)  # a text, not questions
@@ -257,7 +243,7 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
         name: int(name == f"{OURS}, no gate") for name in rows
     }
 
-    sections = {section.title: section for section in part.sections}
+    sections = {section.title: section for section in report.sections}
     assert "never saw the text, has +2.500 nats" in sections["own: nearest to the reference within each budget"].text
     saes = sections["The SAEs"].table
     assert saes is not None
@@ -296,7 +282,7 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert stability is not None
     assert list(stability.rows[0]) == [OURS, "frequency_difference", 8, "0.50", "0.004", None, None]
 
-    write_report(tmp_path, "Unlearning, compared", "lead", part.sections, {})
+    write_report(tmp_path, "Unlearning, compared", "lead", report.sections, {})
     page = (tmp_path / "report.html").read_text()
     for text in ("own: the most loss within each budget", "own: attacks", "0.987", "In the beginning", "&lt;b&gt;sea"):
         assert text in page
@@ -308,52 +294,13 @@ def test_questions_show_recall_and_a_task_without_near_text_shows_none() -> None
     corpora = result["test"]["0.05"]["corpora"]
     del result["test"]["0.05"]["random"], corpora["n"]
     corpora["facts:forget:known"] = corpora.pop("f")
-    part = benchmark_part(
-        TRAINED, read({f"own/{OURS}/0": {"methods": {OURS: result}}}), {"own": asked}, BenchmarkSize(), [OURS, "topk"]
-    )
-    (table,) = part.tables
+    metrics, _, report = summarize({f"own/{OURS}/0": {"methods": {OURS: result}}}, asked, [OURS, "topk"])
+    _, table = report.tables
     (row,) = [dict(zip(table.header, row, strict=True)) for row in table.rows]
     assert (row["recall at 0.05"], row["near at 0.05"], row["random at 0.05"]) == ("25% [25%, 25%]", None, None)
-    assert part.metrics["own"]["differences"] == {}
-    assert part.metrics["own"]["reference"] is None
+    assert metrics["own"]["differences"] == {}
+    assert metrics["own"]["reference"] is None
     assert "seeds with no setting" not in table.header
-    titles = [section.title for section in part.sections]
+    titles = [section.title for section in report.sections]
     assert "own: attacks" not in titles
     assert "own: similarity to the reference" not in titles
-
-
-@pytest.mark.parametrize("changed", [{"neutral": ("jargon",)}, {"retain": ("austen",)}, {"reference": None}])
-def test_cells_of_other_text_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
-    given: list[Any] = []
-
-    def run_trials(folder: Path, settings: Any, *args: Any, **kwargs: Any) -> Any:
-        given.append(settings)
-        return {}
-
-    monkeypatch.setattr(module, "run_trials", run_trials)
-    monkeypatch.setattr(module, "benchmark_part", lambda *args: benchmark_part({}, {}, {}, BenchmarkSize(), []))
-    own = {"forget": "kjv", "retain": ("sotu",)}
-    for settings in (own, own | changed):
-        module.run_benchmark(BenchmarkSettings(out=tmp_path, **settings))  # type: ignore[arg-type]
-    before, after = given[1], given[3]
-    assert before != after
-    assert given[0] == given[2] or "reference" in changed  # the SAEs stay
-
-
-def test_saes_do_not_depend_on_the_size_of_the_measurements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records: dict[str, Any] = {}
-    monkeypatch.setattr(module, "run_trials", lambda folder, record, *_, **__: records.setdefault(folder.name, record) and {})
-
-    def end(*_: Any) -> None:
-        raise KeyError("end of the work")
-
-    monkeypatch.setattr(module, "benchmark_part", end)
-    seen = []
-    for settings in ({}, {"contexts_per_split": 5}, {"first_trained_layer": 1}, {"d_sae": 64}):
-        records.clear()
-        with pytest.raises(KeyError, match="end of the work"):
-            module.run_benchmark(BenchmarkSettings(out=tmp_path / "out", reference=None, **settings))
-        seen.append((repr(records["training"]), repr(records["cells"])))
-    assert len({training for training, _ in seen[:3]}) == 1
-    assert seen[3][0] != seen[0][0]
-    assert len({cells for _, cells in seen}) == 4
