@@ -31,9 +31,12 @@ from mtsae_lens.exploration.live import explain
 from mtsae_lens.interop.dictionary_learning import SAELensDictionary
 from mtsae_lens.interop.saebench import SAEBenchAdapter
 from mtsae_lens.opening import open_sae
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning import changes

@@ -25,7 +25,7 @@ from mtsae_lens import open_sae
 from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import is_question_source, read_questions
 from mtsae_lens.splice.evidence_gates import EvidenceGate
-from mtsae_lens.splice.gates import ThresholdGate
+from mtsae_lens.splice.gate_interface import ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.evidence_fit import Observed, Read, fit_decayed_mean, fit_two_state, observe_table, reader
 from mtsae_lens.unlearning.gating import fit_gate

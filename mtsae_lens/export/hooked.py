@@ -24,7 +24,7 @@ from mtsae_lens.export.card import model_card
 from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.files import write_json, write_text, write_whole_folder
 from mtsae_lens.splice.edit_files import save_edit, weights_digest
-from mtsae_lens.splice.edits import SUPPRESSION, Edit
+from mtsae_lens.splice.edit_interface import SUPPRESSION, Edit
 from mtsae_lens.splice.error_edits import parts_of
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.serialization import Serializable

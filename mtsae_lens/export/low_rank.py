@@ -24,7 +24,7 @@ from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 

@@ -23,7 +23,8 @@ from mtsae_lens.data.lazy_logits import LazyLogits, lazy_logits
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
-from mtsae_lens.splice.edits import Edit, FeatureEdit
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
 from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name

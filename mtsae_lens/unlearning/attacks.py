@@ -22,7 +22,7 @@ from mtsae_lens.data.contexts import ContextCutter, TokenTable
 from mtsae_lens.data.packing import Spans
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError, DataError, ModelError
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train

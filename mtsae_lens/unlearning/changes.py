@@ -12,7 +12,7 @@ from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.questions import is_question_source, read_wrong_answers
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss, max_tokens

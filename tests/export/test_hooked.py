@@ -21,8 +21,10 @@ from mtsae_lens.errors import ModelError
 from mtsae_lens.export import hooked, standalone
 from mtsae_lens.export.hooked import export_hooked
 from mtsae_lens.export.standalone import attach, load_edited
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate, SequenceRateGate

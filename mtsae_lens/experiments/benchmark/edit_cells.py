@@ -20,7 +20,7 @@ from mtsae_lens.experiments.benchmark.measuring import summarize_with_documents
 from mtsae_lens.experiments.benchmark.reading import find_main_place, most, nearest, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
-from mtsae_lens.splice.gates import Gate
+from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.unlearning.candidates import (
     FeatureCandidate,
     direction_candidates,

@@ -28,7 +28,7 @@ from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
-from mtsae_lens.splice.edits import SUPPRESSION
+from mtsae_lens.splice.edit_interface import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import run_trials
 from mtsae_lens.unlearning.finetuning.losses import OfAllWeights

@@ -21,7 +21,8 @@ from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import advance, track
-from mtsae_lens.splice.edits import Edit, FeatureEdit
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_losses, sum_measures

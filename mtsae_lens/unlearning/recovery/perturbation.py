@@ -18,7 +18,7 @@ from mtsae_lens.data.contexts import TokenBatch, TokenTable
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 
