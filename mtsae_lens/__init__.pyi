@@ -2,9 +2,9 @@
 
 from .data.activation_cache import ActivationCache as ActivationCache
 from .data.contexts import ContextCutter as ContextCutter
-from .data.contexts import TokenTable as TokenTable
-from .data.contexts import read_tokens as read_tokens
 from .data.language_models import load_language_model as load_language_model
+from .data.token_tables import TokenTable as TokenTable
+from .data.token_tables import read_tokens as read_tokens
 from .evaluation.fidelity import evaluate_fidelity as evaluate_fidelity
 from .evaluation.transcoding import evaluate_transcoder as evaluate_transcoder
 from .evaluation.transcoding import fit_token_means as fit_token_means

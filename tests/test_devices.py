@@ -19,9 +19,9 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.export import ExportSettings, run_export
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.data.questions import read_questions, read_wrong_answers
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.evaluation.recovery import PlantedSplits
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.switch_arms import SwitchSettings, build_arms

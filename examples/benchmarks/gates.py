@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from mtsae_lens import open_sae
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import is_question_source, read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.splice.evidence_gates import EvidenceGate
 from mtsae_lens.splice.gate_interface import ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM

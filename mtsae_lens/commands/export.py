@@ -14,13 +14,13 @@ from mtsae_lens.commands.export_comparison import ExportResult, compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, HookedBridge
 from mtsae_lens.data.choices import Split
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import dtype_name
 from mtsae_lens.data.questions import is_question_source, read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from mtsae_lens.commands.export_settings import Form
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import Logits, in_chunks, lazily
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record
 from mtsae_lens.reporting.page import Table

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.masks import zero_rows
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.massive import explain_without_massive
 from mtsae_lens.evaluation.memory import measure_memory

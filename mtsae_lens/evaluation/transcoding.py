@@ -14,8 +14,9 @@ from torch import Tensor
 from mtsae_lens.data.activations import masked_positions, read_hooks
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.evaluation.fidelity import check_contexts, check_fits, future_leak
 from mtsae_lens.evaluation.massive import ExplainedVariance
 from mtsae_lens.evaluation.readout import ChunkedReadout

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import TextBatch
 from mtsae_lens.exploration.example_table import get_encoder_biases, make_example_table

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from mtsae_lens.checksums import check_checksums, write_checksums
 from mtsae_lens.data.batch_sizes import contexts_at_once
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.origins import display_name
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.exploration.ablation import measure_ablation
 from mtsae_lens.exploration.cofiring import choose_sampling_interval

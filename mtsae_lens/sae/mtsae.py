@@ -24,8 +24,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from mtsae_lens.errors import DataError
-from mtsae_lens.sae.activation_interface import Activation
-from mtsae_lens.sae.activations import ACTIVATIONS
+from mtsae_lens.sae.activation_interface import ACTIVATIONS, Activation
 from mtsae_lens.sae.config import MTSAEConfig
 from mtsae_lens.sae.memory import run_decoder, run_encoder
 from mtsae_lens.sae.parameters import create_parameters

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
-from mtsae_lens.data.contexts import ContextCutter, TokenBatch, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.lazy_logits import LazyLogits, lazy_logits
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
+from mtsae_lens.data.token_tables import TokenBatch, TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.edits import FeatureEdit

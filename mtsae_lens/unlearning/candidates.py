@@ -10,7 +10,7 @@ from itertools import product
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_interface import Edit

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.splice.evidence_gates import Source
 from mtsae_lens.splice.gate_interface import ThresholdGate

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import phase, track
 from mtsae_lens.records import fields_of

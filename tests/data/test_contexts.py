@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, make_table, read_tokens
+from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import Document, read_documents, shuffle_stream
+from mtsae_lens.data.token_tables import TokenTable, make_table, read_tokens
 from mtsae_lens.errors import DataError
 
 DOCUMENTS = [
@@ -288,7 +289,7 @@ def test_reading_a_text_shows_a_bar(cutter: ContextCutter, text_file: Path, monk
         shown.append((description, unit))
         return items
 
-    monkeypatch.setattr("mtsae_lens.data.contexts.track", track)
+    monkeypatch.setattr("mtsae_lens.data.token_tables.track", track)
     read_tokens(str(text_file), "test", cutter, 2)
     ((description, unit),) = shown
     assert description.startswith("reading ")

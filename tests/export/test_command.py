@@ -16,7 +16,7 @@ from mtsae_lens.commands.export import _projected
 from mtsae_lens.commands.export_comparison import mean_kl
 from mtsae_lens.commands.export_settings import ExportSettings
 from mtsae_lens.data import language_models
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.splice.edit_files import save_edit

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.export.base_models import open_base
 from mtsae_lens.export.hooked import export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank

@@ -12,8 +12,8 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.lazy_logits import token_nll
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.splice.attribution import loss_change
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_interface import Edit

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mtsae_lens.commands.unlearn_settings import UnlearnSettings
-from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.unlearning.candidates import fit_gates

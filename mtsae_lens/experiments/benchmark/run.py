@@ -7,10 +7,11 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.questions import is_question_source
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Num
 from scipy import stats
 from torch import Tensor
 
-from mtsae_lens.data.contexts import Pieces, TokenTable
+from mtsae_lens.data.token_tables import Pieces, TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Interval, Record

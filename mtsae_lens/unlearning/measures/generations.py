@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import lazy_logits
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record

@@ -10,16 +10,17 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenBatch, TokenTable
 from mtsae_lens.data.lazy_logits import Logits
+from mtsae_lens.data.token_tables import TokenBatch, TokenTable
 from mtsae_lens.progress import track
 from mtsae_lens.records import Interval
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.bootstrap import ratio_interval
-from mtsae_lens.unlearning.measures.effects import EditLoss, model_losses
+from mtsae_lens.unlearning.measures.effects import model_losses
 from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_losses
+from mtsae_lens.unlearning.measures.results import EditLoss
 from mtsae_lens.unlearning.recovery.blindness import blind_subspace, edited_features, read_by
 from mtsae_lens.unlearning.recovery.perturbation import (
     RecoverySettings,
