@@ -38,7 +38,7 @@ from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.progress import track
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, Table, write_report
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 _POSITIONS_PER_WEIGHT = 3

@@ -24,7 +24,7 @@ from mtsae_lens.evaluation.memory import measure_memory
 from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
 _MAX_BYTES = 2**27  # for the feature activations of a batch; `run_evals` holds several copies of them at once

@@ -23,8 +23,8 @@ from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.evaluation.token_means import TokenMeans
 from mtsae_lens.progress import track
 from mtsae_lens.sae.collapse import firing_counts
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import normalize_scales, sequence_reads
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 TRANSCODING_MEANINGS: dict[str, str] = {
     "explained_variance_of_token_table": "explained variance of the mean of every token: the most that a map of the token alone can reach",

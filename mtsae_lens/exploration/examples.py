@@ -16,7 +16,7 @@ from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.facts.exploration import make_examples
 from mtsae_lens.facts.records import Example
 from mtsae_lens.progress import track
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.feature_indices import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
 

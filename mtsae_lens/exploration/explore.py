@@ -35,7 +35,7 @@ from mtsae_lens.interruption import interrupt_on_signal, stop_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.sealed import read_json, read_tensors, write_sealed_json, write_tensors
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.splice.hooked_lm import HookedLM

@@ -8,7 +8,7 @@ import torch
 
 from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.sae.memory import run_decoder
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 

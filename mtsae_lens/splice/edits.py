@@ -17,7 +17,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_interface import Edit, check_finite, register_edit
 from mtsae_lens.splice.feature_indices import check_features, feature_indices
