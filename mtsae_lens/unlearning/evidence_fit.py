@@ -95,14 +95,17 @@ class _Scale:
         rows = (observed.rows[..., self.columns] - self.mean) / self.std
         return replace(observed, rows=rows.masked_fill(~observed.is_step.unsqueeze(-1), 0.0))
 
-    def unfold(self, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights and biases for the columns as they are."""
+    def unfold(self, reads: Source, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features of a gate, and weights and biases for the columns as they are."""
+        features = self.columns.cpu() if reads == "features" else torch.arange(0)
         weights = weights / self.std
-        return weights.cpu(), (bias - weights @ self.mean).cpu()
+        return features, weights.cpu(), (bias - weights @ self.mean).cpu()
 
 
 def _scale_of(forget: Observed, retain: Sequence[Observed], reads: Source) -> _Scale:
     """Choose columns: all coordinates of activations, or the features whose mean differs most between forget and retain text."""
+    if not retain:
+        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     steps = torch.cat([observed.rows[observed.is_step] for observed in retain])
     mean, std = steps.mean(dim=0), steps.std(dim=0).clamp(min=_SMALLEST_STD)
     columns = torch.arange(len(mean), device=mean.device)
@@ -148,8 +151,6 @@ def fit_two_state(
     """
     if n_detectors < 1:
         raise ConfigError(f"expected at least one detector, got {n_detectors}; give such as 1")
-    if not retain:
-        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     scale = _scale_of(forget, retain, reads)
     longest = max(observed.rows.shape[1] for observed in (forget, *retain))
     corpora = [scale.standardize(observed).padded(longest) for observed in (forget, *retain)]
@@ -173,8 +174,7 @@ def fit_two_state(
         optimizer.step()
         schedule.step()
     opening, closing = (0.5 * torch.sigmoid(rates.detach())).tolist()
-    features = scale.columns.cpu() if reads == "features" else torch.arange(0)
-    return TwoStateGate(reads, features, *scale.unfold(weights.detach(), bias.detach()), 0.0, opening, closing)
+    return TwoStateGate(reads, *scale.unfold(reads, weights.detach(), bias.detach()), 0.0, opening, closing)
 
 
 def _balance(n_retain: int) -> list[tuple[float, float]]:
@@ -217,8 +217,6 @@ def fit_decayed_mean(
     Raises:
         DataError: there is no retain text.
     """
-    if not retain:
-        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     scale = _scale_of(forget, retain, reads)
     generator = torch.Generator().manual_seed(seed)
     rows, labels, weight = [], [], []
@@ -228,8 +226,7 @@ def fit_decayed_mean(
         labels.append(torch.full((len(found),), label))
         weight.append(torch.full((len(found),), share / len(found)))
     weights, bias = logistic_regression(torch.cat(rows), torch.cat(labels), torch.cat(weight), penalty)
-    features = scale.columns.cpu() if reads == "features" else torch.arange(0)
-    return DecayedMeanGate(reads, features, *scale.unfold(weights.unsqueeze(0), bias.unsqueeze(0)), 0.0, decay)
+    return DecayedMeanGate(reads, *scale.unfold(reads, weights.unsqueeze(0), bias.unsqueeze(0)), 0.0, decay)
 
 
 def _means_where_judged(observed: Observed, decay: float, generator: torch.Generator) -> Float[Tensor, "n d"]:
