@@ -81,7 +81,7 @@ class _EditOfFeatures(Edit):
         rows = decoded[:-1] - decoded[-1]
         return (change @ rows.flatten(1)).view(*feature_acts.shape[:-1], *rows.shape[1:])
 
-    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+    def as_projection(self, sae: SAE[Any]) -> Edit:
         """Return an edit that projects out the span of the decoder rows of the features.
 
         This removes more than setting the features to zero, because it also removes what other features write along these rows.

@@ -53,7 +53,8 @@ def difference_of(model: nn.Module, made_on: dict[str, Any], d_vocab: int | None
         made_on: `model` in `edit.json`.
         d_vocab: number of logits that are compared; None for all.
     """
-    tokens, config = made_on["tokens"], model.config
+    tokens: list[int] = made_on["tokens"]
+    config: Any = model.config
     if max(tokens) >= config.vocab_size or len(tokens) > getattr(config, "max_position_embeddings", len(tokens)):
         return "another vocabulary or a shorter context"
     parameter = next(model.parameters())
