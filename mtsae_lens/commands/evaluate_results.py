@@ -54,7 +54,7 @@ class ScaleResult(Record):
 
 @dataclass(frozen=True)
 class EvaluateResult(Record):
-    """What an evaluation measured. In JSON the metrics stand beside the other entries, not in an entry of their own."""
+    """What an evaluation measured. In JSON the metrics stand beside the other entries, not in a separate entry."""
 
     metrics: dict[str, int | float | None]
     """By the names of `METRIC_MEANINGS`; None where a value is not finite."""

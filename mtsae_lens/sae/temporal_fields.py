@@ -75,7 +75,7 @@ class TemporalFields(ActivationFields):
 
     skip_first_position: bool = True
     """Treat position 0 of every context as a wall: in most language models it is an outlier, BOS or not. `SequenceSAETrainingRunner`,
-    `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on contexts of your own
+    `HookedLM` and the export mask it for every SAE, so False is for an SAE that is trained on your own contexts
     (`mtsae_lens.training.fit`) and used on its own."""
 
     @property
