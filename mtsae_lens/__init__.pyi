@@ -2,9 +2,9 @@
 
 from .data.activation_cache import ActivationCache as ActivationCache
 from .data.contexts import ContextCutter as ContextCutter
-from .data.contexts import TokenTable as TokenTable
-from .data.contexts import read_tokens as read_tokens
 from .data.language_models import load_language_model as load_language_model
+from .data.token_tables import TokenTable as TokenTable
+from .data.token_tables import read_tokens as read_tokens
 from .evaluation.fidelity import evaluate_fidelity as evaluate_fidelity
 from .evaluation.transcoding import evaluate_transcoder as evaluate_transcoder
 from .evaluation.transcoding import fit_token_means as fit_token_means
@@ -26,20 +26,20 @@ from .sae.transcoder import MTTrainingTranscoder as MTTrainingTranscoder
 from .sae.transcoder import MTTrainingTranscoderConfig as MTTrainingTranscoderConfig
 from .splice.edit_files import load_edit as load_edit
 from .splice.edit_files import save_edit as save_edit
-from .splice.edits import Edit as Edit
+from .splice.edit_interface import Edit as Edit
+from .splice.edit_interface import register_edit as register_edit
 from .splice.edits import FeatureClamp as FeatureClamp
 from .splice.edits import FeatureEdit as FeatureEdit
-from .splice.edits import register_edit as register_edit
 from .splice.error_edits import CombinedEdit as CombinedEdit
 from .splice.error_edits import ErrorEdit as ErrorEdit
 from .splice.evidence_gates import DecayedMeanGate as DecayedMeanGate
 from .splice.evidence_gates import TwoStateGate as TwoStateGate
+from .splice.gate_interface import Gate as Gate
+from .splice.gate_interface import register_gate as register_gate
 from .splice.gates import AlwaysOpen as AlwaysOpen
 from .splice.gates import FeatureActiveGate as FeatureActiveGate
-from .splice.gates import Gate as Gate
 from .splice.gates import RunningEvidenceGate as RunningEvidenceGate
 from .splice.gates import SequenceRateGate as SequenceRateGate
-from .splice.gates import register_gate as register_gate
 from .splice.hooked_lm import HookedLM as HookedLM
 from .splice.splicing import Splice as Splice
 from .training.recipe import train_sae as train_sae

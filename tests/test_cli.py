@@ -22,7 +22,7 @@ from sae_lens import SAE
 from safetensors.torch import load_file, save_file
 
 import mtsae_lens
-from mtsae_lens.commands.evaluate import METRIC_MEANINGS
+from mtsae_lens.commands.evaluate_results import METRIC_MEANINGS
 from mtsae_lens.commands.train import TrainResult
 from mtsae_lens.data.activations import SequenceActivations
 from mtsae_lens.errors import ConfigError

@@ -19,9 +19,9 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
 from mtsae_lens.commands.explore import ExploreSettings, run_explore
 from mtsae_lens.commands.export import ExportSettings, run_export
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.data.questions import read_questions, read_wrong_answers
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.evaluation.recovery import PlantedSplits
 from mtsae_lens.experiments.paper.setup import PaperSetup
 from mtsae_lens.experiments.paper.switch_arms import SwitchSettings, build_arms
@@ -31,9 +31,12 @@ from mtsae_lens.exploration.live import explain
 from mtsae_lens.interop.dictionary_learning import SAELensDictionary
 from mtsae_lens.interop.saebench import SAEBenchAdapter
 from mtsae_lens.opening import open_sae
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.unlearning import changes

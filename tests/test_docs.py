@@ -18,8 +18,8 @@ from mtsae_lens.commands.unlearn import UnlearnSettings
 from mtsae_lens.interop.hub import upload_sae
 from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.separation import SEPARATIONS
-from mtsae_lens.splice.edits import EDITS
-from mtsae_lens.splice.gates import GATES
+from mtsae_lens.splice.edit_interface import EDITS
+from mtsae_lens.splice.gate_interface import GATES
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.scores import SCORES
 

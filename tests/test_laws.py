@@ -18,7 +18,7 @@ from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.blocks import SequenceBlocks
 from mtsae_lens.data.outliers import OutlierBlocks
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
-from mtsae_lens.sae import hierarchy, mtsae, spacing, temporal, training
+from mtsae_lens.sae import hierarchy, spacing, temporal, temporal_encoder, training
 from mtsae_lens.sae.contributions import offset_contributions, scale_contributions
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.options import TrainerOptions
@@ -153,7 +153,7 @@ def test_causality_catches_a_choice_among_the_batch(h: Tensor) -> None:
 
 
 def test_causality_catches_centred_taps(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (temporal, mtsae):
+    for module in (temporal, temporal_encoder):
         monkeypatch.setattr(module, "tap_offsets", centred_taps)
     with pytest.raises(AssertionError):
         laws.check_causality(random_sae().encode, h)
@@ -183,7 +183,7 @@ def test_receptive_field(context_sae: Any, h: Tensor) -> None:
 
 @pytest.mark.parametrize("claim", [(7, 0), (9, 0), (8, 1)])
 def test_receptive_field_catches_a_wrong_claim(claim: tuple[int, int], h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtsae, "receptive_field", lambda *_: claim)
+    monkeypatch.setattr(temporal_encoder, "receptive_field", lambda *_: claim)
     with pytest.raises(AssertionError):
         laws.check_receptive_field(random_sae(), h)
 
@@ -194,7 +194,7 @@ def test_receptive_field_catches_a_wrong_claim_of_learned_taps(
 ) -> None:
     sae = random_sae(**LEARNED)
     lags = spacing.lag_grid(8)
-    monkeypatch.setattr(mtsae, "lag_grid", lambda _: lags)
+    monkeypatch.setattr(temporal_encoder, "lag_grid", lambda _: lags)
     sae.cfg.max_lag = max_lag
     with pytest.raises(AssertionError):
         laws.check_receptive_field(sae, h)
@@ -482,7 +482,7 @@ def test_walls(context_sae: Any, h: Tensor) -> None:
 
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_walls_catch_features_at_a_wall(padding: str, h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mtsae, "find_walls", no_walls)
+    monkeypatch.setattr(temporal_encoder, "find_walls", no_walls)
     with pytest.raises(AssertionError):
         laws.check_walls(random_sae(padding=padding), h)
 
@@ -716,7 +716,7 @@ def test_a_still_scale_reads_the_token_alone(h: Tensor) -> None:
 
 def test_a_still_scale_reads_the_token_alone_catches_a_scale_that_moves(h: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     filters = spacing.learned_filters
-    monkeypatch.setattr(mtsae, "learned_filters", lambda *rest: filters(*rest[:-1], torch.ones_like(rest[-1])))
+    monkeypatch.setattr(temporal_encoder, "learned_filters", lambda *rest: filters(*rest[:-1], torch.ones_like(rest[-1])))
     with pytest.raises(AssertionError):
         laws.check_a_still_scale_reads_the_token_alone(random_sae(**LEARNED, dilations=(1, 0, 4)), h)
 

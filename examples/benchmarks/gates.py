@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from mtsae_lens import open_sae
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import is_question_source, read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.splice.evidence_gates import EvidenceGate
-from mtsae_lens.splice.gates import ThresholdGate
+from mtsae_lens.splice.gate_interface import ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.evidence_fit import Observed, Read, fit_decayed_mean, fit_two_state, observe_table, reader
+from mtsae_lens.unlearning.evidence_fit import fit_decayed_mean, fit_two_state
 from mtsae_lens.unlearning.gating import fit_gate
 from mtsae_lens.unlearning.measures.detection import Detection, Scores, detection
+from mtsae_lens.unlearning.observed import Observed, Read, observe_table, reader
 
 FAR = ("sotu", "austen", "factbook", "pydocs")
 PEOPLE_TEXT = "biographies:forget"

@@ -25,7 +25,8 @@ from transformers import AutoTokenizer
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.assets import embedded_model_dir
 from mtsae_lens.data import lazy_logits
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.splice.attribution import loss_change
 from mtsae_lens.splice.edits import FeatureEdit

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen

@@ -22,8 +22,8 @@ from sae_bench.evals.core.eval_config import CoreEvalConfig
 from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 from sae_bench.sae_bench_utils import dataset_info, dataset_utils
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.documents import Split
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.fidelity import HeldOutTokens
 from mtsae_lens.files import write_json

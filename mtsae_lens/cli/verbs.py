@@ -84,7 +84,8 @@ def cache(settings: CacheSettings) -> None:
 
 def evaluate(settings: EvaluateSettings) -> None:
     """Measure an SAE on held-out text with SAELens's `run_evals`."""
-    from mtsae_lens.commands.evaluate import metrics_table, run_evaluate
+    from mtsae_lens.commands.evaluate import run_evaluate
+    from mtsae_lens.commands.evaluate_results import metrics_table
 
     measured = run_evaluate(settings)
     print_tables(metrics_table({"value": measured.metrics}))

@@ -14,14 +14,14 @@ from mtsae_lens.commands.export_comparison import ExportResult, compare
 from mtsae_lens.commands.export_settings import ExportSettings, Form
 from mtsae_lens.data.bridges import BRIDGE_PREFIX, HookedBridge
 from mtsae_lens.data.choices import Split
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.origins import find_model
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import dtype_name
 from mtsae_lens.data.questions import is_question_source, read_questions
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.export.base_models import BaseModel, check_family, open_base
 from mtsae_lens.export.card import model_card
 from mtsae_lens.export.hooked import CHECKED_FILES, export_hooked
@@ -35,8 +35,9 @@ from mtsae_lens.opening import load_sae, open_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Section, write_report
+from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
-from mtsae_lens.splice.edits import SUPPRESSION, Edit
+from mtsae_lens.splice.edit_interface import SUPPRESSION, Edit
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus
@@ -152,8 +153,12 @@ def _hooked(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
 
 
 def _projected(settings: ExportSettings, lm: HookedLM, edit: Edit) -> Exported:
-    base = open_base(_base_name(settings, lm), device=settings.device)
     projection = edit.as_projection(lm.sae)
+    if not isinstance(projection, DirectionEdit):
+        raise ModelError(
+            f"expected {type(edit).__name__}.as_projection to return a DirectionEdit, got a {type(projection).__name__}; change the method"
+        )
+    base = open_base(_base_name(settings, lm), device=settings.device)
     project_weights(base, projection, lm.splice.hook_name)
     model = _save(settings, lm, edit, base, _PROJECTED)
     return Exported(model, {"n_directions": len(projection.basis)}, edited_logits(lm, projection))

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from mtsae_lens.commands.export_settings import Form
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import Logits, in_chunks, lazily
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record
 from mtsae_lens.reporting.page import Table
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits, measure_model
 from mtsae_lens.unlearning.measures.predictions import kl_of_logits

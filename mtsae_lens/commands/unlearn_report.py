@@ -9,7 +9,7 @@ from mtsae_lens.commands.recovery_report import recovery_section, recovery_summa
 from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
-from mtsae_lens.splice.edits import SUPPRESSION
+from mtsae_lens.splice.edit_interface import SUPPRESSION
 from mtsae_lens.unlearning.results import EditResult, GenerationComparison, UnlearningResult
 
 BEFORE_AND_AFTER = "Before and after"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mtsae_lens.commands.evaluate import METRIC_MEANINGS
+from mtsae_lens.commands.evaluate_results import METRIC_MEANINGS
 from mtsae_lens.commands.upload_settings import UploadSettings
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import ConfigError, OutputError

@@ -17,10 +17,11 @@ from dataclasses import replace
 
 import torch
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import Split
 from mtsae_lens.data.people import GROUPS, TRAIN_TEMPLATES, VALUES, Question, make_questions, people_of
 from mtsae_lens.data.prompts import encode_prompt
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"

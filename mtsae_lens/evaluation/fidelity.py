@@ -14,16 +14,17 @@ from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import resolve_hook
 from mtsae_lens.data.masks import zero_rows
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.massive import explain_without_massive
 from mtsae_lens.evaluation.memory import measure_memory
 from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.progress import advance, phase
 from mtsae_lens.sae.collapse import firing_counts
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
 _MAX_BYTES = 2**27  # for the feature activations of a batch; `run_evals` holds several copies of them at once

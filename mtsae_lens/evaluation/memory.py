@@ -12,7 +12,7 @@ from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.massive import massive_positions, norm_limit
 from mtsae_lens.evaluation.massive import ExplainedVariance
 from mtsae_lens.sae.memory import run_decoder, run_encoder
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 MEMORY_MEANINGS: dict[str, str] = {
     "predicted_variance": "explained variance of the prediction alone, before any feature of the position is read",

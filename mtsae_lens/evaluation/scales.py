@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mtsae_lens.data.massive import massive_positions, norm_limit
 from mtsae_lens.progress import track
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from torch import Tensor
 from mtsae_lens.progress import track
 from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.lift import share_of_context
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 
 @dataclass(frozen=True, eq=False)

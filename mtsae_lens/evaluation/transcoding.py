@@ -14,16 +14,17 @@ from torch import Tensor
 from mtsae_lens.data.activations import masked_positions, read_hooks
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.evaluation.fidelity import check_contexts, check_fits, future_leak
 from mtsae_lens.evaluation.massive import ExplainedVariance
 from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.evaluation.token_means import TokenMeans
 from mtsae_lens.progress import track
 from mtsae_lens.sae.collapse import firing_counts
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import normalize_scales, sequence_reads
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 TRANSCODING_MEANINGS: dict[str, str] = {
     "explained_variance_of_token_table": "explained variance of the mean of every token: the most that a map of the token alone can reach",

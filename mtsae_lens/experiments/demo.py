@@ -13,13 +13,14 @@ from markupsafe import Markup
 from sae_lens import SAE
 
 from mtsae_lens import __version__
-from mtsae_lens.commands.evaluate import fidelity_summary, finite_or_none, metrics_table
+from mtsae_lens.commands.evaluate_results import fidelity_summary, finite_or_none, metrics_table
 from mtsae_lens.commands.explore import run_explore
 from mtsae_lens.commands.unlearn import unlearn
 from mtsae_lens.commands.unlearn_report import BEFORE_AND_AFTER, effects_table, unlearning_sections, unlearning_summary
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.demo_settings import DemoSettings
 from mtsae_lens.exploration.examples import FeatureExamples, top_examples

@@ -10,9 +10,10 @@ from typing import NamedTuple
 from jaxtyping import Int
 from torch import Tensor
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable, make_table
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import Split, read_documents, shuffle_stream
 from mtsae_lens.data.packing import Context, Spans
+from mtsae_lens.data.token_tables import TokenTable, make_table
 from mtsae_lens.errors import DataError
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.exploration.columns import TokenTexts
 from mtsae_lens.exploration.corpora import TextBatch
 from mtsae_lens.exploration.example_table import get_encoder_biases, make_example_table
@@ -16,7 +16,7 @@ from mtsae_lens.exploration.survey import Survey
 from mtsae_lens.facts.exploration import make_examples
 from mtsae_lens.facts.records import Example
 from mtsae_lens.progress import track
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.feature_indices import check_features
 from mtsae_lens.splice.hooked_lm import HookedLM
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 
 from mtsae_lens.checksums import check_checksums, write_checksums
 from mtsae_lens.data.batch_sizes import contexts_at_once
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.origins import display_name
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.exploration.ablation import measure_ablation
 from mtsae_lens.exploration.cofiring import choose_sampling_interval
@@ -35,7 +35,7 @@ from mtsae_lens.interruption import interrupt_on_signal, stop_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
 from mtsae_lens.records import Stopwatch
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.sealed import read_json, read_tensors, write_sealed_json, write_tensors
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.splice.hooked_lm import HookedLM

@@ -23,7 +23,7 @@ from mtsae_lens.facts.records import FeatureFacts
 from mtsae_lens.files import write_whole_file
 from mtsae_lens.sae.lift import Lift, share_of_context
 from mtsae_lens.sae.memory import impulse_norms
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 _FEATURES_AT_ONCE = 4_096
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.sae.contributions import TapPart, tap_parts
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import torch
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.sae.memory import run_decoder
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 

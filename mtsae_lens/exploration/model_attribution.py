@@ -18,7 +18,7 @@ from mtsae_lens.data.precision import in_float32
 from mtsae_lens.exploration.firings import compute_features_at
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 

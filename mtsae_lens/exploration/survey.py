@@ -23,7 +23,7 @@ from mtsae_lens.exploration.firings import Firings, find_firings, read_batch
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.windows import WindowGatherer
 from mtsae_lens.sae.lift import Lift
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.sealed import read_tensors, write_tensors
 from mtsae_lens.splice.hooked_lm import HookedLM
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.exploration.columns import TokenTexts, make_lists, make_nested_lists, make_table, replace_nan
 from mtsae_lens.exploration.texts import read_texts
 from mtsae_lens.facts.records import TextFacts

@@ -12,7 +12,7 @@ from mtsae_lens.exploration.example_lists import Entries, ExampleList
 from mtsae_lens.exploration.firings import BatchReading
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.sae.lift import encoder_by_scale
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 _ROWS_AT_ONCE = 4_096  # rows of d_in gathered at once, for each scale: 10 MB on the embedded model
 

@@ -8,7 +8,7 @@ from typing import Any
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.machine_paths import shorten_settings
 from mtsae_lens.markdown import code_span, escape_markdown
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 
 
 def describe_edit(edit: Edit) -> str:

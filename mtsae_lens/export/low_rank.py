@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers.pytorch_utils import Conv1D
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.padding import hugging_face_options
 from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 

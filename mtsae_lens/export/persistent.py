@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mtsae_lens.export.base_models import BaseModel, hooked_layer
-from mtsae_lens.splice.edits import DirectionEdit
+from mtsae_lens.splice.direction_edits import DirectionEdit
 
 
 @torch.no_grad()

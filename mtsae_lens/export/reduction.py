@@ -13,7 +13,7 @@ from sae_lens import SAE, JumpReLUSAE, StandardSAE, TopKSAE
 from torch import Tensor
 
 from mtsae_lens.errors import ModelError
-from mtsae_lens.sae.activations import ACTIVATIONS
+from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.mtsae import MTSAE
 from mtsae_lens.splice.splicing import check_edits
 

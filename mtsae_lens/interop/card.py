@@ -12,7 +12,7 @@ from sae_lens import SAE, TranscoderConfig
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.data.precision import recorded_dtype
 from mtsae_lens.markdown import code_span, escape_markdown
-from mtsae_lens.sae.activations import ACTIVATIONS
+from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.config import MTSAEConfig
 
 EQUATIONS = """\

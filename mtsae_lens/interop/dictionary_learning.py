@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 
 class SAELensDictionary(nn.Module):

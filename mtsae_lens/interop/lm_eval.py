@@ -18,7 +18,7 @@ import torch
 from mtsae_lens.data.prompts import check_text
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.scoring import score_continuations
 

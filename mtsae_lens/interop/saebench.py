@@ -37,7 +37,7 @@ from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.splicing import check_edits
 from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 

@@ -18,7 +18,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.sparse import Entries
+from mtsae_lens.sae.entries import Entries
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput
 
 

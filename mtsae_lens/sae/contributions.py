@@ -17,8 +17,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import NORM_EPS, sequence_reads
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 
 @dataclass(frozen=True, eq=False)

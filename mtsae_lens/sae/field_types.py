@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -47,6 +47,21 @@ def check_fields(config_class: type, values: Mapping[str, Any]) -> None:
                 raise ConfigError(f"expected {name} to be at most {_LARGEST:,}, got {_shown(number)}; change it")
         if name in _COUNTS and isinstance(value, int | float) and not value > 0:
             raise ConfigError(f"expected {name} to be at least 1, got {value}; change it")
+
+
+def check_one_of(name: str, value: str, valid: Iterable[str]) -> None:
+    """Check that a field has one of some values.
+
+    Args:
+        name: the name of the field.
+        value: its value.
+        valid: the values that it may have.
+
+    Raises:
+        ConfigError: it has another one.
+    """
+    if value not in valid:
+        raise ConfigError(f"expected {name} out of {', '.join(map(repr, valid))}, got {value!r}; give one of them")
 
 
 def as_whole_numbers(config_class: type, values: Mapping[str, Any]) -> dict[str, Any]:

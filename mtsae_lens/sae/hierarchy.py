@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mtsae_lens.sae.sparse import Entries, decode_entries
+from mtsae_lens.sae.entries import Entries
+from mtsae_lens.sae.sparse import decode_entries
 
 
 def group_sizes(d_sae: int, n_groups: int) -> list[int]:

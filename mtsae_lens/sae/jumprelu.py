@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.activation_interface import Activation, ActiveEntries, StateTensor, register_activation, state_tensor
-from mtsae_lens.sae.sparse import Entries
+from mtsae_lens.sae.entries import Entries
 from mtsae_lens.upstream import JumpReLU as JumpReLUFunction
 from mtsae_lens.upstream import Step, TrainCoefficientConfig, TrainStepInput, calculate_pre_act_loss
 

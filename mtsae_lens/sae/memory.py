@@ -19,10 +19,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.errors import ConfigError, DataError, ModelError
 
 _FEATURES_AT_ONCE = 512  # a response has as many rows as positions
 
@@ -174,6 +175,31 @@ def run_decoder(
         reconstructions.append(reconstruction)
         past.add(reconstruction, known)
     return torch.stack(reconstructions, dim=1)
+
+
+def decode_with_memory(sae: Any, feature_acts: Float[Tensor, "*row d_sae"]) -> Float[Tensor, "*row d_in"]:
+    """Compute the reconstructions of features of whole contexts.
+
+    Args:
+        sae: an SAE with memory.
+        feature_acts: contexts `(batch, pos, d_sae)`, or rows `(batch * context_size, d_sae)`.
+
+    Returns:
+        Reconstructions, `b_dec` included, in the form of the features.
+
+    Raises:
+        DataError: the features are not those of whole contexts.
+    """
+    size = sae.cfg.context_size
+    if feature_acts.ndim not in (2, 3) or (feature_acts.ndim == 2 and len(feature_acts) % size):
+        raise DataError(
+            f"expected features of whole contexts, because the decoder has memory, (batch, pos, {sae.cfg.d_sae}) or contexts of "
+            f"{size} rows laid end to end, got shape {tuple(feature_acts.shape)}; give e.unsqueeze(0) for one context"
+        )
+    contexts = feature_acts
+    if feature_acts.ndim == 2:
+        contexts = rearrange(feature_acts, "(batch pos) d_sae -> batch pos d_sae", pos=size)
+    return (run_decoder(sae, contexts) + sae.b_dec).reshape(*feature_acts.shape[:-1], sae.cfg.d_in)
 
 
 @torch.no_grad()

@@ -39,3 +39,15 @@ def create_parameters(sae: Any) -> None:
             sae.register_parameter(name, nn.Parameter(tensor))
         else:
             sae.register_buffer(name, tensor)
+
+
+def keep_dtypes(sae: Any) -> None:
+    """Give the tensors of the activation the dtype that they must have, after the weights were moved or cast.
+
+    Args:
+        sae: a `TemporalEncoder`.
+    """
+    for name, spec in sae.activation.state(sae.cfg, training=isinstance(sae, TrainingSAE)).items():
+        tensor = getattr(sae, name)
+        if spec.dtype is not None and tensor.dtype != spec.dtype:
+            tensor.data = tensor.data.to(spec.dtype)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 from pydantic_core import from_json
 
 from mtsae_lens.errors import ConfigError, ModelError
-from mtsae_lens.sae.activations import ACTIVATIONS
+from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.field_types import check_fields
 from mtsae_lens.upstream import SAE_CLASS_REGISTRY
 

@@ -12,107 +12,15 @@ Only the encoder's forward product stays dense, because it decides which feature
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Self
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
-
-@dataclass(frozen=True, eq=False)
-class Entries:
-    """The places of some entries of a `(row, d_sae)` matrix."""
-
-    row: Int[Tensor, " entry"]
-    """Row of each entry, ascending."""
-    feature: Int[Tensor, " entry"]
-    """Feature of each entry, ascending in every row."""
-    shape: tuple[int, int]
-    """Shape of the matrix."""
-
-    def __len__(self) -> int:
-        return len(self.row)
-
-    @cached_property
-    def by_feature(self) -> Int[Tensor, " entry"]:
-        """The order that sorts the entries by their feature."""
-        return _order(self.feature, self.shape[1])
-
-    @classmethod
-    def join(cls, parts: Sequence[Self]) -> Self:
-        """Put sets of entries of the same matrix one after the other; the rows of the result need not ascend."""
-        filled = [part for part in parts if len(part)]
-        if len(filled) == 1:  # which keeps what it knows about its order
-            return filled[0]
-        row, feature = (torch.cat(found) for found in zip(*((part.row, part.feature) for part in parts), strict=True))
-        return cls(row, feature, parts[0].shape)
-
-    @classmethod
-    def of_mask(cls, mask: Bool[Tensor, "row d_sae"]) -> Self:
-        """Take the entries where a mask is true."""
-        row, feature = mask.nonzero().unbind(dim=1)
-        return cls(row, feature, (mask.shape[0], mask.shape[1]))
-
-    @classmethod
-    def of_few(cls, mask: Bool[Tensor, "row d_sae"], most: int) -> Self | None:
-        """Take the entries where a mask is true, if there are at most so many; otherwise return None."""
-        return cls.of_mask(mask) if int(mask.sum()) <= most else None
-
-    @classmethod
-    def of_features(cls, features: Int[Tensor, "row k"], chosen: Bool[Tensor, "row k"], d_sae: int) -> Self:
-        """Take the same number of features in every row, and of them those that are chosen.
-
-        Args:
-            features: features of each row, in any order, `(row, k)`.
-            chosen: which of them to take, `(row, k)`.
-            d_sae: number of features.
-
-        Returns:
-            The entries.
-        """
-        features, order = features.sort(dim=-1)
-        chosen = chosen.gather(-1, order)
-        row, place = chosen.nonzero().unbind(dim=1)
-        return cls(row, features[row, place], (features.shape[0], d_sae))
-
-    @classmethod
-    def of_flat(cls, flat: Int[Tensor, " entry"], shape: tuple[int, int]) -> Self:
-        """Take entries by their place in the flattened matrix, in any order."""
-        flat = flat.sort().values
-        return cls(flat.div(shape[1], rounding_mode="floor"), flat % shape[1], shape)
-
-    def where(self, chosen: Bool[Tensor, " entry"] | slice) -> Entries:
-        """Return the chosen entries, in their order."""
-        return Entries(self.row[chosen], self.feature[chosen], self.shape)
-
-    def sum_of_rows(self, values: Float[Tensor, " entry"]) -> Float[Tensor, " row"]:
-        """Sum the values of the entries of every row."""
-        return values.new_zeros(self.shape[0]).index_add(0, self.row, values)
-
-    def to_matrix(self, values: Float[Tensor, " entry"]) -> Float[Tensor, "row d_sae"]:
-        """Make a sparse matrix (COO, coalesced), without a gradient, of the entries whose value is not zero."""
-        row, feature, values = self.row, self.feature, values.detach()
-        shown = values != 0
-        if not shown.all():
-            row, feature, values = row[shown], feature[shown], values[shown]
-        return torch.sparse_coo_tensor(
-            torch.stack([row, feature]), values, self.shape, is_coalesced=True, check_invariants=False
-        )
-
-
-_RADIX = 32_768  # so many integers torch sorts by their digits on a CPU, and fewer by comparing them, which takes three times as long
-
-
-def _order(numbers: Int[Tensor, " entry"], end: int) -> Int[Tensor, " entry"]:
-    """Return the order that sorts numbers below `end`; equal ones stay in their order."""
-    n = len(numbers)
-    if _RADIX // 4 < n < _RADIX:
-        numbers = torch.nn.functional.pad(numbers, (0, _RADIX - n), value=end)
-    return numbers.argsort(stable=True)[:n]
+from mtsae_lens.sae.entries import Entries, sorting_order
 
 
 def sum_rows(
@@ -221,7 +129,7 @@ def encode_entries(
         The pre-activations of each set.
     """
     entries = Entries.join(parts)
-    by_row = _order(entries.row, entries.shape[0]) if len(entries) > max(map(len, parts)) else None  # one part ascends
+    by_row = sorting_order(entries.row, entries.shape[0]) if len(entries) > max(map(len, parts)) else None  # one part ascends
     values: Tensor = _EncodeEntries.apply(
         encoder_in, W_enc, b_enc, hidden_pre, entries.row, entries.feature, by_row, entries.by_feature
     )
@@ -250,7 +158,7 @@ def decode_entries(
     n_rows, target, by_target = entries.shape[0], entries.row, None
     if group is not None:
         target = target + n_rows * group[entries.feature]
-        by_target = _order(target, n_groups * n_rows)
+        by_target = sorting_order(target, n_groups * n_rows)
     sums = sum_rows(W_dec.detach(), entries.feature, target, values, n_groups * n_rows, by_target)
     decoded: Tensor = _GiveGradient.apply(sums, W_dec, entries.feature, target, values.detach(), entries.by_feature)
     return decoded
@@ -291,26 +199,3 @@ def column_major(matrix: Tensor) -> Tensor:
 def is_column_major(matrix: Tensor) -> bool:
     """Return whether a matrix is laid out in memory by columns, and not by rows."""
     return matrix.ndim == 2 and not matrix.is_contiguous() and matrix.T.is_contiguous()
-
-
-def firing_counts_of(feature_acts: Float[Tensor, "row d_sae"]) -> Int[Tensor, " d_sae"]:
-    """Count the rows in which each feature is active.
-
-    Args:
-        feature_acts: feature activations, a dense or a sparse (COO) matrix.
-
-    Returns:
-        The counts, `(d_sae,)`.
-    """
-    if not feature_acts.is_sparse:
-        return (feature_acts != 0).sum(dim=0)
-    feature_acts = feature_acts.coalesce()
-    features = feature_acts.indices()[1][feature_acts.values() != 0]
-    return torch.bincount(features, minlength=feature_acts.shape[1])
-
-
-def select_rows(feature_acts: Float[Tensor, "row d_sae"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_sae"]:
-    """Select rows of a dense or a sparse (COO) matrix by a mask."""
-    if not feature_acts.is_sparse:
-        return feature_acts if kept.all() else feature_acts[kept]
-    return feature_acts.index_select(0, kept.nonzero().squeeze(1))

@@ -67,6 +67,25 @@ def find_walls(x: Float[Tensor, "*row d_in"]) -> Bool[Tensor, "*row"]:
     return (x.amax(dim=-1) == 0) & (x.amin(dim=-1) == 0)
 
 
+def clear_walls(
+    feature_acts: Float[Tensor, "*row d_sae"], walls: Bool[Tensor, "*row"], hidden_pre: Float[Tensor, "*row d_sae"]
+) -> Float[Tensor, "*row d_sae"]:
+    """Set features to zero at walls; in place where nobody else needs them, because a copy takes as long as finding the largest.
+
+    Args:
+        feature_acts: feature activations, `(..., d_sae)`.
+        walls: the positions that are walls.
+        hidden_pre: their pre-activations, of which an activation may return a view.
+    """
+    shared = (
+        feature_acts.untyped_storage().data_ptr() == hidden_pre.untyped_storage().data_ptr()
+    )  # an activation may return a view
+    if feature_acts.requires_grad or shared:
+        return feature_acts.masked_fill(walls.unsqueeze(-1), 0.0)
+    feature_acts[walls] = 0.0
+    return feature_acts
+
+
 def _segments(walls: Bool[Tensor, "batch pos"], padding: Padding) -> Int[Tensor, "batch pos"]:
     """Count the walls at or before each position; a tap reads only positions with the same count as the current position.
 

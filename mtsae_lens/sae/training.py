@@ -14,27 +14,25 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from sae_lens import TrainingSAE
 from torch import Tensor, nn
 from typing_extensions import override
 
-from mtsae_lens.errors import DataError
 from mtsae_lens.sae.config import MTTrainingSAEConfig
+from mtsae_lens.sae.context_rank import encoder_norms
+from mtsae_lens.sae.contexts import check_whole_contexts
 from mtsae_lens.sae.gathered import convolve_gathered
 from mtsae_lens.sae.hierarchy import readable
-from mtsae_lens.sae.memory import read_past
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.memory_training import N_ERRORS, predict_batch, predicted_share, read_memory_batch, remember_errors
 from mtsae_lens.sae.parameters import create_parameters
 from mtsae_lens.sae.saved import seal_sae
 from mtsae_lens.sae.separation import separation_loss
 from mtsae_lens.sae.sparse import column_major
 from mtsae_lens.sae.temporal import find_walls, normalize_scales, sequence_reads
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.sae.training_step import reconstruct
 from mtsae_lens.upstream import TrainCoefficientConfig, TrainStepInput, TrainStepOutput
-
-_N_ERRORS = 512
-"""Errors of reconstruction that `memory_passes=0` draws from."""
 
 
 class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
@@ -71,7 +69,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             self.taps.data[0, own] = 1.0
             self.taps.data[1:, start] = 1.0
         if self.has_memory:
-            self.register_buffer("recent_errors", torch.zeros(_N_ERRORS, cfg.d_in, dtype=self.dtype, device=self.device))
+            self.register_buffer("recent_errors", torch.zeros(N_ERRORS, cfg.d_in, dtype=self.dtype, device=self.device))
         if cfg.context_rank is not None:  # the other factor is zero, and so is the product, but not the gradient
             nn.init.normal_(self.W_context.data, std=len(self.W_context) ** -0.5)  # columns of about unit norm
         self.W_enc.data[: cfg.d_in] = self._start_encoder()  # and the other scales have zeros
@@ -121,8 +119,9 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         self.activation.before_training_step(self)
         predicted = None
         if self.has_memory:  # the features code what the prediction leaves, and that is what they are to reconstruct
-            given, x, walls, predicted = self._predict_batch(step_input.sae_in, step_input.n_training_steps)
-            x, sae_in = x - predicted, given - predicted
+            read = read_memory_batch(self, step_input.sae_in)
+            given, walls, predicted = read.h, read.walls, predict_batch(self, read, step_input.n_training_steps)
+            x, sae_in = read.x - predicted, given - predicted
             convolved = self.convolve({0: x})
         else:
             sae_in, x, convolved, walls = self._convolve_batch(step_input.sae_in, step_input.n_training_steps)
@@ -135,17 +134,12 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         reconstruction = reconstruct(self, encoder_in, self._encoder_weights(), ~kept_rows, of_rows)
 
         squared_error = (reconstruction.prefixes - sae_in).pow(2).sum(dim=-1)[:, kept_rows]
-        if self.cfg.reconstruction_loss == "mse":
-            losses = {"mse_loss": squared_error.mean()}
-        else:
-            losses = {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
-        losses |= reconstruction.losses
+        losses = self._reconstruction_loss(squared_error) | reconstruction.losses
         metrics = reconstruction.metrics
         sae_out = reconstruction.sae_out
         if predicted is not None:
-            self.remember_errors((sae_in - sae_out).detach()[kept_rows])
-            left, all_of_it = (rows[keep].detach().pow(2).sum() for rows in (x, x + predicted))
-            metrics["predicted_share"] = 1 - left / all_of_it.clamp(min=1e-12)
+            remember_errors(self, (sae_in - sae_out).detach()[kept_rows])
+            metrics["predicted_share"] = predicted_share(x[keep], predicted[keep])
             sae_out = sae_out + predicted
         coefficient = step_input.coefficients["separation"]
         if coefficient or step_input.is_logging_step:
@@ -165,60 +159,10 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             metrics=metrics,
         )
 
-    def _predict_batch(self, batch: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the rows of the batch, the same centered, which are walls, and the prediction of each from an estimate of its past.
-
-        The past reconstructions are estimated by the activations less errors that the step before left, at other positions.
-        """
-        h, x, walls, past, weights = self._read_memory_batch(batch)
-        past = past.detach() - self._draw_errors(weights, step)
-        return h, x, walls, self.predict(past.flatten(1)).masked_fill(walls.unsqueeze(-1), 0.0)
-
-    def read_batch(
-        self, batch: Tensor
-    ) -> tuple[Float[Tensor, "row d_in"], Float[Tensor, "row read_d_in"], Bool[Tensor, " row"]]:
-        """Read a batch of an SAE with memory.
-
-        Args:
-            batch: rows from `gather_past`, or whole contexts.
-
-        Returns:
-            The centered activations of each position, the activations before it as `read_past` reads them, and which positions are walls.
-        """
-        _, x, walls, past, _ = self._read_memory_batch(batch)
-        return x, past.flatten(1), walls
-
-    def _read_memory_batch(self, batch: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        cfg, center = self.cfg, self.b_dec * self.cfg.apply_b_dec_to_input
-        n_reads, d_in = cfg.n_memory_reads, cfg.d_in
-        if batch.ndim == 2 and batch.shape[-1] == (1 + n_reads) * d_in + n_reads + 1:
-            h, read, weights, scale = batch.to(self.dtype).split([d_in, n_reads * d_in, n_reads, 1], dim=-1)
-            weights, walls = weights / scale, find_walls(h)  # the weights were scaled with the activations
-            x = (h - center).masked_fill(walls.unsqueeze(-1), 0.0)
-            past = rearrange(read, "row (read d_in) -> row read d_in", d_in=d_in) - weights.unsqueeze(-1) * self.b_dec
-            return h, x, walls, past, weights
-        x, walls = self.read_contexts(batch)
-        r = x - self.b_dec * (not cfg.apply_b_dec_to_input)
-        reads = [
-            read_past(of, ~walls, cfg.memory_lags, cfg.memory_decays).flatten(0, 1) for of in (r, torch.ones_like(r[..., :1]))
-        ]
-        past = rearrange(reads[0], "row (read d_in) -> row read d_in", d_in=d_in)
-        return batch.flatten(0, -2), x.flatten(0, 1), walls.flatten(), past, reads[1]
-
-    @torch.no_grad()
-    def _draw_errors(self, weights: Float[Tensor, "row read"], step: int) -> Float[Tensor, "row read d_in"]:
-        """Draw one of the recent errors for everything that is read; for a running average it is smaller, because errors average out."""
-        generator = torch.Generator().manual_seed(step)
-        drawn = torch.randint(len(self.recent_errors), weights.shape, generator=generator).to(weights.device)
-        averaged = [((1 - b) / (1 + b)) ** 0.5 for b in self.cfg.memory_decays]
-        size = torch.tensor([1.0] * len(self.cfg.memory_lags) + averaged, device=weights.device, dtype=self.dtype)
-        return self.recent_errors[drawn] * ((weights > 0) * size).unsqueeze(-1)
-
-    @torch.no_grad()
-    def remember_errors(self, errors: Float[Tensor, "row d_in"]) -> None:
-        """Keep some errors of reconstruction for the next step."""
-        if len(errors):
-            self.recent_errors.copy_(errors[torch.arange(len(self.recent_errors), device=errors.device) % len(errors)])
+    def _reconstruction_loss(self, squared_error: Float[Tensor, "n_groups row"]) -> dict[str, Tensor]:
+        if self.cfg.reconstruction_loss == "mse":
+            return {"mse_loss": squared_error.mean()}
+        return {"l2_loss": squared_error.clamp(min=1e-12).sqrt().mean()}  # the root has no gradient at zero
 
     def _convolve_batch(self, batch: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return the rows to reconstruct, the centered activations of each position, their convolution, and which positions are walls.
@@ -293,7 +237,7 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
 
     def _scale_statistics(self, convolved: Tensor) -> dict[str, Tensor | float]:
         """Compute mean and standard deviation of each scale's convolution (table 1 of the paper), and the norm of its encoder weights."""
-        norms = self._encoder_norms()
+        norms = encoder_norms(self.W_enc, self._context_weights, self.cfg.d_in)
         statistics: dict[str, Tensor | float] = {}
         for scale, dilation in enumerate(self.cfg.dilations):
             statistics[f"scale_{dilation}_mean"] = convolved[:, scale].mean()
@@ -302,40 +246,3 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             if self.cfg.learn_dilations:
                 statistics[f"scale_{dilation}_learned_dilation"] = self.dilations[scale]
         return statistics
-
-    @torch.no_grad()
-    def _encoder_norms(self) -> list[Tensor]:
-        """Compute the norm of the encoder weights of each scale; that of a product `U V` is `sqrt(sum(U'U * V V'))`."""
-        if self.cfg.context_rank is None:
-            return [part.norm() for part in self.W_enc.split(self.cfg.d_in)]
-        own, V = self.W_enc[: self.cfg.d_in], self.W_enc[self.cfg.d_in :]
-        gram = V @ V.T
-        return [own.norm(), *((U.T @ U * gram).sum().clamp(min=0).sqrt() for U in self.W_context.split(self.cfg.d_in))]
-
-
-def check_whole_contexts(batch: Tensor, cfg: MTTrainingSAEConfig) -> None:
-    """Check that rows can be contexts laid end to end.
-
-    In a context that begins with BOS, position 0 has read nothing else, so its activations are the same in every context.
-
-    Args:
-        batch: the batch of a training step.
-        cfg: the configuration, whose metadata says how the contexts were made.
-
-    Raises:
-        DataError: the contexts have another length, or the rows do not repeat BOS where they must.
-    """
-    metadata = cfg.metadata
-    if metadata.context_size not in (None, cfg.context_size):
-        raise DataError(
-            f"expected contexts of context_size={cfg.context_size}, that of the SAE, got contexts of {metadata.context_size}; make them equal"
-        )
-    if batch.ndim != 2 or not metadata.prepend_bos:
-        return
-    first = batch[:: cfg.context_size].float()
-    if ((first - first[0]).norm(dim=-1) > 0.1 * first[0].norm()).any():  # far above rounding in bfloat16, far below two tokens
-        raise DataError(
-            f"expected a batch of whole contexts, in which every {cfg.context_size}th row is BOS (prepend_bos=True), got rows that differ there"
-            "; train with mtsae_lens.training.runner.SequenceSAETrainingRunner, or keep SAELens's runner from mixing positions "
-            "(activations_mixing_fraction=0.0, without exclude_special_tokens), or set prepend_bos=False for contexts without BOS"
-        )

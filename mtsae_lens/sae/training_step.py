@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.sae.activation_interface import ActiveEntries
+from mtsae_lens.sae.entries import Entries
 from mtsae_lens.sae.hierarchy import decode_prefixes, nested_reconstructions
-from mtsae_lens.sae.sparse import Entries, encode_entries
+from mtsae_lens.sae.sparse import encode_entries
 from mtsae_lens.upstream import TrainStepInput, restore_output
 
 _MOST_DENSE = {"cpu": 0.08, "cuda": 0.02}

@@ -24,8 +24,9 @@ from typing_extensions import override
 
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.sae.config import MTSAEConfig, MTTrainingSAEConfig
-from mtsae_lens.sae.mtsae import MTSAE, TemporalEncoder
+from mtsae_lens.sae.mtsae import MTSAE
 from mtsae_lens.sae.temporal import normalize_scales
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.sae.training import MTTrainingSAE
 
 TRANSCODER = "mtsae_transcoder"

@@ -16,9 +16,9 @@ import mtsae_lens.splice.evidence_gates  # noqa: F401  # registers its gates
 from mtsae_lens.errors import ConfigError, DataError, ModelError, MTSAEWarning
 from mtsae_lens.files import write_json
 from mtsae_lens.splice import error_edits  # noqa: F401  # registers its edits
+from mtsae_lens.splice.edit_interface import EDITS, Edit
 from mtsae_lens.splice.edit_schema import FORMAT, EditFile, PartRecord
-from mtsae_lens.splice.edits import EDITS, Edit
-from mtsae_lens.splice.gates import GATES
+from mtsae_lens.splice.gate_interface import GATES
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import ModelIdentity, identify
 from mtsae_lens.splice.serialization import Serializable, describe_first

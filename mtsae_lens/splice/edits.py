@@ -2,92 +2,29 @@
 
     h' = h + decode(e') - decode(e)
 
-What the SAE does not explain stays as it was, so an edit of nothing is the identity. `register_edit` makes an edit known under a name,
-from this package or from outside; `docs/how-to/own-edit.md` shows one.
+What the SAE does not explain stays as it was, so an edit of nothing is the identity.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError, ModelError
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit, check_finite, register_edit
 from mtsae_lens.splice.feature_indices import check_features, feature_indices
-from mtsae_lens.splice.gates import AlwaysOpen, Gate
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.sae_state import SAEState
-from mtsae_lens.splice.serialization import Serializable, register
 from mtsae_lens.upstream import restore_output
-
-SUPPRESSION = "An edit at a hook is suppression, not deletion: without the hook the model behaves as before."
-"""What every report of an edit says."""
-
-
-class Edit(Serializable, ABC):
-    """Base of all edits. An edit changes activations wherever its gate is open.
-
-    An edit is a frozen dataclass with a field `gate`. Its fields are what is saved in `edit.json`, if the class is registered
-    (`register_edit`).
-    """
-
-    gate: Gate
-    """Where the edit applies."""
-
-    stored_elsewhere: ClassVar[frozenset[str]] = frozenset({"gate"})
-
-    @abstractmethod
-    def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
-        """Compute the change that is added to the SAE's input wherever the gate is open.
-
-        Args:
-            sae_state: the SAE, its input and its features.
-
-        Returns:
-            The change, in the shape of `sae_state.sae_in`; the caller drops it where the gate is closed.
-        """
-
-    def describe(self) -> str:
-        """Describe what the edit does, as the beginning of a sentence in cards and reports; the description of the gate follows."""
-        return f"a {type(self).__name__} is applied"
-
-    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
-        """Return the always-open edit that `mtsae export --form projected` writes into a model's weights.
-
-        Args:
-            sae: the SAE to which the edit belongs.
-
-        Raises:
-            ModelError: the edit has no directions, which is the default.
-        """
-        raise ModelError(
-            f"expected an edit of at least one feature, or of directions, to project out, got a {type(self).__name__} without; export it in "
-            "another form"
-        )
-
-
-EDITS: dict[str, type[Edit]] = {}
-"""Registered edits by their `kind` in a file."""
-
-EditClass = TypeVar("EditClass", bound=type[Edit])
-
-
-def register_edit(name: str) -> Callable[[EditClass], EditClass]:
-    """Return a decorator that makes an edit known under a name, so that `save_edit` and `load_edit` handle it.
-
-    Args:
-        name: the `kind` of the edit in `edit.json`.
-
-    Raises:
-        ConfigError: the class does not inherit from `Edit`, or another edit has this name.
-    """
-    return register(EDITS, Edit, name)  # type: ignore[return-value, type-abstract]
 
 
 def decode_change(
@@ -144,7 +81,7 @@ class _EditOfFeatures(Edit):
         rows = decoded[:-1] - decoded[-1]
         return (change @ rows.flatten(1)).view(*feature_acts.shape[:-1], *rows.shape[1:])
 
-    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+    def as_projection(self, sae: SAE[Any]) -> Edit:
         """Return an edit that projects out the span of the decoder rows of the features.
 
         This removes more than setting the features to zero, because it also removes what other features write along these rows.
@@ -196,7 +133,7 @@ class FeatureEdit(_EditOfFeatures):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
-        _check_finite("multiplier", self.multiplier)
+        check_finite("multiplier", self.multiplier)
 
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
         """Return the edited feature activations.
@@ -252,7 +189,7 @@ class FeatureClamp(_EditOfFeatures):
                 f"expected one value for each feature of a clamp, got {came} {len(self.features)} features; give one value to all with "
                 "FeatureClamp(features, (value,) * len(features))"
             )
-        _check_finite("values", values)
+        check_finite("values", values)
         object.__setattr__(self, "values", tuple(values.tolist()))
         if self.where not in get_args(Where):
             raise ConfigError(f"expected where out of {', '.join(get_args(Where))}, got {self.where!r}; give one of them")
@@ -281,106 +218,3 @@ class FeatureClamp(_EditOfFeatures):
     def describe(self) -> str:
         """Describe what the edit does."""
         return f"{len(self.features)} features are set to fixed values ({self.where.replace('_', ' ')})"
-
-
-@register_edit("directions")
-@dataclass(frozen=True)
-class DirectionEdit(Edit):
-    """Remove directions from the activations themselves, without the SAE: `h' = h - (1 + multiplier) * B^T B (h - center)`.
-
-    `multiplier=0` projects the directions out, up to the center; a positive multiplier pushes beyond it, as in `FeatureEdit`. With
-    decoder rows as directions, this removes what the features write; with a difference of means, it is the dense baseline.
-
-    Args:
-        basis: B, with orthonormal rows (`orthonormal_rows`).
-        center: the point towards which the activations are projected.
-        multiplier: strength of the edit.
-        gate: says where the edit applies.
-
-    Raises:
-        ConfigError: the rows are not orthonormal, the center has another width, or numbers are not finite.
-    """
-
-    basis: Float[Tensor, "n d_in"]
-    center: Float[Tensor, " d_in"]
-    multiplier: float = 0.0
-    gate: Gate = field(default_factory=AlwaysOpen)
-
-    def __post_init__(self) -> None:
-        _check_finite("multiplier", self.multiplier)
-        _check_finite("center", self.center)
-        if self.basis.ndim != 2 or self.center.shape != self.basis.shape[1:]:
-            raise ConfigError(
-                f"expected directions (n, d_in) and a center (d_in,), got {tuple(self.basis.shape)} and {tuple(self.center.shape)}; give both "
-                "for one hook"
-            )
-        gram = self.basis @ self.basis.T
-        if not torch.allclose(gram, torch.eye(len(gram), device=gram.device, dtype=gram.dtype), atol=1e-3):
-            raise ConfigError("expected orthonormal directions, got others; give orthonormal_rows(directions)")
-
-    def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
-        """Compute the change along the directions, in the shape of the activations.
-
-        Args:
-            sae_state: the SAE, its input and its features.
-
-        Raises:
-            ConfigError: the directions have another width than the activations.
-        """
-        flat = sae_state.sae_in.flatten(2)
-        if flat.shape[-1] != self.basis.shape[-1]:
-            raise ConfigError(
-                f"expected directions of width {flat.shape[-1]}, as the activations, got {self.basis.shape[-1]}; give directions of this hook"
-            )
-        basis, center = self.basis.to(flat), self.center.to(flat)
-        return (-(1 + self.multiplier) * ((flat - center) @ basis.T) @ basis).view_as(sae_state.sae_in)
-
-    def describe(self) -> str:
-        """Describe what the edit does."""
-        return f"{len(self.basis)} directions are projected out of the activations, {1 + self.multiplier:g} times"
-
-    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
-        """Return the same edit without its gate.
-
-        Args:
-            sae: not used.
-        """
-        return DirectionEdit(self.basis, self.center, self.multiplier)
-
-    def check_fits(self, d_sae: int, d_in: int) -> None:
-        """Check that the directions have the width of the SAE's input.
-
-        Args:
-            d_sae: number of features of the SAE.
-            d_in: width of its input.
-
-        Raises:
-            ConfigError: the width differs.
-        """
-        if len(self.center) != d_in:
-            raise ConfigError(f"basis and center: expected a width of {d_in}, got {len(self.center)}")
-
-
-def orthonormal_rows(directions: Float[Tensor, "n d_in"]) -> Float[Tensor, "rank d_in"]:
-    """Compute an orthonormal basis of the span of rows; rows that are linearly dependent on others are dropped.
-
-    Args:
-        directions: the rows.
-
-    Returns:
-        The basis, `(rank, d_in)`.
-
-    Raises:
-        ConfigError: there is no row.
-    """
-    if not len(directions):
-        raise ConfigError("expected at least one direction, got none; give a feature or a row")
-    # on the CPU, because some devices lack float64
-    _, singular, rows = torch.linalg.svd(directions.detach().cpu().double(), full_matrices=False)
-    return rows[singular > 1e-6 * singular.max().clamp(min=1e-30)].float().to(directions.device)
-
-
-def _check_finite(name: str, value: Any) -> None:
-    numbers = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
-    if not bool(numbers.isfinite().all()):
-        raise ConfigError(f"expected a finite {name} of an edit, got NaN or infinity; give finite numbers")

@@ -9,43 +9,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 from jaxtyping import Float
 from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError, ModelError
-from mtsae_lens.splice.edits import EDITS, DirectionEdit, Edit, register_edit
-from mtsae_lens.splice.gates import AlwaysOpen, Gate
+from mtsae_lens.splice import edits  # noqa: F401  # registers its edits
+from mtsae_lens.splice.direction_edits import EditOfDirections
+from mtsae_lens.splice.edit_interface import EDITS, Edit, register_edit
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.sae_state import SAEState
 
 
 @register_edit("error")
 @dataclass(frozen=True)
-class ErrorEdit(Edit):
+class ErrorEdit(EditOfDirections):
     """Remove directions from the error part: `h' = h - (1 + multiplier) * B^T B (error - center)`, with `error = h - decode(e)`.
 
-    `multiplier=0` sets the error to the center along the directions; a positive multiplier pushes beyond it. With all `d_in` directions and
-    `multiplier=0`, nothing of the error is left where the gate is open.
+    With all `d_in` directions and `multiplier=0`, nothing of the error is left where the gate is open.
 
     Args:
         basis: B, with orthonormal rows (`orthonormal_rows`).
         center: the point towards which the error is projected, such as its mean over near text.
-        multiplier: strength of the edit.
+        multiplier: strength of the edit, as in `EditOfDirections`.
         gate: says where the edit applies.
 
     Raises:
         ConfigError: the rows are not orthonormal, the center has another width, or numbers are not finite.
     """
-
-    basis: Float[Tensor, "n d_in"]
-    center: Float[Tensor, " d_in"]
-    multiplier: float = 0.0
-    gate: Gate = field(default_factory=AlwaysOpen)
-
-    def __post_init__(self) -> None:
-        DirectionEdit(self.basis, self.center, self.multiplier)  # the same checks
 
     def delta(self, sae_state: SAEState) -> Float[Tensor, "batch pos *d_in"]:
         """Compute the change of the error part along the directions, in the shape of the activations.
@@ -56,16 +50,13 @@ class ErrorEdit(Edit):
         Raises:
             ConfigError: the directions have another width than the activations.
         """
-        error = sae_state.sae_in - sae_state.sae_out
-        return DirectionEdit(self.basis, self.center, self.multiplier).delta(
-            SAEState(sae_state.sae, error, sae_state.feature_acts)
-        )
+        return self.change_along(sae_state.sae_in - sae_state.sae_out)
 
     def describe(self) -> str:
         """Describe what the edit does."""
         return f"{len(self.basis)} directions are projected out of the SAE's error, {1 + self.multiplier:g} times"
 
-    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+    def as_projection(self, sae: SAE[Any]) -> NoReturn:
         """Refuse, because weights before the hook do not know the SAE's error.
 
         Args:
@@ -75,18 +66,6 @@ class ErrorEdit(Edit):
             ModelError: always.
         """
         raise _no_projection(self)
-
-    def check_fits(self, d_sae: int, d_in: int) -> None:
-        """Check that the directions have the width of the SAE's input.
-
-        Args:
-            d_sae: number of features of the SAE.
-            d_in: width of its input.
-
-        Raises:
-            ConfigError: the width differs.
-        """
-        DirectionEdit(self.basis, self.center).check_fits(d_sae, d_in)
 
 
 @register_edit("combined")
@@ -131,7 +110,7 @@ class CombinedEdit(Edit):
         """Describe what the edit does."""
         return ", and ".join(part.describe() for part in self.parts)
 
-    def as_projection(self, sae: SAE[Any]) -> DirectionEdit:
+    def as_projection(self, sae: SAE[Any]) -> NoReturn:
         """Refuse, because a sum of edits is not one projection.
 
         Args:

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.gates import ThresholdGate, check_threshold, check_width, count_of, gate_indices, register_gate
+from mtsae_lens.splice.gate_interface import ThresholdGate, check_threshold, check_width, count_of, gate_indices, register_gate
 
 Source = Literal["features", "activations"]
 """What a gate reads: feature activations, or the activations at the hook that the SAE reads."""

@@ -22,8 +22,8 @@ from mtsae_lens.data.lazy_logits import last_position_alone
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import ConfigError, nearest
-from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.splicing import Splice
 
 

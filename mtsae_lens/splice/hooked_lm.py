@@ -18,14 +18,17 @@ from torch import Tensor
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
-from mtsae_lens.data.contexts import ContextCutter, TokenBatch, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.lazy_logits import LazyLogits, lazy_logits
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
+from mtsae_lens.data.token_tables import TokenBatch, TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
-from mtsae_lens.splice.edits import Edit, FeatureEdit
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
 from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
+from mtsae_lens.splice.token_checks import check_activations, check_prompts, check_tokens
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 
 _RESIDUAL = re.compile(r"blocks\.(\d+)\.hook_resid_(pre|post)$")
@@ -107,40 +110,13 @@ class HookedLM:
         """
         return table.batches(self.cutter, self.batch_size, self.model.cfg.device)
 
-    def _check_tokens(self, tokens: Int[Tensor, "batch pos"]) -> None:
-        if not isinstance(tokens, Tensor) or tokens.ndim != 2:
-            came = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else f"a {type(tokens).__name__}"
-            raise DataError(f"expected tokens (batch, pos), got {came}; give lm.model.to_tokens(text)")
-        if tokens.dtype != torch.long:
-            raise DataError(f"expected tokens of dtype torch.int64, got {tokens.dtype}; give lm.model.to_tokens(text)")
-        if not tokens.numel():
-            raise DataError(f"expected at least one prompt of at least one token, got shape {tuple(tokens.shape)}; give a text")
-        cfg = self.model.cfg
-        if tokens.shape[1] > cfg.n_ctx:
-            raise DataError(
-                f"expected at most {cfg.n_ctx} positions, got {tokens.shape[1]}; cut the text, such as tokens[:, :{cfg.n_ctx}]"
-            )
-        low, high = (int(extreme) for extreme in tokens.aminmax())
-        if low < 0 or high >= cfg.d_vocab:
-            raise DataError(
-                f"expected tokens from 0 to {cfg.d_vocab - 1}, got {low if low < 0 else high}; make tokens with lm.model.to_tokens(text)"
-            )
-
-    def _check_activations(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> None:
-        self._check_tokens(tokens)
-        if not isinstance(h, Tensor) or h.shape[:2] != tokens.shape:
-            came = f"shape {tuple(h.shape)}" if isinstance(h, Tensor) else f"a {type(h).__name__}"
-            raise DataError(
-                f"expected activations of shape {tuple(tokens.shape)} and a width, got {came}; give lm.activations(tokens)"
-            )
-
     def masked(self, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
         """Return the positions that statistics, gates and edits leave out: special tokens, padding, and the first position of each text.
 
         Args:
             tokens: contexts or prompts, `(batch, pos)`.
         """
-        self._check_tokens(tokens)
+        check_tokens(self.model, tokens)
         masked = self.cutter.masked(tokens)
         masked[:, 1:] |= self.left_padding(tokens)[:, :-1]
         return masked
@@ -151,7 +127,7 @@ class HookedLM:
         Args:
             tokens: prompts, `(batch, pos)`.
         """
-        self._check_tokens(tokens)
+        check_tokens(self.model, tokens)
         return self.cutter.left_padding(tokens)
 
     def attention_options(self, tokens: Int[Tensor, "batch pos"]) -> dict[str, Any]:
@@ -207,7 +183,7 @@ class HookedLM:
             h: their activations at the hook, if already computed; None to run the model.
         """
         if h is not None:
-            self._check_activations(tokens, h)
+            check_activations(self.model, tokens, h)
         sae_in = self.splice.as_sae_input(self.activations(tokens) if h is None else h)
         return zero_rows(sae_in, self.masked(tokens))
 
@@ -220,7 +196,7 @@ class HookedLM:
             h: their activations at the hook, if already computed; None to run the model.
         """
         if h is not None:
-            self._check_activations(tokens, h)
+            check_activations(self.model, tokens, h)
         return self.splice.feature_acts(self.activations(tokens) if h is None else h, self.masked(tokens))
 
     @property
@@ -262,7 +238,7 @@ class HookedLM:
         Raises:
             ModelError: the model does not run the hook.
         """
-        self._check_activations(tokens, h)
+        check_activations(self.model, tokens, h)
         options = self.attention_options(tokens)
         if self._layer_after is not None:
             return lazy_logits(self.model, h, start_at_layer=self._layer_after, **options)
@@ -295,7 +271,7 @@ class HookedLM:
             ModelError: `generate` does not run the hook, so an edit there would change nothing.
         """
         padding = self.left_padding(tokens)
-        self._check_prompts(tokens, padding)
+        check_prompts(self.cutter, tokens)
         if edit is None:
             return continue_tokens(self.model, tokens, padding, **options)
         streaming = StreamingEdit(self.splice, edit, self.masked(tokens))
@@ -308,26 +284,6 @@ class HookedLM:
                 "blocks.0.hook_resid_pre or later"
             )
         return continued
-
-    def _check_prompts(self, tokens: Int[Tensor, "batch pos"], padding: Bool[Tensor, "batch pos"]) -> None:
-        """Check that no prompt consists of padding only or ends with padding, because text would follow the padding."""
-        tokenizer = self.cutter.tokenizer
-        if tokenizer.pad_token_id is None or len(tokens) * tokens.shape[1] == 1:
-            return
-        is_pad = tokens == tokenizer.pad_token_id
-        alone = is_pad.all(dim=1)
-        begins = self.cutter.prepend_bos and tokenizer.pad_token_id == tokenizer.bos_token_id  # a lone BOS is a prompt
-        if tokens.shape[1] > 1 and not begins and bool(alone.any()):
-            raise DataError(
-                f"expected text in every prompt, got only padding in prompt {int(alone.nonzero()[0])} of the batch; give it at least one "
-                "token, or leave it out"
-            )
-        ends = is_pad[:, -1] & ~alone
-        if bool(ends.any()) and not bool(ends[~alone].all()):
-            raise DataError(
-                f"expected padding on the left, got prompt {int(ends.nonzero()[0])} of the batch padded on the right; give "
-                'lm.model.to_tokens(prompts, padding_side="left")'
-            )
 
     def check_generates(self) -> None:
         """Check, before any work is done, that edits of this SAE can be used in generation.

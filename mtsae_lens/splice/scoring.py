@@ -14,8 +14,8 @@ from mtsae_lens.data.lazy_logits import in_chunks, token_nll
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
-from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 

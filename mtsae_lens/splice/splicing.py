@@ -15,7 +15,7 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, ModelError
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.sae_state import SAEState
 
 

@@ -11,7 +11,7 @@ from sae_lens import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.ranks import current_ranks
-from mtsae_lens.sae.sparse import firing_counts_of
+from mtsae_lens.sae.entries import firing_counts_of
 
 
 @torch.no_grad()

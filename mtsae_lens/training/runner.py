@@ -21,7 +21,7 @@ from mtsae_lens.data.shared_pass import SharedBlocks
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.output_folders import check_output_folder, hold_output_folder
 from mtsae_lens.ranks import current_ranks
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.training.checkpoints import delete_other_checkpoints, list_checkpoints, resume_ranks_from
 from mtsae_lens.training.compiling import compiled_step
 from mtsae_lens.training.fingerprint import make_fingerprint

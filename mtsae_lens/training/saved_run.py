@@ -18,8 +18,8 @@ from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.origins import DIGESTS, record_origins, share_metadata
 from mtsae_lens.files import sync_folder, write_json, write_whole_folder
 from mtsae_lens.machine_paths import shorten
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.saved import seal_sae
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.upstream import RUNNER_CFG_FILENAME, SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 

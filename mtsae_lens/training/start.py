@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mtsae_lens.errors import DataError
 from mtsae_lens.ranks import current_ranks
+from mtsae_lens.sae.memory_training import read_memory_batch
 from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 
@@ -155,8 +156,9 @@ def start_memory_(sae: MTTrainingSAE, batches: Sequence[Float[Tensor, "row d_in"
     width = sae.cfg.n_memory_reads * sae.cfg.d_in
     gram, cross, n_rows = torch.zeros(width, width), torch.zeros(width, sae.cfg.d_in), 0
     for batch in batches:
-        x, past, walls = sae.read_batch(batch)
-        past, r = past[~walls].cpu().float(), (x - sae.b_dec * (not sae.cfg.apply_b_dec_to_input))[~walls].cpu().float()
+        read = read_memory_batch(sae, batch)
+        kept, own = ~read.walls, read.x - sae.b_dec * (not sae.cfg.apply_b_dec_to_input)
+        past, r = read.past.flatten(1)[kept].cpu().float(), own[kept].cpu().float()
         gram += past.T @ past
         n_rows += len(past)
         cross += past.T @ r

@@ -18,17 +18,19 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mtsae_lens.data.bridges import AnyHookedModel, HookedBridge
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.packing import Spans
 from mtsae_lens.data.precision import in_float32
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend, keep_later_layers
 from mtsae_lens.unlearning.finetuning.losses import mean_nll
-from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, measure_model
+from mtsae_lens.unlearning.measures.effects import edited_logits, measure_model
+from mtsae_lens.unlearning.measures.results import EditEffect
 
 # relearning -----------------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,13 @@ from itertools import product
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, Edit
+from mtsae_lens.splice.direction_edits import DirectionEdit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
-from mtsae_lens.splice.gates import AlwaysOpen, Gate
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.conformal import apart, conformal_thresholds_at
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind

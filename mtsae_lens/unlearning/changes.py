@@ -8,25 +8,19 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.questions import is_question_source, read_wrong_answers
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss, max_tokens
 from mtsae_lens.unlearning.measures.distance import TruthRatioDistance, distance_to_reference, truth_ratio_distance
-from mtsae_lens.unlearning.measures.effects import (
-    EditEffect,
-    EditLoss,
-    as_logits,
-    edited_logits,
-    measure_edits,
-    measure_model,
-)
+from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits, measure_edits, measure_model
 from mtsae_lens.unlearning.measures.gate_quality import measure_gate
 from mtsae_lens.unlearning.measures.generations import Decoding, Sample, continue_texts, decode_samples, generation_health
+from mtsae_lens.unlearning.measures.results import EditEffect, EditLoss
 from mtsae_lens.unlearning.results import (
     CorpusEffect,
     DocumentEffect,

@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError, nearest
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, Where, orthonormal_rows
-from mtsae_lens.splice.gates import Gate
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit, Where
+from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.unlearning.selection.directions import mean_input
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 

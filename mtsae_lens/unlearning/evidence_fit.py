@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,14 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, pad
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, Source, TwoStateGate, decayed_mean, evidence_of, filter_two_states
-from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gating import logistic_regression
+from mtsae_lens.unlearning.observed import Observed
 
-MAX_POSITIONS = 48  # of each context: a gate has to be sure early, and the filter carries on from there
 MAX_FEATURES = 256
 WINDOW = 4
 TOP_WINDOWS = 4
@@ -29,68 +27,6 @@ _LEARNING_RATE = 0.02
 _SMALLEST_STD = 1e-3
 
 Loss = Literal["windows", "positions"]
-
-
-@dataclass(frozen=True, eq=False)
-class Observed:
-    """What a gate would read in the contexts of one corpus.
-
-    Args:
-        rows: features or activations, zero where nothing is read.
-        is_step: False where nothing is read.
-        at: the position at which each context is judged; None to judge it everywhere.
-    """
-
-    rows: Float[Tensor, "context pos d"]
-    is_step: Bool[Tensor, "context pos"]
-    at: Int[Tensor, " context"] | None = None
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def padded(self, length: int) -> Observed:
-        """Return the same contexts, padded on the right with positions where nothing is read.
-
-        Args:
-            length: number of positions.
-        """
-        n_more = length - self.rows.shape[1]
-        return replace(self, rows=pad(self.rows, (0, 0, 0, n_more)), is_step=pad(self.is_step, (0, n_more)))
-
-
-Read = Callable[[Int[Tensor, "batch pos"]], Float[Tensor, "batch pos d"]]
-
-
-def reader(lm: HookedLM, reads: Source) -> Read:
-    """Return the function from tokens to what a gate reads.
-
-    Args:
-        lm: the model with its SAE.
-        reads: features, or activations at the hook.
-    """
-    if reads == "features":
-        return lm.feature_acts
-    return lambda tokens: lm.sae_input(tokens).flatten(2)
-
-
-@torch.no_grad()
-def observe_table(lm: HookedLM, table: TokenTable, read: Read, max_positions: int | None = MAX_POSITIONS) -> Observed:
-    """Read the contexts of a corpus. Questions are judged where their answer begins, other text at every position.
-
-    Args:
-        lm: the model with its SAE.
-        table: the contexts.
-        read: what is read (`reader`).
-        max_positions: number of positions to read in each context of text; None for all.
-    """
-    rows, is_step, at = [], [], []
-    for whole, counted, _ in track(lm.counted_batches(table), f"reading {table.corpus}", "batch"):
-        tokens = whole if table.answers is not None else whole[:, :max_positions]
-        kept = ~lm.masked(tokens)
-        rows.append(read(tokens).masked_fill(~kept.unsqueeze(-1), 0.0).float())
-        is_step.append(kept)
-        at.append(counted.float().argmax(dim=1))
-    return Observed(torch.cat(rows), torch.cat(is_step), None if table.answers is None else torch.cat(at))
 
 
 def window_scores(
@@ -159,14 +95,17 @@ class _Scale:
         rows = (observed.rows[..., self.columns] - self.mean) / self.std
         return replace(observed, rows=rows.masked_fill(~observed.is_step.unsqueeze(-1), 0.0))
 
-    def unfold(self, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights and biases for the columns as they are."""
+    def unfold(self, reads: Source, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the features of a gate, and weights and biases for the columns as they are."""
+        features = self.columns.cpu() if reads == "features" else torch.arange(0)
         weights = weights / self.std
-        return weights.cpu(), (bias - weights @ self.mean).cpu()
+        return features, weights.cpu(), (bias - weights @ self.mean).cpu()
 
 
 def _scale_of(forget: Observed, retain: Sequence[Observed], reads: Source) -> _Scale:
     """Choose columns: all coordinates of activations, or the features whose mean differs most between forget and retain text."""
+    if not retain:
+        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     steps = torch.cat([observed.rows[observed.is_step] for observed in retain])
     mean, std = steps.mean(dim=0), steps.std(dim=0).clamp(min=_SMALLEST_STD)
     columns = torch.arange(len(mean), device=mean.device)
@@ -212,17 +151,11 @@ def fit_two_state(
     """
     if n_detectors < 1:
         raise ConfigError(f"expected at least one detector, got {n_detectors}; give such as 1")
-    if not retain:
-        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     scale = _scale_of(forget, retain, reads)
     longest = max(observed.rows.shape[1] for observed in (forget, *retain))
     corpora = [scale.standardize(observed).padded(longest) for observed in (forget, *retain)]
     generator = torch.Generator().manual_seed(seed)
-    width = len(scale.columns)
-    spread = 0.3 / max(width, 1) ** 0.5 if n_detectors > 1 else 0.0
-    weights = (spread * torch.randn(n_detectors, width, generator=generator)).to(scale.mean).requires_grad_()
-    bias = torch.full((n_detectors,), -float(n_detectors > 1)).to(scale.mean).requires_grad_()
-    rates = torch.tensor([-3.0, -3.0]).to(scale.mean).requires_grad_()
+    weights, bias, rates = _start_detectors(n_detectors, scale, generator)
     optimizer = torch.optim.AdamW(
         [{"params": [weights], "weight_decay": penalty}, {"params": [bias, rates], "weight_decay": 0.0}], lr=_LEARNING_RATE
     )
@@ -234,16 +167,28 @@ def fit_two_state(
         evidence = evidence_of(torch.cat([drawn.rows for drawn in batch]), weights, bias)
         log_odds, _ = filter_two_states(evidence, torch.cat([drawn.is_step for drawn in batch]), opening, closing)
         total = torch.zeros((), device=weights.device)
-        for place, (drawn, odds) in enumerate(zip(batch, log_odds.split(n_each), strict=True)):
-            share = 0.5 if place == 0 else 0.5 / len(retain)
-            total = total + share * evidence_loss(odds, drawn, float(place == 0), loss)
+        for (label, share), drawn, odds in zip(_balance(len(retain)), batch, log_odds.split(n_each), strict=True):
+            total = total + share * evidence_loss(odds, drawn, label, loss)
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
         schedule.step()
     opening, closing = (0.5 * torch.sigmoid(rates.detach())).tolist()
-    features = scale.columns.cpu() if reads == "features" else torch.arange(0)
-    return TwoStateGate(reads, features, *scale.unfold(weights.detach(), bias.detach()), 0.0, opening, closing)
+    return TwoStateGate(reads, *scale.unfold(reads, weights.detach(), bias.detach()), 0.0, opening, closing)
+
+
+def _balance(n_retain: int) -> list[tuple[float, float]]:
+    """Return the label and the weight of each corpus: forget text weighs as much as all retain text, and retain corpora weigh the same."""
+    return [(1.0, 0.5)] + [(0.0, 0.5 / n_retain)] * n_retain
+
+
+def _start_detectors(n_detectors: int, scale: _Scale, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weights, biases and rates with which the fit starts; several detectors start apart from each other, one starts at zero."""
+    width = len(scale.columns)
+    spread = 0.3 / max(width, 1) ** 0.5 if n_detectors > 1 else 0.0
+    weights = (spread * torch.randn(n_detectors, width, generator=generator)).to(scale.mean).requires_grad_()
+    bias = torch.full((n_detectors,), -float(n_detectors > 1)).to(scale.mean).requires_grad_()
+    return weights, bias, torch.tensor([-3.0, -3.0]).to(scale.mean).requires_grad_()
 
 
 def _draw(observed: Observed, n: int, generator: torch.Generator) -> Observed:
@@ -272,19 +217,16 @@ def fit_decayed_mean(
     Raises:
         DataError: there is no retain text.
     """
-    if not retain:
-        raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     scale = _scale_of(forget, retain, reads)
     generator = torch.Generator().manual_seed(seed)
     rows, labels, weight = [], [], []
-    for place, observed in enumerate((forget, *retain)):
+    for (label, share), observed in zip(_balance(len(retain)), (forget, *retain), strict=True):
         found = _means_where_judged(scale.standardize(observed), decay, generator)
         rows.append(found)
-        labels.append(torch.full((len(found),), float(place == 0)))
-        weight.append(torch.full((len(found),), (0.5 if place == 0 else 0.5 / len(retain)) / len(found)))
+        labels.append(torch.full((len(found),), label))
+        weight.append(torch.full((len(found),), share / len(found)))
     weights, bias = logistic_regression(torch.cat(rows), torch.cat(labels), torch.cat(weight), penalty)
-    features = scale.columns.cpu() if reads == "features" else torch.arange(0)
-    return DecayedMeanGate(reads, features, *scale.unfold(weights.unsqueeze(0), bias.unsqueeze(0)), 0.0, decay)
+    return DecayedMeanGate(reads, *scale.unfold(reads, weights.unsqueeze(0), bias.unsqueeze(0)), 0.0, decay)
 
 
 def _means_where_judged(observed: Observed, decay: float, generator: torch.Generator) -> Float[Tensor, "n d"]:

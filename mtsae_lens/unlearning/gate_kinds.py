@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.splice.evidence_gates import Source
-from mtsae_lens.splice.gates import ThresholdGate
+from mtsae_lens.splice.gate_interface import ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.evidence_fit import fit_decayed_mean, fit_two_state, observe_table, reader
+from mtsae_lens.unlearning.evidence_fit import fit_decayed_mean, fit_two_state
 from mtsae_lens.unlearning.gating import fit_gate
+from mtsae_lens.unlearning.observed import observe_table, reader
 
 ThresholdRule = Literal["quantile", "conformal"]
 """How the threshold is set on TUNE: by `thresholds_at` (positions) or by `conformal_thresholds_at` (documents)."""

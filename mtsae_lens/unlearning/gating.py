@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import advance, phase, track
-from mtsae_lens.splice.gates import Gate, RunningEvidenceGate, ThresholdGate
+from mtsae_lens.splice.gate_interface import Gate, ThresholdGate
+from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 DECAY = 0.97  # evidence halves in 23 tokens: long enough for a sentence, short enough to drop the preceding text

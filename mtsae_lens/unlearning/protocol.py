@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import phase, track
 from mtsae_lens.records import fields_of
 from mtsae_lens.sae.collapse import firing_counts
-from mtsae_lens.splice.edits import Edit, FeatureEdit
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid, feature_candidates, fit_gates, gather_evidence, rankings

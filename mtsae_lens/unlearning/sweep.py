@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.progress import phase
 from mtsae_lens.records import MaybeNaN, Record
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
+from mtsae_lens.unlearning.measures.effects import edit_losses
+from mtsae_lens.unlearning.measures.results import EditLoss
 from mtsae_lens.unlearning.task import SPARED, Task
 
 Setting = dict[str, str | int | float | None]

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import Split, check_source, source_name
 from mtsae_lens.data.questions import draw_questions, is_question_source, is_test_only, read_questions
 from mtsae_lens.data.sources import local_path
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 

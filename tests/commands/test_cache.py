@@ -216,7 +216,9 @@ def test_a_cache_that_is_stopped_goes_on_with_the_missing_shards(
     settings = cache_settings(tmp_path / "cache")
     with monkeypatch.context() as patched:
         patched.setattr(cache_writer, "read_hooks", stopped)
-        with pytest.raises(TrainingInterrupted, match="shards that are complete are kept; run the same command to resume") as stop:
+        with pytest.raises(
+            TrainingInterrupted, match="shards that are complete are kept; run the same command to resume"
+        ) as stop:
             run_cache(settings, tiny_model)
         assert stop.value.signal_number == signal.SIGTERM
         assert len(read_manifest(settings.out).complete_shards()) == at // 2

@@ -12,7 +12,8 @@ import torch
 
 from mtsae_lens import opening
 from mtsae_lens.commands import evaluate as module
-from mtsae_lens.commands.evaluate import EvaluateResult, EvaluateSettings, run_evaluate
+from mtsae_lens.commands.evaluate import EvaluateSettings, run_evaluate
+from mtsae_lens.commands.evaluate_results import EvaluateResult
 from mtsae_lens.errors import TrainingInterrupted
 from mtsae_lens.evaluation.bits import BITS_MEANINGS
 from mtsae_lens.opening import load_sae

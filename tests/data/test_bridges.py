@@ -16,10 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.bridges import HookedBridge
-from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.conversion import weights_in_float32
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import rounding_disagreement
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.opening import open_sae

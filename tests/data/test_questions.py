@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 import pytest
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.people import TEST_TEMPLATES, TRAIN_TEMPLATES, VALUES, make_people
 from mtsae_lens.data.questions import (
     SOURCES,
@@ -19,6 +19,7 @@ from mtsae_lens.data.questions import (
     read_wrong_answers,
     wrong_answers,
 )
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 
 ALL = 10_000

@@ -10,7 +10,7 @@ import torch
 from sae_lens import run_evals
 
 from mtsae_lens.data import lazy_logits
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.evaluation import readout
 from mtsae_lens.evaluation.fidelity import HeldOutTokens, evaluate_fidelity, special_tokens_as_walls
 from mtsae_lens.evaluation.readout import ChunkedReadout

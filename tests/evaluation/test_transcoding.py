@@ -10,8 +10,9 @@ from conftest import CONTEXT, Outcome
 from torch import Tensor
 
 from mtsae_lens import MTSAETranscoder, MTSAETranscoderConfig
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.token_means import TokenMeans

@@ -12,9 +12,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from mtsae_lens.commands.export import _projected
 from mtsae_lens.commands.export_comparison import mean_kl
+from mtsae_lens.commands.export_settings import ExportSettings
 from mtsae_lens.data import language_models
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
+from mtsae_lens.errors import ModelError
 from mtsae_lens.export.standalone import load_edited
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.edits import FeatureEdit
@@ -210,3 +213,12 @@ def test_a_bridge_is_exported_as_the_model_under_it(
         measured = [row["exported"][name] for row in rows for name in ("nll_delta", "kl", "kl_from_hook")]
         numbers.append(measured + metrics["numbers"].get("losses", []))
     assert numbers[1] == pytest.approx(numbers[0], abs=1e-4)
+
+
+def test_a_projection_of_directions_is_expected(lm: Any) -> None:
+    class Unprojected(FeatureEdit):
+        def as_projection(self, sae: Any) -> Any:
+            return self
+
+    with pytest.raises(ModelError, match=r"Unprojected\.as_projection to return a DirectionEdit, got a Unprojected"):
+        _projected(ExportSettings(sae=Path("sae"), edit=Path("edit.json")), lm, Unprojected((1,)))

@@ -14,15 +14,18 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export import hooked, standalone
 from mtsae_lens.export.hooked import export_hooked
-from mtsae_lens.export.standalone import attach, load_edited
+from mtsae_lens.export.standalone import attach, identity, load_edited
+from mtsae_lens.splice import model_identity
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
@@ -228,6 +231,58 @@ def test_the_edit_can_be_taken_away_again(exported: Callable[..., Any], tokens: 
     torch.testing.assert_close(log_probs(model, tokens), log_probs(edited, tokens))
     remove()
     assert torch.equal(log_probs(model, tokens), clean)
+
+
+def test_another_language_model_is_refused_unless_allowed(exported: Callable[..., Any], tokens: torch.Tensor) -> None:
+    """By its predictions: a copy of the same weights is the same model, also in training mode and in half precision."""
+    _, folder, edited = exported()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
+    attach(model, folder)()
+    assert model.training
+    attach(copy.deepcopy(model).to(torch.bfloat16), folder)()
+    with pytest.raises(
+        ValueError, match=r"expected .*, the language model that the edit was made on, got a .* other predictions"
+    ):
+        attach(edited, folder)  # has an edit already
+    with torch.no_grad():
+        model.get_output_embeddings().weight += 0.2 * torch.randn(model.get_output_embeddings().weight.shape)
+    clean = log_probs(model.eval(), tokens)
+    with pytest.raises(ValueError, match="give that model, or allow another one with allow_other_model=True"):
+        attach(model, folder)
+    assert torch.equal(log_probs(model, tokens), clean)
+    with pytest.warns(UserWarning, match="is another model, with other predictions"):
+        attach(model, folder, allow_other_model=True)
+    assert not torch.allclose(log_probs(model, tokens), clean, atol=0.1)
+
+
+def test_a_model_of_another_vocabulary_or_task_is_refused(exported: Callable[..., Any]) -> None:
+    _, folder, _ = exported()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with pytest.raises(ValueError, match="no predictions of tokens"):
+        attach(AutoModelForSequenceClassification.from_config(model.config), folder)
+    model.resize_token_embeddings(20)
+    with pytest.raises(ValueError, match="another vocabulary or a shorter context"):
+        attach(model, folder)
+
+
+def test_a_folder_with_another_model_is_loaded_only_if_allowed(exported: Callable[..., Any]) -> None:
+    _, folder, _ = exported()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.get_input_embeddings().weight.data.mul_(-1)
+    model.save_pretrained(folder)
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(ValueError, match="other predictions"):
+        load_edited(folder)
+    with pytest.warns(UserWarning, match="other predictions"):
+        load_edited(folder, allow_other_model=True)
+    path = folder / "edit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model": None}))
+    load_edited(folder)  # an edit that was saved without a model knows none
+
+
+def test_the_loader_tells_models_apart_as_load_edit_does() -> None:
+    assert identity.TOLERANCES == model_identity._TOLERANCE
+    assert identity.BFLOAT16_TOLERANCE == model_identity._BFLOAT16_TOLERANCE
 
 
 def test_the_folder_holds_all_that_belongs_to_the_edit(exported: Callable[..., Any], model_dirs: dict[str, str]) -> None:

@@ -13,8 +13,8 @@ import torch
 from torch.nn import functional
 from torch.testing import assert_close
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.export.base_models import open_base
 from mtsae_lens.export.hooked import export_hooked
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
@@ -229,7 +229,8 @@ def test_the_users_cache_stays_what_it_is(exported: Callable[..., Any], tokens: 
     cache.reset()
     assert_close(model(tokens, past_key_values=cache).logits[:, 9:], whole, atol=1e-4, rtol=1e-4)
 
-    remove = attach(model, tmp_path / "model")  # the same edit once more, on the same activations
+    with pytest.warns(UserWarning, match="is another model"):  # as it has an edit already
+        remove = attach(model, tmp_path / "model", allow_other_model=True)  # the same once more, on the same activations
     twice = model(tokens).logits[:, 9:]
     assert not torch.allclose(twice, whole, atol=1e-2)
     remove()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.export.base_models import open_base
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank

@@ -14,7 +14,8 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export.base_models import open_base
 from mtsae_lens.export.persistent import project_weights
-from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import FeatureActiveGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice

@@ -19,10 +19,13 @@ from faults.junk import value
 from faults.runner import Family
 from faults.workplace import D_SAE, Workplace
 from mtsae_lens.opening import open_sae
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.evidence_gates import TwoStateGate
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 _SECONDS = 10.0

@@ -20,8 +20,9 @@ from faults.forks import Child
 from faults.junk import value
 from faults.runner import Family
 from faults.workplace import CONTEXT, Workplace, run_command
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import check_source
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.opening import open_sae
 
 _SECONDS = 10.0

@@ -14,8 +14,9 @@ from sae_lens import SAE
 from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import check_fits, evaluate_fidelity
 from mtsae_lens.opening import open_sae

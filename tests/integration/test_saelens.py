@@ -30,7 +30,8 @@ from transformer_lens import HookedTransformerConfig
 from transformers import PreTrainedTokenizerFast
 
 from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity, future_leak
 from mtsae_lens.splice.edits import FeatureEdit

@@ -25,8 +25,7 @@ from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.activation_interface import Activation, register_activation
-from mtsae_lens.sae.activations import ACTIVATIONS
+from mtsae_lens.sae.activation_interface import ACTIVATIONS, Activation, register_activation
 
 D_IN, D_SAE, CONTEXT, N_ROWS = 8, 24, 10, 40
 TOLERANCE = {"rtol": 1e-6, "atol": 1e-6}

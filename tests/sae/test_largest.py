@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mtsae_lens.sae import sparse
+from mtsae_lens.sae.entries import Entries
 from mtsae_lens.sae.largest import keep_largest, largest_of_rows
-from mtsae_lens.sae.sparse import Entries, decode_few
+from mtsae_lens.sae.sparse import decode_few
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

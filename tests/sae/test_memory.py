@@ -17,6 +17,7 @@ from mtsae_lens.export.reduction import reduce_encoder
 from mtsae_lens.opening import load_sae
 from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.memory import Past, gather_past, impulse_norms, impulse_response, read_past
+from mtsae_lens.sae.memory_training import draw_errors, predict_batch, read_memory_batch, remember_errors
 from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.training.fit import fit
@@ -76,10 +77,10 @@ def test_rows_that_can_be_mixed_hold_the_past_of_their_contexts(scale: float) ->
     h = contexts()
     h[:, 0] = h[1, 5] = 0
     rows = gather_past(h, find_walls(h), LAGS, DECAYS)(torch.arange(BATCH * POS).flip(0)) * scale
-    whole = sae.read_batch((h * scale).flatten(0, 1))
-    for ours, expected in zip(sae.read_batch(rows), whole, strict=True):
-        kept = ~whole[2]
-        assert_close(ours.flip(0)[kept], expected[kept], rtol=1e-4, atol=1e-5)
+    whole, mixed = read_memory_batch(sae, (h * scale).flatten(0, 1)), read_memory_batch(sae, rows)
+    kept = ~whole.walls
+    for name in ("h", "x", "walls", "past", "weights"):
+        assert_close(getattr(mixed, name).flip(0)[kept], getattr(whole, name)[kept], rtol=1e-4, atol=1e-5)
 
 
 def test_decode_is_the_recursion_of_the_formula() -> None:
@@ -349,13 +350,13 @@ def test_training_reads_a_past_with_errors_of_the_step_before() -> None:
     sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig)
     sae.W_memory_in.data.normal_(generator=torch.Generator().manual_seed(1))
     sae.W_memory_out.data.normal_(generator=torch.Generator().manual_seed(2))
-    batch = autoregressive(4).flatten(0, 1)
-    exact = sae._predict_batch(batch, step=3)[-1]
-    sae.remember_errors(torch.ones(5, D_IN))
-    noisy = sae._predict_batch(batch, step=3)[-1]
+    read = read_memory_batch(sae, autoregressive(4).flatten(0, 1))
+    exact = predict_batch(sae, read, step=3)
+    remember_errors(sae, torch.ones(5, D_IN))
+    noisy = predict_batch(sae, read, step=3)
     assert not torch.allclose(noisy, exact, atol=0.1)
-    assert_close(sae._predict_batch(batch, step=3)[-1], noisy)
-    drawn = sae._draw_errors(torch.tensor([[1.0, 0.0, 1.0, 0.5, 1.0]]), step=3)[0, :, 0]
+    assert_close(predict_batch(sae, read, step=3), noisy)
+    drawn = draw_errors(sae, torch.tensor([[1.0, 0.0, 1.0, 0.5, 1.0]]), step=3)[0, :, 0]
     assert drawn.tolist() == pytest.approx([1, 0, 1, (0.5 / 1.5) ** 0.5, (0.1 / 1.9) ** 0.5], abs=1e-6)
 
 

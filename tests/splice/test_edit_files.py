@@ -19,11 +19,14 @@ from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import DataError, ModelError, MTSAEWarning
 from mtsae_lens.splice import model_identity
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit, save_edit, weights_digest
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import identify
 from mtsae_lens.splice.splicing import Splice

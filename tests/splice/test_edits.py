@@ -13,7 +13,9 @@ from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM

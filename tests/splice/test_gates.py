@@ -11,9 +11,11 @@ from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
+from mtsae_lens.splice.direction_edits import DirectionEdit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
-from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, Gate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.gate_interface import Gate
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.splicing import Splice
 

@@ -12,10 +12,12 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.lazy_logits import token_nll
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.splice.attribution import loss_change
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit
+from mtsae_lens.splice.direction_edits import DirectionEdit
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice

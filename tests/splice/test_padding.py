@@ -15,8 +15,9 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GPT2Config, GPT2LM
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data import padding as padding_module
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.exploration.firings import read_batch

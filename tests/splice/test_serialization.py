@@ -16,18 +16,13 @@ from torch import Tensor
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.export.card import describe_edit
+from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import EDITS, DirectionEdit, Edit, FeatureClamp, FeatureEdit, register_edit
+from mtsae_lens.splice.edit_interface import EDITS, Edit, register_edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
-from mtsae_lens.splice.gates import (
-    GATES,
-    AlwaysOpen,
-    FeatureActiveGate,
-    Gate,
-    RunningEvidenceGate,
-    SequenceRateGate,
-    register_gate,
-)
+from mtsae_lens.splice.gate_interface import GATES, Gate, register_gate
+from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import Splice
 

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
-from mtsae_lens.splice.edits import DirectionEdit, Edit, FeatureClamp, FeatureEdit, orthonormal_rows
+from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
+from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
 from mtsae_lens.unlearning.attacks import dilute, quantize, relearn
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents

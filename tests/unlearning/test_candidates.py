@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
+from mtsae_lens.splice.direction_edits import DirectionEdit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.unlearning import gate_kinds
 from mtsae_lens.unlearning.candidates import (

@@ -11,14 +11,15 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.unlearning.changes import Change, measure_further, pool_draws, summarize_documents, summarize_effect
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.measures.bootstrap import delta_interval
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss
-from mtsae_lens.unlearning.measures.effects import EditEffect, EditLoss, as_logits, measure_edits
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_edits
+from mtsae_lens.unlearning.measures.results import EditEffect, EditLoss
 from mtsae_lens.unlearning.task import Corpus, Task
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate
 from mtsae_lens.unlearning.conformal import apart, conformal_threshold, conformal_thresholds_at, document_scores, unit

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import DirectionEdit, FeatureClamp
+from mtsae_lens.splice.edits import FeatureClamp
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate
 from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.unlearning.candidates import Grid, feature_candidates, gather_evidence

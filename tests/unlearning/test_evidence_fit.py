@@ -10,23 +10,15 @@ import torch
 from torch import Tensor
 
 from mtsae_lens.commands.unlearn_settings import UnlearnSettings
-from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.unlearning.candidates import fit_gates
-from mtsae_lens.unlearning.evidence_fit import (
-    MAX_POSITIONS,
-    Observed,
-    evidence_loss,
-    fit_decayed_mean,
-    fit_two_state,
-    observe_table,
-    reader,
-    window_scores,
-)
+from mtsae_lens.unlearning.evidence_fit import evidence_loss, fit_decayed_mean, fit_two_state, window_scores
 from mtsae_lens.unlearning.gate_kinds import GATE_KINDS, GateChoice
 from mtsae_lens.unlearning.measures.gate_quality import auroc
+from mtsae_lens.unlearning.observed import MAX_POSITIONS, Observed, observe_table, reader
 from mtsae_lens.unlearning.task import Corpus, Task
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.unlearning import gating

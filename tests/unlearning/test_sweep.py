@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses
+from mtsae_lens.unlearning.measures.effects import edit_losses
+from mtsae_lens.unlearning.measures.results import EditLoss
 from mtsae_lens.unlearning.sweep import (
     Candidate,
     Outcome,

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning import task as module
 from mtsae_lens.unlearning.task import QUESTIONS_PER_CONTEXT, Corpus, Task, check_corpus

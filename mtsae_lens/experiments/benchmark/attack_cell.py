@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.questions import is_question_source
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.experiments.benchmark.cells import AttackOutcome, Attacks, RelearnedOutcome, RelearningCurve
 from mtsae_lens.experiments.benchmark.setup import BATCH_SIZE, BenchmarkSetup
 from mtsae_lens.records import fields_of
@@ -14,7 +14,8 @@ from mtsae_lens.unlearning.attacks import dilute, quantize, relearn
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.finetuning.batches import sample_documents, split_by_document
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
-from mtsae_lens.unlearning.measures.effects import EditEffect, edited_logits, measure_model
+from mtsae_lens.unlearning.measures.effects import edited_logits, measure_model
+from mtsae_lens.unlearning.measures.results import EditEffect
 from mtsae_lens.unlearning.protocol import recovery_texts
 from mtsae_lens.unlearning.recovery.attack import attack_recovery, measure_controls
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings

@@ -20,7 +20,7 @@ from mtsae_lens.experiments.benchmark.measuring import summarize_with_documents
 from mtsae_lens.experiments.benchmark.reading import find_main_place, most, nearest, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
-from mtsae_lens.splice.gates import Gate
+from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.unlearning.candidates import (
     FeatureCandidate,
     direction_candidates,
@@ -30,7 +30,8 @@ from mtsae_lens.unlearning.candidates import (
     rankings,
 )
 from mtsae_lens.unlearning.changes import Change, measure_further, pool_draws
-from mtsae_lens.unlearning.measures.effects import EditLoss, edit_losses, measure_edits
+from mtsae_lens.unlearning.measures.effects import edit_losses, measure_edits
+from mtsae_lens.unlearning.measures.results import EditLoss
 from mtsae_lens.unlearning.protocol import check_identity, matched_random_edits
 from mtsae_lens.unlearning.selection.directions import difference_of_means
 from mtsae_lens.unlearning.sweep import Candidate, Outcome, sweep

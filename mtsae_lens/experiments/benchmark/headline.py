@@ -12,7 +12,7 @@ from mtsae_lens.experiments.benchmark.reading import most, nearest
 from mtsae_lens.experiments.benchmark.summary import AtCost
 from mtsae_lens.experiments.benchmark.task_results import TaskResults
 from mtsae_lens.reporting.page import Section, Table
-from mtsae_lens.unlearning.recovery.attack import MIN_FORGOTTEN
+from mtsae_lens.unlearning.recovery.shares import MIN_FORGOTTEN
 
 _TEXT = (
     "One row per method, at the setting {chosen} within {budget:g} nats on TUNE. Nats added per token on TEST to the forget text, and to "

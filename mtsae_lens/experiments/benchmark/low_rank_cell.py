@@ -14,7 +14,7 @@ from mtsae_lens.experiments.benchmark.measuring import measure_weights
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.export.base_models import BaseModel, check_family, hooked_layer, open_base
 from mtsae_lens.export.low_rank import LowRankSettings, train_low_rank
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.sweep import Setting
 from mtsae_lens.upstream import get_pretrained_state_dict

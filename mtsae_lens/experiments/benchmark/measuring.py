@@ -13,7 +13,8 @@ from mtsae_lens.experiments.benchmark.reading import find_main_place, read_sweep
 from mtsae_lens.experiments.benchmark.setup import BenchmarkSetup
 from mtsae_lens.records import fields_of
 from mtsae_lens.unlearning.changes import Change, measure_further, summarize_documents, summarize_effect
-from mtsae_lens.unlearning.measures.effects import EditEffect, as_logits, model_losses
+from mtsae_lens.unlearning.measures.effects import as_logits, model_losses
+from mtsae_lens.unlearning.measures.results import EditEffect
 from mtsae_lens.unlearning.sweep import Outcome, Setting, summarize_outcome
 from mtsae_lens.unlearning.task import SPARED
 

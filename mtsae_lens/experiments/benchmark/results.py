@@ -47,7 +47,7 @@ class TaskComparison(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkResult(Record):
-    """What `mtsae unlearn-benchmark` measured. In JSON the tasks stand beside the other entries, not in an entry of their own."""
+    """What `mtsae unlearn-benchmark` measured. In JSON the tasks stand beside the other entries, not in a separate entry."""
 
     saes: dict[str, dict[str, int | float]]
     """Fidelity metrics of the SAEs, by `architecture/seed`."""

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import DataError, ModelError
@@ -24,7 +25,7 @@ from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
-from mtsae_lens.splice.edits import SUPPRESSION
+from mtsae_lens.splice.edit_interface import SUPPRESSION
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import run_trials_by_settings
 from mtsae_lens.unlearning.task import check_corpus

@@ -9,9 +9,10 @@ from pathlib import Path
 from sae_lens import SAE
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.questions import is_question_source, read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.experiments.benchmark.arms import BenchmarkTask
 from mtsae_lens.splice.hooked_lm import HookedLM

@@ -10,9 +10,9 @@ from typing import Any
 
 from sae_lens import SAE
 
-from mtsae_lens.commands.evaluate import finite_or_none
+from mtsae_lens.commands.evaluate_results import finite_or_none
 from mtsae_lens.data.choices import Split
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.evaluation.bits import measure_bits
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity

@@ -15,9 +15,10 @@ from torch import Tensor
 from mtsae_lens.data.activations import masked_positions, read_hooks
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import Split
-from mtsae_lens.data.contexts import ContextCutter, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.evaluation.massive import ExplainedVariance
 from mtsae_lens.progress import track
 

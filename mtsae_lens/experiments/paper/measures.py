@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mtsae_lens.evaluation.recovery import explained_variance
 from mtsae_lens.experiments.paper.results import Metrics
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import find_walls
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 METRIC_TITLES = {
     "l2_loss": "L2 loss",

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.paper.consistency import derive_implied, warm_up_lr
 from mtsae_lens.experiments.paper.measures import finite, row_metrics

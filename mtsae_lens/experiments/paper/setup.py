@@ -12,11 +12,12 @@ from torch import Tensor
 
 from mtsae_lens.data.activations import ActivationReader
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, ContextStream, TokenTable, read_tokens
+from mtsae_lens.data.contexts import ContextCutter, ContextStream
 from mtsae_lens.data.documents import read_documents
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.masks import zero_rows
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 
 PaperAddress = tuple[str, str, str, int, str]

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.blocks import StoredBlocks
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.paper.measures import finite, row_metrics
 from mtsae_lens.experiments.paper.results import Metrics, SwitchesResult

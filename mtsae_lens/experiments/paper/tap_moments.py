@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.experiments.paper.results import ScaleMoments
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.temporal import Padding, find_walls, sequence_reads, tap_offsets
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 
 @dataclass(frozen=True, eq=False)

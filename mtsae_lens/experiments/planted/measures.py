@@ -21,9 +21,9 @@ from mtsae_lens.experiments.planted.training import PlantedArm, PlantedSettings,
 from mtsae_lens.records import fields_of
 from mtsae_lens.sae.config import MTTrainingSAEConfig
 from mtsae_lens.sae.hierarchy import feature_groups
-from mtsae_lens.sae.mtsae import TemporalEncoder
 from mtsae_lens.sae.separation import SEPARATIONS, separation_loss
 from mtsae_lens.sae.temporal import read_offsets
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.trials import Trial
 
 

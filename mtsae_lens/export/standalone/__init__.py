@@ -10,6 +10,8 @@ At one decoder layer the residual stream h becomes h + delta wherever the gate i
     e     = act([z_1; ...; z_K] @ W_enc + b_enc)         features, none at walls
     delta = (e' - e) @ W_dec                             e' the edited features; or a projection of h, or of h - decode(e); or a sum
 
+Both refuse a model other than the one that the edit was made on, unless `allow_other_model=True` is given.
+
 The edit is suppression, not deletion: without the hook the model is what it was.
 
 An exported folder holds a copy of this package, so its modules import each other by relative names.

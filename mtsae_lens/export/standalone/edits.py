@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-def rescale_features(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
-    """Compute the change of `e_i -> -multiplier * e_i`.
+class EditFunction(Protocol):
+    """An edit: a function that computes a change of the residual stream. All functions in `EDITS` have these arguments."""
 
-    Args:
-        edit: the edit in `edit.json`.
-        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec`.
-        h: the residual stream, `(batch, pos, d_model)`.
-        e: feature activations, `(batch, pos, d_sae)`.
-    """
+    def __call__(self, edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+        """Return the change where the gate is open, `(batch, pos, d_model)`.
+
+        Args:
+            edit: the edit in `edit.json`.
+            tensors: the lists of the edit as tensors, by name, and the decoder `W_dec` and `b_dec`. For the parts of a combined edit, the place
+                of the part comes before the name.
+            h: the residual stream, `(batch, pos, d_model)`.
+            e: feature activations, `(batch, pos, d_sae)`.
+        """
+
+
+def rescale_features(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
+    """Compute the change of `e_i -> -multiplier * e_i`."""
     return decode_change(edit, tensors, -(1 + edit["multiplier"]) * e[..., edit["features"]])
 
 
 def clamp_features(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
-    """Compute the change of `e_i -> values_i`, where the feature fires, where any of the features fires, or everywhere.
-
-    Args:
-        edit: the edit in `edit.json`.
-        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec`.
-        h: the residual stream, `(batch, pos, d_model)`.
-        e: feature activations, `(batch, pos, d_sae)`.
-    """
+    """Compute the change of `e_i -> values_i`, where the feature fires, where any of the features fires, or everywhere."""
     chosen, where = e[..., edit["features"]], edit["where"]
     acts = chosen > 0
     if where != "fires":
@@ -38,39 +38,18 @@ def clamp_features(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, 
 
 
 def remove_directions(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
-    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - center)`.
-
-    Args:
-        edit: the edit in `edit.json`.
-        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec`.
-        h: the residual stream, `(batch, pos, d_model)`.
-        e: feature activations, `(batch, pos, d_sae)`.
-    """
+    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - center)`."""
     basis, center = tensors["basis"], tensors["center"]
     return -(1 + edit["multiplier"]) * ((h - center) @ basis.T) @ basis
 
 
 def remove_from_error(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
-    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - decode(e) - center)`.
-
-    Args:
-        edit: the edit in `edit.json`.
-        tensors: the lists of the edit as tensors, by name, and the decoder `W_dec` and `b_dec`.
-        h: the residual stream, `(batch, pos, d_model)`.
-        e: feature activations, `(batch, pos, d_sae)`.
-    """
+    """Compute the change of `h -> h - (1 + multiplier) * B^T B (h - decode(e) - center)`."""
     return remove_directions(edit, tensors, h - e @ tensors["W_dec"] - tensors["b_dec"], e)
 
 
 def add_parts(edit: dict[str, Any], tensors: dict[str, Tensor], h: Tensor, e: Tensor) -> Tensor:
-    """Compute the sum of the changes of several edits, each from the activations before any edit.
-
-    Args:
-        edit: the edit in `edit.json`.
-        tensors: the lists of the parts as tensors, by the place of the part and the name, and the decoder `W_dec` and `b_dec`.
-        h: the residual stream, `(batch, pos, d_model)`.
-        e: feature activations, `(batch, pos, d_sae)`.
-    """
+    """Compute the sum of the changes of several edits, each from the activations before any edit."""
     total = torch.zeros_like(h)
     for place, part in enumerate(edit["parts"]):
         own = {name.removeprefix(f"{place}."): tensor for name, tensor in tensors.items()}
@@ -89,11 +68,11 @@ def decode_change(edit: dict[str, Any], tensors: dict[str, Tensor], change: Tens
     return change @ tensors["W_dec"][edit["features"]]
 
 
-EDITS: dict[str, Callable[[dict[str, Any], dict[str, Tensor], Tensor, Tensor], Tensor]] = {
+EDITS: dict[str, EditFunction] = {
     "features": rescale_features,
     "clamp": clamp_features,
     "directions": remove_directions,
     "error": remove_from_error,
     "combined": add_parts,
 }
-"""Edits by `kind`: functions of the residual stream and its features that return the change where the gate is open, `(batch, pos, d_model)`."""
+"""Edits by `kind`."""

@@ -2,49 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-def always_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
-    """Return True everywhere.
+class GateFunction(Protocol):
+    """A gate: a function that decides where an edit acts. All functions in `GATES` have these arguments."""
 
-    Args:
-        gate: the gate in `edit.json`.
-        tensors: the lists of the gate as tensors, by name.
-        state: what the gate keeps between calls; a gate adds its own entries.
-        e: feature activations, `(batch, pos, d_sae)`.
-        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
-    """
+    def __call__(
+        self, gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor
+    ) -> Tensor:
+        """Return where the gate is open, `(batch, pos)`.
+
+        Args:
+            gate: the gate in `edit.json`.
+            tensors: the lists of the gate as tensors, by name.
+            state: what the gate keeps between calls; a gate adds its own entries.
+            e: feature activations of the new positions, `(batch, pos, d_sae)`.
+            h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
+        """
+
+
+def always_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
+    """Return True everywhere."""
     return torch.ones(e.shape[:2], dtype=torch.bool, device=e.device)
 
 
 def feature_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
-    """Return True where one of the gate's features fires.
-
-    Args:
-        gate: the gate in `edit.json`.
-        tensors: the lists of the gate as tensors, by name.
-        state: what the gate keeps between calls; a gate adds its own entries.
-        e: feature activations, `(batch, pos, d_sae)`.
-        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
-    """
+    """Return True where one of the gate's features fires."""
     return (e[..., gate["features"]] > 0).any(dim=-1)
 
 
 def evidence_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
-    """Return True where a decaying sum of the weights of the features that fired exceeds the threshold.
-
-    Args:
-        gate: the gate in `edit.json`.
-        tensors: the lists of the gate as tensors, by name.
-        state: what the gate keeps between calls; a gate adds its own entries.
-        e: feature activations, `(batch, pos, d_sae)`.
-        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
-    """
+    """Return True where a decaying sum of the weights of the features that fired exceeds the threshold."""
     step = (e[..., gate["features"]] > 0).float() @ tensors["weights"]
     running, evidence = state.get("evidence", torch.zeros_like(step[:, 0])), []
     for position in range(step.shape[1]):
@@ -55,15 +47,7 @@ def evidence_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict
 
 
 def two_state_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor) -> Tensor:
-    """Return True where the log odds of a two-state filter exceed the threshold.
-
-    Args:
-        gate: the gate in `edit.json`.
-        tensors: the lists of the gate as tensors, by name.
-        state: what the gate keeps between calls; a gate adds its own entries.
-        e: feature activations, `(batch, pos, d_sae)`.
-        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
-    """
+    """Return True where the log odds of a two-state filter exceed the threshold."""
     evidence, is_step = evidence_steps(gate, tensors, e, h)
     opening, closing = evidence.new_tensor(gate["opening"]), evidence.new_tensor(gate["closing"])
     running = state.get("log_odds", (opening.log() - closing.log()).expand(len(evidence)))
@@ -80,15 +64,7 @@ def two_state_opens(gate: dict[str, Any], tensors: dict[str, Tensor], state: dic
 def decayed_mean_opens(
     gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor
 ) -> Tensor:
-    """Return True where the decayed mean of the evidence exceeds the threshold.
-
-    Args:
-        gate: the gate in `edit.json`.
-        tensors: the lists of the gate as tensors, by name.
-        state: what the gate keeps between calls; a gate adds its own entries.
-        e: feature activations, `(batch, pos, d_sae)`.
-        h: activations at the hook, `(batch, pos, d_model)`, zero at special tokens and padding.
-    """
+    """Return True where the decayed mean of the evidence exceeds the threshold."""
     evidence, is_step = evidence_steps(gate, tensors, e, h)
     counts = torch.stack([torch.where(is_step, evidence, 0.0), is_step.to(evidence.dtype)], dim=-1)
     running, means = state.get("mean", torch.zeros_like(counts[:, 0])), []
@@ -114,11 +90,11 @@ def evidence_steps(gate: dict[str, Any], tensors: dict[str, Tensor], e: Tensor, 
     return each.logsumexp(dim=-1), (observed != 0).any(dim=-1)
 
 
-GATES: dict[str, Callable[[dict[str, Any], dict[str, Tensor], dict[str, Tensor], Tensor, Tensor], Tensor]] = {
+GATES: dict[str, GateFunction] = {
     "always": always_opens,
     "feature_active": feature_opens,
     "running_evidence": evidence_opens,
     "two_state": two_state_opens,
     "decayed_mean": decayed_mean_opens,
 }
-"""Gates by `kind`: functions of the features and activations of the new positions that return where the gate is open, `(batch, pos)`."""
+"""Gates by `kind`."""

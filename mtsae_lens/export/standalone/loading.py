@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from .identity import check_model
 from .layer import EditedLayer
 
 LAYERS = ("gpt_neox.layers", "model.layers", "transformer.h")  # of GPT-NeoX; Llama, Mistral and Qwen2; GPT-2
@@ -21,38 +22,42 @@ EDIT_FILE = "edit.json"
 CHECKSUMS_FILE = "SHA256SUMS"
 
 
-def load_edited(folder: str | Path, **options: Any) -> Any:
+def load_edited(folder: str | Path, *, allow_other_model: bool = False, **options: Any) -> Any:
     """Load the model of a folder, in eval mode, with its edit attached.
 
     Args:
         folder: an exported model.
+        allow_other_model: as in `attach`, for a folder whose model was changed on purpose.
         **options: options of `from_pretrained`; the default dtype is float32.
 
     Returns:
         The model.
 
     Raises:
-        ValueError: a file is damaged or missing.
+        ValueError: a file is damaged or missing, or the model is not the one that the edit was made on.
     """
     check_files(Path(folder))
     options = {"dtype": torch.float32, "local_files_only": True, "use_safetensors": True, "trust_remote_code": False} | options
     model = AutoModelForCausalLM.from_pretrained(folder, **options).eval()
-    attach(model, folder)
+    attach(model, folder, allow_other_model=allow_other_model)
     return model
 
 
-def attach(model: nn.Module, folder: str | Path) -> Callable[[], None]:
-    """Attach the edit of a folder to a model, in place.
+def attach(model: nn.Module, folder: str | Path, *, allow_other_model: bool = False) -> Callable[[], None]:
+    """Attach the edit of a folder to a model, in place, after a check that the edit was made on this model.
+
+    The check compares predictions of 16 tokens, so a model that already has an edit is another model.
 
     Args:
-        model: a Hugging Face model of the same family.
+        model: a Hugging Face language model.
         folder: an exported model.
+        allow_other_model: warn, instead of raising an error, if the edit was made on another model.
 
     Returns:
         A function that removes the edit.
 
     Raises:
-        ValueError: a file is damaged or missing, or the edit belongs to another SAE or hook.
+        ValueError: a file is damaged or missing, or the edit belongs to another SAE, hook or language model.
     """
     folder = Path(folder)
     check_files(folder, (f"{HOOK_FOLDER}/", EDIT_FILE))
@@ -62,7 +67,10 @@ def attach(model: nn.Module, folder: str | Path) -> Callable[[], None]:
         raise ValueError(
             f"{folder}: expected {EDIT_FILE} and {HOOK_FOLDER}/ of one SAE and hook, got different ones; copy the whole folder again"
         )
-    layer = decoder_layers(model)[config["layer"]]
+    layers = decoder_layers(model)
+    if content.get("model") is not None:  # otherwise the edit was saved without a model
+        check_model(model, content["model"], folder, config.get("d_vocab"), allow_other=allow_other_model)
+    layer = layers[config["layer"]]
     edited = EditedLayer(config, content, load_file(folder / HOOK_FOLDER / "weights.safetensors"))
     base: nn.Module = model.base_model  # type: ignore[assignment]
     handles = [

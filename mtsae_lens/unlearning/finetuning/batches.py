@@ -12,7 +12,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 
 

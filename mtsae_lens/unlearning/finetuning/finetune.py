@@ -14,12 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model, clone_to_train, set_weights
-from mtsae_lens.unlearning.finetuning.losses import ChangesGradients, Step, UnlearningLoss
+from mtsae_lens.unlearning.finetuning.loss_interface import ChangesGradients, Step, UnlearningLoss
 
 MAX_GRADIENT_NORM = 1.0
 

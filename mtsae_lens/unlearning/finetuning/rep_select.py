@@ -14,7 +14,8 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.precision import in_float32
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.unlearning.finetuning.losses import NPO, Step, mean_nll
+from mtsae_lens.unlearning.finetuning.loss_interface import Step
+from mtsae_lens.unlearning.finetuning.losses import NPO, mean_nll
 
 
 @dataclass(frozen=True)

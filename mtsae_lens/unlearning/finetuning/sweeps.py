@@ -14,16 +14,10 @@ from typing import Literal, TypeVar
 
 from mtsae_lens.errors import ConfigError, nearest
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
-from mtsae_lens.unlearning.finetuning.losses import (
-    NPO,
-    RMU,
-    Amnesiac,
-    GradientAscent,
-    GradientDifference,
-    SimNPO,
-    UnlearningLoss,
-)
+from mtsae_lens.unlearning.finetuning.loss_interface import UnlearningLoss
+from mtsae_lens.unlearning.finetuning.losses import NPO, Amnesiac, GradientAscent, GradientDifference, SimNPO
 from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
+from mtsae_lens.unlearning.finetuning.rmu import RMU
 
 Kind = Literal["text", "questions"]
 

@@ -23,9 +23,10 @@ from jaxtyping import Float, Int
 from scipy import optimize
 from torch import Tensor
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel, Logits, lazily
 from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import advance, phase, track
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.records import Interval
 from mtsae_lens.unlearning.measures.bootstrap import CONFIDENCE

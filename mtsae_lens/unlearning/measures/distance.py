@@ -15,12 +15,14 @@ from scipy import stats
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.lazy_logits import Logits, lazily
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record
-from mtsae_lens.unlearning.measures.effects import EditEffect, as_logits, measure_model
+from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
+from mtsae_lens.unlearning.measures.results import EditEffect
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from jaxtyping import Bool, Float, Num
 from scipy import stats
 from torch import Tensor
 
-from mtsae_lens.data.contexts import Pieces, TokenTable
+from mtsae_lens.data.token_tables import Pieces, TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Interval, Record
-from mtsae_lens.splice.gates import Gate
+from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gating import observe
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval

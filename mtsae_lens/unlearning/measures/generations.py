@@ -16,12 +16,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenTable
 from mtsae_lens.data.lazy_logits import lazy_logits
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.records import Record
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.generation import continue_tokens
 from mtsae_lens.splice.hooked_lm import HookedLM
 

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenBatch
 from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, token_nll
 from mtsae_lens.data.precision import log_probs_of
+from mtsae_lens.data.token_tables import TokenBatch
 
 
 def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:

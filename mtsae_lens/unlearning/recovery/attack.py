@@ -6,33 +6,29 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.contexts import TokenBatch, TokenTable
 from mtsae_lens.data.lazy_logits import Logits
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.progress import track
-from mtsae_lens.records import Interval
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.changes import Change
-from mtsae_lens.unlearning.measures.bootstrap import ratio_interval
-from mtsae_lens.unlearning.measures.effects import EditLoss, model_losses
-from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_losses
+from mtsae_lens.unlearning.measures.effects import model_losses
+from mtsae_lens.unlearning.measures.results import EditLoss
 from mtsae_lens.unlearning.recovery.blindness import blind_subspace, edited_features, read_by
+from mtsae_lens.unlearning.recovery.context_attack import attack_contexts
 from mtsae_lens.unlearning.recovery.perturbation import (
     RecoverySettings,
     Target,
-    fit_by_context,
     fit_perturbation,
     mean_norm,
 )
 from mtsae_lens.unlearning.recovery.replay import PARTS, replayed_logits
-from mtsae_lens.unlearning.recovery.results import SUBSPACES, ContextAttack, PerturbationResult, Recovered, Recovery
-
-MIN_FORGOTTEN = 0.01
-"""If a change adds fewer nats per token than this to the forget text, no share of them is reported."""
+from mtsae_lens.unlearning.recovery.results import SUBSPACES, PerturbationResult, Recovery
+from mtsae_lens.unlearning.recovery.shares import recovered, share_of_forgetting
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +123,7 @@ def attack_recovery(
     by_context = None
     if settings.n_context_steps and texts.measured.answers is None:
         basis = allowed.get(SUBSPACES[1], next(reversed(allowed.values())))
-        by_context = _attack_contexts(target, Target(lm), texts.measured, basis, radius, settings)
+        by_context = attack_contexts(target, Target(lm), texts.measured, basis, radius, settings)
     return Recovery(
         epsilon=settings.epsilon,
         radius=radius,
@@ -158,7 +154,7 @@ def recovered_share(lm: HookedLM, change: Change, texts: AttackedTexts, settings
     basis, radius = torch.eye(lm.sae.cfg.d_in, device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
     shift = fit_perturbation(target, texts.known, basis, radius, settings)
     edited, attacked = _losses(lm, [target.logits(None), target.logits(shift)], texts.measured)
-    share = _recovered(edited, attacked, settings.seed).share
+    share = recovered(edited, attacked, settings.seed).share
     return 0.0 if share is None else share.mean
 
 
@@ -199,16 +195,16 @@ def _attack_within(
     return PerturbationResult(
         n_directions=len(basis),
         norm=shift.norm().item(),
-        attacked=_recovered(edited, losses["attacked"], settings.seed),
-        gate_held=_recovered(edited, losses["held"], settings.seed) if "held" in losses else None,
-        random=_recovered(edited, replace(edited, nll_edited=draws.mean(dim=0)), settings.seed),
-        beyond_control=_share(
+        attacked=recovered(edited, losses["attacked"], settings.seed),
+        gate_held=recovered(edited, losses["held"], settings.seed) if "held" in losses else None,
+        random=recovered(edited, replace(edited, nll_edited=draws.mean(dim=0)), settings.seed),
+        beyond_control=share_of_forgetting(
             edited, edited.nll_edited - losses["attacked"].nll_edited - (gained.nll_clean - gained.nll_edited), settings.seed
         ),
         drift=drift,
         gate_open=opened,
         others={name: loss.mean(loss.nll_edited - before[name].nll_edited) for name, loss in after.items()},
-        parts={part: _recovered(edited, losses[part], settings.seed) for part in PARTS if part in losses},
+        parts={part: recovered(edited, losses[part], settings.seed) for part in PARTS if part in losses},
     )
 
 
@@ -239,68 +235,3 @@ def _reactions(
         n_positions += int((~masked).sum())
     shares = (opened / max(n_positions, 1)).tolist()
     return (changed / total if features and total else None), (shares[0], shares[1])
-
-
-def _recovered(edited: EditLoss, attacked: EditLoss, seed: int) -> Recovered:
-    share = _share(edited, edited.nll_edited - attacked.nll_edited, seed)
-    return Recovered(nll=attacked.mean(attacked.nll_edited), share=share)
-
-
-def _share(edited: EditLoss, undone: Float[Tensor, " piece"], seed: int) -> Interval | None:
-    """Return the share of the forgetting that some nats are, over documents."""
-    if not edited.nll_delta > MIN_FORGOTTEN:
-        return None
-    forgotten = edited.by_document(edited.nll_edited - edited.nll_clean)
-    undone = edited.by_document(undone)
-    return Interval((undone.sum() / forgotten.sum()).item(), *ratio_interval(undone, forgotten, seed))
-
-
-def _attack_contexts(
-    target: Target,
-    control: Target,
-    table: TokenTable,
-    basis: Float[Tensor, "rank d_in"],
-    radius: float,
-    settings: RecoverySettings,
-) -> ContextAttack | None:
-    """Fit a perturbation on the first half of each context, and measure the second half."""
-    if not len(basis):
-        return None
-    rows: dict[str, list[Tensor]] = {"edited": [], "attacked": [], "unedited": []}
-    for batch in track(control.lm.counted_batches(table), "attacking every context", "batch"):
-        first = batch.counted & (
-            torch.arange(batch.counted.shape[1], device=batch.counted.device) < batch.counted.shape[1] // 2
-        )
-        late = batch._replace(counted=batch.counted & ~first)
-        nothing = torch.zeros(len(batch.tokens), basis.shape[1], device=basis.device)
-        shifts = {
-            name: fit_by_context(t, batch, first, basis, radius, settings)
-            for name, t in (("attacked", target), ("unedited", control))
-        }
-        states = {"edited": target.states(batch.tokens, nothing), "attacked": target.states(batch.tokens, shifts["attacked"])}
-        states["unedited"] = control.states(batch.tokens, shifts["unedited"])
-        for name, losses in _sums(target, control, late, states).items():
-            rows[name].append(losses)
-    found = {
-        name: EditLoss(table.corpus, table.pieces.documents, 1.0, *torch.cat(r).double().unbind(dim=1))
-        for name, r in rows.items()
-    }
-    edited = found["edited"]
-    return ContextAttack(
-        nll_clean=edited.mean(edited.nll_clean),
-        nll_edited=edited.mean(edited.nll_edited),
-        attacked=_recovered(edited, found["attacked"], settings.seed),
-        gains={"unedited": -found["unedited"].nll_delta},
-    )
-
-
-@torch.no_grad()
-def _sums(
-    target: Target, control: Target, batch: TokenBatch, states: Mapping[str, Tensor]
-) -> dict[str, Float[Tensor, "piece 3"]]:
-    clean = CleanPredictions.of(batch, control.lm.lazy_logits_from(batch.tokens, control.lm.activations(batch.tokens)))
-    counted: Bool[Tensor, "batch pred"] = batch.counted
-    models = {name: (control if name == "unedited" else target).lm for name in states}
-    return {
-        name: sum_losses(clean, models[name].lazy_logits_from(batch.tokens, h)[:, :-1][counted]) for name, h in states.items()
-    }

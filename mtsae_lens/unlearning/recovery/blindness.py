@@ -21,8 +21,9 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ModelError
-from mtsae_lens.sae.mtsae import TemporalEncoder
-from mtsae_lens.splice.edits import DirectionEdit, Edit
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
+from mtsae_lens.splice.direction_edits import DirectionEdit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.error_edits import parts_of
 
 _ZERO = 1e-5  # of the largest singular value

@@ -14,11 +14,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenBatch, TokenTable
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel
+from mtsae_lens.data.token_tables import TokenBatch, TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import Edit
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 

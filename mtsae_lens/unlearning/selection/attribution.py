@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.measures.effects import measure_edits

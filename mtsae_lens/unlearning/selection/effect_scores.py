@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.unlearning.selection.attribution import single_feature_effects
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import keep_eligible

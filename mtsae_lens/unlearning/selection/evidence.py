@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.attribution import LossChange, loss_change

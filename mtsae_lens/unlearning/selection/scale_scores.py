@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
 from mtsae_lens.sae.contributions import tap_parts
 from mtsae_lens.sae.lift import Lift
-from mtsae_lens.sae.mtsae import TemporalEncoder
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import keep_eligible

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from mtsae_lens.data.contexts import read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.opening import open_sae
 
 

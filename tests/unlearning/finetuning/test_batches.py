@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import read_questions
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches, sample_documents, split_by_document
 

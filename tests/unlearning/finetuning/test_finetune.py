@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, descend, finetune
-from mtsae_lens.unlearning.finetuning.losses import RMU, Amnesiac, GradientAscent, GradientDifference, mean_nll
+from mtsae_lens.unlearning.finetuning.losses import Amnesiac, GradientAscent, GradientDifference, mean_nll
+from mtsae_lens.unlearning.finetuning.rmu import RMU
 from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 

@@ -10,13 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning import losses
 from mtsae_lens.unlearning.finetuning.batches import Batch
 from mtsae_lens.unlearning.finetuning.clones import clone_model
-from mtsae_lens.unlearning.finetuning.losses import NPO, RMU, GradientAscent, GradientDifference, SimNPO, Step
+from mtsae_lens.unlearning.finetuning.loss_interface import Step
+from mtsae_lens.unlearning.finetuning.losses import NPO, GradientAscent, GradientDifference, SimNPO
 from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
+from mtsae_lens.unlearning.finetuning.rmu import RMU
 from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from mtsae_lens.data.bridges import HookedBridge
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ModelError
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edits import FeatureEdit
@@ -19,7 +19,7 @@ from mtsae_lens.unlearning import attacks
 from mtsae_lens.unlearning.attacks import quantize, relearn
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
-from mtsae_lens.unlearning.finetuning.losses import RMU
+from mtsae_lens.unlearning.finetuning.rmu import RMU
 from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
 
 TOKENS = torch.arange(1, 41).view(2, 20)

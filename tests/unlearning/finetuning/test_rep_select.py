@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.finetuning.batches import mixed_batches
 from mtsae_lens.unlearning.finetuning.clones import clone_model
 from mtsae_lens.unlearning.finetuning.finetune import DivergedError, FinetuneSettings, descend, finetune
-from mtsae_lens.unlearning.finetuning.losses import NPO, Step, mean_nll
+from mtsae_lens.unlearning.finetuning.loss_interface import Step
+from mtsae_lens.unlearning.finetuning.losses import NPO, mean_nll
 from mtsae_lens.unlearning.finetuning.rep_select import RepSelect, remove_components
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, _losses
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
-from mtsae_lens.unlearning.finetuning.losses import GradientAscent, OfAllWeights, Step, mean_nll
+from mtsae_lens.unlearning.finetuning.loss_interface import Step
+from mtsae_lens.unlearning.finetuning.losses import GradientAscent, OfAllWeights, mean_nll
 from mtsae_lens.unlearning.finetuning.sweeps import LOSSES, SWEEPS, Sweep, register_loss, sweeps_of
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable
+from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.measures.calibration import calibrated_loss, fit_output_bias, with_bias
 from mtsae_lens.unlearning.measures.effects import Logits

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable
+from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.measures.detection import Scores, detection
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.questions import read_questions, read_wrong_answers
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM

@@ -12,7 +12,7 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.hooked_lm import HookedLM

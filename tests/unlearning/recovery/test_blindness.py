@@ -10,7 +10,8 @@ from sae_lens import StandardSAE, StandardSAEConfig
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.errors import ModelError
-from mtsae_lens.splice.edits import DirectionEdit, FeatureEdit
+from mtsae_lens.splice.direction_edits import DirectionEdit
+from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.unlearning.recovery.blindness import blind_subspace, edited_features, encoder_rows, read_by
 

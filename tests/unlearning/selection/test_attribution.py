@@ -12,8 +12,8 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.splice.attribution import attribution, loss_change
 from mtsae_lens.splice.edits import FeatureEdit

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.unlearning.selection.directions import difference_of_means
 
 

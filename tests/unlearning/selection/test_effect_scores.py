@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.selection.effect_scores import Attribution, FisherAttribution, SingleEffect, net_effect

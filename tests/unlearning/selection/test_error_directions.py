@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.attribution import attribution
 from mtsae_lens.unlearning.selection import evidence as module

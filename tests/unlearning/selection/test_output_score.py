@@ -11,7 +11,7 @@ import torch
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice

@@ -12,7 +12,7 @@ from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
 
 from mtsae_lens import MTSAE, MTSAEConfig
-from mtsae_lens.data.contexts import TokenTable, read_tokens
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.sae.contributions import scale_contributions
 from mtsae_lens.splice.hooked_lm import HookedLM

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.scores import SCORES, make_score, register_score

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.data.contexts import read_tokens
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.stability import chance_jaccard, decoder_match, half_overlap, jaccard

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mtsae_lens.data.contexts import TokenTable, read_tokens
 from mtsae_lens.data.people import make_people, make_questions
 from mtsae_lens.data.questions import question_table
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import DataError
 from mtsae_lens.unlearning.selection.statistics import document_halves, firing_statistics, first_contexts
 
