@@ -36,13 +36,13 @@ SEEDS = range(3)
 
 
 @lru_cache(maxsize=1)
-def activations() -> tuple[torch.Tensor, torch.Tensor]:
+def activations() -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     setup = PaperSetup.load("embedded", "blocks.3.hook_resid_post", "embedded", CONTEXT_SIZE)
     return setup.activations(setup.train_tokens(4_800)), setup.activations(setup.test_table(256).tokens)
 
 
 def trial(name: str, seed: int) -> dict[str, Any]:
-    h_train, h_test = activations()
+    (h_train, masked_train), test = activations()
     shared = {"d_in": h_train.shape[-1], "d_sae": D_SAE, "k": K, "normalize_activations": "expected_average_only_in"}
     torch.manual_seed(seed)
     sae = (
@@ -50,11 +50,11 @@ def trial(name: str, seed: int) -> dict[str, Any]:
         if name == "SAELens topk"
         else MTTrainingSAE(MTTrainingSAEConfig(**shared, **VARIANTS[name]))
     )
-    stream = StoredBlocks(h_train, BATCH_SIZE_SEQUENCES, block_size_batches=64, seed=seed)
+    stream = StoredBlocks(h_train, BATCH_SIZE_SEQUENCES, block_size_batches=64, seed=seed, masked=masked_train)
     size = BATCH_SIZE_SEQUENCES * CONTEXT_SIZE
     schedule = {"n_steps": N_STEPS, "lr": LR, "lr_warm_up_steps": N_STEPS // 20, "lr_end": LR / 20}
     fit(sae, stream, batch_size_tokens=size, **schedule, options=TrainerOptions(b_dec_init="zeros"))
-    return row_metrics(sae, h_test)
+    return row_metrics(sae, *test)
 
 
 if __name__ == "__main__":

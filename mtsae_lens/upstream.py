@@ -176,12 +176,12 @@ def reads_heads(sae: SAE[Any]) -> bool:
 def count_firing(trainer: SAETrainer[Any, Any], counts: Float[Tensor, " d_sae"], n_samples: int) -> None:
     """Add one step to a trainer's firing statistics, from which SAELens computes sparsity and dead features.
 
-    Needed because `SAETrainer` counts masked rows as samples.
+    Needed because the counts may be those of several ranks, and come from a sparse matrix.
 
     Args:
         trainer: the trainer.
         counts: how often each feature fired in the step.
-        n_samples: rows in the step that are not masked.
+        n_samples: rows in the step.
     """
     trainer.n_forward_passes_since_fired += 1
     trainer.n_forward_passes_since_fired[counts > 0] = 0

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTTrainingSAE
 from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.sae.collapse import firing_counts
 from mtsae_lens.sae.separation import Scales
 from mtsae_lens.sae.temporal import temporal_convolution
@@ -396,11 +397,11 @@ def check_outlier_dimensions_cost_nothing(
     explained = {}
     for name, stream in (("plain", plain), ("outliers", outliers)):
         sae = train(stream)
-        _, h = next(stream.blocks(1000))
+        block = next(stream.blocks(1000))
+        h, kept = zero_rows(block.h, block.masked), ~block.masked.flatten()
         with torch.no_grad():
             feature_acts = sae.encode(h if isinstance(sae, MTTrainingSAE) else h.flatten(0, 1)).flatten(0, -2)
             found = sae.decode(feature_acts)
-        kept = (h != 0).any(dim=-1).flatten()
         rows, error = h.flatten(0, 1)[kept], (h.flatten(0, 1) - found)[kept].pow(2).sum()
         explained[name] = 1 - error / (rows - rows.mean(dim=0)).pow(2).sum()
         counts = firing_counts((feature_acts[kept] != 0).float().mean(dim=0))

@@ -31,7 +31,7 @@ from timed_trainings import add_options, make_cache_settings, make_settings, pri
 
 from mtsae_lens.commands.cache import run_cache
 from mtsae_lens.data.activation_cache import ActivationCache
-from mtsae_lens.data.blocks import StoredBlocks
+from mtsae_lens.data.blocks import Block, StoredBlocks
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.recipe import make_runner, runner_config, train_sae
@@ -52,11 +52,13 @@ def seconds(work: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def from_memory(settings: list[TrainSettings], h: torch.Tensor) -> None:
+def from_memory(settings: list[TrainSettings], blocks: list[Block]) -> None:
+    h, masked = torch.cat([block.h for block in blocks]), torch.cat([block.masked for block in blocks])
+    blocks.clear()
     for each in settings:
         cfg = runner_config(each, h.shape[-1])
         n_sequences = each.batch_size_tokens // each.context_size
-        stream = StoredBlocks(h, n_sequences, each.buffer_size_sequences // n_sequences)
+        stream = StoredBlocks(h, n_sequences, each.buffer_size_sequences // n_sequences, masked=masked)
         sae = TrainingSAE.from_dict(cfg.sae.to_dict())
         fit(sae, stream, n_steps=cfg.total_training_steps, batch_size_tokens=each.batch_size_tokens, lr=cfg.lr)
 
@@ -65,8 +67,8 @@ def read_all(cache: Path, hook_name: str) -> None:
     opened = ActivationCache.open(cache)
     stream = opened.stream(hook_name, 8, block_size_batches=80)
     n_blocks = -(-opened.contents.n_contexts // 640)
-    for number, _ in stream.blocks(0):
-        if number == n_blocks - 1:
+    for block in stream.blocks(0):
+        if block.number == n_blocks - 1:
             break
 
 
@@ -75,10 +77,9 @@ def measure(args: argparse.Namespace, model: Any, folder: Path) -> dict[str, flo
     cache, settings = folder / "cache", trainings(args, folder / "live")
     found: dict[str, float] = {}
     runner = make_runner(trainings(args, folder / "pass")[0], model)
-    blocks: list[torch.Tensor] = []
-    found["pass"] = seconds(lambda: blocks.extend(h for _, h in runner.stream.blocks(0)))
-    found["memory"] = seconds(partial(from_memory, settings, torch.cat(blocks)))
-    blocks.clear()
+    blocks: list[Block] = []
+    found["pass"] = seconds(lambda: blocks.extend(runner.stream.blocks(0)))
+    found["memory"] = seconds(partial(from_memory, settings, blocks))
     found["together"] = seconds(lambda: train_saes(trainings(args, folder / "together"), model))
     found["alone"] = seconds(lambda: [train_sae(each, model) for each in settings])
     found["write"] = seconds(lambda: run_cache(make_cache_settings(args, cache), model))

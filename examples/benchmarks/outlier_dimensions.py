@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.blocks import Block, SequenceBlocks
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.outliers import OutlierBlocks
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures
 from mtsae_lens.sae.collapse import firing_counts
@@ -50,11 +51,11 @@ class OutlierTokens(SequenceBlocks):
         for name in ("batch_size_sequences", "block_size_batches", "seed"):
             object.__setattr__(self, name, getattr(self.stream, name))
 
-    def blocks(self, first: int) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self, first: int) -> Iterator[Block]:
         """See `SequenceBlocks.blocks`."""
-        for number, h in self.stream.blocks(first):
-            chosen = torch.rand(h.shape[:2], generator=self.generator(-1 - number)) < 0.01
-            yield number, torch.where(chosen.unsqueeze(-1), 10 * h, h)
+        for block in self.stream.blocks(first):
+            chosen = torch.rand(block.masked.shape, generator=self.generator(-1 - block.number)) < 0.01
+            yield replace(block, h=torch.where(chosen.unsqueeze(-1), 10 * block.h, block.h))
 
 
 def geometric_median(rows: Tensor, n_iterations: int = 100) -> Tensor:
@@ -122,9 +123,9 @@ def train_in_saelens(sae: TrainingSAE[Any], stream: SequenceBlocks, n_steps: int
 @torch.no_grad()
 def measure(sae: TrainingSAE[Any], stream: SequenceBlocks) -> dict[str, Any]:
     """Explained variance, live and always-on features on rows that were not trained on."""
-    _, h = next(stream.blocks(HELD_OUT_BLOCK))
+    block = next(stream.blocks(HELD_OUT_BLOCK))
+    h, kept = zero_rows(block.h, block.masked), ~block.masked.flatten()
     feature_acts = sae.encode(h if isinstance(sae, MTTrainingSAE) else h.flatten(0, 1))
-    kept = (h != 0).any(dim=-1).flatten()
     rows, found = h.flatten(0, 1)[kept], sae.decode(feature_acts).reshape(-1, h.shape[-1])[kept]
     error, variance = (rows - found).pow(2).sum(), (rows - rows.mean(dim=0)).pow(2).sum()
     counts = firing_counts((feature_acts.reshape(-1, D_SAE)[kept] != 0).float().mean(dim=0))

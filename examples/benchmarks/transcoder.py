@@ -59,8 +59,8 @@ class OfAnotherPast(CachedActivations):
     def mixed(self, first_step: int = 0, gather: Any = None, *args: Any, **kwargs: Any) -> Iterator[Tensor]:
         widths = kwargs["widths"]
 
-        def crossed(h: Tensor) -> Callable[[Tensor], Tensor]:
-            own, other = gather(h), gather(h.roll(len(h) // 2, dims=0))
+        def crossed(h: Tensor, masked: Tensor) -> Callable[[Tensor], Tensor]:
+            own, other = gather(h, masked), gather(h.roll(len(h) // 2, dims=0), masked.roll(len(h) // 2, dims=0))
 
             def rows(places: Tensor) -> Tensor:
                 found = own(places)

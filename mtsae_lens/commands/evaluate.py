@@ -153,18 +153,21 @@ def _measure_scales(
     features = _draw_features(sae, settings.n_scale_features, settings.seed)
     n_contexts = min(settings.n_scale_contexts, settings.n_contexts)
 
-    def inputs(split: Split) -> list[Tensor]:
+    def read_split(split: Split) -> TokenTable:
         is_read = split == "test" and n_contexts == settings.n_contexts
-        table = evaluated if is_read else read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
-        return [lm.sae_input(tokens) for tokens in track(lm.batches(table), f"reading {split} text", "batch")]
+        return evaluated if is_read else read_tokens(dataset, split, lm.cutter, n_contexts, seed=settings.seed)
 
-    test, select = inputs("test"), inputs("select")
-    n_positions = sum(int((h != 0).flatten(2).any(dim=-1).sum()) for h in select)
+    tables: dict[Split, TokenTable] = {"test": read_split("test"), "select": read_split("select")}
+    n_positions = sum(int((~lm.masked(tokens)).sum()) for tokens in lm.batches(tables["select"]))
     least = _POSITIONS_PER_WEIGHT * len(sae.cfg.dilations) * sae.cfg.d_in
     if n_positions < least:
         raise DataError(
             f"expected at least {least:,} positions for the regressions, got {n_positions:,}; raise --n-contexts and --n-scale-contexts"
         )
+    test, select = (
+        [lm.sae_input(tokens) for tokens in track(lm.batches(table), f"reading {split} text", "batch")]
+        for split, table in tables.items()
+    )
     profiles = temporal_profiles(sae, test, features)
     share = profiles.context_share[profiles.n_active > 0]
     too_few = DataError(

@@ -10,13 +10,14 @@ from itertools import count
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from typing_extensions import override
 
+from mtsae_lens.data.blocks import Block
 from mtsae_lens.data.cache_manifest import CONTEXTS, CacheContents, CacheManifest, read_manifest, shard_file
-from mtsae_lens.data.context_blocks import ContextBlocks
+from mtsae_lens.data.context_blocks import Chunk, ContextBlocks
 from mtsae_lens.data.origins import digest_contents
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.digests import digest_file, digest_json
@@ -109,8 +110,8 @@ class ActivationCache:
         """Return the tokens of some contexts."""
         return self._take(CONTEXTS, "tokens", contexts).long()
 
-    def masked(self, contexts: range | Int[Tensor, " context"]) -> Tensor:
-        """Return which positions of some contexts are masked, `(context, pos)`."""
+    def masked(self, contexts: range | Int[Tensor, " context"]) -> Bool[Tensor, "context pos"]:
+        """Return which positions of some contexts are masked."""
         return self._take(CONTEXTS, "masked", contexts)
 
     def stream(
@@ -182,7 +183,7 @@ class CachedActivations(ContextBlocks):
     to_device: str = "cpu"
     """Where the blocks are put."""
     prefetch: bool = False
-    read_already: list[Float[Tensor, "batch pos d_in"]] = field(default_factory=list, repr=False, compare=False)
+    read_already: list[Block] = field(default_factory=list, repr=False, compare=False)
     waits: Waits = field(default_factory=Waits, repr=False, compare=False)
 
     @property
@@ -191,7 +192,7 @@ class CachedActivations(ContextBlocks):
         return torch.device(self.to_device)
 
     @override
-    def chunks(self, first_block: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
+    def chunks(self, first_block: int) -> Iterator[Chunk]:
         n_contexts = self.cache.contents.n_contexts
         known, order = -1, None  # the order of the epoch before
         for own in map(self.own_contexts, count(first_block)):
@@ -206,7 +207,7 @@ class CachedActivations(ContextBlocks):
                     known, order = epoch, self._order(epoch)
                 numbers = contexts if order is None else order[contexts.start : contexts.stop]
                 found = [self.cache.read(name, numbers) for name in self.hook_names]
-                yield found[0] if len(found) == 1 else torch.cat(found, dim=-1)
+                yield found[0] if len(found) == 1 else torch.cat(found, dim=-1), self.cache.masked(numbers)
                 place += len(contexts)
 
     def _order(self, epoch: int) -> Int[Tensor, " context"] | None:

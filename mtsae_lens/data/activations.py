@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
+from mtsae_lens.data.blocks import Block
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.context_blocks import ContextBlocks
+from mtsae_lens.data.context_blocks import Chunk, ContextBlocks
 from mtsae_lens.data.contexts import ContextCutter, ContextStream
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError
@@ -113,13 +115,6 @@ def read_hooks(
     return found
 
 
-def masked_positions(cutter: ContextCutter, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
-    """Find the positions that training leaves out: special tokens and position 0."""
-    masked = cutter.special_positions(tokens)
-    masked[:, 0] = True
-    return masked
-
-
 def token_chunks(
     contexts: Iterable[list[int]], size: int, first_context: int = 0
 ) -> Iterator[tuple[int, Int[Tensor, "batch pos"]]]:
@@ -147,8 +142,8 @@ def token_chunks(
 class SequenceActivations(ContextBlocks):
     """Blocks of a language model's activations.
 
-    Special tokens and position 0 are masked. While a block is read, `mtsae_lens.interruption.raise_if_stopped` is asked before each forward
-    pass of the language model, and a progress bar shows how far it is.
+    Special tokens and position 0 are masked, and their activations are zero, as in a cache. While a block is read,
+    `mtsae_lens.interruption.raise_if_stopped` is asked before each forward pass of the language model, and a progress bar shows how far it is.
     """
 
     reader: ActivationReader | HooksReader
@@ -159,7 +154,7 @@ class SequenceActivations(ContextBlocks):
     seed: int = 0
     n_batches: int | None = None
     prefetch: bool = False
-    read_already: list[Float[Tensor, "batch pos d_in"]] = field(default_factory=list, repr=False, compare=False)
+    read_already: list[Block] = field(default_factory=list, repr=False, compare=False)
     waits: Waits = field(default_factory=Waits, repr=False, compare=False)
 
     @property
@@ -178,14 +173,15 @@ class SequenceActivations(ContextBlocks):
         return torch.device(self.reader.model.cfg.device)
 
     @override
-    def chunks(self, first_block: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
+    def chunks(self, first_block: int) -> Iterator[Chunk]:
         first_context = sum(len(self.own_contexts(number)) for number in range(first_block))
         contexts = self.contexts if current_ranks().is_alone else self._own_stream()
         for number, tokens in token_chunks(contexts, self.lm_batch_size_sequences, first_context):
             raise_if_stopped()
             h = self.reader.read(tokens)
-            h = h.masked_fill(masked_positions(self.cutter, tokens).unsqueeze(-1).to(h.device), 0.0)
-            yield h[max(0, first_context - number) :]
+            masked = self.cutter.masked(tokens).to(h.device)
+            wanted = slice(max(0, first_context - number), None)
+            yield zero_rows(h, masked)[wanted], masked[wanted]
 
     def _own_stream(self) -> Iterator[list[int]]:
         """Yield the contexts of this rank. Those of other ranks are tokenized too, because where a context ends depends on them."""

@@ -1,7 +1,7 @@
 """Training batches from blocks of whole sequences, in an order that can be entered at any step.
 
 A source yields numbered blocks of contexts. What step s sees depends on the source, the seed and s alone, so a resumed run needs no
-saved buffer. Masked positions are rows of zeros: walls to a temporal SAE, dropped for an SAE that reads one token at a time.
+saved buffer. A mask beside the activations says which positions are masked, whatever the activations there are.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.data.masks import find_masked
-from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.masks import zero_rows
+from mtsae_lens.data.massive import find_massive
 from mtsae_lens.data.notices import tell_once
 from mtsae_lens.errors import DataError
 
@@ -40,6 +40,19 @@ def gather_tokens(
     return h.flatten(0, 1).__getitem__
 
 
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Contexts that are in memory at once, and which of their positions are masked."""
+
+    number: int
+    """The place of the block in the stream, from 0."""
+    h: Float[Tensor, "batch pos width"]
+    """The activations of the contexts. Those at masked positions are not used, whatever they are."""
+    masked: Bool[Tensor, "batch pos"]
+    """The masked positions, such as special tokens and position 0, on the device of `h`. They are not trained on, enter no statistic, and are
+    walls to a temporal SAE."""
+
+
 class SequenceBlocks(ABC):
     """An endless stream of training batches; see the module for its order.
 
@@ -52,8 +65,8 @@ class SequenceBlocks(ABC):
     seed: int
 
     @abstractmethod
-    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
-        """Yield number and contexts of every block from `first` on, masked positions zero."""
+    def blocks(self, first: int) -> Generator[Block, None, None]:
+        """Yield every block from number `first` on."""
 
     def context_order(self, number: int, n_contexts: int) -> Int[Tensor, " context"]:
         """Return the order in which training reads the contexts of a block; here, the order that they are in.
@@ -65,18 +78,16 @@ class SequenceBlocks(ABC):
         del number
         return torch.arange(n_contexts)
 
-    def of_all_ranks(self, number: int, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "all_batch pos width"]:
-        """Return the contexts of a block, of which this process may have read a part: all that the order of its rows depends on.
+    def of_all_ranks(self, block: Block) -> Block:
+        """Return all contexts of a block, of which this process may have read a part, as far as the order of its rows depends on them.
 
         Args:
-            number: of the block.
-            h: the contexts that this process has read.
+            block: the contexts that this process has read.
 
         Returns:
-            Contexts whose positions are zero where those of the block are, and as long.
+            Contexts with the same masked positions as those of the whole block, and activations of the same norms.
         """
-        del number
-        return h
+        return block
 
     def own_rows(self, number: int, rows: Int[Tensor, " row"], n_positions: int) -> Int[Tensor, " own_row"]:
         """Select the flat positions of a block that are in the contexts that this process has read, counted from the first of these."""
@@ -88,14 +99,18 @@ class SequenceBlocks(ABC):
         return torch.Generator().manual_seed(random.Random(f"{self.seed} {block}").getrandbits(32))
 
     def sequences(self, first_step: int = 0) -> Iterator[Float[Tensor, "rows d_in"]]:
-        """Batches of `batch_size_sequences` contexts laid end to end, masked rows zero."""
-        block, skip = divmod(first_step, self.block_size_batches)
-        with closing(self.blocks(block)) as blocks:
-            for number, h in blocks:
-                for contexts in self.context_order(number, len(h)).split(self.batch_size_sequences)[skip:]:
-                    yield rearrange(h[contexts.to(h.device)], "batch pos d_in -> (batch pos) d_in")
+        """Iterate over batches of `batch_size_sequences` contexts laid end to end.
+
+        SAELens takes them as plain tensors, in which a row of exact zeros is a wall. So masked rows are set to zero here.
+        """
+        first_block, skip = divmod(first_step, self.block_size_batches)
+        with closing(self.blocks(first_block)) as blocks:
+            for block in blocks:
+                for contexts in self.context_order(block.number, len(block.h)).split(self.batch_size_sequences)[skip:]:
+                    places = contexts.to(block.h.device)
+                    yield rearrange(zero_rows(block.h[places], block.masked[places]), "batch pos d_in -> (batch pos) d_in")
                 skip = 0
-                del h  # let go of the block before the next one is read
+                del block  # let go of it before the next one is read
 
     def mixed(
         self,
@@ -113,8 +128,8 @@ class SequenceBlocks(ABC):
             first_step: the step of the first batch.
             gather: makes rows of positions; the default takes their activations alone, as a pointwise SAE reads them.
             max_norm_multiple: leave out positions whose norm is more than this many times the median of their block; None keeps all.
-            widths: of each hook where the activations of several stand side by side. A position is left out if it is masked or massive at any
-                of them. By default there is one.
+            widths: of each hook where the activations of several stand side by side. A position is left out if it is massive at any of them.
+                By default there is one.
 
         Yields:
             Rows `(row, width)`.
@@ -122,40 +137,31 @@ class SequenceBlocks(ABC):
         Raises:
             DataError: a block has fewer unmasked rows than batches.
         """
-        block, skip = divmod(first_step, self.block_size_batches)
-        with closing(self.blocks(block)) as blocks:
-            for number, h in blocks:
-                masked = find_masked(h)
-                of_all = self.of_all_ranks(number, h)
-                masked_of_all = masked if of_all is h and not widths else _masked_at_any(of_all, widths)
-                rows = self._mixed_rows(number, of_all, masked_of_all, max_norm_multiple, widths)
-                gather_rows = gather(h, masked)
-                for batch in rows.tensor_split(len(of_all) // self.batch_size_sequences)[skip:]:
-                    yield gather_rows(self.own_rows(number, batch, h.shape[1]))
+        first_block, skip = divmod(first_step, self.block_size_batches)
+        with closing(self.blocks(first_block)) as blocks:
+            for block in blocks:
+                of_all = self.of_all_ranks(block)
+                rows = self._mixed_rows(of_all, max_norm_multiple, widths)
+                gather_rows = gather(block.h, block.masked)
+                for batch in rows.tensor_split(len(of_all.h) // self.batch_size_sequences)[skip:]:
+                    yield gather_rows(self.own_rows(block.number, batch, block.h.shape[1]))
                 skip = 0
-                del h, of_all, gather_rows  # let go of the block before the next one is read
+                del block, of_all, gather_rows  # let go of the block before the next one is read
 
-    def _mixed_rows(
-        self,
-        number: int,
-        h: Float[Tensor, "batch pos width"],
-        masked: Bool[Tensor, "batch pos"],
-        max_norm_multiple: float | None,
-        widths: Sequence[int],
-    ) -> Int[Tensor, " row"]:
+    def _mixed_rows(self, block: Block, max_norm_multiple: float | None, widths: Sequence[int]) -> Int[Tensor, " row"]:
         """Return the flat positions of the rows of a block that are trained on, in their order. The block itself is not copied."""
-        n_positions, n_batches = h.shape[1], len(h) // self.batch_size_sequences
-        contexts = self.context_order(number, len(h)).to(h.device)
-        kept = (~masked[contexts]).flatten().nonzero().squeeze(-1)
+        h, n_positions, n_batches = block.h, block.h.shape[1], len(block.h) // self.batch_size_sequences
+        contexts = self.context_order(block.number, len(h)).to(h.device)
+        kept = (~block.masked[contexts]).flatten().nonzero().squeeze(-1)
         if len(kept) < n_batches:
             raise DataError(
-                f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked or exactly zero; give "
-                "text that holds more than special tokens, and a hook whose activations are not zero"
+                f"expected activations at {h.shape[0] * h.shape[1]:,} positions, got {len(kept)} that are not masked; give text that holds "
+                "more than special tokens"
             )
         if max_norm_multiple is not None:
-            hooks = _split_hooks(h, widths)
-            long = torch.stack([massive_positions(part, norm_limit(part, max_norm_multiple)) for part in hooks]).any(dim=0)
-            massive = long[contexts].flatten()[kept]
+            hooks = h.split(list(widths), dim=-1) if widths else (h,)
+            found = torch.stack([find_massive(part, block.masked, max_norm_multiple) for part in hooks]).any(dim=0)
+            massive = found[contexts].flatten()[kept]
             if massive.any():
                 tell_once(
                     f"training leaves out positions whose activations are over {max_norm_multiple:g} times as long as the median "
@@ -163,16 +169,8 @@ class SequenceBlocks(ABC):
                     about="massive activations",
                 )
             kept = kept[~massive]
-        mixed = kept[torch.randperm(kept.shape[0], generator=self.generator(number)).to(kept.device)]
+        mixed = kept[torch.randperm(kept.shape[0], generator=self.generator(block.number)).to(kept.device)]
         return contexts[mixed // n_positions] * n_positions + mixed % n_positions
-
-
-def _split_hooks(h: Float[Tensor, "batch pos width"], widths: Sequence[int]) -> Sequence[Tensor]:
-    return h.split(list(widths), dim=-1) if widths else (h,)
-
-
-def _masked_at_any(h: Float[Tensor, "batch pos width"], widths: Sequence[int]) -> Bool[Tensor, "batch pos"]:
-    return torch.stack([find_masked(part) for part in _split_hooks(h, widths)]).any(dim=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +178,9 @@ class StoredBlocks(SequenceBlocks):
     """Contexts that are in memory already, epoch after epoch, each in its own order: for many trainings on one set."""
 
     h: Float[Tensor, "n pos d_in"]
-    """Masked positions zero."""
+    """The activations; those at masked positions are not used."""
+    masked: Bool[Tensor, "n pos"] = field(kw_only=True)
+    """The positions that are not trained on and that no other position reads, such as special tokens and position 0."""
     batch_size_sequences: int
     block_size_batches: int = 16
     seed: int = 0
@@ -194,9 +194,14 @@ class StoredBlocks(SequenceBlocks):
             raise DataError(
                 f"expected real activations; got {self.h.dtype}: give them as float32 (h.float(), of complex ones h.real)"
             )
+        if self.masked.shape != self.h.shape[:2] or self.masked.dtype != torch.bool:
+            raise DataError(
+                f"expected masked of shape {tuple(self.h.shape[:2])} and dtype torch.bool, got {tuple(self.masked.shape)} and "
+                f"{self.masked.dtype}; give one truth value for each position of h"
+            )
 
-    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
-        """Blocks that go on over the end of an epoch."""
+    def blocks(self, first: int) -> Generator[Block, None, None]:
+        """Yield blocks that go on over the end of an epoch."""
         n_sequences = self.batch_size_sequences * self.block_size_batches
         number = first
         while True:
@@ -204,5 +209,5 @@ class StoredBlocks(SequenceBlocks):
             epochs = places // len(self.h)
             orders = {int(e): torch.randperm(len(self.h), generator=self.generator(-1 - int(e))) for e in epochs.unique()}
             rows = torch.stack([orders[int(e)][place] for e, place in zip(epochs, places % len(self.h), strict=True)])
-            yield number, self.h[rows].detach()
+            yield Block(number, self.h[rows].detach(), self.masked[rows.to(self.masked.device)].to(self.h.device))
             number += 1

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mtsae_lens.data.activations import masked_positions, read_hooks, token_chunks
+from mtsae_lens.data.activations import read_hooks, token_chunks
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.cache_manifest import (
     CONTEXTS,
@@ -25,6 +25,7 @@ from mtsae_lens.data.cache_manifest import (
     write_manifest,
 )
 from mtsae_lens.data.contexts import ContextStream
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.precision import torch_dtype
 from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import ConfigError, DataError, OutputError
@@ -180,10 +181,10 @@ def _read_shard(
         if number < first:
             continue  # of a shard that is there
         place = slice(number - first, number - first + len(chunk))
-        tokens[place], masked[place] = chunk, masked_positions(contexts.cutter, chunk)
+        tokens[place], masked[place] = chunk, contexts.cutter.masked(chunk)
         found = read_hooks(model, list(contents.hooks), chunk)
         for (hook, stored), h in zip(activations.items(), found, strict=True):
-            stored[place] = _stored(hook, h.masked_fill(masked[place].unsqueeze(-1).to(h.device), 0.0), dtype)
+            stored[place] = _stored(hook, zero_rows(h, masked[place]), dtype)
         advance(len(chunk))
         if place.stop >= size:
             break

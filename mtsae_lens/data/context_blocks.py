@@ -14,16 +14,18 @@ from abc import abstractmethod
 from collections.abc import Generator, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from typing_extensions import override
 
-from mtsae_lens.data.blocks import SequenceBlocks
-from mtsae_lens.data.masks import find_masked
+from mtsae_lens.data.blocks import Block, SequenceBlocks
 from mtsae_lens.data.prefetch import Waits, prefetched, taking_turns
 from mtsae_lens.errors import DataError
 from mtsae_lens.ranks import current_ranks
+
+Chunk = tuple[Float[Tensor, "_ pos width"], Bool[Tensor, "_ pos"]]
+"""Some contexts of a source: their activations, and which of their positions are masked."""
 
 
 class ContextBlocks(SequenceBlocks):
@@ -33,14 +35,14 @@ class ContextBlocks(SequenceBlocks):
     """Batches in the whole run; the last block holds no more than these need. None for an endless stream."""
     prefetch: bool
     """Whether a thread reads the next block while this one is used. Two blocks are in memory then."""
-    read_already: list[Float[Tensor, "batch pos d_in"]]
+    read_already: list[Block]
     """The first block, where somebody has read it; it is let go when it is used."""
     waits: Waits
     """How long reader and trainer have waited for each other."""
 
     @abstractmethod
-    def chunks(self, first_block: int) -> Iterator[Float[Tensor, "batch pos d_in"]]:
-        """Yield the activations of this rank's contexts (`own_contexts`), in the order of the source, some at once; masked positions zero.
+    def chunks(self, first_block: int) -> Iterator[Chunk]:
+        """Yield this rank's contexts (`own_contexts`) in the order of the source, some at once.
 
         Args:
             first_block: the number of the block to begin with.
@@ -58,13 +60,13 @@ class ContextBlocks(SequenceBlocks):
         return range(first + share.start, first + share.stop)
 
     @override
-    def of_all_ranks(self, number: int, h: Float[Tensor, "batch pos d_in"]) -> Float[Tensor, "all_batch pos width"]:
+    def of_all_ranks(self, block: Block) -> Block:
         ranks = current_ranks()
         if ranks.is_alone:
-            return h
-        tiny = torch.finfo(h.dtype).tiny  # of activations whose squares are too small for the dtype
-        lengths = torch.where(find_masked(h), 0.0, h.norm(dim=-1).clamp(min=tiny))
-        return ranks.concatenate(lengths.unsqueeze(-1), self._block_size(number))
+            return block
+        norms = block.h.norm(dim=-1)
+        both = ranks.concatenate(torch.stack([norms, block.masked.to(norms)], dim=-1), self._block_size(block.number))
+        return Block(block.number, both[..., :1], both[..., 1] == 1)
 
     @override
     def own_rows(self, number: int, rows: Int[Tensor, " row"], n_positions: int) -> Int[Tensor, " own_row"]:
@@ -86,7 +88,7 @@ class ContextBlocks(SequenceBlocks):
         return torch.randperm(n_contexts, generator=self.generator(number))
 
     @override
-    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
+    def blocks(self, first: int) -> Generator[Block, None, None]:
         """See `SequenceBlocks.blocks`.
 
         Raises:
@@ -96,46 +98,50 @@ class ContextBlocks(SequenceBlocks):
             return prefetched(self._read_blocks(first, shows_progress=False), self.waits, self.device)
         return taking_turns(self._read_blocks(first, shows_progress=True), self.waits)
 
-    def _read_blocks(
-        self, first: int, *, shows_progress: bool
-    ) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
+    def _read_blocks(self, first: int, *, shows_progress: bool) -> Generator[Block, None, None]:
         number = first
         if number == 0 and self.read_already:
-            yield number, self.read_already.pop()
+            yield self.read_already.pop()
             number += 1
         if not self.own_contexts(number):
             return
         chunks = self.chunks(number)
-        rest: list[Tensor] = []  # of a chunk that reaches into the next block
+        rest: list[Chunk] = []  # of a chunk that reaches into the next block
         while size := len(self.own_contexts(number)):
             # shown only where it takes long
             with tqdm(
                 total=size, desc="Reading activations", unit="context", leave=False, delay=1, disable=not shows_progress or None
             ) as progress:
-                block = self._fill(size, chunks, rest, progress)
-            yield number, block
-            del block
+                h, masked = self._fill(size, chunks, rest, progress)
+            yield Block(number, h, masked)
+            del h, masked
             number += 1
 
-    def _fill(self, size: int, chunks: Iterator[Tensor], rest: list[Tensor], progress: tqdm) -> Tensor:  # type: ignore[type-arg]
-        """Put a block together from what is left of the last chunk and from new chunks."""
-        block, n = None, 0
+    def _fill(self, size: int, chunks: Iterator[Chunk], rest: list[Chunk], progress: tqdm) -> Chunk:  # type: ignore[type-arg]
+        """Put the contexts of a block together from what is left of the last chunk and from new chunks."""
+        whole: Chunk | None = None
+        n = 0
         while n < size:
-            chunk = rest.pop() if rest else next(chunks)
-            taken, left = chunk[: size - n], chunk[size - n :]
-            if len(left):
-                rest.append(left)
-            if block is None:
-                shape = (size, *chunk.shape[1:])
-                if self.device.type == "cuda" and not chunk.is_cuda:
-                    block = torch.empty(shape, dtype=torch.float32, pin_memory=True)
-                else:
-                    block = chunk.new_empty(shape, dtype=torch.float32)
-            block[n : n + len(taken)] = taken
-            n += len(taken)
-            progress.update(len(taken))
-        assert block is not None
-        return block.to(self.device, non_blocking=True)
+            h, masked = rest.pop() if rest else next(chunks)
+            n_taken = min(len(h), size - n)
+            if n_taken < len(h):
+                rest.append((h[n_taken:], masked[n_taken:]))
+            if whole is None:
+                whole = self._make_room(size, h)
+            place = slice(n, n + n_taken)
+            whole[0][place], whole[1][place] = h[:n_taken], masked[:n_taken]
+            n += n_taken
+            progress.update(n_taken)
+        assert whole is not None
+        return whole[0].to(self.device, non_blocking=True), whole[1].to(self.device, non_blocking=True)
+
+    def _make_room(self, size: int, like: Float[Tensor, "_ pos width"]) -> Chunk:
+        """Return tensors that `size` contexts fit into, in pinned memory if they will go from the CPU to a GPU."""
+        pinned = self.device.type == "cuda" and not like.is_cuda
+        return (
+            torch.empty((size, *like.shape[1:]), dtype=torch.float32, device=like.device, pin_memory=pinned),
+            torch.empty((size, like.shape[1]), dtype=torch.bool, device=like.device, pin_memory=pinned),
+        )
 
     def _block_size(self, number: int) -> int:
         """Return the number of contexts in a block; 0 after the end of the run."""

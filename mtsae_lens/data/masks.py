@@ -1,4 +1,4 @@
-"""Masks over positions: applied to activations of any shape, and found in blocks of activations, which mark masked positions by zeros."""
+"""Masks over positions, applied to activations of any shape."""
 
 from __future__ import annotations
 
@@ -17,12 +17,3 @@ def zero_rows(h: Float[Tensor, "batch pos *rest"], where: Bool[Tensor, "batch po
         A copy. A NaN or an infinite value at these positions becomes zero too.
     """
     return h.masked_fill(where.to(h.device).view(*where.shape, *(1,) * (h.ndim - where.ndim)), 0.0)
-
-
-def find_masked(h: Float[Tensor, "batch pos width"]) -> Bool[Tensor, "batch pos"]:
-    """Return which positions of a block are masked: those whose activations are exactly zero, as a source or a cache leaves them.
-
-    Args:
-        h: contexts of a block. A NaN is no zero.
-    """
-    return (h.amax(dim=-1) == 0) & (h.amin(dim=-1) == 0)  # many times as fast as a norm on a CPU

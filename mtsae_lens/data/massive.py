@@ -16,17 +16,34 @@ MASSIVE = 10.0
 """A position counts as massive where the norm of its activations is more than this many times the median."""
 
 
-def norm_limit(h: Float[Tensor, "*row d_in"], multiple: float = MASSIVE) -> float:
+def norm_limit(h: Float[Tensor, "row d_in"], multiple: float = MASSIVE) -> float:
     """Compute the norm above which a position counts as massive: `multiple * median(||h||)`.
 
     Args:
-        h: activations; rows of zeros are masked and do not count.
+        h: activations of positions that are not masked. Rows of zeros do not count, or the limit would be 0 where most rows are zero.
         multiple: how many times the median.
 
     Returns:
-        The limit; infinity where all rows are masked.
+        The limit; infinity where all rows are zero or there are none.
     """
-    norms = h.norm(dim=-1).flatten()
+    return _limit(h.norm(dim=-1), multiple)
+
+
+def find_massive(
+    h: Float[Tensor, "batch pos d_in"], masked: Bool[Tensor, "batch pos"], multiple: float = MASSIVE
+) -> Bool[Tensor, "batch pos"]:
+    """Return the massive positions of contexts. A masked position is none of them, and its norm does not count in the median.
+
+    Args:
+        h: activations of whole contexts.
+        masked: the masked positions.
+        multiple: as in `norm_limit`.
+    """
+    norms = h.norm(dim=-1)
+    return (norms > _limit(norms[~masked], multiple)) & ~masked
+
+
+def _limit(norms: Float[Tensor, " row"], multiple: float) -> float:
     norms = norms[norms > 0]
     return multiple * norms.median().item() if len(norms) else torch.inf
 

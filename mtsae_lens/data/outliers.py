@@ -9,15 +9,14 @@ so the activations contain the same features and the same information. The offse
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from typing_extensions import override
 
-from mtsae_lens.data.blocks import SequenceBlocks
-from mtsae_lens.data.masks import find_masked
+from mtsae_lens.data.blocks import Block, SequenceBlocks
 from mtsae_lens.errors import ConfigError
 
 
@@ -45,11 +44,11 @@ class OutlierDimensions:
         """Turn the last dimensions of activations into outliers.
 
         Args:
-            h: contexts `(batch, pos, d_in)`, zero at masked positions.
+            h: contexts `(batch, pos, d_in)`.
             reference: rows `(row, d_in)` of the same activations, which set the size of the offset.
 
         Returns:
-            The same contexts with outlier dimensions, still zero at masked positions.
+            The same contexts with outlier dimensions, at masked positions too.
 
         Raises:
             ConfigError: there are more outlier dimensions than dimensions.
@@ -61,7 +60,7 @@ class OutlierDimensions:
         variation = ((reference - reference.mean(dim=0)) * scale).pow(2).sum(dim=-1).mean().sqrt()
         offset = torch.zeros(h.shape[-1])
         offset[-self.n_dimensions :] = self.mean_to_variation * variation / self.n_dimensions**0.5
-        return torch.where(find_masked(h).unsqueeze(-1), 0.0, h * scale + offset)
+        return h * scale + offset
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,13 @@ class OutlierBlocks(SequenceBlocks):
     def context_order(self, number: int, n_contexts: int) -> Int[Tensor, " context"]:
         return self.stream.context_order(number, n_contexts)
 
-    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
+    def blocks(self, first: int) -> Generator[Block, None, None]:
         """Yield numbered blocks, see `SequenceBlocks.blocks`.
 
         Args:
             first: number of the first block.
         """
-        _, h = next(self.stream.blocks(0))
-        reference = h[~find_masked(h)]
-        for number, block in self.stream.blocks(first):
-            yield number, self.outliers.added_to(block, reference)
+        measured = next(self.stream.blocks(0))
+        reference = measured.h[~measured.masked]
+        for block in self.stream.blocks(first):
+            yield replace(block, h=self.outliers.added_to(block.h, reference))

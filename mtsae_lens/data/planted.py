@@ -27,7 +27,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.blocks import Block, SequenceBlocks
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.upstream import FeatureDictionary, orthogonal_initializer
 
@@ -100,10 +100,15 @@ class PlantedConfig:
 
 @dataclass(frozen=True, eq=False)
 class PlantedSample:
-    """Sequences and the true feature activations. Position 0 is a wall, as a BOS token is in a language model."""
+    """Sequences and the true feature activations."""
 
     h: Float[Tensor, "batch pos d_in"]
     feature_acts: Float[Tensor, "batch pos feature"]
+
+    @property
+    def masked(self) -> Bool[Tensor, "batch pos"]:
+        """Return a mask that is True at position 0, which is a wall as a BOS token is in a language model."""
+        return (torch.arange(self.h.shape[1]) == 0).expand(self.h.shape[:2])
 
     @property
     def onsets(self) -> Bool[Tensor, "batch pos feature"]:
@@ -218,7 +223,7 @@ class PlantedBlocks(SequenceBlocks):
     block_size_batches: int = 16
     seed: int = 0
 
-    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
+    def blocks(self, first: int) -> Generator[Block, None, None]:
         """Yield numbered blocks. Each block has its own random generator, so no block repeats and the stream can start at any block.
 
         Args:
@@ -226,7 +231,8 @@ class PlantedBlocks(SequenceBlocks):
         """
         number = first
         while True:
-            yield number, self.features.sample(self.batch_size_sequences * self.block_size_batches, self.generator(number)).h
+            sample = self.features.sample(self.batch_size_sequences * self.block_size_batches, self.generator(number))
+            yield Block(number, sample.h, sample.masked)
             number += 1
 
 

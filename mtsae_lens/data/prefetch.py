@@ -13,15 +13,11 @@ from contextvars import copy_context
 from dataclasses import dataclass
 from queue import SimpleQueue
 from threading import Event, Semaphore, Thread
-from typing import TypeVar
 
 import torch
-from torch import Tensor
 
+from mtsae_lens.data.blocks import Block
 from mtsae_lens.interruption import abandoned_by
-
-T = TypeVar("T")
-Block = tuple[int, Tensor]
 
 
 @dataclass
@@ -112,8 +108,9 @@ def prefetched(
                 return
             if isinstance(block, BaseException):
                 raise block
-            if block[1].is_cuda:  # its memory belongs to the other stream, which must not reuse it too early
-                block[1].record_stream(torch.cuda.current_stream(block[1].device))
+            for tensor in (block.h, block.masked):
+                if tensor.is_cuda:  # its memory belongs to the other stream, which must not reuse it too early
+                    tensor.record_stream(torch.cuda.current_stream(tensor.device))
             yield block
             del block
     finally:

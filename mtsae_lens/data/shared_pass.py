@@ -7,13 +7,13 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 from typing_extensions import override
 
-from mtsae_lens.data.blocks import SequenceBlocks
+from mtsae_lens.data.blocks import Block, SequenceBlocks
 from mtsae_lens.data.context_blocks import ContextBlocks
-from mtsae_lens.data.prefetch import Block, Waits
+from mtsae_lens.data.prefetch import Waits
 
 
 class SharedPass:
@@ -54,7 +54,7 @@ class SharedPass:
                 for other in self._waiting:
                     other.append(block)
                 del block
-            if queue[0][0] >= first:
+            if queue[0].number >= first:
                 yield queue.popleft()
             else:
                 queue.popleft()
@@ -83,8 +83,8 @@ class SharedBlocks(SequenceBlocks):
         return torch.randperm(n_contexts, generator=self.generator(number))
 
     @override
-    def blocks(self, first: int) -> Generator[tuple[int, Float[Tensor, "batch pos d_in"]], None, None]:
-        for number, h in self.shared.blocks(self.reader, first):
-            parts = [h[..., columns] for columns in self.columns]
-            yield number, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
-            del h, parts  # let go of it before the next one is read
+    def blocks(self, first: int) -> Generator[Block, None, None]:
+        for block in self.shared.blocks(self.reader, first):
+            parts = [block.h[..., columns] for columns in self.columns]
+            yield Block(block.number, parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1), block.masked)
+            del block, parts  # let go of it before the next one is read

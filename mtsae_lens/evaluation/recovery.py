@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtsae_lens.data.planted import PlantedFeatures, PlantedSample, flatten_positions
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.sae.temporal import find_walls, gather_reads
+from mtsae_lens.sae.temporal import gather_reads
 from mtsae_lens.upstream import mean_correlation_coefficient
 
 _SELECT, _TEST = 1, 2  # generator seeds; training blocks use random 32-bit seeds
@@ -196,7 +196,7 @@ def linear_oracle(splits: PlantedSplits, offsets: Sequence[int] = (0,)) -> Float
     def read(sample: PlantedSample) -> Tensor:
         n_rows = sample.h.shape[0] * sample.h.shape[1]
         positions = torch.arange(n_rows).view(sample.h.shape[:2])[:, 1:].flatten()
-        return gather_reads(sample.h, find_walls(sample.h), offsets, "causal")(positions)
+        return gather_reads(sample.h, sample.masked, offsets, "causal")(positions)
 
     x_select, x = read(splits.select), read(splits.test)
     truth_select, truth = (flatten_positions(sample)[1] > 0 for sample in (splits.select, splits.test))

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from sae_lens import Transcoder
 from torch import Tensor
 
-from mtsae_lens.data.activations import masked_positions, read_hooks
+from mtsae_lens.data.activations import read_hooks
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.contexts import ContextCutter
@@ -61,7 +61,7 @@ def read_pairs(
     names = [sae.cfg.metadata.hook_name, sae.cfg.metadata.hook_name_out]
     for tokens in table.tokens.to(model.cfg.device).split(batch_size):
         x, y = read_hooks(model, names, tokens)
-        masked = masked_positions(cutter, tokens)
+        masked = cutter.masked(tokens)
         yield Pairs(tokens, x.masked_fill(masked.unsqueeze(-1), 0.0), y, ~masked)
 
 

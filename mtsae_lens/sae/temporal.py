@@ -5,8 +5,9 @@ Scale k with dilation r_k computes, in every dimension of the activations separa
     c_k[t] = sum_j  taps[k, j] * x[t + offset(j, r_k)]            (eq. 2 of the paper, convolution)
     z_k[t] = g_k norm(c_k[t])                                     (eq. 2, normalization; the gain g is ours)
 
-A row of exact zeros is a *wall*: a special token, a join of documents, or a position that the model treats unlike all others. A tap that
-would read a wall, or read across one, reads nothing. So the functions here need no mask as a second argument: the zeros are the mask.
+A *wall* is a special token, a join of documents, or a position that the model treats unlike all others. A tap that would read a wall, or
+read across one, reads nothing. A mask of the walls goes beside the activations; in a plain tensor of SAELens, rows of exact zeros are walls
+(`find_walls`).
 """
 
 from __future__ import annotations
@@ -163,8 +164,8 @@ def gather_reads(
     contexts like those of a pointwise SAE. A batch of the same size from whole contexts would have a noisier gradient.
 
     Args:
-        h: contexts, `(batch, pos, d_in)`, zero at walls.
-        walls: the positions that are walls.
+        h: contexts, `(batch, pos, d_in)`.
+        walls: the positions that are walls; their activations are not read.
         offsets: from `read_offsets`.
         padding: as in the configuration.
 
@@ -180,6 +181,7 @@ def gather_reads(
         laps = (position + moves).div(n_positions, rounding_mode="floor")
         place = (position + moves) % n_positions
         readable = segments[context, place] + laps * segments[context, -1] == segments[context, position]
+        readable = readable & ~walls[context, place]
         if padding != "circular":
             readable = readable & (laps == 0)
         reads = flat.index_select(0, (context * n_positions + place).flatten()).unflatten(0, place.shape)

@@ -68,6 +68,7 @@ class StreamingEdit:
                 )
             self._reach = sae.receptive_field[0]
         self._past: Tensor | None = None  # the last positions that the encoder may still read
+        self._past_walls: Tensor | None = None  # which of them are walls
         self._gate_state: Tensor | None = None
 
     @property
@@ -113,12 +114,14 @@ class StreamingEdit:
         always treats as a wall.
         """
         rows = zero_rows(h, masked)
-        if self._past is None:
-            self._past = rows[:, :0]
+        if self._past is None or self._past_walls is None:
+            self._past, self._past_walls = rows[:, :0], masked[:, :0]
         n_past, n_new = self._past.shape[1], h.shape[1]
         window = torch.cat([torch.zeros_like(rows[:, :1]), self._past, rows], dim=1)
-        self._past = window[:, 1:][:, max(0, n_past + n_new - self._reach) :]
-        feature_acts = self.splice.feature_acts(window, (window == 0).flatten(2).all(dim=-1))
+        walls = torch.cat([torch.ones_like(masked[:, :1]), self._past_walls, masked], dim=1)
+        first_kept = 1 + max(0, n_past + n_new - self._reach)
+        self._past, self._past_walls = window[:, first_kept:], walls[:, first_kept:]
+        feature_acts = self.splice.feature_acts(window, walls)
         return feature_acts[:, :-n_new], feature_acts[:, -n_new:]
 
 

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError, DataError
-from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.training.start import RowStatistics
 
 N_COMPONENTS = 64
@@ -24,12 +23,13 @@ _RIDGE = 1e-3  # relative to the mean variance
 
 
 def lag_covariances(
-    h: Float[Tensor, "batch pos d_in"], max_lag: int, n_components: int = N_COMPONENTS
+    h: Float[Tensor, "batch pos d_in"], masked: Bool[Tensor, "batch pos"], max_lag: int, n_components: int = N_COMPONENTS
 ) -> Float[Tensor, "n_lags component component"]:
-    """Compute `C(l) = E[x[t] x[t - l]']` for l = 0, ..., max_lag, without walls.
+    """Compute `C(l) = E[x[t] x[t - l]']` for l = 0, ..., max_lag, over positions that are not masked.
 
     Args:
-        h: contexts, `(batch, pos, d_in)`, zero at masked positions.
+        h: contexts, `(batch, pos, d_in)`.
+        masked: the masked positions.
         max_lag: the largest lag.
         n_components: number of leading principal components that stand for the activations.
 
@@ -39,7 +39,7 @@ def lag_covariances(
     Raises:
         DataError: all positions are masked, or the activations do not vary or are not finite.
     """
-    keep = ~find_walls(h)
+    keep = ~masked
     if not keep.any():
         raise DataError("expected activations to select dilations from, got none: every position is masked; give text")
     kept = h[keep]
@@ -80,6 +80,7 @@ def predictability(covariances: Float[Tensor, "n_lags component component"], lag
 
 def select_dilations(
     h: Float[Tensor, "batch pos d_in"],
+    masked: Bool[Tensor, "batch pos"],
     n_dilations: int = 4,
     *,
     kernel_size: int = 3,
@@ -89,7 +90,8 @@ def select_dilations(
     """Select the dilations whose taps predict the activations best.
 
     Args:
-        h: contexts, `(batch, pos, d_in)`, zero at masked positions.
+        h: contexts, `(batch, pos, d_in)`.
+        masked: the masked positions, which predict nothing and are not predicted.
         n_dilations: how many to select in addition to 0.
         kernel_size: number of taps of a scale; dilation r reads the lags r, ..., (kernel_size - 1) r.
         max_lag: the farthest lag that a tap may read; None for half the context, so that every lag has enough pairs.
@@ -113,7 +115,7 @@ def select_dilations(
             f"expected n_dilations from 1 to {len(candidates)}, the dilations whose taps stay within {max_lag} positions, got {n_dilations}; "
             "give the dilations yourself, a longer context or a smaller kernel_size"
         )
-    covariances = lag_covariances(h, max_lag, n_components)
+    covariances = lag_covariances(h, masked, max_lag, n_components)
     chosen: list[int] = []
     lags: set[int] = set()
     while len(chosen) < n_dilations:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from mtsae_lens.data.blocks import SequenceBlocks, gather_tokens
 from mtsae_lens.data.context_blocks import ContextBlocks
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.memory import gather_past
-from mtsae_lens.sae.temporal import gather_reads
+from mtsae_lens.sae.temporal import find_walls, gather_reads
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.sae.transcoder import MTTrainingTranscoder
 from mtsae_lens.training.options import TrainerOptions
@@ -61,9 +62,11 @@ def _gather_reads(
         raise DataError(
             f"expected contexts of shape (context_size, d_in) = {expected}, got {tuple(h.shape[1:])}; make them equal"
         )
+    # SAELens hands over plain tensors, in which a row of exact zeros is a wall, so it is one in training too
+    walls = masked | find_walls(h)
     if sae.has_memory:
-        return gather_past(h, masked, sae.cfg.memory_lags, sae.cfg.memory_decays)
-    return gather_reads(h, masked, sae.read_offsets, sae.cfg.padding)
+        return gather_past(zero_rows(h, walls), walls, sae.cfg.memory_lags, sae.cfg.memory_decays)
+    return gather_reads(h, walls, sae.read_offsets, sae.cfg.padding)
 
 
 def gather_pairs(
@@ -73,7 +76,7 @@ def gather_pairs(
 
     Args:
         sae: the transcoder.
-        h: contexts with the activations of both hooks side by side, zero at masked positions.
+        h: contexts with the activations of both hooks side by side.
         masked: the masked positions.
 
     Returns:
@@ -92,6 +95,23 @@ def gather_pairs(
     return lambda rows: torch.cat([read(rows), decoded(rows)], dim=-1)
 
 
+_make_config = partial(
+    SAETrainerConfig,
+    n_checkpoints=0,
+    checkpoint_path=None,
+    save_final_checkpoint=False,
+    autocast=False,
+    lr_scheduler_name="cosineannealing",
+    adam_beta1=0.9,
+    adam_beta2=0.999,
+    lr_decay_steps=0,
+    n_restart_cycles=1,
+    feature_sampling_window=2000,
+    n_batches_for_norm_estimate=20,
+)
+"""Make SAELens's configuration of a training; what is set here is the same in every one."""
+
+
 def fit(
     sae: TrainingSAE[Any],
     stream: SequenceBlocks,
@@ -108,8 +128,8 @@ def fit(
 
     Args:
         sae: an SAE of any architecture that SAELens registers.
-        stream: blocks of contexts, zero at masked positions. Position 0 must be zero too, unless the SAE has `skip_first_position=False`:
-            otherwise it would be trained on but not used.
+        stream: blocks of contexts. Position 0 must be masked too, unless the SAE has `skip_first_position=False`: otherwise it would be
+            trained on but not used.
         n_steps: number of updates, warm-up included.
         batch_size_tokens: positions in a batch of the stream, masked ones included.
         lr: peak learning rate.
@@ -130,26 +150,15 @@ def fit(
         raise ConfigError(
             f"expected one process for blocks that are in memory, got {current_ranks().size} ranks; call fit outside joined_ranks"
         )
-    cfg = SAETrainerConfig(
-        n_checkpoints=0,
-        checkpoint_path=None,
-        save_final_checkpoint=False,
+    cfg = _make_config(
         total_training_samples=n_steps * batch_size_tokens,
         device=str(sae.device),
-        autocast=False,
         lr=lr,
         lr_end=lr_end,
-        lr_scheduler_name="cosineannealing",
         lr_warm_up_steps=lr_warm_up_steps,
-        adam_beta1=0.9,
-        adam_beta2=0.999,
-        lr_decay_steps=0,
-        n_restart_cycles=1,
         train_batch_size_samples=batch_size_tokens,
         dead_feature_window=dead_feature_window,
-        feature_sampling_window=2000,
         logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=20,
     )
     options = options or TrainerOptions(log_every_n_steps=100)
     waits = stream.waits if isinstance(stream, ContextBlocks) else None

@@ -31,18 +31,17 @@ def add_up_step_(sae: TrainingSAE[Any], share: float) -> None:
             buffer.copy_(ranks.sum_(buffer * share))
 
 
-def sum_firing_counts(feature_acts: Float[Tensor, "row d_sae"], n_rows: int) -> tuple[Int[Tensor, " d_sae"], int]:
+def sum_firing_counts(feature_acts: Float[Tensor, "row d_sae"]) -> tuple[Int[Tensor, " d_sae"], int]:
     """Add up over the ranks how often each feature is active.
 
     Args:
-        feature_acts: feature activations of this rank; rows that are masked are zero.
-        n_rows: the number of rows of this rank that are not masked.
+        feature_acts: feature activations of this rank.
 
     Returns:
         The counts of all ranks `(d_sae,)`, and the number of their rows.
     """
     counts = firing_counts_of(feature_acts)
-    of_all = current_ranks().sum_(torch.cat([counts, counts.new_tensor([n_rows])]))
+    of_all = current_ranks().sum_(torch.cat([counts, counts.new_tensor([len(feature_acts)])]))
     return of_all[:-1], int(of_all[-1])
 
 

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Any
 
 from sae_lens import LanguageModelSAERunnerConfig, LoggingConfig, TrainingSAE
-from torch import Tensor
 
 from mtsae_lens.data.activation_cache import ActivationCache
+from mtsae_lens.data.blocks import Block
 from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.data.documents import check_source
@@ -186,7 +186,7 @@ def check_settings(settings: TrainSettings) -> None:
     check_config(cfg)
 
 
-def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int | None = None) -> tuple[TrainSettings, Tensor]:
+def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int | None = None) -> tuple[TrainSettings, Block]:
     """Select `dilations` from the first block of training activations.
 
     Args:
@@ -196,7 +196,7 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int 
         d_out: width at `hook_name_out`, for a transcoder.
 
     Returns:
-        The settings with the selected dilations, and the block of activations, so that it is not read again. The selection depends on the
+        The settings with the selected dilations, and the block, so that it is not read again. The selection depends on the
         settings alone.
 
     Raises:
@@ -214,12 +214,12 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int 
         raise ConfigError(
             f"expected architecture {ARCHITECTURE!r} for dilations={AUTO!r}, got {settings.architecture!r}; leave dilations out"
         )
-    _, h = next(runner.stream.blocks(0))
+    block = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
     dilations = select_dilations(
-        h[..., :d_in], n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag")
+        block.h[..., :d_in], block.masked, n_dilations, kernel_size=runner.sae.cfg.kernel_size, max_lag=given.get("max_lag")
     )
-    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}}), h
+    return settings.model_copy(update={"sae": given | {"dilations": list(dilations)}}), block
 
 
 @in_output_folder
@@ -276,11 +276,11 @@ def make_runner(settings: TrainSettings, model: Any = None, *, resume: bool = Fa
         width_at = partial(resolve_hook, model)
     d_in = width_at(settings.hook_name)
     d_out = None if settings.hook_name_out is None else width_at(settings.hook_name_out)
-    first_block: list[Tensor] = []
+    first_block: list[Block] = []
     if settings.sae.get("dilations") == AUTO:
-        settings, h = select_from_data(settings, model, d_in, d_out)
-        first_block = [h]
-        del h  # so that it is freed after training on it
+        settings, block = select_from_data(settings, model, d_in, d_out)
+        first_block = [block]
+        del block  # so that it is freed after training on it
     runner = SequenceSAETrainingRunner(
         runner_config(settings, d_in, d_out), override_model=model, options=trainer_options(settings)
     )

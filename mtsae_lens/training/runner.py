@@ -16,6 +16,7 @@ from mtsae_lens.data.choices import FLOAT32
 from mtsae_lens.data.context_blocks import ContextBlocks
 from mtsae_lens.data.documents import check_rows, check_source
 from mtsae_lens.data.language_models import check_device, load_language_model
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.precision import HALF_PRECISION, dtype_name, recorded_dtype, torch_dtype
 from mtsae_lens.data.shared_pass import SharedBlocks
 from mtsae_lens.errors import ConfigError
@@ -201,7 +202,7 @@ class SequenceSAETrainingRunner:
             The SAE.
         """
         if needs_threshold(self.sae):
-            set_threshold_(self.sae, next(self._own_stream.chunks(0)))
+            set_threshold_(self.sae, zero_rows(*next(self._own_stream.chunks(0))))
         out = self.options.run_dir
         if out is not None:
             save_run(self.cfg, self.sae, self.options, trainer.log_feature_sparsity, out)

@@ -25,7 +25,6 @@ from torch import Tensor
 from mtsae_lens.errors import DataError
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.memory_training import read_memory_batch
-from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 
 _LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
@@ -37,7 +36,7 @@ class RowStatistics:
     """Moments of the activations of the first batches, of all ranks together."""
 
     n_rows: int
-    """Number of rows that are not masked."""
+    """Number of rows."""
     mean: Float[Tensor, " d_in"]
     """Their mean."""
     mean_norm: float
@@ -45,10 +44,10 @@ class RowStatistics:
 
     @classmethod
     def of(cls, batches: Sequence[Float[Tensor, "row width"]], d_in: int) -> RowStatistics:
-        """Measure the rows that are not masked.
+        """Measure the activations of rows.
 
         Args:
-            batches: rows whose first `d_in` numbers are the activations of a position; masked rows are zero.
+            batches: rows whose first `d_in` numbers are the activations of a position; no position is masked (`SequenceBlocks.mixed`).
             d_in: width of the activations.
 
         Returns:
@@ -58,13 +57,11 @@ class RowStatistics:
             DataError: there are no rows, or activations that are not finite, too small or too large for float32, or all the same.
         """
         ranks = current_ranks()
-        own = [batch[:, :d_in] for batch in batches]
-        rows = [h[~find_walls(h)] for h in own]
+        rows = [batch[:, :d_in].contiguous() for batch in batches]  # so that rounding is the same for rows of every width
         n_rows = int(ranks.sum_(torch.tensor(sum(len(h) for h in rows))))
         if not n_rows:
             raise DataError(
-                "expected activations to train on, got none: every position is masked or exactly zero; give text that holds more than "
-                "special tokens, and a hook whose activations are not zero"
+                "expected activations to train on, got none: every position is masked; give text that holds more than special tokens"
             )
         if not all(torch.isfinite(h).all() for h in rows):
             raise DataError("expected finite activations, got NaN or infinity; check the model and the text they come from")
@@ -84,7 +81,7 @@ class RowStatistics:
                 f"expected activations that vary, got {n_rows:,} rows that are all the same; choose another hook, or text that is not one "
                 "token repeated"
             )
-        return cls(n_rows, mean.to(own[0]), mean_norm)
+        return cls(n_rows, mean.to(rows[0]), mean_norm)
 
 
 def look_ahead(batches: Iterator[Tensor], n_batches: int, d_in: int) -> tuple[RowStatistics, Iterator[Tensor]]:

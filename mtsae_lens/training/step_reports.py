@@ -15,7 +15,6 @@ from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.sae.entries import select_rows
-from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.training.log import TrainingLog
 from mtsae_lens.training.rank_means import mean_log_row, sum_firing_counts
 from mtsae_lens.training.wandb_run import histogram
@@ -72,11 +71,8 @@ class StepReporter:
         self._warn_if_collapsed(trainer, row, progress)
 
     def _make_row(self, trainer: SequenceSAETrainer, output: TrainStepOutput) -> dict[str, Any]:
-        """Compute what SAELens logs on the rows that are not masked, and the entries of this package."""
-        kept = ~find_walls(output.sae_in)
-        feature_acts = select_rows(output.feature_acts, kept)
-        counts, n_rows = sum_firing_counts(feature_acts, len(feature_acts))
-        output = replace(output, sae_in=output.sae_in[kept], sae_out=output.sae_out[kept], feature_acts=feature_acts)
+        """Compute what SAELens logs, and the entries of this package."""
+        counts, n_rows = sum_firing_counts(output.feature_acts)
         row = trainer.build_train_step_log_dict(output=output, n_training_samples=trainer.n_training_samples)
         row["details/grad_norm"] = float(trainer.grad_norm)
         row["sparsity/never_fired"] = int(trainer.never_fired.sum())

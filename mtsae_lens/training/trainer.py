@@ -1,8 +1,8 @@
 """SAELens's trainer, with what the training of an MTSAE needs in addition.
 
-`SAETrainer` starts `b_dec` at zero, hard-codes Adam, drops the gradient norm, counts walls as samples, waits for dead features longer than a
-short run lasts, logs nothing offline, and saves in the middle of a step when interrupted. Its schedules, statistics, activation scaling and
-metrics are used unchanged.
+`SAETrainer` starts `b_dec` at zero, hard-codes Adam, drops the gradient norm, waits for dead features longer than a short run lasts, logs
+nothing offline, and saves in the middle of a step when interrupted. Its schedules, statistics, activation scaling and metrics are used
+unchanged.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.pointwise_step import take_sparse_step
-from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.sae.transcoder import MTTrainingTranscoder
 from mtsae_lens.training.checkpoints import save_checkpoint
@@ -53,7 +52,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
     Args:
         cfg: SAELens's trainer configuration; `train_batch_size_samples` counts positions, masked ones included.
         sae: the SAE to train.
-        batches: a function that iterates over the batches from a step on; masked rows are zero.
+        batches: a function that iterates over the batches from a step on. Each row counts, so masked positions must have been left out, as
+            `SequenceBlocks.mixed` does.
         options: settings beyond SAELens's.
         fingerprint: the settings that must be the same when a checkpoint is continued.
         waits: what the source of the batches measures of its waiting, for the log.
@@ -243,7 +243,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         return output
 
     def _update(self, sae: TrainingSAE[Any], sae_in: torch.Tensor) -> TrainStepOutput:
-        """Take an optimizer step on scaled activations as SAELens does, but keep the gradient norm, and count no masked row as a sample.
+        """Take an optimizer step on scaled activations as SAELens does, but keep the gradient norm.
 
         Several ranks take it together: the loss is the mean over the rows of all of them.
         """
@@ -270,7 +270,6 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
 
     @torch.no_grad()
     def _count_firing(self, output: TrainStepOutput) -> None:
-        n_rows = int((~find_walls(output.sae_in)).sum())
-        counts, n_of_all = sum_firing_counts(output.feature_acts, n_rows)
-        self.share_of_rows = n_rows / n_of_all if n_rows < n_of_all else 1.0  # alone, also where all rows are masked
+        counts, n_of_all = sum_firing_counts(output.feature_acts)
+        self.share_of_rows = len(output.sae_in) / n_of_all
         count_firing(self, counts, n_of_all)

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -146,13 +147,21 @@ def test_epochs_and_seeds_have_orders_of_their_own(made: Path) -> None:
 
     def epochs(seed: int) -> list[torch.Tensor]:
         stream = cache.stream(HOOKS[0], batch_size_sequences=N_CONTEXTS, block_size_batches=1, seed=seed)
-        return [h[:, 1] for _, h in zip(range(3), (h for _, h in stream.blocks(0)), strict=False)]
+        return [block.h[:, 1] for block in islice(stream.blocks(0), 3)]
 
     first, other = epochs(0), epochs(1)
     assert torch.equal(first[0], cache.read(HOOKS[0], range(N_CONTEXTS))[:, 1])
     seen = [*first, *other]
     assert all(torch.equal(h.sort(dim=0).values, seen[0].sort(dim=0).values) for h in seen)
     assert len({h.numpy().tobytes() for h in seen}) == 6
+
+
+def test_blocks_have_the_masks_of_the_cache_in_every_order(made: Path) -> None:
+    cache = ActivationCache.open(made)
+    assert len(cache.masked(range(N_CONTEXTS)).unique(dim=0)) > 1
+    for seed in (0, 1):
+        block = next(cache.stream(HOOKS[0], N_CONTEXTS, block_size_batches=1, seed=seed).blocks(0))
+        assert torch.equal(block.masked, (block.h == 0).all(dim=-1))  # as the activations were written
 
 
 def test_a_run_of_several_epochs_resumes_exactly(
@@ -188,8 +197,7 @@ def test_half_precision_takes_half_the_room(
     assert torch.equal(h, exact.to(h.dtype))
     assert h.dtype == getattr(torch, dtype)
     assert half.contents.n_bytes() < 0.55 * full.contents.n_bytes()
-    _, block = next(half.stream(HOOKS[0], 4).blocks(0))
-    assert block.dtype == torch.float32
+    assert next(half.stream(HOOKS[0], 4).blocks(0)).h.dtype == torch.float32
 
 
 def test_activations_that_float16_cannot_hold_are_refused(

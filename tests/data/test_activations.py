@@ -71,6 +71,13 @@ def test_separators_inside_a_context_are_zero_and_nothing_else_is(tiny_model: An
     assert (rows == 0).all(dim=-1).sum().item() == n_special
 
 
+def test_blocks_say_which_positions_are_masked(stream: SequenceActivations) -> None:
+    block = next(stream.blocks(0))
+    tokens = torch.tensor(list(islice(stream.contexts, BATCH * BLOCK)))
+    assert torch.equal(block.masked, stream.cutter.masked(tokens))
+    assert torch.equal(block.masked, (block.h == 0).all(dim=-1))
+
+
 def test_position_0_is_zero_without_bos_too(stream: SequenceActivations) -> None:
     cutter = ContextCutter(stream.cutter.tokenizer, POS, prepend_bos=False)
     without = replace(stream, contexts=replace(stream.contexts, cutter=cutter))
@@ -103,7 +110,7 @@ def test_the_stream_goes_on_beyond_an_epoch(tiny_model: Any, tmp_path: Path) -> 
 def test_the_last_block_holds_what_the_run_needs(stream: SequenceActivations) -> None:
     n_batches = 2 * BLOCK + 1
     run = replace(stream, n_batches=n_batches)
-    assert [len(h) for _, h in run.blocks(0)] == [BATCH * BLOCK, BATCH * BLOCK, BATCH]
+    assert [len(block.h) for block in run.blocks(0)] == [BATCH * BLOCK, BATCH * BLOCK, BATCH]
     straight = list(run.mixed())
     assert len(straight) == n_batches
     assert all(torch.equal(a, b) for a, b in zip(straight[: 2 * BLOCK], stream.mixed(), strict=False))
@@ -113,12 +120,12 @@ def test_the_last_block_holds_what_the_run_needs(stream: SequenceActivations) ->
 
 def test_a_block_that_was_read_already_is_used_once(stream: SequenceActivations, monkeypatch: pytest.MonkeyPatch) -> None:
     run = replace(stream, n_batches=2 * BLOCK)
-    expected = [h for _, h in run.blocks(0)]
+    expected = list(run.blocks(0))
     run = replace(run, read_already=[expected[0]])
     read, sizes = ActivationReader.read, []
     monkeypatch.setattr(ActivationReader, "read", lambda reader, tokens: sizes.append(len(tokens)) or read(reader, tokens))
     for place in range(2):
-        assert all(torch.equal(h, expected[number]) for number, h in run.blocks(0))
+        assert all(torch.equal(block.h, expected[block.number].h) for block in run.blocks(0))
         assert sum(sizes) == (8, 20)[place]  # contexts 6 to 11, then 0 to 11, in whole forward passes of four
     assert run.read_already == []
 

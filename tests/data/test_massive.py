@@ -7,9 +7,10 @@ from itertools import islice
 
 import pytest
 import torch
+from stored import stored
 
 from mtsae_lens.data.blocks import StoredBlocks
-from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.massive import find_massive, massive_positions, norm_limit
 from mtsae_lens.sae.temporal import gather_reads
 
 POS, D_IN = 8, 4
@@ -25,15 +26,24 @@ def contexts() -> torch.Tensor:
 
 
 def stream() -> StoredBlocks:
-    return StoredBlocks(contexts(), batch_size_sequences=2, block_size_batches=3)
+    return stored(contexts(), batch_size_sequences=2, block_size_batches=3)
 
 
-def test_the_limit_is_ten_times_the_median_of_the_rows_that_are_not_masked() -> None:
+def test_the_limit_is_ten_times_the_median_of_the_rows_that_are_not_zero() -> None:
     h = torch.zeros(5, D_IN)
     h[1:, 0] = torch.tensor([1.0, 2.0, 3.0, 21.0])
     assert norm_limit(h) == 20
     assert massive_positions(h, norm_limit(h)).tolist() == [False, False, False, False, True]
     assert norm_limit(torch.zeros(2, D_IN)) == torch.inf
+
+
+def test_masked_positions_are_not_massive_and_set_no_limit() -> None:
+    h = torch.ones(2, 4, D_IN)
+    h[0, 1], h[:, 2:] = 20.0, 1e3
+    masked = torch.zeros(2, 4, dtype=torch.bool)
+    masked[:, 2:] = True
+    assert find_massive(h, masked).nonzero().tolist() == [[0, 1]]
+    assert find_massive(h, masked, 30.0).nonzero().tolist() == []
 
 
 def test_massive_rows_are_left_out_of_batches_and_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -52,7 +62,7 @@ def test_nothing_is_left_out_where_nothing_is_massive() -> None:
     h = contexts()
     for place in SINKS:
         h[place] /= 500
-    quiet = StoredBlocks(h, batch_size_sequences=2, block_size_batches=3)
+    quiet = stored(h, batch_size_sequences=2, block_size_batches=3)
     for ours, all_rows in zip(islice(quiet.mixed(max_norm_multiple=10), 3), islice(quiet.mixed(), 3), strict=True):
         assert torch.equal(ours, all_rows)
 

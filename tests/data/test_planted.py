@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from sae_lens.synthetic import FeatureDictionary
+from stored import position_0
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.planted import PlantedBlocks, PlantedConfig, PlantedFeatures, PlantedSample, flatten_positions
@@ -180,13 +181,14 @@ def test_blocks_are_fresh_and_can_be_entered(features: PlantedFeatures) -> None:
     stream = PlantedBlocks(features, batch_size_sequences=2, block_size_batches=2, seed=5)
     blocks = stream.blocks(0)
     first, second = next(blocks), next(blocks)
-    assert (first[0], second[0]) == (0, 1)
-    assert first[1].shape == (4, 200, 24)
-    assert not torch.equal(first[1], second[1])
-    assert torch.equal(next(stream.blocks(1))[1], second[1])
-    assert torch.equal(next(stream.sequences(3)), second[1][2:].flatten(0, 1))
+    assert (first.number, second.number) == (0, 1)
+    assert first.h.shape == (4, 200, 24)
+    assert torch.equal(first.masked, position_0(first.h))
+    assert not torch.equal(first.h, second.h)
+    assert torch.equal(next(stream.blocks(1)).h, second.h)
+    assert torch.equal(next(stream.sequences(3)), second.h[2:].flatten(0, 1))
     other = PlantedBlocks(features, batch_size_sequences=2, block_size_batches=2, seed=6)
-    assert not torch.equal(next(other.blocks(0))[1], first[1])
+    assert not torch.equal(next(other.blocks(0)).h, first.h)
 
 
 @pytest.mark.parametrize("absent", [{"lags": ()}, {"n_patterns_per_lags": 0}, {"durations": ()}, {"lags": (), "n_cues": 0}])

@@ -9,8 +9,13 @@ from collections.abc import Callable, Generator
 import pytest
 import torch
 
-from mtsae_lens.data.prefetch import Block, Waits, prefetched, taking_turns
+from mtsae_lens.data.blocks import Block
+from mtsae_lens.data.prefetch import Waits, prefetched, taking_turns
 from mtsae_lens.interruption import ComputationStopped, raise_if_stopped
+
+
+def make_block(number: int) -> Block:
+    return Block(number, torch.full((1, 2, 1), float(number)), torch.tensor([[True, False]]))
 
 
 def readers() -> list[threading.Thread]:
@@ -32,7 +37,7 @@ class Reading:
                 self.threads.add(threading.current_thread().name)
                 if number == self.fails_at:
                     raise ValueError("the text is broken")
-                yield number, torch.full((2,), float(number))
+                yield make_block(number)
         finally:
             self.closed = True
 
@@ -48,8 +53,9 @@ def test_the_blocks_are_the_same_and_read_elsewhere() -> None:
     reading = Reading(5)
     got = list(prefetched(reading.blocks(), Waits()))
     expected = list(taking_turns(Reading(5).blocks(), Waits()))
-    assert [number for number, _ in got] == [number for number, _ in expected] == list(range(5))
-    assert all(torch.equal(one, other) for (_, one), (_, other) in zip(got, expected, strict=True))
+    assert [block.number for block in got] == [block.number for block in expected] == list(range(5))
+    assert all(torch.equal(one.h, other.h) for one, other in zip(got, expected, strict=True))
+    assert all(torch.equal(one.masked, other.masked) for one, other in zip(got, expected, strict=True))
     assert reading.threads == {"read activations"}
     assert reading.closed
     assert not readers()
@@ -59,7 +65,7 @@ def test_one_block_is_read_ahead_and_no_more() -> None:
     reading = Reading(9)
     blocks = prefetched(reading.blocks(), Waits())
     for number in range(3):
-        assert next(blocks)[0] == number
+        assert next(blocks).number == number
         wait_until(lambda number=number: reading.begun == number + 2)
         time.sleep(0.02)
         assert reading.begun == number + 2
@@ -69,7 +75,7 @@ def test_one_block_is_read_ahead_and_no_more() -> None:
 def test_an_exception_crosses_over_after_what_was_read_before_it() -> None:
     reading = Reading(5, fails_at=2)
     blocks = prefetched(reading.blocks(), Waits())
-    assert [next(blocks)[0] for _ in range(2)] == [0, 1]
+    assert [next(blocks).number for _ in range(2)] == [0, 1]
     with pytest.raises(ValueError, match="the text is broken"):
         next(blocks)
     assert not readers()
@@ -90,7 +96,7 @@ def test_a_long_block_is_left_when_nobody_wants_it() -> None:
     begun, left = threading.Event(), list[str]()
 
     def long() -> Generator[Block]:
-        yield 0, torch.zeros(1)
+        yield make_block(0)
         begun.set()
         try:
             while True:
@@ -116,7 +122,7 @@ def test_the_wait_of_each_side_is_measured(ahead: bool) -> None:
     def slow() -> Generator[Block]:
         for number in range(4):
             time.sleep(0.03)
-            yield number, torch.zeros(1)
+            yield make_block(number)
 
     waits = Waits()
     list(way(slow(), waits))

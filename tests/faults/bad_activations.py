@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from stored import stored
 
 from faults.findings import Finding, attempt
 from faults.runner import Family
 from faults.workplace import CONTEXT, Workplace
-from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.opening import load_sae
 from mtsae_lens.training.fit import fit
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
@@ -96,7 +96,7 @@ def trained(workplace: Workplace, rng: random.Random, folder: Path) -> Finding:
         trainer_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
         own = {"context_size": 12, "k": 3} if architecture == "mtsae" else {"k": 3} if "topk" in architecture else {}
         sae = trainer_class(config_class(d_in=_D_IN, d_sae=16, normalize_activations=normalize, **own))
-        stream = StoredBlocks(h, batch_size_sequences=2, block_size_batches=2)
+        stream = stored(h, batch_size_sequences=2, block_size_batches=2)
         fit(sae, stream, n_steps=4, batch_size_tokens=2 * context, lr=1e-3)
         return "done" if all(torch.isfinite(parameter).all() for parameter in sae.parameters()) else "not finite"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from stored import stored
 from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTSAEConfig, MTTrainingSAE, MTTrainingSAEConfig
-from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.evaluation.memory import measure_memory
 from mtsae_lens.export.reduction import reduce_encoder
@@ -166,7 +166,7 @@ def test_training_explains_more_than_without_memory() -> None:
 
     def unexplained(**settings: Any) -> float:
         sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, k=2, **settings)
-        stream = StoredBlocks(autoregressive(200), batch_size_sequences=8)
+        stream = stored(autoregressive(200), batch_size_sequences=8)
         fit(sae, stream, n_steps=250, batch_size_tokens=8 * POS, lr=5e-3, options=TrainerOptions(log_every_n_steps=1000))
         x = autoregressive(60, seed=4)
         inference = MTSAE(MTSAEConfig.from_dict(sae.cfg.get_inference_sae_cfg_dict()))
@@ -198,7 +198,7 @@ def test_every_activation_may_have_memory(
 
     def trained(name: str, **settings: Any) -> tuple[float, float]:
         sae = make_sae(MTTrainingSAE, MTTrainingSAEConfig, activation=activation, **settings)
-        stream = StoredBlocks(train, batch_size_sequences=8, block_size_batches=16)
+        stream = stored(train, batch_size_sequences=8, block_size_batches=16)
         fit(sae, stream, n_steps=200, batch_size_tokens=8 * POS, lr=1e-2, options=TrainerOptions(log_every_n_steps=300))
         sae.save_inference_model(tmp_path / name)
         loaded = load_sae(tmp_path / name)

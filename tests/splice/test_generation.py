@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import TopKSAE, TopKSAEConfig
+from stored import position_0
 from torch.nn import functional
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -148,13 +150,28 @@ def test_position_by_position_is_the_whole_context(tiny_model: Any) -> None:
     torch.testing.assert_close(torch.cat(pieces, dim=1), lm.splice.edited(h, edit))
 
 
+def test_a_pointwise_sae_reads_a_row_of_zeros_that_is_not_masked(tiny_model: Any) -> None:
+    torch.manual_seed(0)
+    sae = TopKSAE(TopKSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=48, k=8))
+    for parameter in (sae.W_enc, sae.W_dec, sae.b_enc):
+        parameter.data.normal_()
+    sae.cfg.metadata.hook_name = HOOK
+    splice, edit = Splice(sae), FeatureEdit(tuple(range(48)), multiplier=2.0)
+    h = torch.randn(2, 9, tiny_model.cfg.d_model)
+    h[:, 5] = 0
+    streaming = StreamingEdit(splice, edit)
+    edited = torch.cat([streaming(h[:, :4]), *(streaming(h[:, t : t + 1]) for t in range(4, 9))], dim=1)
+    torch.testing.assert_close(edited, splice.edited(h, edit, position_0(h)))
+    assert edited[:, 5].any()
+
+
 def test_a_stream_that_forgets_its_past_is_another(tiny_model: Any) -> None:
     lm, tokens = hooked_lm(tiny_model), prompts(tiny_model, 20)
     edit = FeatureEdit(tuple(range(48)), multiplier=2.0)
     h = lm.activations(tokens)
     streaming = StreamingEdit(lm.splice, edit)
     streaming(h[:, :19])
-    streaming._past = streaming._past[:, -1:]  # type: ignore[index]
+    streaming._past, streaming._past_walls = streaming._past[:, -1:], streaming._past_walls[:, -1:]  # type: ignore[index]
     assert not torch.allclose(streaming(h[:, 19:]), lm.splice.edited(h, edit)[:, 19:], atol=1e-4)
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.config import LanguageModelSAERunnerConfig
+from stored import position_0, stored
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.errors import DataError
-from mtsae_lens.sae.temporal import gather_reads
+from mtsae_lens.sae.temporal import find_walls, gather_reads
 from mtsae_lens.training.fit import batches_for, fit
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
@@ -36,7 +37,7 @@ def make_stream(n: int = 20) -> StoredBlocks:
     generator = torch.Generator().manual_seed(1)
     h = torch.randn(n, POS, 3, generator=generator) @ torch.randn(3, D_IN, generator=generator)
     h[:, 0] = 0
-    return StoredBlocks(h, batch_size_sequences=2, block_size_batches=4)
+    return stored(h, batch_size_sequences=2, block_size_batches=4)
 
 
 def same(one: Any, other: Any) -> bool:
@@ -140,6 +141,45 @@ def test_batches_bring_along_what_an_mtsae_reads(options: dict[str, Any]) -> Non
         assert found.shape[1] == len(sae.read_offsets) * D_IN
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [("mtsae", {}), ("mtsae", {"padding": "circular"}), ("mtsae", {"memory": "predictive", "dilations": (0,)}), ("topk", {})],
+    ids=str,
+)
+def test_what_masked_positions_hold_changes_no_weight(architecture: str, settings: dict[str, Any]) -> None:
+    h, trained = make_stream().h, []
+    masked = position_0(h)
+    masked[3:9, 5] = True
+    for value in (0.0, 1e4, float("nan")):
+        h[masked] = value
+        sae = make_sae(architecture, normalize_activations="expected_average_only_in", **settings)
+        stream = StoredBlocks(h, batch_size_sequences=2, block_size_batches=4, masked=masked)
+        trained.append(fit(sae, stream, n_steps=STEPS, batch_size_tokens=2 * POS, lr=1e-2))
+    assert same(trained[0], trained[1])
+    assert same(trained[0], trained[2])
+
+
+def test_a_row_of_zeros_is_a_wall_in_training_because_it_is_one_in_use() -> None:
+    sae, stream = make_sae(), make_stream()
+    stream.h[:, 7] = 0
+    rows = torch.cat(list(islice(batches_for(sae, stream)(0), 4)))
+    assert len(rows) == 8 * (POS - 1)
+    gather = partial(gather_reads, walls=find_walls(next(stream.blocks(0)).h), offsets=sae.read_offsets, padding="causal")
+    expected = gather(next(stream.blocks(0)).h)(torch.arange(8 * POS))
+    kept = torch.arange(8 * POS) % POS != 0
+    assert sorted(rows.tolist()) == sorted(expected[kept].tolist())
+
+
+def test_a_pointwise_sae_is_trained_on_a_row_of_zeros_as_in_saelens() -> None:
+    sae, stream = make_sae("topk"), make_stream()
+    stream.h[:, 7] = 0
+    seen: list[torch.Tensor] = []
+    original = sae.training_forward_pass
+    sae.training_forward_pass = lambda step_input: seen.append(step_input.sae_in) or original(step_input)
+    fit(sae, stream, n_steps=4, batch_size_tokens=2 * POS, lr=1e-3)
+    assert (torch.cat(seen) == 0).all(dim=-1).sum() == 8
+
+
 def test_other_architectures_get_the_same_rows_alone() -> None:
     stream = make_stream()
     temporal, pointwise = (next(batches_for(make_sae(kind), stream)(2)) for kind in CONFIGS)
@@ -163,13 +203,13 @@ def test_activations_that_are_no_numbers_are_named() -> None:
 @pytest.mark.wrong_shapes
 def test_single_positions_are_no_contexts() -> None:
     with pytest.raises(DataError, match=r"contexts are \(n, pos, d_in\); got shape \(6, 4\)"):
-        StoredBlocks(torch.randn(6, 4), batch_size_sequences=2)
+        StoredBlocks(torch.randn(6, 4), batch_size_sequences=2, masked=torch.zeros(6, dtype=torch.bool))
 
 
 @pytest.mark.parametrize("width", [1, D_IN - 1, D_IN + 1])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_activations_of_another_width_are_refused(architecture: str, width: int) -> None:
-    stream = StoredBlocks(torch.randn(4, POS, width), batch_size_sequences=2)
+    stream = stored(torch.randn(4, POS, width), batch_size_sequences=2)
     with pytest.raises(DataError, match="make them equal"):
         fit(make_sae(architecture), stream, n_steps=2, batch_size_tokens=2 * POS, lr=1e-3)
 
@@ -177,7 +217,7 @@ def test_activations_of_another_width_are_refused(architecture: str, width: int)
 @pytest.mark.parametrize("shape", [(0, POS, D_IN), (4, 0, D_IN), (4, POS, 0)])
 def test_a_stream_without_activations_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match="at least one context"):
-        StoredBlocks(torch.zeros(shape), batch_size_sequences=2)
+        StoredBlocks(torch.zeros(shape), batch_size_sequences=2, masked=torch.zeros(shape[:2], dtype=torch.bool))
 
 
 def test_a_number_is_no_context() -> None:
@@ -187,7 +227,7 @@ def test_a_number_is_no_context() -> None:
 
 def test_activations_that_come_with_their_gradients_are_trained_on() -> None:
     stream = make_stream()
-    with_gradients = StoredBlocks((2 * stream.h.requires_grad_()) / 2, batch_size_sequences=2, block_size_batches=4)
+    with_gradients = stored((2 * stream.h.requires_grad_()) / 2, batch_size_sequences=2, block_size_batches=4)
     plain, other = (
         fit(make_sae(), blocks, n_steps=STEPS, batch_size_tokens=2 * POS, lr=1e-3) for blocks in (make_stream(), with_gradients)
     )

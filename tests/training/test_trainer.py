@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ import torch
 from sae_lens import LoggingConfig
 from sae_lens.config import SAETrainerConfig
 from safetensors.torch import load_file
+from stored import stored
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.commands.train import TrainResult, run_train
 from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import TrainingLog, read_log
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.recipe import train_sae
@@ -26,20 +29,19 @@ POS, D_IN, D_SAE, STEPS = 8, 6, 12, 20
 
 
 def batches(first_step: int = 0) -> Iterator[torch.Tensor]:
-    """Two contexts a batch, position 0 of each masked; a batch depends on its step alone."""
+    """Two whole contexts a batch, no position masked; a batch depends on its step alone."""
     basis = torch.randn(3, D_IN, generator=torch.Generator().manual_seed(99))
     step = first_step
     while True:
         generator = torch.Generator().manual_seed(step)
         h = torch.randn(2, POS, 3, generator=generator) @ basis * 5 + 1
-        h[:, 0] = 0
         yield h.flatten(0, 1)
         step += 1
 
 
 def make_trainer(run_dir: Path | None = None, *, weight_decay: float = 0.0, lr: float = 1e-2, window: int = 5, **sae: Any):
     torch.manual_seed(0)
-    made = MTTrainingSAE(MTTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=3, context_size=POS, **sae))
+    made = MTTrainingSAE(MTTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=3, context_size=POS, skip_first_position=False, **sae))
     cfg = SAETrainerConfig(
         n_checkpoints=0,
         checkpoint_path=None,
@@ -105,13 +107,19 @@ def test_a_sparse_run_logs_and_counts_what_a_dense_one_does(activation: str, tmp
     assert counts[0][0].sum() > 0
 
 
-def test_masked_rows_are_no_samples() -> None:
-    trainer = make_trainer()
-    trainer.cfg.feature_sampling_window = 1000
-    trainer.fit()
-    assert trainer.n_training_samples == STEPS * 2 * POS
-    assert trainer.n_frac_active_samples == STEPS * 2 * (POS - 1)
-    assert trainer.feature_sparsity.sum().item() == pytest.approx(3)
+def test_masked_rows_are_no_samples_whatever_they_hold() -> None:
+    h = torch.cat(list(islice(batches(), STEPS))).view(-1, POS, D_IN)
+    trained = []
+    for value in (0.0, 1e4):
+        h[:, 0] = value
+        trainer = make_trainer(normalize_activations="expected_average_only_in")
+        trainer.cfg.feature_sampling_window = 1000
+        trainer.batches = batches_for(trainer.sae, stored(h, batch_size_sequences=2))
+        trained.append(trainer.fit().state_dict())
+        assert trainer.n_training_samples == STEPS * 2 * POS
+        assert trainer.n_frac_active_samples == STEPS * 2 * (POS - 1)
+        assert trainer.feature_sparsity.sum().item() == pytest.approx(3, abs=0.01)
+    assert all(torch.equal(tensor, trained[1][name]) for name, tensor in trained[0].items())
 
 
 def test_the_gradient_norm_is_the_one_before_clipping() -> None:
@@ -192,13 +200,12 @@ def test_decoder_rows_have_unit_norm() -> None:
     assert not torch.allclose(free, torch.ones(D_SAE), rtol=1e-3)
 
 
-def test_the_scale_comes_from_unmasked_rows_and_uses_up_no_batch() -> None:
+def test_the_scale_comes_from_the_first_rows_and_uses_up_no_batch() -> None:
     trainer = make_trainer(normalize_activations="expected_average_only_in")
     data = trainer._start(batches())
     rows = torch.cat([batch for _, batch in zip(range(STEPS), batches(), strict=False)])
     assert torch.equal(torch.cat([batch for _, batch in zip(range(STEPS), data, strict=False)]), rows)
-    norms = rows.norm(dim=-1)
-    assert trainer.activation_scaler.scaling_factor == pytest.approx(D_IN**0.5 / norms[norms > 0].mean().item(), rel=1e-5)
+    assert trainer.activation_scaler.scaling_factor == pytest.approx(D_IN**0.5 / rows.norm(dim=-1).mean().item(), rel=1e-5)
 
 
 def test_scaling_is_folded_into_the_weights() -> None:

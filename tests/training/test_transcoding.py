@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 import torch
 from conftest import CONTEXT, HOOK, Outcome
+from stored import position_0, stored
 from torch import Tensor
 
 from mtsae_lens import MTTrainingTranscoder, MTTrainingTranscoderConfig, TrainSettings, train_sae, train_saes
 from mtsae_lens.commands.cache import run_cache
 from mtsae_lens.commands.cache_settings import CacheSettings
-from mtsae_lens.data.activations import masked_positions, read_hooks
+from mtsae_lens.data.activations import read_hooks
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.opening import load_sae
 from mtsae_lens.sealed import read_tensors
@@ -52,13 +54,14 @@ def test_live_pairs_are_the_two_hooks_at_the_same_position(
 ) -> None:
     runner = make_runner(tiny_settings(tmp_path, hook_name_out=OUT), tiny_model)
     assert isinstance(runner.sae, MTTrainingTranscoder)
-    _, h = next(runner.stream.blocks(0))
+    block = next(runner.stream.blocks(0))
+    h = block.h
     tokens = torch.tensor([context for context, _ in zip(runner.stream.contexts, range(len(h)), strict=False)])  # type: ignore[union-attr]
     x, y = read_hooks(tiny_model, [HOOK, OUT], tokens)
-    masked = masked_positions(cutter, tokens).unsqueeze(-1)
-    torch.testing.assert_close(h, torch.cat([x, y], dim=-1).masked_fill(masked, 0.0))
+    assert torch.equal(block.masked, cutter.masked(tokens))
+    torch.testing.assert_close(h, zero_rows(torch.cat([x, y], dim=-1), block.masked))
     rows = torch.tensor([5, CONTEXT + 9])
-    gathered = gather_pairs(runner.sae, h, masked.squeeze(-1))(rows)
+    gathered = gather_pairs(runner.sae, h, block.masked)(rows)
     torch.testing.assert_close(gathered[:, :D_IN], x.flatten(0, 1)[rows])
     torch.testing.assert_close(gathered[:, -D_IN:], y.flatten(0, 1)[rows])
     offset = runner.sae.read_offsets.index(-2)
@@ -118,9 +121,7 @@ def train(h: Tensor, n_steps: int = 60, **changes: Any) -> MTTrainingTranscoder:
         d_in=8, d_out=8, d_sae=32, normalize_activations="expected_average_only_in", **(values | changes)
     )
     sae = MTTrainingTranscoder(cfg)
-    fit(
-        sae, StoredBlocks(h, batch_size_sequences=16, block_size_batches=4), n_steps=n_steps, batch_size_tokens=16 * 16, lr=1e-2
-    )
+    fit(sae, stored(h, batch_size_sequences=16, block_size_batches=4), n_steps=n_steps, batch_size_tokens=16 * 16, lr=1e-2)
     return sae
 
 
@@ -144,14 +145,17 @@ def test_massive_and_masked_positions_of_either_hook_are_left_out() -> None:
     h = planted()
     h[2, 5, :8] *= 100
     h[3, 6, 8:] *= 100
-    h[4, 7, 8:] = 0.0
+    masked = position_0(h)
+    masked[4, 7] = True
+    h[4, 7] = 7.0  # as long as other rows
     sae = MTTrainingTranscoder(MTTrainingTranscoderConfig(d_in=8, d_out=8, d_sae=32, k=1, context_size=16, dilations=(0,)))
-    stream = StoredBlocks(h, batch_size_sequences=16, block_size_batches=4)
+    stream = StoredBlocks(h, batch_size_sequences=16, block_size_batches=4, masked=masked)
     batches = batches_for(sae, stream, 10.0)(0)
     rows = torch.cat([next(batches) for _ in range(4)])
     assert len(rows) == 64 * 15 - 3
     assert rows[:, :8].abs().max() < 100
     assert rows[:, 8:].abs().max() < 1000
+    assert not (rows == 7.0).all(dim=-1).any()
 
 
 def test_it_starts_at_the_means_and_scales_of_both_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,6 +230,7 @@ def test_dilations_are_selected_from_the_hook_that_is_read(tiny_settings: Make, 
     """And the block that was read for it is the first one of training."""
     settings = tiny_settings(tmp_path, hook_name_out=OUT, sae={"k": 4, "dilations": "auto"})
     runner = make_runner(settings, tiny_model)
-    _, h = next(make_runner(tiny_settings(tmp_path, hook_name_out=OUT), tiny_model).stream.blocks(0))
-    assert tuple(runner.sae.cfg.dilations) == select_dilations(h[..., :D_IN], len(runner.sae.cfg.dilations) - 1, kernel_size=3)
-    assert torch.equal(next(runner.stream.blocks(0))[1], h)
+    block = next(make_runner(tiny_settings(tmp_path, hook_name_out=OUT), tiny_model).stream.blocks(0))
+    n_dilations = len(runner.sae.cfg.dilations) - 1
+    assert tuple(runner.sae.cfg.dilations) == select_dilations(block.h[..., :D_IN], block.masked, n_dilations, kernel_size=3)
+    assert torch.equal(next(runner.stream.blocks(0)).h, block.h)

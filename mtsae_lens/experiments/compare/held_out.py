@@ -12,12 +12,13 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
-from mtsae_lens.data.activations import masked_positions, read_hooks
+from mtsae_lens.data.activations import read_hooks
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
-from mtsae_lens.data.massive import massive_positions, norm_limit
+from mtsae_lens.data.masks import zero_rows
+from mtsae_lens.data.massive import find_massive
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.evaluation.massive import ExplainedVariance
 from mtsae_lens.progress import track
@@ -65,9 +66,8 @@ def read_split(
     tokens = read_tokens(text.dataset, split, cutter, n_contexts).tokens
     batches = track(tokens.split(_BATCH_SIZE), f"reading {split} text", "batch")
     h = torch.cat([read_hooks(model, [hook_name], batch)[0].cpu() for batch in batches])
-    masked = masked_positions(cutter, tokens)
-    h = h.masked_fill(masked.unsqueeze(-1), 0.0)
-    return h, ~masked & ~massive_positions(h, norm_limit(h))
+    masked = cutter.masked(tokens)
+    return zero_rows(h, masked), ~masked & ~find_massive(h, masked)
 
 
 def split_batches(

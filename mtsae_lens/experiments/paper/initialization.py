@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.experiments.paper.measures import finite
@@ -90,6 +90,7 @@ def published_evenness() -> float:
 
 def null_distribution(
     x: Float[Tensor, "n pos d_in"],
+    masked: Bool[Tensor, "n pos"],
     dilations: Sequence[int],
     kernel_size: int,
     padding: Padding,
@@ -99,14 +100,15 @@ def null_distribution(
     """Measure how the standard deviations of untrained taps are ordered on given activations.
 
     Args:
-        x: activations of whole contexts.
+        x: activations of whole contexts, zero at masked positions.
+        masked: the masked positions, which are walls.
         dilations: dilations of the scales.
         kernel_size: taps per scale.
         padding: what a tap reads beyond the ends of a context.
         n_draws: random draws of the taps.
         generator: source of randomness.
     """
-    moments = tap_moments(x, dilations, kernel_size, padding)
+    moments = tap_moments(x, masked, dilations, kernel_size, padding)
     stds = draw_stds(moments, n_draws, generator)
     ratios = stds[:, -1] / stds[:, 0]
     monotone = (stds.diff(dim=1) < 0).all(dim=1)
@@ -173,8 +175,8 @@ def measure_initialization(
     sae = MTTrainingSAEConfig.paper(2, 2)
 
     def null(padding: Padding) -> NullDistribution:
-        h = setup.activations(setup.test_table(n_contexts).tokens)
-        return null_distribution(h, sae.dilations, sae.kernel_size, padding, n_draws, torch.Generator().manual_seed(0))
+        h, masked = setup.activations(setup.test_table(n_contexts).tokens)
+        return null_distribution(h, masked, sae.dilations, sae.kernel_size, padding, n_draws, torch.Generator().manual_seed(0))
 
     trials = {f"null/{padding}": as_json(partial(null, padding)) for padding in _NULL_PADDINGS}
     trials["gradients"] = as_json(partial(gradients_without_learning, setup, settings, 0, n_still_batches))

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import TrainingSAE
 from torch import Tensor
 
 from mtsae_lens.evaluation.recovery import explained_variance
 from mtsae_lens.experiments.paper.results import Metrics
-from mtsae_lens.sae.temporal import find_walls
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 METRIC_TITLES = {
@@ -56,20 +55,21 @@ def finite(metrics: Mapping[str, float]) -> Metrics:
 
 
 @torch.no_grad()
-def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"]) -> Metrics:
-    """Measure fidelity on whole contexts; masked positions are zero and left out.
+def row_metrics(sae: TrainingSAE[Any], h: Float[Tensor, "n pos d_in"], masked: Bool[Tensor, "n pos"]) -> Metrics:
+    """Measure fidelity on whole contexts, at positions that are not masked.
 
     Args:
         sae: the SAE.
-        h: activations, zero at masked positions.
+        h: activations, zero at masked positions, which the SAE reads as walls.
+        masked: the masked positions.
 
     Returns:
         `explained_variance` (centered), `l2_loss` (mean `||h - h'||`, as in the paper), `l0`, `l1` (per token), `dead_features`
         (features that fire on none of these tokens), and for a temporal SAE `scale_cosine`.
     """
     outputs, acts, scales, kept = [], [], [], []
-    for batch in h.split(_CONTEXTS_AT_ONCE):
-        keep = ~find_walls(batch)
+    for batch, left_out in zip(h.split(_CONTEXTS_AT_ONCE), masked.split(_CONTEXTS_AT_ONCE), strict=True):
+        keep = ~left_out.to(batch.device)
         e = sae.encode(batch)
         kept.append(batch[keep])
         acts.append(e[keep])

@@ -129,7 +129,7 @@ def paper_metrics(sae: TrainingSAE[Any], setup: PaperSetup, table: TokenTable, h
     """
     measured = evaluate_fidelity(sae, setup.model, setup.cutter, table)
     metrics = finite({name: measured[name] for name in (*METRICS, "dead_features", "future_leak") if name in measured})
-    return {"l2_loss": row_metrics(sae, h)["l2_loss"]} | metrics
+    return {"l2_loss": row_metrics(sae, h, setup.cutter.masked(table.tokens))["l2_loss"]} | metrics
 
 
 def reproduce_seed(
@@ -173,7 +173,7 @@ def make_reproduction_trials(
         n_test_contexts: held-out contexts to measure on.
     """
     table = setup.test_table(n_test_contexts)
-    h = setup.activations(table.tokens)
+    h, _ = setup.activations(table.tokens)
     return {
         f"seed_{seed}": partial(reproduce_seed, setup, settings, seed, out / f"seed_{seed}", table, h)
         for seed in range(n_seeds)

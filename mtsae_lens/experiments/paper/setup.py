@@ -7,7 +7,7 @@ from functools import cached_property, partial
 from itertools import islice
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.activations import ActivationReader
@@ -100,14 +100,15 @@ class PaperSetup:
         """
         return read_tokens(self.dataset, "test", self.cutter, n_contexts, seed=seed)
 
-    def activations(self, tokens: Int[Tensor, "n pos"]) -> Float[Tensor, "n pos d_in"]:
-        """Read activations, set to zero at special tokens and at position 0, as in training.
+    def activations(self, tokens: Int[Tensor, "n pos"]) -> tuple[Float[Tensor, "n pos d_in"], Bool[Tensor, "n pos"]]:
+        """Read activations, set to zero at masked positions, as in training.
 
         Args:
             tokens: whole contexts.
+
+        Returns:
+            The activations, and which positions are masked: special tokens and position 0.
         """
-        reader, cutter = ActivationReader(self.model, self.hook_name), self.cutter
-        parts = []
-        for batch in tokens.split(self.lm_batch_size_sequences):
-            parts.append(zero_rows(reader.read(batch), cutter.masked(batch)))
-        return torch.cat(parts).to(self.device)
+        reader, masked = ActivationReader(self.model, self.hook_name), self.cutter.masked(tokens)
+        parts = [reader.read(batch) for batch in tokens.split(self.lm_batch_size_sequences)]
+        return zero_rows(torch.cat(parts), masked).to(self.device), masked.to(self.device)

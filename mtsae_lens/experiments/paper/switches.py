@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.data.blocks import StoredBlocks
@@ -64,7 +64,9 @@ class CachedActivations:
     setup: PaperSetup
     settings: SwitchSettings
     h_train: Float[Tensor, "n pos d_in"]
+    masked_train: Bool[Tensor, "n pos"]
     h_test: Float[Tensor, "m pos d_in"]
+    masked_test: Bool[Tensor, "m pos"]
     table: TokenTable
 
     @classmethod
@@ -77,8 +79,8 @@ class CachedActivations:
         """
         test = setup.test_table(settings.n_test_contexts)
         table = setup.test_table(min(settings.n_model_contexts, len(test)))
-        h_train = setup.activations(setup.train_tokens(settings.n_train_contexts))
-        return cls(setup, settings, h_train, setup.activations(test.tokens), table)
+        train = setup.activations(setup.train_tokens(settings.n_train_contexts))
+        return cls(setup, settings, *train, *setup.activations(test.tokens), table)
 
     def run_arm(self, arm: Arm, seed: int) -> Metrics:
         """Train one arm with one seed, and measure it on held-out activations.
@@ -93,12 +95,14 @@ class CachedActivations:
         """
         settings, h_test = self.settings, self.h_test * arm.activation_scale
         sae = build_sae(arm, settings, self.h_train.shape[-1], seed, self.setup.device)
-        metrics = {"scale_cosine_untrained": row_metrics(sae, h_test)["scale_cosine"]}
+        metrics = {"scale_cosine_untrained": row_metrics(sae, h_test, self.masked_test)["scale_cosine"]}
         n_steps = arm.n_steps or settings.n_steps
         warm_up = arm.lr_warm_up_steps if arm.lr_warm_up_steps is not None else int(_WARM_UP_FRACTION * n_steps)
         fit(
             sae,
-            StoredBlocks(self.h_train * arm.activation_scale, settings.batch_size_sequences, seed=seed),
+            StoredBlocks(
+                self.h_train * arm.activation_scale, settings.batch_size_sequences, seed=seed, masked=self.masked_train
+            ),
             n_steps=n_steps,
             batch_size_tokens=settings.batch_size_tokens,
             lr=arm.lr or settings.lr,
@@ -109,7 +113,7 @@ class CachedActivations:
                 log_every_n_steps=n_steps,
             ),
         )
-        return metrics | row_metrics(sae, h_test) | (self.in_model(sae) if arm.in_model else {})
+        return metrics | row_metrics(sae, h_test, self.masked_test) | (self.in_model(sae) if arm.in_model else {})
 
     def in_model(self, sae: MTTrainingSAE) -> Metrics:
         """Measure how the reconstruction changes the language model's loss, with and without access to later positions.

@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mtsae_lens.experiments.paper.results import ScaleMoments
-from mtsae_lens.sae.temporal import Padding, find_walls, sequence_reads, tap_offsets
+from mtsae_lens.sae.temporal import Padding, sequence_reads, tap_offsets
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 
 
@@ -32,16 +32,22 @@ class TapMoments:
     n_rows: int
 
 
-def tap_moments(x: Float[Tensor, "n pos d_in"], dilations: Sequence[int], kernel_size: int, padding: Padding) -> TapMoments:
+def tap_moments(
+    x: Float[Tensor, "n pos d_in"],
+    walls: Bool[Tensor, "n pos"],
+    dilations: Sequence[int],
+    kernel_size: int,
+    padding: Padding,
+) -> TapMoments:
     """Compute the moments of what taps read on whole contexts. Positions that are walls are left out, and reading a wall gives 0.
 
     Args:
-        x: activations of whole contexts.
+        x: activations of whole contexts, zero at walls.
+        walls: the positions that are walls.
         dilations: dilations of the scales.
         kernel_size: taps per scale.
         padding: what a tap reads beyond the ends of a context.
     """
-    walls = find_walls(x)
     keep = ~walls
     offsets = [tap_offsets(kernel_size, dilation, padding) for dilation in dilations]
     every = sorted({offset for scale in offsets for offset in scale})
@@ -93,7 +99,7 @@ def scale_statistics(sae: TemporalEncoder, h: Float[Tensor, "n pos d_in"]) -> di
         Moments by dilation.
     """
     cfg = sae.cfg
-    moments = tap_moments(sae.process_sae_in(h), cfg.dilations, cfg.kernel_size, cfg.padding)
+    moments = tap_moments(*sae.read_contexts(h), cfg.dilations, cfg.kernel_size, cfg.padding)
     taps = sae.taps.detach().unsqueeze(0)
     means, stds = convolution_mean(taps, moments)[0], convolution_std(taps, moments)[0]
     return {

@@ -75,8 +75,8 @@ def train_arm(arm: PlantedArm, settings: PlantedSettings, seed: int) -> tuple[SA
     if issubclass(config_class, MTTrainingSAEConfig):
         own["context_size"] = cfg.context_size
     if own.get("dilations") == "auto":
-        _, h = next(replace(stream, block_size_batches=N_CONTEXTS_TO_SELECT_ON // settings.batch_size_sequences).blocks(0))
-        own["dilations"] = select_dilations(h, max_lag=3 * cfg.context_size // 4)
+        block = next(replace(stream, block_size_batches=N_CONTEXTS_TO_SELECT_ON // settings.batch_size_sequences).blocks(0))
+        own["dilations"] = select_dilations(block.h, block.masked, max_lag=3 * cfg.context_size // 4)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         sae: TrainingSAE[Any] = TrainingSAE.from_dict(config_class(d_in=cfg.d_in, d_sae=settings.d_sae, **own).to_dict())

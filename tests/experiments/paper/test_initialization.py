@@ -19,7 +19,9 @@ DILATIONS = (1, 2, 4, 8)
 
 def test_on_white_noise_a_monotone_fall_is_as_rare_as_any_other_order() -> None:
     x = torch.randn(40, 64, 8, generator=torch.Generator().manual_seed(0))
-    found = null_distribution(x, DILATIONS, 3, "circular", 4000, torch.Generator().manual_seed(1))
+    found = null_distribution(
+        x, torch.zeros(x.shape[:2], dtype=torch.bool), DILATIONS, 3, "circular", 4000, torch.Generator().manual_seed(1)
+    )
     assert found.monotone_share_low < CHANCE_OF_AN_ORDER < found.monotone_share_high
     assert found.monotone_share == pytest.approx(CHANCE_OF_AN_ORDER, abs=0.015)
     assert found.ratio_mean == pytest.approx(1.0, abs=0.1)
@@ -30,8 +32,12 @@ def test_on_white_noise_a_monotone_fall_is_as_rare_as_any_other_order() -> None:
 def test_circular_padding_expects_the_same_of_every_dilation_and_zero_padding_less_of_larger_ones() -> None:
     x = torch.randn(20, 32, 64, generator=torch.Generator().manual_seed(0)).cumsum(dim=1)  # far from white in time
     x = x / x.std(dim=(0, 2), keepdim=True)
-    circular = null_distribution(x, DILATIONS, 3, "circular", 500, torch.Generator().manual_seed(1))
-    zero = null_distribution(x, DILATIONS, 3, "zero", 500, torch.Generator().manual_seed(1))
+    circular = null_distribution(
+        x, torch.zeros(x.shape[:2], dtype=torch.bool), DILATIONS, 3, "circular", 500, torch.Generator().manual_seed(1)
+    )
+    zero = null_distribution(
+        x, torch.zeros(x.shape[:2], dtype=torch.bool), DILATIONS, 3, "zero", 500, torch.Generator().manual_seed(1)
+    )
     expected = list(circular.expected_std.values())
     assert expected == pytest.approx([expected[0]] * 4, rel=1e-5)
     falling = list(zero.expected_std.values())

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from stored import position_0
 
 from mtsae_lens.evaluation.recovery import explained_variance
 from mtsae_lens.experiments.paper.measures import finite, mean_scale_cosine, row_metrics
@@ -17,9 +18,10 @@ def test_cosine_of_scales() -> None:
 def test_masked_positions_leave_every_number() -> None:
     sae = MTTrainingSAE(MTTrainingSAEConfig(d_in=6, d_sae=12, k=3, context_size=10, padding="zero"))
     h = torch.randn(3, 10, 6)
-    h[:, 0] = 0.0
-    h[:, -4:] = 0.0
-    metrics = row_metrics(sae, h)
+    masked = position_0(h)
+    masked[:, -4:] = True
+    h[masked] = 0.0
+    metrics = row_metrics(sae, h, masked)
     kept = h[:, 1:-4].flatten(0, 1)
     out = sae.decode(sae.encode(h))[:, 1:-4].flatten(0, 1).detach()
     assert metrics["explained_variance"] == pytest.approx(explained_variance(kept, out), rel=1e-4)

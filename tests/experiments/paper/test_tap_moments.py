@@ -19,11 +19,12 @@ def test_mean_and_deviation_are_those_of_the_convolution(padding: Padding) -> No
     x[:, 0] = 0.0
     x[1, 9] = 0.0
     taps = torch.randn(1, 4, 3, 6)
-    moments = tap_moments(x, DILATIONS, 3, padding)
-    keep = ~find_walls(x)
+    walls = find_walls(x)
+    keep = ~walls
+    moments = tap_moments(x, walls, DILATIONS, 3, padding)
     for k, dilation in enumerate(DILATIONS):
         offsets = tap_offsets(3, dilation, padding)
-        reads = sequence_reads(x, find_walls(x), offsets, padding)
+        reads = sequence_reads(x, walls, offsets, padding)
         c = torch.stack([reads[o] * taps[0, k, j] for j, o in enumerate(offsets)]).sum(dim=0)[keep]
         assert float(convolution_std(taps, moments)[0, k]) == pytest.approx(float(c.std()), rel=1e-4)
         assert float(convolution_mean(taps, moments)[0, k]) == pytest.approx(float(c.mean()), rel=1e-3, abs=1e-5)

@@ -10,7 +10,8 @@ import pytest
 
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.experiments.benchmark.run import BenchmarkSettings, _losses
+from mtsae_lens.experiments.benchmark.planning import _losses
+from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings, finetune
 from mtsae_lens.unlearning.finetuning.loss_interface import Step
 from mtsae_lens.unlearning.finetuning.losses import GradientAscent, OfAllWeights, mean_nll
