@@ -123,10 +123,3 @@ def firing_counts_of(feature_acts: Float[Tensor, "row d_sae"]) -> Int[Tensor, " 
     feature_acts = feature_acts.coalesce()
     features = feature_acts.indices()[1][feature_acts.values() != 0]
     return torch.bincount(features, minlength=feature_acts.shape[1])
-
-
-def select_rows(feature_acts: Float[Tensor, "row d_sae"], kept: Bool[Tensor, " row"]) -> Float[Tensor, "kept_row d_sae"]:
-    """Select rows of a dense or a sparse (COO) matrix by a mask."""
-    if not feature_acts.is_sparse:
-        return feature_acts if kept.all() else feature_acts[kept]
-    return feature_acts.index_select(0, kept.nonzero().squeeze(1))

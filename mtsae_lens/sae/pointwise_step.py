@@ -16,8 +16,9 @@ import torch
 from sae_lens import BatchTopKTrainingSAE, TopKTrainingSAE, TrainingSAE
 from torch import Tensor
 
+from mtsae_lens.sae.entries import Entries
 from mtsae_lens.sae.largest import largest_entries, largest_of_rows
-from mtsae_lens.sae.sparse import Entries, decode_entries, encode_entries
+from mtsae_lens.sae.sparse import decode_entries, encode_entries
 from mtsae_lens.sae.training_step import largest_share
 from mtsae_lens.upstream import TrainStepInput, TrainStepOutput
 

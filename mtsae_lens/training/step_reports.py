@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from mtsae_lens.data.prefetch import Waits
 from mtsae_lens.errors import DataError
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
-from mtsae_lens.sae.entries import select_rows
 from mtsae_lens.training.log import TrainingLog
 from mtsae_lens.training.rank_means import mean_log_row, sum_firing_counts
 from mtsae_lens.training.wandb_run import histogram
