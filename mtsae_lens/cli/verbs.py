@@ -122,8 +122,9 @@ def compare(settings: CompareSettings) -> None:
     """
     from mtsae_lens.experiments.compare.run import run_compare
 
-    _, tables = run_compare(settings)
-    print_tables(*tables)
+    _, report = run_compare(settings)
+    say("\n".join(report.summary) + "\n")
+    print_tables(*report.tables)
     _name_report(settings)
 
 

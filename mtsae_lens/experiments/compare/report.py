@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from mtsae_lens.experiments.compare.arms import ARMS
-from mtsae_lens.experiments.compare.grid import Key
-from mtsae_lens.experiments.compare.results import COMPARED, Cell, Verdict, compute_range, group_cells, judge
-from mtsae_lens.experiments.compare.search import Trained
+from mtsae_lens.experiments.compare.results import COMPARED, Cell, CompareResult, Searched, Verdict, compute_range, group_cells
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.records import Interval
@@ -30,32 +28,23 @@ _CODED_PANELS = {
 
 @dataclass(frozen=True, eq=False)
 class CompareReport:
-    """What the report says: a lead, sentences, sections, tables for the terminal, and the content of `metrics.json`."""
+    """What the report says: a lead, sentences, sections, and tables for the terminal."""
 
     lead: str
     summary: list[str]
     sections: list[Section]
     tables: list[Table]
-    metrics: dict[str, Any]
 
 
-def compare_report(
-    cells: Sequence[Cell],
-    searched: Mapping[Key, Sequence[Sequence[Trained]]],
-    finals: Mapping[Key, Sequence[Trained]],
-    settings: CompareSettings,
-    model: str,
-) -> CompareReport:
+def report_comparison(result: CompareResult, settings: CompareSettings, model: str) -> CompareReport:
     """Make the report.
 
     Args:
-        cells: the cells of the grid, and of SAEs that were given.
-        searched: the trials of every learning rate, by hook, arm and L0.
-        finals: the best learning rates at full length, the chosen one first, by the same.
+        result: what was measured.
         settings: settings of the command.
         model: name of the language model.
     """
-    size, verdicts = settings.size(), judge(cells, settings.l0_margin)
+    size, cells, verdicts = settings.size(), result.cells, result.verdicts
     hook_names = list(dict.fromkeys(cell.hook_name for cell in cells))
     tables = [cells_table([cell for cell in cells if cell.hook_name == hook_name]) for hook_name in hook_names]
     sections = [Section("Who is ahead?", _VERDICTS_TEXT, table=verdicts_table(verdicts))] if verdicts else []
@@ -66,22 +55,17 @@ def compare_report(
         figure = frontier(_points(own, "bits_per_token", _CODED_PANELS), _CODED_PANELS, "bits per token")
         sections.append(Section(f"Bits against fidelity: {hook_name}", _CODED_TEXT.format(settings.value_bits), figure=figure))
         sections.append(Section(f"All SAEs: {hook_name}", _CELLS_TEXT, table=table))
-    sections.append(Section("The search on TUNE", _SEARCH_TEXT, table=search_table(searched, finals)))
+    sections.append(Section("The search on TUNE", _SEARCH_TEXT, table=search_table(result.search)))
     lead = (
         f"{shorten(model)}: SAEs of {size.d_sae:,} features, trained on {size.training_tokens:,} tokens of one cache, and measured on "
         f"{size.n_eval_contexts:,} contexts of TEST."
     )
-    metrics = {
-        "cells": [cell.to_json() for cell in cells],
-        "verdicts": [verdict.to_json() for verdict in verdicts],
-        "search": [
-            {"hook_name": key[0], "name": key[1], "target_l0": key[2]}
-            | {"trials": [t.to_json() for own in by_lr for t in own], "finals": [t.to_json() for t in finals[key]]}
-            for key, by_lr in searched.items()
-        ],
-    }
-    summary = [*summarize(verdicts, size.n_seeds), *summarize_bits(verdicts, cells), *at_an_end(finals, size.lr)]
-    return CompareReport(lead, summary, sections, [verdicts_table(verdicts)] if verdicts else tables, metrics)
+    summary = [
+        *summarize(verdicts, size.n_seeds),
+        *summarize_bits(verdicts, cells),
+        *list_rates_at_an_end(result.search, size.lr),
+    ]
+    return CompareReport(lead, summary, sections, [verdicts_table(verdicts)] if verdicts else tables)
 
 
 _VERDICTS_TEXT = (
@@ -173,38 +157,46 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
     return Table(["hook", "L0", "metric", "SAE", "value", "best of SAELens", "its value", "difference", "outcome"], rows)
 
 
-def search_table(searched: Mapping[Key, Sequence[Sequence[Trained]]], finals: Mapping[Key, Sequence[Trained]]) -> Table:
+def search_table(search: Sequence[Searched]) -> Table:
     """Make the table of everything that was tried on TUNE.
 
     Args:
-        searched: the trials of every learning rate, by hook, arm and L0.
-        finals: the best learning rates at full length, the chosen one first, by the same.
+        search: the search of every arm, at each hook and L0.
     """
     rows: list[list[Any]] = []
-    for (hook_name, name, l0), by_lr in searched.items():
-        found = finals[hook_name, name, l0]
-        trials = {"search": [t for own in by_lr for t in own], "final": found[1:], "chosen": found[:1]}
+    for of_arm in search:
+        stages = {"search": of_arm.trials, "final": of_arm.finals[1:], "chosen": of_arm.finals[:1]}
         rows += [
-            [hook_name, name, l0, stage, t.lr, t.coefficient, t.l0, t.explained_variance, t.failed or None]
-            for stage, own in trials.items()
-            for t in own
+            [
+                of_arm.hook_name,
+                of_arm.name,
+                of_arm.target_l0,
+                stage,
+                t.lr,
+                t.coefficient,
+                t.l0,
+                t.explained_variance,
+                t.failed or None,
+            ]
+            for stage, trials in stages.items()
+            for t in trials
         ]
     header = ["hook", "SAE", "wanted L0", "stage", "lr", "coefficient", "L0", "explained variance", "ended early"]
     return Table(header, rows)
 
 
-def at_an_end(finals: Mapping[Key, Sequence[Trained]], rates: Sequence[float]) -> list[str]:
+def list_rates_at_an_end(search: Sequence[Searched], rates: Sequence[float]) -> list[str]:
     """Say which chosen learning rates are the lowest or the highest that was tried, so that one beyond may be better.
 
     Args:
-        finals: the best learning rates at full length, the chosen one first, by hook, arm and L0.
+        search: the search of every arm, at each hook and L0.
         rates: the learning rates that were tried.
     """
     ends = {min(rates), max(rates)} if len(rates) > 1 else set()
     found = [
-        f"{name} at {hook_name} L0 {l0} ({ranked[0].lr:g})"
-        for (hook_name, name, l0), ranked in finals.items()
-        if ranked[0].lr in ends
+        f"{of_arm.name} at {of_arm.hook_name} L0 {of_arm.target_l0} ({of_arm.finals[0].lr:g})"
+        for of_arm in search
+        if of_arm.finals[0].lr in ends
     ]
     return [f"The chosen learning rate is the lowest or the highest that was tried: {', '.join(found)}."] if found else []
 

@@ -92,6 +92,29 @@ class Verdict(Record):
     outcome: Outcome
 
 
+@dataclass(frozen=True, kw_only=True)
+class Searched(Record):
+    """The search of one arm at one hook and L0, on TUNE."""
+
+    hook_name: str
+    name: str
+    target_l0: int
+    trials: tuple[Trained, ...]
+    """The trainings of the search, of every learning rate."""
+    finals: tuple[Trained, ...]
+    """The best learning rates at full length, the chosen one first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareResult(Record):
+    """What `mtsae compare` measured."""
+
+    cells: tuple[Cell, ...]
+    """The SAEs of the grid, and those that were given."""
+    verdicts: tuple[Verdict, ...]
+    search: tuple[Searched, ...]
+
+
 def compute_range(values: Sequence[float | None]) -> Interval | None:
     """Return mean, smallest and largest of the values over seeds; None if one is missing.
 

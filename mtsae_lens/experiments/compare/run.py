@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.compare.arms import UNTRAINED_LR
 from mtsae_lens.experiments.compare.cells import code_cell, measure_cell
 from mtsae_lens.experiments.compare.grid import Grid, Key, trial_name
-from mtsae_lens.experiments.compare.report import compare_report
-from mtsae_lens.experiments.compare.results import Cell, Coded, Measured
+from mtsae_lens.experiments.compare.report import CompareReport, report_comparison
+from mtsae_lens.experiments.compare.results import Cell, Coded, CompareResult, Measured, Searched, judge
 from mtsae_lens.experiments.compare.search import Trained, closest, next_coefficient, rank_lrs
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.experiments.parts import as_json
@@ -24,7 +25,7 @@ from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
-from mtsae_lens.reporting.page import Table, write_report
+from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import weights_digest
 from mtsae_lens.training.recipe import check_settings
 from mtsae_lens.trials import run_trials
@@ -32,7 +33,7 @@ from mtsae_lens.trials import run_trials
 
 @interrupt_on_signal(GOES_ON, keep_inner_message=True)
 @in_output_folder
-def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]:
+def run_compare(settings: CompareSettings) -> tuple[CompareResult, CompareReport]:
     """Train and measure the grid, and write `metrics.json` (`cells`, `search`, `verdicts`, `provenance`) and `report.html`.
 
     Learning rates and sparsity coefficients are chosen on TUNE at seed 0, and every SAE is measured once on TEST. Every training and every
@@ -42,7 +43,7 @@ def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]
         settings: what to run.
 
     Returns:
-        The metrics, and the tables to print.
+        What was measured, and its report.
 
     Raises:
         ConfigError: settings that no run can follow, or a folder with results of other settings.
@@ -62,11 +63,16 @@ def run_compare(settings: CompareSettings) -> tuple[dict[str, Any], list[Table]]
     finals = _final(grid, searched)
     trained = _train(grid, _choose(grid, finals))
     cells = _measure(grid, trained, {folder: weights_digest(sae) for folder, sae in given.items()})
-    found = compare_report(cells, searched, finals, settings, grid.cache.contents.model_name)
+    search = [
+        Searched(hook_name=key[0], name=key[1], target_l0=key[2], trials=tuple(chain(*by_lr)), finals=tuple(finals[key]))
+        for key, by_lr in searched.items()
+    ]
+    result = CompareResult(cells=tuple(cells), verdicts=tuple(judge(cells, settings.l0_margin)), search=tuple(search))
+    report = report_comparison(result, settings, grid.cache.contents.model_name)
     made = provenance(grid.cache.contents.seed, watch.seconds, settings.model_dump(mode="json"))
-    write_metrics(settings.out, found.metrics | {"provenance": made})
-    write_report(settings.out, "Architectures compared", found.lead, found.sections, made, found.summary)
-    return found.metrics | {"provenance": made}, found.tables
+    write_metrics(settings.out, result.to_json() | {"provenance": made})
+    write_report(settings.out, "Architectures compared", report.lead, report.sections, made, report.summary)
+    return result, report
 
 
 def _open_grid(settings: CompareSettings) -> Grid:

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from mtsae_lens.experiments.compare.report import at_an_end, cells_table, search_table, summarize, summarize_bits
-from mtsae_lens.experiments.compare.results import Cell, Coded, Measured, judge
+from mtsae_lens.experiments.compare.report import cells_table, list_rates_at_an_end, search_table, summarize, summarize_bits
+from mtsae_lens.experiments.compare.results import Cell, Coded, Measured, Searched, judge
 from mtsae_lens.experiments.compare.search import Trained
 from mtsae_lens.records import Interval
 
@@ -95,11 +95,15 @@ def test_the_search_is_shown_and_an_end_of_the_list_is_told() -> None:
     def trained(lr: float, ev: float) -> Trained:
         return Trained(lr=lr, coefficient=None, l0=8.0, explained_variance=ev, seconds=1.0)
 
-    key = ("a.hook", "topk", 8)
-    searched = {key: [[trained(1e-3, 0.5)], [trained(2e-3, 0.6)], [trained(4e-3, 0.7)]]}
-    finals = {key: [trained(2e-3, 0.8), trained(4e-3, 0.75)]}
-    stages = [row[3] for row in search_table(searched, finals).rows]
+    search = Searched(
+        hook_name="a.hook",
+        name="topk",
+        target_l0=8,
+        trials=(trained(1e-3, 0.5), trained(2e-3, 0.6), trained(4e-3, 0.7)),
+        finals=(trained(2e-3, 0.8), trained(4e-3, 0.75)),
+    )
+    stages = [row[3] for row in search_table([search]).rows]
     assert stages == ["search"] * 3 + ["final", "chosen"]
-    assert at_an_end(finals, (1e-3, 2e-3, 4e-3)) == []
-    assert "topk at a.hook L0 8 (0.002)" in at_an_end(finals, (1e-3, 2e-3))[0]
-    assert at_an_end(finals, (2e-3,)) == []
+    assert list_rates_at_an_end([search], (1e-3, 2e-3, 4e-3)) == []
+    assert "topk at a.hook L0 8 (0.002)" in list_rates_at_an_end([search], (1e-3, 2e-3))[0]
+    assert list_rates_at_an_end([search], (2e-3,)) == []

@@ -40,7 +40,7 @@ CONTROLS = ("topk_wider", "memory_lag_1", "frozen_decoder", "untrained")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[CompareSettings, dict[str, Any]]:
     out = tmp_path_factory.mktemp("compare") / "out"
     settings = CompareSettings(**TINY, architectures=("mtsae_memory", "topk", "jumprelu"), controls=CONTROLS, out=out)
-    return settings, run_compare(settings)[0]
+    return settings, run_compare(settings)[0].to_json()
 
 
 def test_every_cell_is_there_with_its_search(done: tuple[CompareSettings, dict[str, Any]]) -> None:
@@ -102,13 +102,13 @@ def test_nothing_is_done_twice_and_the_grid_can_grow(
         return original(*args, **options)
 
     monkeypatch.setattr(grid_module, "train_cell", counted)
-    again = run_compare(settings)[0]
+    again = run_compare(settings)[0].to_json()
     assert (trained, again["cells"]) == ([], metrics["cells"])
     given = _folder(settings, metrics["cells"][0])
     larger = settings.model_copy(
         update={"l0": (4, 2), "architectures": ("topk",), "controls": (), "n_seeds": 1, "saes": (given,)}
     )
-    cells = run_compare(larger)[0]["cells"]
+    cells = run_compare(larger)[0].to_json()["cells"]
     assert trained == ["topk"] * 4  # two learning rates at the new L0, short and at full length
     assert [(cell["name"], cell["target_l0"]) for cell in cells] == [("topk", 4), ("topk", 2), (given.name, None)]
     assert cells[0] == next(cell for cell in metrics["cells"] if cell["name"] == "topk")
@@ -131,7 +131,7 @@ def test_a_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyP
         patched.setattr(grid_module, "train_cell", stopping)
         with pytest.raises(TrainingInterrupted, match="1 of 2 trials are finished and kept"):
             run_compare(settings)
-    assert {cell["name"] for cell in run_compare(settings)[0]["cells"]} == {"topk", "batchtopk"}
+    assert {cell.name for cell in run_compare(settings)[0].cells} == {"topk", "batchtopk"}
 
 
 @pytest.mark.parametrize(
