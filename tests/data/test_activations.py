@@ -178,5 +178,5 @@ def test_activations_that_are_not_finite_are_refused(stream: SequenceActivations
     model = load_language_model(str(tiny_model_dir))
     model.blocks[0].mlp.b_out.data[3] = value
     broken = SequenceActivations(ActivationReader(model, HOOK), stream.contexts, BATCH, BLOCK)
-    with pytest.raises(DataError, match=f"{HOOK} are not finite"):
+    with pytest.raises(DataError, match=f"expected finite activations at {HOOK}"):
         next(broken.sequences())

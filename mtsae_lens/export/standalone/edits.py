@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class EditFunction(Protocol):
     """An edit: a function that computes a change of the residual stream. All functions in `EDITS` have these arguments."""
 

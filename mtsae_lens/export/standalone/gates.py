@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 
+@runtime_checkable
 class GateFunction(Protocol):
     """A gate: a function that decides where an edit acts. All functions in `GATES` have these arguments."""
 
