@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens import LoggingConfig, TopKTrainingSAE, TopKTrainingSAEConfig, TrainingSAE
 from sae_lens.config import LanguageModelSAERunnerConfig
 from stored import position_0, stored
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.data.blocks import StoredBlocks
 from mtsae_lens.errors import DataError
+from mtsae_lens.sae.pointwise_step import take_sparse_step
 from mtsae_lens.sae.temporal import find_walls, gather_reads
+from mtsae_lens.training import trainer
 from mtsae_lens.training.fit import batches_for, fit
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.runner import SequenceSAETrainingRunner
@@ -232,3 +234,18 @@ def test_activations_that_come_with_their_gradients_are_trained_on() -> None:
         fit(make_sae(), blocks, n_steps=STEPS, batch_size_tokens=2 * POS, lr=1e-3) for blocks in (make_stream(), with_gradients)
     )
     assert same(plain, other)
+
+
+def test_saelens_topk_is_trained_by_the_sparse_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def recorded(*args: Any) -> Any:
+        taken.append(take_sparse_step(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(trainer, "take_sparse_step", recorded)
+    sae = TrainingSAE.from_dict(TopKTrainingSAEConfig(d_in=4, d_sae=64, k=3).to_dict())
+    h = torch.randn(8, 6, 4, generator=torch.Generator().manual_seed(0))
+    fit(sae, StoredBlocks(h, 2, masked=torch.zeros(8, 6, dtype=torch.bool)), n_steps=3, batch_size_tokens=12, lr=1e-3)
+    assert len(taken) == 3
+    assert all(output.feature_acts.is_sparse for output in taken)

@@ -14,9 +14,11 @@ import torch
 from mtsae_lens.commands.cache import run_cache
 from mtsae_lens.commands.cache_settings import CacheSettings
 from mtsae_lens.data import activations
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
+from mtsae_lens.opening import load_sae
 from mtsae_lens.training.log import read_log
-from mtsae_lens.training.recipe import TrainSettings, train_sae
+from mtsae_lens.training.recipe import TrainSettings, make_runner, train_sae
 from mtsae_lens.training.several import settings_of_each, train_saes
 from mtsae_lens.training.trainer import SequenceSAETrainer
 
@@ -164,3 +166,16 @@ def test_the_command_line(mtsae: Callable[..., Any], several: Any, alone: Path, 
         "train", *arguments, "--context-size", 32, "--saes", "seed: 1", "--saes", "sed: 2", "--out", tmp_path / "typed"
     )
     assert "expected a known setting, got 'sed'" in typed.error
+
+
+def test_batchtopk_with_memory_fires_k_times_in_the_true_recursion(several: Any, tiny_model: Any, tmp_path: Path) -> None:
+    """Its threshold is searched on contexts of the text, which an SAE in a shared pass reads for itself."""
+    memory = {"name": "memory", "sae": {"k": 4, "memory": "predictive", "memory_rank": 4, "activation": "batchtopk"}}
+    train_saes(settings_of_each(several(tmp_path / "two", sae={}, saes=(memory, {"name": "k6", "sae": {"k": 6}}))), tiny_model)
+    (alone,) = settings_of_each(several(tmp_path / "one", sae={}, saes=(memory,)))
+    train_sae(alone, tiny_model)
+    assert (tmp_path / "two" / "memory" / WEIGHTS).read_bytes() == (alone.out / WEIGHTS).read_bytes()
+    sae, stream = load_sae(alone.out), make_runner(alone, tiny_model, resume=True).stream
+    h, masked = next(stream.chunks(0))
+    n_fired = (sae.encode(zero_rows(h, masked)) > 0).sum()
+    assert float(n_fired / (~masked[:, 1:]).sum()) == pytest.approx(4, rel=0.03)
