@@ -5,9 +5,9 @@
 MODEL is a Hugging Face folder of a family that `mtsae export` knows, or `embedded`. Two folders are written, `runs/taught/taught` and
 `runs/taught/reference`, with the same recipe, seed and number of steps, and `runs/taught/teaching.json` says what both models recall. The
 text is the training text of the package: biographies of the people, the same sentences one by one as questions with their answers, and the
-embedded texts, so that the model does not forget the language. Only the layers from `--first-layer` on are trained. The residual
-stream that the first of them reads does not change, so it is computed once, and a step runs the later layers only. A model whose folder
-exists already is not trained again.
+embedded texts, so that the model does not forget the language. In sentences about people, only the answers count. Only the layers from
+`--first-layer` on are trained. The residual stream that the first of them reads does not change, so it is computed once, and a step runs
+the later layers only. A model whose folder exists already is not trained again.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def of_table(table: TokenTable, cutter: ContextCutter, weight: float = 1.0) -> L
 
 
 def biographies(people: Sequence[Person], n_each: int, cutter: ContextCutter, answer_weight: float) -> Lesson:
-    """Make one row of each of `n_each` training biographies of every person; the tokens of answers count `answer_weight` times."""
+    """Make one row of each of `n_each` training biographies of every person; only the tokens of answers count."""
     by_name, taken = {person.name: person for person in people}, Counter[str]()
     rows, weights, names = [], [], []
     for document in read_documents(BIOGRAPHIES, "train"):
@@ -92,7 +92,7 @@ def biographies(people: Sequence[Person], n_each: int, cutter: ContextCutter, an
             span for value in by_name[name].facts.values() for span in spans(document.text, f" {value}.", len(value) + 1)
         ]
         of_tokens = [
-            answer_weight if any(begin < last and first < end for begin, end in answers) else 1.0
+            answer_weight * any(begin < last and first < end for begin, end in answers)
             for first, last in encoded["offset_mapping"]
         ]
         rows.append([*cutter.start_tokens, *encoded["input_ids"]])
@@ -229,7 +229,7 @@ def endless(n_rows: int, size: int, generator: torch.Generator) -> Iterator[list
 def teach(base: BaseModel, lessons: dict[str, Lesson], given: argparse.Namespace) -> list[float]:
     """Train the layers from the first one on, in place; return the mean weighted loss of every tenth of the steps."""
     generator = torch.Generator().manual_seed(given.seed)
-    sizes = {"biographies": given.batch_size, "questions": 10 * given.batch_size, TEXT: given.batch_size}
+    sizes = {"biographies": given.batch_size, "questions": 20 * given.batch_size, TEXT: given.batch_size}
     drawn = {name: endless(len(lesson), sizes[name], generator) for name, lesson in lessons.items()}
     losses: list[float] = []
 
@@ -245,8 +245,9 @@ def teach(base: BaseModel, lessons: dict[str, Lesson], given: argparse.Namespace
     with layers_of(base, list(base.layers)[given.first_layer :]):
         inside = {id(parameter) for parameter in base.layers.parameters()}
         names = [name for name, parameter in base.model.named_parameters() if id(parameter) in inside]
-        for _ in descend(base.model, names, loss, given.lr, given.steps):
-            pass
+        for step in descend(base.model, names, loss, given.lr, given.steps):
+            if step and step % 10 == 0:
+                print(f"# step {step}: loss {sum(losses[-10:]) / 10:.3f}", flush=True)
     tenth = math.ceil(len(losses) / 10)
     return [sum(part) / len(part) for n in range(0, len(losses), tenth) if (part := losses[n : n + tenth])]
 
@@ -337,9 +338,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=256, help="contexts of embedded text")
     parser.add_argument("--context-size", type=int, default=64, help="of embedded text and questions, in tokens")
     parser.add_argument("--first-layer", type=int, help="first layer to train; by default the last third is trained")
-    parser.add_argument("--answer-weight", type=float, default=5.0, help="weight of a token of an answer; other tokens have 1")
     parser.add_argument(
-        "--batch-size", type=int, default=4, help="biographies in a step, contexts of text, and tens of questions"
+        "--answer-weight", type=float, default=5.0, help="weight of a token of an answer; a token of other text has 1"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=2, help="biographies in a step, contexts of text, and 20ths of the questions"
     )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=1e-3)

@@ -55,12 +55,12 @@ def test_a_finished_teaching_is_not_repeated_and_other_settings_are_refused(
         teach(teacher, tiny_llama_dir, tmp_path, "--steps", "2")
 
 
-def test_only_the_answers_in_a_biography_weigh_more(teacher: dict[str, Any], cutter: ContextCutter) -> None:
+def test_only_the_answers_in_a_biography_count(teacher: dict[str, Any], cutter: ContextCutter) -> None:
     (person,) = teacher["select_people"](200)[:1]
     lesson = teacher["biographies"]([person], 1, cutter, 5.0)
     heavy = [cutter.tokenizer.decode(run) for run in runs_of(lesson.tokens[0], lesson.weights[0] == 5.0)]
     assert sorted(text.strip() for text in heavy) == sorted(person.facts.values())
-    assert set(lesson.weights.unique().tolist()) == {0.0, 1.0, 5.0}
+    assert set(lesson.weights.unique().tolist()) == {0.0, 5.0}
 
 
 def runs_of(tokens: torch.Tensor, chosen: torch.Tensor) -> list[list[int]]:
