@@ -229,7 +229,7 @@ def endless(n_rows: int, size: int, generator: torch.Generator) -> Iterator[list
 def teach(base: BaseModel, lessons: dict[str, Lesson], given: argparse.Namespace) -> list[float]:
     """Train the layers from the first one on, in place; return the mean weighted loss of every tenth of the steps."""
     generator = torch.Generator().manual_seed(given.seed)
-    sizes = {"biographies": given.batch_size, "questions": 20 * given.batch_size, TEXT: given.batch_size}
+    sizes = {"biographies": given.batch_size, "questions": 20 * given.batch_size, TEXT: 2 * given.batch_size}
     drawn = {name: endless(len(lesson), sizes[name], generator) for name, lesson in lessons.items()}
     losses: list[float] = []
 
@@ -342,7 +342,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--answer-weight", type=float, default=5.0, help="weight of a token of an answer; a token of other text has 1"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=2, help="biographies in a step, contexts of text, and 20ths of the questions"
+        "--batch-size",
+        type=int,
+        default=2,
+        help="biographies in a step; there are 2 contexts of text and 20 questions for each",
     )
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--lr", type=float, default=1e-3)
