@@ -229,7 +229,7 @@ def endless(n_rows: int, size: int, generator: torch.Generator) -> Iterator[list
 def teach(base: BaseModel, lessons: dict[str, Lesson], given: argparse.Namespace) -> list[float]:
     """Train the layers from the first one on, in place; return the mean weighted loss of every tenth of the steps."""
     generator = torch.Generator().manual_seed(given.seed)
-    sizes = {"biographies": given.batch_size, "questions": 20 * given.batch_size, TEXT: 2 * given.batch_size}
+    sizes = {"biographies": given.batch_size, "questions": 20 * given.batch_size, TEXT: given.text_batch_size}
     drawn = {name: endless(len(lesson), sizes[name], generator) for name, lesson in lessons.items()}
     losses: list[float] = []
 
