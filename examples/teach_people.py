@@ -344,7 +344,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=2, help="biographies in a step; there are 20 questions for each")
     parser.add_argument("--text-batch-size", type=int, default=4, help="contexts of embedded text in a step")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--bfloat16", action="store_true", help="compute matrix products of the training in bfloat16")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(arguments)
