@@ -7,6 +7,7 @@ import pytest
 
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.commands.unlearn import UnlearnSettings
+from mtsae_lens.data.questions import draw_questions, is_question_source
 from mtsae_lens.experiments.benchmark.run import BenchmarkSettings
 from mtsae_lens.training.recipe import TrainSettings, runner_config
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
@@ -35,6 +36,16 @@ def test_the_configuration_of_edits_tries_every_kind() -> None:
     settings = UnlearnSettings.build(CONFIGS[0].parent / "unlearn-edits.yaml", {"sae": Path("runs/sae")})
     assert set(settings.protocol().grid.edits) == set(EDIT_KINDS)
     assert {corpus.role for corpus in settings.task().corpora} == {"forget", "near", "far"}
+
+
+def test_the_configuration_of_people_asks_about_those_that_the_model_was_taught() -> None:
+    script = runpy.run_path(str(CONFIGS[0].parents[1] / "teach_people.py"))
+    taught = {person.name for person in script["select_people"](40)}
+    settings = UnlearnSettings.build(CONFIGS[0].parent / "unlearn-people-smollm2.yaml", {"sae": Path("runs/sae")})
+    asked = [corpus.source for corpus in settings.task().corpora if is_question_source(corpus.source)]
+    assert {source.split(":")[1] for source in asked} == {"forget/8", "retain/12", "strangers/8"}
+    for source in asked:
+        assert {question.name for question in draw_questions(source, "test", 10_000)} <= taught
 
 
 def test_there_are_configurations() -> None:

@@ -110,6 +110,9 @@ def quality_table(measured: EditResult) -> Table:
             rows.append([f"AUROC of the gate's score, against {name}", "higher", "0.5", f"{other.by_position[0].auroc:.3f}"])
     if measured.reference is not None:
         rows.append(["loss minus the reference's, nats per token", "0", "", f"{measured.reference.nll_gap:+.3f}"])
+        if measured.reference.kl_untouched is not None:
+            change = f"{measured.reference.kl_untouched:.3f} -> {measured.reference.kl:.3f}"
+            rows.append(["KL from the reference, nats per token, before -> after", "0", "", change])
         rows.append(["KS of losses per document, against the reference", "0", "", f"{measured.reference.documents.ks:.3f}"])
     if measured.truth_ratio is not None:
         rows.append(["KS of truth ratios, against the reference", "0", "", f"{measured.truth_ratio.questions.ks:.3f}"])

@@ -4,7 +4,7 @@ A source is one of:
 
 - `embedded` (all embedded domains), or the name of one embedded domain;
 - `biographies` (several of each invented person), or `biographies:forget`, `biographies:retain` or `biographies:strangers` (the biographies
-  of one group, see `mtsae_lens.data.questions`);
+  of one group, see `mtsae_lens.data.questions`), or `biographies:forget/16` (of the first 16 people of the group);
 - a file or folder of .txt, .jsonl or .parquet;
 - a dataset on the Hugging Face hub;
 - several of these, joined by `+`.
@@ -20,7 +20,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,7 +31,7 @@ from mtsae_lens.assets import TEXTS_FILE
 from mtsae_lens.data.choices import SPLITS, Split
 from mtsae_lens.data.folders import text_suffix
 from mtsae_lens.data.hub_rows import read_hub_rows
-from mtsae_lens.data.people import GROUPS, Person, make_biography, make_people, people_of
+from mtsae_lens.data.people import GROUPS, Person, is_group, make_biography, make_people, people_of
 from mtsae_lens.data.rows import RowReader
 from mtsae_lens.data.sources import SourcePart, local_path, parse_part, source_parts
 from mtsae_lens.data.text_files import read_texts
@@ -41,8 +41,7 @@ EMBEDDED = "embedded"
 BIOGRAPHIES = "biographies"
 N_BIOGRAPHIES_EACH = 40  # biographies per person, as in the training text of the embedded models, with the same wording
 
-_BIOGRAPHIES = {BIOGRAPHIES: make_people} | {f"{BIOGRAPHIES}:{group}": partial(people_of, group) for group in GROUPS}
-"""The people whose biographies a source holds, by source."""
+_BIOGRAPHIES = (BIOGRAPHIES, *(f"{BIOGRAPHIES}:{group}" for group in GROUPS))
 
 _HELD_OUT = {7: "select", 8: "tune", 9: "test"}  # by index in the source, modulo 10: three tenths are held out
 
@@ -130,13 +129,13 @@ def _read_part(text: str, *, tell: bool = True) -> Iterator[Document]:
         yield from _read_embedded(None)
         return
     part = parse_part(text)
-    if part.path is None and (part.name in embedded_domains() or part.name in (EMBEDDED, *_BIOGRAPHIES)):
+    if part.path is None and (part.name in (EMBEDDED, *embedded_domains()) or _has_biographies(part.name)):
         if not part.is_plain:
             raise DataError(
                 f"{text}: expected {part.name!r} alone, because text of the package has no columns or fields, "
                 f"got {text!r}; give {part.name}"
             )
-        yield from _read_biographies(_BIOGRAPHIES[text]()) if text in _BIOGRAPHIES else _read_embedded(text)
+        yield from _read_biographies(_people_in(text)) if _has_biographies(text) else _read_embedded(text)
         return
     if part.path is None:
         _check_hub_name(part)
@@ -163,7 +162,7 @@ def _check_hub_name(part: SourcePart) -> None:
         raise DataError(
             f"expected an existing file or folder, got {name!r}, which is not in the folder {parts[0]!r}; check the path"
         )
-    if "/" not in name or name.startswith((".", "/", "~")) or text_suffix(Path(name)) is not None:
+    if "/" not in name or name.startswith((".", "/", "~", f"{BIOGRAPHIES}:")) or text_suffix(Path(name)) is not None:
         raise DataError(
             f"expected a file, a folder, an embedded domain or owner/name on the hub, got {name!r}."
             f"{nearest(name, [EMBEDDED, *_BIOGRAPHIES, *embedded_domains()])}"
@@ -210,6 +209,17 @@ def _read_embedded(domain: str | None) -> Iterator[Document]:
     condition = None if domain is None else [("domain", "=", domain)]
     for row in pq.read_table(TEXTS_FILE, filters=condition).to_pylist():
         yield Document(row["text"], f"{row['domain']}/{row['number']}", row["split"])
+
+
+def _has_biographies(name: str) -> bool:
+    kind, colon, group = name.partition(":")
+    return kind == BIOGRAPHIES and (is_group(group) or not colon)
+
+
+def _people_in(source: str) -> tuple[Person, ...]:
+    """Return the people whose biographies a source holds."""
+    _, _, group = source.partition(":")
+    return people_of(group) if group else make_people()
 
 
 def _read_biographies(people: Sequence[Person]) -> Iterator[Document]:

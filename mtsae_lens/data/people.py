@@ -224,18 +224,31 @@ GROUPS = ("forget", "retain", "strangers")
 _STRANGERS_EVERY = 4  # every fourth person outside the forget set is a stranger
 
 
+def is_group(group: str) -> bool:
+    """Return whether `people_of` knows a group, with or without a number.
+
+    Args:
+        group: name of a group.
+    """
+    name, slash, number = group.partition("/")
+    return name in GROUPS and (not slash or (number.isdecimal() and 0 < int(number) <= len(people_of(name))))
+
+
 def people_of(group: str) -> tuple[Person, ...]:
     """Return the people of one group.
 
     Args:
         group: `forget` (the 40 people that the reference model was not trained on), `retain` (120 people available as retain data) or
-            `strangers` (40 people used on TEST only).
+            `strangers` (40 people used on TEST only). `forget/16` are the first 16 of the group, for a model that was taught fewer people.
     """
-    if group == "forget":
-        return tuple(person for person in make_people() if person.forget)
-    others = tuple(person for person in make_people() if not person.forget)
-    strangers = others[::_STRANGERS_EVERY]
-    return strangers if group == "strangers" else tuple(person for person in others if person not in strangers)
+    name, _, number = group.partition("/")
+    if name == "forget":
+        people = tuple(person for person in make_people() if person.forget)
+    else:
+        others = tuple(person for person in make_people() if not person.forget)
+        strangers = others[::_STRANGERS_EVERY]
+        people = strangers if name == "strangers" else tuple(person for person in others if person not in strangers)
+    return people[: int(number)] if number else people
 
 
 def make_biography(person: Person, rng: random.Random) -> str:

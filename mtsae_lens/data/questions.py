@@ -4,6 +4,7 @@ A source is `facts:<people>:<templates>`.
 
 - `people` is `forget` (the 40 people that the reference model `embedded-retrained` was not trained on), `retain` (120 people available as
   retain data) or `strangers` (40 people used on TEST only, to measure what an edit does to people outside all selection and tuning data).
+  `forget/16` are the first 16 of a group, for a model that was taught fewer people.
 - `templates` is `known` (sentences that biographies contain) or `unseen` (sentences that no biography contains).
 
 Each fact is asked through different known templates in each split.
@@ -19,13 +20,14 @@ import torch
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import Split
-from mtsae_lens.data.people import GROUPS, TRAIN_TEMPLATES, VALUES, Question, make_questions, people_of
+from mtsae_lens.data.people import GROUPS, TRAIN_TEMPLATES, VALUES, Question, is_group, make_questions, people_of
 from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError, nearest
 
 PREFIX = "facts:"
-SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in GROUPS for templates in ("known", "unseen"))
+_TEMPLATES = ("known", "unseen")
+SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in GROUPS for templates in _TEMPLATES)
 _SPLITS: tuple[Split, ...] = ("select", "tune", "test")
 
 
@@ -44,7 +46,7 @@ def is_test_only(source: str) -> bool:
     Args:
         source: name of a source.
     """
-    return source.startswith(f"{PREFIX}strangers:")
+    return source.startswith((f"{PREFIX}strangers:", f"{PREFIX}strangers/"))
 
 
 def read_questions(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:
@@ -128,13 +130,14 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
     Raises:
         DataError: the source does not exist or has no such split.
     """
-    if source not in SOURCES:
+    _, _, asked = source.partition(PREFIX)
+    group, _, templates = asked.rpartition(":")
+    if not source.startswith(PREFIX) or not is_group(group) or templates not in _TEMPLATES:
         raise DataError(f"expected known questions, got {source!r}.{nearest(source, SOURCES)}")
     if split not in _SPLITS:
         raise DataError(
             f"expected a split of questions ({', '.join(_SPLITS)}), got {split!r}; to train, read the text 'people' or 'people_forget'"
         )
-    _, group, templates = source.split(":")
     if is_test_only(source) and split != "test":
         raise DataError(
             f"{source}: expected split 'test', got {split!r}: these people are held out from selection and tuning; read them on TEST"

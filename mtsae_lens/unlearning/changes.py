@@ -194,6 +194,8 @@ def measure_further(lm: HookedLM, task: Task, change: Change, reference: AnyHook
         gate = measure_gate(lm, change.edit.gate, forget, task.tables("test", lm.cutter, SPARED), seed=seed)
     if reference is not None:
         distance = distance_to_reference(change.logits(lm), reference, lm.cutter, forget, lm.batch_size)
+        untouched = distance_to_reference(as_logits(lm.model, lm.cutter), reference, lm.cutter, forget, lm.batch_size)
+        distance = replace(distance, kl_untouched=untouched.kl)
         if is_question_source(task.forget):
             truth_ratio = _truth_ratios(lm, task, change, reference, forget)
     generation, shown = _generations(lm, task, change)

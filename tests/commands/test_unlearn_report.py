@@ -41,7 +41,7 @@ def content() -> dict[str, Any]:
                 "edited": {"distinct_2": 0.92, "repeated": 0.12, "perplexity": 8.0},
             }
         },
-        "reference": {"nll_gap": -0.21, "documents": {"ks": 0.22}},
+        "reference": {"nll_gap": -0.21, "kl": 0.19, "kl_untouched": 0.18, "documents": {"ks": 0.22}},
         "truth_ratio": {"questions": {"ks": 0.23}},
     }
 
@@ -93,6 +93,7 @@ def test_quality(measured: EditResult) -> None:
         "gate open, sotu positions": ("", "0.0100"),
         "AUROC of the gate's score, against sotu": ("0.5", "0.810"),
         "loss minus the reference's, nats per token": ("", "-0.210"),
+        "KL from the reference, nats per token, before -> after": ("", "0.180 -> 0.190"),
         "KS of losses per document, against the reference": ("", "0.220"),
         "KS of truth ratios, against the reference": ("", "0.230"),
         "distinct 2-grams of text after kjv": ("", "0.91 -> 0.92"),

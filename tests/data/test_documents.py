@@ -22,7 +22,7 @@ from mtsae_lens.data.documents import (
     read_rows,
     shuffle_stream,
 )
-from mtsae_lens.data.people import make_people
+from mtsae_lens.data.people import make_people, people_of
 from mtsae_lens.data.text_cutting import DOCUMENT_CHARS
 from mtsae_lens.errors import DataError
 
@@ -195,6 +195,14 @@ def test_biographies_tell_every_person_many_times_and_say_when_which_is_held_out
     assert all(splits == {"train": 28, "select": 4, "tune": 4, "test": 4} for splits in of_person.values())
     assert [d.text for d in documents] == [d.text for d in read_documents("biographies")]
     assert "biographies" not in embedded_domains()
+
+
+def test_biographies_of_the_first_people_of_a_group_are_some_of_the_groups() -> None:
+    few, group = list(read_documents("biographies:retain/3", "tune")), list(read_documents("biographies:retain", "tune"))
+    assert {d.name.split("/")[1] for d in few} == {person.name for person in people_of("retain")[:3]}
+    assert {d.text for d in few} < {d.text for d in group}
+    with pytest.raises(DataError, match="got 'biographies:retain/121'"):
+        check_source("biographies:retain/121")
 
 
 def test_joined_sources_are_read_one_after_the_other_with_their_own_splits(text_file: Path, tmp_path: Path) -> None:

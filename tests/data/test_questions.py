@@ -173,3 +173,15 @@ def test_unknown_sources_and_splits_are_refused(cutter: ContextCutter) -> None:
 def test_a_context_too_short_for_a_question_is_refused(cutter: ContextCutter) -> None:
     with pytest.raises(DataError, match=r"questions of at most 6 tokens, got \d+"):
         read_questions("facts:forget:known", "test", replace(cutter, context_size=6), 5)
+
+
+def test_a_numbered_group_is_the_first_people_of_the_group() -> None:
+    few, group = draw_questions("facts:forget/16:known", "tune", ALL), names("facts:forget:known", "tune")
+    assert len({q.name for q in few}) == 16
+    assert {q.name for q in few} < group
+    assert {q.name for q in draw_questions("facts:forget/40:unseen", "tune", ALL)} == group
+    with pytest.raises(DataError, match="strangers/3:known: expected split 'test'"):
+        draw_questions("facts:strangers/3:known", "tune", ALL)
+    for wrong in ("facts:forget/0:known", "facts:forget/41:known", "facts:forget/:known", "facts:forget/x:known"):
+        with pytest.raises(DataError, match="expected known questions"):
+            draw_questions(wrong, "tune", ALL)

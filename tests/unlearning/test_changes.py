@@ -147,6 +147,8 @@ def test_further_measures_of_an_edit_read_the_forget_text_of_tune_and_the_rest_o
     calibrated = calibrated_loss(Change(gated(lm)).logits(lm), as_logits(lm.model), lm.cutter, tune, test)
     assert found["calibrated_nll_delta"] == pytest.approx(calibrated.nll_delta, abs=1e-3)
     assert found["reference"]["nll_gap"] == pytest.approx(effect.nll_delta, abs=1e-5)  # the clean model is the reference
+    assert found["reference"]["kl_untouched"] == pytest.approx(0.0, abs=1e-6)
+    assert found["reference"]["kl"] > 1e-4
 
 
 def test_what_further_measures_there_are_depends_on_the_change(lm: Any, task: Task) -> None:

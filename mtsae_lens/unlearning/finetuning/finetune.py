@@ -184,7 +184,7 @@ def keep_later_layers(model: AnyHookedModel, names: Sequence[str], first_layer: 
 
 
 def descend(
-    model: AnyHookedModel,
+    model: nn.Module,
     names: Sequence[str],
     loss: Callable[[], Float[Tensor, ""]],
     lr: float,

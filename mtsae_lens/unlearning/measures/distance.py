@@ -47,6 +47,8 @@ class ReferenceDistance(Record):
     kl: float  # KL(reference || edited), nats per token; 0 if equal
     documents: TwoSample  # between the two models' losses per token, one for each document
     n_tokens: int
+    kl_untouched: float | None = None
+    """KL(reference || model before any change), nats per token; None in results of earlier versions."""
 
 
 def distance_to_reference(
