@@ -15,9 +15,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from functools import wraps
 from threading import Event, current_thread, main_thread
 from types import FrameType
@@ -33,6 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _USER_ERROR = 2  # the exit code of the command line
+_LONGEST_WAIT = timedelta(days=365)  # one rank may compute for days while another one waits
+_POLL_SECONDS = 0.02
 _ASK_WITHIN = 2.0  # seconds, in which the other ranks ask who tells an error
 _LOST = (
     "a rank ended before the others, and the run ends with it; its own message says why. What was saved is kept: type the same command again, "
@@ -67,6 +70,10 @@ class Ranks:
     size: int = 1
     local_rank: int = 0
     """The place of this process among those on its machine."""
+    local_size: int = 1
+    """The number of processes on its machine."""
+    waiting: dist.ProcessGroup | None = field(default=None, repr=False, compare=False)
+    """Carries `wait_for_all`, without a limit of time."""
 
     @property
     def is_first(self) -> bool:
@@ -81,6 +88,10 @@ class Ranks:
     def share(self, n: int) -> range:
         """Return this rank's part of `n` things in a row; parts differ by one at most."""
         return range(n * self.rank // self.size, n * (self.rank + 1) // self.size)
+
+    def deal(self, things: Sequence[T]) -> Sequence[T]:
+        """Return every `size`-th of some things, from that of this rank's number."""
+        return things[self.rank :: self.size]
 
     def local_device(self, device: str) -> str:
         """Return the device of this rank: each rank on a machine has a separate GPU.
@@ -142,9 +153,15 @@ class Ranks:
         whole[self.share(n).start : self.share(n).stop] = part
         return self.sum_(whole)
 
+    @_ends_with_the_others
     def wait_for_all(self) -> None:
-        """Wait until every rank has come here."""
-        self.sum_(torch.zeros(1))
+        """Wait until every rank has come here, for days if need be. A signal interrupts the wait."""
+        if self.is_alone:
+            return
+        work = dist.all_reduce(torch.zeros(1), group=self.waiting, async_op=True)
+        while not work.is_completed():
+            time.sleep(_POLL_SECONDS)  # in `work.wait()` Python would not see a signal
+        work.wait()
 
     @_ends_with_the_others
     def copy_from_first_(self, tensors: Iterable[Tensor]) -> None:
@@ -192,6 +209,16 @@ def current_ranks() -> Ranks:
 
 
 @contextmanager
+def working_alone() -> Iterator[None]:
+    """Let this process take part in nothing for a `with` block, to do work that the other ranks do not share in, such as a whole training."""
+    _joined.append(Ranks())
+    try:
+        yield
+    finally:
+        _joined.pop()
+
+
+@contextmanager
 def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
     """Join the other processes that `torchrun` started, for a `with` block. Without `torchrun` this process is alone.
 
@@ -208,12 +235,17 @@ def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
     if size == 1:
         yield current_ranks()
         return
-    ranks = Ranks(int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]))
+    ranks = Ranks(
+        int(os.environ["RANK"]), size, int(os.environ["LOCAL_RANK"]), int(os.environ.get("LOCAL_WORLD_SIZE", "").strip() or 1)
+    )
     uses_cuda = ranks.local_device(device).startswith("cuda")
     store = _connect(uses_cuda)
+    ranks = replace(ranks, waiting=dist.new_group(backend="gloo", timeout=_LONGEST_WAIT))
     _joined.append(ranks)
     try:
         with _sigterm_passed_over_when_lost(), _silenced(not ranks.is_first):
+            if uses_cuda:
+                _choose_gpu(ranks)
             yield ranks
     except TrainingInterrupted as error:
         if _lost.is_set():  # the signal is that of torchrun, which ends all ranks when one of them has ended
@@ -258,6 +290,17 @@ def _connect(uses_cuda: bool) -> dist.Store:
             "--rdzv-endpoint of torchrun"
         ) from error
     return store
+
+
+def _choose_gpu(ranks: Ranks) -> None:
+    """Make `cuda` the GPU of this rank."""
+    n_gpus = torch.cuda.device_count()
+    if ranks.local_rank >= n_gpus:
+        raise ConfigError(
+            f"expected a GPU for each rank of a machine, got {n_gpus} for rank {ranks.local_rank + 1}; give torchrun --nproc-per-node "
+            f"{max(n_gpus, 1)}, or --device cpu"
+        )
+    torch.cuda.set_device(ranks.local_rank)
 
 
 def _raise_or_exit(error: MTSAEError, store: dist.Store) -> NoReturn:

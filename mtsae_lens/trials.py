@@ -1,29 +1,27 @@
-"""Run many small experiments and save each as soon as it is done, so that a stopped grid can be resumed."""
+"""Run many small experiments and save each as soon as it is done, so that a stopped grid can be resumed.
+
+Several ranks (`mtsae_lens.ranks`) take turns at the trials that are missing. Each computes its trials alone, and all return all results.
+"""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import re
-import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
 from mtsae_lens.digests import digest_json
 from mtsae_lens.errors import ConfigError, DataError, MTSAEWarning, TrainingInterrupted
 from mtsae_lens.files import write_json
-from mtsae_lens.interruption import stop_on_signal
 from mtsae_lens.output_folders import SETTINGS_FILE, hold_output_folder
+from mtsae_lens.ranks import current_ranks, working_alone
 from mtsae_lens.sealed import read_json, write_sealed_json
+from mtsae_lens.workers import compute_in_workers
 
 Trial = Callable[[], Mapping[str, Any]]
 _NAME = "trial_name"
@@ -32,8 +30,6 @@ _SETTINGS = "trial_settings"
 """Key of the trial's settings in its file, if it does not share them with all others."""
 _N_DIGITS = 12  # of the digest in the name of such a file
 _DIGEST_AT_END = re.compile(rf"-[0-9a-f]{{{_N_DIGITS}}}$")
-
-_POLL_SECONDS = 0.5  # longest delay of a signal while workers compute
 
 
 def run_trials(
@@ -47,7 +43,7 @@ def run_trials(
         trials: functions that compute the results, by name. Names become file names, with `/` replaced by `__`.
         description: text of the progress bar.
         n_workers: number of processes. With more than one, trials must be picklable (`functools.partial` of a module's function). The
-            processes share the threads: a small model uses one core at a time.
+            processes share the threads: a small model uses one core at a time. Each of several ranks has this number.
 
     Returns:
         Results by name.
@@ -59,7 +55,8 @@ def run_trials(
         TrainingInterrupted: a signal arrived; finished trials are kept, and the others are run again by the same call.
     """
     with hold_output_folder(folder):
-        check_settings(folder, settings, has_results=_has_results(folder))
+        if current_ranks().is_first:
+            check_settings(folder, settings, has_results=_has_results(folder))
         of_run = json.loads(json.dumps(settings))
         files = {name: _ResultFile(folder / f"{_file_stem(name)}.json", name, of_run, holds_settings=False) for name in trials}
         return _run_missing(folder, files, trials, description, n_workers)
@@ -100,7 +97,8 @@ def run_trials_by_settings(
             of_trial = json.loads(json.dumps(settings[name]))
             digest = digest_json(of_trial)[:_N_DIGITS]
             files[name] = _ResultFile(folder / f"{_file_stem(name)}-{digest}.json", name, of_trial, holds_settings=True)
-        _warn_of_other_settings(folder, list(files.values()))
+        if current_ranks().is_first:
+            _warn_of_other_settings(folder, list(files.values()))
         return _run_missing(folder, files, trials, description, n_workers)
 
 
@@ -144,30 +142,46 @@ def _file_stem(name: str) -> str:
 def _run_missing(
     folder: Path, files: Mapping[str, _ResultFile], trials: Mapping[str, Trial], description: str, n_workers: int
 ) -> dict[str, dict[str, Any]]:
-    done = {name: file.read() for name, file in files.items() if file.path.exists()}
-    missing = {name: trial for name, trial in trials.items() if name not in done}
-    compute = _one_by_one(missing) if n_workers == 1 else _in_workers(missing, n_workers)
-    with tqdm(total=len(trials), initial=len(trials) - len(missing), desc=description, unit="trial") as progress:
+    ranks = current_ranks()
+    present = _names_in(folder) if ranks.is_first else set()
+    missing: list[str] = ranks.tell([name for name, file in files.items() if file.path.name not in present])
+    done = {name: file.read() for name, file in files.items() if name not in missing}
+    own = {name: trials[name] for name in ranks.deal(missing)}
+    compute = _one_by_one(own) if n_workers == 1 else compute_in_workers(own, n_workers)
+    if not ranks.is_alone:
+        description = f"{description}, first of {ranks.size} ranks"
+    with tqdm(total=len(done) + len(own), initial=len(done), desc=description, unit="trial") as progress:
         try:
             for name, result in compute:
                 files[name].write(result)
                 done[name] = files[name].read()
                 progress.update()
+            ranks.wait_for_all()
         except TrainingInterrupted as stop:
-            kept = f"{len(done)} of {len(trials)} trials are finished and kept in {folder}; run the same command to resume"
+            kept = f"{_n_kept(folder, files)} of {len(trials)} trials are finished and kept in {folder}; run the same command to resume"
             raise TrainingInterrupted(stop.signal_number, kept) from stop
-    return {name: done[name] for name in trials}
+    return {name: done[name] if name in done else files[name].read() for name in trials}
+
+
+def _names_in(folder: Path) -> set[str]:
+    """Return the names of the files of a folder. A listing, unlike `exists`, does not make a network file system remember what is absent."""
+    return {path.name for path in folder.iterdir()}
+
+
+def _n_kept(folder: Path, files: Mapping[str, _ResultFile]) -> int:
+    return len(_names_in(folder) & {file.path.name for file in files.values()})
 
 
 def _warn_of_other_settings(folder: Path, files: Sequence[_ResultFile]) -> None:
     """Warn if trials that are computed now have results with other settings, or from versions that did not write settings."""
     kept: dict[str, list[Path]] = {}
+    present = _names_in(folder)
     for path in sorted(folder.glob("*.json")):
         kept.setdefault(_DIGEST_AT_END.sub("", path.stem), []).append(path)
     differ: list[set[str]] = []
     for file in files:
         others = kept.get(_file_stem(file.name), [])
-        if others and not file.path.exists():
+        if others and file.path.name not in present:
             differ.append(min((_changed(other, file.settings) for other in others), key=len))
     if differ:
         names = _first_five(sorted(set().union(*differ)))
@@ -243,51 +257,6 @@ def _leaves(settings: Any, name: str = "") -> dict[str, Any]:
 
 def _one_by_one(trials: Mapping[str, Trial]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     for name, trial in trials.items():
-        yield name, trial()
-
-
-def _in_workers(trials: Mapping[str, Trial], n_workers: int) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield results as they arrive. A signal ends the workers at once."""
-    n_threads = max(1, (os.cpu_count() or 1) // n_workers)
-    others = set(multiprocessing.active_children())
-    spawn = multiprocessing.get_context("spawn")  # a fork would share torch's threads
-    with (
-        _quiet_progress(),
-        stop_on_signal() as stop,
-        ProcessPoolExecutor(n_workers, spawn, _start_worker, (n_threads,)) as pool,
-    ):
-        names = {pool.submit(trial): name for name, trial in trials.items()}
-        pending = set(names)
-        try:
-            while pending:
-                done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_COMPLETED)
-                if stop.signal_number is not None:
-                    # a worker that is asked to stop would finish its trial and start the next; a trial has no state to save
-                    for worker in set(multiprocessing.active_children()) - others:
-                        worker.kill()
-                    raise TrainingInterrupted(stop.signal_number, "")
-                for future in done:
-                    yield names[future], future.result()
-        except BaseException:
-            # otherwise the pool would first run all remaining trials
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _start_worker(n_threads: int) -> None:
-    torch.set_num_threads(n_threads)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
-
-
-@contextmanager
-def _quiet_progress() -> Iterator[None]:
-    """Disable the progress bars of workers, which inherit the environment and would overwrite the parent's bar."""
-    before = os.environ.get("TQDM_DISABLE")
-    os.environ["TQDM_DISABLE"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TQDM_DISABLE"]
-        else:
-            os.environ["TQDM_DISABLE"] = before
+        with working_alone():
+            result = trial()
+        yield name, result

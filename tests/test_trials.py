@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 import torch
+from several_ranks import on_ranks
 
 from mtsae_lens.errors import ConfigError, DataError, MTSAEWarning, TrainingInterrupted
+from mtsae_lens.interruption import interrupt_on_signal
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.trials import run_trials, run_trials_by_settings
 
 
@@ -261,3 +265,103 @@ def test_an_interruption_can_be_sent_between_processes() -> None:
     sent = pickle.loads(pickle.dumps(TrainingInterrupted(signal.SIGTERM, "saved")))
     assert type(sent) is TrainingInterrupted
     assert (sent.signal_number, str(sent)) == (signal.SIGTERM, "saved")
+
+
+# ---------------------------------------------------------------------------------------------- several ranks
+
+
+def recorded(folder: Path, name: str) -> Any:
+    """Return a trial that notes in a file which rank has computed it, and that it works alone."""
+
+    def compute() -> dict[str, Any]:
+        folder.mkdir(exist_ok=True)
+        with (folder / name).open("a") as file:
+            file.write(f"{os.environ.get('RANK', 'none')} of {current_ranks().size}\n")
+        return {"value": name}
+
+    return compute
+
+
+def shared_trials(tmp_path: Path, n: int) -> dict[str, dict[str, Any]]:
+    names = [f"x{number}" for number in range(n)]
+    return run_trials(tmp_path / "out", {"a": 1}, {name: recorded(tmp_path / "calls", name) for name in names}, "test")
+
+
+def test_ranks_share_the_trials(tmp_path: Path) -> None:
+    expected = {f"x{number}": {"value": f"x{number}"} for number in range(5)}
+
+    def work() -> None:
+        assert list(shared_trials(tmp_path, 5).items()) == list(expected.items())
+        assert current_ranks().size == 2
+
+    assert on_ranks(2, tmp_path / "ranks", work) == [(0, "")] * 2
+    calls = {path.name: path.read_text() for path in (tmp_path / "calls").iterdir()}
+    assert calls == {f"x{number}": f"{number % 2} of 1\n" for number in range(5)}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"settings.json", *(f"{name}.json" for name in expected)}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_trials_of_ranks_are_resumed_by_any_number_of_ranks(n: int, tmp_path: Path) -> None:
+    assert on_ranks(2, tmp_path / "ranks", lambda: shared_trials(tmp_path, 3)) == [(0, "")] * 2
+    if n == 1:
+        shared_trials(tmp_path, 8)
+    else:
+        assert on_ranks(n, tmp_path / "more", lambda: shared_trials(tmp_path, 8)) == [(0, "")] * n
+    calls = {path.name: path.read_text().splitlines() for path in (tmp_path / "calls").iterdir()}
+    assert {name: len(lines) for name, lines in calls.items()} == {f"x{number}": 1 for number in range(8)}
+    assert len({calls[f"x{number}"][0] for number in range(3, 8)}) == n
+
+
+def test_a_rank_that_is_killed_ends_the_trials_and_finished_ones_are_kept(tmp_path: Path) -> None:
+    def killed() -> dict[str, Any]:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return {}
+
+    def work() -> None:
+        trials = {name: recorded(tmp_path / "calls", name) for name in ("x0", "x1", "x2")} | {"x3": killed}
+        run_trials(tmp_path / "out", {"a": 1}, trials, "test")
+
+    first, second = on_ranks(2, tmp_path / "ranks", work)
+    assert second == (-signal.SIGKILL, "")
+    assert first[0] == 2
+    assert first[1].startswith("a rank ended before the others")
+    assert list(shared_trials(tmp_path, 4)) == ["x0", "x1", "x2", "x3"]
+    assert {path.name: path.read_text().count("\n") for path in (tmp_path / "calls").iterdir()} == {
+        f"x{number}": 1 for number in range(4)
+    }
+
+
+def test_results_of_other_settings_are_refused_once_for_all_ranks(tmp_path: Path) -> None:
+    shared_trials(tmp_path, 1)
+    ended = on_ranks(2, tmp_path / "ranks", lambda: run_trials(tmp_path / "out", {"a": 2}, {}, "test"))
+    assert [code for code, _ in ended] == [2, 2]
+    (told,) = [text for _, text in ended if text]
+    assert "made with other settings (a)" in told
+
+
+def test_a_signal_ends_the_wait_for_other_ranks(tmp_path: Path) -> None:
+    """All ranks get the signal, as `torchrun` sends it: the one that waits and the one that computes."""
+
+    def slow() -> dict[str, Any]:
+        (tmp_path / "begun").touch()
+        time.sleep(60)
+        return {}
+
+    def work() -> None:
+        (tmp_path / f"pid{current_ranks().rank}").write_text(str(os.getpid()))
+        with interrupt_on_signal("kept", keep_inner_message=True):
+            run_trials(tmp_path / "out", {}, {"x0": counting([], "x0"), "x1": slow}, "test")
+
+    def stop_both() -> None:
+        deadline = time.monotonic() + 30
+        while not ((tmp_path / "begun").exists() and (tmp_path / "out" / "x0.json").exists()) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        for rank in range(2):
+            os.kill(int((tmp_path / f"pid{rank}").read_text()), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop_both)
+    stopper.start()
+    first, second = on_ranks(2, tmp_path / "ranks", work)
+    stopper.join()
+    assert first == (2, "kept")
+    assert second == (128 + signal.SIGTERM, "")

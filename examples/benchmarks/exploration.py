@@ -83,8 +83,8 @@ def main() -> None:
     n_features = options.measured_features or d_sae
     measured: dict[str, torch.Tensor] = {}
     for name, n, measure in (
-        ("ablation", plan.n_ablated, lambda peaks: measure_ablation(lm, peaks, iter)),
-        ("model attribution", plan.n_attributed, lambda peaks: attribute_to_tokens(lm, peaks, plan.before, plan.after, iter)),
+        ("ablation", plan.n_ablated, lambda peaks: measure_ablation(lm, peaks)),
+        ("model attribution", plan.n_attributed, lambda peaks: attribute_to_tokens(lm, peaks, plan.before, plan.after)),
     ):
         peaks = find_strongest_peaks(survey, n)
         chosen = peaks.rows((peaks.feature < n_features).nonzero().squeeze(1))

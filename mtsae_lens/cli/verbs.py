@@ -108,11 +108,13 @@ def unlearn_benchmark(settings: BenchmarkSettings) -> None:
     Finished work is kept. Run the same command again to resume.
     """
     from mtsae_lens.experiments.benchmark.run import run_benchmark
+    from mtsae_lens.ranks import joined_ranks
 
-    _, report = run_benchmark(settings)
-    say("\n\n".join(report.summary) + "\n")
-    print_tables(*report.tables)
-    _name_report(settings)
+    with joined_ranks(settings.device):
+        _, report = run_benchmark(settings)
+        say("\n\n".join(report.summary) + "\n")
+        print_tables(*report.tables)
+        _name_report(settings)
 
 
 def compare(settings: CompareSettings) -> None:
@@ -121,11 +123,13 @@ def compare(settings: CompareSettings) -> None:
     Finished work is kept. Run the same command again to resume.
     """
     from mtsae_lens.experiments.compare.run import run_compare
+    from mtsae_lens.ranks import joined_ranks
 
-    _, report = run_compare(settings)
-    say("\n".join(report.summary) + "\n")
-    print_tables(*report.tables)
-    _name_report(settings)
+    with joined_ranks(settings.device):
+        _, report = run_compare(settings)
+        say("\n".join(report.summary) + "\n")
+        print_tables(*report.tables)
+        _name_report(settings)
 
 
 def generate(settings: GenerateSettings) -> None:
@@ -154,12 +158,14 @@ def explore(settings: ExploreSettings) -> None:
     Finished work is kept. Run the same command again to resume.
     """
     from mtsae_lens.commands.explore import run_explore
+    from mtsae_lens.ranks import joined_ranks
 
-    facts, page = run_explore(settings)
-    fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
-    asked = f" (the texts hold no more; {facts['n_tokens_asked']:,} were requested)" if fewer else ""
-    say(f"read {facts['n_tokens']:,} tokens{asked}")
-    say(f"page: {page}")
+    with joined_ranks(settings.device):
+        facts, page = run_explore(settings)
+        fewer = facts["n_tokens"] < 0.9 * facts["n_tokens_asked"]  # special tokens are asked for and not counted
+        asked = f" (the texts hold no more; {facts['n_tokens_asked']:,} were requested)" if fewer else ""
+        say(f"read {facts['n_tokens']:,} tokens{asked}")
+        say(f"page: {page}")
 
 
 def upload(settings: UploadSettings) -> None:
@@ -196,10 +202,12 @@ def planted(settings: PlantedCommandSettings) -> None:
     Finished work is kept. Run the same command again to resume.
     """
     from mtsae_lens.experiments.planted.run import run_planted
+    from mtsae_lens.ranks import joined_ranks
 
-    _, tables = run_planted(settings)
-    print_tables(*tables)
-    _name_report(settings)
+    with joined_ranks():
+        _, tables = run_planted(settings)
+        print_tables(*tables)
+        _name_report(settings)
 
 
 def paper(settings: PaperSettings) -> None:

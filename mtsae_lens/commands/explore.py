@@ -20,6 +20,7 @@ from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.machine_paths import shorten, shorten_settings
 from mtsae_lens.opening import open_sae
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import provenance
 from mtsae_lens.reporting.explorer.page import write_explorer
 from mtsae_lens.splice.edit_files import weights_digest
@@ -29,6 +30,8 @@ from mtsae_lens.splice.edit_files import weights_digest
 @in_output_folder
 def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     """Read the text, and write the folder of facts (`mtsae_lens.facts`) and its page; a run that was stopped is resumed.
+
+    Several ranks (`mtsae_lens.ranks`) share the work. The first one writes, and all return.
 
     Args:
         settings: what to explore.
@@ -47,7 +50,7 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
     lm, _ = open_sae(
         settings.sae,
         model=settings.model,
-        device=settings.device,
+        device=current_ranks().local_device(settings.device),
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         check=check_text,
@@ -80,4 +83,5 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         ),
         about=lambda seconds: {"sae": settings.sae.resolve().name, "provenance": provenance(settings.seed, seconds, recorded)},
     )
-    return facts, write_explorer(settings.out)
+    page = write_explorer(settings.out) if current_ranks().is_first else settings.out
+    return facts, Path(current_ranks().tell(str(page)))

@@ -142,6 +142,7 @@ def write_shards(
     ranks.wait_for_all()
     if ranks.is_first:
         merge_rank_manifests(folder, manifest)
+    ranks.wait_for_all()  # a rank may open the cache next
     return manifest
 
 

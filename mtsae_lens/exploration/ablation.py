@@ -14,6 +14,7 @@ from torch import Tensor
 from mtsae_lens.exploration.firings import compute_features_at
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 _ROWS_AT_ONCE = 32  # contexts rerun together
@@ -21,7 +22,7 @@ _ROWS_AT_ONCE = 32  # contexts rerun together
 
 @torch.no_grad()
 def measure_ablation(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
-    """Measure the change of the loss when each feature is set to zero at its peak.
+    """Measure the change of the loss when each feature is set to zero at its peak. Several ranks (`mtsae_lens.ranks`) share the peaks.
 
     Args:
         lm: model and SAE.
@@ -31,11 +32,12 @@ def measure_ablation(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:
         Change in nats of the loss of the next token, and of the mean loss of the tokens after that one. Positive: without the feature the
         model predicts worse. NaN where there is no such token, or where it is a special token.
     """
-    effects = torch.full((len(peaks), 2), torch.nan)
+    effects = torch.zeros(len(peaks), 2)
     order = peaks.context.argsort(stable=True)  # peaks of one context together, so that its clean run is made once
-    for rows in track(order.split(_ROWS_AT_ONCE) if len(peaks) else (), "ablating features", "batch"):
+    batches = order.split(_ROWS_AT_ONCE) if len(peaks) else ()
+    for rows in track(current_ranks().deal(batches), "ablating features", "batch"):
         effects[rows] = _effects(lm, peaks.select(rows))
-    return effects
+    return current_ranks().sum_(effects)
 
 
 def _effects(lm: HookedLM, peaks: Peaks) -> Float[Tensor, "peak 2"]:

@@ -44,6 +44,16 @@ class CofiringSample:
         self.features.append(firings.feature[of_taken].int().cpu())
         self.n_tokens += int(rows_of_taken.sum())
 
+    def merge(self, other: CofiringSample) -> None:
+        """Add the sample of other contexts.
+
+        Args:
+            other: their sample; its tokens are numbered after those of this one.
+        """
+        self.tokens += [tokens + self.n_tokens for tokens in other.tokens]
+        self.features += other.features
+        self.n_tokens += other.n_tokens
+
     def strongest(self, d_sae: int, n: int) -> tuple[Float[Tensor, "d_sae n"], Int[Tensor, "d_sae n"]]:
         """Find for each feature the `n` other features with the highest positive phi coefficient.
 

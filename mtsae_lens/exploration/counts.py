@@ -83,6 +83,16 @@ class FeatureCounts:
         self.histogram += torch.bincount(feature * n_bins + bins, minlength=d_sae * n_bins).view(d_sae, n_bins).cpu()
         self._add_durations(reading, firings)
 
+    def merge(self, other: FeatureCounts) -> None:
+        """Add the counts of other contexts of the same corpora.
+
+        Args:
+            other: counts with the same edges of the histogram.
+        """
+        for name in ("n_tokens", "n_active", "total", "histogram", "n_runs", "persisted", "could_persist"):
+            getattr(self, name).add_(getattr(other, name))
+        self.maximum = torch.maximum(self.maximum, other.maximum)
+
     def _add_durations(self, reading: BatchReading, firings: Firings) -> None:
         n_positions, d_sae = reading.kept.shape[1], len(self.total)
         fires = (reading.feature_acts > 0).flatten()

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mtsae_lens.exploration.firings import Firings
@@ -77,6 +77,11 @@ class ExampleList:
             token_scales=torch.empty(0, plan.window, n_scales),
         )
 
+    def emptied(self) -> ExampleList:
+        """Return an empty list with the same numbers of slots, scales and offsets."""
+        tensors = {name: tensor[:0] if name in SHOWN else torch.full_like(tensor, -1) for name, tensor in vars(self).items()}
+        return ExampleList(**tensors | {"key": torch.full_like(self.key, -torch.inf)})
+
     def rows_of(self, feature: Int[Tensor, " entry"], slot: Int[Tensor, " entry"]) -> Int[Tensor, " entry"]:
         """Return the rows of slots that are about to be filled, and allocate rows (of NaN) for slots without one.
 
@@ -119,13 +124,19 @@ class ExampleList:
         rows = self.row[feature, slot].long()
         return {name: tensor[rows] if name in SHOWN else tensor[feature, slot] for name, tensor in vars(self).items()}
 
-    def admit(self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int) -> Entries:
+    def admit(
+        self, firings: Firings, keys: Float[Tensor, " firing"], batch_size: int, corpus: int, first_context: int
+    ) -> Entries:
         """Put firings with high keys into the list, at most one per context, in place of entries with lower keys.
+
+        Of equal keys, that of the earlier context is kept.
 
         Args:
             firings: all firings of a batch.
             keys: the key of each firing.
             batch_size: contexts of the batch.
+            corpus: number of the corpus.
+            first_context: number of the batch's first context, over all corpora.
 
         Returns:
             The firings that entered, and their slots.
@@ -133,27 +144,76 @@ class ExampleList:
         d_sae, n = self.key.shape
         best, position = _best_by_context(firings, keys, batch_size, d_sae)
         touched = (best > self.key.amin(dim=1, keepdim=True)).any(dim=1).nonzero().squeeze(1) if n else torch.empty(0).long()
-        both = torch.cat([self.key[touched], best[touched]], dim=1)
-        chosen = torch.zeros_like(both, dtype=torch.bool).scatter_(1, both.topk(n, dim=1).indices, value=True) & both.isfinite()
-        free, enters = ~chosen[:, :n], chosen[:, n:]
-        # The first free slots of a feature are paired with the entering firings, in order.
-        rows, slot = (free & (free.cumsum(dim=1) <= enters.sum(dim=1, keepdim=True))).nonzero().unbind(dim=1)
-        feature, context = touched[rows], enters.nonzero()[:, 1]
+        numbers = torch.arange(first_context, first_context + batch_size, dtype=torch.int32).expand(len(touched), -1)
+        rows, slot, context = self._replace(touched, best[touched], numbers)
+        feature = touched[rows]
         self.key[feature, slot] = best[feature, context]
+        self.context[feature, slot] = (first_context + context).int()
+        self.corpus[feature, slot] = corpus
         self.position[feature, slot] = position[feature, context].int()
         return Entries(feature, slot, context, position[feature, context])
 
+    def merge(self, other: ExampleList) -> None:
+        """Keep the examples with the highest keys of both lists.
+
+        Args:
+            other: the examples of other contexts.
+        """
+        feature, slot, of_other = self._replace(torch.arange(len(self.key)), other.key, other.context)
+        rows, entering = self.rows_of(feature, slot), other.at(feature, of_other)
+        del entering["row"]
+        for name, tensor in entering.items():
+            if name in SHOWN:
+                getattr(self, name)[rows] = tensor
+            else:
+                getattr(self, name)[feature, slot] = tensor
+
+    def _replace(
+        self, features: Int[Tensor, " feature"], keys: Float[Tensor, "feature m"], contexts: Int[Tensor, "feature m"]
+    ) -> tuple[Int[Tensor, " entry"], Int[Tensor, " entry"], Int[Tensor, " entry"]]:
+        """Find the candidates that belong into the list, and the slots that they take.
+
+        Returns:
+            For each entry: the row of its feature in `features`, its slot, and its column in `keys`.
+        """
+        n = self.key.shape[1]
+        both = torch.cat([self.key[features], keys], dim=1)
+        chosen = _highest(both, torch.cat([self.context[features], contexts], dim=1), n) & both.isfinite()
+        free, enters = ~chosen[:, :n], chosen[:, n:]
+        # The first free slots of a feature are paired with the entering candidates, in order.
+        rows, slot = (free & (free.cumsum(dim=1) <= enters.sum(dim=1, keepdim=True))).nonzero().unbind(dim=1)
+        return rows, slot, enters.nonzero()[:, 1]
+
     def order(self, peak: int, features: Int[Tensor, " feature"] | None = None) -> Int[Tensor, "feature n"]:
-        """Sort the slots from the highest activation down, empty ones last.
+        """Sort the slots from the highest activation down, equal ones by context, empty ones last.
 
         Args:
             peak: index of the peak in a window.
             features: the features whose slots are sorted; None for all.
         """
-        row = (self.row if features is None else self.row[features]).long()
+        row, context = ((all_ if features is None else all_[features]) for all_ in (self.row, self.context))
+        row = row.long()
         at_peak = torch.full(row.shape, -torch.inf)
         at_peak[row >= 0] = self.activations[row[row >= 0], peak].nan_to_num(nan=-torch.inf)
-        return at_peak.argsort(dim=1, descending=True, stable=True)
+        return _sort(at_peak, context)
+
+
+def _highest(keys: Float[Tensor, "feature m"], contexts: Int[Tensor, "feature m"], n: int) -> Bool[Tensor, "feature m"]:
+    """Mark the `n` highest keys of each feature; of equal keys, those of earlier contexts."""
+    best = keys.topk(min(n + 1, keys.shape[1]), dim=1)
+    chosen = torch.zeros_like(keys, dtype=torch.bool).scatter_(1, best.indices[:, :n], value=True)
+    if n and best.values.shape[1] > n:
+        # `topk` chooses at random among equal keys, which matters only where the last key that is chosen equals the first that is not
+        tied = (best.values[:, n - 1] == best.values[:, n]).nonzero().squeeze(1)
+        first = _sort(keys[tied], contexts[tied])[:, :n]
+        chosen[tied] = torch.zeros_like(chosen[tied]).scatter_(1, first, value=True)
+    return chosen
+
+
+def _sort(keys: Float[Tensor, "feature m"], contexts: Int[Tensor, "feature m"]) -> Int[Tensor, "feature m"]:
+    """Sort each row from the highest key down, equal keys by context."""
+    by_context = contexts.argsort(dim=1, stable=True)
+    return by_context.gather(1, keys.gather(1, by_context).argsort(dim=1, descending=True, stable=True))
 
 
 def _best_by_context(

@@ -34,6 +34,7 @@ from mtsae_lens.files import create_folder
 from mtsae_lens.interruption import interrupt_on_signal, stop_on_signal
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.output_folders import hold_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.sealed import read_json, read_tensors, write_sealed_json, write_tensors
@@ -48,10 +49,13 @@ _REMEDY = "delete it; the same command makes it again"
 
 
 def _kept(state: Path, name: str, compute: Callable[[], Tensor]) -> Tensor:
-    """Return a result that is computed once and kept in the folder of the state."""
-    path = state / f"{name}.safetensors"
-    if not path.exists():
-        write_tensors(path, {name: compute()})
+    """Return a result that is computed once and kept in the folder of the state. Several ranks compute it together."""
+    path, ranks = state / f"{name}.safetensors", current_ranks()
+    if not ranks.tell(path.exists()):
+        values = compute()
+        if ranks.is_first:
+            write_tensors(path, {name: values})
+        return values
     tensors, _ = read_tensors(path, _REMEDY)
     if name not in tensors:
         raise DataError(f"{path}: expected a tensor {name!r} in this file, got none (damaged); {_REMEDY}")
@@ -68,6 +72,8 @@ def explore(
     about: Callable[[float], Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Measure what every feature does, and write `explore.json`, `features.parquet`, `examples.parquet` and `texts.parquet`.
+
+    Several ranks (`mtsae_lens.ranks`) share the text and the peaks. The first one writes, and all return.
 
     Args:
         lm: model and SAE, of any architecture.
@@ -98,50 +104,101 @@ def _explore(
     settings: Mapping[str, Any],
     about: Callable[[float], Mapping[str, Any]],
 ) -> dict[str, Any]:
-    watch, state = Stopwatch(), out / STATE_FOLDER
-    check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
-    if (out / ABOUT_FILE).exists():
-        shutil.rmtree(state, ignore_errors=True)  # left by a run that was killed after it wrote its last file
-        remedy = f"delete {out / ABOUT_FILE}; the same command makes the facts again"
-        content = read_json(out / ABOUT_FILE, dict[str, Any], remedy)
-        check_checksums(out, remedy)
+    watch, state, ranks = Stopwatch(), out / STATE_FOLDER, current_ranks()
+    content = ranks.tell(_finished(out, state, settings) if ranks.is_first else None)
+    if content is not None:
         return content
-    create_folder(state)
     with interrupt_on_signal(f"finished work is kept in {state}; run the same command to resume"):
         survey = _pass_over_text(lm, corpora, plan, state)
         effects, attributions = _measure(lm, corpora, survey, state)
-        texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
-        write_features(out / FEATURES_FILE, survey, texts, effects)
-        write_examples(out / EXAMPLES_FILE, survey, texts, attributions, get_encoder_biases(lm.sae))
-        n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
-    write_checksums(out, ("*.parquet",))
-    content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
-    write_sealed_json(out / ABOUT_FILE, content)
-    shutil.rmtree(state, ignore_errors=True)
+        if ranks.is_first:
+            texts = TokenTexts(lm.cutter.tokenizer, lm.model.cfg.d_vocab)
+            write_features(out / FEATURES_FILE, survey, texts, effects)
+            write_examples(out / EXAMPLES_FILE, survey, texts, attributions, get_encoder_biases(lm.sae))
+            n_text_contexts = write_texts(out / TEXTS_FILE, lm, corpora.tables(plan.n_text_contexts), texts)
+            write_checksums(out, ("*.parquet",))
+            content = _describe(lm, corpora, survey, n_text_contexts) | dict(about(watch.seconds))
+            write_sealed_json(out / ABOUT_FILE, content)
+            shutil.rmtree(state, ignore_errors=True)
+        ranks.wait_for_all()
+    return ranks.tell(content)
+
+
+def _finished(out: Path, state: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the content of `explore.json` if the facts are complete; otherwise create the folder of the state."""
+    check_settings(out, dict(settings), has_results=(out / ABOUT_FILE).exists() or any(state.glob("*.safetensors")))
+    if not (out / ABOUT_FILE).exists():
+        create_folder(state)
+        return None
+    shutil.rmtree(state, ignore_errors=True)  # left by a run that was killed after it wrote its last file
+    remedy = f"delete {out / ABOUT_FILE}; the same command makes the facts again"
+    content = read_json(out / ABOUT_FILE, dict[str, Any], remedy)
+    check_checksums(out, remedy)
     return content
 
 
 def _pass_over_text(lm: HookedLM, corpora: Corpora, plan: Plan, state: Path) -> Survey:
-    """Pass over the text, continuing from a saved state if there is one."""
-    survey = Survey(lm, plan, len(corpora.sources), _cofiring_interval(corpora))
+    """Pass over the text, continuing from a saved state if there is one.
+
+    Ranks take turns at the batches. After each round, in which every rank has read one batch, they agree whether to save and whether to
+    stop, so a saved state is that of all batches up to some number, and any number of ranks can continue it.
+    """
+    ranks, survey = current_ranks(), Survey(lm, plan, len(corpora.sources), _cofiring_interval(corpora))
     path, saved_at = state / "survey.safetensors", Stopwatch()
-    if path.exists():
+    if ranks.is_first and path.exists():
         survey.load(path)
+    survey.n_batches = start = ranks.tell(survey.n_batches)
     n_expected = len(corpora.sources) * corpora.n_contexts_each * corpora.cutter.context_size
     done = min(
         n_expected, survey.n_batches * lm.batch_size * corpora.cutter.context_size
     )  # with special tokens, as `update` counts them
     bar = tqdm(total=n_expected, initial=done, desc="exploring text", unit="tok", unit_scale=True)
     with bar as progress, stop_on_signal() as stop:
-        for batch in corpora.batches(lm.batch_size, survey.n_batches):
-            survey.add(batch)
+        for batch in corpora.batches(lm.batch_size, start):
+            turn = (batch.number - start) % ranks.size
+            if turn == ranks.rank:
+                survey.add(batch)
+            if batch.number == start:
+                ranks.copy_from_first_([survey.counts.edges])  # which the first batch determines
+            survey.n_batches = batch.number + 1
             progress.update(batch.tokens.numel())
-            if stop or saved_at.seconds > _SAVE_EVERY_SECONDS:
-                survey.save(path)
+            if turn < ranks.size - 1:
+                continue
+            signal_number = ranks.agree_to_stop(stop.signal_number)
+            if signal_number is not None or ranks.tell(saved_at.seconds > _SAVE_EVERY_SECONDS):
+                survey = _save(survey, path)
                 saved_at = Stopwatch()
-            if stop.signal_number is not None:
-                raise TrainingInterrupted(stop.signal_number, f"saved in {state}")
-    survey.save(path)
+            if signal_number is not None:
+                raise TrainingInterrupted(signal_number, f"saved in {state}")
+        survey = _save(survey, path)
+        signal_number = ranks.agree_to_stop(stop.signal_number)
+        if signal_number is not None:
+            raise TrainingInterrupted(signal_number, f"saved in {state}")
+    if not ranks.is_first:
+        survey.load(path)
+    return survey
+
+
+def _save(survey: Survey, path: Path) -> Survey:
+    """Save the state of the pass, and return the survey that goes on.
+
+    Each rank but the first writes what it has read since the last time to a file, and starts from nothing. The first one merges these files
+    into its survey, and saves it.
+    """
+    ranks = current_ranks()
+    parts = [path.with_name(f"batches_{survey.n_batches}_rank_{rank}.safetensors") for rank in range(1, ranks.size)]
+    if not ranks.is_first:
+        survey.save(parts[ranks.rank - 1])
+        survey = survey.emptied()
+    ranks.wait_for_all()
+    if ranks.is_first:
+        for part in parts:
+            other = survey.emptied()
+            other.load(part)
+            survey.merge(other)
+        survey.save(path)
+        for part in parts:
+            part.unlink()
     return survey
 
 

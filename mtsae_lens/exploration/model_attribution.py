@@ -18,6 +18,7 @@ from mtsae_lens.data.precision import in_float32
 from mtsae_lens.exploration.firings import compute_features_at
 from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
@@ -26,7 +27,7 @@ _ROWS_AT_ONCE = 16  # whole contexts with gradients; larger batches take more me
 
 
 def attribute_to_tokens(lm: HookedLM, peaks: Peaks, before: int, after: int) -> Float[Tensor, "peak window"]:
-    """Attribute each peak to the tokens of the window around it.
+    """Attribute each peak to the tokens of the window around it. Several ranks (`mtsae_lens.ranks`) share the peaks.
 
     Args:
         lm: model and SAE.
@@ -38,10 +39,11 @@ def attribute_to_tokens(lm: HookedLM, peaks: Peaks, before: int, after: int) -> 
         The attribution of each token; NaN beyond the ends of the context.
     """
     n_positions = peaks.tokens.shape[1]
-    found = torch.full((len(peaks), before + 1 + after), torch.nan)
+    found = torch.zeros(len(peaks), before + 1 + after)
     # Contexts are cut after the last peak of a batch. The longest come first, so that later batches reuse their memory.
     order = peaks.position.argsort(stable=True, descending=True)
-    for rows in track(order.split(_ROWS_AT_ONCE) if len(peaks) else (), "attributing to tokens", "batch"):
+    batches = order.split(_ROWS_AT_ONCE) if len(peaks) else ()
+    for rows in track(current_ranks().deal(batches), "attributing to tokens", "batch"):
         chosen = peaks.select(rows)
         end = n_positions if _reads_ahead(lm) else int(chosen.position.max()) + 1
         values = _attribute(lm, chosen.tokens[chosen.context], end, chosen.position, chosen.feature)
@@ -49,7 +51,7 @@ def attribute_to_tokens(lm: HookedLM, peaks: Peaks, before: int, after: int) -> 
         where = chosen.position[:, None] + torch.arange(-before, after + 1)
         inside = (where >= 0) & (where < n_positions)
         found[rows] = values.gather(1, where.clamp(0, n_positions - 1)).masked_fill(~inside, torch.nan)
-    return found
+    return current_ranks().sum_(found)
 
 
 def _reads_ahead(lm: HookedLM) -> bool:

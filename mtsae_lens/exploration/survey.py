@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.exploration.cofiring import CofiringSample
 from mtsae_lens.exploration.corpora import TextBatch
 from mtsae_lens.exploration.counts import FeatureCounts
-from mtsae_lens.exploration.example_lists import Entries, ExampleList
+from mtsae_lens.exploration.example_lists import ExampleList
 from mtsae_lens.exploration.firings import Firings, find_firings, read_batch
 from mtsae_lens.exploration.plan import Plan
 from mtsae_lens.exploration.windows import WindowGatherer
@@ -59,6 +61,7 @@ class Survey:
         self.held: dict[int, tuple[Spans, Int[Tensor, " pos"]]] = {}
         """Documents and tokens of each context that holds an example, by the number of the context."""
         self.n_batches = 0
+        """Number of the next batch."""
         self._windows = WindowGatherer(sae, plan)
 
     def add(self, batch: TextBatch) -> None:
@@ -86,9 +89,11 @@ class Survey:
         if self.cofiring_interval is not None:
             self.cofiring.add(batch.first_context, self.cofiring_interval, reading, firings)
         for kind, examples in self.lists.items():
-            entries = examples.admit(firings, self._keys(kind, firings, generator), len(tokens))
+            keys = self._keys(kind, firings, generator)
+            entries = examples.admit(firings, keys, len(tokens), batch.corpus, batch.first_context)
             self._windows.fill(examples, entries, reading)
-            self._hold(examples, entries, batch)
+            for row in entries.context.unique().tolist():
+                self.held[batch.first_context + row] = (batch.spans[row], batch.tokens[row].int())
 
     def _keys(self, kind: str, firings: Firings, generator: torch.Generator) -> Tensor:
         """Return activations, or random numbers seeded by the batch, so that a continued pass draws the same numbers."""
@@ -96,12 +101,32 @@ class Survey:
             return firings.value.float()
         return torch.rand(len(firings.value), generator=generator).to(firings.value.device)
 
-    def _hold(self, examples: ExampleList, entries: Entries, batch: TextBatch) -> None:
-        at = (entries.feature, entries.slot)
-        examples.context[at] = (batch.first_context + entries.context).int()
-        examples.corpus[at] = batch.corpus
-        for row in entries.context.unique().tolist():
-            self.held[batch.first_context + row] = (batch.spans[row], batch.tokens[row].int())
+    def emptied(self) -> Survey:
+        """Return a survey that has read nothing, and goes on where this one is; it shares the weights and the edges of the histogram."""
+        other, d_sae = copy.copy(self), self.lm.sae.cfg.d_sae
+        other.counts = replace(FeatureCounts.empty(len(self.counts.n_tokens), d_sae), edges=self.counts.edges)
+        other.lift = self.lift.emptied() if self.lift is not None else None
+        other.lists = {kind: examples.emptied() for kind, examples in self.lists.items()}
+        other.cofiring, other.held = CofiringSample(), {}
+        return other
+
+    def merge(self, other: Survey) -> None:
+        """Add what another survey has read: other batches of the same text.
+
+        The result is that of one survey of all batches, up to the rounding of sums.
+
+        Args:
+            other: the other survey, with the same edges of the histogram.
+        """
+        self.counts.merge(other.counts)
+        if self.lift is not None and other.lift is not None:
+            self.lift.merge(other.lift)
+        self.cofiring.merge(other.cofiring)
+        for kind, examples in self.lists.items():
+            examples.merge(other.lists[kind])
+        self.held |= other.held
+        self._forget()
+        self.n_batches = max(self.n_batches, other.n_batches)
 
     def _forget(self) -> None:
         """Drop contexts that no longer hold an example."""

@@ -9,6 +9,7 @@ of all features at all positions, and memory is `d_sae * d_in`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -64,6 +65,24 @@ class Lift:
             self.total[number] += part.vector[kept].sum(dim=0).cpu().double()
         self.n_active += counts.cpu()
         self.n_tokens += int(kept.sum())
+
+    def merge(self, other: Lift) -> None:
+        """Add the sums of other contexts.
+
+        Args:
+            other: the sums, of the same SAE.
+        """
+        self.at_active += other.at_active
+        self.total += other.total
+        self.n_active += other.n_active
+        self.n_tokens += other.n_tokens
+
+    def emptied(self) -> Lift:
+        """Return the lift of the same SAE before the first batch; it shares the weights."""
+        other = copy.copy(self)
+        for name in ("at_active", "total", "n_active", "n_tokens"):
+            setattr(other, name, torch.zeros_like(getattr(self, name)))
+        return other
 
     @property
     def by_pair(self) -> Float[Tensor, "d_sae n_pairs"]:

@@ -52,7 +52,7 @@ def sample(keys: torch.Tensor, acts: torch.Tensor) -> torch.Tensor:
     """Return the context of each feature's one example."""
     examples = ExampleList.empty(acts.shape[-1], 1, Plan(before=0, after=0), 0, 0)
     firings = find_firings(acts)
-    entries = examples.admit(firings, keys, len(acts))
+    entries = examples.admit(firings, keys, len(acts), 0, 0)
     return entries.context[entries.feature.argsort()]
 
 
@@ -101,6 +101,6 @@ def test_sampled_examples_are_firings_of_distinct_contexts(look: Any, lm: Any, c
 def test_nothing_fires() -> None:
     examples = ExampleList.empty(3, 2, Plan(before=1, after=1), 0, 0)
     empty = torch.empty(0, dtype=torch.long)
-    entries = examples.admit(Firings(empty, empty, empty, empty, torch.empty(0)), torch.empty(0), 4)
+    entries = examples.admit(Firings(empty, empty, empty, empty, torch.empty(0)), torch.empty(0), 4, 0, 0)
     assert len(entries.feature) == 0
     assert (examples.key == -torch.inf).all()

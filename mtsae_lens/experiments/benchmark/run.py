@@ -23,6 +23,7 @@ from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_interface import SUPPRESSION
@@ -38,7 +39,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
     """Train the SAEs, run every method on every task, and write `metrics.json` (the result and its `provenance`) and `report.html`.
 
     Every training and every cell is saved as soon as it is done. The same call resumes the work, and a call with other settings computes
-    only the cells that depend on them.
+    only the cells that depend on them. Several ranks (`mtsae_lens.ranks`) share the trainings and the cells, and the first one writes.
 
     Args:
         settings: what to run.
@@ -68,13 +69,14 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
     )
     found = report_benchmark(result, of_tasks, architectures)
     made = provenance(0, watch.seconds, settings.model_dump(mode="json"))
-    write_metrics(settings.out, result.to_json() | {"provenance": made})
     lead = (
         f"Edits of SAE features, edits of a dense direction, methods that change weights, and retraining, on {settings.model}. Settings are "
         f"chosen on SELECT, tuned on TUNE, measured once on TEST, and compared at the same cost on text to keep. The measurements took "
         f"{result.seconds_of_cells / 60:.0f} minutes of one process, without the training of SAEs. {SUPPRESSION}"
     )
-    write_report(settings.out, "Unlearning, compared", lead, found.sections, made, found.summary)
+    if current_ranks().is_first:
+        write_metrics(settings.out, result.to_json() | {"provenance": made})
+        write_report(settings.out, "Unlearning, compared", lead, found.sections, made, found.summary)
     return result, found
 
 

@@ -24,6 +24,7 @@ from mtsae_lens.experiments.parts import as_json
 from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.opening import load_sae
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_files import weights_digest
@@ -37,7 +38,8 @@ def run_compare(settings: CompareSettings) -> tuple[CompareResult, CompareReport
     """Train and measure the grid, and write `metrics.json` (`cells`, `search`, `verdicts`, `provenance`) and `report.html`.
 
     Learning rates and sparsity coefficients are chosen on TUNE at seed 0, and every SAE is measured once on TEST. Every training and every
-    measurement is saved as soon as it is done; the same call resumes the work.
+    measurement is saved as soon as it is done; the same call resumes the work. Several ranks (`mtsae_lens.ranks`) share the trainings and the
+    measurements, and the first one writes.
 
     Args:
         settings: what to run.
@@ -70,8 +72,9 @@ def run_compare(settings: CompareSettings) -> tuple[CompareResult, CompareReport
     result = CompareResult(cells=tuple(cells), verdicts=tuple(judge(cells, settings.l0_margin)), search=tuple(search))
     report = report_comparison(result, settings, grid.cache.contents.model_name)
     made = provenance(grid.cache.contents.seed, watch.seconds, settings.model_dump(mode="json"))
-    write_metrics(settings.out, result.to_json() | {"provenance": made})
-    write_report(settings.out, "Architectures compared", report.lead, report.sections, made, report.summary)
+    if current_ranks().is_first:
+        write_metrics(settings.out, result.to_json() | {"provenance": made})
+        write_report(settings.out, "Architectures compared", report.lead, report.sections, made, report.summary)
     return result, report
 
 

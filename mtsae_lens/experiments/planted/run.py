@@ -17,6 +17,7 @@ from mtsae_lens.experiments.planted.settings import PlantedCommandSettings
 from mtsae_lens.experiments.planted.training import PlantedSettings
 from mtsae_lens.interruption import GOES_ON, interrupt_on_signal
 from mtsae_lens.output_folders import in_output_folder
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import Table, write_report
 
@@ -85,6 +86,8 @@ def _tuples(value: Any) -> Any:
 def run_planted(settings: PlantedCommandSettings) -> tuple[PlantedResult, list[Table]]:
     """Run the comparison and the ablations, and write `metrics.json` (the result and its `provenance`) and `report.html`.
 
+    Several ranks (`mtsae_lens.ranks`) share the trials, and the first one writes.
+
     Args:
         settings: what to run.
 
@@ -104,8 +107,11 @@ def run_planted(settings: PlantedCommandSettings) -> tuple[PlantedResult, list[T
         reports.append(report_directions(ablated))
     result = PlantedResult(planted=comparison, directions=directions, planted_config=shared.planted)
     made = provenance(0, watch.seconds, settings.model_dump(mode="json"))
-    write_metrics(settings.out, result.to_json() | {"provenance": made})
-    lead = "How well do sparse autoencoders recover planted features, whose directions, time scales and activations are known?"
-    sections = [section for report in reports for section in report.sections]
-    write_report(settings.out, "Planted time scales", lead, sections, made)
+    if current_ranks().is_first:
+        write_metrics(settings.out, result.to_json() | {"provenance": made})
+        lead = (
+            "How well do sparse autoencoders recover planted features, whose directions, time scales and activations are known?"
+        )
+        sections = [section for report in reports for section in report.sections]
+        write_report(settings.out, "Planted time scales", lead, sections, made)
     return result, [table for report in reports for table in report.tables]

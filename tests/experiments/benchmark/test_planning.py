@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from several_ranks import on_ranks
 
 from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import DataError, MTSAEWarning
@@ -23,6 +24,7 @@ from mtsae_lens.experiments.benchmark.run import run_benchmark
 from mtsae_lens.experiments.benchmark.settings import BenchmarkSettings
 from mtsae_lens.experiments.benchmark.stability_cell import stability_cell
 from mtsae_lens.experiments.benchmark.weights_cell import weights_cell
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sealed import write_sealed_json
 from mtsae_lens.training.recipe import train_sae
 from mtsae_lens.unlearning.finetuning.finetune import FinetuneSettings
@@ -240,6 +242,29 @@ def test_a_run_with_more_arms_computes_only_those(tmp_path: Path, computed: list
         computed.clear()
         run(tmp_path, saes={"standard": {"l1_coefficient": 1.0}, "topk": {"k": 4}})
         assert computed == ["standard-0", "domain/standard", "stability/standard-0"]
+
+
+def test_ranks_share_the_cells(tmp_path: Path, computed: list[str]) -> None:
+    settings = BenchmarkSettings(
+        n_seeds=1,
+        saes={"topk": {"k": 4}},
+        losses=("npo",),
+        tasks=("domain",),
+        out=tmp_path / "out",
+        reference=None,
+        n_workers=1,
+    )
+
+    def work() -> None:
+        result, _ = run_benchmark(settings)
+        (tmp_path / f"rank{current_ranks().rank}").write_text(json.dumps([computed, result.to_json()]))
+
+    assert on_ranks(2, tmp_path / "ranks", work) == [(0, "")] * 2
+    (first, result), (second, same_result) = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
+    assert sorted(first + second) == ["domain/npo", "domain/topk", "stability/topk-0", "topk-0"]
+    assert min(len(first), len(second)) == 1
+    assert result == same_result
+    assert BenchmarkResult.from_json(json.loads((settings.out / "metrics.json").read_text())).to_json() == result
 
 
 def test_a_changed_setting_is_computed_again_with_a_warning_and_the_earlier_results_are_kept(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from several_ranks import on_ranks
 
 from mtsae_lens.errors import ConfigError, TrainingInterrupted
 from mtsae_lens.experiments.compare import grid as grid_module
@@ -17,6 +18,7 @@ from mtsae_lens.experiments.compare.cells import n_features, training_flops
 from mtsae_lens.experiments.compare.run import run_compare
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.opening import load_sae
+from mtsae_lens.ranks import current_ranks
 
 TINY: dict[str, Any] = {
     "training_tokens": 2_048,
@@ -114,6 +116,34 @@ def test_nothing_is_done_twice_and_the_grid_can_grow(
     assert cells[0] == next(cell for cell in metrics["cells"] if cell["name"] == "topk")
     with pytest.raises(ConfigError, match="made with other settings"):
         run_compare(settings.model_copy(update={"d_sae": 16}))
+
+
+def test_ranks_share_the_trainings(done: tuple[CompareSettings, dict[str, Any]], tmp_path: Path) -> None:
+    """The cells are those of one process, cache included, and each rank has trained some."""
+    settings = CompareSettings(**TINY, architectures=("topk",), controls=(), out=tmp_path / "out")
+    original: Callable[..., Any] = grid_module.train_cell
+
+    def work() -> None:
+        ranks, trained = current_ranks(), []
+
+        def counted(training: Any, *args: Any, **options: Any) -> Any:
+            trained.append(training.out.name)
+            return original(training, *args, **options)
+
+        grid_module.train_cell = counted  # type: ignore[assignment]  # in a fork
+        cells = run_compare(settings)[0]["cells"]
+        (tmp_path / f"rank{ranks.rank}").write_text(json.dumps([trained, cells]))
+
+    assert on_ranks(2, tmp_path / "ranks", work) == [(0, "")] * 2
+    (first, cells), (second, same_cells) = (json.loads((tmp_path / f"rank{rank}").read_text()) for rank in range(2))
+    assert len(first) == 3  # a rate of the search, the same rate at full length, and the second seed
+    assert len(second) == 2
+    assert cells == same_cells == json.loads((settings.out / "metrics.json").read_text())["cells"]
+    expected = [cell for cell in done[1]["cells"] if cell["name"] == "topk"]
+    assert [cell["seed"] for cell in cells] == [cell["seed"] for cell in expected] == [0, 1]
+    for cell, wanted in zip(cells, expected, strict=True):
+        assert cell["trained"]["lr"] == wanted["trained"]["lr"]
+        assert cell["measured"]["metrics"] == pytest.approx(wanted["measured"]["metrics"], rel=1e-4, abs=1e-6)
 
 
 def test_a_signal_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
