@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.splice.direction_edits import orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit, save_edit
 from mtsae_lens.splice.edit_interface import Edit
@@ -147,9 +148,8 @@ def test_the_cache_changes_no_token(gate: str, n_positions: int, remembering: Ho
     assert not torch.equal(cached, remembering.generate(tokens, replace(edit, carried=False), **options))
 
 
+@torch.no_grad()
 def test_what_is_measured_is_the_model_with_the_hook(remembering: HookedLM, text_file: Path) -> None:
-    from mtsae_lens.data.token_tables import read_tokens
-
     table = read_tokens(str(text_file), "test", remembering.cutter, 4)
     edit = FeatureEdit(FEATURES, 3.0, GATES["running"], carried=True)
     both = (edit, replace(edit, carried=False))
@@ -157,7 +157,7 @@ def test_what_is_measured_is_the_model_with_the_hook(remembering: HookedLM, text
     for effect, of in zip(measured, both, strict=True):
         nll = n = 0.0
         for row in table.tokens:
-            logits = edited_logits(remembering, of)(row[None]).whole()
+            logits = edited_logits(remembering, of)(row[None])
             nll_of_row = -logits[0, :-1].log_softmax(dim=-1).gather(-1, row[1:, None])[:, 0]
             nll, n = nll + float(nll_of_row.sum()), n + len(nll_of_row)
         assert effect.mean(effect.nll_edited) == pytest.approx(nll / n, rel=1e-3)

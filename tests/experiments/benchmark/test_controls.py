@@ -79,7 +79,7 @@ def test_each_has_its_gate_and_its_matched_random_features(
     cell = edit_cell(setup, size, name, 0, attacked=False)
     assert list(cell.methods) == [name, f"{name}, no gate"]
     read = cell.methods[name].test["0.05 goal"]
-    assert read.setting.false_positive_rate is not None
+    assert read.setting["false_positive_rate"] is not None
     assert set(read.corpora) == {corpus.source for corpus in text_task.corpora}
     assert read.random is not None
-    assert all(len(control.draws) == size.n_random_draws for control in read.random.values())
+    assert all(control.n_draws == size.n_random_draws for control in read.random.values())
