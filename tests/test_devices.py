@@ -272,7 +272,7 @@ def test_unlearning(both: tuple[HookedLM, HookedLM], text_file: Path, sea_file: 
     monkeypatch.setattr(changes, "_decoding", lambda *_: Decoding(n_prompt_tokens=4, n_new_tokens=2))
     task = Task((Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far")), 3)
     few = {"n_features": (2,), "multipliers": (1.0,), "false_positive_rates": (0.05,)}
-    grid = Grid(("frequency_difference",), **few, edits=tuple(EDIT_KINDS))  # type: ignore[arg-type]
+    grid = Grid(("frequency_difference",), **few, edits=tuple(sorted(EDIT_KINDS.keys() - {"scale_carried"})))  # type: ignore[arg-type]
     settings = UnlearningSettings(grid, far_budget=9, n_random_draws=1)
     found = []
     for lm in both:

@@ -104,7 +104,11 @@ def test_search_needs_no_server_and_no_network() -> None:
 def test_settings_of_unlearning_are_taken() -> None:
     """Those of `docs/unlearning.md`, as a file for `--config`."""
     (block,) = re.findall(r"```yaml\n(.*?)```", (DOCS / "unlearning.md").read_text(), flags=re.DOTALL)
-    assert UnlearnSettings(sae=Path("runs/sae"), **yaml.safe_load(block)).protocol().grid.edits == tuple(EDIT_KINDS)
+    assert UnlearnSettings(sae=Path("runs/sae"), **yaml.safe_load(block)).protocol().grid.edits == tuple(
+        kind
+        for kind in EDIT_KINDS
+        if kind != "scale_carried"  # for an SAE with memory
+    )
 
 
 def test_there_are_commands_and_examples() -> None:

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.sae_state import SAEState
@@ -47,6 +48,18 @@ class Edit(Serializable, ABC):
         Returns:
             The change, in the shape of `sae_state.sae_in`; the caller drops it where the gate is closed.
         """
+
+    def change(self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos *d_in"]:
+        """Compute the change of the SAE's input: `delta` where the edit applies, and zero elsewhere.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+            open_at: True where the edit applies.
+
+        Returns:
+            The change, in the shape of `sae_state.sae_in`.
+        """
+        return zero_rows(self.delta(sae_state), ~open_at)
 
     def describe(self) -> str:
         """Describe what the edit does, as the beginning of a sentence in cards and reports; the description of the gate follows."""

@@ -2,17 +2,19 @@
 
     h' = h + decode(e') - decode(e)
 
-What the SAE does not explain stays as it was, so an edit of nothing is the identity.
+What the SAE does not explain stays as it was, so an edit of nothing is the identity. The decoder of an SAE with memory would carry a change of
+the features on to later positions. By default it does not: an edit at a position changes the output at that position alone. With `carried=True`
+it does, as under SAELens's hook `hook_sae_acts_post`.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
@@ -49,6 +51,9 @@ class _EditOfFeatures(Edit):
     """Base of the edits that change feature activations."""
 
     features: tuple[int, ...]
+    carried: bool
+
+    newer: ClassVar[frozenset[str]] = frozenset({"carried"})
 
     @abstractmethod
     def apply(self, feature_acts: Float[Tensor, "batch pos d_sae"]) -> Float[Tensor, "batch pos d_sae"]:
@@ -80,6 +85,24 @@ class _EditOfFeatures(Edit):
         decoded = sae.decode(one_hot.to(feature_acts))
         rows = decoded[:-1] - decoded[-1]
         return (change @ rows.flatten(1)).view(*feature_acts.shape[:-1], *rows.shape[1:])
+
+    def change(self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos *d_in"]:
+        """Compute the change of the SAE's input: `delta` where the edit applies, or with `carried` what the decoder makes of the features.
+
+            change_t = decode(e')_t - decode(e)_t,    e'_s edited at every position s <= t where the edit applies
+
+        Args:
+            sae_state: the SAE, its input and its features.
+            open_at: True where the features are edited.
+        """
+        if not self.carried:
+            return super().change(sae_state, open_at)
+        acts = sae_state.whole_acts
+        edited = torch.where(sae_state.whole_open(open_at).unsqueeze(-1).to(acts.device), self.apply(acts), acts)
+        return sae_state.decode_whole(edited) - sae_state.sae_out
+
+    def _carried_on(self) -> str:
+        return ", and the decoder carries the change on to later positions" if self.carried else ""
 
     def as_projection(self, sae: SAE[Any]) -> Edit:
         """Return an edit that projects out the span of the decoder rows of the features.
@@ -122,6 +145,7 @@ class FeatureEdit(_EditOfFeatures):
         features: indices of features, in a tuple, list or tensor.
         multiplier: strength of the edit.
         gate: says where the edit applies.
+        carried: whether the decoder of an SAE with memory carries the change on to later positions, where the gate may be closed.
 
     Raises:
         ConfigError: `features` are not integers in a tuple, list or tensor, or the multiplier is not finite.
@@ -130,6 +154,7 @@ class FeatureEdit(_EditOfFeatures):
     features: tuple[int, ...]
     multiplier: float = 0.0
     gate: Gate = field(default_factory=AlwaysOpen)
+    carried: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
@@ -151,7 +176,7 @@ class FeatureEdit(_EditOfFeatures):
 
     def describe(self) -> str:
         """Describe what the edit does."""
-        return f"{len(self.features)} features e_i become {-self.multiplier:g} e_i where they fire"
+        return f"{len(self.features)} features e_i become {-self.multiplier:g} e_i where they fire{self._carried_on()}"
 
 
 Where = Literal["fires", "any_fires", "everywhere"]
@@ -169,6 +194,7 @@ class FeatureClamp(_EditOfFeatures):
             `"any_fires"` sets all chosen features where at least one of them fires (DSG, Muhamed et al. 2025). `"everywhere"` sets
             them at every position; with means over a retain corpus as values, this is mean ablation.
         gate: says where the edit applies.
+        carried: as in `FeatureEdit`.
 
     Raises:
         ConfigError: `features` are not integers in a tuple, list or tensor, or `values` are not one finite number for each.
@@ -178,6 +204,7 @@ class FeatureClamp(_EditOfFeatures):
     values: tuple[float, ...]
     where: Where = "fires"
     gate: Gate = field(default_factory=AlwaysOpen)
+    carried: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", feature_indices(self.features))
@@ -217,4 +244,4 @@ class FeatureClamp(_EditOfFeatures):
 
     def describe(self) -> str:
         """Describe what the edit does."""
-        return f"{len(self.features)} features are set to fixed values ({self.where.replace('_', ' ')})"
+        return f"{len(self.features)} features are set to fixed values ({self.where.replace('_', ' ')}){self._carried_on()}"

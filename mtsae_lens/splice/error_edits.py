@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NoReturn, Self
 
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
@@ -104,6 +104,16 @@ class CombinedEdit(Edit):
             sae_state: the SAE, its input and its features.
         """
         first, *others = (part.delta(sae_state) for part in self.parts)
+        return sum(others, start=first)
+
+    def change(self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos *d_in"]:
+        """Compute the sum of the changes of the parts, each of which may be carried on to later positions.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+            open_at: True where the edit applies.
+        """
+        first, *others = (part.change(sae_state, open_at) for part in self.parts)
         return sum(others, start=first)
 
     def describe(self) -> str:

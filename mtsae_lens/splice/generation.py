@@ -69,6 +69,7 @@ class StreamingEdit:
             self._reach = sae.receptive_field[0]
         self._past: Tensor | None = None  # the last positions that the encoder may still read
         self._past_walls: Tensor | None = None  # which of them are walls
+        self._past_open: Tensor | None = None  # at which of them the edit applied
         self._gate_state: Tensor | None = None
 
     @property
@@ -89,12 +90,22 @@ class StreamingEdit:
             h: activations at the hook, `(batch, pos, ...)`.
         """
         if h.shape[1] > 1 or self._past is None:
-            self._past = self._gate_state = None
+            self._past = self._past_open = self._gate_state = None
         masked = self._masked_of(h)
         earlier, feature_acts = self._encode(h, masked)
         observed = self.edit.gate.observe(zero_rows(self.splice.as_sae_input(h), masked), feature_acts)
         open_at, self._gate_state = self.edit.gate.open_from(observed, self._gate_state)
-        return self.splice.apply_edit(h, feature_acts, self.edit, open_at & ~masked, earlier if self._remembers else None)
+        open_at = open_at & ~masked
+        if not self._remembers:
+            return self.splice.apply_edit(h, feature_acts, self.edit, open_at)
+        earlier_open = self._open_before(open_at, earlier.shape[1])
+        return self.splice.apply_edit(h, feature_acts, self.edit, open_at, earlier, earlier_open)
+
+    def _open_before(self, open_at: Bool[Tensor, "batch pos"], n_earlier: int) -> Bool[Tensor, "batch past"]:
+        """Return where the edit applied at the past positions in the window, and remember the new ones."""
+        past = open_at[:, :0] if self._past_open is None else self._past_open
+        self._past_open = torch.cat([past, open_at], dim=1)
+        return torch.cat([torch.zeros_like(open_at[:, :1]), past[:, past.shape[1] + 1 - n_earlier :]], dim=1)
 
     def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
         """Return which of the new positions are neither read nor edited: at the start of a context, position 0 and the prompt's masked

@@ -22,20 +22,43 @@ class SAEState:
         feature_acts: the feature activations, before any edit.
         earlier_acts: feature activations of the positions before them, which the decoder of an SAE with memory reads; None at the start of a
             context, or if the decoder is pointwise.
+        earlier_open: True at those earlier positions where the edit applied; None where `earlier_acts` is.
     """
 
     sae: SAE[Any]
     sae_in: Float[Tensor, "batch pos *d_in"]
     feature_acts: Float[Tensor, "batch pos d_sae"]
     earlier_acts: Float[Tensor, "batch past d_sae"] | None = None
+    earlier_open: Bool[Tensor, "batch past"] | None = None
 
     @cached_property
     def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
         """Return the reconstruction from the features before any edit."""
-        if self.earlier_acts is None:
-            return self.sae.decode(self.feature_acts)
-        n_new = self.feature_acts.shape[1]
-        return self.sae.decode(torch.cat([self.earlier_acts, self.feature_acts], dim=1))[:, -n_new:]
+        return self.decode_whole(self.whole_acts)
+
+    @property
+    def whole_acts(self) -> Float[Tensor, "batch past_and_pos d_sae"]:
+        """Return the features of the earlier positions and of these."""
+        return self.feature_acts if self.earlier_acts is None else torch.cat([self.earlier_acts, self.feature_acts], dim=1)
+
+    def whole_open(self, open_at: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch past_and_pos"]:
+        """Return where the edit applied at the earlier positions, and applies at these.
+
+        Args:
+            open_at: True where the edit applies.
+        """
+        return open_at if self.earlier_open is None else torch.cat([self.earlier_open.to(open_at.device), open_at], dim=1)
+
+    def decode_whole(self, whole_acts: Float[Tensor, "batch past_and_pos d_sae"]) -> Float[Tensor, "batch pos *d_in"]:
+        """Decode features in the form of `whole_acts`.
+
+        Args:
+            whole_acts: features of the earlier positions and of these.
+
+        Returns:
+            The reconstructions of these positions.
+        """
+        return self.sae.decode(whole_acts)[:, -self.feature_acts.shape[1] :]
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:
         """Select some contexts of the batch.
@@ -49,4 +72,5 @@ class SAEState:
         if bool(kept.all()):
             return self
         earlier = None if self.earlier_acts is None else self.earlier_acts[kept]
-        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], earlier)
+        earlier_open = None if self.earlier_open is None else self.earlier_open[kept]
+        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], earlier, earlier_open)

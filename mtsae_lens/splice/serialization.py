@@ -42,6 +42,9 @@ class Serializable:
     stored_elsewhere: ClassVar[frozenset[str]] = frozenset()
     """Fields that `to_json` leaves out, because another part of the file holds them."""
 
+    newer: ClassVar[frozenset[str]] = frozenset()
+    """Fields that older files lack. In a file, one that has its default is left out, so that earlier versions can read the file."""
+
     def __init_subclass__(cls) -> None:
         """Keep the comparison of this class, because the one that `dataclass` generates cannot compare tensors."""
         super().__init_subclass__()
@@ -74,7 +77,8 @@ class Serializable:
             )
         _schema(type(self))  # type: ignore[arg-type]  # classes are hashable
         own = {} if self.is_built_in else {"class": f"{type(self).__module__}.{type(self).__qualname__}"}
-        names = _saved_fields(type(self))
+        defaults = _defaults(type(self))
+        names = [name for name in _saved_fields(type(self)) if name not in defaults or getattr(self, name) != defaults[name]]
         return {"kind": self.kind} | own | {name: _to_plain(getattr(self, name)) for name in names}
 
     @classmethod
@@ -171,6 +175,11 @@ def _saved_fields(cls: type[Any]) -> list[str]:
     return [field.name for field in fields(cls) if field.init and field.name not in cls.stored_elsewhere]
 
 
+def _defaults(cls: type[Any]) -> dict[str, Any]:
+    """Return the defaults of the fields that a file may lack."""
+    return {field.name: field.default for field in fields(cls) if field.name in cls.newer}
+
+
 def _annotations(cls: type[Serializable]) -> dict[str, Any]:
     """Return the annotations of a class's fields as types."""
     try:
@@ -185,11 +194,12 @@ def _annotations(cls: type[Serializable]) -> dict[str, Any]:
 @cache
 def _schema(cls: type[Serializable]) -> type[BaseModel]:
     """Derive the strict schema of a class from the annotations of its fields."""
-    hints = _annotations(cls)
+    hints, defaults = _annotations(cls), _defaults(cls)
     try:
         # The underscore avoids names that pydantic reserves, such as those that begin with "model_".
         columns: dict[str, Any] = {
-            f"{name}_": (_plain_type(hints[name]), Field(alias=name, validation_alias=name)) for name in _saved_fields(cls)
+            f"{name}_": (_plain_type(hints[name]), Field(defaults.get(name, ...), alias=name, validation_alias=name))
+            for name in _saved_fields(cls)
         }
     except TypeError as error:
         raise DataError(

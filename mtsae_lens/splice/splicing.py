@@ -134,6 +134,7 @@ class Splice:
         edit: Edit,
         open_at: Bool[Tensor, "batch pos"],
         earlier_acts: Tensor | None = None,
+        earlier_open: Bool[Tensor, "batch past"] | None = None,
     ) -> Tensor:
         """Apply an edit whose features and open positions are already computed.
 
@@ -143,21 +144,41 @@ class Splice:
             edit: the edit; its gate is not evaluated.
             open_at: True where the edit applies.
             earlier_acts: features of the positions before `h`, as in `SAEState`.
+            earlier_open: where the edit applied at these positions, as in `SAEState`.
 
         Returns:
             The edited activations, in the shape and dtype of `h`.
         """
-        return self.add_delta(h, edit.delta(self.sae_state(h, feature_acts, earlier_acts)), open_at)
+        return self.apply_to_state(
+            h, SAEState(self.sae, self.as_sae_input(h), feature_acts, earlier_acts, earlier_open), edit, open_at
+        )
 
-    def sae_state(self, h: Tensor, feature_acts: Tensor, earlier_acts: Tensor | None = None) -> SAEState:
+    def apply_to_state(self, h: Tensor, sae_state: SAEState, edit: Edit, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
+        """Apply an edit to what it reads, so that several edits share the reconstruction.
+
+        Args:
+            h: activations at the hook.
+            sae_state: the SAE, its input and its features there.
+            edit: the edit; its gate is not evaluated.
+            open_at: True where the edit applies.
+
+        Returns:
+            The edited activations, in the shape and dtype of `h`.
+
+        Raises:
+            ConfigError: the SAE is a transcoder.
+        """
+        check_edits(self.sae)
+        return self._add(h, edit.change(sae_state, open_at))
+
+    def sae_state(self, h: Tensor, feature_acts: Tensor) -> SAEState:
         """Collect what edits read.
 
         Args:
             h: activations at the hook.
             feature_acts: their feature activations.
-            earlier_acts: features of the positions before `h`, as in `SAEState`.
         """
-        return SAEState(self.sae, self.as_sae_input(h), feature_acts, earlier_acts)
+        return SAEState(self.sae, self.as_sae_input(h), feature_acts)
 
     def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
         """Add an edit's change to activations at the hook, where the edit applies.

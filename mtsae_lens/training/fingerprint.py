@@ -53,6 +53,7 @@ def make_fingerprint(
     values = {name: getattr(cfg, name) for name in _RUNNER_FIELDS} | {
         "weight_decay": options.weight_decay,
         "b_dec_init": None if options.b_dec_init == "mean" else options.b_dec_init,
+        "frozen": options.frozen,
         "max_norm_multiple": None if options.max_norm_multiple == MASSIVE else str(options.max_norm_multiple),
         "model_dtype": half_precision,
         "text_seed": None if text_seed == cfg.seed else text_seed,

@@ -8,7 +8,7 @@ from typing import get_args
 
 from mtsae_lens.data.massive import MASSIVE
 from mtsae_lens.errors import ConfigError
-from mtsae_lens.training.settings import BDecInit
+from mtsae_lens.training.settings import BDecInit, Frozen
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,9 @@ class TrainerOptions:
     b_dec_init: BDecInit = "mean"
     """Where the `b_dec` of a fresh SAE starts: `mean`, the mean of the first activations, or `zeros`, as in SAELens. An SAE whose `b_dec` is
     not zero keeps it. See `mtsae_lens.training.start`."""
+
+    frozen: Frozen | None = None
+    """Weights that are not trained, as a control: `decoder` or `all`. They keep their start, which `b_dec_init` sets for `b_dec`."""
 
     max_norm_multiple: float | None = MASSIVE
     """Leave out of the loss positions whose activations are more than this many times as long as the median (attention sinks,
@@ -38,6 +41,10 @@ class TrainerOptions:
         if self.b_dec_init not in get_args(BDecInit):
             raise ConfigError(
                 f"expected b_dec_init of {' or '.join(get_args(BDecInit))}, got {self.b_dec_init!r}; give one of them"
+            )
+        if self.frozen not in (None, *get_args(Frozen)):
+            raise ConfigError(
+                f"expected frozen of {' or '.join(get_args(Frozen))} or None, got {self.frozen!r}; give one of them"
             )
         if self.max_norm_multiple is not None and not self.max_norm_multiple > 1:
             raise ConfigError(

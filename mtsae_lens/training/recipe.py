@@ -157,6 +157,7 @@ def trainer_options(settings: TrainSettings) -> TrainerOptions:
     return TrainerOptions(
         weight_decay=settings.weight_decay,
         b_dec_init=settings.b_dec_init,
+        frozen=settings.frozen,
         max_norm_multiple=settings.max_norm_multiple,
         text_seed=settings.text_seed,
         log_every_n_steps=settings.log_every_n_steps,

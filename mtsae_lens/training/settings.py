@@ -13,6 +13,7 @@ from mtsae_lens.settings import Settings
 from mtsae_lens.yaml_values import parse_yaml
 
 BDecInit = Literal["mean", "zeros"]
+Frozen = Literal["decoder", "all"]
 
 
 class TrainSettings(Settings):
@@ -62,6 +63,9 @@ class TrainSettings(Settings):
     b_dec_init: BDecInit = "mean"
     """Start of `b_dec`: `mean` takes the mean of the first activations, and `zeros` starts at zero, as in SAELens. In models with outlier
     dimensions, such as Gemma, training that starts at zero collapses."""
+    frozen: Frozen | None = None
+    """Weights that are not trained, as a control: `decoder` keeps the random rows of the decoder, and `all` keeps the SAE as it starts, with
+    `b_dec` (and the prediction of an SAE with memory) from the first activations."""
     max_norm_multiple: float | None = Field(10.0, gt=1)
     """Leave a position out of the loss if the norm of its activation is more than this many times the median norm, as at an attention sink.
     `null` keeps all positions."""

@@ -31,7 +31,7 @@ from mtsae_lens.training.transcoding import hook_names_of, widths_of
 
 MAY_DIFFER = frozenset(
     "out hook_name hook_name_out architecture d_sae sae seed lr lr_warm_up_fraction lr_warm_up_steps lr_end_fraction weight_decay "
-    "normalize_activations b_dec_init dead_feature_window log_every_n_steps checkpoint_every_n_steps".split()
+    "normalize_activations b_dec_init frozen dead_feature_window log_every_n_steps checkpoint_every_n_steps".split()
 )
 """Settings in which SAEs of one pass may differ; all others decide what is read."""
 _NOT_IN_A_NAME = re.compile(r"[^\w.,=+-]+")

@@ -76,6 +76,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         """The norm of the gradient of the last step, before it was clipped."""
         self.share_of_rows = 1.0
         """This rank's part of the rows of the last step."""
+        if options.frozen is not None:
+            (sae if options.frozen == "all" else sae.W_dec).requires_grad_(False)
         self._saved_step = 0
         self._reporter = StepReporter(waits)
         self.optimizer = make_optimizer(sae, cfg, options.weight_decay)
@@ -258,7 +260,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             )
             output = take_sparse_step(sae, step_input) or sae.training_forward_pass(step_input=step_input)
         self._count_firing(output)
-        (output.loss * self.share_of_rows).backward()
+        if output.loss.requires_grad:  # not if all weights are frozen
+            (output.loss * self.share_of_rows).backward()
         add_up_step_(sae, self.share_of_rows)
         self.grad_norm = torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)  # type: ignore[assignment]
         self.optimizer.step()

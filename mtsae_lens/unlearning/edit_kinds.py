@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.errors import ConfigError, ModelError, nearest
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit, Where
@@ -98,6 +99,29 @@ def rescale(evidence: SelectionEvidence) -> MakeEdit:
 
     def make(features: Sequence[int], *, multiplier: float, gate: Gate) -> Edit:
         return FeatureEdit(tuple(features), multiplier, gate)
+
+    return make
+
+
+@register_edit_kind("scale_carried", "e -> -m e where a feature fires, and the decoder's memory carries the change on")
+def rescale_carried(evidence: SelectionEvidence) -> MakeEdit:
+    """Rescale each feature, with a change that the decoder of an SAE with memory carries on to later positions.
+
+    Args:
+        evidence: SELECT text of the corpora.
+
+    Raises:
+        ModelError: the decoder has no memory, so this would be `scale`.
+    """
+    sae = evidence.lm.sae
+    if not (isinstance(sae, TemporalEncoder) and sae.has_memory):
+        raise ModelError(
+            f"expected an SAE with memory for edits of kind 'scale_carried', got architecture {sae.cfg.architecture()!r} without it; train one "
+            "with --set memory=predictive, or give --edits scale"
+        )
+
+    def make(features: Sequence[int], *, multiplier: float, gate: Gate) -> Edit:
+        return FeatureEdit(tuple(features), multiplier, gate, carried=True)
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError
+from mtsae_lens import MTSAE, MTSAEConfig
+from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_files import load_edit, save_edit
-from mtsae_lens.splice.edits import FeatureClamp
+from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate
 from mtsae_lens.splice.sae_state import SAEState
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.candidates import Grid, feature_candidates, gather_evidence
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
@@ -78,7 +81,7 @@ def test_a_projection_leaves_nothing_of_the_features_directions(
     torch.testing.assert_close(beyond.delta(state), 2 * edit.delta(state))
 
 
-@pytest.mark.parametrize("kind", EDIT_KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in EDIT_KINDS if kind != "scale_carried"])  # for an SAE with memory
 def test_a_twin_is_the_same_edit_with_values_of_its_own_features(
     kind: str, lm: Any, task: Task, evidence: SelectionEvidence, features: list[int], tmp_path: Path
 ) -> None:
@@ -103,3 +106,13 @@ def test_a_twin_is_the_same_edit_with_values_of_its_own_features(
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"got 'clamp-all'\. Did you mean 'clamp_all'"):
         Grid(edits=("clamp-all",))
+
+
+def test_only_an_sae_with_memory_carries_an_edit_on(evidence: SelectionEvidence, lm: Any) -> None:
+    with pytest.raises(ModelError, match=r"expected an SAE with memory .*, got architecture 'mtsae' without it"):
+        EDIT_KINDS["scale_carried"].prepare(evidence)
+    sae = MTSAE(MTSAEConfig(d_in=lm.sae.cfg.d_in, d_sae=8, k=2, context_size=32, dilations=(0,), memory="predictive"))
+    sae.cfg.metadata.hook_name = lm.splice.hook_name
+    remembering = replace(evidence, lm=replace(lm, splice=Splice(sae)))
+    edit = EDIT_KINDS["scale_carried"].prepare(remembering)([1, 2], multiplier=2.0, gate=AlwaysOpen())
+    assert edit == FeatureEdit((1, 2), 2.0, carried=True)

@@ -53,7 +53,7 @@ def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, see
     Args:
         setup: the models and tables of the task.
         size: how much work to do.
-        architecture: architecture of the SAE.
+        architecture: name of the SAE in `BenchmarkSettings.saes`, mostly its architecture.
         seed: seed of the SAE.
         attacked: whether the main edit is measured in full and attacked.
     """

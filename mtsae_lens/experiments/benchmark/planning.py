@@ -56,15 +56,17 @@ class PlannedCell:
     """What the result depends on, as JSON."""
 
 
-def training_settings(settings: BenchmarkSettings, architecture: str, seed: int) -> dict[str, Any]:
+def training_settings(settings: BenchmarkSettings, name: str, seed: int) -> dict[str, Any]:
     """Return what an SAE depends on, as JSON.
 
     Args:
         settings: settings of the run.
-        architecture: architecture of the SAE.
+        name: name of the SAE in `settings.saes`.
         seed: seed of the SAE.
     """
-    of_sae = settings.training(architecture, seed).model_dump(mode="json", include=_OF_AN_SAE)
+    training = settings.training(name, seed)
+    of_sae = training.model_dump(mode="json", include=_OF_AN_SAE)
+    of_sae |= {} if training.frozen is None else {"frozen": training.frozen}  # so that earlier results stay valid
     return of_sae | model_stamps(settings.model) | text_stamps(settings.dataset)
 
 

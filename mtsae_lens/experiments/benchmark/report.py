@@ -31,7 +31,7 @@ def report_benchmark(result: BenchmarkResult, of_tasks: Sequence[TaskResults], a
     Args:
         result: what was measured.
         of_tasks: the cells of every task that `result` summarizes.
-        architectures: architectures of the SAEs, in the order in which they are shown.
+        architectures: names of the SAEs, in the order in which they are shown.
     """
     summary, sections, tables = [], [], []
     for results in of_tasks:

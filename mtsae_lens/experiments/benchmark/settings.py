@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -15,6 +16,10 @@ from mtsae_lens.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from mtsae_lens.experiments.benchmark.arms import BenchmarkSize, BenchmarkTask
+
+_NAME = re.compile(r"[\w-]+")
+_OTHER_CELLS = ("reference", "stability")
+"""Names of cells that no SAE may have."""
 
 BATCH_SIZE_TOKENS: int = TrainSettings.model_fields["batch_size_tokens"].default  # rounded down to whole contexts
 
@@ -50,7 +55,8 @@ class BenchmarkSettings(Settings):
     hook_name: str = "blocks.3.hook_resid_post"
     """TransformerLens hook whose activations the SAEs read, such as `blocks.3.hook_resid_post`."""
     saes: dict[str, dict[str, Any]] = Field(default_factory=_default_saes, min_length=1)
-    """Architecture to compare, with its own settings, such as `topk={k: 32}`. By default five architectures are compared."""
+    """SAE to compare: a name with the settings of the SAE, such as `topk={k: 32}`. The name is the architecture, unless `architecture` stands
+    beside the settings. `frozen` may stand there too, as of `mtsae train`. By default five architectures are compared."""
     losses: tuple[str, ...] | None = None
     """Method that changes weights, such as `npo`. By default all are compared, or three of them with `quick`."""
     n_seeds: int | None = Field(None, gt=0)
@@ -88,6 +94,23 @@ class BenchmarkSettings(Settings):
             if task not in TASKS:
                 raise ConfigError(f"expected a known task, got {task!r}.{nearest(task, TASKS)}")
         return tasks
+
+    @field_validator("saes")
+    @classmethod
+    def _check_saes(cls, saes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        from mtsae_lens.training.options import TrainerOptions
+        from mtsae_lens.unlearning.finetuning.sweeps import LOSSES
+
+        for name, given in saes.items():
+            if not _NAME.fullmatch(name) or name in (*_OTHER_CELLS, *LOSSES):
+                raise ConfigError(
+                    f"expected a name of letters, digits, '_' and '-' that no method has, got {name!r}; give such as "
+                    "memory: {architecture: mtsae, memory: predictive, k: 32}"
+                )
+            if not isinstance(architecture := given.get("architecture", name), str):
+                raise ConfigError(f"saes: expected the name of an architecture, got {architecture!r}; give such as topk")
+            TrainerOptions(frozen=given.get("frozen"))
+        return saes
 
     @field_validator("losses")
     @classmethod
@@ -132,27 +155,28 @@ class BenchmarkSettings(Settings):
         corpora += [Corpus(source, "neutral") for source in self.neutral]
         return {"own": BenchmarkTask("own", tuple(corpora), self.forget, (*self.near, *self.retain))}
 
-    def training(self, architecture: str, seed: int) -> TrainSettings:
+    def training(self, name: str, seed: int) -> TrainSettings:
         """Return the settings of one SAE. All SAEs share text, width, schedule and number of tokens.
 
         Args:
-            architecture: architecture of the SAE.
+            name: name of the SAE in `saes`.
             seed: seed of the SAE.
         """
-        size = self.size()
+        size, given = self.size(), dict(self.saes[name])
         return TrainSettings(
             model=self.model,
             hook_name=self.hook_name,
             dataset=self.dataset,
-            architecture=architecture,
+            architecture=given.pop("architecture", name),
+            frozen=given.pop("frozen", None),
             d_sae=size.d_sae,
             training_tokens=size.training_tokens,
             context_size=self.context_size,
             batch_size_tokens=max(1, BATCH_SIZE_TOKENS // self.context_size) * self.context_size,
             prepend_bos=self.prepend_bos,
-            out=self.out / "saes" / f"{architecture}-{seed}",
+            out=self.out / "saes" / f"{name}-{seed}",
             seed=seed,
-            sae=self.saes[architecture],
+            sae=given,
             device=self.device,
             cache=self.cache,
         )

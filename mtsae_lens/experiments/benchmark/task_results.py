@@ -36,7 +36,7 @@ class TaskResults:
         name: name of the task; the names of its cells begin with it.
         task: its corpora and their roles.
         cells: cells of all tasks, by name.
-        architectures: architectures of the SAEs, in the order in which they are shown.
+        architectures: names of the SAEs, in the order in which they are shown.
     """
 
     name: str

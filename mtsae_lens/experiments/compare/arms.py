@@ -25,7 +25,7 @@ _WARM_UP = 0.25
 """Share of the training over which a sparsity coefficient rises: at once, an L1 penalty that leads to L0 8 kills nearly all features."""
 
 UNTRAINED_LR = 1e-12
-"""Learning rate of a floor that is started and not trained."""
+"""Learning rate in the record of a floor that is started and not trained."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,8 @@ class CompareArm:
     """The arm with the same learning rate; None if it is searched for this arm."""
     wider: bool = False
     """Whether there are more features, with as many weights in total as the SAE with memory has."""
-    frozen_decoder: bool = False
-    untrained: bool = False
-    """Whether only the start is measured, which has no learning rate."""
+    frozen: Literal["decoder", "all"] | None = None
+    """Weights that are not trained. `all` measures the start, which has no learning rate."""
 
     @property
     def is_compared(self) -> bool:
@@ -75,11 +74,11 @@ ARMS: dict[str, CompareArm] = {
         "mtsae", "control", "memory of running averages alone", {**_PREDICTIVE, "memory_lags": []}, tuned_as=MEMORY
     ),
     "frozen_decoder": CompareArm(
-        "topk", "floor", "TopK with a random decoder that is not trained", tuned_as="topk", frozen_decoder=True
+        "topk", "floor", "TopK with a random decoder that is not trained", tuned_as="topk", frozen="decoder"
     ),
-    "untrained": CompareArm("topk", "floor", "TopK as it starts: random weights, b_dec at the mean", untrained=True),
+    "untrained": CompareArm("topk", "floor", "TopK as it starts: random weights, b_dec at the mean", frozen="all"),
     "untrained_memory": CompareArm(
-        "mtsae", "floor", "memory as it starts: prediction from regression, random features", _PREDICTIVE, untrained=True
+        "mtsae", "floor", "memory as it starts: prediction from regression, random features", _PREDICTIVE, frozen="all"
     ),
 }  # fmt: skip
 """Everything that may be compared, by name."""

@@ -57,12 +57,11 @@ def n_features(arm: CompareArm, d_in: int, d_sae: int) -> int:
     return d_sae + math.ceil(weights / (2 * d_in + 1))
 
 
-def train_cell(settings: TrainSettings, arm: CompareArm, coefficient: float | None, tune: TuneText, *, keep: bool) -> Trained:
+def train_cell(settings: TrainSettings, coefficient: float | None, tune: TuneText, *, keep: bool) -> Trained:
     """Train an SAE and measure it on TUNE. A training that was stopped goes on from its last checkpoint.
 
     Args:
         settings: settings of the training; its folder belongs to it alone.
-        arm: what is trained.
         coefficient: the sparsity coefficient in the settings, for the record.
         tune: what to measure on.
         keep: whether to keep the SAE.
@@ -71,8 +70,6 @@ def train_cell(settings: TrainSettings, arm: CompareArm, coefficient: float | No
     l0 = explained_variance = math.nan
     with hold_output_folder(settings.out):
         runner = make_runner(settings, resume=True)
-        if arm.frozen_decoder:
-            runner.sae.W_dec.requires_grad_(False)
         try:
             runner.run(resume=True)
         except DataError as error:

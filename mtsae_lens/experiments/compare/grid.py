@@ -81,7 +81,7 @@ class Grid:
             arm: the arm.
             search: whether this is a training of the search.
         """
-        if arm.untrained:
+        if arm.frozen == "all":
             return self.settings.batch_tokens(self.cache.contents.context_size) * _N_START_BATCHES
         return self.settings.size().search_tokens if search and arm.sparsity == "k" else self.settings.size().training_tokens
 
@@ -106,6 +106,7 @@ class Grid:
                 cache=self.folder,
                 hook_name=hook_name,
                 architecture=arm.architecture,
+                frozen=arm.frozen,
                 d_sae=d_sae,
                 training_tokens=n_tokens,
                 batch_size_tokens=batch,
@@ -121,7 +122,7 @@ class Grid:
     def trial(self, key: Key, lr: float, coefficient: float | None, seed: int, *, search: bool) -> Callable[[], Any]:
         """Return the computation of one training, as `run_trials` takes it; arguments as of `training`."""
         settings = self.training(key, lr, coefficient, seed, search=search)
-        return as_json(partial(train_cell, settings, self.arm(key), coefficient, self.tune, keep=not search))
+        return as_json(partial(train_cell, settings, coefficient, self.tune, keep=not search))
 
     def record(self) -> dict[str, Any]:
         """Return what every result depends on besides its name, as JSON."""

@@ -107,7 +107,7 @@ def _search(grid: Grid) -> dict[Key, list[list[Trained]]]:
         By hook, arm and L0: the trials of each learning rate. Arms that take the learning rate of another one are not searched.
     """
     settings, arms = grid.settings, grid.settings.arms()
-    keys = [key for key in grid.places() if not grid.arm(key).untrained and grid.arm(key).tuned_as not in arms]
+    keys = [key for key in grid.places() if grid.arm(key).frozen != "all" and grid.arm(key).tuned_as not in arms]
     tried: dict[Key, list[list[Trained]]] = {key: [[] for _ in settings.size().lr] for key in keys}
     record = grid.record() | {"search_tokens": settings.size().search_tokens}
     number = 0
@@ -171,7 +171,7 @@ def _choose(grid: Grid, finals: Mapping[Key, Sequence[Trained]]) -> dict[Key, tu
     chosen: dict[Key, tuple[float, float | None]] = {}
     for key in grid.places():
         (hook_name, _, l0), arm = key, grid.arm(key)
-        if arm.untrained:
+        if arm.frozen == "all":
             chosen[key] = (UNTRAINED_LR, None)
             continue
         best = finals[key if key in finals or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)][0]

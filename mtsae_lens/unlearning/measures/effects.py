@@ -101,8 +101,7 @@ def _run_edits(
             compared = unchanged.clone()
             touched = open_at.any(dim=1)
             if bool(touched.any()):
-                delta = edit.delta(sae_state.rows(touched))
-                edited_h = lm.splice.add_delta(h[touched], delta, open_at[touched])
+                edited_h = lm.splice.apply_to_state(h[touched], sae_state.rows(touched), edit, open_at[touched])
                 changed = (edited_h != h[touched]).flatten(1).any(dim=1)
                 if bool(changed.any()):
                     kept = touched.clone()

@@ -63,8 +63,8 @@ def replayed_states(
         moved = moved + change - decode_change(splice.sae, after, before)
     moved = zero_rows(moved, masked)
     (open_at,) = open_positions(splice.sae_state(h, before), [target.edit], masked)
-    delta = target.edit.delta(SAEState(splice.sae, splice.as_sae_input(h) + moved, replaced))
-    return splice.add_delta(h, moved + zero_rows(delta, ~open_at), ~masked)
+    change = target.edit.change(SAEState(splice.sae, splice.as_sae_input(h) + moved, replaced), open_at)
+    return splice.add_delta(h, moved + change, ~masked)
 
 
 def _moves(target: Target, part: tuple[bool, bool, bool], d_sae: int) -> Bool[Tensor, " d_sae"]:
