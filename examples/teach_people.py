@@ -29,10 +29,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mtsae_lens.data.contexts import ContextCutter, TokenTable, read_tokens
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import BIOGRAPHIES, read_documents
 from mtsae_lens.data.people import GROUPS, Person, make_questions, people_of
 from mtsae_lens.data.questions import draw_questions, question_table
+from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, ModelError
 from mtsae_lens.export.base_models import BaseModel, open_base
 from mtsae_lens.files import write_json, write_whole_folder

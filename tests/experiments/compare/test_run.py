@@ -131,7 +131,7 @@ def test_ranks_share_the_trainings(done: tuple[CompareSettings, dict[str, Any]],
             return original(training, *args, **options)
 
         grid_module.train_cell = counted  # type: ignore[assignment]  # in a fork
-        cells = run_compare(settings)[0]["cells"]
+        cells = run_compare(settings)[0].to_json()["cells"]
         (tmp_path / f"rank{ranks.rank}").write_text(json.dumps([trained, cells]))
 
     assert on_ranks(2, tmp_path / "ranks", work) == [(0, "")] * 2
