@@ -199,6 +199,7 @@ def _save(survey: Survey, path: Path) -> Survey:
         survey.save(path)
         for part in parts:
             part.unlink()
+    ranks.wait_for_all()  # the next save may have the same files, if the text has ended
     return survey
 
 

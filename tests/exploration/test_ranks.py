@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,26 @@ def test_a_rank_that_is_killed_ends_the_exploration_with_one_message(
     assert (out / "state" / "survey.safetensors").exists()
     assert on_ranks(3, tmp_path / "again", lambda: run(lm_3, corpora, out)) == [(0, "")] * 3
     check_equal(out, alone)
+
+
+def test_a_slow_first_rank_does_not_delete_what_the_next_save_wrote(
+    lm_3: Any, corpora: Corpora, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last round is saved twice: as a round, and as the end of the text."""
+    monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", 0.0)
+
+    def work() -> None:
+        unlink = Path.unlink
+
+        def slow(path: Path, *args: Any, **options: Any) -> None:
+            time.sleep(0.3)
+            unlink(path, *args, **options)
+
+        Path.unlink = slow  # type: ignore[method-assign]  # in a fork
+        run(lm_3, corpora, tmp_path / "out")
+
+    assert on_ranks(2, tmp_path / "ranks", work) == [(0, "")] * 2
+    check_equal(tmp_path / "out", alone)
 
 
 def test_the_first_rank_writes_the_page(tiny_sae_dir: Path, sources: tuple[str, str], tmp_path: Path) -> None:
