@@ -240,7 +240,7 @@ def test_a_slow_first_rank_does_not_delete_what_the_next_save_wrote(
     lm_3: Any, corpora: Corpora, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last round is saved twice: as a round, and as the end of the text."""
-    monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "_SAVE_EVERY_SECONDS", -1.0)
 
     def work() -> None:
         unlink = Path.unlink
