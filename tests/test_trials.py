@@ -153,9 +153,9 @@ def test_only_trials_with_changed_settings_are_made_again_and_no_result_is_lost(
 def test_a_new_trial_or_a_name_that_begins_alike_is_no_warning(tmp_path: Path) -> None:
     run_trials_by_settings(tmp_path, {"x-1": {}}, {"x-1": counting([], "x-1")}, "test")
     names = ("x", "x-1", "x-1-2", "y")
-    run_trials_by_settings(
-        tmp_path, {name: {"a": 1} if name != "x-1" else {} for name in names}, {n: counting([], n) for n in names}, "test"
-    )
+    settings = {name: {"a": 1} if name != "x-1" else {} for name in names}
+    done = run_trials_by_settings(tmp_path, settings, {n: counting([], n) for n in names}, "test")  # warnings are errors
+    assert set(done) == set(names)
 
 
 @pytest.mark.parametrize("old", ['{"value": 7}', '{"value": 7, "trial_name": "x"}', "damaged"])

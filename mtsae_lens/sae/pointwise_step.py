@@ -19,7 +19,7 @@ from torch import Tensor
 from mtsae_lens.sae.entries import Entries
 from mtsae_lens.sae.largest import largest_entries, largest_of_rows
 from mtsae_lens.sae.sparse import decode_entries, encode_entries
-from mtsae_lens.sae.training_step import largest_share
+from mtsae_lens.sae.training_step import has_hooks, largest_share
 from mtsae_lens.upstream import TrainStepInput, TrainStepOutput
 
 _CLASSES = (TopKTrainingSAE, BatchTopKTrainingSAE)
@@ -37,7 +37,8 @@ def take_sparse_step(sae: TrainingSAE[Any], step_input: TrainStepInput) -> Train
 
     Returns:
         The output; `feature_acts` is a sparse matrix (COO), and neither it nor `hidden_pre` has a gradient. None for an SAE of another class,
-        with hooks, another precision than float32 or a normalization of its input, and where too many features are active: take SAELens's step.
+        with hooks, a replaced step (`compile_sae`), another precision than float32 or a normalization of its input, and where too many
+        features are active: take SAELens's step.
     """
     x = step_input.sae_in
     if not _is_eligible(sae, x):
@@ -90,14 +91,9 @@ def _is_eligible(sae: TrainingSAE[Any], x: Tensor) -> bool:
         and x.dtype == sae.W_enc.dtype == torch.float32
         and not torch.is_autocast_enabled(x.device.type)
         and not torch.compiler.is_compiling()
-        and not any(_is_hooked(module) for module in sae.modules())
+        and not has_hooks(*sae.modules())
+        and "training_forward_pass" not in vars(sae)  # a compiled step is one that was asked for
     )
-
-
-def _is_hooked(module: torch.nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._backward_hooks or module._forward_pre_hooks or module._backward_pre_hooks
-    )  # fmt: skip
 
 
 def _find_active(sae: Any, compared: Tensor) -> Entries:

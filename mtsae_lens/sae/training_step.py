@@ -82,7 +82,7 @@ def most_entries(sae: Any, hidden_pre: Float[Tensor, "row d_sae"]) -> int:
         A number of entries.
     """
     way = sae.cfg.training_step
-    if way == "dense" or not sae.activation.has_sparse_step or _is_hooked(sae):
+    if way == "dense" or not sae.activation.has_sparse_step or has_hooks(sae.hook_sae_acts_pre, sae.hook_sae_acts_post):
         return 0
     return int((1.0 if way == "sparse" else largest_share(hidden_pre.device)) * hidden_pre.numel())
 
@@ -92,9 +92,9 @@ def largest_share(device: torch.device) -> float:
     return _MOST_DENSE.get(device.type, 0.0)
 
 
-def _is_hooked(sae: Any) -> bool:
-    hooks = (sae.hook_sae_acts_pre, sae.hook_sae_acts_post)
-    return any(h._forward_hooks or h._backward_hooks or h._forward_pre_hooks or h._backward_pre_hooks for h in hooks)
+def has_hooks(*modules: torch.nn.Module) -> bool:
+    """Return whether a hook is on any of the modules."""
+    return any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks or m._backward_pre_hooks for m in modules)
 
 
 def _choose(

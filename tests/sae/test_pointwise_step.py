@@ -68,7 +68,10 @@ def test_it_leaves_other_saes_to_saelens() -> None:
     matryoshka = MatryoshkaBatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=K, matryoshka_widths=[64, D_SAE])
     hooked = make()
     hooked.hook_sae_acts_post.register_forward_hook(lambda *_: None)
+    compiled = make()
+    compiled.training_forward_pass = compiled.training_forward_pass  # type: ignore[method-assign]  # as `compile_sae` does
     refused = {
+        "a step in the place of its own": compiled,
         "another class": TrainingSAE.from_dict(matryoshka.to_dict()),
         "a hook": hooked,
         "SAELens's own sparse matrices": make(use_sparse_activations=True, rescale_acts_by_decoder_norm=False),
