@@ -52,7 +52,7 @@ def open_requests(
         edit: an `edit.json`, or `off` for the model without an edit.
         model: name or folder of the language model; None for the one that the SAE was trained on.
         dtype: dtype of the language model; None for the one in which the SAE was trained.
-        device: device to run on; None for the CPU, which also replaces a CUDA device where there is none.
+        device: device to run on; None for the CPU, which also replaces a CUDA device on a machine without one.
         batch_size: largest number of requests in a forward pass; None and `auto` for 16. A large vocabulary or SAE lowers it.
         allow_other_model: apply the edit although it was made on another language model.
 

@@ -24,7 +24,7 @@ def norm_limit(h: Float[Tensor, "row d_in"], multiple: float = MASSIVE) -> float
         multiple: how many times the median.
 
     Returns:
-        The limit; infinity where all rows are zero or there are none.
+        The limit; infinity where all rows are zero or there are no rows.
     """
     return _limit(h.norm(dim=-1), multiple)
 
@@ -32,7 +32,7 @@ def norm_limit(h: Float[Tensor, "row d_in"], multiple: float = MASSIVE) -> float
 def find_massive(
     h: Float[Tensor, "batch pos d_in"], masked: Bool[Tensor, "batch pos"], multiple: float = MASSIVE
 ) -> Bool[Tensor, "batch pos"]:
-    """Return the massive positions of contexts. A masked position is none of them, and its norm does not count in the median.
+    """Return the massive positions of contexts. A masked position is not massive, and its norm does not count in the median.
 
     Args:
         h: activations of whole contexts.

@@ -36,7 +36,7 @@ def measure_weights(
         trained: settings with the models that they gave.
         seed: seed of the resampling of documents and of the attacks.
         attacked: whether the main model is measured in full and attacked.
-        main: index of the main model if no model is within the budget; None if there is none then.
+        main: index of the main model if no model is within the budget; None if there is no main model then.
     """
     lm, task = setup.lm, setup.task
     outcomes = try_weights(setup, trained)
