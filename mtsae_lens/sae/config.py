@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from sae_lens import SAEConfig, TrainingSAEConfig
@@ -35,7 +35,7 @@ class MTSAEConfig(TemporalFields, SAEConfig):
         return ARCHITECTURE
 
     def __post_init__(self) -> None:
-        check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+        check_fields(type(self), {of_class.name: getattr(self, of_class.name) for of_class in fields(self)})
         super().__post_init__()
         self._validate_temporal_fields(self.d_in, self.d_sae, self.normalize_activations)
         inference = ACTIVATIONS[self.activation].inference
@@ -62,6 +62,10 @@ class MTTrainingSAEConfig(TemporalFields, ActivationTrainingFields, TrainingSAEC
 
     reconstruction_loss: ReconstructionLoss = "mse"
     """`mse`: squared error summed over `d_in`, as everywhere in SAELens. `l2`: its square root, as in eq. 4 of the paper."""
+
+    matryoshka_widths: list[int] = field(default_factory=list)
+    """Number of features in each nested dictionary, as of SAELens's Matryoshka SAEs, such as [128, 256, 512]: the reconstruction loss is
+    averaged over the first 128 features, the first 256, and so on, and all of them (`mtsae_lens.sae.hierarchy`). Empty for one dictionary."""
 
     separation: str = "cosine"
     """Separation loss between scales: `cosine` (the paper's), `decorrelation`, `cka`, `taps`, or your own loss
@@ -121,7 +125,7 @@ class MTTrainingSAEConfig(TemporalFields, ActivationTrainingFields, TrainingSAEC
         return super().get_inference_sae_cfg_dict() | {"activation": ACTIVATIONS[self.activation].inference}
 
     def __post_init__(self) -> None:
-        check_fields(type(self), {field.name: getattr(self, field.name) for field in fields(self)})
+        check_fields(type(self), {of_class.name: getattr(self, of_class.name) for of_class in fields(self)})
         super().__post_init__()
         self._validate_temporal_fields(self.d_in, self.d_sae, self.normalize_activations)
         check_one_of("reconstruction_loss", self.reconstruction_loss, get_args(ReconstructionLoss))
@@ -132,7 +136,21 @@ class MTTrainingSAEConfig(TemporalFields, ActivationTrainingFields, TrainingSAEC
             raise ConfigError(
                 f"expected an activation that can list its active features for training_step='sparse', got {self.activation!r}; give 'auto'"
             )
+        self._validate_matryoshka_widths()
         if self.memory_lr_ratio <= 0:
             raise ConfigError(f"expected memory_lr_ratio above 0, got {self.memory_lr_ratio}; raise it")
         if self.separation_coefficient < 0:
             raise ConfigError(f"expected separation_coefficient of at least 0, got {self.separation_coefficient}; raise it")
+
+    def _validate_matryoshka_widths(self) -> None:
+        widths = self.matryoshka_widths = list(self.matryoshka_widths)
+        if widths != sorted(set(widths)) or not all(1 <= width <= self.d_sae for width in widths):
+            raise ConfigError(
+                f"expected matryoshka_widths that grow, from 1 to d_sae={self.d_sae} at most, got {widths}; give such as "
+                f"{[max(1, self.d_sae // share) for share in (8, 4, 2)]}"
+            )
+        if widths and self.hierarchy != "none":
+            raise ConfigError(
+                f"expected hierarchy='none' with matryoshka_widths={widths}, got {self.hierarchy!r}, which makes groups already; leave one of "
+                "them out"
+            )

@@ -1,11 +1,18 @@
-"""A hierarchy of scales: features in groups, nested as in Matryoshka SAEs (Bussmann et al. 2025, arXiv 2503.17547).
+"""Nested groups of features, as in Matryoshka SAEs (Bussmann et al. 2025, arXiv 2503.17547).
 
-There is one group of features for each scale. Group g reads the scales 0 to g: the first group only the first scale, the last group all
-scales. The reconstruction loss is averaged over the prefixes of groups, so features that read only short scales explain as much as they
-can, and the group of a feature tells how much context it needs.
+The reconstruction loss is averaged over the prefixes of groups, so the features of the first groups explain as much as they can. There are two
+ways to make groups:
+
+- `matryoshka_widths`: the number of features in each prefix. The groups differ in nothing else.
+- `hierarchy="nested"`: one group for each scale. Group g reads the scales 0 to g: the first group only the first scale, the last group all
+  scales. The group of a feature tells how much context it needs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,6 +33,21 @@ def group_sizes(d_sae: int, n_groups: int) -> list[int]:
         The size of every group.
     """
     return [d_sae // n_groups + (group < d_sae % n_groups) for group in range(n_groups)]
+
+
+def prefix_group_sizes(cfg: Any) -> list[int]:
+    """Return the sizes of the groups over whose prefixes the reconstruction loss is averaged; one group is a plain SAE.
+
+    Args:
+        cfg: the configuration of an MTSAE in training.
+
+    Returns:
+        Sizes that sum to `d_sae`.
+    """
+    if cfg.hierarchy == "nested":
+        return group_sizes(cfg.d_sae, len(cfg.dilations))
+    ends = [width for width in cfg.matryoshka_widths if width < cfg.d_sae]
+    return [end - start for start, end in pairwise([0, *ends, cfg.d_sae])]
 
 
 def feature_groups(d_sae: int, n_groups: int) -> Tensor:
@@ -58,7 +80,7 @@ def nested_reconstructions(
     feature_acts: Float[Tensor, "row d_sae"],
     W_dec: Float[Tensor, "d_sae d_in"],
     b_dec: Float[Tensor, " d_in"],
-    n_groups: int,
+    sizes: Sequence[int],
 ) -> Float[Tensor, "n_groups row d_in"]:
     """Reconstruct from the groups 0 to g together, for every g.
 
@@ -66,14 +88,13 @@ def nested_reconstructions(
         feature_acts: feature activations, `(row, d_sae)`.
         W_dec: decoder, `(d_sae, d_in)`.
         b_dec: bias of the decoder, `(d_in,)`.
-        n_groups: number of groups.
+        sizes: the size of every group.
 
     Returns:
         Reconstructions `(n_groups, row, d_in)`; the last is the full one.
     """
-    sizes = group_sizes(W_dec.shape[0], n_groups)
-    parts = [acts @ rows for acts, rows in zip(feature_acts.split(sizes, dim=-1), W_dec.split(sizes), strict=True)]
-    return torch.stack(parts).cumsum(dim=0) + b_dec
+    groups = zip(feature_acts.split(list(sizes), dim=-1), W_dec.split(list(sizes)), strict=True)
+    return torch.stack([acts @ rows for acts, rows in groups]).cumsum(dim=0) + b_dec
 
 
 def decode_prefixes(
@@ -81,7 +102,7 @@ def decode_prefixes(
     entries: Entries,
     W_dec: Float[Tensor, "d_sae d_in"],
     b_dec: Float[Tensor, " d_in"],
-    n_groups: int,
+    sizes: Sequence[int],
 ) -> Float[Tensor, "n_groups row d_in"]:
     """Compute what `nested_reconstructions` does from the active features alone; one group is a plain reconstruction.
 
@@ -90,14 +111,13 @@ def decode_prefixes(
         entries: where they stand.
         W_dec: decoder, `(d_sae, d_in)`.
         b_dec: bias of the decoder, `(d_in,)`.
-        n_groups: number of groups.
+        sizes: the size of every group.
 
     Returns:
         Reconstructions `(n_groups, row, d_in)`.
     """
-    if n_groups == 1:
+    if len(sizes) == 1:
         return decode_entries(values, entries, W_dec)[None] + b_dec
-    n_rows, d_sae = entries.shape
-    group = feature_groups(d_sae, n_groups).to(values.device)
-    parts = decode_entries(values, entries, W_dec, group, n_groups)
-    return parts.unflatten(0, (n_groups, n_rows)).cumsum(dim=0) + b_dec
+    group = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)).to(values.device)
+    parts = decode_entries(values, entries, W_dec, group, len(sizes))
+    return parts.unflatten(0, (len(sizes), entries.shape[0])).cumsum(dim=0) + b_dec

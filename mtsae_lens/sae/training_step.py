@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mtsae_lens.sae.activation_interface import ActiveEntries
 from mtsae_lens.sae.entries import Entries
-from mtsae_lens.sae.hierarchy import decode_prefixes, nested_reconstructions
+from mtsae_lens.sae.hierarchy import decode_prefixes, nested_reconstructions, prefix_group_sizes
 from mtsae_lens.sae.sparse import encode_entries
 from mtsae_lens.upstream import TrainStepInput, restore_output
 
@@ -29,7 +29,7 @@ class Reconstruction:
 
     sae_out: Float[Tensor, "row d_in"]
     prefixes: Float[Tensor, "n_groups row d_in"]
-    """With a hierarchy, the reconstructions from the groups 0 to g; otherwise `sae_out` alone."""
+    """With nested groups, the reconstructions from the groups 0 to g; otherwise `sae_out` alone."""
     feature_acts: Float[Tensor, "row d_sae"]
     """After a sparse step a sparse matrix (COO) without a gradient, as of SAELens's `use_sparse_activations`."""
     hidden_pre: Float[Tensor, "row d_sae"]
@@ -114,9 +114,8 @@ def _reconstruct_densely(sae: Any, hidden_pre: Tensor, walls: Tensor, step_input
     hidden_pre = sae.hook_sae_acts_pre(hidden_pre)
     feature_acts = sae.features_from_pre_activations(hidden_pre, walls)
     sae_out = restore_output(sae, sae.hook_sae_recons(feature_acts @ sae.W_dec + sae.b_dec))
-    prefixes = sae_out[None]
-    if sae.cfg.hierarchy == "nested":
-        prefixes = nested_reconstructions(feature_acts, sae.W_dec, sae.b_dec, len(sae.cfg.dilations))
+    sizes = prefix_group_sizes(sae.cfg)
+    prefixes = sae_out[None] if len(sizes) == 1 else nested_reconstructions(feature_acts, sae.W_dec, sae.b_dec, sizes)
     kept = ~walls if walls.any() else slice(None)  # selecting all rows would copy them
     kept_input = replace(step_input, sae_in=step_input.sae_in[kept])
     losses = sae.calculate_aux_loss(kept_input, feature_acts[kept], hidden_pre[kept], sae_out[kept])
@@ -125,11 +124,10 @@ def _reconstruct_densely(sae: Any, hidden_pre: Tensor, walls: Tensor, step_input
 
 
 def _reconstruct_sparsely(sae: Any, active: ActiveEntries, hidden_pre: Tensor, step_input: TrainStepInput) -> Reconstruction:
-    nested = sae.cfg.hierarchy == "nested"
-    n_groups = len(sae.cfg.dilations) if nested else 1
-    prefixes = decode_prefixes(active.feature_acts, active.entries, sae.W_dec, sae.b_dec, n_groups)
+    sizes = prefix_group_sizes(sae.cfg)
+    prefixes = decode_prefixes(active.feature_acts, active.entries, sae.W_dec, sae.b_dec, sizes)
     sae_out = restore_output(sae, sae.hook_sae_recons(prefixes[-1]))
-    if not nested:
+    if len(sizes) == 1:
         prefixes = sae_out[None]
     losses = sae.activation.entry_losses(sae, step_input, active, sae_out)
     metrics = sae.activation.after_training_step(sae, active.feature_acts)

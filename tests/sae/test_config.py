@@ -62,6 +62,9 @@ def test_refusals(kind: type[Any], settings: dict[str, Any], names: list[str]) -
 @pytest.mark.parametrize(
     ("settings", "names"),
     [
+        ({"matryoshka_widths": [8, 8]}, ["matryoshka_widths that grow", "d_sae=64", "[8, 8]", "[8, 16, 32]"]),
+        ({"matryoshka_widths": [8, 65]}, ["matryoshka_widths that grow", "d_sae=64", "[8, 65]"]),
+        ({"matryoshka_widths": [8], "hierarchy": "nested"}, ["hierarchy='none'", "matryoshka_widths=[8]", "'nested'"]),
         ({"reconstruction_loss": "l1"}, ["reconstruction_loss", "'mse'", "'l2'", "'l1'"]),
         ({"tap_init": "zeros"}, ["tap_init", "'near'", "'far'", "'alike'", "'conv'", "'zeros'"]),
         ({"separation": "cosin"}, ["separation", "'cosine'", "'decorrelation'", "'cka'", "'taps'", "'cosin'"]),

@@ -26,6 +26,6 @@ def test_group_g_reads_the_scales_up_to_g() -> None:
 def test_reconstructions_of_prefixes() -> None:
     torch.manual_seed(0)
     acts, W_dec, b_dec = torch.rand(6, 7), torch.randn(7, 3), torch.randn(3)
-    found = nested_reconstructions(acts.double(), W_dec.double(), b_dec.double(), 3)
+    found = nested_reconstructions(acts.double(), W_dec.double(), b_dec.double(), [3, 2, 2])
     for group, end in enumerate((3, 5, 7)):
         assert_close(found[group], (acts[:, :end] @ W_dec[:end] + b_dec).double(), atol=1e-5, rtol=1e-5)

@@ -145,6 +145,36 @@ def test_reconstruction_of_nested_features_is_averaged_over_prefixes(
     assert_close(output.sae_out, sae(rows))
 
 
+@pytest.mark.parametrize("widths", [[3, 11], [3, 11, 20]], ids=["without all", "with all"])
+def test_reconstruction_is_averaged_over_matryoshka_widths(widths: list[int], rows: Tensor, kept: Tensor) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(matryoshka_widths=widths)
+    output = step(sae, rows)
+    errors = []
+    for n_features in (3, 11, 20):
+        first = output.feature_acts.clone()
+        first[:, n_features:] = 0
+        errors.append((sae.decode(first) - rows)[kept].pow(2).sum(dim=-1).mean())
+    assert len({round(error.item(), 6) for error in errors}) == 3
+    assert_close(output.losses["mse_loss"], sum(errors) / 3)
+    assert_close(output.sae_out, sae(rows))
+
+
+def test_matryoshka_widths_with_memory_reconstruct_what_the_prediction_leaves(rows: Tensor, kept: Tensor) -> None:
+    rows[CONTEXT + 4] = 0
+    sae = training_sae(memory="predictive", dilations=(0,), matryoshka_widths=[4])
+    sae.W_memory_in.data.normal_(std=0.3)
+    sae.W_memory_out.data.normal_(std=0.3)
+    output = step(sae, rows)
+    predicted = output.sae_out - (output.feature_acts @ sae.W_dec + sae.b_dec)
+    assert predicted[kept].abs().max() > 0.01
+    first = output.feature_acts.clone()
+    first[:, 4:] = 0
+    of_prefix = (first @ sae.W_dec + sae.b_dec + predicted - rows)[kept].pow(2).sum(dim=-1).mean()
+    of_all = (output.sae_out - rows)[kept].pow(2).sum(dim=-1).mean()
+    assert_close(output.losses["mse_loss"], (of_prefix + of_all) / 2)
+
+
 def test_dead_features_learn_the_residual(rows: Tensor, kept: Tensor) -> None:
     rows[CONTEXT + 4] = 0
     sae = training_sae(aux_loss_coefficient=0.5)

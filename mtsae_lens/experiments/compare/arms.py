@@ -15,7 +15,7 @@ _FOLLOWS: dict[str, Any] = {"topk_threshold_lr": 0.05}
 """The threshold for inference is a moving average over 20 steps, not 100: at SAELens's rate it does not arrive within the 200 steps of a short
 training, and L0 is nearly twice k."""
 _MATRYOSHKA_SHARES = (8, 4, 2, 1)
-"""The nested dictionaries of the Matryoshka SAE have these fractions of all features, as the groups of Bussmann et al. 2025 double in size
+"""The nested dictionaries of Matryoshka SAEs have these fractions of all features, as the groups of Bussmann et al. 2025 double in size
 (arXiv 2503.17547)."""
 
 _WIDE_KERNEL: dict[str, Any] = {"jumprelu_bandwidth": 0.3, "jumprelu_init_threshold": 0.5}
@@ -42,6 +42,8 @@ class CompareArm:
     """The first coefficient of the search; None where L0 is a setting."""
     tuned_as: str | None = None
     """The arm with the same learning rate; None if it is searched for this arm."""
+    matryoshka: bool = False
+    """Whether there are nested dictionaries, each of which reconstructs."""
     wider: bool = False
     """Whether there are more features, with as many weights in total as the SAE with memory has."""
     frozen: Literal["decoder", "all"] | None = None
@@ -59,13 +61,19 @@ ARMS: dict[str, CompareArm] = {
     "mtsae_memory_batchtopk": CompareArm(
         "mtsae", "ours", "decoder with memory, BatchTopK", {**_PREDICTIVE, "activation": "batchtopk", **_FOLLOWS}
     ),
+    "mtsae_memory_matryoshka": CompareArm(
+        "mtsae", "ours", "decoder with memory, BatchTopK, nested dictionaries",
+        {**_PREDICTIVE, "activation": "batchtopk", **_FOLLOWS}, matryoshka=True,
+    ),
     "standard": CompareArm("standard", "saelens", "ReLU with an L1 penalty", sparsity="l1_coefficient", first_coefficient=4.0),
     "topk": CompareArm("topk", "saelens", "the k largest of a position"),
     "batchtopk": CompareArm("batchtopk", "saelens", "the k largest a position on average over the batch", _FOLLOWS),
     "jumprelu": CompareArm(
         "jumprelu", "saelens", "learned thresholds, L0 penalty", _WIDE_KERNEL, sparsity="l0_coefficient", first_coefficient=1.0
     ),
-    "matryoshka_batchtopk": CompareArm("matryoshka_batchtopk", "saelens", "nested dictionaries, each of which reconstructs", _FOLLOWS),
+    "matryoshka_batchtopk": CompareArm(
+        "matryoshka_batchtopk", "saelens", "nested dictionaries, each of which reconstructs", _FOLLOWS, matryoshka=True
+    ),
     "topk_wider": CompareArm("topk", "control", "TopK with as many more weights as the prediction has", tuned_as="topk", wider=True),
     "memory_lag_1": CompareArm(
         "mtsae", "control", "memory of the last position alone", {**_PREDICTIVE, "memory_lags": [1], "memory_decays": []}, tuned_as=MEMORY
@@ -117,6 +125,6 @@ def sae_settings(
     settings: dict[str, Any] = {**arm.sae, arm.sparsity: l0 if coefficient is None else coefficient}
     if coefficient is not None:
         settings[arm.sparsity.replace("coefficient", "warm_up_steps")] = int(_WARM_UP * n_steps)
-    if arm.architecture == "matryoshka_batchtopk":
+    if arm.matryoshka:
         settings["matryoshka_widths"] = sorted({max(1, d_sae // share) for share in _MATRYOSHKA_SHARES})
     return settings | dict(further)
