@@ -93,6 +93,7 @@ def build_direction_arms(ours: PlantedArm) -> dict[str, dict[str, PlantedArm]]:
             **{name: arm(separation=name, separation_coefficient=SEPARATION_COEFFICIENT) for name in SEPARATIONS},
         },
         "hierarchy": {"default": arm(), "nested": arm(hierarchy="nested")},
+        "memory": {"default": arm(), "decoder with memory": arm(memory="predictive", dilations=(0,))},
         "range": {
             "default, far lags": arm(FAR_LAGS),
             "selected dilations": arm(FAR_LAGS, dilations="auto"),

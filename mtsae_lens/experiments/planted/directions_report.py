@@ -26,6 +26,7 @@ def report_directions(trials: DirectionTrials) -> PartReport:
         _ablation_section("Initialization and normalization", directions["initialization"], records),
         _separation_section(directions["separation"], records),
         _hierarchy_section(records),
+        _ablation_section("Memory in the decoder", directions["memory"], records),
         _range_section(directions["range"], records, trials.oracle),
     ]
     return PartReport(sections, [table for section in sections if (table := section.table)])
