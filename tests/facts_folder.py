@@ -128,6 +128,7 @@ def _feature(
         "selectivity": float(rng.normal()),
         "mean_run_length": 1.0 + float(rng.random()),
         "next_persistence": 0.5,
+        "next_persistence_control": 0.04,
         "persistence": [0.5, 0.25, 0.125, None if feature == 3 else 0.06],  # None: never seen
         "scale_shares": shares,
         "main_dilation": float(dilations[int(np.argmax(shares))]) if n_scales else None,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,9 @@ class FeatureCounts:
 
     Persistence at lag L is `P(fires at t + L | fires at t) = persisted / could_persist`, over the firings whose `t + L` lies in the same
     context with no special token in between. It is unknown if there is no such firing.
+
+    Its control takes the later position from the next context of the batch: `P(fires at t + 1 of that context | fires at t)`, over the
+    firings for which that position is counted. A feature that fires at certain positions of every context persists there too.
     """
 
     n_tokens: Int[Tensor, " corpus"]
@@ -33,6 +36,8 @@ class FeatureCounts:
     n_runs: Int[Tensor, " d_sae"]
     persisted: Int[Tensor, "lag d_sae"]
     could_persist: Int[Tensor, "lag d_sae"]
+    fired_elsewhere: Int[Tensor, " d_sae"]
+    could_elsewhere: Int[Tensor, " d_sae"]
 
     @classmethod
     def empty(cls, n_corpora: int, d_sae: int) -> FeatureCounts:
@@ -57,6 +62,8 @@ class FeatureCounts:
             n_runs=zeros(d_sae),
             persisted=zeros(n_lags, d_sae),
             could_persist=zeros(n_lags, d_sae),
+            fired_elsewhere=zeros(d_sae),
+            could_elsewhere=zeros(d_sae),
         )
 
     def add(self, corpus: int, reading: BatchReading, firings: Firings) -> None:
@@ -89,7 +96,7 @@ class FeatureCounts:
         Args:
             other: counts with the same edges of the histogram.
         """
-        for name in ("n_tokens", "n_active", "total", "histogram", "n_runs", "persisted", "could_persist"):
+        for name in (field.name for field in fields(self) if field.name not in ("edges", "maximum")):
             getattr(self, name).add_(getattr(other, name))
         self.maximum = torch.maximum(self.maximum, other.maximum)
 
@@ -107,6 +114,20 @@ class FeatureCounts:
             persists = fires[place[inside] + lag * d_sae]
             self.could_persist[number] += torch.bincount(firings.feature[inside], minlength=d_sae).cpu()
             self.persisted[number] += torch.bincount(firings.feature[inside][persists], minlength=d_sae).cpu()
+        self._add_control(reading.kept, fires, firings)
+
+    def _add_control(self, kept: Bool[Tensor, "batch pos"], fires: Bool[Tensor, " place"], firings: Firings) -> None:
+        n_contexts, n_positions = kept.shape
+        if n_contexts < 2:
+            return
+        d_sae, position = len(self.total), firings.position + 1
+        elsewhere = (firings.context + 1) % n_contexts * n_positions + position
+        counted = position < n_positions
+        counted[counted.clone()] = kept.flatten()[elsewhere[counted]]
+        feature = firings.feature[counted]
+        also = fires[elsewhere[counted] * d_sae + feature]
+        self.could_elsewhere += torch.bincount(feature, minlength=d_sae).cpu()
+        self.fired_elsewhere += torch.bincount(feature[also], minlength=d_sae).cpu()
 
     @property
     def n_active_in_all(self) -> Int[Tensor, " d_sae"]:

@@ -76,6 +76,7 @@ def _firing_columns(survey: Survey) -> dict[str, pa.Array]:
         "selectivity": make_numbers(missing * torch.nan if selectivity is None else selectivity.float(), pa.float32()),
         "mean_run_length": make_numbers(n_active / counts.n_runs + missing, pa.float32()),
         "next_persistence": make_numbers(persistence[:, 0].float(), pa.float32()),
+        "next_persistence_control": make_numbers((counts.fired_elsewhere / counts.could_elsewhere).float(), pa.float32()),
         "persistence": replace_nan(make_whole_lists(persistence.float(), pa.float32(), ~never_fired)),
     }
 

@@ -219,6 +219,17 @@ class FeatureFacts:
             in_list=True,
         ),
     ] = None
+    next_persistence_control: Annotated[
+        float | None,
+        Column(
+            'How often it fires at the next position of another text, when it fires at this position of this one. Only what "Stays on" has '
+            "beyond that is due to the text.",
+            "Stays on elsewhere",
+            detail="The other text is the next context of the batch. It is missing if there is none.",
+            neutral="`next_persistence`: the position alone decides",
+            shown_as="share",
+        ),
+    ] = None
     carried_over: Annotated[
         float | None,
         Column(

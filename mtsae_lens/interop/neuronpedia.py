@@ -40,7 +40,9 @@ _EMPTY = (
     "correlated_neurons_pearson correlated_features_indices correlated_features_l1 correlated_features_pearson "
     "logits_hist_data_bar_heights logits_hist_data_bar_values decoder_weights_dist vector"
 ).split()
-_TEMPORAL = "main_dilation scale_shares context_share kernel mean_run_length persistence".split()
+_TEMPORAL = (
+    "main_dilation scale_shares context_share kernel mean_run_length persistence next_persistence_control impulse_response"
+).split()
 _CONTRIBUTIONS = "bias hidden_pre scale_contributions offset_contributions".split()
 
 
@@ -78,6 +80,7 @@ def export_neuronpedia(
         if about["dilations"]:
             temporal = [make_temporal_feature(row, examples[row["feature"]]) for row in rows]
             axes = {name: about[name] for name in ("dilations", "offsets", "persistence_lags")}
+            axes["impulse_lags"] = about.get("impulse_lags", [])  # explorations of version 0.1.0 lack it
             write_json(out / f"temporal-{number}.json", head | axes | {"features": temporal})
         n_batches += 1
     return n_batches
@@ -170,7 +173,7 @@ def make_temporal_feature(row: Row, examples: list[Row]) -> dict[str, Any]:
     """
     return {
         "feature_index": row["feature"],
-        **{name: _plain(row[name]) for name in _TEMPORAL},
+        **{name: _plain(row.get(name)) for name in _TEMPORAL},
         "examples": [{name: _plain(example[name]) for name in _CONTRIBUTIONS} for example in examples],
     }
 

@@ -378,6 +378,7 @@ def test_a_decoder_with_memory_shows_how_long_a_firing_lasts(visit: Visit, index
     expect(page.locator(".time")).to_contain_text("25 % of the variance of an output is carried over")
     without = visit(index, "#/feature/3")
     expect(without.locator("[data-fact=next_persistence]")).to_have_text("50.0 %")
+    expect(without.locator("[data-fact=next_persistence_control]")).to_have_text("4.0 %")
     expect(without.locator("[data-fact=carried_over]")).to_have_count(0)
     expect(without.get_by_role("img", name=re.compile("Impulse"))).to_have_count(0)
 

@@ -63,3 +63,21 @@ def test_runs_and_persistence(look: Any, lm: Any, corpora: Corpora, acts: list[t
     assert torch.equal(counts.could_persist, could)
     assert torch.equal(counts.persisted, persisted)
     assert persisted.sum() > 20
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_control_of_persistence_takes_the_next_context_of_the_batch(
+    look: Any, lm: Any, corpora: Corpora, acts: list[torch.Tensor], batch_size: int
+) -> None:
+    counts = look(lm, corpora, batch_size=batch_size).counts
+    fired, could = torch.zeros(2, 32, dtype=torch.long)
+    for part in acts:
+        for batch in part.split(batch_size):
+            for context, other in zip(batch, batch.roll(-1, dims=0), strict=True):
+                for t in range(31):
+                    if len(batch) > 1 and not other[t + 1, 0].isnan():
+                        could += context[t] > 0
+                        fired += (context[t] > 0) & (other[t + 1] > 0)
+    assert torch.equal(counts.could_elsewhere, could)
+    assert torch.equal(counts.fired_elsewhere, fired)
+    assert (fired.sum() > 20) == (batch_size > 1)

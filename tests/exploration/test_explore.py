@@ -118,6 +118,8 @@ def test_the_persistence_of_the_list_is_that_of_the_next_token(made: dict[str, E
         for feature in range(24):
             row = facts.feature(feature)
             assert row.next_persistence == (row.persistence[0] if row.persistence else None)
+            assert row.next_persistence_control is None or 0 <= row.next_persistence_control <= 1
+        assert any(facts.feature(feature).next_persistence_control for feature in range(24))
 
 
 def test_examples(made: dict[str, Exploration], corpora: Corpora, tokenizer: Any) -> None:

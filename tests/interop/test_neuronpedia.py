@@ -43,6 +43,8 @@ def feature_row(feature: int, dead: bool, pointwise: bool) -> dict[str, Any]:
         "context_share": None if dead or pointwise else 0.25,
         "kernel": [] if dead or pointwise else [0.5, 0.5],
         "mean_run_length": None if dead else float("nan"),
+        "next_persistence_control": None if dead else 0.25,
+        "impulse_response": None if dead else [0.5, 0.125],
         "persistence": [] if dead else [0.5, 0.25],
     }
 
@@ -77,6 +79,7 @@ def write_facts(folder: Path, n_features: int = 10, pointwise: bool = False) -> 
         "corpora": [{"name": "kjv", "n_tokens": 600}, {"name": "sotu", "n_tokens": 400}],
         "histogram_edges": EDGES,
         "persistence_lags": [1, 2],
+        "impulse_lags": [1, 4],
     }
     (folder / "explore.json").write_text(json.dumps(about))
     features = [feature_row(i, dead=i == 3, pointwise=pointwise) for i in range(n_features)]
@@ -145,6 +148,8 @@ def test_a_features_facts(tmp_path: Path) -> None:
     assert temporal[1]["dilations"] == [0.0, 4.0]
     assert (facts["feature_index"], facts["main_dilation"], facts["scale_shares"]) == (5, 4.0, [0.75, 0.25])
     assert facts["mean_run_length"] is None
+    assert (facts["next_persistence_control"], facts["impulse_response"]) == (0.25, [0.5, 0.125])
+    assert temporal[1]["impulse_lags"] == [1, 4]
     assert len(facts["examples"]) == 3
     assert facts["examples"][0]["bias"] + sum(facts["examples"][0]["scale_contributions"]) == facts["examples"][0]["hidden_pre"]
 
