@@ -34,7 +34,7 @@ def measure_memory(
         batches: activations at its hook, and which positions count. The first batch sets the norm above which a position is massive.
 
     Returns:
-        The numbers that `MEMORY_MEANINGS` names.
+        The numbers that `MEMORY_MEANINGS` names; that with another past is NaN if every batch has one context.
     """
     sums = {name: ExplainedVariance() for name in list(MEMORY_MEANINGS)[:-1]}
     limit = torch.inf
@@ -46,10 +46,11 @@ def measure_memory(
         own = x[kept] - sae.b_dec * (not sae.cfg.apply_b_dec_to_input)
         difference = run_encoder(sae, x, walls)
         coded = (sae.encode_token(difference, walls) @ sae.W_dec)[kept]
-        elsewhere = sae.encode_token(run_encoder(sae, x, walls, of_another=True), walls)
         sums["predicted_variance"].add(own, (x - difference)[kept])
         sums["carried_variance"].add((x - difference)[kept] + coded, (x - difference)[kept])
         sums["explained_variance_without_prediction"].add(own, coded)
-        sums["explained_variance_with_another_past"].add(own, run_decoder(sae, elsewhere, of_another=True)[kept])
+        if len(x) > 1:  # a lone context has no other
+            elsewhere = sae.encode_token(run_encoder(sae, x, walls, of_another=True), walls)
+            sums["explained_variance_with_another_past"].add(own, run_decoder(sae, elsewhere, of_another=True)[kept])
     found = {name: explained.value for name, explained in sums.items()}
     return found | {"prediction_parameters": float(sae.W_memory_in.numel() + sae.W_memory_out.numel())}

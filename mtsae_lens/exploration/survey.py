@@ -32,6 +32,7 @@ from mtsae_lens.splice.hooked_lm import HookedLM
 KINDS = ("top", "sampled")
 _MAX_BYTES = 2**27  # size of a tensor (context, pos, d_sae); about five are in memory at once
 _REMEDY = "delete it; the same command then starts the pass over the text again"
+_NEWER = ("row", "could_elsewhere", "fired_elsewhere")  # parts of the state that version 0.1.0 did not write
 _FORGET_EVERY = 64  # number of batches after which contexts without an example are dropped
 
 
@@ -71,6 +72,7 @@ class Survey:
             batch: the batch after those that were added.
         """
         size = contexts_at_once(len(batch.tokens), batch.tokens.shape[1], self.lm.sae.cfg.d_sae, _MAX_BYTES)
+        size = max(size, 2)  # so that every context has another one, the control of its persistence
         generator = torch.Generator().manual_seed(self.plan.seed * 1_000_003 + batch.number)
         for start in range(0, len(batch.tokens), size):
             self._add(batch.part(start, size), generator)
@@ -164,7 +166,7 @@ class Survey:
         try:
             numbers = json.loads(metadata["survey"])
             for prefix, part in self._parts():
-                names = [name for name in _tensors(part) if f"{prefix}.{name}" in tensors or name != "row"]
+                names = [name for name in _tensors(part) if f"{prefix}.{name}" in tensors or name not in _NEWER]
                 for name in names:
                     setattr(part, name, tensors[f"{prefix}.{name}"])
                 if isinstance(part, ExampleList) and "row" not in names:

@@ -66,5 +66,6 @@ def make_fingerprint(
     if isinstance(cfg.sae, MTTrainingSAEConfig):  # a checkpoint may be older than the settings of another activation
         without_effect |= cfg.sae.unused_activation_fields
     sae = {f"sae.{name}": value for name, value in cfg.sae.to_dict().items() if name not in without_effect}
+    sae = {name: None if name == "sae.matryoshka_widths" and not value else value for name, value in sae.items()}
     fingerprint: dict[str, Any] = json.loads(json.dumps(values | sae))
     return fingerprint

@@ -64,6 +64,19 @@ def make_lr_scheduler(cfg: SAETrainerConfig, optimizer: torch.optim.Optimizer) -
     )
 
 
+def keep_lr_ratios_(optimizer: torch.optim.Optimizer) -> None:
+    """Give every group of weights its share of the learning rate of the first one, in place: the share that it started with.
+
+    A schedule ends at one learning rate for all groups, so without this a group with a lower rate would reach that of the others.
+
+    Args:
+        optimizer: the optimizer, after a step of its schedule.
+    """
+    first, *others = optimizer.param_groups
+    for group in others:
+        group["lr"] = first["lr"] * group["initial_lr"] / first["initial_lr"]
+
+
 def group_parameters(sae: TrainingSAE[Any], lr: float) -> list[dict[str, Any]]:
     """Group the weights for the optimizer: those of a prediction (`mtsae_lens.sae.memory`) have a separate learning rate.
 

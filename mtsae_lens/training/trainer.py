@@ -27,7 +27,7 @@ from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.sae.transcoder import MTTrainingTranscoder
 from mtsae_lens.training.checkpoints import save_checkpoint
 from mtsae_lens.training.log import LOG_FILE, TrainingLog
-from mtsae_lens.training.optimizer import make_lr_scheduler, make_optimizer
+from mtsae_lens.training.optimizer import keep_lr_ratios_, make_lr_scheduler, make_optimizer
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.rank_means import add_up_step_, sum_firing_counts
 from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
@@ -267,6 +267,7 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
+        keep_lr_ratios_(self.optimizer)
         for scheduler in self.coefficient_schedulers.values():
             scheduler.step()
         return output

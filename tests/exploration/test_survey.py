@@ -199,6 +199,8 @@ def test_a_large_batch_is_looked_at_in_parts(look: Any, lm: Any, corpora: Corpor
     monkeypatch.setattr(survey_module, "_MAX_BYTES", 2 * 32 * 4 * lm.sae.cfg.d_sae)
     parts = look(lm, corpora)
     assert set(sizes) == {2}
+    monkeypatch.setattr(survey_module, "_MAX_BYTES", 1)
+    assert look(lm, corpora).counts.could_elsewhere.sum() > 20  # a context is never alone, so its control exists
     for name in ("n_active", "n_runs", "persisted", "total", "maximum"):
         assert_close(getattr(parts.counts, name), getattr(whole.counts, name))
     assert parts.held.keys() == whole.held.keys()
@@ -220,6 +222,8 @@ def test_a_state_kept_by_an_earlier_version_is_carried_on(look: Any, lm: Any, co
             dense = torch.full((*row.shape, *rows.shape[1:]), torch.nan)
             dense[row >= 0] = rows[row[row >= 0]]
             tensors[f"{kind}.{name}"] = dense
+    for name in ("could_elsewhere", "fired_elsewhere"):
+        del tensors[f"counts.{name}"]
     write_tensors(tmp_path / "old.safetensors", tensors, metadata)
     loaded = Survey(lm, survey.plan, 2, 1)
     loaded.load(tmp_path / "old.safetensors")

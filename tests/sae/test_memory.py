@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,9 @@ def test_the_parts_of_memory_are_measured() -> None:
     assert measured["prediction_parameters"] == len(LAGS + DECAYS) * D_IN * D_IN + D_IN * D_IN
     own = measured["explained_variance_with_another_past"]
     assert own != pytest.approx(explained(sae.decode(e)), abs=1e-4)
+    alone = measure_memory(sae, [(h[:1], counted[:1])])  # no other context: no control, rather than the context's own past
+    assert math.isnan(alone["explained_variance_with_another_past"])
+    assert math.isfinite(alone["predicted_variance"])
 
 
 def test_a_model_with_memory_cannot_be_exported() -> None:

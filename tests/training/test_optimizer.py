@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from sae_lens import LoggingConfig
 from torch import nn
 from torch.testing import assert_close
 
+from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.sae.sparse import column_major, is_column_major
-from mtsae_lens.training.optimizer import update_in_memory_order
+from mtsae_lens.sae.training import MTTrainingSAE
+from mtsae_lens.training.optimizer import keep_lr_ratios_, make_lr_scheduler, make_optimizer, update_in_memory_order
+from mtsae_lens.upstream import SAETrainerConfig
 
 
 def weights(layout: Any = torch.clone) -> list[nn.Parameter]:
@@ -56,3 +60,26 @@ def test_the_fused_update_sees_contiguous_weights(monkeypatch: pytest.MonkeyPatc
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
     assert seen == [(True, True)] * 3
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("cosineannealing", 0.05), ("cosineannealing", 1.0), ("constant", 1.0)])
+def test_the_prediction_of_a_memory_keeps_its_share_of_the_learning_rate(schedule: str, end: float) -> None:
+    """A floor of the schedule that is the same for all weights would end the prediction's rate at that of the others."""
+    sae = MTTrainingSAE(MTTrainingSAEConfig(d_in=4, d_sae=8, k=2, context_size=8, memory="predictive", memory_lags=(1,)))
+    cfg = SAETrainerConfig(
+        n_checkpoints=0, checkpoint_path=None, save_final_checkpoint=False, total_training_samples=20, device="cpu",
+        autocast=False, lr=4e-3, lr_end=end * 4e-3, lr_scheduler_name=schedule, lr_warm_up_steps=3, adam_beta1=0.9,
+        adam_beta2=0.999, lr_decay_steps=2, n_restart_cycles=1, train_batch_size_samples=1, dead_feature_window=10,
+        feature_sampling_window=10, logger=LoggingConfig(log_to_wandb=False),
+    )  # fmt: skip
+    optimizer = make_optimizer(sae, cfg, 0.0)
+    scheduler = make_lr_scheduler(cfg, optimizer)
+    rates = []
+    for _ in range(20):
+        first, second = (group["lr"] for group in optimizer.param_groups)
+        rates.append(first)
+        assert second == pytest.approx(sae.cfg.memory_lr_ratio * first, abs=1e-12)
+        optimizer.step()
+        scheduler.step()
+        keep_lr_ratios_(optimizer)
+    assert max(rates) == pytest.approx(4e-3)

@@ -158,6 +158,14 @@ def test_a_checkpoint_does_not_depend_on_the_settings_of_other_activations(tiny_
     assert {"sae.l0_coefficient", "sae.jumprelu_bandwidth"} < found["jumprelu"] - found["topk"]
 
 
+def test_a_checkpoint_from_before_matryoshka_widths_can_be_resumed(tiny_model: Any) -> None:
+    for widths, expected in ([], None), ([8], [8]):
+        sae = MTTrainingSAEConfig(d_in=tiny_model.cfg.d_model, d_sae=32, k=4, context_size=16, matryoshka_widths=widths)
+        runner = SequenceSAETrainingRunner(config(tiny_model, sae=sae), override_model=tiny_model, override_dataset=TEXTS)
+        trainer, _ = runner.prepare(resume=False)
+        assert trainer.fingerprint["sae.matryoshka_widths"] == expected
+
+
 @pytest.mark.parametrize("activation", ["jumprelu", "batchtopk"])
 def test_an_activation_with_thresholds_resumes_to_the_same_weights(activation: str, tiny_model: Any, tmp_path: Path) -> None:
     def run(out: Path, *, resume: bool = False) -> dict[str, torch.Tensor]:

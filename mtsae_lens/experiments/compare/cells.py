@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class TuneText:
     n_contexts: int
 
 
-def n_features(arm: CompareArm, d_in: int, d_sae: int) -> int:
+def n_features(arm: CompareArm, d_in: int, d_sae: int, memory: Mapping[str, Any]) -> int:
     """Return the number of features of an arm.
 
     The wider control has `d_sae + ceil(prediction / (2 d_in + 1))` features: each has a column of the encoder, a row of the decoder and a bias,
@@ -49,10 +50,11 @@ def n_features(arm: CompareArm, d_in: int, d_sae: int) -> int:
         arm: the arm.
         d_in: width of the activations.
         d_sae: number of features of the other arms.
+        memory: further settings of the SAE with memory.
     """
     if not arm.wider:
         return d_sae
-    cfg = MTTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=1, **ARMS[MEMORY].sae)
+    cfg = MTTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=1, **{**ARMS[MEMORY].sae, **memory})
     weights = (cfg.n_memory_reads + 1) * d_in * min(cfg.memory_rank, d_in)
     return d_sae + math.ceil(weights / (2 * d_in + 1))
 
@@ -64,7 +66,10 @@ def train_cell(settings: TrainSettings, coefficient: float | None, tune: TuneTex
         settings: settings of the training; its folder belongs to it alone.
         coefficient: the sparsity coefficient in the settings, for the record.
         tune: what to measure on.
-        keep: whether to keep the SAE.
+        keep: whether to keep the SAE; one whose training diverged is never kept.
+
+    Returns:
+        What it reaches, or in `failed` why training ended early.
     """
     resumed, watch, failed = (settings.out / _CHECKPOINTS).exists(), Stopwatch(), ""
     l0 = explained_variance = math.nan
@@ -73,14 +78,12 @@ def train_cell(settings: TrainSettings, coefficient: float | None, tune: TuneTex
         try:
             runner.run(resume=True)
         except DataError as error:
-            if keep:
-                raise
             failed = str(error)
     seconds = watch.seconds
     if not failed:
         sae = load_sae(settings.out, settings.device)
         l0, explained_variance = measure_on_tune(sae, tune.text, tune.n_contexts)
-    shutil.rmtree(settings.out / _CHECKPOINTS if keep else settings.out, ignore_errors=True)
+    shutil.rmtree(settings.out / _CHECKPOINTS if keep and not failed else settings.out, ignore_errors=True)
     return Trained(
         lr=settings.lr,
         coefficient=coefficient,

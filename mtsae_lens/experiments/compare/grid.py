@@ -12,7 +12,7 @@ from typing import Any
 from mtsae_lens import __version__
 from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
-from mtsae_lens.experiments.compare.arms import CompareArm, sae_settings
+from mtsae_lens.experiments.compare.arms import MEMORY, CompareArm, sae_settings
 from mtsae_lens.experiments.compare.cells import TuneText, n_features, train_cell
 from mtsae_lens.experiments.compare.held_out import HeldOutText
 from mtsae_lens.experiments.compare.settings import CompareSettings
@@ -97,7 +97,7 @@ class Grid:
         """
         hook_name, name, l0 = key
         arm, size, contents = self.arm(key), self.settings.size(), self.cache.contents
-        d_sae = n_features(arm, contents.hooks[hook_name], size.d_sae)
+        d_sae = n_features(arm, contents.hooks[hook_name], size.d_sae, self.settings.sae.get(MEMORY, {}))
         batch = self.settings.batch_tokens(contents.context_size)
         n_tokens = self.training_tokens(arm, search=search)
         return adopt_cache(

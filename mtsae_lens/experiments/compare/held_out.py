@@ -20,10 +20,13 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.massive import find_massive
 from mtsae_lens.data.token_tables import read_tokens
+from mtsae_lens.evaluation.fidelity import check_contexts
 from mtsae_lens.evaluation.massive import ExplainedVariance
 from mtsae_lens.progress import track
 
 _BATCH_SIZE = 16  # contexts
+SPLITS: tuple[Split, ...] = ("select", "tune", "test")
+"""Splits that are measured on: features are coded with counts from SELECT, settings are chosen on TUNE, and TEST is measured once."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,16 @@ class HeldOutText:
         model = _load(self.model, self.dtype, self.device)
         assert model.tokenizer is not None
         return model, ContextCutter(model.tokenizer, self.context_size, self.prepend_bos, self.packed)
+
+    def check_splits(self) -> None:
+        """Check, before anything is trained, that each split that is measured on has a context.
+
+        Raises:
+            DataError: a split has none.
+        """
+        _, cutter = self.load()
+        for split in SPLITS:
+            check_contexts(read_tokens(self.dataset, split, cutter, 1), cutter)
 
 
 @lru_cache(maxsize=1)

@@ -64,6 +64,11 @@ def report_comparison(result: CompareResult, settings: CompareSettings, model: s
         *summarize(verdicts, size.n_seeds),
         *summarize_bits(verdicts, cells),
         *list_rates_at_an_end(result.search, size.lr),
+        *(
+            [f"Training diverged, and these SAEs are not in the results: {', '.join(result.diverged)}."]
+            if result.diverged
+            else []
+        ),
     ]
     return CompareReport(lead, summary, sections, [verdicts_table(verdicts)] if verdicts else tables)
 

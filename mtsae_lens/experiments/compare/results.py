@@ -113,6 +113,8 @@ class CompareResult(Record):
     """The SAEs of the grid, and those that were given."""
     verdicts: tuple[Verdict, ...]
     search: tuple[Searched, ...]
+    diverged: tuple[str, ...] = ()
+    """Trainings whose loss became infinite or NaN. They have no cell."""
 
 
 def compute_range(values: Sequence[float | None]) -> Interval | None:

@@ -12,9 +12,10 @@ from mtsae_lens.commands.cache import run_cache
 from mtsae_lens.commands.cache_settings import CacheSettings
 from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.documents import check_source
-from mtsae_lens.errors import ConfigError
+from mtsae_lens.errors import DataError
 from mtsae_lens.experiments.compare.arms import UNTRAINED_LR
 from mtsae_lens.experiments.compare.cells import code_cell, measure_cell
+from mtsae_lens.experiments.compare.given import check_given, shortest_names
 from mtsae_lens.experiments.compare.grid import Grid, Key, trial_name
 from mtsae_lens.experiments.compare.report import CompareReport, report_comparison
 from mtsae_lens.experiments.compare.results import Cell, Coded, CompareResult, Measured, Searched, judge
@@ -48,28 +49,28 @@ def run_compare(settings: CompareSettings) -> tuple[CompareResult, CompareReport
         What was measured, and its report.
 
     Raises:
-        ConfigError: settings that no run can follow, or a folder with results of other settings.
+        ConfigError: settings that no run can follow, an SAE that does not fit the others, or a folder with results of other settings.
+        DataError: a split of the text is empty, or an architecture diverges at every learning rate.
         TrainingInterrupted: a signal arrived; the same call resumes the work.
     """
     watch = Stopwatch()
     given = {folder: load_sae(folder, settings.device) for folder in settings.saes}
     grid = _open_grid(settings)
     for folder, sae in given.items():
-        if (hook_name := sae.cfg.metadata.hook_name) not in grid.hook_names:
-            raise ConfigError(
-                f"{folder}: expected an SAE at {' or '.join(grid.hook_names)}, got one at {hook_name}; leave it out, or add its hook"
-            )
+        check_given(folder, sae, grid)
+    grid.text.check_splits()
     for key in grid.places():  # checks the settings of all before the first is trained
         check_settings(grid.training(key, settings.size().lr[0], grid.arm(key).first_coefficient, 0, search=False))
     searched = _search(grid)
     finals = _final(grid, searched)
-    trained = _train(grid, _choose(grid, finals))
+    trained, diverged = _train(grid, _choose(grid, finals))
     cells = _measure(grid, trained, {folder: weights_digest(sae) for folder, sae in given.items()})
     search = [
         Searched(hook_name=key[0], name=key[1], target_l0=key[2], trials=tuple(chain(*by_lr)), finals=tuple(finals[key]))
         for key, by_lr in searched.items()
     ]
-    result = CompareResult(cells=tuple(cells), verdicts=tuple(judge(cells, settings.l0_margin)), search=tuple(search))
+    verdicts = judge(cells, settings.l0_margin)
+    result = CompareResult(cells=tuple(cells), verdicts=tuple(verdicts), search=tuple(search), diverged=tuple(diverged))
     report = report_comparison(result, settings, grid.cache.contents.model_name)
     made = provenance(grid.cache.contents.seed, watch.seconds, settings.model_dump(mode="json"))
     if current_ranks().is_first:
@@ -175,15 +176,22 @@ def _choose(grid: Grid, finals: Mapping[Key, Sequence[Trained]]) -> dict[Key, tu
             chosen[key] = (UNTRAINED_LR, None)
             continue
         best = finals[key if key in finals or arm.tuned_as is None else (hook_name, arm.tuned_as, l0)][0]
+        if best.failed:
+            raise DataError(
+                f"{key[1]} at {hook_name}, L0 {l0}: expected a learning rate at which training does not diverge, got {best.lr:g} as the best "
+                f"({best.failed}); add a lower --lr"
+            )
         chosen[key] = (best.lr, best.coefficient)
     return chosen
 
 
-def _train(grid: Grid, chosen: Mapping[Key, tuple[float, float | None]]) -> dict[tuple[Key, int], tuple[Path, Trained]]:
+def _train(
+    grid: Grid, chosen: Mapping[Key, tuple[float, float | None]]
+) -> tuple[dict[tuple[Key, int], tuple[Path, Trained]], list[str]]:
     """Train every SAE at full length, seed after seed, so that a stopped run has complete seeds.
 
     Returns:
-        By hook, arm, L0 and seed: the folder of the SAE, and what it reaches on TUNE.
+        By hook, arm, L0 and seed, the folder of the SAE and what it reaches on TUNE; and the names of the trainings that diverged.
     """
     settings, size = grid.settings, grid.settings.size()
     names = {
@@ -194,10 +202,13 @@ def _train(grid: Grid, chosen: Mapping[Key, tuple[float, float | None]]) -> dict
     }
     jobs = {name: grid.trial(key, *chosen[key], seed, search=False) for name, (key, seed) in names.items()}
     results = run_trials(settings.out / "trained", grid.record(), jobs, "Training", n_workers=settings.n_workers)
-    return {
-        (key, seed): (grid.training(key, *chosen[key], seed, search=False).out, Trained.from_json(results[name]))
+    trained = {name: Trained.from_json(results[name]) for name in names}
+    kept = {
+        (key, seed): (grid.training(key, *chosen[key], seed, search=False).out, trained[name])
         for name, (key, seed) in names.items()
+        if not trained[name].failed
     }
+    return kept, [name for name, of in trained.items() if of.failed]
 
 
 def _measure(grid: Grid, trained: Mapping[tuple[Key, int], tuple[Path, Trained]], given: Mapping[Path, str]) -> list[Cell]:
@@ -205,6 +216,7 @@ def _measure(grid: Grid, trained: Mapping[tuple[Key, int], tuple[Path, Trained]]
     settings, n_contexts = grid.settings, grid.settings.size().n_eval_contexts
     names = {trial_name(key, of.lr, of.coefficient, seed): (key, seed) for (key, seed), (_, of) in trained.items()}
     given_names = {f"given/{folder.name}/{digest[:12]}": folder for folder, digest in given.items()}
+    shown = dict(zip(given, shortest_names(list(given)), strict=True))
     folders = {name: trained[place][0] for name, place in names.items()} | given_names
     record, n_workers = grid.record() | {"n_eval_contexts": n_contexts}, settings.n_workers
     jobs = {name: as_json(partial(measure_cell, folder, grid.text, n_contexts)) for name, folder in folders.items()}
@@ -218,7 +230,7 @@ def _measure(grid: Grid, trained: Mapping[tuple[Key, int], tuple[Path, Trained]]
     cells = []
     for name, folder in folders.items():
         found = Measured.from_json(measured[name])
-        about: dict[str, Any] = {"name": folder.name, "role": "given", "target_l0": None, "seed": None, "trained": None}
+        about: dict[str, Any] = {"name": shown.get(folder), "role": "given", "target_l0": None, "seed": None, "trained": None}
         n_tokens = None
         if name in names:
             key, seed = names[name]

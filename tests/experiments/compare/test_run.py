@@ -11,10 +11,13 @@ import pytest
 import torch
 from several_ranks import on_ranks
 
-from mtsae_lens.errors import ConfigError, TrainingInterrupted
+from mtsae_lens.data.activation_cache import ActivationCache
+from mtsae_lens.errors import ConfigError, DataError, TrainingInterrupted
 from mtsae_lens.experiments.compare import grid as grid_module
 from mtsae_lens.experiments.compare.arms import ARMS
 from mtsae_lens.experiments.compare.cells import n_features, training_flops
+from mtsae_lens.experiments.compare.given import check_given, shortest_names
+from mtsae_lens.experiments.compare.grid import Grid
 from mtsae_lens.experiments.compare.run import run_compare
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.opening import load_sae
@@ -86,7 +89,7 @@ def test_weights_and_operations_are_counted(done: tuple[CompareSettings, dict[st
     prediction = (7 + 1) * d_in * 64
     wider = measured["topk_wider"]["n_parameters"]
     assert 0 <= wider - measured["topk"]["n_parameters"] - prediction < 2 * d_in + 1
-    assert n_features(ARMS["topk_wider"], d_in, d_sae) == measured["topk_wider"]["d_sae"]
+    assert n_features(ARMS["topk_wider"], d_in, d_sae, {}) == measured["topk_wider"]["d_sae"]
     memory = next(cell for cell in metrics["cells"] if cell["name"] == "mtsae_memory")
     assert training_flops(load_sae(_folder(settings, memory))) == memory["measured"]["flops_per_token"]
     assert memory["measured"]["metrics"]["prediction_parameters"] == prediction
@@ -199,3 +202,85 @@ def _folder(settings: CompareSettings, cell: dict[str, Any]) -> Path:
         and (trained.get("coefficient") is None or f"coefficient={trained['coefficient']:g}" in path.name)
     )
     return folder
+
+
+def test_a_rate_or_a_seed_that_diverges_does_not_end_the_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = CompareSettings(
+        **TINY | {"lr": (1e-3, 1e18), "n_seeds": 1}, architectures=("topk",), controls=(), out=tmp_path / "out"
+    )
+    result, report = run_compare(settings)
+    assert [cell.trained.lr for cell in result.cells if cell.trained] == [1e-3]
+    assert {t.lr for t in result.search[0].trials if t.failed} == {1e18}
+    assert result.diverged == ()
+    original: Callable[..., Any] = grid_module.train_cell
+
+    def diverging(training: Any, *args: Any, **options: Any) -> Any:
+        changes = {"lr": 1e18} if training.seed == 1 else {}
+        return original(training.model_copy(update=changes), *args, **options)
+
+    monkeypatch.setattr(grid_module, "train_cell", diverging)
+    result, report = run_compare(settings.model_copy(update={"n_seeds": 3}))
+    assert [cell.seed for cell in result.cells] == [0, 2]
+    assert result.diverged == ("blocks.3.hook_resid_post/topk/l0=4,lr=0.001/seed_1",)
+    assert any("diverged" in sentence and "seed_1" in sentence for sentence in report.summary)
+
+
+def test_rates_that_all_diverge_are_reported(tmp_path: Path) -> None:
+    settings = CompareSettings(**TINY | {"lr": (1e18,)}, architectures=("topk",), controls=(), out=tmp_path / "out")
+    with pytest.raises(
+        DataError, match=r"^topk at blocks.3.hook_resid_post, L0 4: expected a learning rate .* got 1e\+18 .*lower --lr"
+    ):
+        run_compare(settings)
+
+
+def test_a_text_without_a_split_is_refused_before_training(tmp_path: Path) -> None:
+    text = tmp_path / "one.txt"
+    text.write_text("It was the best of times, it was the worst of times. " * 400)
+    settings = CompareSettings(**TINY, dataset=str(text), architectures=("topk",), controls=(), out=tmp_path / "out")
+    with pytest.raises(DataError):
+        run_compare(settings)
+    assert not (settings.out / "search").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hook_name": "blocks.1.hook_resid_post"}, r"expected an SAE at blocks\.3\.hook_resid_post"),
+        ({"hook_head_index": 1}, "expected an SAE of all heads, got one of head 1"),
+        ({"model_name": "pythia-70m"}, "expected an SAE with model_name=embedded, as the cache has, got pythia-70m"),
+        ({"prepend_bos": False}, "expected an SAE with prepend_bos=True, as the cache has, got False"),
+    ],
+)
+def test_an_sae_that_cannot_be_compared_is_refused(
+    changes: dict[str, Any], message: str, done: tuple[CompareSettings, dict[str, Any]]
+) -> None:
+    settings, metrics = done
+    grid = Grid(settings, ActivationCache.open(settings.out / "cache"), settings.out / "cache")
+    sae = load_sae(_folder(settings, metrics["cells"][0]))
+    check_given(Path("mine"), sae, grid)
+    for name, value in changes.items():
+        setattr(sae.cfg.metadata, name, value)
+    with pytest.raises(ConfigError, match=f"^mine: {message}"):
+        check_given(Path("mine"), sae, grid)
+
+
+def test_an_sae_of_another_width_is_refused(done: tuple[CompareSettings, dict[str, Any]]) -> None:
+    settings, metrics = done
+    grid = Grid(settings, ActivationCache.open(settings.out / "cache"), settings.out / "cache")
+    sae = load_sae(_folder(settings, metrics["cells"][0]))
+    sae.cfg.d_in = 64
+    with pytest.raises(ConfigError, match="expected an SAE with d_in=128, got d_in=64"):
+        check_given(Path("mine"), sae, grid)
+
+
+def test_folders_of_one_name_are_told_apart() -> None:
+    assert shortest_names([Path("runs/a/sae"), Path("runs/b/sae")]) == ["a/sae", "b/sae"]
+    assert shortest_names([Path("runs/a/x"), Path("runs/b/y")]) == ["x", "y"]
+    assert shortest_names([Path("runs/a/sae"), Path("other/a/sae")]) == ["runs/a/sae", "other/a/sae"]
+    assert shortest_names([]) == []
+
+
+def test_the_wider_control_follows_the_settings_of_the_memory() -> None:
+    small = n_features(ARMS["topk_wider"], 128, 32, {"memory_rank": 8})
+    assert 0 <= (small - 32) * (2 * 128 + 1) - (7 + 1) * 128 * 8 < 2 * 128 + 1
+    assert small < n_features(ARMS["topk_wider"], 128, 32, {})
