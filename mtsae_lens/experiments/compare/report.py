@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtsae_lens.experiments.compare.arms import ARMS
-from mtsae_lens.experiments.compare.results import COMPARED, Cell, CompareResult, Searched, Verdict, compute_range, group_cells
+from mtsae_lens.experiments.compare.results import (
+    COMPARED,
+    Cell,
+    CompareResult,
+    Searched,
+    Verdict,
+    ablation_cost,
+    compute_range,
+    group_cells,
+)
 from mtsae_lens.experiments.compare.settings import CompareSettings
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.records import Interval
@@ -20,6 +29,8 @@ _PANELS = {
     "kl_div_with_sae": "KL divergence, nats per token",
     "dead_features": "dead features",
 }
+_SMALL_COST = 0.2
+"""Rise of the loss by zero ablation, in nats, below which `ce_loss_score` differs between seeds by more than most architectures do."""
 _CODED_PANELS = {
     "explained_variance_coded": "explained variance of what is received",
     "explained_variance_without_massive": "explained variance",
@@ -63,6 +74,7 @@ def report_comparison(result: CompareResult, settings: CompareSettings, model: s
     summary = [
         *summarize(verdicts, size.n_seeds),
         *summarize_bits(verdicts, cells),
+        *warn_of_noise(cells),
         *list_rates_at_an_end(result.search, size.lr),
         *(
             [f"Training diverged, and these SAEs are not in the results: {', '.join(result.diverged)}."]
@@ -245,6 +257,21 @@ def summarize_bits(verdicts: Sequence[Verdict], cells: Sequence[Cell]) -> list[s
         if parts:
             sentences.append(f"Bits per token of {name}, and the explained variance that they bring: {'; '.join(parts)}.")
     return sentences
+
+
+def warn_of_noise(cells: Sequence[Cell]) -> list[str]:
+    """Say at which hooks `ce_loss_score` is a share of so small a rise of the loss that differences in it are noise.
+
+    Args:
+        cells: the cells of the grid.
+    """
+    costs = {cell.hook_name: ablation_cost(cell) for cell in cells}
+    small = {hook_name: cost for hook_name, cost in costs.items() if cost is not None and cost < _SMALL_COST}
+    return [
+        f"At {hook_name} the loss rises by only {cost:.3f} nats if the activations are set to zero, and ce_loss_score is a share of that: "
+        f"a difference of 0.05 there is {0.05 * cost:.4f} nats, mostly noise. kl_div_score is steadier."
+        for hook_name, cost in small.items()
+    ]
 
 
 def _price(cells: Sequence[Cell]) -> str:

@@ -12,7 +12,11 @@ from mtsae_lens.records import Interval, MaybeNaN, Record
 
 Outcome = Literal["ahead", "behind", "within the spread", "no comparison"]
 
-COMPARED = {"explained_variance_without_massive": "explained variance", "ce_loss_score": "ce_loss_score"}
+COMPARED = {
+    "explained_variance_without_massive": "explained variance",
+    "ce_loss_score": "ce_loss_score",
+    "kl_div_score": "kl_div_score",
+}
 """The metrics in which architectures are compared, and their names in sentences. Higher is better."""
 
 
@@ -129,6 +133,18 @@ def compute_range(values: Sequence[float | None]) -> Interval | None:
     return Interval(sum(known) / len(known), min(known), max(known))
 
 
+def ablation_cost(cell: Cell) -> float | None:
+    """Return by how many nats per token the loss rises if the activations at the hook are set to zero; None where it is not finite.
+
+    `ce_loss_score` and `kl_div_score` are shares of what this ablation does.
+
+    Args:
+        cell: an SAE at the hook.
+    """
+    clean, ablated = cell.value("ce_loss_without_sae"), cell.value("ce_loss_with_ablation")
+    return None if clean is None or ablated is None else ablated - clean
+
+
 def group_cells(cells: Sequence[Cell]) -> dict[tuple[str, int | None, str], list[Cell]]:
     """Group cells that differ in their seed alone, by hook, wanted L0 and name.
 
@@ -142,7 +158,7 @@ def group_cells(cells: Sequence[Cell]) -> dict[tuple[str, int | None, str], list
 
 
 def judge(cells: Sequence[Cell], margin: float) -> list[Verdict]:
-    """Compare each of our architectures with the best one of SAELens, at every hook and L0 and in both metrics.
+    """Compare each of our architectures with the best one of SAELens, at every hook and L0 and in each metric of `COMPARED`.
 
     An architecture is ahead if its worst seed is above the best seed of the other one.
 

@@ -2,7 +2,14 @@
 
 from typing import Any
 
-from mtsae_lens.experiments.compare.report import cells_table, list_rates_at_an_end, search_table, summarize, summarize_bits
+from mtsae_lens.experiments.compare.report import (
+    cells_table,
+    list_rates_at_an_end,
+    search_table,
+    summarize,
+    summarize_bits,
+    warn_of_noise,
+)
 from mtsae_lens.experiments.compare.results import Cell, Coded, Measured, Searched, judge
 from mtsae_lens.experiments.compare.search import Trained
 from mtsae_lens.records import Interval
@@ -70,6 +77,18 @@ def test_an_sae_with_too_many_features_active_is_not_compared() -> None:
     cells = grid(("mtsae_memory", "ours", [(0.9, 0.9)], 10.0), ("topk", "saelens", [(0.7, 0.7)], 8.0))
     assert {v.outcome for v in judge(cells, 0.05)} == {"no comparison"}
     assert judge([cells[0]], 0.5)[0].best is None
+
+
+def test_a_hook_that_hardly_matters_to_the_loss_is_named() -> None:
+    def at(cost: float) -> Cell:
+        one = cell("topk", "saelens", 0, 0.7, 0.9)
+        one.measured.metrics.update({"ce_loss_without_sae": 3.0, "ce_loss_with_ablation": 3.0 + cost})
+        return one
+
+    (sentence,) = warn_of_noise([at(0.06), at(0.06)])
+    assert sentence.startswith("At a.hook the loss rises by only 0.060 nats")
+    assert "0.05 there is 0.0030 nats" in sentence
+    assert warn_of_noise([at(5.0)]) == warn_of_noise([cell("topk", "saelens", 0, 0.7, 0.9)]) == []
 
 
 def test_the_table_has_the_spread_over_seeds() -> None:
