@@ -39,6 +39,14 @@ def test_all_largest_in_one_group_are_found() -> None:
     assert set(largest_of_rows(values, 32)[0].tolist()) > {5, 261, 517, 773}
 
 
+def test_rows_with_ties_leave_the_others_as_they_are() -> None:
+    values = randn(6, 1024)
+    values[1], values[4, ::2] = 0.0, values[4].amax()
+    places = largest_of_rows(values, 32)
+    assert all(len(row.unique()) == 32 for row in places)
+    assert torch.equal(values.gather(-1, places).sort(descending=True).values, values.topk(32).values)
+
+
 def test_a_nan_is_the_largest() -> None:
     values = randn(3, 1024)
     values[1, 700] = torch.nan
