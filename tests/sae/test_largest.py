@@ -28,7 +28,7 @@ def test_the_largest_of_rows_are_found(d_sae: int, k: int, dtype: torch.dtype) -
     for values in (randn(5, d_sae, dtype=dtype), randn(2, 3, d_sae, dtype=dtype), torch.zeros(2, d_sae, dtype=dtype)):
         places = largest_of_rows(values, k)
         assert places.shape == (*values.shape[:-1], k)
-        assert all(len(row.unique()) == k for row in places.flatten(0, -2))
+        assert (places.diff(dim=-1) > 0).all()
         found = values.gather(-1, places).sort(descending=True).values
         assert torch.equal(found, values.topk(k).values)
 
