@@ -56,15 +56,13 @@ class Entries:
         """Take the same number of features in every row, and of them those that are chosen.
 
         Args:
-            features: features of each row, in any order, `(row, k)`.
+            features: features of each row, ascending, `(row, k)`.
             chosen: which of them to take, `(row, k)`.
             d_sae: number of features.
 
         Returns:
             The entries.
         """
-        features, order = features.sort(dim=-1)
-        chosen = chosen.gather(-1, order)
         row, place = chosen.nonzero().unbind(dim=1)
         return cls(row, features[row, place], (features.shape[0], d_sae))
 

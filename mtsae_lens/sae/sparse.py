@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -21,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from typing_extensions import override
 
 from mtsae_lens.sae.entries import Entries, sorting_order
+from mtsae_lens.sae.large_tensors import make_empty
 
 
 def sum_rows(
@@ -164,6 +166,27 @@ def decode_entries(
     return decoded
 
 
+def apply_encoder(
+    encoder_in: Float[Tensor, "*row encoder_d_in"], W_enc: Float[Tensor, "encoder_d_in d_sae"], b_enc: Float[Tensor, " d_sae"]
+) -> Float[Tensor, "*row d_sae"]:
+    """Compute the pre-activations `encoder_in @ W_enc + b_enc`.
+
+    Args:
+        encoder_in: input of the encoder.
+        W_enc: encoder.
+        b_enc: bias of the encoder.
+
+    Returns:
+        The pre-activations, if no gradient is needed and they are many in large pages of memory.
+    """
+    differentiated = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (encoder_in, W_enc, b_enc))
+    if differentiated or torch.is_autocast_enabled(encoder_in.device.type):
+        return torch.nn.functional.linear(encoder_in, W_enc.T, b_enc)  # `@` and a sum would take another pass
+    rows = encoder_in.flatten(0, -2)
+    hidden_pre = make_empty((len(rows), len(b_enc)), rows)
+    return torch.addmm(b_enc, rows, W_enc, out=hidden_pre).view(*encoder_in.shape[:-1], len(b_enc))
+
+
 _MOST_FEW, _MANY, _WIDE = 1 / 32, 2**18, 128
 """`decode_few` computes with the active features alone if they are at most this share of at least so many features and positions, and the
 decoder is at least so wide. On one core, 2,048 positions and 4,096 features, 32 of them active, it takes 20 ms of 31 at a width of 128, and 24
@@ -184,11 +207,13 @@ def decode_few(feature_acts: Float[Tensor, "*row d_sae"], W_dec: Float[Tensor, "
     known = feature_acts.device.type == "cpu" and feature_acts.dtype == W_dec.dtype == torch.float32
     if differentiated or not known or feature_acts.numel() < _MANY or W_dec.shape[1] < _WIDE:
         return feature_acts @ W_dec
-    rows = feature_acts.flatten(0, -2)
-    if rows.count_nonzero() > _MOST_FEW * rows.numel():
+    active = feature_acts.detach().numpy() != 0  # numpy finds the few in a mask three times as fast as `nonzero`
+    if np.count_nonzero(active) > _MOST_FEW * active.size:
         return feature_acts @ W_dec
-    row, feature = rows.nonzero().unbind(dim=1)
-    return sum_rows(W_dec, feature, row, rows[row, feature], len(rows), None).unflatten(0, feature_acts.shape[:-1])
+    places = torch.from_numpy(np.flatnonzero(active))
+    row, feature = places.div(len(W_dec), rounding_mode="floor"), places % len(W_dec)
+    n_rows = feature_acts.shape[:-1].numel()
+    return sum_rows(W_dec, feature, row, feature_acts.take(places), n_rows, None).unflatten(0, feature_acts.shape[:-1])
 
 
 def column_major(matrix: Tensor) -> Tensor:

@@ -184,9 +184,9 @@ def gather_reads(
         readable = readable & ~walls[context, place]
         if padding != "circular":
             readable = readable & (laps == 0)
-        reads = flat.index_select(0, (context * n_positions + place).flatten()).unflatten(0, place.shape)
-        reads[~readable] = 0.0
-        return reads.flatten(1)
+        reads = flat.index_select(0, (context * n_positions + place).flatten())
+        reads.index_fill_(0, (~readable).flatten().nonzero().squeeze(1), 0.0)  # they are few; a mask would take a pass over all
+        return reads.view(len(rows), -1)
 
     return gather
 

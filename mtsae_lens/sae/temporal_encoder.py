@@ -20,7 +20,7 @@ from mtsae_lens.sae.memory import decode_with_memory, run_encoder
 from mtsae_lens.sae.parameters import keep_dtypes
 from mtsae_lens.sae.saved import WEIGHTS_DIGEST, check_weights, seal_sae
 from mtsae_lens.sae.spacing import lag_grid, learned_filters
-from mtsae_lens.sae.sparse import decode_few
+from mtsae_lens.sae.sparse import apply_encoder, decode_few
 from mtsae_lens.sae.temporal import (
     clear_walls,
     find_walls,
@@ -275,9 +275,7 @@ class TemporalEncoder(SAE[Any]):
         Returns:
             Feature activations and pre-activations, both `(..., d_sae)`.
         """
-        # not `@` and a sum, which takes another pass over all features
-        hidden_pre = torch.nn.functional.linear(self.encoder_input(z), self._encoder_weights().T, self.b_enc)
-        hidden_pre = self.hook_sae_acts_pre(hidden_pre)
+        hidden_pre = self.hook_sae_acts_pre(apply_encoder(self.encoder_input(z), self._encoder_weights(), self.b_enc))
         return self.features_from_pre_activations(hidden_pre, walls), hidden_pre
 
     def features_from_pre_activations(

@@ -103,7 +103,10 @@ class Splice:
         sae_in = self.as_sae_input(h)
         if masked is None:
             return self.sae.encode(sae_in)
-        return zero_rows(self.sae.encode(zero_rows(sae_in, masked)), masked)
+        feature_acts = self.sae.encode(zero_rows(sae_in, masked))
+        if not feature_acts.requires_grad and not feature_acts[masked.to(feature_acts.device)].any():
+            return feature_acts  # those of an MTSAE are zero at walls, and a copy takes as long as finding the largest
+        return zero_rows(feature_acts, masked)
 
     def edited(
         self,
