@@ -7,8 +7,8 @@ arXiv 2410.19278, choose features by it). The gradient runs through the layers a
 error term kept: `h' = h + decode(e') - decode(e)`. It does not run through the encoder, because an edit changes features and not the
 activations that they are computed from.
 
-For an SAE with memory there are two such effects. By default the gradient is that of the output at position t alone, as an edit changes it. With
-`carried=True` it also runs through the recursion of the decoder to later positions, as the change of an edit with `carried=True` does.
+For an SAE with memory there are two such effects. By default the gradient is that of the output at position t alone, as an edit changes it.
+With `carried=True` it also runs through the recursion of the decoder to later positions, as the change of an edit with `carried=True` does.
 """
 
 from __future__ import annotations
