@@ -46,7 +46,7 @@ class Grid:
     """Ways of choosing features, by name in `SCORES`."""
     n_features: tuple[int, ...] = (8, 32, 128)
     multipliers: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """How strong the edit is: 0 is the weakest that removes a feature; see `EDIT_KINDS`."""
+    """How strong the edit is: 0 is the weakest that removes a feature, and below -1 features are amplified; see `EDIT_KINDS`."""
     false_positive_rates: tuple[float | None, ...] = (0.01, 0.05)
     """Shares of retain positions at which the gate may open by mistake; None for no gate."""
     scales: tuple[int, ...] = ()
