@@ -1,9 +1,11 @@
 """Test that the command line accepts every example configuration."""
 
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mtsae_lens import MTTrainingSAEConfig
 from mtsae_lens.commands.unlearn import UnlearnSettings
@@ -11,6 +13,8 @@ from mtsae_lens.data.questions import draw_questions, is_question_source
 from mtsae_lens.experiments.benchmark.run import BenchmarkSettings
 from mtsae_lens.training.recipe import TrainSettings, runner_config
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
+from mtsae_lens.unlearning.measures.results import EditLoss
+from mtsae_lens.unlearning.sweep import Outcome
 
 CONFIGS = sorted((Path(__file__).parents[1] / "examples" / "configs").glob("*.yaml"))
 TRAININGS = [path for path in CONFIGS if not path.stem.startswith("unlearn")]
@@ -76,3 +80,24 @@ def test_the_comparison_of_removal_trains_and_tries_weights_as_the_benchmark_doe
     script = runpy.run_path(str(CONFIGS[0].parents[1] / "benchmarks" / "removal.py"))
     assert {"train_weights", "try_weights"} <= set(script)
     assert "finetune" not in script
+
+
+def test_the_table_of_signs_pairs_doses_of_one_size() -> None:
+    script = runpy.run_path(str(CONFIGS[0].parents[1] / "benchmarks" / "signs.py"))
+    settings = [(multiplier, rate) for rate in (0.01, None) for multiplier in (0, -2, 1, -3, 2, -4, 4, -6)]
+    outcomes = [
+        Outcome({"multiplier": multiplier, "false_positive_rate": rate}, 1.0 + multiplier, 0.1, 0.2, 5.0)
+        for multiplier, rate in settings
+    ]
+    rows = list(script["rows"]("SAE", outcomes))
+    assert rows[0] == "| SAE, gated, below zero | +1.00 (+0.200) | +2.00 (+0.200) | +3.00 (+0.200) | +5.00 (+0.200) |"
+    assert rows[3] == "| SAE, no gate, amplified | -1.00 (+0.200) | -2.00 (+0.200) | -3.00 (+0.200) | -5.00 (+0.200) |"
+
+
+def test_what_an_attack_on_a_removal_leaves_is_the_share_that_does_not_come_back() -> None:
+    script = runpy.run_path(str(CONFIGS[0].parents[1] / "benchmarks" / "removal.py"))
+    ones = torch.ones(3, dtype=torch.float64)
+    before = EditLoss("a", ("x", "y", "z"), 1.0, ones, ones, 5 * ones)
+    after = replace(before, nll_edited=torch.tensor([4.0, 4.0, 4.0], dtype=torch.float64))
+    assert script["kept"](before, after, 0) == pytest.approx([0.75, 0.75, 0.75])
+    assert script["kept"](replace(before, nll_edited=ones), after, 0) is None

@@ -49,7 +49,8 @@ class UnlearnSettings(Settings):
     """Number of directions to remove from the SAE's error as well, the most specific to the forget text first. 0 keeps the error. Every number
     is tried."""
     multipliers: tuple[float, ...] = Field((0.5, 1.0, 2.0, 4.0), min_length=1)
-    """Strength of the edit: 0 sets a feature to zero, and more pushes it below zero. Every strength is tried."""
+    """Strength of the edit: 0 sets a feature to zero, and more pushes it below zero. Below -1 the edit `scale` amplifies the feature, and -1
+    changes nothing. Every strength is tried."""
     false_positive_rates: tuple[float | None, ...] = Field((0.01, 0.05), min_length=1)
     """Share of the positions of text to keep at which the gate may open by mistake. `null` is an edit without a gate. Every share is tried."""
     gate: str = "running_evidence"

@@ -6,6 +6,9 @@ is the first-order change of the loss when feature i is set to zero at every pos
 arXiv 2410.19278, choose features by it). The gradient runs through the layers after the hook and through `sae.decode`, with the
 error term kept: `h' = h + decode(e') - decode(e)`. It does not run through the encoder, because an edit changes features and not the
 activations that they are computed from.
+
+For an SAE with memory there are two such effects. By default the gradient is that of the output at position t alone, as an edit changes it.
+With `carried=True` it also runs through the recursion of the decoder to later positions, as the change of an edit with `carried=True` does.
 """
 
 from __future__ import annotations
@@ -38,12 +41,13 @@ class LossChange:
         return self.first_order + self.fisher
 
 
-def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
+def loss_change(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> LossChange:
     """Estimate how ablating each feature changes the loss on a corpus, from one backward pass per batch.
 
     Args:
         lm: the model with its SAE.
         table: the contexts of the corpus.
+        carried: whether the decoder of an SAE with memory carries the ablation on, as in `FeatureEdit`.
 
     Returns:
         The expected change for every feature.
@@ -58,13 +62,13 @@ def loss_change(lm: HookedLM, table: TokenTable) -> LossChange:
     for tokens, counted, _ in track(lm.counted_batches(table), f"attributing the loss on {table.corpus}", "batch"):
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
-        change = -feature_acts * _nll_gradient(lm, tokens, counted, h, feature_acts)
+        change = -feature_acts * _nll_gradient(lm, tokens, counted, h, feature_acts, carried=carried)
         first += change.sum(dim=(0, 1)).cpu().double()
         squares += change.square().sum(dim=(0, 1)).cpu().double()
     return LossChange((first / n_counted).float().to(lm.sae.device), (squares / (2 * n_counted)).float().to(lm.sae.device))
 
 
-def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
+def attribution(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> Float[Tensor, " d_sae"]:
     """Compute the first-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
 
     A positive value means that the model predicts this text worse without the feature. For
@@ -73,6 +77,7 @@ def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
     Args:
         lm: the model with its SAE.
         table: the contexts of the corpus.
+        carried: whether the decoder of an SAE with memory carries the ablation on, as in `FeatureEdit`.
 
     Returns:
         One value per feature.
@@ -80,16 +85,22 @@ def attribution(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_sae"]:
     Raises:
         DataError: the table has no counted token.
     """
-    return loss_change(lm, table).first_order
+    return loss_change(lm, table, carried=carried).first_order
 
 
 def _nll_gradient(
-    lm: HookedLM, tokens: Int[Tensor, "batch pos"], counted: Bool[Tensor, "batch pred"], h: Tensor, feature_acts: Tensor
+    lm: HookedLM,
+    tokens: Int[Tensor, "batch pos"],
+    counted: Bool[Tensor, "batch pred"],
+    h: Tensor,
+    feature_acts: Tensor,
+    *,
+    carried: bool,
 ) -> Float[Tensor, "batch pos d_sae"]:
     """Compute the gradient of the summed loss of counted tokens with respect to the feature activations."""
     with torch.enable_grad():
         edited = feature_acts.detach().clone().requires_grad_()
-        delta = decode_change(lm.sae, edited, feature_acts)
+        delta = decode_change(lm.sae, edited, feature_acts, carried=carried)
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         logits = lm.lazy_logits_from(tokens, lm.splice.add_delta(h, delta, everywhere))
         nll = logits[:, :-1][counted].nll(tokens[:, 1:][counted])

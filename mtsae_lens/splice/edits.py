@@ -30,19 +30,24 @@ from mtsae_lens.upstream import restore_output
 
 
 def decode_change(
-    sae: SAE[Any], edited: Float[Tensor, "batch pos d_sae"], feature_acts: Float[Tensor, "_ pos d_sae"]
+    sae: SAE[Any],
+    edited: Float[Tensor, "batch pos d_sae"],
+    feature_acts: Float[Tensor, "_ pos d_sae"],
+    *,
+    carried: bool = False,
 ) -> Float[Tensor, "batch pos *d_in"]:
     """Compute `decode(e') - decode(e)`.
 
-    The decoder of an SAE with memory would carry a change on to later positions. Here the recursion is that of the features as they were, so
-    a change at a position changes the output at that position alone, as with every other SAE: `(e' - e) @ W_dec`.
+    The decoder of an SAE with memory would carry a change on to later positions. Unless `carried`, the recursion is that of the features as
+    they were, so a change at a position changes the output at that position alone, as with every other SAE: `(e' - e) @ W_dec`.
 
     Args:
         sae: the SAE.
         edited: features e'.
         feature_acts: features e.
+        carried: whether the decoder carries the change on.
     """
-    if isinstance(sae, TemporalEncoder) and sae.has_memory:
+    if isinstance(sae, TemporalEncoder) and sae.has_memory and not carried:
         return restore_output(sae, (edited - feature_acts) @ sae.W_dec)
     return sae.decode(edited) - sae.decode(feature_acts).detach()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 
@@ -46,7 +46,7 @@ class Grid:
     """Ways of choosing features, by name in `SCORES`."""
     n_features: tuple[int, ...] = (8, 32, 128)
     multipliers: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
-    """How strong the edit is: 0 is the weakest that removes a feature; see `EDIT_KINDS`."""
+    """How strong the edit is: 0 is the weakest that removes a feature, and below -1 features are amplified; see `EDIT_KINDS`."""
     false_positive_rates: tuple[float | None, ...] = (0.01, 0.05)
     """Shares of retain positions at which the gate may open by mistake; None for no gate."""
     scales: tuple[int, ...] = ()
@@ -140,6 +140,27 @@ def rankings(evidence: SelectionEvidence, grid: Grid, *, min_ratio: float) -> di
             score = FromScales(score, grid.scales, grid.min_scale_share)
         found[name] = ranking(feature_scores(score, evidence))
     return {name: ranked for name, ranked in found.items() if ranked}
+
+
+def ranked_candidates(evidence: SelectionEvidence, grid: Grid, gates: Gates, *, min_ratio: float) -> list[FeatureCandidate]:
+    """Rank the features and make the candidates, with rankings for edits that are carried on where the kind of edit is such.
+
+    Args:
+        evidence: SELECT text of the corpora.
+        grid: the settings that are tried.
+        gates: gates by false-positive rate.
+        min_ratio: the setting of the score `frequency_ratio`.
+
+    Returns:
+        All candidates; none if no score finds a feature.
+    """
+    found: list[FeatureCandidate] = []
+    for carried in (False, True):
+        kinds = tuple(kind for kind in grid.edits if EDIT_KINDS[kind].carried == carried)
+        if kinds:
+            part, known = replace(grid, edits=kinds), replace(evidence, carried=carried)
+            found += feature_candidates(rankings(known, part, min_ratio=min_ratio), part, gates, known)
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -48,12 +48,13 @@ class EditKind:
         formula: what the edit does, as reports show it.
         prepare: computes from SELECT text what the edit needs, and returns the function that makes it.
         has_strength: whether the multiplier has an effect.
+        carried: whether the decoder of an SAE with memory carries the edit on; scores then estimate the effect of such edits.
     """
 
     formula: str
     prepare: Prepare
     has_strength: bool = True
-    """Whether the multiplier has an effect."""
+    carried: bool = False
 
 
 EDIT_KINDS: dict[str, EditKind] = {}
@@ -62,13 +63,16 @@ open.
 """
 
 
-def register_edit_kind(name: str, formula: str, *, has_strength: bool = True) -> Callable[[Prepare], Prepare]:
+def register_edit_kind(
+    name: str, formula: str, *, has_strength: bool = True, carried: bool = False
+) -> Callable[[Prepare], Prepare]:
     """Return a decorator that makes a kind of edit known to `mtsae unlearn --edits` under a name.
 
     Args:
         name: the name in settings and reports.
         formula: what the edit does, as reports show it; m is the multiplier.
         has_strength: whether the multiplier has an effect; if not, the edit is tried once.
+        carried: whether the decoder of an SAE with memory carries the edit on.
 
     Returns:
         A decorator for a function that takes the evidence and returns a `MakeEdit`.
@@ -83,7 +87,7 @@ def register_edit_kind(name: str, formula: str, *, has_strength: bool = True) ->
             raise ConfigError(
                 f"expected a new name for a kind of edit, got {name!r}, which exists already; choose another name"
             )
-        EDIT_KINDS[name] = EditKind(formula, prepare, has_strength)
+        EDIT_KINDS[name] = EditKind(formula, prepare, has_strength, carried)
         return prepare
 
     return register
@@ -103,7 +107,9 @@ def rescale(evidence: SelectionEvidence) -> MakeEdit:
     return make
 
 
-@register_edit_kind("scale_carried", "e -> -m e where a feature fires, and the decoder's memory carries the change on")
+@register_edit_kind(
+    "scale_carried", "e -> -m e where a feature fires, and the decoder's memory carries the change on", carried=True
+)
 def rescale_carried(evidence: SelectionEvidence) -> MakeEdit:
     """Rescale each feature, with a change that the decoder of an SAE with memory carries on to later positions.
 

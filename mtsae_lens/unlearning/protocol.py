@@ -22,7 +22,7 @@ from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid, feature_candidates, fit_gates, gather_evidence, rankings
+from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid, fit_gates, gather_evidence, ranked_candidates
 from mtsae_lens.unlearning.changes import (
     Change,
     measure_further,
@@ -104,14 +104,13 @@ def choose(lm: HookedLM, task: Task, settings: UnlearningSettings, reference: An
     evidence = gather_evidence(lm, task)
     if None not in settings.grid.false_positive_rates:
         evidence = evidence.without_near()  # a gate spares near text better than the choice of features does
-    ranked = rankings(evidence, settings.grid, min_ratio=settings.min_ratio)
-    if not ranked:
+    candidates = ranked_candidates(evidence, settings.grid, gates, min_ratio=settings.min_ratio)
+    if not candidates:
         collapse = firing_counts(evidence.forget_statistics.rate).warning
         remedy = f": {collapse}" if collapse else "; train a wider SAE, lower --min-ratio, or choose by another score"
         raise DataError(
             f"expected features that prefer the forget text, got none by the scores {', '.join(settings.grid.scores)}{remedy}"
         )
-    candidates = feature_candidates(ranked, settings.grid, gates, evidence)
     outcomes = sweep(lm, task, candidates)
     place = decide(lm, task, settings, candidates, outcomes, reference)
     return Chosen(candidates[place], tuple(outcomes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,17 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
-from mtsae_lens.unlearning import gate_kinds
+from mtsae_lens.unlearning import candidates, gate_kinds
 from mtsae_lens.unlearning.candidates import (
     Grid,
     direction_candidates,
     feature_candidates,
     fit_gates,
     gather_evidence,
+    ranked_candidates,
     rankings,
 )
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence
 from mtsae_lens.unlearning.selection.ranking import ranking
 from mtsae_lens.unlearning.selection.scores import make_score
@@ -97,6 +100,20 @@ def test_every_setting_of_the_grid_is_a_candidate_once(lm: Any, task: Task) -> N
         assert isinstance(edit, FeatureEdit)
         assert (edit.features, edit.multiplier) == (ranked[score][:n], multiplier)
         assert edit.gate is GATES[rate]
+
+
+def test_features_of_edits_that_are_carried_on_are_chosen_by_the_effect_of_these(
+    lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kind of edit gets the features that its effects rank first."""
+    monkeypatch.setitem(EDIT_KINDS, "scale_carried", replace(EDIT_KINDS["scale"], carried=True))
+    monkeypatch.setattr(
+        candidates, "rankings", lambda evidence, *_, **__: {"attribution": (5, 6) if evidence.carried else (1, 2)}
+    )
+    grid = Grid(n_features=(2,), multipliers=(1.0,), edits=("scale", "scale_carried"))
+    made = ranked_candidates(gather_evidence(lm, task), grid, GATES, min_ratio=1.0)
+    found = [(candidate.kind, candidate.features) for candidate in made]
+    assert found == [("scale", (1, 2))] * 2 + [("scale_carried", (5, 6))] * 2
 
 
 def test_no_features_and_no_ranking_give_no_candidate(lm: Any, task: Task) -> None:

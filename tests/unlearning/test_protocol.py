@@ -20,7 +20,7 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
-from mtsae_lens.unlearning import protocol
+from mtsae_lens.unlearning import candidates, protocol
 from mtsae_lens.unlearning.candidates import FeatureCandidate, Grid
 from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.protocol import UnlearningSettings, check_identity, choose, matched_random_edits, measure_on_test
@@ -53,7 +53,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Any:
         grid = Grid(n_features=(1, 2, 3), multipliers=(1.0, 2.0), false_positive_rates=(None,))
         monkeypatch.setattr(Task, "table", lambda self, source, split, cutter: None)
         monkeypatch.setattr(protocol, "fit_gates", lambda lm, task, rates, choice: {None: AlwaysOpen()})
-        monkeypatch.setattr(protocol, "rankings", lambda *args, **kwargs: {"frequency_ratio": RANKED})
+        monkeypatch.setattr(candidates, "rankings", lambda *args, **kwargs: {"frequency_ratio": RANKED})
         monkeypatch.setattr(protocol, "measure_model", lambda *args: SimpleNamespace(nll_delta=gap))
 
         def outcome(setting: dict[str, Any]) -> Outcome:
@@ -149,13 +149,13 @@ def test_near_text_is_spared_by_the_choice_only_where_some_edit_has_no_gate(
     lm: Any, task: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    original = protocol.rankings
+    original = candidates.rankings
 
     def rankings(evidence: Any, grid: Grid, *, min_ratio: float) -> Any:
         asked.append((bool(evidence.near), min_ratio))
         return original(evidence, grid, min_ratio=min_ratio)
 
-    monkeypatch.setattr(protocol, "rankings", rankings)
+    monkeypatch.setattr(candidates, "rankings", rankings)
     for rates in ((0.05,), (0.05, None)):
         choose(lm, task, replace(SETTINGS, grid=replace(GRID, false_positive_rates=rates)))
     assert asked == [(False, 1.0), (True, 1.0)]

@@ -252,13 +252,20 @@ def _set_gradients(
 
 
 def _scale_gradients(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Scale all gradients together to a root mean square of 1, and return the norm that they had."""
+    """Scale all gradients together to a root mean square of 1, and return the norm that they had. Gradients of zero stay zero: a loss that
+    is saturated, as NPO is once the text is forgotten, has nothing left to follow.
+    """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    largest = torch.stack([gradient.abs().amax() for gradient in gradients]).amax()
+    if not bool(largest > 0):  # also where it is not a number, which the caller refuses
+        return largest
+    for gradient in gradients:
+        gradient.div_(largest)  # first, because squares of small gradients underflow
     norm = nn.utils.get_total_norm(gradients)
     n_entries = sum(gradient.numel() for gradient in gradients)
     for gradient in gradients:
-        gradient.mul_(n_entries**0.5 / norm.clamp(min=torch.finfo(norm.dtype).tiny))
-    return norm
+        gradient.mul_(n_entries**0.5 / norm)
+    return norm * largest
 
 
 @torch.no_grad()

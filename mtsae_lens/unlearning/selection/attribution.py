@@ -17,9 +17,9 @@ from mtsae_lens.unlearning.measures.effects import measure_edits
 
 
 def single_feature_effects(
-    lm: HookedLM, table: TokenTable, features: Sequence[int], multiplier: float = 0.0
+    lm: HookedLM, table: TokenTable, features: Sequence[int], multiplier: float = 0.0, *, carried: bool = False
 ) -> Float[Tensor, " feature"]:
-    """Measure, feature by feature, the `nll_delta` of `FeatureEdit((i,), multiplier)` without a gate.
+    """Measure, feature by feature, the `nll_delta` of `FeatureEdit((i,), multiplier, carried=carried)` without a gate.
 
     The layers after the hook run once for each feature, on the contexts in which it fires.
 
@@ -28,9 +28,10 @@ def single_feature_effects(
         table: the text.
         features: indices of the features.
         multiplier: strength of the edit; 0 sets the feature to zero.
+        carried: whether the decoder of an SAE with memory carries the edit on.
 
     Returns:
         One value per feature, in nats per counted token.
     """
-    effects = measure_edits(lm, table, [FeatureEdit((feature,), multiplier) for feature in features])
+    effects = measure_edits(lm, table, [FeatureEdit((feature,), multiplier, carried=carried) for feature in features])
     return torch.tensor([effect.nll_delta for effect in effects], device=lm.sae.device)

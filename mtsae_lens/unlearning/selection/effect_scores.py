@@ -108,7 +108,8 @@ class SingleEffect:
         tried = list(ranking(score)[: self.n_candidates])
 
         def effects(table: TokenTable) -> Float[Tensor, " feature"]:
-            return single_feature_effects(evidence.lm, first_contexts(table, self.n_contexts), tried, self.multiplier)
+            contexts = first_contexts(table, self.n_contexts)
+            return single_feature_effects(evidence.lm, contexts, tried, self.multiplier, carried=evidence.carried)
 
         highest_retain = torch.stack([effects(table) for table in evidence.retain]).amax(dim=0)
         exact = torch.full_like(score, -torch.inf)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -33,6 +33,8 @@ class SelectionEvidence:
         forget: the forget text.
         near: near texts to retain.
         far: far texts to retain.
+        carried: whether the features are chosen for edits that the decoder of an SAE with memory carries on. The effects on the loss are then
+            those of such edits.
 
     Raises:
         DataError: there is neither near nor far text.
@@ -42,8 +44,9 @@ class SelectionEvidence:
     forget: TokenTable
     near: tuple[TokenTable, ...] = ()
     far: tuple[TokenTable, ...] = ()
+    carried: bool = False
     _known: dict[tuple[str, int], Any] = field(default_factory=dict, repr=False)
-    """Computed quantities by kind and table; shared with `without_near`."""
+    """Computed quantities by kind and table; shared with `without_near` and other copies."""
 
     def __post_init__(self) -> None:
         if not self.retain:
@@ -62,8 +65,11 @@ class SelectionEvidence:
         """
         return replace(self, near=())
 
-    def _of(self, compute: Callable[[HookedLM, TokenTable], T], table: TokenTable) -> T:
-        key = (compute.__name__, id(table))
+    def _loss_change(self, table: TokenTable) -> LossChange:
+        return self._of(partial(loss_change, carried=self.carried), table, f"loss change, carried: {self.carried}")
+
+    def _of(self, compute: Callable[[HookedLM, TokenTable], T], table: TokenTable, name: str) -> T:
+        key = (name, id(table))
         if key not in self._known:
             self._known[key] = compute(self.lm, table)
         return self._known[key]
@@ -71,13 +77,13 @@ class SelectionEvidence:
     @cached_property
     def forget_statistics(self) -> FiringStatistics:
         """Return how the features fire on the forget corpus."""
-        return self._of(firing_statistics, self.forget)
+        return self._of(firing_statistics, self.forget, "firing statistics")
 
     @cached_property
     def retain_statistics(self) -> tuple[FiringStatistics, ...]:
         """Return how the features fire on each retain corpus."""
         texts = track(self.retain, "counting firings on text to keep", "text")
-        return tuple(self._of(firing_statistics, table) for table in texts)
+        return tuple(self._of(firing_statistics, table, "firing statistics") for table in texts)
 
     @cached_property
     def highest_retain_rate(self) -> Float[Tensor, " d_sae"]:
@@ -92,13 +98,13 @@ class SelectionEvidence:
     @cached_property
     def forget_change(self) -> LossChange:
         """Return the expected change of the loss on the forget corpus when each feature is ablated, in nats per token."""
-        return self._of(loss_change, self.forget)
+        return self._loss_change(self.forget)
 
     @cached_property
     def retain_changes(self) -> tuple[LossChange, ...]:
         """Return the expected change of the loss on each retain corpus when each feature is ablated, in nats per token."""
         texts = track(self.retain, "attributing the loss on text to keep", "text")
-        return tuple(self._of(loss_change, table) for table in texts)
+        return tuple(self._loss_change(table) for table in texts)
 
     def halves(self, generator: torch.Generator) -> tuple[SelectionEvidence, SelectionEvidence]:
         """Split every corpus into two random halves of its documents.
@@ -112,7 +118,7 @@ class SelectionEvidence:
         forget, *retain = (document_halves(table, generator) for table in (self.forget, *self.retain))
         near, far = retain[: len(self.near)], retain[len(self.near) :]
         first, second = (
-            SelectionEvidence(self.lm, forget[half], tuple(t[half] for t in near), tuple(t[half] for t in far))
+            SelectionEvidence(self.lm, forget[half], tuple(t[half] for t in near), tuple(t[half] for t in far), self.carried)
             for half in (0, 1)
         )
         return first, second

@@ -115,3 +115,14 @@ def test_gradients_that_are_not_finite_end_as_divergence(tiny_model: Any) -> Non
     steps = descend(tiny_model, [name], loss, 1e-3, 1, lambda _: pytest.fail("gradients that are not finite were changed"))
     with pytest.raises(DivergedError, match="expected a finite gradient"):
         list(steps)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 1e-3])
+def test_gradients_of_any_size_are_followed_or_change_nothing(size: float) -> None:
+    """NPO saturates once a text is forgotten. Its gradient then underflows to zero, which must not turn the weights into NaN."""
+    layer = torch.nn.Linear(9, 4, bias=False)
+    before, direction = layer.weight.detach().clone(), torch.linspace(-1.0, 2.0, 36).view(4, 9)
+    for _ in descend(layer, ["weight"], lambda: (layer.weight * direction).sum() * size, 0.1, 2, lambda gradients: gradients):
+        pass
+    step = direction / direction.square().mean().sqrt() if size else 0 * direction
+    torch.testing.assert_close(layer.weight.detach(), before - 2 * 0.1 * step)

@@ -38,6 +38,16 @@ def exact_lm(model: Any, cutter: Any, hook_name: str, architecture: str) -> Hook
     return HookedLM(model, Splice(sae), cutter, batch_size=1)
 
 
+def lm_with_memory(model: Any, cutter: Any) -> HookedLM:
+    metadata = SAEMetadata(hook_name=HOOKS[0])
+    sizes: dict[str, Any] = {"d_in": 32, "d_sae": D_SAE, "k": 5, "metadata": metadata, "dtype": "float64"}
+    sae = MTSAE(MTSAEConfig(**sizes, context_size=32, dilations=(0,), memory="predictive"))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in sae.named_parameters():
+        parameter.data += (0.05 if "memory" in name else 0.3) * torch.randn(parameter.shape, generator=generator)
+    return HookedLM(model, Splice(sae), cutter, batch_size=1)
+
+
 @pytest.fixture(scope="module")
 def model(tiny_model_dir: Path) -> Any:
     exact = load_language_model(str(tiny_model_dir))  # a copy of `tiny_model` would call the original's layers
@@ -55,9 +65,9 @@ def table(cutter: Any, text_file: Path, sea_file: Path) -> TokenTable:
     return TokenTable("mixed", tokens, tuple("ab"))
 
 
-def derivative(lm: HookedLM, table: TokenTable) -> torch.Tensor:
+def derivative(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> torch.Tensor:
     """`(L(e_i (1 - epsilon)) - L(e_i (1 + epsilon))) / (2 epsilon)` for every feature i."""
-    scaled = [[FeatureEdit((i,), -(1 - sign * EPSILON)) for i in range(D_SAE)] for sign in (1, -1)]
+    scaled = [[FeatureEdit((i,), -(1 - sign * EPSILON), carried=carried) for i in range(D_SAE)] for sign in (1, -1)]
     less, more = ([effect.nll_delta for effect in measure_edits(lm, table, edits)] for edits in scaled)
     return (torch.tensor(less) - torch.tensor(more)) / (2 * EPSILON)
 
@@ -71,6 +81,16 @@ def test_attribution_is_the_derivative_of_scaling_each_feature(
     expected = derivative(lm, table)
     assert (expected.abs() > 1e-4).sum() > D_SAE / 2  # most features matter, so equality says something
     torch.testing.assert_close(attribution(lm, table), expected, atol=2e-6, rtol=1e-3)
+
+
+def test_attribution_of_an_edit_that_is_carried_on_runs_through_the_memory(model: Any, cutter: Any, table: TokenTable) -> None:
+    lm = lm_with_memory(model, cutter)
+    expected = {carried: derivative(lm, table, carried=carried) for carried in (False, True)}
+    assert ((expected[True] - expected[False]).abs() > 1e-4).sum() > D_SAE / 2
+    for carried, exact in expected.items():
+        torch.testing.assert_close(attribution(lm, table, carried=carried), exact, atol=2e-6, rtol=1e-3)
+        (effect,) = measure_edits(lm, table, [FeatureEdit((1,), carried=carried)])
+        assert single_feature_effects(lm, table, (1,), carried=carried).item() == pytest.approx(effect.nll_delta)
 
 
 def test_only_counted_predictions_are_attributed(model: Any, cutter: Any, table: TokenTable) -> None:

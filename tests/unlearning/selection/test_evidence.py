@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,17 @@ def test_halves_keep_roles_and_share_no_document(evidence: SelectionEvidence) ->
         assert first.corpus == second.corpus == whole.corpus
         assert not set(first.documents) & set(second.documents)
         assert sorted(first.documents + second.documents) == sorted(whole.documents)
+
+
+def test_effects_are_those_of_the_edits_that_features_are_chosen_for(
+    evidence: SelectionEvidence, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Copies share what they know, so an effect of one kind must not stand in for the other."""
+    monkeypatch.setattr(module, "loss_change", lambda lm, table, carried: (table, carried))
+    carried_on = replace(evidence, carried=True)
+    for known in (evidence, carried_on, *carried_on.without_near().halves(torch.Generator().manual_seed(0))):
+        assert known.forget_change == (known.forget, known is not evidence)
+        assert known.retain_changes == tuple((table, known is not evidence) for table in known.retain)
 
 
 def test_something_to_retain_is_needed(evidence: SelectionEvidence) -> None:
