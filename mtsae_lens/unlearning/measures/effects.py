@@ -97,7 +97,7 @@ def _run_edits(
         if not isinstance(given, Sequence):
             raise ConfigError(f"expected a list of edits, got a {type(given).__name__}; give [edit]")
     everything = [*edits, *controls]
-    compares: list[_Compare] = [sum_measures] * len(edits) + [sum_losses] * len(controls)
+    compares: list[_Compare] = [*(sum_measures for _ in edits), *(sum_losses for _ in controls)]
     rows: list[list[Tensor]] = [[] for _ in everything]
     n_open = [0] * len(everything)
     n_positions = 0
@@ -116,11 +116,18 @@ def _run_edits(
             compare = compares[index]
             rows[index].append(unchanged[compare] if edited is None else compare(clean, edited, selected))
             advance()
-    of_piece = [
-        (table.corpus, table.pieces.documents, n / max(n_positions, 1), *_columns(of_edit))
-        for n, of_edit in zip(n_open, rows, strict=True)
-    ]
-    return [EditEffect(*row) for row in of_piece[: len(edits)]], [EditLoss(*row) for row in of_piece[len(edits) :]]
+    open_share = [n / max(n_positions, 1) for n in n_open]
+    corpus, documents, n_edits = table.corpus, table.pieces.documents, len(edits)
+    return (
+        [
+            EditEffect(corpus, documents, share, *_columns(r))
+            for share, r in zip(open_share[:n_edits], rows[:n_edits], strict=True)
+        ],
+        [
+            EditLoss(corpus, documents, share, *_columns(r))
+            for share, r in zip(open_share[n_edits:], rows[n_edits:], strict=True)
+        ],
+    )
 
 
 def _rerun(
