@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter, RepeatArgumentError, UnusedC
 from pydantic import ValidationError
 
 from mtsae_lens import __version__
+from mtsae_lens.cli.allocation import keep_freed_memory
 from mtsae_lens.cli.options import settings_verb
 from mtsae_lens.cli.output import (
     BROKEN_PIPE,
@@ -47,6 +48,7 @@ _OUT_OF_MEMORY = re.compile(r"not enough memory|out of memory|can't allocate mem
 
 def main() -> None:
     """Run the command line. User errors are printed as one line, and signals set the exit code."""
+    keep_freed_memory()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning)

@@ -43,6 +43,15 @@ class HookedBridge(SAETransformerBridge):
 AnyHookedModel: TypeAlias = HookedSAETransformer | HookedBridge
 
 
+def is_causal(model: AnyHookedModel) -> bool:
+    """Return whether no position of a model reads a later one, so that a change at a position leaves all earlier predictions as they are.
+
+    Args:
+        model: a `HookedTransformer` or a bridge.
+    """
+    return getattr(model.cfg, "attention_dir", None) == "causal"
+
+
 def boot_bridge(
     name: str, device: str, *, dtype: torch.dtype = torch.float32, hf_model: Any = None, tokenizer: Any = None
 ) -> HookedBridge:

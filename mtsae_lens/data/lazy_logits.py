@@ -71,10 +71,26 @@ class LazyLogits:
 
         return replace(self, head=head)
 
+    def as_log_probs(self) -> LazyLogits:
+        """Return logits that are normalized: log-probabilities in at least float32."""
+        return replace(self, head=lambda states: log_probs_of(self.head(states)))
+
+    @torch.no_grad()
     def remembered(self) -> LazyLogits:
-        """Compute logits of up to `REMEMBERED_BYTES` now, so that they are not computed at every use; leave others as they are."""
-        n_positions = self.states.shape[:-1].numel()
-        return self if 4 * n_positions * self.d_vocab > REMEMBERED_BYTES else LazyLogits.of(self.whole())
+        """Compute logits of up to `REMEMBERED_BYTES` now, so that they are not computed at every use; leave others as they are.
+
+        They are computed in chunks, because what the head computes on the way takes as much memory as its result.
+        """
+        lead = self.states.shape[:-1]
+        if 4 * lead.numel() * self.d_vocab > REMEMBERED_BYTES:
+            return self
+        rows = self.states.flatten(0, -2).split(self.rows_at_once)
+        first = self.head(rows[0])
+        kept = first.new_empty(lead.numel(), self.d_vocab)
+        for place, states in enumerate(rows):
+            start = place * self.rows_at_once
+            kept[start : start + len(states)] = self.head(states) if place else first
+        return LazyLogits.of(kept.view(*lead, self.d_vocab))
 
     def whole(self) -> Float[Tensor, "*n d_vocab"]:
         """Compute all logits at once."""
@@ -102,6 +118,19 @@ def token_nll(log_probs: Float[Tensor, "*n d_vocab"], targets: Int[Tensor, "*n"]
         targets: token ids, `(...)`.
     """
     return -log_probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+
+
+def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
+    """Compute `KL(clean || edited)` of next-token distributions; 0 if they are equal, without an upper bound.
+
+    Args:
+        clean: log-probabilities, `(..., d_vocab)`.
+        edited: log-probabilities, `(..., d_vocab)`.
+
+    Returns:
+        One value per distribution, in nats. On retain text, lower is better.
+    """
+    return torch.linalg.vecdot(clean.exp(), clean - edited)
 
 
 def in_chunks(reduce: Callable[..., Tensor], logits: Sequence[LazyLogits], *by_position: Tensor) -> Tensor:

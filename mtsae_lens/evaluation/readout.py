@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
-from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, lazy_logits, token_nll
+from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, kl_divergence, lazy_logits, token_nll
 from mtsae_lens.data.precision import in_float32, log_probs_of
 
 _PASSES = (
@@ -51,8 +51,8 @@ class ChunkedReadout:
         Returns:
             None in place of logits, and the loss in nats.
         """
-        self._clean = lazy_logits(self.model, tokens, **options).remembered()
-        nll = self._clean[:, :-1].nll(tokens[:, 1:])
+        self._clean = lazy_logits(self.model, tokens, **options).as_log_probs().remembered()
+        nll = in_chunks(token_nll, [self._clean], _targets(tokens))[:, :-1]
         return None, nll if loss_per_token else nll.mean()
 
     def run_with_hooks(
@@ -78,8 +78,7 @@ class ChunkedReadout:
         """
         assert self._clean is not None
         changed = lazy_logits(self.model, tokens, fwd_hooks=fwd_hooks, **options)
-        targets = torch.nn.functional.pad(tokens[:, 1:], (0, 1))  # the last position predicts nothing
-        nll, kl = in_chunks(_nll_and_divergence, [self._clean, changed], targets).unbind(dim=-1)
+        nll, kl = in_chunks(_nll_and_divergence, [self._clean, changed], _targets(tokens)).unbind(dim=-1)
         n_passes = [len(self._kl[name]) for name in _PASSES]
         self._kl[_PASSES[n_passes[0] > n_passes[1]]].append(kl)
         return None, nll[:, :-1] if loss_per_token else nll[:, :-1].mean()
@@ -112,10 +111,14 @@ class ChunkedReadout:
         return {"kl_div_score": score} | means
 
 
+def _targets(tokens: Int[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
+    """Return the token that each position predicts; the last position predicts nothing, and gets any token."""
+    return torch.nn.functional.pad(tokens[:, 1:], (0, 1))
+
+
 def _nll_and_divergence(
     clean: Float[Tensor, "n d_vocab"], changed: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
 ) -> Float[Tensor, "n 2"]:
-    """Compute the loss of the changed model and `KL(clean || changed)` of each position, in nats."""
+    """Compute the loss of the changed model and `KL(clean || changed)` of each position, in nats, from clean log-probabilities."""
     log_probs = log_probs_of(changed)
-    kl = torch.nn.functional.kl_div(log_probs, in_float32(clean).softmax(dim=-1), reduction="none").sum(dim=-1)
-    return torch.stack([token_nll(log_probs, targets), kl], dim=-1)
+    return torch.stack([token_nll(log_probs, targets), kl_divergence(clean, log_probs)], dim=-1)

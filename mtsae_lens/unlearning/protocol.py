@@ -32,7 +32,7 @@ from mtsae_lens.unlearning.changes import (
     summarize_effect,
 )
 from mtsae_lens.unlearning.gate_kinds import GateChoice
-from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
+from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, mean_loss, measure_with_controls, model_losses
 from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery, measure_controls
 from mtsae_lens.unlearning.recovery.hardening import choose_hardened
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
@@ -152,9 +152,9 @@ def decide(
         )
     goal = None
     if reference is not None:
-        goal = measure_model(
-            as_logits(reference, lm.cutter), lm.model, lm.cutter, task.table(task.forget, "tune", lm.cutter), lm.batch_size
-        ).nll_delta
+        table = task.table(task.forget, "tune", lm.cutter)
+        (loss,) = model_losses([as_logits(reference, lm.cutter)], lm.model, lm.cutter, table, lm.batch_size)
+        goal = loss.nll_delta
 
     def choose_best(places: Sequence[int]) -> int:
         most = most_forgetting(outcomes, places, math.log(lm.model.cfg.d_vocab))
@@ -215,18 +215,22 @@ def measure_on_test(
     draws = matched_random_edits(lm, task, candidate, settings.n_random_draws, settings.seed)
     tables = task.tables("test", lm.cutter)
     identity_error = check_identity(lm, tables)
-    edits = [*baselines.values(), *draws]
-    n_runs = len(edits) * sum(lm.n_batches(table) for table in tables.values())
-    with phase(f"measuring {len(edits)} edits on TEST", "run", n_runs):
-        effects = {source: measure_edits(lm, table, edits) for source, table in tables.items()}
+    edits = list(baselines.values())
+    n_edits = len(edits) + len(draws)
+    n_runs = n_edits * sum(lm.n_batches(table) for table in tables.values())
+    with phase(f"measuring {n_edits} edits on TEST", "run", n_runs):
+        effects = {source: measure_with_controls(lm, table, edits, draws) for source, table in tables.items()}
     place_of_edit = len(baselines) - 1
     rows: dict[str, dict[str, CorpusEffect]] = {name: {} for name in baselines}
     corpora: dict[str, EditedCorpus] = {}
     for source, table in track(tables.items(), "resampling documents", "text", len(tables)):
-        for name, effect in zip(baselines, effects[source], strict=False):
+        of_edits, _ = effects[source]
+        for name, effect in zip(baselines, of_edits, strict=True):
             rows[name][source] = summarize_effect(effect, settings.seed)
-        nll_reference = None if reference is None else _reference_loss(lm, reference, table)
-        corpora[source] = summarize_edit(effects[source][place_of_edit], settings.seed, task.role(source), nll_reference)
+        nll_reference = (
+            None if reference is None else mean_loss(as_logits(reference, lm.cutter), lm.cutter, table, lm.batch_size)
+        )
+        corpora[source] = summarize_edit(of_edits[place_of_edit], settings.seed, task.role(source), nll_reference)
     further = measure_further(lm, task, Change(candidate.edit), reference, settings.seed)
     recovery = None
     if settings.recovery is not None:
@@ -235,9 +239,9 @@ def measure_on_test(
         recovery = attack_recovery(lm, Change(candidate.edit), texts, settings.recovery, controls=controls)
     return EditResult(
         corpora=corpora,
-        random_control={source: pool_draws(found[len(baselines) :]) for source, found in effects.items()},
+        random_control={source: pool_draws(of_draws) for source, (_, of_draws) in effects.items()},
         baselines=rows,
-        documents={source: summarize_documents(found[place_of_edit]) for source, found in effects.items()},
+        documents={source: summarize_documents(of_edits[place_of_edit]) for source, (of_edits, _) in effects.items()},
         identity_error=identity_error,
         recovery=recovery,
         **fields_of(further),
@@ -257,11 +261,6 @@ def recovery_texts(lm: HookedLM, task: Task) -> AttackedTexts:
         task.table(task.forget, "test", lm.cutter),
         {source: task.table(source, "test", lm.cutter) for source in (*task.sources("near"), task.sources("far")[0])},
     )
-
-
-def _reference_loss(lm: HookedLM, reference: AnyHookedModel, table: TokenTable) -> float:
-    effect = measure_model(as_logits(reference, lm.cutter), lm.model, lm.cutter, table, lm.batch_size)
-    return effect.mean(effect.nll_edited)
 
 
 def matched_random_edits(lm: HookedLM, task: Task, candidate: FeatureCandidate, n_draws: int, seed: int) -> list[Edit]:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 from mtsae_lens.data.activations import ActivationReader
-from mtsae_lens.data.bridges import HookedBridge
+from mtsae_lens.data.bridges import HookedBridge, is_causal
 from mtsae_lens.data.conversion import weights_in_float32
 from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.precision import rounding_disagreement
@@ -219,3 +219,10 @@ def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:
         load_language_model(f"bridge:{tmp_path}")
     with pytest.raises(ModelError, match=r"Did you mean .*'pythia-70m'"):
         load_language_model("bridge:pythia-70")
+
+
+def test_a_model_says_whether_it_is_causal(bridge: Any, tiny_model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert is_causal(bridge)
+    assert is_causal(tiny_model)
+    monkeypatch.setattr(tiny_model.cfg, "attention_dir", "bidirectional")
+    assert not is_causal(tiny_model)

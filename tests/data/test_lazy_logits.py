@@ -185,6 +185,17 @@ def test_remembered_and_shifted(tokens: Tensor, monkeypatch: pytest.MonkeyPatch)
     lazy = LazyLogits(states, lambda rows: rows @ W_U, 4096)
     assert lazy.remembered().states.shape == (3, 4096)
     assert LazyLogits(torch.randn(5, 8), lazy.head, 4096).remembered().states.shape == (5, 8)
+    sizes: list[int] = []
+
+    def counting(rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return rows @ W_U
+
+    monkeypatch.setattr(module, "CHUNK_BYTES", 2 * 4 * 4096)
+    log_probs = LazyLogits(states, counting, 4096).as_log_probs().remembered()
+    assert sizes == [2, 1]  # a chunk at a time
+    assert_close(log_probs.whole(), (states @ W_U).log_softmax(dim=-1))
+    assert LazyLogits(states[:0], counting, 4096).remembered().whole().shape == (0, 4096)
     bias = torch.randn(4096)
     assert_close(lazy.plus(bias).whole(), states @ W_U + bias)
     assert_close(lazily(lambda _: states @ W_U, tokens).whole(), states @ W_U)

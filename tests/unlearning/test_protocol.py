@@ -54,7 +54,7 @@ def decide(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(Task, "table", lambda self, source, split, cutter: None)
         monkeypatch.setattr(protocol, "fit_gates", lambda lm, task, rates, choice: {None: AlwaysOpen()})
         monkeypatch.setattr(candidates, "rankings", lambda *args, **kwargs: {"frequency_ratio": RANKED})
-        monkeypatch.setattr(protocol, "measure_model", lambda *args: SimpleNamespace(nll_delta=gap))
+        monkeypatch.setattr(protocol, "model_losses", lambda *args: [SimpleNamespace(nll_delta=gap)])
 
         def outcome(setting: dict[str, Any]) -> Outcome:
             dear = rows.get((setting["n_features"], setting["multiplier"]), (0.0, 99.0, 99.0))

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from mtsae_lens.data.bridges import AnyHookedModel
+from mtsae_lens.data.bridges import AnyHookedModel, is_causal
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel, Logits, in_chunks, lazily, lazy_logits
 from mtsae_lens.data.padding import attention_options
@@ -24,11 +24,12 @@ from mtsae_lens.progress import advance, track
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import open_positions
-from mtsae_lens.unlearning.measures.predictions import CleanPredictions, sum_losses, sum_measures
+from mtsae_lens.unlearning.measures.predictions import CleanPredictions, Selected, sum_losses, sum_measures
 from mtsae_lens.unlearning.measures.results import EditEffect, EditLoss
 
-_Compare = Callable[[CleanPredictions, LazyLogits | None], Tensor]
+_Compare = Callable[[CleanPredictions, LazyLogits | None, Selected], Tensor]
 
 
 def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -36,8 +37,10 @@ def _columns(rows: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, answers_only: bool = False) -> list[EditEffect]:
-    """Measure the effect of each edit. The model runs to the hook once for all edits, and contexts that an edit leaves unchanged are
-    not run again.
+    """Measure the effect of each edit.
+
+    The model runs to the hook once for all edits. Contexts that an edit leaves unchanged are not run again, and in a causal model only
+    the predictions from the first changed position of a context on are compared: those before it are the clean model's.
 
     Args:
         lm: the model with its SAE.
@@ -51,15 +54,11 @@ def measure_edits(lm: HookedLM, table: TokenTable, edits: Sequence[Edit], *, ans
     Raises:
         ConfigError: `edits` is not a sequence.
     """
-    rows, gate_open = _run_edits(lm, table, edits, sum_measures, answers_only=answers_only)
-    return [
-        EditEffect(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
-        for of_edit, opened in zip(rows, gate_open, strict=True)
-    ]
+    return _run_edits(lm, table, edits, (), answers_only=answers_only)[0]
 
 
 def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[EditLoss]:
-    """Measure only the losses of each edit, for sweeps; this takes about half the time of `measure_edits`.
+    """Measure only the losses of each edit, for sweeps; this takes less time than `measure_edits`.
 
     Args:
         lm: the model with its SAE.
@@ -69,48 +68,95 @@ def edit_losses(lm: HookedLM, table: TokenTable, edits: Sequence[Edit]) -> list[
     Returns:
         One loss per edit.
     """
-    rows, gate_open = _run_edits(lm, table, edits, sum_losses)
-    return [
-        EditLoss(table.corpus, table.pieces.documents, opened, *_columns(of_edit))
-        for of_edit, opened in zip(rows, gate_open, strict=True)
-    ]
+    return _run_edits(lm, table, (), edits)[1]
+
+
+def measure_with_controls(
+    lm: HookedLM, table: TokenTable, edits: Sequence[Edit], controls: Sequence[Edit]
+) -> tuple[list[EditEffect], list[EditLoss]]:
+    """Measure the effect of each edit, and the losses of other edits, with one run of the model to the hook.
+
+    Args:
+        lm: the model with its SAE.
+        table: the text.
+        edits: the edits.
+        controls: the edits of which only the losses are measured.
+
+    Returns:
+        One effect per edit, and one loss per control.
+    """
+    return _run_edits(lm, table, edits, controls)
 
 
 @torch.no_grad()
 def _run_edits(
-    lm: HookedLM, table: TokenTable, edits: Sequence[Edit], compare: _Compare, *, answers_only: bool = False
-) -> tuple[list[list[Tensor]], list[float]]:
-    """Return what `compare` returns for each edit, batch by batch, and the share of positions at which each edit applied."""
-    if not isinstance(edits, Sequence):
-        raise ConfigError(f"expected a list of edits, got a {type(edits).__name__}; give [edit]")
-    rows: list[list[Tensor]] = [[] for _ in edits]
-    n_open = [0] * len(edits)
+    lm: HookedLM, table: TokenTable, edits: Sequence[Edit], controls: Sequence[Edit], *, answers_only: bool = False
+) -> tuple[list[EditEffect], list[EditLoss]]:
+    """Measure the effects of edits and the losses of controls, batch by batch."""
+    for given in (edits, controls):
+        if not isinstance(given, Sequence):
+            raise ConfigError(f"expected a list of edits, got a {type(given).__name__}; give [edit]")
+    everything = [*edits, *controls]
+    compares: list[_Compare] = [*(sum_measures for _ in edits), *(sum_losses for _ in controls)]
+    rows: list[list[Tensor]] = [[] for _ in everything]
+    n_open = [0] * len(everything)
     n_positions = 0
     for batch in track(lm.counted_batches(table), f"measuring edits on {table.corpus}", "batch"):
         tokens, counted, _ = batch
         masked = lm.masked(tokens)
         n_positions += int((~masked).sum())
         h = lm.activations(tokens)
-        feature_acts = lm.feature_acts(tokens, h)
+        sae_state = lm.splice.sae_state(h, lm.feature_acts(tokens, h))
         clean = CleanPredictions.of(batch, lm.lazy_logits_from(tokens, h))
-        unchanged = compare(clean, None)
-        sae_state = lm.splice.sae_state(h, feature_acts)
-        for index, (edit, opened) in enumerate(zip(edits, open_positions(sae_state, edits, masked), strict=True)):
+        unchanged = {compare: compare(clean, None, slice(None)) for compare in set(compares)}
+        for index, (edit, opened) in enumerate(zip(everything, open_positions(sae_state, everything, masked), strict=True)):
             open_at = opened & _before(counted) if answers_only else opened
             n_open[index] += int(open_at.sum())
-            compared = unchanged.clone()
-            touched = open_at.any(dim=1)
-            if bool(touched.any()):
-                edited_h = lm.splice.apply_to_state(h[touched], sae_state.rows(touched), edit, open_at[touched])
-                changed = (edited_h != h[touched]).flatten(1).any(dim=1)
-                if bool(changed.any()):
-                    kept = touched.clone()
-                    kept[touched] = changed
-                    edited = lm.lazy_logits_from(tokens[kept], edited_h[changed])[:, :-1][counted[kept]]
-                    compared[clean.pieces_of(kept).cpu()] = compare(clean.rows(kept), edited)
-            rows[index].append(compared)
+            edited, selected = _rerun(lm, tokens, h, sae_state, edit, open_at, counted)
+            compare = compares[index]
+            rows[index].append(unchanged[compare] if edited is None else compare(clean, edited, selected))
             advance()
-    return rows, [n / max(n_positions, 1) for n in n_open]
+    open_share = [n / max(n_positions, 1) for n in n_open]
+    corpus, documents, n_edits = table.corpus, table.pieces.documents, len(edits)
+    return (
+        [
+            EditEffect(corpus, documents, share, *_columns(r))
+            for share, r in zip(open_share[:n_edits], rows[:n_edits], strict=True)
+        ],
+        [
+            EditLoss(corpus, documents, share, *_columns(r))
+            for share, r in zip(open_share[n_edits:], rows[n_edits:], strict=True)
+        ],
+    )
+
+
+def _rerun(
+    lm: HookedLM,
+    tokens: Int[Tensor, "batch pos"],
+    h: Tensor,
+    sae_state: SAEState,
+    edit: Edit,
+    open_at: Bool[Tensor, "batch pos"],
+    counted: Bool[Tensor, "batch pred"],
+) -> tuple[LazyLogits | None, Selected]:
+    """Run the contexts that an edit changes, and return the logits of the counted predictions that may differ from the clean model's, and
+    which of all counted predictions these are; None if there are none.
+    """
+    touched = open_at.any(dim=1)
+    if not bool(touched.any()):
+        return None, slice(None)
+    edited_h = lm.splice.apply_to_state(h[touched], sae_state.rows(touched), edit, open_at[touched])
+    differs = (edited_h != h[touched]).flatten(2).any(dim=-1)
+    changed = differs.any(dim=1)
+    kept = touched.clone()
+    kept[touched] = changed
+    affected = torch.zeros_like(open_at)
+    affected[kept] = differs[changed].cumsum(dim=1) > 0 if is_causal(lm.model) else True
+    affected = affected[:, :-1] & counted
+    if not bool(affected.any()):
+        return None, slice(None)
+    edited = lm.lazy_logits_from(tokens[kept], edited_h[changed])[:, :-1][affected[kept]]
+    return edited, slice(None) if bool(affected.sum() == counted.sum()) else affected[counted]
 
 
 def _before(counted: Bool[Tensor, "batch pred"]) -> Bool[Tensor, "batch pos"]:
@@ -189,6 +235,23 @@ def model_losses(
 
 
 @torch.no_grad()
+def mean_loss(model: Logits, cutter: ContextCutter, table: TokenTable, batch_size: int = 16) -> float:
+    """Measure the mean loss of a model, in nats per counted token; NaN if no token is counted.
+
+    Args:
+        model: the model, as a function from tokens to logits.
+        cutter: says which predictions are counted.
+        table: the text.
+        batch_size: contexts per forward pass.
+    """
+    losses = []
+    for tokens, counted, _ in track(table.batches(cutter, batch_size), f"measuring a model on {table.corpus}", "batch"):
+        logits = lazily(model, tokens)[:, :-1]
+        losses.append(logits[counted.to(logits.states.device)].nll(tokens[:, 1:][counted]).double())
+    return torch.cat(losses).mean().item()
+
+
+@torch.no_grad()
 def _run_models(
     models: Sequence[Logits],
     clean_model: AnyHookedModel,
@@ -203,7 +266,7 @@ def _run_models(
         tokens, counted, _ = batch
         clean = CleanPredictions.of(batch, lazily(as_logits(clean_model, cutter), tokens))
         for of_model, model in zip(rows, models, strict=True):
-            of_model.append(compare(clean, lazily(model, tokens)[:, :-1][counted]))
+            of_model.append(compare(clean, lazily(model, tokens)[:, :-1][counted], slice(None)))
     return rows
 
 

@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, token_nll
+from mtsae_lens.data.lazy_logits import LazyLogits, in_chunks, kl_divergence, token_nll
 from mtsae_lens.data.precision import log_probs_of
 from mtsae_lens.data.token_tables import TokenBatch
-
-
-def kl_divergence(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
-    """Compute `KL(clean || edited)` of next-token distributions; 0 if they are equal, without an upper bound.
-
-    Args:
-        clean: log-probabilities, `(..., d_vocab)`.
-        edited: log-probabilities, `(..., d_vocab)`.
-
-    Returns:
-        One value per distribution, in nats. On retain text, lower is better.
-    """
-    return (clean.exp() * (clean - edited)).sum(dim=-1)
 
 
 def kl_of_logits(clean: Float[Tensor, "*row d_vocab"], edited: Float[Tensor, "*row d_vocab"]) -> Float[Tensor, "*row"]:
@@ -64,7 +52,7 @@ class CleanPredictions:
     """The clean model's predictions for a batch, counted ones only."""
 
     batch: TokenBatch
-    logits: LazyLogits
+    log_probs: LazyLogits
     nll: Float[Tensor, " n"]
 
     @staticmethod
@@ -75,29 +63,8 @@ class CleanPredictions:
             batch: tokens, counted predictions and pieces.
             logits: logits of every position, `(batch, pos, d_vocab)`.
         """
-        kept = logits[:, :-1][batch.counted].remembered()
-        return CleanPredictions(batch, kept, kept.nll(batch.tokens[:, 1:][batch.counted]))
-
-    def rows(self, kept: Bool[Tensor, " batch"]) -> CleanPredictions:
-        """Return the predictions for some contexts, with pieces numbered from 0 again.
-
-        Args:
-            kept: mask of the contexts, `(batch,)`.
-        """
-        tokens, counted, piece = self.batch
-        rows = kept[counted.nonzero()[:, 0]]
-        batch = TokenBatch(tokens[kept], counted[kept], piece[kept].unique(return_inverse=True)[1])
-        return CleanPredictions(batch, self.logits[rows], self.nll[rows])
-
-    def pieces_of(self, kept: Bool[Tensor, " batch"]) -> Bool[Tensor, " piece"]:
-        """Return a mask of the pieces that are in these contexts.
-
-        Args:
-            kept: mask of the contexts, `(batch,)`.
-        """
-        pieces = torch.zeros(self.n_pieces, dtype=torch.bool, device=kept.device)
-        pieces[self.batch.piece[kept].flatten()] = True
-        return pieces
+        log_probs = logits[:, :-1][batch.counted].as_log_probs().remembered()
+        return CleanPredictions(batch, log_probs, in_chunks(token_nll, [log_probs], batch.tokens[:, 1:][batch.counted]))
 
     @property
     def n_pieces(self) -> int:
@@ -109,6 +76,11 @@ class CleanPredictions:
         """Return the counted tokens."""
         return self.batch.tokens[:, 1:][self.batch.counted]
 
+    @cached_property
+    def likeliest(self) -> Int[Tensor, " n"]:
+        """Return the most likely token of each prediction."""
+        return in_chunks(lambda log_probs: log_probs.argmax(dim=-1), [self.log_probs])
+
     def sums(self, per_token: Float[Tensor, "n column"]) -> Float[Tensor, "piece column"]:
         """Add up values per token by piece.
 
@@ -119,40 +91,59 @@ class CleanPredictions:
         return total.index_add_(0, self.batch.piece[:, 1:][self.batch.counted], per_token)
 
 
-def sum_losses(clean: CleanPredictions, edited: LazyLogits | None) -> Float[Tensor, "piece 3"]:
+Selected = Bool[Tensor, " n"] | slice
+"""Which of the counted predictions an edited model makes anew; at the others it predicts what the clean model does."""
+
+
+def sum_losses(
+    clean: CleanPredictions, edited: LazyLogits | None, selected: Selected = slice(None)
+) -> Float[Tensor, "piece 3"]:
     """Sum tokens, clean NLL and edited NLL over the counted predictions of each piece.
 
     Args:
         clean: the clean model's predictions.
-        edited: the edited model's logits of the same counted predictions; None if it is the clean model.
+        edited: the edited model's logits of the selected predictions; None if it is the clean model.
+        selected: the predictions that may differ from the clean model's; all by default.
     """
-    nll = clean.nll if edited is None else edited.nll(clean.targets)
+    nll = clean.nll
+    if edited is not None:
+        nll = nll.clone()
+        nll[selected] = edited.nll(clean.targets[selected])
     return clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll], dim=1)).cpu()
 
 
-def sum_measures(clean: CleanPredictions, edited: LazyLogits | None) -> Float[Tensor, "piece 7"]:
+def sum_measures(
+    clean: CleanPredictions, edited: LazyLogits | None, selected: Selected = slice(None)
+) -> Float[Tensor, "piece 7"]:
     """Sum the same as `sum_losses`, and also `KL(clean || edited)`, agreements of the likeliest token, hits of the edited model, and the
     length of the right suffix.
 
     Args:
         clean: the clean model's predictions.
-        edited: the edited model's logits of the same counted predictions; None if it is the clean model.
+        edited: the edited model's logits of the selected predictions; None if it is the clean model.
+        selected: the predictions that may differ from the clean model's; all by default.
     """
-    counted, piece = clean.batch.counted, clean.batch.piece[:, 1:]
-    models = [clean.logits, clean.logits if edited is None else edited]
-    nll, kl, agree, hits = in_chunks(_compare_tokens, models, clean.targets).unbind(dim=1)
-    summed = clean.sums(torch.stack([torch.ones_like(nll), clean.nll, nll, kl, agree, hits], dim=1))
-    hit_at = torch.zeros_like(counted).masked_scatter(counted, hits > 0)
+    counted, piece, targets = clean.batch.counted, clean.batch.piece[:, 1:], clean.targets
+    nothing = torch.zeros_like(clean.nll)
+    of_clean = [torch.ones_like(nothing), clean.nll, clean.nll, nothing, nothing + 1, (clean.likeliest == targets).to(nothing)]
+    values = torch.stack(of_clean, dim=1)
+    if edited is not None:
+        models = [clean.log_probs[selected], edited]
+        values[selected, 2:] = in_chunks(_compare_tokens, models, clean.likeliest[selected], targets[selected])
+    hit_at = torch.zeros_like(counted).masked_scatter(counted, values[:, 5] > 0)
     suffix = longest_suffix(hit_at, counted, piece).unsqueeze(1)
-    return torch.cat([summed.cpu(), suffix.cpu()], dim=1)
+    return torch.cat([clean.sums(values).cpu(), suffix.cpu()], dim=1)
 
 
 def _compare_tokens(
-    clean: Float[Tensor, "n d_vocab"], edited: Float[Tensor, "n d_vocab"], targets: Int[Tensor, " n"]
+    clean: Float[Tensor, "n d_vocab"],
+    edited: Float[Tensor, "n d_vocab"],
+    likeliest: Int[Tensor, " n"],
+    targets: Int[Tensor, " n"],
 ) -> Float[Tensor, "n 4"]:
-    """Compare two models' logits: NLL of the second, KL, whether the likeliest token is the same, and whether it is the target."""
-    before, after = log_probs_of(clean), log_probs_of(edited)
-    likeliest = after.argmax(dim=-1)
-    kl = kl_divergence(before, after)
-    agree, hits = likeliest == before.argmax(dim=-1), likeliest == targets
-    return torch.stack([token_nll(after, targets), kl, agree.to(kl.dtype), hits.to(kl.dtype)], dim=1)
+    """Compare a model's logits with the clean log-probabilities: NLL, KL, whether the likeliest token is the same, and whether it is the
+    target.
+    """
+    after = log_probs_of(edited)
+    nll, kl, now = token_nll(after, targets), kl_divergence(clean, after), after.argmax(dim=-1)
+    return torch.stack([nll, kl, (now == likeliest).to(kl.dtype), (now == targets).to(kl.dtype)], dim=1)

@@ -18,8 +18,16 @@ from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import AlwaysOpen, RunningEvidenceGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
-from mtsae_lens.unlearning.measures import predictions
-from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, measure_edits, measure_model
+from mtsae_lens.unlearning.measures import effects, predictions
+from mtsae_lens.unlearning.measures.effects import (
+    as_logits,
+    edit_losses,
+    max_identity_error,
+    mean_loss,
+    measure_edits,
+    measure_model,
+    measure_with_controls,
+)
 
 HOOKS = [
     "blocks.0.hook_resid_post",
@@ -184,6 +192,74 @@ def test_edits_come_in_a_list(lm: HookedLM, table: TokenTable) -> None:
         measure_edits(lm, table, edit)  # type: ignore[arg-type]
     (effect,) = measure_edits(lm, table, [edit])
     assert repr(effect).startswith(f"EditEffect({table.corpus}: {effect.nll_delta:+.4f} nats per token")
+
+
+LATE = dataclasses.replace(EDITS[2], gate=RunningEvidenceGate(torch.arange(16), torch.ones(16), 0.9, 40.0))
+
+
+@pytest.mark.parametrize("hook_name", ["blocks.0.hook_resid_post", "blocks.0.hook_mlp_out"])
+def test_predictions_before_the_first_change_are_not_made_again(
+    hook_name: str, tiny_model: Any, cutter: Any, table: TokenTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lm = random_lm(tiny_model, cutter, hook_name)
+    made: list[int] = []
+
+    def count(clean: Any, edited: Any, selected: Any = slice(None)) -> torch.Tensor:
+        if edited is not None:
+            assert len(edited.states) == len(clean.nll[selected])
+            made.append(len(edited.states))
+        return predictions.sum_measures(clean, edited, selected)
+
+    monkeypatch.setattr(effects, "sum_measures", count)
+    (cut,) = measure_edits(lm, table, [LATE])
+    n_from_the_first = 0
+    for tokens in lm.batches(table):
+        opened = LATE.gate.open_from(lm.feature_acts(tokens), None)[0] & ~lm.masked(tokens)
+        n_from_the_first += int(((opened.cumsum(dim=1) > 0)[:, :-1] & (tokens[:, 1:] != 0)).sum())
+    assert sum(made) == n_from_the_first
+    assert 0 < n_from_the_first < table.tokens.numel() // 2
+
+    made.clear()
+    monkeypatch.setattr(effects, "is_causal", lambda model: False)
+    (whole,) = measure_edits(lm, table, [LATE])
+    assert sum(made) > n_from_the_first
+    assert not torch.equal(whole.nll_edited, whole.nll_clean)
+    for name in ("n_tokens", "nll_clean", "nll_edited", "kl", "agreements", "hits", "suffix"):
+        torch.testing.assert_close(getattr(cut, name), getattr(whole, name), atol=1e-4, rtol=1e-5)
+
+
+def test_a_model_that_reads_later_positions_is_measured_whole(
+    tiny_model: Any, cutter: Any, table: TokenTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiny_model.cfg, "attention_dir", "bidirectional")
+    lm = random_lm(tiny_model, cutter, "blocks.0.hook_resid_post")
+    (effect,) = measure_edits(lm, table, [LATE])
+    expected = naive(lm, table, LATE)
+    got = torch.stack([effect.by_document(column) for column in (effect.nll_clean, effect.nll_edited, effect.kl)], dim=1)
+    torch.testing.assert_close(got.float(), torch.tensor([expected[d][1:] for d in "abcd"]), atol=5e-3, rtol=1e-4)
+    assert 0 < effect.gate_open < 0.5
+
+
+def test_controls_are_measured_beside_edits(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
+    lm = random_lm(tiny_model, cutter, "blocks.0.hook_resid_post")
+    of_edits, of_controls = measure_with_controls(lm, table, EDITS[:2], [EDITS[2], LATE])
+    pairs = [*zip(of_edits, measure_edits(lm, table, EDITS[:2]), strict=True)]
+    pairs += zip(of_controls, edit_losses(lm, table, [EDITS[2], LATE]), strict=True)
+    for found, alone in pairs:
+        assert type(found) is type(alone)
+        for field in dataclasses.fields(found):
+            one, other = getattr(found, field.name), getattr(alone, field.name)
+            assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other, field.name
+    for found, whole in zip(of_controls, measure_edits(lm, table, [EDITS[2], LATE]), strict=True):
+        torch.testing.assert_close(found.nll_edited, whole.nll_edited)
+
+
+def test_the_mean_loss_of_a_model(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
+    asked = dataclasses.replace(table, answers=torch.rand(table.tokens.shape, generator=torch.Generator().manual_seed(0)) > 0.5)
+    for measured in (table, asked):
+        effect = measure_model(as_logits(tiny_model), tiny_model, cutter, measured)
+        loss = mean_loss(as_logits(tiny_model), cutter, measured, batch_size=3)
+        assert loss == pytest.approx(effect.mean(effect.nll_edited), rel=1e-5)
 
 
 def test_another_model_is_measured_as_an_edit_is(tiny_model: Any, cutter: Any, table: TokenTable) -> None:
