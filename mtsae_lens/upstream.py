@@ -105,6 +105,7 @@ __all__ = [
     "orthogonal_initializer",
     "read_firing_counts",
     "reads_heads",
+    "remember_norms",
     "restore_firing_counts",
     "restore_output",
     "unregister",
@@ -162,6 +163,18 @@ def restore_output(sae: SAE[Any], sae_out: Float[Tensor, "*row d_in"]) -> Tensor
         Reconstructions on the scale and in the shape of the model's activations.
     """
     return sae.reshape_fn_out(sae.run_time_activation_norm_fn_out(sae_out), sae.d_head)
+
+
+def remember_norms(sae: SAE[Any], sae_in: Tensor) -> None:
+    """Let an SAE remember the shape and the norms of an input, as `encode` does, so that `decode` restores them.
+
+    Needed because `decode` forgets the norms, so that a second call of it fails, and because another input may have been encoded since.
+
+    Args:
+        sae: the SAE.
+        sae_in: the input that the features to decode were computed from, in the form that `encode` takes.
+    """
+    normalize_input(sae, flatten_heads(sae, sae_in.to(sae.dtype)))
 
 
 def reads_heads(sae: SAE[Any]) -> bool:

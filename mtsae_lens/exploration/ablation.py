@@ -16,6 +16,7 @@ from mtsae_lens.exploration.peaks import Peaks
 from mtsae_lens.progress import track
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.sae_state import SAEState
 
 _ROWS_AT_ONCE = 32  # contexts rerun together
 
@@ -68,7 +69,8 @@ def _ablated(lm: HookedLM, tokens: Tensor, h: Tensor, context: Tensor, position:
     feature_acts, _ = compute_features_at(lm, tokens, h, context, position)
     edited = feature_acts.clone()
     edited[torch.arange(len(edited)), feature] = 0
-    delta = lm.sae.decode(edited.unsqueeze(1)) - lm.sae.decode(feature_acts.unsqueeze(1))
+    at_peaks = SAEState(lm.sae, lm.splice.as_sae_input(h)[context, position].unsqueeze(1), feature_acts.unsqueeze(1))
+    delta = at_peaks.decode_change(edited.unsqueeze(1))
     return delta.expand(delta.shape[0], tokens.shape[1], *delta.shape[2:])
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -100,7 +99,7 @@ def _nll_gradient(
     """Compute the gradient of the summed loss of counted tokens with respect to the feature activations."""
     with torch.enable_grad():
         edited = feature_acts.detach().clone().requires_grad_()
-        delta = decode_change(lm.sae, edited, feature_acts, carried=carried)
+        delta = lm.splice.sae_state(h, feature_acts).decode_change(edited, carried=carried)
         everywhere = torch.ones_like(tokens, dtype=torch.bool)
         logits = lm.lazy_logits_from(tokens, lm.splice.add_delta(h, delta, everywhere))
         nll = logits[:, :-1][counted].nll(tokens[:, 1:][counted])

@@ -26,30 +26,6 @@ from mtsae_lens.splice.feature_indices import check_features, feature_indices
 from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.gates import AlwaysOpen
 from mtsae_lens.splice.sae_state import SAEState
-from mtsae_lens.upstream import restore_output
-
-
-def decode_change(
-    sae: SAE[Any],
-    edited: Float[Tensor, "batch pos d_sae"],
-    feature_acts: Float[Tensor, "_ pos d_sae"],
-    *,
-    carried: bool = False,
-) -> Float[Tensor, "batch pos *d_in"]:
-    """Compute `decode(e') - decode(e)`.
-
-    The decoder of an SAE with memory would carry a change on to later positions. Unless `carried`, the recursion is that of the features as
-    they were, so a change at a position changes the output at that position alone, as with every other SAE: `(e' - e) @ W_dec`.
-
-    Args:
-        sae: the SAE.
-        edited: features e'.
-        feature_acts: features e.
-        carried: whether the decoder carries the change on.
-    """
-    if isinstance(sae, TemporalEncoder) and sae.has_memory and not carried:
-        return restore_output(sae, (edited - feature_acts) @ sae.W_dec)
-    return sae.decode(edited) - sae.decode(feature_acts).detach()
 
 
 class _EditOfFeatures(Edit):
@@ -77,10 +53,8 @@ class _EditOfFeatures(Edit):
         sae, feature_acts = sae_state.sae, sae_state.feature_acts
         check_features(self.features, feature_acts.shape[-1])
         chosen = list(dict.fromkeys(self.features))
-        if isinstance(sae, TemporalEncoder) and sae.has_memory:
-            return decode_change(sae, self.apply(feature_acts), feature_acts)
         if len(chosen) >= feature_acts.shape[:-1].numel() or not _is_affine(sae):
-            return sae.decode(self.apply(feature_acts)) - sae_state.sae_out
+            return sae_state.decode_change(self.apply(feature_acts))
         place = {feature: number for number, feature in enumerate(chosen)}
         alone = replace(self, features=tuple(place[feature] for feature in self.features))  # type: ignore[type-var]  # a dataclass
         before = feature_acts[..., chosen]
@@ -130,6 +104,8 @@ class _EditOfFeatures(Edit):
 
 def _is_affine(sae: SAE[Any]) -> bool:
     """Return whether `decode` is known to be a matrix and a bias, the same at every position."""
+    if isinstance(sae, TemporalEncoder) and sae.has_memory:
+        return False
     plain = sae.cfg.normalize_activations in (
         "none",
         "expected_average_only_in",

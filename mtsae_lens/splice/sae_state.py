@@ -11,6 +11,9 @@ from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.sae.temporal_encoder import TemporalEncoder
+from mtsae_lens.upstream import remember_norms, restore_output
+
 
 @dataclass(frozen=True, eq=False)
 class SAEState:
@@ -58,7 +61,22 @@ class SAEState:
         Returns:
             The reconstructions of these positions.
         """
+        remember_norms(self.sae, self.sae_in)
         return self.sae.decode(whole_acts)[:, -self.feature_acts.shape[1] :]
+
+    def decode_change(self, edited: Float[Tensor, "_ pos d_sae"], *, carried: bool = False) -> Float[Tensor, "_ pos *d_in"]:
+        """Compute `decode(e') - decode(e)`, with the norms of the input where the SAE normalizes each input.
+
+        The decoder of an SAE with memory would carry a change on to later positions. Unless `carried`, the recursion is that of the features
+        as they were, so a change at a position changes the output at that position alone, as with every other SAE: `(e' - e) @ W_dec`.
+
+        Args:
+            edited: features e'.
+            carried: whether the decoder carries the change on.
+        """
+        if isinstance(self.sae, TemporalEncoder) and self.sae.has_memory and not carried:
+            return restore_output(self.sae, (edited - self.feature_acts) @ self.sae.W_dec)
+        return self.decode_whole(edited) - self.sae_out
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:
         """Select some contexts of the batch.

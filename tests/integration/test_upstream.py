@@ -211,6 +211,9 @@ def test_normalization_is_undone_on_the_output(mode: Any) -> None:
         assert_close(x.norm(dim=-1), torch.full((2, 3), 6**0.5))
     assert not upstream.reads_heads(sae)
     assert_close(upstream.restore_output(sae, x), h, atol=1e-4, rtol=1e-4)
+    upstream.normalize_input(sae, 7 * h + 1)
+    upstream.remember_norms(sae, h)
+    assert_close(upstream.restore_output(sae, x), h, atol=1e-4, rtol=1e-4)
 
 
 def test_heads_are_laid_side_by_side_and_back(sae: StandardSAE) -> None:

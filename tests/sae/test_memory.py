@@ -20,7 +20,7 @@ from mtsae_lens.sae.contributions import offset_contributions
 from mtsae_lens.sae.memory import Past, gather_past, impulse_norms, impulse_response, read_past
 from mtsae_lens.sae.memory_training import draw_errors, predict_batch, read_memory_batch, remember_errors
 from mtsae_lens.sae.temporal import find_walls
-from mtsae_lens.splice.edits import decode_change
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.training.fit import fit
 from mtsae_lens.training.optimizer import group_parameters
 from mtsae_lens.training.options import TrainerOptions
@@ -286,7 +286,7 @@ def test_an_edit_changes_the_output_at_its_position_alone() -> None:
     e = sae.encode(h)
     edited = e.clone()
     edited[:, 5] *= 0.5
-    change = decode_change(sae, edited, e)
+    change = SAEState(sae, h, e).decode_change(edited)
     assert_close(change[:, 5], (edited - e)[:, 5] @ sae.W_dec)
     assert not change[:, :5].any()
     assert not change[:, 6:].any()

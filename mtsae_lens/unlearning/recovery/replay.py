@@ -19,7 +19,6 @@ from torch import Tensor
 
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel
 from mtsae_lens.data.masks import zero_rows
-from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.recovery.blindness import edited_features
@@ -58,11 +57,12 @@ def replayed_states(
     before = splice.feature_acts(h, masked)
     after = splice.feature_acts(splice.add_delta(h, change, ~masked), masked)
     replaced = torch.where(_moves(target, part, before.shape[-1]).to(before.device), after, before)
-    moved = decode_change(splice.sae, replaced, before)
+    state = splice.sae_state(h, before)
+    moved = state.decode_change(replaced)
     if part[2]:
-        moved = moved + change - decode_change(splice.sae, after, before)
+        moved = moved + change - state.decode_change(after)
     moved = zero_rows(moved, masked)
-    (open_at,) = open_positions(splice.sae_state(h, before), [target.edit], masked)
+    (open_at,) = open_positions(state, [target.edit], masked)
     change = target.edit.change(SAEState(splice.sae, splice.as_sae_input(h) + moved, replaced), open_at)
     return splice.add_delta(h, moved + change, ~masked)
 

@@ -26,7 +26,6 @@ from mtsae_lens.data.precision import in_float32
 from mtsae_lens.data.prompts import encode_prompt
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
-from mtsae_lens.splice.edits import decode_change
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.selection.evidence import FeatureScore, SelectionEvidence
 from mtsae_lens.unlearning.selection.frequency_scores import FrequencyRatio, keep_eligible
@@ -117,7 +116,7 @@ def _amplified_logits(
     """Give the logits after the last token, with one feature amplified there in each row."""
     edited = feature_acts.repeat(len(features), 1, 1)
     edited[torch.arange(len(features)), -1, features] += amounts
-    delta = decode_change(lm.sae, edited, feature_acts)
+    delta = lm.splice.sae_state(h, feature_acts).decode_change(edited)
     at_end = torch.zeros(len(features), tokens.shape[1], dtype=torch.bool, device=tokens.device)
     at_end[:, -1] = True
     many = h.expand(len(features), *h.shape[1:])
