@@ -10,7 +10,6 @@ from tqdm.auto import tqdm
 
 from mtsae_lens.interruption import ComputationStopped, stop_on_signal
 from mtsae_lens.ranks import current_ranks
-from mtsae_lens.training.kept_memory import keeping_freed_memory
 
 if TYPE_CHECKING:
     from mtsae_lens.training.trainer import SequenceSAETrainer
@@ -28,7 +27,7 @@ def train_side_by_side(trainers: Sequence[SequenceSAETrainer]) -> None:
     """
     first, total = min(trainer.n_training_steps for trainer in trainers), trainers[0].cfg.total_training_steps
     description = f"Training {trainers[0].sae.cfg.architecture() if len(trainers) == 1 else f'{len(trainers)} SAEs'}"
-    with stop_on_signal() as stop, keeping_freed_memory(), ExitStack() as opened:
+    with stop_on_signal() as stop, ExitStack() as opened:
         try:
             data = []
             for trainer in trainers:
