@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate
 from mtsae_lens.splice.generation import StreamingEdit
 from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import Splice, open_positions
 from mtsae_lens.unlearning.measures.effects import edited_logits, measure_edits
 
@@ -152,8 +153,28 @@ def test_the_cache_changes_no_token(gate: str, n_positions: int, remembering: Ho
     assert not torch.equal(cached, remembering.generate(tokens, replace(edit, carried=False), **options))
 
 
+@dataclass(frozen=True)
+class Halve(Edit):
+    """An edit from outside, written as `docs/how-to/own-edit.md` says."""
+
+    factor: float = 0.5
+    gate: Gate = field(default_factory=AlwaysOpen)
+
+    def delta(self, sae_state: SAEState) -> Tensor:
+        return sae_state.decode_change(self.factor * sae_state.feature_acts)
+
+
+@torch.no_grad()
+def test_an_edit_of_nothing_from_outside_changes_nothing_with_the_cache(remembering: HookedLM) -> None:
+    h = remembering.activations(prompts(remembering.model, N))
+    streaming = StreamingEdit(remembering.splice, Halve(1.0))
+    pieces = [streaming(h[:, :7]), *(streaming(h[:, t : t + 1]) for t in range(7, N))]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), h)
+
+
 BEYOND = {
     **EDITS,
+    "from outside": Halve(),
     "at its position": FeatureEdit(FEATURES, 3.0),
     "error": EDITS["combined"].parts[1],  # type: ignore[attr-defined]
 }
