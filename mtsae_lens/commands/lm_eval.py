@@ -19,7 +19,6 @@ from mtsae_lens.errors import ConfigError, MTSAEError, MTSAEWarning
 from mtsae_lens.interop.lm_eval import EditedRequests
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.edit_files import load_edit
-from mtsae_lens.splice.hooked_lm import fit_batch
 
 MODEL_NAME = "mtsae"
 NO_EDIT = "off"
@@ -53,7 +52,8 @@ def open_requests(
         model: name or folder of the language model; None for the one that the SAE was trained on.
         dtype: dtype of the language model; None for the one in which the SAE was trained.
         device: device to run on; None for the CPU, which also replaces a CUDA device on a machine without one.
-        batch_size: largest number of requests in a forward pass; None and `auto` for 16. A large vocabulary or SAE lowers it.
+        batch_size: largest number of requests in a forward pass; None and `auto` for 16. A large vocabulary or SAE lowers it for long
+            requests.
         allow_other_model: apply the edit although it was made on another language model.
 
     Returns:
@@ -71,7 +71,6 @@ def open_requests(
         device = "cpu"  # the harness asks for cuda:0 where no --device is given, and its own models fall back like this
         warnings.warn("no CUDA device was found; running on the CPU", MTSAEWarning, stacklevel=2)
     lm, _ = open_sae(sae, model=model, device=device or "cpu", batch_size=int(batch_size), dtype=dtype)  # type: ignore[arg-type]
-    lm = fit_batch(lm)
     loaded = None if edit == NO_EDIT else load_edit(Path(edit), lm, allow_other_model=allow_other_model)
     return {"lm": lm, "edit": loaded}
 

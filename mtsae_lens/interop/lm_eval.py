@@ -20,7 +20,7 @@ from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.splice.scoring import score_continuations
+from mtsae_lens.splice.scoring import batches_by_length, score_continuations
 
 _NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _SAMPLING = ("temperature", "top_k", "top_p")
@@ -174,11 +174,10 @@ class EditedRequests:
     def _generation_batches(self, prompts: Sequence[Sequence[int]], keys: Sequence[Hashable]) -> list[list[int]]:
         """Group prompts with the same options, similar lengths together; of one length if there is no token to pad with."""
         pads = self.tokenizer.pad_token_id is not None
-        groups = dict[Hashable, list[int]]()
-        for row in sorted(range(len(prompts)), key=lambda row: -len(prompts[row])):
-            groups.setdefault((keys[row], None if pads else len(prompts[row])), []).append(row)
-        size = self.lm.batch_size
-        return [rows[start : start + size] for rows in groups.values() for start in range(0, len(rows), size)]
+        lengths, groups = [min(len(prompt), self.max_length) for prompt in prompts], dict[Hashable, list[int]]()
+        for row, prompt in enumerate(prompts):
+            groups.setdefault((keys[row], None if pads else len(prompt)), []).append(row)
+        return [batch for rows in groups.values() for batch in batches_by_length(self.lm, rows, lengths)]
 
     def continue_prompts(self, prompts: Sequence[Sequence[int]], options: Mapping[str, Any]) -> list[str]:
         """Continue prompts with the same options. A prompt that leaves no room for the new tokens is cut on the left.

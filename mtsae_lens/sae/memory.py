@@ -15,7 +15,7 @@ has r_t = 0, and ends the past: later positions read nothing from before it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,16 @@ class Past:
         zero = torch.zeros_like(like)
         return cls(lags, decays, [zero] * max(lags, default=0), [zero] * len(decays))
 
+    @classmethod
+    def of(cls, sae: Any, like: Float[Tensor, "*batch d_in"]) -> Past:
+        """Begin with nothing remembered, as the configuration of an SAE with memory says.
+
+        Args:
+            sae: the SAE.
+            like: a tensor of the shape `(..., d_in)`.
+        """
+        return cls.empty(sae.cfg.memory_lags, sae.cfg.memory_decays, like)
+
     def read(self) -> Float[Tensor, "*batch read_d_in"]:
         """Return what the prediction reads, `(..., (n_lags + n_decays) * d_in)`."""
         return torch.cat([*(self.recent[lag - 1] for lag in self.lags), *self.averages], dim=-1)
@@ -63,6 +73,14 @@ class Past:
         self.averages = [
             (b * average + (1 - b) * reconstruction) * kept for b, average in zip(self.decays, self.averages, strict=True)
         ]
+
+    def select(self, kept: Bool[Tensor, " batch"]) -> Past:
+        """Return what is remembered of some contexts of the batch.
+
+        Args:
+            kept: True for these contexts.
+        """
+        return replace(self, recent=[r[kept] for r in self.recent], averages=[average[kept] for average in self.averages])
 
 
 def read_past(
@@ -129,7 +147,12 @@ def gather_past(
 
 
 def run_encoder(
-    sae: Any, x: Float[Tensor, "batch pos d_in"], walls: Bool[Tensor, "batch pos"], *, of_another: bool = False
+    sae: Any,
+    x: Float[Tensor, "batch pos d_in"],
+    walls: Bool[Tensor, "batch pos"],
+    *,
+    of_another: bool = False,
+    past: Past | None = None,
 ) -> Float[Tensor, "batch pos d_in"]:
     """Run the recursion position by position, and return what the features have to code.
 
@@ -138,11 +161,12 @@ def run_encoder(
         x: contexts from its `read_contexts`, `(batch, pos, d_in)`.
         walls: the positions that are walls, from there too.
         of_another: give each context the past of the next one at the same positions, as a control.
+        past: what is remembered of the positions before, which is brought up to date; None at the start of a context.
 
     Returns:
         `x_t - p_t`, zero at walls.
     """
-    past, differences = Past.empty(sae.cfg.memory_lags, sae.cfg.memory_decays, x[:, 0]), []
+    differences, past = [], Past.of(sae, x[:, 0]) if past is None else past
     for own, wall in zip(x.unbind(dim=1), walls.unbind(dim=1), strict=True):
         predicted = sae.predict(past.read())
         predicted = predicted.roll(1, dims=0) if of_another else predicted
@@ -154,7 +178,7 @@ def run_encoder(
 
 
 def run_decoder(
-    sae: Any, feature_acts: Float[Tensor, "batch pos d_sae"], *, of_another: bool = False
+    sae: Any, feature_acts: Float[Tensor, "batch pos d_sae"], *, of_another: bool = False, past: Past | None = None
 ) -> Float[Tensor, "batch pos d_in"]:
     """Run the same recursion from the features alone.
 
@@ -162,12 +186,13 @@ def run_decoder(
         sae: an SAE with memory.
         feature_acts: features of whole contexts.
         of_another: as in `run_encoder`.
+        past: as in `run_encoder`.
 
     Returns:
         Reconstructions about the mean, without `b_dec`.
     """
     coded, active = feature_acts @ sae.W_dec, (feature_acts != 0).any(dim=-1)
-    past, reconstructions = Past.empty(sae.cfg.memory_lags, sae.cfg.memory_decays, coded[:, 0]), []
+    reconstructions, past = [], Past.of(sae, coded[:, 0]) if past is None else past
     for new, known in zip(coded.unbind(dim=1), active.unbind(dim=1), strict=True):
         predicted = sae.predict(past.read())
         predicted = predicted.roll(1, dims=0) if of_another else predicted
@@ -236,7 +261,7 @@ def impulse_response(
     if n_positions < 1:
         raise ConfigError(f"expected n_positions of at least 1, got {n_positions}; give a larger number")
     new = sae.W_dec[features]
-    past, active = Past.empty(sae.cfg.memory_lags, sae.cfg.memory_decays, new), torch.ones(len(new), dtype=torch.bool)
+    past, active = Past.of(sae, new), torch.ones(len(new), dtype=torch.bool)
     responses = [new]
     past.add(new, active.to(new.device))
     for _ in range(n_positions - 1):

@@ -127,6 +127,8 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             sae_in, x, convolved, walls = self._convolve_batch(step_input.sae_in, step_input.n_training_steps)
             given = sae_in
         keep = ~walls
+        if not bool(keep.any()):
+            return self._skip_batch(given)
         z = normalize_scales(convolved, x, self.cfg.scale_norm, self.cfg.context_gain)
         kept_rows = keep.flatten()
         of_rows = replace(step_input, sae_in=sae_in)
@@ -157,6 +159,20 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
             loss=torch.stack(list(losses.values())).sum(),
             losses=losses,
             metrics=metrics,
+        )
+
+    def _skip_batch(self, given: Float[Tensor, "row d_out"]) -> TrainStepOutput:
+        """Return what a batch of walls alone gives: no feature, and a loss of zero with gradients of zero, because no position counts."""
+        none = given.new_zeros(len(given), self.cfg.d_sae)
+        loss = torch.stack([(0 * parameter).sum() for parameter in self.parameters()]).sum()
+        return TrainStepOutput(
+            sae_in=given,
+            sae_out=torch.zeros_like(given),
+            feature_acts=none,
+            hidden_pre=none,
+            loss=loss,
+            losses={f"{self.cfg.reconstruction_loss}_loss": loss},
+            metrics=self.activation.after_training_step(self, none),
         )
 
     def _reconstruction_loss(self, squared_error: Float[Tensor, "n_groups row"]) -> dict[str, Tensor]:

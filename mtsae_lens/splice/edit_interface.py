@@ -61,6 +61,21 @@ class Edit(Serializable, ABC):
         """
         return zero_rows(self.delta(sae_state), ~open_at)
 
+    def change_from(
+        self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"], state: Any
+    ) -> tuple[Float[Tensor, "batch pos *d_in"], Any]:
+        """Compute the change of the SAE's input at positions that continue a context, as in generation.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+            open_at: True where the edit applies.
+            state: what the call for the positions before returned; None at the start of a context.
+
+        Returns:
+            The change, and the state after the last position; by default that of `change`, and None.
+        """
+        return self.change(sae_state, open_at), None
+
     def describe(self) -> str:
         """Describe what the edit does, as the beginning of a sentence in cards and reports; the description of the gate follows."""
         return f"a {type(self).__name__} is applied"

@@ -19,6 +19,7 @@ from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.sae.memory import Past
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_interface import Edit, check_finite, register_edit
@@ -74,11 +75,35 @@ class _EditOfFeatures(Edit):
             sae_state: the SAE, its input and its features.
             open_at: True where the features are edited.
         """
+        return self.change_from(sae_state, open_at, None)[0]
+
+    def change_from(
+        self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"], state: Past | None
+    ) -> tuple[Float[Tensor, "batch pos *d_in"], Past | None]:
+        """Compute what `change` does at positions that continue a context.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+            open_at: True where the features are edited.
+            state: what the call for the positions before returned; None at the start of a context.
+
+        Returns:
+            The change, and with `carried` the past of the edited features, which the decoder of an SAE with memory goes on from.
+
+        Raises:
+            ConfigError: the edit is carried on, and the past of the edited features is missing.
+        """
         if not self.carried:
-            return super().change(sae_state, open_at)
-        acts = sae_state.whole_acts
-        edited = torch.where(sae_state.whole_open(open_at).unsqueeze(-1).to(acts.device), self.apply(acts), acts)
-        return sae_state.decode_whole(edited) - sae_state.sae_out
+            return super().change(sae_state, open_at), None
+        if state is None and sae_state.past is not None:
+            raise ConfigError(
+                "expected the state of an edit that is carried on, got None after the start of a context; give what change_from returned for "
+                "the positions before"
+            )
+        acts = sae_state.feature_acts
+        edited = torch.where(open_at.unsqueeze(-1).to(acts.device), self.apply(acts), acts)
+        decoded, state = sae_state.decode_from(edited, state)
+        return decoded - sae_state.sae_out, state
 
     def _carried_on(self) -> str:
         return ", and the decoder carries the change on to later positions" if self.carried else ""

@@ -113,8 +113,25 @@ class CombinedEdit(Edit):
             sae_state: the SAE, its input and its features.
             open_at: True where the edit applies.
         """
-        first, *others = (part.change(sae_state, open_at) for part in self.parts)
-        return sum(others, start=first)
+        return self.change_from(sae_state, open_at, None)[0]
+
+    def change_from(
+        self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"], state: tuple[Any, ...] | None
+    ) -> tuple[Float[Tensor, "batch pos *d_in"], tuple[Any, ...]]:
+        """Compute what `change` does at positions that continue a context.
+
+        Args:
+            sae_state: the SAE, its input and its features.
+            open_at: True where the edit applies.
+            state: the states of the parts, which the call for the positions before returned; None at the start of a context.
+
+        Returns:
+            The change, and the states of the parts.
+        """
+        states = state or (None,) * len(self.parts)
+        moved = [part.change_from(sae_state, open_at, own) for part, own in zip(self.parts, states, strict=True)]
+        (first, *others), after = zip(*moved, strict=True)
+        return sum(others, start=first), after
 
     def describe(self) -> str:
         """Describe what the edit does."""

@@ -1,7 +1,8 @@
 """Apply edits while a model generates, with or without its KV cache.
 
-With the cache, a hook gets the new positions only. The past that the encoder reads and the state of the gate are then carried from call to
-call, so the tokens equal those of a model that reads the whole context again each time.
+With the cache, a hook gets the new positions only. The positions that the encoder still reads, or the past of an SAE with memory, and the
+states of the gate and of the edit are then carried from call to call, so the tokens equal those of a model that reads the whole context again
+each time, at any length.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from sae_lens import HookedSAETransformer
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from mtsae_lens.data.lazy_logits import last_position_alone
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.padding import attention_options
 from mtsae_lens.errors import ConfigError, nearest
+from mtsae_lens.sae.memory import Past
+from mtsae_lens.sae.memory_streaming import encode_from
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.splicing import Splice
@@ -55,6 +58,7 @@ class StreamingEdit:
         self.splice, self.edit, self._masked = splice, edit, masked
         self._reach = 0
         self._remembers = isinstance(sae, TemporalEncoder) and sae.has_memory
+        self._was_called = False
         if not edit.gate.causal:
             raise ConfigError(
                 f"expected a causal gate to generate, got a {type(edit.gate).__name__}, which reads the whole context before it opens; give "
@@ -67,15 +71,20 @@ class StreamingEdit:
                     "padding='causal'"
                 )
             self._reach = sae.receptive_field[0]
+        self._start()
+
+    def _start(self) -> None:
+        """Begin a context."""
         self._past: Tensor | None = None  # the last positions that the encoder may still read
         self._past_walls: Tensor | None = None  # which of them are walls
-        self._past_open: Tensor | None = None  # at which of them the edit applied
+        self._memory: Past | None = None  # what an SAE with memory remembers
         self._gate_state: Tensor | None = None
+        self._edit_state: Any = None
 
     @property
     def was_called(self) -> bool:
         """Return whether the model has run the hook."""
-        return self._past is not None
+        return self._was_called
 
     @property
     def hook(self) -> tuple[str, Any]:
@@ -89,37 +98,35 @@ class StreamingEdit:
         Args:
             h: activations at the hook, `(batch, pos, ...)`.
         """
-        if h.shape[1] > 1 or self._past is None:
-            self._past = self._past_open = self._gate_state = None
-        masked = self._masked_of(h)
-        earlier, feature_acts = self._encode(h, masked)
-        observed = self.edit.gate.observe(zero_rows(self.splice.as_sae_input(h), masked), feature_acts)
-        open_at, self._gate_state = self.edit.gate.open_from(observed, self._gate_state)
-        open_at = open_at & ~masked
-        if not self._remembers:
-            return self.splice.apply_edit(h, feature_acts, self.edit, open_at)
-        earlier_open = self._open_before(open_at, earlier.shape[1])
-        return self.splice.apply_edit(h, feature_acts, self.edit, open_at, earlier, earlier_open)
+        starts = h.shape[1] > 1 or not self._was_called
+        if starts:
+            self._start()
+        self._was_called = True
+        masked = self._masked_of(h, starts)
+        sae_in, before = zero_rows(self.splice.as_sae_input(h), masked), self._memory
+        if self._remembers:
+            feature_acts, self._memory = encode_from(self.splice.sae, sae_in, before)
+            feature_acts = zero_rows(feature_acts, masked)
+        else:
+            feature_acts = self._encode_after_window(h, masked)
+        open_at, self._gate_state = self.edit.gate.open_from(self.edit.gate.observe(sae_in, feature_acts), self._gate_state)
+        sae_state = self.splice.sae_state(h, feature_acts, before)
+        change, self._edit_state = self.edit.change_from(sae_state, open_at & ~masked, self._edit_state)
+        return self.splice.add_change(h, change)
 
-    def _open_before(self, open_at: Bool[Tensor, "batch pos"], n_earlier: int) -> Bool[Tensor, "batch past"]:
-        """Return where the edit applied at the past positions in the window, and remember the new ones."""
-        past = open_at[:, :0] if self._past_open is None else self._past_open
-        self._past_open = torch.cat([past, open_at], dim=1)
-        return torch.cat([torch.zeros_like(open_at[:, :1]), past[:, past.shape[1] + 1 - n_earlier :]], dim=1)
-
-    def _masked_of(self, h: Tensor) -> Bool[Tensor, "batch pos"]:
+    def _masked_of(self, h: Tensor, starts: bool) -> Bool[Tensor, "batch pos"]:
         """Return which of the new positions are neither read nor edited: at the start of a context, position 0 and the prompt's masked
         positions.
         """
         masked = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
-        if self._past is None:
+        if starts:
             masked[:, 0] = True
             if self._masked is not None:
                 masked[:, : self._masked.shape[1]] |= self._masked.to(h.device)
         return masked
 
-    def _encode(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> tuple[Tensor, Tensor]:
-        """Compute the features of the past positions in a window and those of the new ones; masked positions have no features.
+    def _encode_after_window(self, h: Tensor, masked: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_sae"]:
+        """Compute the features of the new positions with an encoder that reads the last positions; masked positions have no features.
 
         The window holds all positions that the new ones read. It begins with a row of zeros, a wall in place of position 0, which the encoder
         always treats as a wall.
@@ -132,8 +139,7 @@ class StreamingEdit:
         walls = torch.cat([torch.ones_like(masked[:, :1]), self._past_walls, masked], dim=1)
         first_kept = 1 + max(0, n_past + n_new - self._reach)
         self._past, self._past_walls = window[:, first_kept:], walls[:, first_kept:]
-        feature_acts = self.splice.feature_acts(window, walls)
-        return feature_acts[:, :-n_new], feature_acts[:, -n_new:]
+        return self.splice.feature_acts(window, walls)[:, -n_new:]
 
 
 @dataclass

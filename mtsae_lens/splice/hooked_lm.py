@@ -295,13 +295,14 @@ class HookedLM:
         self.generate(torch.zeros(1, 1, dtype=torch.long), FeatureEdit(()), max_new_tokens=1, do_sample=False)
 
 
-def fit_batch(lm: HookedLM) -> HookedLM:
+def fit_batch(lm: HookedLM, n_positions: int | None = None) -> HookedLM:
     """Return the same model with smaller batches, if the vocabulary or the SAE is so large that a batch would fill the memory.
 
     Logits are always computed in chunks; those of a batch of this size are few enough to be kept while edits are compared with them.
 
     Args:
         lm: the model with its SAE.
+        n_positions: number of positions of the longest text in a batch; None for contexts of the SAE's training.
     """
     width = max(lm.model.cfg.d_vocab, lm.sae.cfg.d_sae)
-    return replace(lm, batch_size=contexts_at_once(lm.batch_size, lm.cutter.context_size, width))
+    return replace(lm, batch_size=contexts_at_once(lm.batch_size, n_positions or lm.cutter.context_size, width))

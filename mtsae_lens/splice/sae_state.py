@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from jaxtyping import Bool, Float
 from sae_lens import SAE
 from torch import Tensor
 
+from mtsae_lens.sae.memory import Past
+from mtsae_lens.sae.memory_streaming import decode_from
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.upstream import remember_norms, restore_output
 
@@ -23,46 +24,50 @@ class SAEState:
         sae: the SAE.
         sae_in: its input.
         feature_acts: the feature activations, before any edit.
-        earlier_acts: feature activations of the positions before them, which the decoder of an SAE with memory reads; None at the start of a
-            context, or if the decoder is pointwise.
-        earlier_open: True at those earlier positions where the edit applied; None where `earlier_acts` is.
+        past: what an SAE with memory remembers of the positions before these; None at the start of a context, or without memory.
     """
 
     sae: SAE[Any]
     sae_in: Float[Tensor, "batch pos *d_in"]
     feature_acts: Float[Tensor, "batch pos d_sae"]
-    earlier_acts: Float[Tensor, "batch past d_sae"] | None = None
-    earlier_open: Bool[Tensor, "batch past"] | None = None
+    past: Past | None = None
 
     @cached_property
     def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
         """Return the reconstruction from the features before any edit."""
-        return self.decode_whole(self.whole_acts)
+        return self.decode(self.feature_acts)
 
     @property
-    def whole_acts(self) -> Float[Tensor, "batch past_and_pos d_sae"]:
-        """Return the features of the earlier positions and of these."""
-        return self.feature_acts if self.earlier_acts is None else torch.cat([self.earlier_acts, self.feature_acts], dim=1)
+    def has_memory(self) -> bool:
+        """Return whether the decoder reads features of earlier positions."""
+        return isinstance(self.sae, TemporalEncoder) and self.sae.has_memory
 
-    def whole_open(self, open_at: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch past_and_pos"]:
-        """Return where the edit applied at the earlier positions, and applies at these.
+    def decode(self, feature_acts: Float[Tensor, "_ pos d_sae"]) -> Float[Tensor, "_ pos *d_in"]:
+        """Decode any features of these positions, with the norms of the input where the SAE normalizes each input.
+
+        The decoder of an SAE with memory goes on from the past of the features before any edit.
 
         Args:
-            open_at: True where the edit applies.
+            feature_acts: the features.
         """
-        return open_at if self.earlier_open is None else torch.cat([self.earlier_open.to(open_at.device), open_at], dim=1)
+        return self.decode_from(feature_acts, self.past)[0]
 
-    def decode_whole(self, whole_acts: Float[Tensor, "batch past_and_pos d_sae"]) -> Float[Tensor, "batch pos *d_in"]:
-        """Decode features in the form of `whole_acts`.
+    def decode_from(
+        self, feature_acts: Float[Tensor, "_ pos d_sae"], past: Past | None
+    ) -> tuple[Float[Tensor, "_ pos *d_in"], Past | None]:
+        """Decode features of these positions after another past than that of the features before any edit.
 
         Args:
-            whole_acts: features of the earlier positions and of these.
+            feature_acts: the features.
+            past: what an SAE with memory remembers of the positions before; None at the start of a context, or without memory.
 
         Returns:
-            The reconstructions of these positions.
+            The reconstructions, and the past after these positions; None without memory.
         """
+        if self.has_memory:
+            return decode_from(self.sae, feature_acts, past)
         remember_norms(self.sae, self.sae_in)
-        return self.sae.decode(whole_acts)[:, -self.feature_acts.shape[1] :]
+        return self.sae.decode(feature_acts), None
 
     def decode_change(self, edited: Float[Tensor, "_ pos d_sae"], *, carried: bool = False) -> Float[Tensor, "_ pos *d_in"]:
         """Compute `decode(e') - decode(e)`, with the norms of the input where the SAE normalizes each input.
@@ -72,11 +77,11 @@ class SAEState:
 
         Args:
             edited: features e'.
-            carried: whether the decoder carries the change on.
+            carried: whether the decoder carries the change on to later ones of these positions.
         """
-        if isinstance(self.sae, TemporalEncoder) and self.sae.has_memory and not carried:
+        if self.has_memory and not carried:
             return restore_output(self.sae, (edited - self.feature_acts) @ self.sae.W_dec)
-        return self.decode_whole(edited) - self.sae_out
+        return self.decode(edited) - self.sae_out
 
     def rows(self, kept: Bool[Tensor, " batch"]) -> SAEState:
         """Select some contexts of the batch.
@@ -89,6 +94,5 @@ class SAEState:
         """
         if bool(kept.all()):
             return self
-        earlier = None if self.earlier_acts is None else self.earlier_acts[kept]
-        earlier_open = None if self.earlier_open is None else self.earlier_open[kept]
-        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], earlier, earlier_open)
+        past = None if self.past is None else self.past.select(kept)
+        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], past)

@@ -16,7 +16,7 @@ from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.edit_interface import Edit
-from mtsae_lens.splice.hooked_lm import HookedLM
+from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,8 @@ def score_continuations(
 ) -> list[Score]:
     """Score continuations after their contexts. The gate of the edit starts anew with each context.
 
-    Requests of similar lengths are read together, padded on the right, which changes nothing before the padding. If the encoder or the gate
+    Requests of similar lengths are read together, padded on the right, which changes nothing before the padding. Long ones are read in smaller
+    batches than `lm.batch_size` if the vocabulary or the SAE is large (`batches_by_length`). If the encoder or the gate
     reads later positions, only requests of one length are read together.
 
     Args:
@@ -93,11 +94,29 @@ def _batches(lm: HookedLM, edit: Edit | None, rows: Sequence[tuple[list[int], in
     """Group requests of similar lengths; of one length if the encoder or the gate reads later positions, which may be padding."""
     looks_ahead = isinstance(lm.sae, TemporalEncoder) and lm.sae.cfg.padding != "causal"
     causal = edit is None or (edit.gate.causal and not looks_ahead)
-    groups = dict[int, list[int]]()
-    for row in sorted(range(len(rows)), key=lambda row: -len(rows[row][0])):
-        groups.setdefault(0 if causal else len(rows[row][0]), []).append(row)
-    size = lm.batch_size
-    return [group[start : start + size] for group in groups.values() for start in range(0, len(group), size)]
+    lengths, groups = [len(tokens) for tokens, _ in rows], dict[int, list[int]]()
+    for row, length in enumerate(lengths):
+        groups.setdefault(0 if causal else length, []).append(row)
+    return [batch for group in groups.values() for batch in batches_by_length(lm, group, lengths)]
+
+
+def batches_by_length(lm: HookedLM, texts: Sequence[int], lengths: Sequence[int]) -> list[list[int]]:
+    """Group texts of any length into batches that `fit_batch` allows, similar lengths together.
+
+    Args:
+        lm: the model with its SAE.
+        texts: indices of the texts to group.
+        lengths: number of positions of each text, by index.
+
+    Returns:
+        The indices of each batch, those of the longest texts first.
+    """
+    left, batches = sorted(texts, key=lambda text: -lengths[text]), list[list[int]]()
+    while left:
+        size = fit_batch(lm, lengths[left[0]]).batch_size
+        batches.append(left[:size])
+        left = left[size:]
+    return batches
 
 
 def _score_batch(lm: HookedLM, edit: Edit | None, rows: Sequence[tuple[list[int], int]]) -> list[Score]:

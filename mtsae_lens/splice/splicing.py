@@ -15,6 +15,7 @@ from torch import Tensor
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.sae.memory import Past
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.sae_state import SAEState
 
@@ -136,8 +137,6 @@ class Splice:
         feature_acts: Tensor,
         edit: Edit,
         open_at: Bool[Tensor, "batch pos"],
-        earlier_acts: Tensor | None = None,
-        earlier_open: Bool[Tensor, "batch past"] | None = None,
     ) -> Tensor:
         """Apply an edit whose features and open positions are already computed.
 
@@ -146,15 +145,11 @@ class Splice:
             feature_acts: their features.
             edit: the edit; its gate is not evaluated.
             open_at: True where the edit applies.
-            earlier_acts: features of the positions before `h`, as in `SAEState`.
-            earlier_open: where the edit applied at these positions, as in `SAEState`.
 
         Returns:
             The edited activations, in the shape and dtype of `h`.
         """
-        return self.apply_to_state(
-            h, SAEState(self.sae, self.as_sae_input(h), feature_acts, earlier_acts, earlier_open), edit, open_at
-        )
+        return self.apply_to_state(h, self.sae_state(h, feature_acts), edit, open_at)
 
     def apply_to_state(self, h: Tensor, sae_state: SAEState, edit: Edit, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
         """Apply an edit to what it reads, so that several edits share the reconstruction.
@@ -171,17 +166,17 @@ class Splice:
         Raises:
             ConfigError: the SAE is a transcoder.
         """
-        check_edits(self.sae)
-        return self._add(h, edit.change(sae_state, open_at))
+        return self.add_change(h, edit.change(sae_state, open_at))
 
-    def sae_state(self, h: Tensor, feature_acts: Tensor) -> SAEState:
+    def sae_state(self, h: Tensor, feature_acts: Tensor, past: Past | None = None) -> SAEState:
         """Collect what edits read.
 
         Args:
             h: activations at the hook.
             feature_acts: their feature activations.
+            past: as in `SAEState`.
         """
-        return SAEState(self.sae, self.as_sae_input(h), feature_acts)
+        return SAEState(self.sae, self.as_sae_input(h), feature_acts, past)
 
     def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
         """Add an edit's change to activations at the hook, where the edit applies.
@@ -197,10 +192,22 @@ class Splice:
         Raises:
             ConfigError: the SAE is a transcoder.
         """
-        check_edits(self.sae)
-        return self._add(h, zero_rows(delta, ~open_at))
+        return self.add_change(h, zero_rows(delta, ~open_at))
 
-    def _add(self, h: Tensor, delta: Tensor) -> Tensor:
+    def add_change(self, h: Tensor, delta: Tensor) -> Tensor:
+        """Add a change of the SAE's input to activations at the hook.
+
+        Args:
+            h: activations at the hook.
+            delta: the change, as `Edit.change` computes it.
+
+        Returns:
+            The changed activations, in the shape and dtype of `h`.
+
+        Raises:
+            ConfigError: the SAE is a transcoder.
+        """
+        check_edits(self.sae)
         head = self.sae.cfg.metadata.hook_head_index
         if head is None:
             return (h + delta.view_as(h)).to(h.dtype)  # for a model in half precision, only the sum is rounded

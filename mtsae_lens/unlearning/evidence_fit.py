@@ -15,16 +15,14 @@ from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, Source, TwoStateGate, decayed_mean, evidence_of, filter_two_states
 from mtsae_lens.unlearning.gating import logistic_regression
-from mtsae_lens.unlearning.observed import Observed
+from mtsae_lens.unlearning.observed import MAX_FEATURES, SMALLEST_STD, Observed, measure_gap
 
-MAX_FEATURES = 256
 WINDOW = 4
 TOP_WINDOWS = 4
 VARIANCE_WEIGHT = 0.1
 _N_FORGET, _N_RETAIN = 64, 128  # contexts per step
 N_STEPS = 800  # detectors of single people are found only after about 400 steps
 _LEARNING_RATE = 0.02
-_SMALLEST_STD = 1e-3
 
 Loss = Literal["windows", "positions"]
 
@@ -88,6 +86,7 @@ class _Scale:
     """The chosen columns and their mean and spread on text to keep. Weights are fitted on standardized columns."""
 
     columns: Int[Tensor, " n"]
+    features: Int[Tensor, " n"]  # the feature of each of these columns, if they are features
     mean: Float[Tensor, " n"]
     std: Float[Tensor, " n"]
 
@@ -97,7 +96,7 @@ class _Scale:
 
     def unfold(self, reads: Source, weights: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the features of a gate, and weights and biases for the columns as they are."""
-        features = self.columns.cpu() if reads == "features" else torch.arange(0)
+        features = self.features.cpu() if reads == "features" else torch.arange(0)
         weights = weights / self.std
         return features, weights.cpu(), (bias - weights @ self.mean).cpu()
 
@@ -107,14 +106,15 @@ def _scale_of(forget: Observed, retain: Sequence[Observed], reads: Source) -> _S
     if not retain:
         raise DataError("expected retain text for the gate to stay closed on, got none; give a retain corpus")
     steps = torch.cat([observed.rows[observed.is_step] for observed in retain])
-    mean, std = steps.mean(dim=0), steps.std(dim=0).clamp(min=_SMALLEST_STD)
+    mean, std = steps.mean(dim=0), steps.std(dim=0).clamp(min=SMALLEST_STD)
     columns = torch.arange(len(mean), device=mean.device)
     if reads == "features":
         ours = forget.rows[forget.is_step]
-        spread = (std.square() + ours.var(dim=0)).sqrt()
-        used = torch.topk((ours.mean(dim=0) - mean).abs() / spread, min(MAX_FEATURES, len(mean)))
+        gap = measure_gap((ours.mean(dim=0), ours.var(dim=0)), (mean, std.square()))
+        used = torch.topk(gap, min(MAX_FEATURES, len(mean)))
         columns = used.indices[used.values > 0].sort().values
-    return _Scale(columns, mean[columns], std[columns])
+    features = columns if forget.features is None else forget.features[columns]
+    return _Scale(columns, features, mean[columns], std[columns])
 
 
 def fit_two_state(

@@ -13,7 +13,7 @@ from mtsae_lens.splice.gate_interface import ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.evidence_fit import fit_decayed_mean, fit_two_state
 from mtsae_lens.unlearning.gating import fit_gate
-from mtsae_lens.unlearning.observed import observe_table, reader
+from mtsae_lens.unlearning.observed import observe_features, observe_table, reader
 
 ThresholdRule = Literal["quantile", "conformal"]
 """How the threshold is set on TUNE: by `thresholds_at` (positions) or by `conformal_thresholds_at` (documents)."""
@@ -60,7 +60,10 @@ def _running_evidence(
 
 def _two_state(reads: Source) -> Fit:
     def fit(lm: HookedLM, forget: TokenTable, retain: Sequence[TokenTable], seed: int, n_detectors: int) -> ThresholdGate:
-        first, *others = (observe_table(lm, table, reader(lm, reads)) for table in (forget, *retain))
+        if reads == "features":
+            first, others = observe_features(lm, forget, retain)
+        else:
+            first, *others = (observe_table(lm, table, reader(lm, reads)) for table in (forget, *retain))
         return fit_two_state(first, others, reads, seed=seed, n_detectors=n_detectors)
 
     return fit

@@ -10,6 +10,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,9 @@ import pytest
 import torch
 
 from mtsae_lens.commands import lm_eval as command
+from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.errors import ConfigError, DataError, ModelError, MTSAEWarning
+from mtsae_lens.splice import hooked_lm
 from mtsae_lens.splice.edit_files import save_edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate, SequenceRateGate
@@ -113,6 +116,29 @@ def token_pairs(lm: HookedLM, pairs: Sequence[tuple[str, str]]) -> list[tuple[li
         (encode(before) if before else [0], encode(before + after)[len(encode(before) if before else [0]) :])
         for before, after in kept
     ]
+
+
+def test_batches_of_long_requests_are_smaller(model: Callable[..., Any], lm: HookedLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request may be longer than the contexts of the SAE's training, so the limit on memory is that of the requests."""
+    limit = 4 * 2 * 60 * lm.model.cfg.d_vocab  # two requests of 60 tokens
+    monkeypatch.setattr(hooked_lm, "contexts_at_once", partial(contexts_at_once, max_bytes=limit))
+    read, run = list[torch.Size](), HookedLM.activations
+    monkeypatch.setattr(HookedLM, "activations", lambda lm, tokens: read.append(tokens.shape) or run(lm, tokens))
+    edited = model(batch_size=16)
+    pairs = [([0, *range(20, 20 + n)], [7]) for n in (57, 55, 53, *[5] * 12)]
+    edited._loglikelihood_tokens([(None, *pair) for pair in pairs])
+    assert [tuple(shape) for shape in read] == [(2, 58), (2, 54), (11, 6)]
+    read.clear()
+    generated, generate = list[torch.Size](), HookedLM.generate
+    monkeypatch.setattr(
+        HookedLM,
+        "generate",
+        lambda lm, tokens, *args, **options: generated.append(tokens.shape) or generate(lm, tokens, *args, **options),
+    )
+    texts = [lm.cutter.tokenizer.decode(range(20, 20 + n)) for n in (50, 49, 48, *[5] * 12)]
+    edited.generate_until(requests(*((text, {"max_gen_toks": 1}) for text in texts)))
+    assert all(4 * rows * positions * lm.model.cfg.d_vocab <= limit for rows, positions in generated)
+    assert max(rows for rows, _ in generated) >= 11
 
 
 @pytest.mark.parametrize("edited", [True, False])

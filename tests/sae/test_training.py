@@ -49,6 +49,27 @@ def kept() -> Tensor:
     return kept
 
 
+@pytest.mark.parametrize("logged", [True, False])
+@pytest.mark.parametrize("training_step", ["dense", "sparse"])
+@pytest.mark.parametrize("memory", ["none", "predictive"])
+@pytest.mark.parametrize("activation", ["relu", "topk", "batchtopk", "jumprelu"])
+def test_a_batch_of_walls_alone_teaches_nothing(activation: str, memory: str, training_step: str, logged: bool) -> None:
+    dilations = (0,) if memory == "predictive" else (1, 2)
+    sae = training_sae(activation=activation, memory=memory, training_step=training_step, dilations=dilations)
+    sae.activation.before_training_step(sae)
+    state = {name: tensor.clone() for name, tensor in sae.state_dict().items()}
+    dead = torch.arange(D_SAE) < 5
+    output = step(
+        sae, torch.zeros(2 * CONTEXT, D_IN, dtype=torch.float64), dead=dead, logged=logged, l1=1.0, l0=1.0, separation=1.0
+    )
+    assert float(output.loss.detach()) == 0.0
+    assert all(float(loss.detach()) == 0.0 for loss in output.losses.values())
+    assert not output.feature_acts.any()
+    output.loss.backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in sae.parameters())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in sae.state_dict().items())
+
+
 # loss -----------------------------------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from mtsae_lens.data.questions import read_questions
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
+from mtsae_lens.unlearning import evidence_fit, gate_kinds, observed
 from mtsae_lens.unlearning.candidates import fit_gates
 from mtsae_lens.unlearning.evidence_fit import evidence_loss, fit_decayed_mean, fit_two_state, window_scores
 from mtsae_lens.unlearning.gate_kinds import GATE_KINDS, GateChoice
@@ -146,6 +148,42 @@ def test_what_is_observed(lm: Any, text_file: Path) -> None:
     assert raw.at is not None
     assert questions.answers is not None
     assert all(row[at + 1] and not row[at] for row, at in zip(questions.answers, raw.at.tolist(), strict=True))
+
+
+def test_features_that_no_gate_reads_are_not_held(
+    lm: Any, text_file: Path, sea_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gate is that of all features, of which only one batch is dense at a time."""
+    forget, *retain = (
+        read_tokens(str(source), split, lm.cutter, 12)
+        for source, split in ((sea_file, "select"), (text_file, "select"), (text_file, "tune"))
+    )
+    for module in (observed, evidence_fit):
+        monkeypatch.setattr(module, "MAX_FEATURES", 8)
+    dense = [observe_table(lm, table, reader(lm, "features")) for table in (forget, *retain)]
+    expected = fit_two_state(dense[0], dense[1:], "features", seed=0, n_steps=20)
+    given, held, alive = list[int](), list[Any](), list[int]()
+    fit, read = gate_kinds.fit_two_state, lm.splice.sae.encode
+
+    def fit_and_note(first: Observed, others: Any, *args: Any, **options: Any) -> TwoStateGate:
+        given.extend(each.rows.shape[-1] for each in (first, *others))
+        return fit(first, others, *args, **options, n_steps=20)
+
+    def read_and_note(h: Tensor) -> Tensor:
+        alive.append(sum(reference() is not None for reference in held))
+        held.append(weakref.ref(acts := read(h)))
+        return acts
+
+    monkeypatch.setattr(gate_kinds, "fit_two_state", fit_and_note)
+    monkeypatch.setattr(lm.splice.sae, "encode", read_and_note)
+    gate = GateChoice("two_state_features").fit(lm, forget, retain, seed=0)
+    assert given == [8, 8, 8]
+    assert len(alive) == 9
+    assert max(alive) <= 1
+    assert isinstance(gate, TwoStateGate)
+    assert torch.equal(gate.features, expected.features)
+    assert 0 < len(gate.features) <= 8
+    torch.testing.assert_close(gate.weights, expected.weights, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("kind", GATE_KINDS)
