@@ -31,9 +31,8 @@ def encode_from(
     Returns:
         The features, and the past after these positions.
     """
-    after_wall = torch.cat(
-        [torch.zeros_like(sae_in[:, :1]), sae_in], dim=1
-    )  # `skip_first_position` is for a context's start alone
+    # `skip_first_position` concerns the start of a context, not that of a piece, so a wall stands in for the position before
+    after_wall = torch.cat([torch.zeros_like(sae_in[:, :1]), sae_in], dim=1)
     x, walls = (of[:, 1:] for of in sae.read_contexts(after_wall))
     past = Past.of(sae, x[:, 0]) if past is None else copy(past)
     difference = run_encoder(sae, x, walls, past=past)
