@@ -71,16 +71,16 @@ class BenchmarkSize:
 
 QUICK = BenchmarkSize(
     training_tokens=120_000,
-    contexts_per_split=12,
+    contexts_per_split=6,
     gated=Grid(
         scores=("frequency_difference",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)
     ),
     ungated=Grid(scores=("frequency_difference",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
-    n_random_draws=20,
+    n_random_draws=5,
     relearned_documents=(16,),
-    n_relearning_steps=20,
+    n_relearning_steps=10,
     recovery=RecoverySettings(n_steps=10, n_context_steps=0, n_random=1),
-    low_rank=LowRankSettings(n_steps=50),
+    low_rank=LowRankSettings(n_steps=20),
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """Losses of a quick run, which shows in minutes that everything runs; its SAEs are hardly trained."""

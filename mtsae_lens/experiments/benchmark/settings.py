@@ -70,7 +70,7 @@ class BenchmarkSettings(Settings):
     d_sae: int | None = Field(None, gt=0)
     """Number of features of every SAE. By default it is 1,024."""
     contexts_per_split: int | None = Field(None, gt=0)
-    """Maximum number of contexts to read from each split of each text. By default it is 24, or 12 with `quick`."""
+    """Maximum number of contexts to read from each split of each text. By default it is 24, or 6 with `quick`."""
     context_size: int = Field(TrainSettings.model_fields["context_size"].default, gt=1)
     """Number of positions in a context. The model's own context size is the maximum."""
     prepend_bos: bool = True
