@@ -257,7 +257,7 @@ def test_planted(mtsae: Callable[..., Any], tmp_path: Path) -> None:
         title in page for title in ("who recovers what", "identified correctly", "beyond cosine", "hierarchy", "Longer range")
     )
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "planted").rglob("*seed_*.json")}
-    assert len(kept) == 57
+    assert len(kept) == 58
     assert mtsae("planted", *options, "--out", tmp_path / "planted").code == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 

@@ -247,7 +247,7 @@ def mean_loss(model: Logits, cutter: ContextCutter, table: TokenTable, batch_siz
     losses = []
     for tokens, counted, _ in track(table.batches(cutter, batch_size), f"measuring a model on {table.corpus}", "batch"):
         logits = lazily(model, tokens)[:, :-1]
-        losses.append(logits[counted.to(logits.states.device)].nll(tokens[:, 1:][counted]).double())
+        losses.append(logits[counted.to(logits.states.device)].nll(tokens[:, 1:][counted]).cpu().double())
     return torch.cat(losses).mean().item()
 
 
