@@ -249,3 +249,20 @@ def test_saelens_topk_is_trained_by_the_sparse_step(monkeypatch: pytest.MonkeyPa
     fit(sae, StoredBlocks(h, 2, masked=torch.zeros(8, 6, dtype=torch.bool)), n_steps=3, batch_size_tokens=12, lr=1e-3)
     assert len(taken) == 3
     assert all(output.feature_acts.is_sparse for output in taken)
+
+
+def test_the_prediction_of_a_memory_learns_at_its_share_in_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also at the floor of the schedule, which would otherwise be one learning rate for all weights."""
+    rates, make_optimizer = [], trainer.make_optimizer
+
+    def watched(*args: Any) -> torch.optim.Optimizer:
+        optimizer = make_optimizer(*args)
+        optimizer.register_step_pre_hook(lambda *_: rates.append([group["lr"] for group in optimizer.param_groups]))
+        return optimizer
+
+    monkeypatch.setattr(trainer, "make_optimizer", watched)
+    sae = make_sae(memory="predictive", dilations=(0,), memory_lags=(1, 2))
+    fit(sae, make_stream(), n_steps=STEPS, batch_size_tokens=2 * POS, lr=1e-2, lr_warm_up_steps=2, lr_end=5e-3)
+    assert len(rates) == STEPS
+    for of_weights, of_prediction in rates:
+        assert of_prediction == pytest.approx(sae.cfg.memory_lr_ratio * of_weights)
