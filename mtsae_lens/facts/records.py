@@ -225,7 +225,7 @@ class FeatureFacts:
             'How often it fires at the next position of another text, when it fires at this position of this one. Only what "Stays on" has '
             "beyond that is due to the text.",
             "Stays on elsewhere",
-            detail="The other text is the next context of the batch. It is missing if there is none.",
+            detail="The other text is the next context of the batch. It is missing if every batch has one context.",
             neutral="`next_persistence`: the position alone decides",
             shown_as="share",
         ),
