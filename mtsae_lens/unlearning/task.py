@@ -55,6 +55,8 @@ class Task:
     """Seed of the draw of contexts."""
     far_share: float = 1.0
     """Share of these contexts that is read per far or neutral corpus, since there are often many of them."""
+    max_select_questions: int = ALL_QUESTIONS
+    """Largest number of questions read per corpus on SELECT."""
     _read: dict[tuple[str, Split, ContextCutter], TokenTable] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
@@ -104,7 +106,8 @@ class Task:
 
     def _read_table(self, source: str, split: Split, cutter: ContextCutter) -> TokenTable:
         if is_question_source(source):
-            n_questions = ALL_QUESTIONS if split == "select" else QUESTIONS_PER_CONTEXT * self.contexts_per_split
+            on_select, elsewhere = self.max_select_questions, QUESTIONS_PER_CONTEXT * self.contexts_per_split
+            n_questions = on_select if split == "select" else elsewhere
             return read_questions(source, split, cutter, n_questions, seed=self.seed)
         share = 1.0 if any(c.source == source and c.role in ("forget", "near") for c in self.corpora) else self.far_share
         return read_tokens(source, split, cutter, max(1, round(share * self.contexts_per_split)), seed=self.seed)

@@ -133,3 +133,13 @@ def test_every_text_is_read_once(
     other = task.table(task.forget, "test", replace(cutter, context_size=16))  # another tokenization is another table
     assert other.tokens.shape[1] == 16
     assert task == Task(task.corpora, contexts_per_split=4)
+
+
+def test_select_reads_at_most_so_many_questions(cutter: ContextCutter, text_file: Path) -> None:
+    source = "facts:forget/2:known"
+    corpora = (Corpus(source, "forget"), Corpus(str(text_file), "far"))
+    whole = Task(corpora, contexts_per_split=1)
+    few = replace(whole, max_select_questions=5)
+    assert len(few.table(source, "select", cutter).tokens) == 5
+    assert len(whole.table(source, "select", cutter).tokens) > 5
+    assert len(few.table(source, "tune", cutter).tokens) == len(whole.table(source, "tune", cutter).tokens)

@@ -10,7 +10,7 @@ from mtsae_lens.export.low_rank import LowRankSettings
 from mtsae_lens.sae.config import ARCHITECTURE
 from mtsae_lens.unlearning.candidates import Grid
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
-from mtsae_lens.unlearning.task import Corpus, Task
+from mtsae_lens.unlearning.task import ALL_QUESTIONS, Corpus, Task
 
 OURS = ARCHITECTURE
 
@@ -42,6 +42,7 @@ class BenchmarkSize:
     training_tokens: int = 600_000
     d_sae: int = 1_024
     contexts_per_split: int = 24
+    max_select_questions: int = ALL_QUESTIONS
     gated: Grid = field(
         default_factory=lambda: Grid(
             scores=("frequency_difference", "frequency_ratio", "fisher_attribution"),
@@ -72,6 +73,7 @@ class BenchmarkSize:
 QUICK = BenchmarkSize(
     training_tokens=120_000,
     contexts_per_split=6,
+    max_select_questions=120,
     gated=Grid(
         scores=("frequency_difference",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)
     ),
@@ -97,13 +99,14 @@ class BenchmarkTask:
     unseen: str | None = None
     """Questions about the same facts in other words, for an attack; None if there are none."""
 
-    def task(self, contexts_per_split: int) -> Task:
+    def task(self, contexts_per_split: int, max_select_questions: int = ALL_QUESTIONS) -> Task:
         """Return the task.
 
         Args:
             contexts_per_split: largest number of contexts per corpus and split.
+            max_select_questions: largest number of questions per corpus on SELECT.
         """
-        return Task(self.corpora, contexts_per_split, far_share=0.5)
+        return Task(self.corpora, contexts_per_split, far_share=0.5, max_select_questions=max_select_questions)
 
 
 _FAR = ("sotu", "austen", "factbook", "pydocs")

@@ -24,7 +24,7 @@ from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weight
 from mtsae_lens.unlearning.finetuning.losses import OfAllWeights
 from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
 from mtsae_lens.unlearning.finetuning.sweeps import LOSSES, Sweep, sweeps_of
-from mtsae_lens.unlearning.task import Role
+from mtsae_lens.unlearning.task import ALL_QUESTIONS, Role
 
 _OF_AN_SAE = {
     "model",
@@ -139,6 +139,7 @@ def _setup(settings: BenchmarkSettings, task: BenchmarkTask, architecture: str, 
         settings.training(architecture, seed).out,
         settings.device,
         settings.first_trained_layer,
+        settings.size().max_select_questions,
     )
 
 
@@ -161,7 +162,12 @@ def _of_text(settings: BenchmarkSettings, task: BenchmarkTask, roles: Sequence[R
     """Return what reading the corpora of some roles with the language model depends on."""
     corpora = {corpus.source: corpus.role for corpus in task.corpora if corpus.role in roles}
     shared = settings.model_dump(mode="json", include={"model", "hook_name", "context_size", "prepend_bos"})
-    shared |= {"contexts_per_split": settings.size().contexts_per_split, "corpora": corpora}
+    size = settings.size()
+    shared |= {"contexts_per_split": size.contexts_per_split, "corpora": corpora}
+    if (
+        any(map(is_question_source, corpora)) and size.max_select_questions != ALL_QUESTIONS
+    ):  # so that earlier results stay valid
+        shared |= {"max_select_questions": size.max_select_questions}
     return shared | model_stamps(settings.model) | text_stamps(*corpora)
 
 

@@ -18,7 +18,7 @@ from mtsae_lens.experiments.benchmark.arms import BenchmarkTask
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
-from mtsae_lens.unlearning.task import Task
+from mtsae_lens.unlearning.task import ALL_QUESTIONS, Task
 
 TRAINING_CONTEXTS = 512  # per corpus, for methods that change weights
 BATCH_SIZE = 32
@@ -35,6 +35,7 @@ class BenchmarkSetup:
     sae_folder: Path
     device: str = "cpu"
     first_trained_layer: int = 0
+    max_select_questions: int = ALL_QUESTIONS
 
     def opened(self) -> BenchmarkSetup:
         """Return a copy to load models in, so that they are freed with it; the setup of a cell lives as long as the list of cells."""
@@ -43,7 +44,7 @@ class BenchmarkSetup:
     @cached_property
     def task(self) -> Task:
         """Return the corpora and splits."""
-        return self.task_of.task(self.contexts_per_split)
+        return self.task_of.task(self.contexts_per_split, self.max_select_questions)
 
     @cached_property
     def lm(self) -> HookedLM:

@@ -16,7 +16,7 @@ from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import DataError, MTSAEWarning
 from mtsae_lens.experiments.benchmark import measuring
 from mtsae_lens.experiments.benchmark import run as module
-from mtsae_lens.experiments.benchmark.arms import OURS, TASKS, BenchmarkSize
+from mtsae_lens.experiments.benchmark.arms import OURS, QUICK, TASKS, BenchmarkSize
 from mtsae_lens.experiments.benchmark.cells import Cell, MethodsCell, StabilityCell
 from mtsae_lens.experiments.benchmark.planning import Saes, _sweeps, plan_cells, training_settings
 from mtsae_lens.experiments.benchmark.results import BenchmarkResult, TrainedSAE
@@ -133,6 +133,14 @@ def test_a_change_of_settings_changes_the_cells_that_depend_on_it(changed: dict[
     assert [name for name in after if after[name] != before[name]] == [
         name for name in after if re.fullmatch(f"domain/({cells})", name)
     ]
+
+
+def test_cells_about_people_depend_on_how_many_questions_select_reads() -> None:
+    size = BenchmarkSize()
+    given = {"quick": True, "n_seeds": 2, "contexts_per_split": size.contexts_per_split}
+    before, after = plan(tasks=("people",)), plan(tasks=("people",), **given)
+    assert QUICK.max_select_questions < size.max_select_questions
+    assert not [name for name in after if after[name] == before[name]]
 
 
 @pytest.mark.parametrize(
