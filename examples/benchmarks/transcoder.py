@@ -4,8 +4,9 @@
         --hook-name blocks.3.hook_resid_post --n-tokens 400_000 --out runs/transcoder-cache
     python examples/benchmarks/transcoder.py --cache runs/transcoder-cache --out runs/transcoder.json
 
-All arms have the same number of active features, and are trained from one cache on the same rows in the same order. The table of token means is
-fitted on the tokens of the cache. Everything is measured on TEST. Finished arms are kept in the output file, and the same command goes on.
+Another model needs a cache of it, and `--pair FROM TO` for each pair of hooks. All arms have the same k, and are trained from one cache on the
+same rows in the same order. The table of token means is fitted on the tokens of the cache. Everything is measured on TEST. Finished arms are
+kept in the output file, and the same command goes on.
 """
 
 from __future__ import annotations
@@ -130,7 +131,9 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/transcoder.json"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--pairs", type=int, nargs="+", default=list(range(len(PAIRS))))
+    parser.add_argument(
+        "--pair", nargs=2, action="append", metavar=("FROM", "TO"), help="hooks; by default three pairs of the embedded model"
+    )
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
     parser.add_argument("--tokens", type=int, default=400_000)
     parser.add_argument("--k", type=int, default=32)
@@ -149,14 +152,14 @@ def main() -> None:
     cutter = ContextCutter(model.tokenizer, contents.context_size, contents.prepend_bos, not contents.disable_concat_sequences)
     test = read_tokens(contents.dataset_path, "test", cutter, args.n_contexts)
     results: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
-    for number in args.pairs:
-        pair, means = PAIRS[number], None
+    for pair in map(tuple, args.pair or PAIRS):
+        means = None
         for seed in args.seeds:
             for arm in args.arms:
                 name = f"{pair[0]} -> {pair[1]}, {arm}, seed {seed}"
                 if name not in results:
                     means = means or fit_means(cache, pair[1])
-                    folder = args.out.with_suffix("") / f"{number}-{arm.replace(' ', '-')}-{seed}"
+                    folder = args.out.with_suffix("") / f"{'-to-'.join(pair)}-{arm.replace(' ', '-')}-{seed}"
                     train(cache, pair, arm, args, seed).save_inference_model(folder)
                     results[name] = evaluate_transcoder(load_sae(folder), model, cutter, test, means)  # type: ignore[arg-type]
                     write_json(args.out, results)
