@@ -32,6 +32,7 @@ from sae_lens import TrainingSAE
 from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAEConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAEConfig
 from sae_lens.saes.topk_sae import TopKTrainingSAEConfig
+from torch import Tensor
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.training.optimizer import update_in_memory_order
@@ -68,6 +69,8 @@ def candidates(d_in: int, d_sae: int, k: int, device: str) -> list[Candidate]:
         Candidate("MTSAE sparse, context_rank 64", ours(context_rank=64)),
         Candidate("MTSAE dense", ours(training_step="dense")),
         Candidate("MTSAE batchtopk sparse", ours(activation="batchtopk")),
+        Candidate("MTSAE pointwise sparse", ours(dilations=(0,))),
+        Candidate("MTSAE with memory, sparse", ours(memory="predictive")),
         Candidate("SAELens topk", theirs(TopKTrainingSAEConfig(k=k, **sizes))),
         # with the default rescale_acts_by_decoder_norm=True its backward pass fails on sparse activations
         Candidate(
@@ -79,14 +82,24 @@ def candidates(d_in: int, d_sae: int, k: int, device: str) -> list[Candidate]:
     ]
 
 
+def make_rows(sae: TrainingSAE[Any], n_rows: int) -> Tensor:
+    """Make random rows of a training batch, with all that their positions read; an SAE with memory also reads weights of its past."""
+    if not isinstance(sae, MTTrainingSAE):
+        return torch.randn(n_rows, sae.cfg.d_in, device=sae.device)
+    if not sae.has_memory:
+        return torch.randn(n_rows, len(sae.read_offsets) * sae.cfg.d_in, device=sae.device)
+    n_reads = sae.cfg.n_memory_reads
+    read = torch.randn(n_rows, (1 + n_reads) * sae.cfg.d_in, device=sae.device)
+    return torch.cat([read, torch.ones(n_rows, n_reads + 1, device=sae.device)], dim=1)
+
+
 class Runner:
     """An SAE with its optimizer and a batch, of which single steps are timed."""
 
     def __init__(self, candidate: Candidate, n_rows: int) -> None:
         torch.manual_seed(0)
         self.sae, self.is_ours = candidate.make(), candidate.is_ours
-        n_reads = len(self.sae.read_offsets) if isinstance(self.sae, MTTrainingSAE) else 1
-        self.batch = torch.randn(n_rows, n_reads * self.sae.cfg.d_in, device=self.sae.device)
+        self.batch = make_rows(self.sae, n_rows)
         if isinstance(self.sae, MTTrainingSAE):  # as after training: at the start the context is not read yet
             self.sae.W_enc.data += 0.02 * torch.randn_like(self.sae.W_enc)
         if self.is_ours:
