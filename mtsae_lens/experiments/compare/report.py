@@ -6,18 +6,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mtsae_lens.experiments.compare.arms import ARMS
 from mtsae_lens.experiments.compare.results import (
     COMPARED,
     Cell,
     CompareResult,
     Searched,
     Verdict,
-    ablation_cost,
     compute_range,
     group_cells,
 )
 from mtsae_lens.experiments.compare.settings import CompareSettings
+from mtsae_lens.experiments.compare.summary import summarize, warn_of_noise, warn_of_rates_at_an_end
 from mtsae_lens.machine_paths import shorten
 from mtsae_lens.records import Interval
 from mtsae_lens.reporting.compare_figures import FrontierPoint, frontier
@@ -29,8 +28,6 @@ _PANELS = {
     "kl_div_with_sae": "KL divergence, nats per token",
     "dead_features": "dead features",
 }
-_SMALL_COST = 0.2
-"""Rise of the loss by zero ablation, in nats, below which `ce_loss_score` differs between seeds by more than most architectures do."""
 _CODED_PANELS = {
     "explained_variance_coded": "explained variance of what is received",
     "explained_variance_without_massive": "explained variance",
@@ -72,10 +69,9 @@ def report_comparison(result: CompareResult, settings: CompareSettings, model: s
         f"{size.n_eval_contexts:,} contexts of TEST."
     )
     summary = [
-        *summarize(verdicts, size.n_seeds),
-        *summarize_bits(verdicts, cells),
+        *summarize(verdicts, cells, size.n_seeds),
         *warn_of_noise(cells),
-        *list_rates_at_an_end(result.search, size.lr),
+        *warn_of_rates_at_an_end(result.search, size.lr),
         *(
             [f"Training diverged, and these SAEs are not in the results: {', '.join(result.diverged)}."]
             if result.diverged
@@ -167,11 +163,11 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
         verdicts: the comparisons.
     """
     rows = [
-        [v.hook_name, v.target_l0, COMPARED[v.metric], v.name, _format(v.ours), v.best, _format(v.theirs),
-         _format(v.difference, "+.3f"), v.outcome]
+        [v.hook_name, v.target_l0, v.name, COMPARED[v.metric], v.outcome, _format(v.difference, "+.3f"), _format(v.ours),
+         _format(v.theirs), v.best]
         for v in verdicts
     ]  # fmt: skip
-    return Table(["hook", "L0", "metric", "SAE", "value", "best of SAELens", "its value", "difference", "outcome"], rows)
+    return Table(["hook", "L0", "SAE", "metric", "outcome", "difference", "value", "best value", "best of SAELens"], rows)
 
 
 def search_table(search: Sequence[Searched]) -> Table:
@@ -200,93 +196,6 @@ def search_table(search: Sequence[Searched]) -> Table:
         ]
     header = ["hook", "SAE", "wanted L0", "stage", "lr", "coefficient", "L0", "explained variance", "ended early"]
     return Table(header, rows)
-
-
-def list_rates_at_an_end(search: Sequence[Searched], rates: Sequence[float]) -> list[str]:
-    """Say which chosen learning rates are the lowest or the highest that was tried, so that one beyond may be better.
-
-    Args:
-        search: the search of every arm, at each hook and L0.
-        rates: the learning rates that were tried.
-    """
-    ends = {min(rates), max(rates)} if len(rates) > 1 else set()
-    found = [
-        f"{of_arm.name} at {of_arm.hook_name} L0 {of_arm.target_l0} ({of_arm.finals[0].lr:g})"
-        for of_arm in search
-        if of_arm.finals[0].lr in ends
-    ]
-    return [f"The chosen learning rate is the lowest or the highest that was tried: {', '.join(found)}."] if found else []
-
-
-def summarize(verdicts: Sequence[Verdict], n_seeds: int) -> list[str]:
-    """Say in one sentence for each architecture of this package where it is ahead, and where it is not.
-
-    Args:
-        verdicts: the comparisons.
-        n_seeds: number of seeds.
-    """
-    sentences = []
-    for name in dict.fromkeys(v.name for v in verdicts):
-        own = [v for v in verdicts if v.name == name]
-        parts = []
-        for outcome in ("ahead", "behind", "within the spread", "no comparison"):
-            chosen = [v for v in own if v.outcome == outcome]
-            if chosen:
-                parts.append(f"{outcome}{' of the seeds' if outcome == 'within the spread' else ''}: {_places(chosen)}")
-        sentences.append(f"{name} ({ARMS[name].meaning}) beside the best SAE of SAELens: {'; '.join(parts)}.")
-    if sentences and n_seeds == 1:
-        sentences.append("There is one seed, so the differences have no spread.")
-    return sentences
-
-
-def summarize_bits(verdicts: Sequence[Verdict], cells: Sequence[Cell]) -> list[str]:
-    """Say what the features of each architecture of this package cost beside those of the SAE that it was compared with.
-
-    Args:
-        verdicts: the comparisons; those in explained variance are used.
-        cells: the cells of the grid.
-    """
-    groups, sentences = group_cells(cells), []
-    for name in dict.fromkeys(v.name for v in verdicts):
-        parts = []
-        for v in verdicts:
-            if v.name != name or v.best is None or v.metric != "explained_variance_without_massive":
-                continue
-            own, theirs = (_price(groups[v.hook_name, v.target_l0, of]) for of in (name, v.best))
-            parts.append(f"{own} against {theirs} of {v.best} at {v.hook_name} L0 {v.target_l0}")
-        if parts:
-            sentences.append(f"Bits per token of {name}, and the explained variance that they bring: {'; '.join(parts)}.")
-    return sentences
-
-
-def warn_of_noise(cells: Sequence[Cell]) -> list[str]:
-    """Say at which hooks `ce_loss_score` is a share of so small a rise of the loss that differences in it are noise.
-
-    Args:
-        cells: the cells of the grid.
-    """
-    costs = {cell.hook_name: ablation_cost(cell) for cell in cells}
-    small = {hook_name: cost for hook_name, cost in costs.items() if cost is not None and cost < _SMALL_COST}
-    return [
-        f"At {hook_name} the loss rises by only {cost:.3f} nats if the activations are set to zero, and ce_loss_score is a share of that: "
-        f"a difference of 0.05 there is {0.05 * cost:.4f} nats, mostly noise. kl_div_score is steadier."
-        for hook_name, cost in small.items()
-    ]
-
-
-def _price(cells: Sequence[Cell]) -> str:
-    bits, explained = (
-        compute_range([cell.value(name) for cell in cells]) for name in ("bits_per_token", "explained_variance_coded")
-    )
-    return f"{_format(bits, '.1f') or 'unknown'} bits ({_format(explained) or 'unknown'})"
-
-
-def _places(verdicts: Iterable[Verdict]) -> str:
-    return ", ".join(
-        f"{COMPARED[v.metric]} at {v.hook_name} L0 {v.target_l0}"
-        + ("" if v.difference is None else f" ({100 * v.difference.mean:+.1f} points to {v.best})")
-        for v in verdicts
-    )
 
 
 def _points(cells: Sequence[Cell], x: str, panels: Iterable[str]) -> list[FrontierPoint]:

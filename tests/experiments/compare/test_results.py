@@ -1,17 +1,12 @@
 """Which architecture is ahead, over seeds."""
 
+from dataclasses import replace
 from typing import Any
 
-from mtsae_lens.experiments.compare.report import (
-    cells_table,
-    list_rates_at_an_end,
-    search_table,
-    summarize,
-    summarize_bits,
-    warn_of_noise,
-)
+from mtsae_lens.experiments.compare.report import cells_table, search_table
 from mtsae_lens.experiments.compare.results import Cell, Coded, Measured, Searched, judge
 from mtsae_lens.experiments.compare.search import Trained
+from mtsae_lens.experiments.compare.summary import summarize, warn_of_noise, warn_of_rates_at_an_end
 from mtsae_lens.records import Interval
 
 
@@ -63,14 +58,24 @@ def test_ahead_is_every_seed_above_every_seed() -> None:
     assert found["mtsae", "explained_variance_without_massive"].outcome == "within the spread"
     loose = {(v.name, v.metric): v for v in judge(cells, 0.2)}
     assert loose["mtsae_memory", "explained_variance_without_massive"].best == "batchtopk"
-    sentences = summarize(list(found.values()), 2)
-    assert sentences[1].startswith("mtsae (") or sentences[0].startswith("mtsae_memory (")
-    assert "ahead: explained variance at a.hook L0 8 (+6.5 points to topk)" in sentences[0]
-    assert (
-        "50.0 bits (0.800 [0.790, 0.810]) against 50.0 bits (0.735 [0.730, 0.740]) of topk"
-        in summarize_bits(list(found.values()), cells)[0]
+    first, second = summarize(list(found.values()), cells, 2)
+    assert first == (
+        "mtsae_memory (decoder with memory) beside the best SAE of SAELens. a.hook, L0 8: ahead in explained variance, behind in "
+        "ce_loss_score, nothing to compare with in kl_div_score; explained variance +6.5 points over topk, for 50.0 bits per token "
+        "instead of 50.0."
     )
-    assert "behind: ce_loss_score at a.hook L0 8 (-2.0 points to topk)" in sentences[0]
+    assert "a.hook, L0 8: behind in ce_loss_score, within the spread of the seeds in explained variance" in second
+    assert summarize(list(found.values()), cells, 1)[2:] == ["There is one seed, so the differences have no spread."]
+
+
+def test_one_outcome_in_every_metric_is_said_once() -> None:
+    cells = [
+        replace(one, measured=replace(one.measured, metrics=one.measured.metrics | {"kl_div_score": value}))
+        for name, role, value in (("mtsae_memory", "ours", 0.9), ("topk", "saelens", 0.7))
+        for one in grid((name, role, [(value, value)], 8.0))
+    ]
+    (line,) = summarize(judge(cells, 0.05), cells, 2)
+    assert "a.hook, L0 8: ahead in every metric; explained variance +20.0 points over topk" in line
 
 
 def test_an_sae_with_too_many_features_active_is_not_compared() -> None:
@@ -123,6 +128,11 @@ def test_the_search_is_shown_and_an_end_of_the_list_is_told() -> None:
     )
     stages = [row[3] for row in search_table([search]).rows]
     assert stages == ["search"] * 3 + ["final", "chosen"]
-    assert list_rates_at_an_end([search], (1e-3, 2e-3, 4e-3)) == []
-    assert "topk at a.hook L0 8 (0.002)" in list_rates_at_an_end([search], (1e-3, 2e-3))[0]
-    assert list_rates_at_an_end([search], (2e-3,)) == []
+    assert warn_of_rates_at_an_end([search], (1e-3, 2e-3, 4e-3)) == []
+    assert warn_of_rates_at_an_end([search], (1e-3, 2e-3)) == [
+        "For every SAE the highest learning rate that was tried, 0.002, is the best. A higher one may be better still; the search on TUNE "
+        "below has them all."
+    ]
+    other = replace(search, finals=search.finals[1:])
+    assert "For 1 of 2 SAEs the lowest" in warn_of_rates_at_an_end([search, other], (2e-3, 4e-3))[0]
+    assert warn_of_rates_at_an_end([search], (2e-3,)) == []
