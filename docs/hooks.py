@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 _MERMAID = re.compile(r'<script type="module">(?:(?!</script>).)*mermaid(?:(?!</script>).)*</script>', re.DOTALL)
+_NOTEBOOK = re.compile(r"\]\(\.\./((?:\.\./)*notebooks/)")
 _CELL = re.compile(r"<td\b[^>]*>.*?</td>", re.DOTALL)
 _INTERVAL = re.compile(r"\[[-+]?\d[\d.]*%?, [-+]?\d[\d.]*%?\]")
 _SENTENCE = 50  # characters; names and numbers are shorter
@@ -31,6 +32,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in sorted((root / "notebooks").glob("*.ipynb")):
         files.append(File(f"notebooks/{path.name}", str(root), config.site_dir, config.use_directory_urls))
     return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """With links to notebooks as they are in the site, where `notebooks/` lies beside the pages, not above them."""
+    return _NOTEBOOK.sub(r"](\1", markdown)
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:

@@ -30,6 +30,7 @@ class ContextCutter:
         context_size: tokens per context, the BOS token included.
         prepend_bos: whether every context begins with a BOS token.
         packed: whether a context may hold several documents.
+        reads_prompts: whether the tokens to read are prompts and not contexts that were cut from text (`left_padding`).
 
     Raises:
         DataError: `prepend_bos` is set and the tokenizer has no BOS token.
@@ -39,6 +40,7 @@ class ContextCutter:
     context_size: int
     prepend_bos: bool = True
     packed: bool = True
+    reads_prompts: bool = False
 
     def __post_init__(self) -> None:
         if self.prepend_bos and self.tokenizer.bos_token_id is None:
@@ -77,7 +79,8 @@ class ContextCutter:
         the BOS.
 
         A context that was cut from text may begin with one separator, which may be the same token as padding. In a batch of whole contexts
-        (`context_size` positions), one such token is therefore read as text, as in training, unless the tokenizer pads on the left.
+        (`context_size` positions), one such token is therefore read as text, as in training, unless the tokenizer pads on the left or
+        `reads_prompts` is set.
 
         Args:
             tokens: prompts or contexts, `(batch, pos)`.
@@ -93,7 +96,8 @@ class ContextCutter:
             padding[:, :-1] = leading[:, 1:]
         else:
             padding = leading & ~leading.all(dim=1, keepdim=True)
-        if pad == self._separator and tokens.shape[1] == self.context_size and self.tokenizer.padding_side != "left":
+        may_be_cut = not self.reads_prompts and self.tokenizer.padding_side != "left" and tokens.shape[1] == self.context_size
+        if may_be_cut and pad == self._separator:
             padding = padding & (padding.sum(dim=1, keepdim=True) > 1)
         return padding
 

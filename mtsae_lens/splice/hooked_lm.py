@@ -258,7 +258,7 @@ class HookedLM:
         """Continue prompts with an edit. The tokens are the same with and without the KV cache (`use_past_kv_cache`).
 
         Args:
-            tokens: prompts; shorter ones are padded on the left (`left_padding`).
+            tokens: prompts; shorter ones are padded on the left (`ContextCutter.left_padding`, with `reads_prompts`).
             edit: the edit; None for no edit.
             options: the options of `HookedTransformer.generate`, such as `max_new_tokens`, `do_sample`, `temperature`.
 
@@ -270,12 +270,13 @@ class HookedLM:
             ConfigError: `generate` does not have an option, or there are more tokens than the model's context holds.
             ModelError: `generate` does not run the hook, so an edit there would change nothing.
         """
-        padding = self.left_padding(tokens)
+        of_prompts = replace(self, cutter=replace(self.cutter, reads_prompts=True))
+        padding = of_prompts.left_padding(tokens)
         check_prompts(self.cutter, tokens)
         if edit is None:
             return continue_tokens(self.model, tokens, padding, **options)
-        streaming = StreamingEdit(self.splice, edit, self.masked(tokens))
-        self.attention_options(tokens)  # raises for a model that cannot leave padding out, before the hook is added
+        streaming = StreamingEdit(self.splice, edit, of_prompts.masked(tokens))
+        of_prompts.attention_options(tokens)  # raises for a model that cannot leave padding out, before the hook is added
         with self.model.hooks(fwd_hooks=[streaming.hook]):
             continued = continue_tokens(self.model, tokens, padding, **options)
         if not streaming.was_called and options.get("max_new_tokens") != 0:

@@ -31,6 +31,7 @@ from mtsae_lens.unlearning.changes import (
     summarize_edit,
     summarize_effect,
 )
+from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS
 from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.measures.effects import as_logits, max_identity_error, mean_loss, measure_with_controls, model_losses
 from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery, measure_controls
@@ -196,8 +197,8 @@ def measure_on_test(
 ) -> EditResult:
     """Measure the chosen edit on TEST text, once, together with its baselines.
 
-    The baselines are the same features set to zero everywhere (`zero`), the edit without its gate (`clamp`), matched random features
-    behind the same gate, and the reference.
+    The baselines are the same features set to zero everywhere (`zero`; carried on in time if the edit is), the edit without its gate
+    (`clamp`), matched random features behind the same gate, and the reference.
 
     Args:
         lm: the model with its SAE.
@@ -207,11 +208,7 @@ def measure_on_test(
         reference: the model trained without the forget text; None without one.
     """
     candidate = chosen.candidate
-    baselines: dict[str, Edit] = {
-        "zero": FeatureEdit(candidate.features),
-        "clamp": replace(candidate.edit, gate=AlwaysOpen()),  # type: ignore[type-var]  # edits are frozen dataclasses
-        "gated_clamp": candidate.edit,
-    }
+    baselines = _make_baselines(candidate)
     draws = matched_random_edits(lm, task, candidate, settings.n_random_draws, settings.seed)
     tables = task.tables("test", lm.cutter)
     identity_error = check_identity(lm, tables)
@@ -246,6 +243,14 @@ def measure_on_test(
         recovery=recovery,
         **fields_of(further),
     )
+
+
+def _make_baselines(candidate: FeatureCandidate) -> dict[str, Edit]:
+    return {
+        "zero": FeatureEdit(candidate.features, carried=EDIT_KINDS[candidate.kind].carried),
+        "clamp": replace(candidate.edit, gate=AlwaysOpen()),  # type: ignore[type-var]  # edits are frozen dataclasses
+        "gated_clamp": candidate.edit,
+    }
 
 
 def recovery_texts(lm: HookedLM, task: Task) -> AttackedTexts:

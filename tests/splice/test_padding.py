@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,18 @@ def test_a_separator_at_the_start_of_a_whole_context_is_text(lm_of: Callable[...
         assert cutter.left_padding(context[:, :40]).sum() == 1
         cutter.tokenizer.padding_side = "left"
         assert cutter.left_padding(context).sum() == 1
+
+
+def test_a_prompt_beside_one_as_long_as_a_context_is_continued_as_alone(lm_of: Callable[..., HookedLM]) -> None:
+    """In a batch of prompts one leading padding token is padding, also if the batch is as wide as a context."""
+    text = torch.randint(10, 4096, (1, 24), generator=torch.Generator().manual_seed(1))
+    long, short = (torch.cat([torch.tensor([[0]]), text[:, first:]], dim=1) for first in (0, 1))
+    for width in (24, 25, 26):
+        lm = lm_of("neox")
+        lm = replace(lm, cutter=replace(lm.cutter, context_size=width))
+        for edit in (None, EDIT):
+            found = lm.generate(padded([long, short]), edit, **GREEDY)[1, -8:]
+            assert found.tolist() == lm.generate(short, edit, **GREEDY)[0, -8:].tolist(), width
 
 
 def test_a_model_that_reads_padding_is_refused(lm_of: Callable[..., HookedLM], monkeypatch: pytest.MonkeyPatch) -> None:

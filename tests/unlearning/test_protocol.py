@@ -191,6 +191,14 @@ def test_what_tells_forget_text_apart_is_chosen(telling_lm: HookedLM, task: Task
     assert abs(outcome.forget) > 10 * max(abs(outcome.near), abs(outcome.far))
 
 
+@pytest.mark.parametrize(("kind", "carried"), [("scale", False), ("scale_carried", True)])
+def test_the_features_are_set_to_zero_as_the_edit_changes_them(kind: str, carried: bool) -> None:
+    candidate = replace(candidate_of(FeatureEdit((1, 2), 2.0, carried=carried)), kind=kind)
+    baselines = protocol._make_baselines(candidate)
+    assert baselines["zero"] == FeatureEdit((1, 2), carried=carried)
+    assert baselines["clamp"] == baselines["gated_clamp"] == candidate.edit
+
+
 def test_choose_and_measure(lm: Any, telling_lm: HookedLM, task: Task, tiny_model: Any) -> None:
     chosen = choose(telling_lm, task, SETTINGS, tiny_model)
     sizes = {o.setting["n_features"] for o in chosen.sweep}
