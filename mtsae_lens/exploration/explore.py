@@ -237,7 +237,7 @@ def _measure(lm: HookedLM, corpora: Corpora, survey: Survey, state: Path) -> tup
         documents = tuple(document for table in tables for document in table.documents)
         everything = TokenTable("all texts", torch.cat([table.tokens for table in tables]), documents)
         batch_size = contexts_at_once(lm.batch_size, lm.cutter.context_size, d_sae, _MAX_BYTES)
-        return attribution(replace(lm, batch_size=batch_size), everything).float().cpu()
+        return attribution(replace(lm, batch_size=batch_size), everything, shared=True).float().cpu()
 
     effects = Effects(_kept(state, "ablation", ablation), _kept(state, "attribution", loss_attribution))
     return effects, _kept(state, "model_attribution", model_attribution)

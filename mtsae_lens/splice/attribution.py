@@ -22,6 +22,7 @@ from torch import Tensor
 from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import DataError
 from mtsae_lens.progress import track
+from mtsae_lens.ranks import current_ranks
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 
@@ -40,13 +41,14 @@ class LossChange:
         return self.first_order + self.fisher
 
 
-def loss_change(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> LossChange:
+def loss_change(lm: HookedLM, table: TokenTable, *, carried: bool = False, shared: bool = False) -> LossChange:
     """Estimate how ablating each feature changes the loss on a corpus, from one backward pass per batch.
 
     Args:
         lm: the model with its SAE.
         table: the contexts of the corpus.
         carried: whether the decoder of an SAE with memory carries the ablation on, as in `FeatureEdit`.
+        shared: whether several ranks (`mtsae_lens.ranks`) share the batches; all of them must call this, and all get the result.
 
     Returns:
         The expected change for every feature.
@@ -57,17 +59,21 @@ def loss_change(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> Lo
     n_counted = int(table.counted(lm.cutter).sum())
     if not n_counted:
         raise DataError(f"{table.corpus}: expected tokens whose prediction is counted, got none; give another text")
-    first, squares = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
-    for tokens, counted, _ in track(lm.counted_batches(table), f"attributing the loss on {table.corpus}", "batch"):
+    sums = torch.zeros(2, lm.sae.cfg.d_sae, dtype=torch.float64)
+    batches = lm.counted_batches(table)
+    for tokens, counted, _ in track(
+        current_ranks().deal(batches) if shared else batches, f"attributing the loss on {table.corpus}", "batch"
+    ):
         h = lm.activations(tokens)
         feature_acts = lm.feature_acts(tokens, h)
         change = -feature_acts * _nll_gradient(lm, tokens, counted, h, feature_acts, carried=carried)
-        first += change.sum(dim=(0, 1)).cpu().double()
-        squares += change.square().sum(dim=(0, 1)).cpu().double()
+        sums[0] += change.sum(dim=(0, 1)).cpu().double()
+        sums[1] += change.square().sum(dim=(0, 1)).cpu().double()
+    first, squares = current_ranks().sum_(sums) if shared else sums
     return LossChange((first / n_counted).float().to(lm.sae.device), (squares / (2 * n_counted)).float().to(lm.sae.device))
 
 
-def attribution(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> Float[Tensor, " d_sae"]:
+def attribution(lm: HookedLM, table: TokenTable, *, carried: bool = False, shared: bool = False) -> Float[Tensor, " d_sae"]:
     """Compute the first-order change of the mean loss of counted tokens, in nats per token, when each feature alone is set to zero.
 
     A positive value means that the model predicts this text worse without the feature. For
@@ -77,6 +83,7 @@ def attribution(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> Fl
         lm: the model with its SAE.
         table: the contexts of the corpus.
         carried: whether the decoder of an SAE with memory carries the ablation on, as in `FeatureEdit`.
+        shared: whether several ranks share the batches, as in `loss_change`.
 
     Returns:
         One value per feature.
@@ -84,7 +91,7 @@ def attribution(lm: HookedLM, table: TokenTable, *, carried: bool = False) -> Fl
     Raises:
         DataError: the table has no counted token.
     """
-    return loss_change(lm, table, carried=carried).first_order
+    return loss_change(lm, table, carried=carried, shared=shared).first_order
 
 
 def _nll_gradient(

@@ -10,6 +10,8 @@ import pytest
 import torch
 from sae_lens.saes.sae import SAEMetadata
 from sae_lens.saes.topk_sae import TopKSAE, TopKSAEConfig
+from several_ranks import on_ranks
+from torch.testing import assert_close
 
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.language_models import load_language_model
@@ -91,6 +93,23 @@ def test_attribution_of_an_edit_that_is_carried_on_runs_through_the_memory(model
         torch.testing.assert_close(attribution(lm, table, carried=carried), exact, atol=2e-6, rtol=1e-3)
         (effect,) = measure_edits(lm, table, [FeatureEdit((1,), carried=carried)])
         assert single_feature_effects(lm, table, (1,), carried=carried).item() == pytest.approx(effect.nll_delta)
+
+
+def test_ranks_share_the_batches(model: Any, cutter: Any, table: TokenTable, tmp_path: Path) -> None:
+    lm = exact_lm(model, cutter, HOOKS[0], "mtsae")
+    expected = loss_change(lm, table)
+
+    def work() -> None:
+        counted = []
+        count = dataclasses.replace(lm)
+        object.__setattr__(count, "activations", lambda tokens: counted.append(len(tokens)) or lm.activations(tokens))
+        found = loss_change(count, table, shared=True)
+        assert 0 < sum(counted) < len(table)
+        assert_close(found.first_order, expected.first_order)
+        assert_close(found.fisher, expected.fisher)
+
+    assert on_ranks(2, tmp_path / "ranks", work) == [(0, "")] * 2
+    assert_close(loss_change(lm, table, shared=True).first_order, expected.first_order)  # alone
 
 
 def test_only_counted_predictions_are_attributed(model: Any, cutter: Any, table: TokenTable) -> None:
