@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from sae_lens import SAE, Transcoder, run_evals
 from torch import Tensor
+from typing_extensions import override
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
@@ -28,6 +29,7 @@ from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
 _MAX_BYTES = 2**27  # for the feature activations of a batch; `run_evals` holds several copies of them at once
+_MASKED = -1  # no token has this id
 
 
 @dataclass
@@ -85,13 +87,28 @@ class HeldOutTokens:
         self._next = 0
 
 
+@dataclass
+class _MarkedTokens(HeldOutTokens):
+    """Held-out tokens with the id `_MASKED` at every masked position, because `run_evals` leaves out token ids and not positions.
+
+    `current` has the tokens themselves, which the language model reads.
+    """
+
+    cutter: ContextCutter = field(kw_only=True)
+
+    @override
+    def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
+        tokens = super().get_batch_tokens(batch_size)
+        return tokens.masked_fill(self.cutter.masked(tokens), _MASKED)
+
+
 @contextmanager
-def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: HeldOutTokens) -> Iterator[None]:
-    """Let a temporal SAE read special tokens as walls within this context, as in training. A pointwise SAE is not affected.
+def masked_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: HeldOutTokens) -> Iterator[None]:
+    """Let a temporal SAE read masked positions as walls within this context, as in training. A pointwise SAE is not affected.
 
     Args:
         sae: the SAE.
-        cutter: knows the special tokens.
+        cutter: knows which positions are masked.
         held_out: the batches that are evaluated.
     """
     if not isinstance(sae, TemporalEncoder):
@@ -99,7 +116,7 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
         return
 
     def wall(h: Tensor, hook: Any) -> Tensor:
-        return zero_rows(h, cutter.special_positions(held_out.current))
+        return zero_rows(h, cutter.masked(held_out.current))
 
     with sae.hooks(fwd_hooks=[("hook_sae_input", wall)]):
         yield
@@ -108,7 +125,10 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
 def evaluate_fidelity(
     sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
 ) -> dict[str, float]:
-    """Measure the reconstruction with SAELens's `run_evals`, special tokens left out.
+    """Measure the reconstruction with SAELens's `run_evals`, masked positions left out: special tokens and position 0.
+
+    No SAE is trained on these positions. They enter no statistic, and the model keeps its own activations there when the others are replaced
+    by their reconstructions.
 
     The result has SAELens's metrics under SAELens's names, and five more:
 
@@ -124,7 +144,7 @@ def evaluate_fidelity(
     Args:
         sae: the SAE.
         model: the language model.
-        cutter: the tokenizer and the special tokens.
+        cutter: the tokenizer, and which positions are masked.
         table: held-out contexts.
         batch_size: largest number of contexts per batch.
 
@@ -144,10 +164,10 @@ def evaluate_fidelity(
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
     check_contexts(table, cutter)
     batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
-    held_out = HeldOutTokens(table, batch_size)
+    held_out = _MarkedTokens(table, batch_size, cutter=cutter)
     seen = table.tokens[: held_out.n_batches * batch_size]
-    kept = ~cutter.special_positions(seen)
-    metrics = _measure_with_saelens(sae, model, cutter, held_out, kept)
+    kept = ~cutter.masked(seen)
+    metrics = _measure_with_saelens(sae, model, held_out, kept)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True):
@@ -162,7 +182,7 @@ def evaluate_fidelity(
 
 
 def _measure_with_saelens(
-    sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, held_out: HeldOutTokens, kept: Bool[Tensor, "batch pos"]
+    sae: SAE[Any], model: AnyHookedModel, held_out: _MarkedTokens, kept: Bool[Tensor, "batch pos"]
 ) -> dict[str, float]:
     """Compute the metrics of `run_evals`, with losses and divergences in chunks of positions, and count features by how often they fire."""
     config = EvalConfig(
@@ -178,15 +198,15 @@ def _measure_with_saelens(
     )
     n_passes = 2  # one for losses, one for statistics of the activations
     bar = phase(f"evaluating {sae.cfg.architecture()}", "batch", n_passes * held_out.n_batches)
-    readout = ChunkedReadout(model)
-    with bar, special_tokens_as_walls(sae, cutter, held_out):
+    readout = ChunkedReadout(model, lambda marked: held_out.current)
+    with bar, masked_as_walls(sae, held_out.cutter, held_out):
         groups, feature_metrics = run_evals(
             sae=sae,
             activation_store=held_out,  # type: ignore[arg-type]
             model=readout,  # type: ignore[arg-type]
             activation_scaler=ActivationScaler(),
             eval_config=config,
-            exclude_special_tokens=cutter.special_token_ids.tolist(),
+            exclude_special_tokens=[_MASKED],
         )
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
     metrics |= readout.divergences(kept.split(held_out.store_batch_size_prompts))
