@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,9 +36,12 @@ _MASKED = -1  # no token has this id
 class HeldOutTokens:
     """A token table in place of SAELens's `ActivationsStore`: fixed batches, which start again after each pass.
 
+    A pass reads every context. Batches have equal sizes, or differ by one context, because `run_evals` gives every batch the same weight in
+    some metrics.
+
     Args:
         table: the contexts.
-        store_batch_size_prompts: contexts per batch.
+        store_batch_size_prompts: largest number of contexts per batch.
     """
 
     table: TokenTable
@@ -47,10 +50,8 @@ class HeldOutTokens:
 
     @property
     def n_batches(self) -> int:
-        """Return the number of batches per pass. A smaller last batch is left out, because `run_evals` gives every batch the same
-        weight.
-        """
-        return max(1, len(self.table) // self.store_batch_size_prompts)
+        """Return the number of batches per pass."""
+        return max(1, -(-len(self.table) // self.store_batch_size_prompts))
 
     @property
     def context_size(self) -> int:
@@ -58,10 +59,14 @@ class HeldOutTokens:
         return self.table.tokens.shape[1]
 
     @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """Return the batches of a pass."""
+        return self.table.tokens.tensor_split(self.n_batches)
+
+    @property
     def current(self) -> Tensor:
         """Return the batch that was returned last."""
-        start = (self._next - 1) * self.store_batch_size_prompts
-        return self.table.tokens[start : start + self.store_batch_size_prompts]
+        return self.batches[self._next - 1]
 
     def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
         """Return the next batch.
@@ -138,7 +143,8 @@ def evaluate_fidelity(
     - `explained_variance_without_massive`: the explained variance of all other tokens;
     - `future_leak`: share of the feature activations (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
-    A batch has fewer contexts than `batch_size` if the SAE is large (`contexts_at_once`). Losses and KL divergences are those of
+    All contexts are measured, in batches of nearly equal size. A batch has fewer contexts than `batch_size` if the SAE is large
+    (`contexts_at_once`). Losses and KL divergences are those of
     `run_evals`, computed in chunks of positions (`ChunkedReadout`).
 
     Args:
@@ -165,24 +171,24 @@ def evaluate_fidelity(
     check_contexts(table, cutter)
     batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
     held_out = _MarkedTokens(table, batch_size, cutter=cutter)
-    seen = table.tokens[: held_out.n_batches * batch_size]
-    kept = ~cutter.masked(seen)
+    kept = [~cutter.masked(tokens) for tokens in held_out.batches]
     metrics = _measure_with_saelens(sae, model, held_out, kept)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True):
+        for tokens, mask in zip(held_out.batches, kept, strict=True):
             yield _at_hook(sae, model, tokens), mask
 
     metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches())
     if isinstance(sae, TemporalEncoder) and sae.has_memory:
         metrics |= measure_memory(sae, batches())
-    metrics["n_tokens"] = int(kept.sum())
+    metrics["n_tokens"] = sum(int(mask.sum()) for mask in kept)
+    metrics["n_contexts"] = len(table)
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics
 
 
 def _measure_with_saelens(
-    sae: SAE[Any], model: AnyHookedModel, held_out: _MarkedTokens, kept: Bool[Tensor, "batch pos"]
+    sae: SAE[Any], model: AnyHookedModel, held_out: _MarkedTokens, kept: Sequence[Bool[Tensor, "batch pos"]]
 ) -> dict[str, float]:
     """Compute the metrics of `run_evals`, with losses and divergences in chunks of positions, and count features by how often they fire."""
     config = EvalConfig(
@@ -209,7 +215,7 @@ def _measure_with_saelens(
             exclude_special_tokens=[_MASKED],
         )
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
-    metrics |= readout.divergences(kept.split(held_out.store_batch_size_prompts))
+    metrics |= readout.divergences(kept)
     counts = firing_counts(feature_metrics["feature_density"])
     return metrics | {
         "dead_features": counts.n_silent,

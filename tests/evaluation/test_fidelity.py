@@ -14,7 +14,7 @@ from torch import Tensor
 from mtsae_lens import MTSAE, MTSAEConfig
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.token_tables import TokenTable, read_tokens
-from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.evaluation.fidelity import HeldOutTokens, evaluate_fidelity
 from mtsae_lens.upstream import SAEMetadata
 
 N_CONTEXTS = 8
@@ -91,3 +91,27 @@ def test_every_architecture_is_measured_at_the_positions_that_are_not_masked(
     with tiny_model.hooks(fwd_hooks=[(HOOK, lambda h, hook: replaced)]):
         with_sae = nll(tiny_model, tokens)[kept[:, :-1]].mean().item()
     assert metrics["ce_loss_with_sae"] == pytest.approx(with_sae, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("n_contexts", "sizes"), [(17, [9, 8]), (31, [16, 15]), (32, [16, 16]), (16, [16]), (3, [3]), (35, [12, 12, 11])]
+)
+def test_a_pass_has_every_context_in_batches_of_nearly_equal_size(n_contexts: int, sizes: list[int]) -> None:
+    tokens = torch.arange(n_contexts).unsqueeze(1)
+    held_out = HeldOutTokens(TokenTable("numbers", tokens, ("",) * n_contexts), 16)
+    for _ in range(2):
+        read = [held_out.get_batch_tokens(16) for _ in range(held_out.n_batches)]
+        assert [len(batch) for batch in read] == sizes
+        assert torch.equal(torch.cat(read), tokens)
+        assert torch.equal(held_out.current, read[-1])
+
+
+def test_every_context_is_measured(tiny_model: Any, without_bos: ContextCutter, table: TokenTable) -> None:
+    """The numbers are those of one batch, whatever the size of a batch."""
+    sae = make_exact(tiny_model.cfg.d_model, temporal=True)
+    sae.W_dec.data *= 0.5
+    whole, parts = (evaluate_fidelity(sae, tiny_model, without_bos, table, batch_size=size) for size in (N_CONTEXTS, 5))
+    assert parts["n_contexts"] == N_CONTEXTS
+    assert parts["n_tokens"] == N_CONTEXTS * (CONTEXT - 1)
+    for name in ("explained_variance", "explained_variance_without_massive", "mse", "ce_loss_with_sae", "kl_div_with_sae"):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-4), name
