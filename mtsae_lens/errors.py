@@ -22,6 +22,10 @@ class DivergedError(DataError):
     """The loss or the weights of a training are not finite."""
 
 
+class SilentSAEError(DataError):
+    """No feature of an SAE fires on a text."""
+
+
 class ModelError(MTSAEError, ValueError):
     """A language model, a hook or an SAE cannot be used."""
 

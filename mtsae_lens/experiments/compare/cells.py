@@ -14,7 +14,7 @@ from sae_lens import SAE
 from mtsae_lens.commands.evaluate_results import finite_or_none
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.token_tables import read_tokens
-from mtsae_lens.errors import DataError, DivergedError
+from mtsae_lens.errors import DivergedError, SilentSAEError
 from mtsae_lens.evaluation.bits import measure_bits
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.compare.arms import ARMS, MEMORY, CompareArm
@@ -129,12 +129,15 @@ def code_cell(folder: Path, text: HeldOutText, n_contexts: int, value_bits: int)
 
     Returns:
         The numbers; all of them are NaN for an SAE of which no feature fires.
+
+    Raises:
+        DataError: the SAE cannot read the activations, or TEST has no position.
     """
     sae = load_sae(folder, text.device)
     select, test = (split_batches(sae, text, split, n_contexts) for split in _CODED_SPLITS)
     try:
         return Coded(**measure_bits(sae, select, test, value_bits))
-    except DataError:
+    except SilentSAEError:
         return Coded(*[math.nan] * 4)
 
 
