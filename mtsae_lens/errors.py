@@ -18,6 +18,14 @@ class DataError(MTSAEError, ValueError):
     """A text, a dataset or activations computed from it cannot be used."""
 
 
+class DivergedError(DataError):
+    """The loss or the weights of a training are not finite."""
+
+
+class SilentSAEError(DataError):
+    """No feature of an SAE fires on a text."""
+
+
 class ModelError(MTSAEError, ValueError):
     """A language model, a hook or an SAE cannot be used."""
 

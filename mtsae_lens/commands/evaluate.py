@@ -79,9 +79,9 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
     measured, how = _measure(lm, model, dataset, table, settings)
     text = (
-        f"{how} on {measured['n_tokens']:,.0f} held-out tokens of {shorten(dataset)}, special tokens left out. On these tokens "
-        f"{measured['dead_features']:,} of {measured['n_features']:,} features never fired, and {measured['always_on_features']:,} fired on "
-        "over half."
+        f"{how} on {measured['n_tokens']:,.0f} tokens of {measured['n_contexts']:,} held-out contexts of {shorten(dataset)}, special tokens "
+        f"and position 0 left out. On these tokens {measured['dead_features']:,} of {measured['n_features']:,} features never fired, and "
+        f"{measured['always_on_features']:,} fired on over half."
     )
     if warning := collapse_warning(measured):
         text = f"{text} Warning: {warning}."

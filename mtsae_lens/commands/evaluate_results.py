@@ -37,7 +37,8 @@ METRIC_MEANINGS: dict[str, str] = {
     "dead_features": "features that fire on none of the n_tokens tokens; 0 is best, and on few tokens the count is too high",
     "always_on_features": "features that fire on more than half of the tokens; 0 is best, and a number near L0 means a collapsed SAE",
     "n_features": "features of the SAE",
-    "n_tokens": "tokens in the measurement",
+    "n_tokens": "tokens in the measurement, without special tokens and position 0",
+    "n_contexts": "contexts in the measurement",
     "future_leak": "share of the feature activation that depends on later tokens; 0 is causal",
 }
 

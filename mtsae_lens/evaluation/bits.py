@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.massive import massive_positions, norm_limit
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, DataError, SilentSAEError
 from mtsae_lens.evaluation.massive import ExplainedVariance
 
 BITS_MEANINGS: dict[str, str] = {
@@ -148,7 +148,8 @@ def measure_bits(sae: SAE[Any], select: Batches, test: Batches, value_bits: int 
 
     Raises:
         ConfigError: `value_bits` is not from 1 to 16.
-        DataError: no feature fires on SELECT, or TEST has no position.
+        SilentSAEError: no feature fires on SELECT.
+        DataError: TEST has no position.
     """
     if not 1 <= value_bits <= 16:
         raise ConfigError(f"expected value_bits from 1 to 16, got {value_bits}; change it")
@@ -156,7 +157,9 @@ def measure_bits(sae: SAE[Any], select: Batches, test: Batches, value_bits: int 
     codes = list(_encode(sae, select))
     events = torch.cat([(acts * norms)[(acts != 0) & counted.unsqueeze(-1)] for _, acts, counted in codes])
     if not len(events):
-        raise DataError("expected features that fire on the text to fit the code on, got none; give more text or another SAE")
+        raise SilentSAEError(
+            "expected features that fire on the text to fit the code on, got none; give more text or another SAE"
+        )
     levels = Levels.fit(events, norms, value_bits)
     counts = [_count(acts, counted, levels) for _, acts, counted in codes]
     support, values = (sum(parts[1:], parts[0]) for parts in zip(*counts, strict=True))

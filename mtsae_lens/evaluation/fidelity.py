@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool
 from sae_lens import SAE, Transcoder, run_evals
 from torch import Tensor
+from typing_extensions import override
 
 from mtsae_lens.data.batch_sizes import contexts_at_once
 from mtsae_lens.data.bridges import AnyHookedModel
@@ -28,15 +29,19 @@ from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.upstream import ActivationScaler, EvalConfig, extract_stop_at_layer_from_tlens_hook_name
 
 _MAX_BYTES = 2**27  # for the feature activations of a batch; `run_evals` holds several copies of them at once
+_MASKED = -1  # no token has this id
 
 
 @dataclass
 class HeldOutTokens:
     """A token table in place of SAELens's `ActivationsStore`: fixed batches, which start again after each pass.
 
+    A pass reads every context. Batches have equal sizes, or differ by one context, because `run_evals` gives every batch the same weight in
+    some metrics.
+
     Args:
         table: the contexts.
-        store_batch_size_prompts: contexts per batch.
+        store_batch_size_prompts: largest number of contexts per batch.
     """
 
     table: TokenTable
@@ -45,10 +50,8 @@ class HeldOutTokens:
 
     @property
     def n_batches(self) -> int:
-        """Return the number of batches per pass. A smaller last batch is left out, because `run_evals` gives every batch the same
-        weight.
-        """
-        return max(1, len(self.table) // self.store_batch_size_prompts)
+        """Return the number of batches per pass."""
+        return max(1, -(-len(self.table) // self.store_batch_size_prompts))
 
     @property
     def context_size(self) -> int:
@@ -56,10 +59,14 @@ class HeldOutTokens:
         return self.table.tokens.shape[1]
 
     @property
+    def batches(self) -> tuple[Tensor, ...]:
+        """Return the batches of a pass."""
+        return self.table.tokens.tensor_split(self.n_batches)
+
+    @property
     def current(self) -> Tensor:
         """Return the batch that was returned last."""
-        start = (self._next - 1) * self.store_batch_size_prompts
-        return self.table.tokens[start : start + self.store_batch_size_prompts]
+        return self.batches[self._next - 1]
 
     def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
         """Return the next batch.
@@ -85,13 +92,28 @@ class HeldOutTokens:
         self._next = 0
 
 
+@dataclass
+class _MarkedTokens(HeldOutTokens):
+    """Held-out tokens with the id `_MASKED` at every masked position, because `run_evals` leaves out token ids and not positions.
+
+    `current` has the tokens themselves, which the language model reads.
+    """
+
+    cutter: ContextCutter = field(kw_only=True)
+
+    @override
+    def get_batch_tokens(self, batch_size: int | None = None) -> Tensor:
+        tokens = super().get_batch_tokens(batch_size)
+        return tokens.masked_fill(self.cutter.masked(tokens), _MASKED)
+
+
 @contextmanager
-def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: HeldOutTokens) -> Iterator[None]:
-    """Let a temporal SAE read special tokens as walls within this context, as in training. A pointwise SAE is not affected.
+def masked_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: HeldOutTokens) -> Iterator[None]:
+    """Let a temporal SAE read masked positions as walls within this context, as in training. A pointwise SAE is not affected.
 
     Args:
         sae: the SAE.
-        cutter: knows the special tokens.
+        cutter: knows which positions are masked.
         held_out: the batches that are evaluated.
     """
     if not isinstance(sae, TemporalEncoder):
@@ -99,7 +121,7 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
         return
 
     def wall(h: Tensor, hook: Any) -> Tensor:
-        return zero_rows(h, cutter.special_positions(held_out.current))
+        return zero_rows(h, cutter.masked(held_out.current))
 
     with sae.hooks(fwd_hooks=[("hook_sae_input", wall)]):
         yield
@@ -108,7 +130,10 @@ def special_tokens_as_walls(sae: SAE[Any], cutter: ContextCutter, held_out: Held
 def evaluate_fidelity(
     sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, table: TokenTable, *, batch_size: int = 16
 ) -> dict[str, float]:
-    """Measure the reconstruction with SAELens's `run_evals`, special tokens left out.
+    """Measure the reconstruction with SAELens's `run_evals`, masked positions left out: special tokens and position 0.
+
+    No SAE is trained on these positions. They enter no statistic, and the model keeps its own activations there when the others are replaced
+    by their reconstructions.
 
     The result has SAELens's metrics under SAELens's names, and five more:
 
@@ -118,13 +143,14 @@ def evaluate_fidelity(
     - `explained_variance_without_massive`: the explained variance of all other tokens;
     - `future_leak`: share of the feature activations (L1) at positions <= t that changes when only activations after t change; 0 if causal.
 
-    A batch has fewer contexts than `batch_size` if the SAE is large (`contexts_at_once`). Losses and KL divergences are those of
+    All contexts are measured, in batches of nearly equal size. A batch has fewer contexts than `batch_size` if the SAE is large
+    (`contexts_at_once`). Losses and KL divergences are those of
     `run_evals`, computed in chunks of positions (`ChunkedReadout`).
 
     Args:
         sae: the SAE.
         model: the language model.
-        cutter: the tokenizer and the special tokens.
+        cutter: the tokenizer, and which positions are masked.
         table: held-out contexts.
         batch_size: largest number of contexts per batch.
 
@@ -144,25 +170,25 @@ def evaluate_fidelity(
     table = replace(table, tokens=table.tokens.to(model.cfg.device))
     check_contexts(table, cutter)
     batch_size = contexts_at_once(min(batch_size, len(table)), table.tokens.shape[1], sae.cfg.d_sae, _MAX_BYTES)
-    held_out = HeldOutTokens(table, batch_size)
-    seen = table.tokens[: held_out.n_batches * batch_size]
-    kept = ~cutter.special_positions(seen)
-    metrics = _measure_with_saelens(sae, model, cutter, held_out, kept)
+    held_out = _MarkedTokens(table, batch_size, cutter=cutter)
+    kept = [~cutter.masked(tokens) for tokens in held_out.batches]
+    metrics = _measure_with_saelens(sae, model, held_out, kept)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        for tokens, mask in zip(*(t.split(batch_size) for t in (seen, kept)), strict=True):
+        for tokens, mask in zip(held_out.batches, kept, strict=True):
             yield _at_hook(sae, model, tokens), mask
 
     metrics["explained_variance_without_massive"], metrics["massive_tokens"] = explain_without_massive(sae, batches())
     if isinstance(sae, TemporalEncoder) and sae.has_memory:
         metrics |= measure_memory(sae, batches())
-    metrics["n_tokens"] = int(kept.sum())
+    metrics["n_tokens"] = sum(int(mask.sum()) for mask in kept)
+    metrics["n_contexts"] = len(table)
     metrics["future_leak"] = future_leak(sae, model, table.tokens[:batch_size])
     return metrics
 
 
 def _measure_with_saelens(
-    sae: SAE[Any], model: AnyHookedModel, cutter: ContextCutter, held_out: HeldOutTokens, kept: Bool[Tensor, "batch pos"]
+    sae: SAE[Any], model: AnyHookedModel, held_out: _MarkedTokens, kept: Sequence[Bool[Tensor, "batch pos"]]
 ) -> dict[str, float]:
     """Compute the metrics of `run_evals`, with losses and divergences in chunks of positions, and count features by how often they fire."""
     config = EvalConfig(
@@ -178,18 +204,18 @@ def _measure_with_saelens(
     )
     n_passes = 2  # one for losses, one for statistics of the activations
     bar = phase(f"evaluating {sae.cfg.architecture()}", "batch", n_passes * held_out.n_batches)
-    readout = ChunkedReadout(model)
-    with bar, special_tokens_as_walls(sae, cutter, held_out):
+    readout = ChunkedReadout(model, lambda marked: held_out.current)
+    with bar, masked_as_walls(sae, held_out.cutter, held_out):
         groups, feature_metrics = run_evals(
             sae=sae,
             activation_store=held_out,  # type: ignore[arg-type]
             model=readout,  # type: ignore[arg-type]
             activation_scaler=ActivationScaler(),
             eval_config=config,
-            exclude_special_tokens=cutter.special_token_ids.tolist(),
+            exclude_special_tokens=[_MASKED],
         )
     metrics = {name: float(value) for name, group in groups.items() if name != "token_stats" for name, value in group.items()}
-    metrics |= readout.divergences(kept.split(held_out.store_batch_size_prompts))
+    metrics |= readout.divergences(kept)
     counts = firing_counts(feature_metrics["feature_density"])
     return metrics | {
         "dead_features": counts.n_silent,

@@ -7,7 +7,7 @@ also the KL divergences from the clean pass, for which `run_evals` is then not a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +29,11 @@ class ChunkedReadout:
 
     Args:
         model: the language model, which computes in its own dtype.
+        unmark: returns the tokens that the model reads for those that it is given; by default the same.
     """
 
-    def __init__(self, model: AnyHookedModel) -> None:
-        self.model = model
+    def __init__(self, model: AnyHookedModel, unmark: Callable[[Tensor], Tensor] = lambda tokens: tokens) -> None:
+        self.model, self._unmark = model, unmark
         self.tokenizer = model.tokenizer
         self._clean: LazyLogits | None = None
         self._kl: dict[str, list[Float[Tensor, "batch pos"]]] = {name: [] for name in _PASSES}
@@ -51,6 +52,7 @@ class ChunkedReadout:
         Returns:
             None in place of logits, and the loss in nats.
         """
+        tokens = self._unmark(tokens)
         self._clean = lazy_logits(self.model, tokens, **options).as_log_probs().remembered()
         nll = in_chunks(token_nll, [self._clean], _targets(tokens))[:, :-1]
         return None, nll if loss_per_token else nll.mean()
@@ -77,6 +79,7 @@ class ChunkedReadout:
             None in place of logits, and the loss in nats.
         """
         assert self._clean is not None
+        tokens = self._unmark(tokens)
         changed = lazy_logits(self.model, tokens, fwd_hooks=fwd_hooks, **options)
         nll, kl = in_chunks(_nll_and_divergence, [self._clean, changed], _targets(tokens)).unbind(dim=-1)
         n_passes = [len(self._kl[name]) for name in _PASSES]
@@ -93,7 +96,7 @@ class ChunkedReadout:
         Returns:
             The model's output, and the activations.
         """
-        output, cache = self.model.run_with_cache(tokens, **options)
+        output, cache = self.model.run_with_cache(self._unmark(tokens), **options)
         return output, {name: in_float32(cache[name]) for name in options["names_filter"]}
 
     def divergences(self, kept: Sequence[Tensor]) -> dict[str, float]:

@@ -183,6 +183,7 @@ def evaluate_transcoder(
         kept.append(batch.kept)
     clean, replaced, ablated = (losses / max(n_predictions, 1)).tolist()
     metrics = sums.metrics() | {
+        "n_contexts": len(table),
         "ce_loss_score": (ablated - replaced) / (ablated - clean) if ablated != clean else float("nan"),
         "ce_loss_without_sae": clean,
         "ce_loss_with_sae": replaced,

@@ -12,7 +12,7 @@ import wandb
 from tqdm.auto import tqdm
 
 from mtsae_lens.data.prefetch import Waits
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import DivergedError
 from mtsae_lens.sae.collapse import FiringCounts, count_always_on
 from mtsae_lens.training.log import TrainingLog
 from mtsae_lens.training.rank_means import mean_log_row, sum_firing_counts
@@ -51,11 +51,11 @@ class StepReporter:
             progress: the bar of the run.
 
         Raises:
-            DataError: the loss is not finite.
+            DivergedError: the loss is not finite.
         """
         step = trainer.n_training_steps
         if not torch.isfinite(output.loss):
-            raise DataError(f"expected a finite loss at step {step}, got {output.loss.item()}; {REMEDY}")
+            raise DivergedError(f"expected a finite loss at step {step}, got {output.loss.item()}; {REMEDY}")
         row = self._make_row(trainer, output)
         log.write(step, row)
         if trainer.cfg.logger.log_to_wandb:

@@ -22,7 +22,8 @@ def train_side_by_side(trainers: Sequence[SequenceSAETrainer]) -> None:
         trainers: of runs with the same number of steps. One that has come further than another waits for it.
 
     Raises:
-        DataError: activations that cannot be trained on, or a loss or weights that are not finite.
+        DataError: activations that cannot be trained on.
+        DivergedError: a loss or weights that are not finite.
         TrainingInterrupted: Ctrl-C or SIGTERM came; the step was finished and the states are saved, as far as there is a `run_dir`.
     """
     first, total = min(trainer.n_training_steps for trainer in trainers), trainers[0].cfg.total_training_steps

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from typing_extensions import override
 
 from mtsae_lens.data.prefetch import Waits
-from mtsae_lens.errors import DataError, TrainingInterrupted
+from mtsae_lens.errors import DivergedError, TrainingInterrupted
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.pointwise_step import take_sparse_step
 from mtsae_lens.sae.training import MTTrainingSAE
@@ -118,7 +118,8 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
             The SAE, with its activation scale folded in.
 
         Raises:
-            DataError: activations that cannot be trained on, or a loss or weights that are not finite.
+            DataError: activations that cannot be trained on.
+            DivergedError: a loss or weights that are not finite.
             TrainingInterrupted: Ctrl-C or SIGTERM came; the step was finished and the state is saved, if there is a `run_dir`.
         """
         train_side_by_side([self])
@@ -197,10 +198,10 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         return TrainingInterrupted(signal_number, saved)
 
     def _check_finite(self) -> None:
-        """Raise `DataError` for weights that are not finite, so that they never replace an earlier checkpoint."""
+        """Raise `DivergedError` for weights that are not finite, so that they never replace an earlier checkpoint."""
         for name, parameter in self.sae.named_parameters():
             if not torch.isfinite(parameter).all():
-                raise DataError(
+                raise DivergedError(
                     f"expected finite weights at step {self.n_training_steps}, got NaN or infinity in {name}; {REMEDY}"
                 )
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.errors import ConfigError, SilentSAEError
 from mtsae_lens.evaluation.bits import BITS_MEANINGS, Levels, count_levels, count_support, measure_bits, sequential_bits
 
 N_CONTEXTS, N_POS, D_SAE = 64, 128, 24
@@ -137,7 +137,7 @@ def test_values_of_both_signs_and_beyond_the_levels() -> None:
 
 def test_what_cannot_be_coded_is_refused() -> None:
     silent = torch.zeros(1, 4, D_SAE)
-    with pytest.raises(DataError, match="features that fire"):
+    with pytest.raises(SilentSAEError, match="features that fire"):
         bits(silent, silent)
     with pytest.raises(ConfigError, match="value_bits from 1 to 16"):
         bits(silent + 1, silent, value_bits=0)

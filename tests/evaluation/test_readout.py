@@ -12,7 +12,7 @@ from sae_lens import run_evals
 from mtsae_lens.data import lazy_logits
 from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.evaluation import readout
-from mtsae_lens.evaluation.fidelity import HeldOutTokens, evaluate_fidelity, special_tokens_as_walls
+from mtsae_lens.evaluation.fidelity import HeldOutTokens, evaluate_fidelity, masked_as_walls
 from mtsae_lens.evaluation.readout import ChunkedReadout
 from mtsae_lens.opening import open_sae
 from mtsae_lens.splice.hooked_lm import HookedLM
@@ -68,7 +68,7 @@ def test_losses_and_divergences_are_those_of_run_evals(
     table = replace(table, tokens=tokens)
     config = EvalConfig(batch_size_prompts=4, n_eval_reconstruction_batches=2, compute_kl=True, compute_ce_loss=True)
     held_out = HeldOutTokens(table, 4)
-    with special_tokens_as_walls(lm.sae, lm.cutter, held_out):
+    with masked_as_walls(lm.sae, lm.cutter, held_out):
         groups, _ = run_evals(
             lm.sae,
             held_out,  # type: ignore[arg-type]

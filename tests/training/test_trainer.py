@@ -18,7 +18,7 @@ from stored import stored
 
 from mtsae_lens import MTTrainingSAE, MTTrainingSAEConfig
 from mtsae_lens.commands.train import TrainResult, run_train
-from mtsae_lens.errors import ConfigError, DataError, ModelError
+from mtsae_lens.errors import ConfigError, DivergedError, ModelError
 from mtsae_lens.training.fit import batches_for
 from mtsae_lens.training.log import TrainingLog, read_log
 from mtsae_lens.training.options import TrainerOptions
@@ -225,16 +225,24 @@ def test_without_run_dir_nothing_is_written(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:
-    with pytest.raises(DataError, match=r"expected a finite loss at step .*, got .*; lower the learning rate"):
+    with pytest.raises(DivergedError, match=r"expected a finite loss at step .*, got .*; lower the learning rate"):
         make_trainer(lr=1e30, normalize_decoder=False, scale_norm="none", activation="relu").fit()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_between_two_rows_too() -> None:
-    trainer = make_trainer()
+    trainer = make_trainer(lr=1e30, normalize_decoder=False, scale_norm="none", activation="relu")
     trainer.options = TrainerOptions(log_every_n_steps=1000)
-    trainer.batches = lambda step: (batch * (float("nan") if i > 15 else 1) for i, batch in enumerate(batches(step), step))
-    with pytest.raises(DataError):
+    with pytest.raises(DivergedError, match="expected a finite loss at step 20,"):  # the last one
         trainer.fit()
+
+
+def test_weights_that_are_not_finite_are_not_saved() -> None:
+    trainer = make_trainer()
+    trainer.sae.b_dec.data[0] = float("nan")
+    with pytest.raises(
+        DivergedError, match="expected finite weights at step 0, got NaN or infinity in b_dec; lower the learning"
+    ):
+        trainer.finish()
 
 
 def test_metrics_and_report_count_features(tmp_path: Path, tiny_settings: Callable[..., Any]) -> None:

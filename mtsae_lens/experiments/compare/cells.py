@@ -14,7 +14,7 @@ from sae_lens import SAE
 from mtsae_lens.commands.evaluate_results import finite_or_none
 from mtsae_lens.data.choices import Split
 from mtsae_lens.data.token_tables import read_tokens
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import DivergedError, SilentSAEError
 from mtsae_lens.evaluation.bits import measure_bits
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.experiments.compare.arms import ARMS, MEMORY, CompareArm
@@ -69,7 +69,10 @@ def train_cell(settings: TrainSettings, coefficient: float | None, tune: TuneTex
         keep: whether to keep the SAE; one whose training diverged is never kept.
 
     Returns:
-        What it reaches, or in `failed` why training ended early.
+        What it reaches, or in `failed` how training diverged.
+
+    Raises:
+        DataError: the text or the activations cannot be trained on.
     """
     resumed, watch, failed = (settings.out / _CHECKPOINTS).exists(), Stopwatch(), ""
     l0 = explained_variance = math.nan
@@ -77,7 +80,7 @@ def train_cell(settings: TrainSettings, coefficient: float | None, tune: TuneTex
         runner = make_runner(settings, resume=True)
         try:
             runner.run(resume=True)
-        except DataError as error:
+        except DivergedError as error:
             failed = str(error)
     seconds = watch.seconds
     if not failed:
@@ -126,12 +129,15 @@ def code_cell(folder: Path, text: HeldOutText, n_contexts: int, value_bits: int)
 
     Returns:
         The numbers; all of them are NaN for an SAE of which no feature fires.
+
+    Raises:
+        DataError: the SAE cannot read the activations, or TEST has no position.
     """
     sae = load_sae(folder, text.device)
     select, test = (split_batches(sae, text, split, n_contexts) for split in _CODED_SPLITS)
     try:
         return Coded(**measure_bits(sae, select, test, value_bits))
-    except DataError:
+    except SilentSAEError:
         return Coded(*[math.nan] * 4)
 
 

@@ -29,7 +29,7 @@ class Trained(Record):
     seconds: float | None
     """Wall time of the training; None if it was interrupted and resumed."""
     failed: str = ""
-    """Why training ended early, such as a loss that is not finite."""
+    """How training diverged: which loss or weights are not finite. Empty if they all are finite."""
 
     def distance(self, target: float) -> float:
         """Return `|log(L0 / target)|`.
