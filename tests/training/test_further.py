@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import HOOK
 from sae_lens import SAE, TrainingSAE
 from safetensors.torch import load_file
 from stored import stored
@@ -140,3 +141,27 @@ def test_a_run_from_a_saved_sae_resumes_to_the_same_weights(
         TrainingSAE.load_from_disk(sorted((tmp_path / "further" / "checkpoints").iterdir())[-1]).cfg.normalize_activations
         != "none"
     )
+
+
+@pytest.mark.parametrize("hook_name", [HOOK, "blocks.0.attn.hook_z"])
+@pytest.mark.parametrize("memory", ["none", "predictive"])
+@pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu", "relu"])
+def test_every_sae_can_be_trained_saved_and_opened_for_training(
+    activation: str,
+    memory: str,
+    hook_name: str,
+    tiny_settings: Callable[..., TrainSettings],
+    tiny_model: Any,
+    tmp_path: Path,
+) -> None:
+    sae = {"activation": activation, "memory": memory} | ({"k": 4} if "topk" in activation else {})
+    settings = tiny_settings(tmp_path, hook_name=hook_name, sae=sae, training_tokens=256, checkpoint_every_n_steps=100)
+    trained: Any = train_sae(settings, tiny_model)
+    loaded: Any = TrainingSAE.load_from_disk(tmp_path)
+    assert loaded.cfg.reshape_activations == ("hook_z" if hook_name.endswith("hook_z") else "none")
+    h = torch.randn(2, settings.context_size, 32, generator=torch.Generator().manual_seed(0))
+    if activation != "batchtopk":  # which has a threshold once it is saved
+        testing.assert_close(loaded.encode(h), trained.encode(h))
+    flat: Any = SAE.load_from_disk(tmp_path)
+    flat.turn_off_forward_pass_hook_z_reshaping()
+    testing.assert_close(flat.encode(h), loaded.encode(h))
