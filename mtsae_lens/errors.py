@@ -58,7 +58,7 @@ class TrainingInterrupted(Exception):
 
 
 def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
-    """Return " Did you mean ...?" with the closest valid names, or the first few valid names if none is close.
+    """Return " Did you mean ...?" with the closest valid names, whatever their case, or the first few valid names if none is close.
 
     Args:
         name: the name that the user gave.
@@ -66,8 +66,9 @@ def nearest(name: str, valid: Iterable[str], n: int = 3) -> str:
         n: largest number of suggestions.
     """
     valid = list(valid)
-    close = difflib.get_close_matches(name, valid, n=n, cutoff=0.5)
+    by_key = {other.lower(): other for other in valid}
+    close = difflib.get_close_matches(name.lower(), by_key, n=n, cutoff=0.6)
     if close:
-        return f" Did you mean {' or '.join(repr(c) for c in close)}?"
+        return f" Did you mean {' or '.join(repr(by_key[key]) for key in close)}?"
     shown = ", ".join(valid[:12]) + (", ..." if len(valid) > 12 else "")
     return f" Valid: {shown}."

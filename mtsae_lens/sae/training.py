@@ -229,9 +229,18 @@ class MTTrainingSAE(TemporalEncoder, TrainingSAE[MTTrainingSAEConfig]):
         self.W_dec.data /= self.get_W_dec_norm().unsqueeze(-1)
 
     @override
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, scaling_factor: float) -> None:
+        super().fold_activation_norm_scaling_factor(scaling_factor)
+        if self.has_memory:
+            self.recent_errors /= scaling_factor
+
+    @override
     def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_loading(state_dict)
         state_dict["W_enc"] = column_major(state_dict["W_enc"])  # files are row-major
+        if self.has_memory:  # the folder of a trained SAE lacks what only training needs
+            state_dict.setdefault("recent_errors", state_dict["b_dec"].new_zeros(N_ERRORS, self.cfg.d_in))
 
     @override
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:

@@ -189,6 +189,13 @@ class MTTrainingTranscoder(_Transcodes, MTTrainingSAE):
         self.output_scale.fill_(1.0)
 
     @override
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        super().process_state_dict_for_loading(state_dict)
+        state_dict.setdefault(
+            "output_scale", state_dict["b_dec"].new_ones(())
+        )  # it is folded into the weights of a trained SAE
+
+    @override
     def process_state_dict_for_saving_inference(self, state_dict: dict[str, Any]) -> None:
         super().process_state_dict_for_saving_inference(state_dict)
         state_dict.pop("output_scale", None)

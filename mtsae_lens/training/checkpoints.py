@@ -210,6 +210,8 @@ def load_checkpoint(trainer: Trainer, path: Path, fingerprint: Mapping[str, Any]
     try:
         trainer.sae.load_weights_from_checkpoint(path)
         trainer.activation_scaler.scaling_factor = scaler.scaling_factor
+        if scaler.scaling_factor is not None:  # not folded in yet, also where the run trains an SAE further
+            trainer.sae.cfg.normalize_activations = "expected_average_only_in"
         _take_up(trainer, numbers, tensors)
     except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -74,7 +74,7 @@ def keep_lr_ratios_(optimizer: torch.optim.Optimizer) -> None:
     """
     first, *others = optimizer.param_groups
     for group in others:
-        group["lr"] = first["lr"] * group["initial_lr"] / first["initial_lr"]
+        group["lr"] = first["lr"] * group["initial_lr"] / (first["initial_lr"] or 1.0)  # at a rate of 0 all rates are 0
 
 
 def group_parameters(sae: TrainingSAE[Any], lr: float) -> list[dict[str, Any]]:

@@ -20,7 +20,6 @@ from mtsae_lens.output_folders import in_output_folder
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.config import ARCHITECTURE, MTTrainingSAEConfig
 from mtsae_lens.sae.field_types import as_whole_numbers, check_fields
-from mtsae_lens.sae.training import MTTrainingSAE
 from mtsae_lens.training.cached import adopt_cache
 from mtsae_lens.training.dilations import select_dilations
 from mtsae_lens.training.options import TrainerOptions
@@ -185,6 +184,25 @@ def check_settings(settings: TrainSettings) -> None:
             f"expected settings that SAELens accepts, got an error ({' '.join(str(error).split())[:300]}); change them"
         ) from error
     check_config(cfg)
+    if settings.sae.get("dilations") == AUTO:
+        _check_selection(cfg.sae, settings.architecture)
+
+
+def _check_selection(sae: Any, architecture: str) -> None:
+    """Raise `ConfigError` if dilations cannot be selected from data: no encoder reads them, or several ranks train it."""
+    if not isinstance(sae, MTTrainingSAEConfig):
+        raise ConfigError(
+            f"expected architecture {ARCHITECTURE!r} for dilations={AUTO!r}, got {architecture!r}; leave dilations out"
+        )
+    if sae.memory != "none":
+        raise ConfigError(
+            f"expected memory='none' for dilations={AUTO!r}, got {sae.memory!r}, where the encoder reads the token alone; leave dilations out"
+        )
+    if not current_ranks().is_alone:
+        raise ConfigError(
+            f"expected dilations to be given with {current_ranks().size} ranks, got {AUTO!r}, which reads a block in one process; select them "
+            "in a short run without torchrun, and give them with --set dilations=[...]"
+        )
 
 
 def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int | None = None) -> tuple[TrainSettings, Block]:
@@ -199,22 +217,10 @@ def select_from_data(settings: TrainSettings, model: Any, d_in: int, d_out: int 
     Returns:
         The settings with the selected dilations, and the block, so that it is not read again. The selection depends on the
         settings alone.
-
-    Raises:
-        ConfigError: the architecture is not the MTSAE, or several ranks train it.
     """
-    if not current_ranks().is_alone:
-        raise ConfigError(
-            f"expected dilations to be given with {current_ranks().size} ranks, got {AUTO!r}, which reads a block in one process; select them "
-            "in a short run without torchrun, and give them with --set dilations=[...]"
-        )
     given = {name: value for name, value in settings.sae.items() if name != "dilations"}
     plain = settings.model_copy(update={"sae": given})
     runner = SequenceSAETrainingRunner(runner_config(plain, d_in, d_out), override_model=model, options=trainer_options(plain))
-    if not isinstance(runner.sae, MTTrainingSAE):
-        raise ConfigError(
-            f"expected architecture {ARCHITECTURE!r} for dilations={AUTO!r}, got {settings.architecture!r}; leave dilations out"
-        )
     block = next(runner.stream.blocks(0))
     n_dilations = len(runner.sae.cfg.dilations) - 1
     dilations = select_dilations(

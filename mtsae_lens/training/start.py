@@ -8,6 +8,8 @@ Gemma) `E h` is several times as long as the deviations from it, so at the start
 others ever receive a gradient: the SAE collapses. With `b_dec` at the mean the encoder reads the deviations. The mean is used rather
 than the geometric median, because it is the constant that minimizes the squared error, needs one pass, and was no worse where single
 tokens are outliers (`examples/benchmarks/outlier_dimensions.py`).
+
+An SAE that has been trained keeps its weights, and the scale that is folded into it (`restore_scale_`).
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from jaxtyping import Float
 from sae_lens import TrainingSAE
 from torch import Tensor
 
-from mtsae_lens.errors import DataError
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.memory_training import read_memory_batch
 from mtsae_lens.sae.training import MTTrainingSAE
 
 _LEAST_NORM, _GREATEST_NORM = 1e-12, 1e12  # squares of these, and sums of them, are safe in float32
+_NORM_TOLERANCE = 1e-4  # relative: rows that were all scaled to one norm differ by less
 _LEAST_VARIATION = 1e-6  # of the mean's norm: below it float32 resolves no difference between two rows
 
 
@@ -130,6 +133,48 @@ def start_b_dec_(sae: TrainingSAE[Any], mean: Float[Tensor, " d_in"]) -> None:
     for name in ("b_enc", "b_gate", "b_mag"):  # a gated SAE has the last two
         if isinstance(bias := getattr(sae, name, None), Tensor):
             bias -= response
+
+
+@torch.no_grad()
+def restore_scale_(sae: MTTrainingSAE) -> float | None:
+    """Take the scale of the activations out of a trained SAE again, in place, so that the rows of its decoder have unit norm.
+
+        s = 1 / n,   taps = n taps,   W_dec = W_dec / n,   b_dec = b_dec / n           with n the norm of the decoder rows
+
+    Training ends with the scale folded into the weights (`fold_activation_norm_scaling_factor`). `normalize_decoder` would then shorten the
+    rows in the first step and leave the encoder as it is. In the old units learning rate, coefficients and bandwidths also mean what they
+    meant before. Rows of different norms have no common scale; their norms are folded into the encoder. All of this is exact. A new SAE,
+    with a `b_dec` of zero, is left unchanged.
+
+    Args:
+        sae: the SAE.
+
+    Returns:
+        The scale s with which the activations are to be multiplied from now on; None if the activations stay as they are.
+
+    Raises:
+        ConfigError: the norms differ, and the activation compares features with each other.
+    """
+    cfg = sae.cfg
+    if not cfg.normalize_decoder or cfg.normalize_activations != "none" or not sae.b_dec.any():
+        return None
+    norms = sae.W_dec.float().norm(dim=-1)
+    tolerance = max(_NORM_TOLERANCE, 2 * torch.finfo(sae.W_dec.dtype).eps)
+    n = norms.mean().item()
+    if norms.max() - norms.min() > tolerance * n:
+        try:
+            sae.fold_W_dec_norm()
+        except NotImplementedError as error:
+            raise ConfigError(
+                f"expected decoder rows of the same norm to train an SAE with activation={cfg.activation!r} and normalize_decoder=True "
+                f"further, got norms from {norms.min():.4g} to {norms.max():.4g}; set sae.cfg.normalize_decoder = False"
+            ) from error
+        return None
+    if abs(n - 1) <= tolerance:
+        return None
+    sae.fold_activation_norm_scaling_factor(n)
+    cfg.normalize_activations = "expected_average_only_in"
+    return 1 / n
 
 
 _MEMORY_RIDGE = 0.5

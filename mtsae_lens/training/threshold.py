@@ -40,7 +40,8 @@ def set_threshold_(sae: MTTrainingSAE, h: Float[Tensor, "batch pos d_in"]) -> No
         sae: a trained SAE for which `needs_threshold` holds, with the scale of its activations folded in.
         h: contexts that it was trained on, zero at masked positions.
     """
-    inference = MTSAE(MTSAEConfig.from_dict(sae.cfg.get_inference_sae_cfg_dict())).to(sae.device)
+    flat = {"reshape_activations": "none"}  # the heads of `h` lie side by side already
+    inference = MTSAE(MTSAEConfig.from_dict(sae.cfg.get_inference_sae_cfg_dict() | flat)).to(sae.device)
     weights = sae.state_dict()
     sae.process_state_dict_for_saving_inference(weights)
     inference.load_state_dict(weights)

@@ -30,7 +30,7 @@ from mtsae_lens.training.log import LOG_FILE, TrainingLog
 from mtsae_lens.training.optimizer import keep_lr_ratios_, make_lr_scheduler, make_optimizer
 from mtsae_lens.training.options import TrainerOptions
 from mtsae_lens.training.rank_means import add_up_step_, sum_firing_counts
-from mtsae_lens.training.start import look_ahead, start_b_dec_, start_memory_
+from mtsae_lens.training.start import look_ahead, restore_scale_, start_b_dec_, start_memory_
 from mtsae_lens.training.step_reports import REMEDY, StepReporter
 from mtsae_lens.training.steps import train_side_by_side
 from mtsae_lens.training.transcoding import start_transcoder_
@@ -214,6 +214,10 @@ class SequenceSAETrainer(SAETrainer[TrainingSAE[Any], Any]):
         )
         statistics, data = look_ahead(data, n_batches, self.sae.cfg.d_in)
         scaler = self.activation_scaler
+        restored = restore_scale_(self.sae) if isinstance(self.sae, MTTrainingSAE) else None
+        if restored is not None:
+            scaler.scaling_factor = restored
+            return data  # an SAE that was trained has its start
         if self.sae.cfg.normalize_activations == "expected_average_only_in" and scaler.scaling_factor is None:
             scaler.scaling_factor = self.sae.cfg.d_in**0.5 / statistics.mean_norm
         starts_at_mean = self.options.b_dec_init == "mean"

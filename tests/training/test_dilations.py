@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from mtsae_lens.data.planted import PlantedConfig, PlantedFeatures
 from mtsae_lens.errors import ConfigError, DataError
+from mtsae_lens.training import recipe
 from mtsae_lens.training.dilations import lag_covariances, predictability, select_dilations
 
 
@@ -96,3 +99,26 @@ def test_more_dilations_than_there_are_is_an_error(n_dilations: int) -> None:
 def test_activations_that_tell_nothing_are_refused(value: float, message: str) -> None:
     with pytest.raises(DataError, match=message):
         select(torch.full((4, 32, 6), value), 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"sae": {"k": 4, "memory": "predictive"}},
+            r"^expected memory='none' for dilations='auto', got 'predictive', where the encoder reads the token alone; leave dilations out$",
+        ),
+        ({"architecture": "topk"}, r"^expected architecture 'mtsae' for dilations='auto', got 'topk'; leave dilations out$"),
+    ],
+)
+def test_a_selection_that_no_encoder_reads_is_refused_before_the_model_is_loaded(
+    changes: dict[str, Any],
+    message: str,
+    tiny_settings: Callable[..., recipe.TrainSettings],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(recipe, "load_language_model")
+    settings = tiny_settings(tmp_path, **changes)
+    with pytest.raises(ConfigError, match=message):
+        recipe.train_sae(settings.model_copy(update={"sae": settings.sae | {"dilations": "auto"}}))
