@@ -247,9 +247,11 @@ def joined_ranks(device: str = "cpu") -> Iterator[Ranks]:
             if uses_cuda:
                 _choose_gpu(ranks)
             yield ranks
+        _leave_together(store)
     except TrainingInterrupted as error:
         if _lost.is_set():  # the signal is that of torchrun, which ends all ranks when one of them has ended
             _raise_or_exit(RankLostError(_LOST), store)
+        _leave_together(store)
         if not ranks.is_first:
             raise SystemExit(128 + error.signal_number) from error
         raise
@@ -317,9 +319,21 @@ def _raise_or_exit(error: MTSAEError, store: dist.Store) -> NoReturn:
 
 def _let_others_ask(store: dist.Store) -> None:
     """Wait a little for the other ranks to ask who tells the error: the store may be in this process, and end with it."""
+    _wait_for_count(store, "mtsae_errors")
+
+
+def _leave_together(store: dist.Store) -> None:
+    """Wait a little for the other ranks to leave too: a rank that ends closes its connections, and fails a collective that others finish."""
+    with suppress(RuntimeError):
+        store.add("mtsae_leaving", 1)
+    _wait_for_count(store, "mtsae_leaving")
+
+
+def _wait_for_count(store: dist.Store, name: str) -> None:
+    """Wait until every rank has added 1 to a number in the store, but not for long."""
     deadline = time.monotonic() + _ASK_WITHIN
     with suppress(RuntimeError):
-        while store.add("mtsae_errors", 0) < dist.get_world_size() and time.monotonic() < deadline:
+        while store.add(name, 0) < dist.get_world_size() and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
