@@ -164,5 +164,5 @@ def fit(
     waits = stream.waits if isinstance(stream, ContextBlocks) else None
     SequenceSAETrainer(cfg, sae, batches_for(sae, stream, options.max_norm_multiple), options, waits=waits).fit()
     if needs_threshold(sae):
-        set_threshold_(sae, next(stream.sequences()))
+        set_threshold_(sae, stream.sequences())
     return sae

@@ -202,7 +202,7 @@ class SequenceSAETrainingRunner:
             The SAE.
         """
         if needs_threshold(self.sae):
-            set_threshold_(self.sae, zero_rows(*next(self._own_stream.chunks(0))))
+            set_threshold_(self.sae, (zero_rows(h, masked) for h, masked in self._own_stream.chunks(0)))
         out = self.options.run_dir
         if out is not None:
             save_run(self.cfg, self.sae, self.options, trainer.log_feature_sparsity, out)
