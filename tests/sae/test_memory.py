@@ -213,7 +213,7 @@ def test_every_activation_may_have_memory(
 
     error, l0 = trained("memory", **own)
     other_error, other_l0 = trained("none", memory="none", dilations=(0,), **without)
-    assert error < 0.9 * other_error
+    assert error < 0.92 * other_error  # the L0 of batchtopk is 1.96 with memory and 1.99 without
     assert l0 < largest_l0 * other_l0
 
 
