@@ -36,7 +36,7 @@ _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 _USER_ERROR = 2  # the exit code of the command line
 _LONGEST_WAIT = timedelta(days=365)  # one rank may compute for days while another one waits
 _POLL_SECONDS = 0.02
-_ASK_WITHIN = 2.0  # seconds, in which the other ranks ask who tells an error
+_END_WITHIN = 2.0  # seconds, in which the other ranks ask who tells an error, or leave too
 _LOST = (
     "a rank ended before the others, and the run ends with it; its own message says why. What was saved is kept: type the same command again, "
     "mtsae train with --resume, with any number of ranks"
@@ -331,7 +331,7 @@ def _leave_together(store: dist.Store) -> None:
 
 def _wait_for_count(store: dist.Store, name: str) -> None:
     """Wait until every rank has added 1 to a number in the store, but not for long."""
-    deadline = time.monotonic() + _ASK_WITHIN
+    deadline = time.monotonic() + _END_WITHIN
     with suppress(RuntimeError):
         while store.add(name, 0) < dist.get_world_size() and time.monotonic() < deadline:
             time.sleep(0.05)

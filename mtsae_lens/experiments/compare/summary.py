@@ -18,6 +18,13 @@ from mtsae_lens.experiments.compare.results import (
 
 _SMALL_COST = 0.2
 """Rise of the loss by zero ablation, in nats, below which `ce_loss_score` differs between seeds by more than most architectures do."""
+_OUTCOMES = {
+    "ahead": "ahead",
+    "behind": "behind",
+    "within the spread": "within the spread of the seeds",
+    "no comparison": "nothing to compare with",
+}
+"""Words for the outcomes of a comparison, in the order in which they are said."""
 _EXPLAINED, _BITS = "explained_variance_without_massive", "bits_per_token"
 
 
@@ -63,14 +70,6 @@ def _say_bits(verdict: Verdict, cells: Sequence[Cell]) -> str:
     if ours is None or theirs is None:
         return f" over {verdict.best}"
     return f" over {verdict.best}, for {ours.mean:.1f} bits per token instead of {theirs.mean:.1f}"
-
-
-_OUTCOMES = {
-    "ahead": "ahead",
-    "behind": "behind",
-    "within the spread": "within the spread of the seeds",
-    "no comparison": "nothing to compare with",
-}
 
 
 def warn_of_noise(cells: Sequence[Cell]) -> list[str]:
