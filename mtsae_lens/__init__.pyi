@@ -40,6 +40,7 @@ from .splice.gates import AlwaysOpen as AlwaysOpen
 from .splice.gates import FeatureActiveGate as FeatureActiveGate
 from .splice.gates import RunningEvidenceGate as RunningEvidenceGate
 from .splice.gates import SequenceRateGate as SequenceRateGate
+from .splice.group_gate import KnownGroupsGate as KnownGroupsGate
 from .splice.hooked_lm import HookedLM as HookedLM
 from .splice.splicing import Splice as Splice
 from .training.recipe import train_sae as train_sae

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 from sae_lens import SAE
 
-import mtsae_lens.splice.evidence_gates  # noqa: F401  # registers its gates
+import mtsae_lens.splice.evidence_gates  # registers its gates
+import mtsae_lens.splice.group_gate  # noqa: F401  # registers its gate
 from mtsae_lens.errors import ConfigError, DataError, ModelError, MTSAEWarning
 from mtsae_lens.files import write_json
 from mtsae_lens.splice import error_edits  # noqa: F401  # registers its edits

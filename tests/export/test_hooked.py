@@ -29,6 +29,7 @@ from mtsae_lens.splice.edits import FeatureClamp, FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gates import FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.group_gate import KnownGroupsGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 
 ATOL = 1e-4
@@ -54,6 +55,18 @@ EDITS: dict[str, Edit] = {
     ),
     "activations_mean": FeatureEdit(
         tuple(range(40)), 2.0, DecayedMeanGate("activations", NONE, RAW, torch.tensor([0.1]), 0.0, 0.8)
+    ),
+    "activations_groups": FeatureEdit(
+        tuple(range(40)),
+        2.0,
+        KnownGroupsGate(
+            torch.linspace(-0.1, 0.03, 96).view(3, 32),
+            torch.zeros(32),
+            torch.eye(3),
+            torch.full((3, 3), 0.5),
+            torch.ones(3),
+            0.0,
+        ),
     ),
     "directions": DirectionEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),
     "error": ErrorEdit(DIRECTIONS, torch.linspace(-1, 1, 32), 0.5, ACTIVE),

@@ -27,6 +27,7 @@ from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
+from mtsae_lens.splice.group_gate import KnownGroupsGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import identify
 from mtsae_lens.splice.splicing import Splice
@@ -65,6 +66,14 @@ GATES: dict[str, Gate] = {
     "running": RunningEvidenceGate(torch.arange(16), torch.linspace(-0.3, 1 / 3, 16), 0.9, 0.1),
     "two_state": TwoStateGate(
         "features", torch.arange(16), torch.linspace(-0.3, 1 / 3, 16)[None], torch.tensor([1 / 7]), 0.1, 1 / 30, 0.2
+    ),
+    "groups": KnownGroupsGate(
+        torch.linspace(-1, 1 / 3, 96).view(3, 32),
+        torch.ones(32) / 7,
+        torch.eye(3),
+        torch.full((3, 3), 1 / 3),
+        torch.ones(3),
+        -9.0,
     ),
     "mean": DecayedMeanGate("activations", torch.arange(0), torch.linspace(-1, 1, 32)[None], torch.tensor([1 / 7]), 0.1, 0.9),
 }

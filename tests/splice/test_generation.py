@@ -26,6 +26,7 @@ from mtsae_lens.splice.evidence_gates import DecayedMeanGate, TwoStateGate
 from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate, RunningEvidenceGate, SequenceRateGate
 from mtsae_lens.splice.generation import StreamingEdit
+from mtsae_lens.splice.group_gate import KnownGroupsGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import Splice
 
@@ -58,6 +59,9 @@ GATES: dict[str, Gate] = {
     "running": RunningEvidenceGate(torch.arange(24), torch.ones(24), decay=0.8, threshold=11.0),
     "active": FeatureActiveGate(torch.arange(0, 48, 12)),
     "two_state": TwoStateGate("features", torch.arange(24), TWO_WEIGHTS, torch.tensor([-3.5, -3.5]), 0.0, 0.1, 0.2),
+    "groups": KnownGroupsGate(
+        torch.linspace(-0.1, 0.03, 96).view(3, 32), torch.zeros(32), torch.eye(3), torch.full((3, 3), 0.5), torch.ones(3), 0.0
+    ),
     "mean": DecayedMeanGate(
         "activations", torch.tensor([], dtype=torch.long), torch.linspace(-1, 1, 32)[None], torch.zeros(1), 0.0, 0.8
     ),

@@ -186,7 +186,7 @@ def test_features_that_no_gate_reads_are_not_held(
     torch.testing.assert_close(gate.weights, expected.weights, atol=1e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("kind", GATE_KINDS)
+@pytest.mark.parametrize("kind", sorted(set(GATE_KINDS) - {"known_groups_activations"}))
 def test_every_kind_is_fitted_and_separates(kind: str, lm: Any, text_file: Path, sea_file: Path) -> None:
     task = Task((Corpus(str(sea_file), "forget"), Corpus(str(text_file), "far")), 12)
     gates = fit_gates(lm, task, (0.1, None), GateChoice(kind, threshold="quantile"))

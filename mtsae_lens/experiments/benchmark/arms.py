@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.export.low_rank import LowRankSettings
 from mtsae_lens.sae.config import ARCHITECTURE
 from mtsae_lens.unlearning.candidates import Grid
+from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
-from mtsae_lens.unlearning.task import ALL_QUESTIONS, Corpus, Task
+from mtsae_lens.unlearning.task import ALL_QUESTIONS, SPARED, Corpus, Task
 
 OURS = ARCHITECTURE
 
@@ -51,6 +53,17 @@ class BenchmarkSize:
             false_positive_rates=(0.002, 0.01, 0.05),
         )
     )
+    gated_questions: Grid = field(
+        default_factory=lambda: Grid(
+            scores=("frequency_difference",),
+            n_features=(64, 96, 128),
+            multipliers=(-0.3, -0.2, -0.1, 0.0),
+            false_positive_rates=(0.002, 0.01, 0.05),
+            edits=("project",),
+        )
+    )
+    """The grid behind a gate of known groups (`KNOWN_GROUPS`), which recognizes people, so that the edit need not be specific to them.
+    A multiplier below 0 keeps a part of what is projected out."""
     ungated: Grid = field(
         default_factory=lambda: Grid(
             scores=("frequency_difference", "fisher_attribution"),
@@ -77,6 +90,13 @@ QUICK = BenchmarkSize(
     gated=Grid(
         scores=("frequency_difference",), n_features=(32, 128), multipliers=(1.0, 4.0), false_positive_rates=(0.01, 0.05)
     ),
+    gated_questions=Grid(
+        scores=("frequency_difference",),
+        n_features=(64, 128),
+        multipliers=(-0.1, 0.0),
+        false_positive_rates=(0.01, 0.05),
+        edits=("project",),
+    ),
     ungated=Grid(scores=("frequency_difference",), n_features=(8, 32), multipliers=(0.0, 2.0), false_positive_rates=(None,)),
     n_random_draws=5,
     relearned_documents=(16,),
@@ -86,6 +106,9 @@ QUICK = BenchmarkSize(
 )
 QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 """Losses of a quick run, which shows in minutes that everything runs; its SAEs are hardly trained."""
+
+
+KNOWN_GROUPS = GateChoice("known_groups_activations")
 
 
 @dataclass(frozen=True)
@@ -98,6 +121,20 @@ class BenchmarkTask:
     retain_training: tuple[str, ...]
     unseen: str | None = None
     """Questions about the same facts in other words, for an attack; None if there are none."""
+
+    @property
+    def gate(self) -> GateChoice:
+        """Return which gate is fitted: one of known groups if there are questions to forget and others to keep."""
+        asked = [is_question_source(corpus.source) for corpus in self.corpora if corpus.role in SPARED]
+        return KNOWN_GROUPS if is_question_source(self.forget_training) and any(asked) else GateChoice()
+
+    def gated(self, size: BenchmarkSize) -> Grid:
+        """Return the settings that are tried behind the gate.
+
+        Args:
+            size: how much work to do.
+        """
+        return size.gated_questions if self.gate == KNOWN_GROUPS else size.gated
 
     def task(self, contexts_per_split: int, max_select_questions: int = ALL_QUESTIONS) -> Task:
         """Return the task.

@@ -84,15 +84,16 @@ def _check_identity(setup: BenchmarkSetup) -> float:
 
 def _candidates(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str) -> dict[str, list[Candidate]]:
     lm, task = setup.lm, setup.task
-    rates = (*size.gated.false_positive_rates, None)
-    gates = fit_gates(lm, task, rates)
+    gated = setup.task_of.gated(size)
+    gates = fit_gates(lm, task, (*gated.false_positive_rates, None), setup.task_of.gate)
     closed: dict[float | None, Gate] = {rate: gate for rate, gate in gates.items() if rate is not None}
     always: dict[float | None, Gate] = {None: gates[None]}
     evidence = gather_evidence(lm, task)
-    far = rankings(evidence.without_near(), size.gated, min_ratio=MIN_RATIO)
+    of_gated = evidence.without_near()  # a gate spares near text better than the choice of features does
+    far = rankings(of_gated, gated, min_ratio=MIN_RATIO)
     near = rankings(evidence, size.ungated, min_ratio=MIN_RATIO)
     found: dict[str, list[Candidate]] = {
-        architecture: [*feature_candidates(far, size.gated, closed, evidence)],
+        architecture: [*feature_candidates(far, gated, closed, of_gated)],
         f"{architecture}, no gate": [*feature_candidates(near, size.ungated, always, evidence)],
     }
     if architecture == OURS:

@@ -24,6 +24,7 @@ from mtsae_lens.experiments.benchmark.weights_cell import reference_cell, weight
 from mtsae_lens.unlearning.finetuning.losses import OfAllWeights
 from mtsae_lens.unlearning.finetuning.rep_select import RepSelect
 from mtsae_lens.unlearning.finetuning.sweeps import LOSSES, Sweep, sweeps_of
+from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.task import ALL_QUESTIONS, Role
 
 _OF_AN_SAE = {
@@ -102,7 +103,9 @@ def _plan_edits(settings: BenchmarkSettings, task: BenchmarkTask, architecture: 
     size, attacked = settings.size(), seed < settings.n_attacked_seeds
     compute = partial(edit_cell, _setup(settings, task, architecture, seed), size, architecture, seed, attacked=attacked)
     depends_on = _of_method(settings, task) | _of_saes(settings, architecture, [seed], saes)
-    depends_on |= {"gated": asdict(size.gated), "ungated": asdict(size.ungated), "n_random_draws": size.n_random_draws}
+    depends_on |= {"gated": asdict(task.gated(size)), "ungated": asdict(size.ungated), "n_random_draws": size.n_random_draws}
+    if task.gate != GateChoice():  # so that earlier results stay valid
+        depends_on |= {"gate": asdict(task.gate)}
     if attacked:
         depends_on |= _of_attacks(settings, task)
     if attacked and architecture == OURS:  # low-rank weights imitate its edit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -76,6 +77,18 @@ def decayed_mean_opens(
     return torch.stack(means, dim=1) > gate["threshold"]
 
 
+def known_groups_open(
+    gate: dict[str, Any], tensors: dict[str, Tensor], state: dict[str, Tensor], e: Tensor, h: Tensor
+) -> Tensor:
+    """Return True where the activations are more likely from a known group than from a new one, by more than the threshold."""
+    means, variances, prior = tensors["means"], tensors["variances"], tensors["prior"]
+    z = (h - tensors["center"]) @ tensors["projection"].T
+    square = z.square() @ (1 / variances).T - 2 * z @ (means / variances).T + (means.square() / variances).sum(dim=-1)
+    known = (-0.5 * (square + variances.log().sum(dim=-1))).logsumexp(dim=-1) - math.log(len(means))
+    new = -0.5 * ((z.square() / prior).sum(dim=-1) + prior.log().sum())
+    return (known - new > gate["threshold"]) & (h != 0).any(dim=-1)
+
+
 def evidence_steps(gate: dict[str, Any], tensors: dict[str, Tensor], e: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
     """Return `log sum_k exp(w_k . phi_t + c_k)` at each position, and False where nothing is read (special tokens, padding).
 
@@ -97,5 +110,6 @@ GATES: dict[str, GateFunction] = {
     "running_evidence": evidence_opens,
     "two_state": two_state_opens,
     "decayed_mean": decayed_mean_opens,
+    "known_groups": known_groups_open,
 }
 """Gates by `kind`."""

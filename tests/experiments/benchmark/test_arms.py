@@ -6,10 +6,22 @@ from dataclasses import fields
 
 import pytest
 
-from mtsae_lens.experiments.benchmark.arms import BUDGETS, CONTROL_BUDGETS, MAIN_BUDGET, OURS, QUICK, SAES, TASKS, BenchmarkSize
+from mtsae_lens.experiments.benchmark.arms import (
+    BUDGETS,
+    CONTROL_BUDGETS,
+    KNOWN_GROUPS,
+    MAIN_BUDGET,
+    OURS,
+    QUICK,
+    SAES,
+    TASKS,
+    BenchmarkSize,
+    BenchmarkTask,
+)
 from mtsae_lens.training.recipe import TrainSettings
+from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.selection.scores import SCORES
-from mtsae_lens.unlearning.task import Task, check_corpus
+from mtsae_lens.unlearning.task import Corpus, Task, check_corpus
 from mtsae_lens.upstream import SAE_TRAINING_CLASS_REGISTRY
 
 
@@ -50,6 +62,17 @@ def test_grids_are_with_and_without_a_gate(size: BenchmarkSize) -> None:
     assert None not in size.gated.false_positive_rates
     assert size.ungated.false_positive_rates == (None,)
     assert {*size.gated.scores, *size.ungated.scores} <= set(SCORES)
+
+
+def test_people_are_recognized_and_text_is_not() -> None:
+    assert TASKS["domain"].gate == GateChoice()
+    assert TASKS["domain"].gated(QUICK) == QUICK.gated
+    assert TASKS["people"].gate == GateChoice("known_groups_activations")
+    assert TASKS["people"].gated(QUICK) == QUICK.gated_questions
+    questions = Corpus("facts:forget:known", "forget")
+    for spared, gate in (("sotu", GateChoice()), ("facts:retain:known", KNOWN_GROUPS)):
+        corpora = (questions, Corpus(spared, "near"), Corpus("facts:strangers:known", "neutral"))
+        assert BenchmarkTask("own", corpora, questions.source, (spared,)).gate == gate
 
 
 def test_budgets_are_those_that_are_looked_up() -> None:

@@ -1,0 +1,97 @@
+"""Fit a gate that recognizes known groups, such as the people to forget, on questions about them and about other people on SELECT.
+
+The model of the activations where an answer begins has two variances (Brümmer and de Villiers 2010, "The speaker partitioning problem"):
+
+    h = mu + y + e,    y ~ N(0, B) for each group,    e ~ N(0, W) for each question
+
+A change of coordinates makes W the identity and B diagonal (`psi`). Of a known group with n questions of mean zbar, the posterior of y is
+normal with variance `c = psi / (1 + n psi)` and mean `n c zbar`. Its activations then vary by `1 + c`, and those of a new group by `1 + psi`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mtsae_lens.errors import DataError
+from mtsae_lens.splice.group_gate import KnownGroupsGate
+
+MAX_DIRECTIONS = 64
+SMALLEST_STD = 1e-6
+_SMALLEST_VARIANCE = 1e-6  # of standardized coordinates, so that constant activations can be inverted
+MIN_GROUPS = 3  # fewer say nothing of how groups differ
+
+
+def fit_known_groups(
+    forget: Float[Tensor, "n d"],
+    forget_groups: Sequence[str],
+    retain: Float[Tensor, "m d"],
+    retain_groups: Sequence[str],
+    max_directions: int = MAX_DIRECTIONS,
+) -> KnownGroupsGate:
+    """Estimate how groups differ from all groups, and where the groups to forget lie.
+
+    Args:
+        forget: activations where the answers to questions about known groups begin.
+        forget_groups: the group of each row, such as the name of a person.
+        retain: the same for groups to keep; the gate stays closed on them because they are not known.
+        retain_groups: the group of each row.
+        max_directions: number of directions to use, those in which groups differ most.
+
+    Returns:
+        The gate, with threshold 0: a known group and a new one are equally likely.
+
+    Raises:
+        DataError: there are too few groups, or no direction in which they differ by more than their own questions do.
+    """
+    names = sorted({*forget_groups, *retain_groups})
+    if len(names) < MIN_GROUPS or not set(forget_groups).isdisjoint(retain_groups):
+        raise DataError(
+            f"expected at least {MIN_GROUPS} groups (people), each either to forget or to keep, got {len(names)}; ask about others"
+        )
+    place = {name: index for index, name in enumerate(names)}
+    group = torch.tensor([place[name] for name in (*forget_groups, *retain_groups)], device=forget.device)
+    rows = torch.cat([forget, retain]).double()
+    if len(rows) <= len(names):
+        raise DataError(f"expected several questions about each group, got {len(rows)} about {len(names)}; read more questions")
+    n_each = torch.bincount(group).double()
+    group_means = torch.zeros(len(names), rows.shape[1]).to(rows).index_add_(0, group, rows) / n_each.unsqueeze(1)
+    center = group_means.mean(dim=0)
+    deviations = rows - group_means[group]
+    scale = deviations.std(dim=0).clamp(min=SMALLEST_STD)  # because some coordinates are far larger than others
+    within = _shrunk_covariance(deviations / scale, len(rows) - len(names))
+    between = torch.cov(((group_means - center) / scale).T)
+    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
+    spread, directions = torch.linalg.eigh(whiten @ between @ whiten.T)
+    psi = spread.flip(0) - (1 / n_each).mean()  # means of n questions differ by W / n even if the groups do not
+    n_used = min(max_directions, int((psi > 0).sum()), len(names) - 1)
+    if not n_used:
+        raise DataError(
+            "expected groups (people) whose activations differ by more than their own questions do, got none; give another hook or gate"
+        )
+    psi, projection = psi[:n_used], directions.flip(1).T[:n_used] @ whiten / scale
+    known = sorted({place[name] for name in forget_groups})
+    n_questions = n_each[known].unsqueeze(1)
+    posterior = psi / (1 + n_questions * psi)
+    means = n_questions * posterior * ((group_means[known] - center) @ projection.T)
+    p, mu, m, v, prior = (part.float().cpu() for part in (projection, center, means, 1 + posterior, 1 + psi))
+    return KnownGroupsGate(p, mu, m, v, prior, threshold=0.0)
+
+
+def _shrunk_covariance(deviations: Float[Tensor, "n d"], n_free: int) -> Float[Tensor, "d d"]:
+    """Return a covariance that is shrunk toward a multiple of the identity, by the oracle approximating shrinkage of Chen et al. 2010.
+
+    Args:
+        deviations: rows with a mean of zero.
+        n_free: degrees of freedom of the rows.
+    """
+    d = deviations.shape[1]
+    raw = deviations.T @ deviations / n_free
+    trace, of_square = raw.trace(), raw.square().sum()
+    top = (1 - 2 / d) * of_square + trace.square()
+    bottom = (n_free + 1 - 2 / d) * (of_square - trace.square() / d)
+    share = (top / bottom).clamp(max=1.0) if bottom > 0 else torch.ones_like(trace)
+    return (1 - share) * raw + (share * trace / d + _SMALLEST_VARIANCE) * torch.eye(d).to(raw)
