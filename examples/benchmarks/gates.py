@@ -28,6 +28,7 @@ from mtsae_lens.splice.evidence_gates import EvidenceGate
 from mtsae_lens.splice.gate_interface import ThresholdGate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.evidence_fit import fit_decayed_mean, fit_two_state
+from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.gating import fit_gate
 from mtsae_lens.unlearning.measures.detection import Detection, Scores, detection
 from mtsae_lens.unlearning.observed import Observed, Read, observe_table, reader
@@ -146,6 +147,15 @@ def arms(
         raw,
         two_state("activations", many, "positions" if task == "domain" else "windows"),
     )
+    if task == "people":
+        known = GateChoice("known_groups_activations")
+        yield (
+            "known groups, raw",
+            raw,
+            lambda corpora, seed: known.fit(
+                lm, tables[forget, "select"], [tables[source, "select"] for source in retain], seed=seed
+            ),
+        )
     yield "two-state, features", features, two_state("features", 1, "positions")
     yield f"two-state, features, {many} detectors", features, two_state("features", many, "positions")
     yield f"two-state, untrained features, {many} detectors", untrained(lm), two_state("features", many, "positions")

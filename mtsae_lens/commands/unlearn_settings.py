@@ -54,7 +54,8 @@ class UnlearnSettings(Settings):
     false_positive_rates: tuple[float | None, ...] = Field((0.01, 0.05), min_length=1)
     """Share of the positions of text to keep at which the gate may open by mistake. `null` is an edit without a gate. Every share is tried."""
     gate: str = "running_evidence"
-    """Kind of gate to fit, such as `running_evidence`, `two_state_features` or `two_state_activations`."""
+    """Kind of gate to fit, such as `running_evidence` or `two_state_activations`. For questions about people, `known_groups_activations`
+    opens on the people to forget and stays closed on strangers."""
     n_detectors: int = Field(1, gt=0)
     """Number of detectors of a two-state gate. Give several if the forget text has many parts, such as people."""
     gate_threshold: Literal["quantile", "conformal"] = "quantile"
