@@ -44,6 +44,7 @@ def unlearn(settings: UnlearnSettings, lm: HookedLM, reference: AnyHookedModel |
         edit=EDIT_KINDS[chosen.candidate.kind].formula,
         multiplier=chosen.candidate.multiplier,
         error_rank=chosen.candidate.error_rank,
+        gate=chosen.edit.gate.describe(),
     )
     measured = measure_on_test(lm, task, settings.protocol(), chosen, reference)
     return chosen, UnlearningResult(**fields_of(measured), chosen=edit, tune_sweep=chosen.sweep)

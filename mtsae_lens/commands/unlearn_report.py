@@ -10,7 +10,7 @@ from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 from mtsae_lens.splice.edit_interface import SUPPRESSION
-from mtsae_lens.unlearning.results import EditResult, GenerationComparison, UnlearningResult
+from mtsae_lens.unlearning.results import SAME_EDIT, EditResult, GenerationComparison, UnlearningResult
 
 BEFORE_AND_AFTER = "Before and after"
 
@@ -160,7 +160,13 @@ def unlearning_summary(measured: UnlearningResult) -> str:
 
 def _compare_with_random(measured: UnlearningResult) -> str:
     """Say how much matched random features behind the same gate forget, and what that says about the choice of features."""
-    row, random = measured.corpora[measured.forget], measured.random_control[measured.forget].nll_delta
+    row, drawn = measured.corpora[measured.forget], measured.random_control[measured.forget]
+    random = drawn.nll_delta
+    if max(abs(of - row.nll_delta) for of in (drawn.nll_delta_min, drawn.nll_delta_max)) < SAME_EDIT:
+        return (
+            f"Matched random features make the same edit ({random:+.3f}): the directions of so many features span the whole activation, so it "
+            "does not matter which are chosen"
+        )
     said = f"Matched random features behind the same gate add {random:+.3f}"
     if random >= row.nll_delta_low:
         return f"{said}, so the choice of features adds nothing to the gate that can be told from chance"
@@ -192,7 +198,7 @@ def unlearning_sections(measured: UnlearningResult, budgets: Mapping[str, float]
     removed = f"; and {chosen.error_rank} directions of the SAE's error are removed" if chosen.error_rank else ""
     control = next(iter(measured.random_control.values()))
     text = (
-        f"The edit: {chosen.n_features} features, {chosen.edit}{strength}{removed}, where the gate is open. It was chosen on SELECT and TUNE, "
+        f"The edit: {chosen.n_features} features, {chosen.edit}{strength}{removed}, {chosen.gate}. It was chosen on SELECT and TUNE, "
         "and measured once on TEST. Change: nats added per token to the loss of the clean model; intervals resample documents. On forget text "
         "more is more forgetting, up to the reference; on other text 0 is best. Random features: mean of "
         f"{control.n_draws} draws of features with the same firing rate and strength, edited in the same way behind the same gate. Without an "

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from mtsae_lens.data.choices import Dtype
 from mtsae_lens.errors import ConfigError, nearest
@@ -41,7 +41,7 @@ class UnlearnSettings(Settings):
     """Dtype of the language model and the reference. By default it is the same as when the SAE was trained."""
     scores: tuple[str, ...] = Field(("frequency_difference", "frequency_ratio"), min_length=1)
     """Score to rank features by, such as `frequency_ratio` or `fisher_attribution`, or one that you registered. Every score is tried."""
-    n_features: tuple[int, ...] = Field((8, 32, 128), min_length=1)
+    n_features: tuple[Annotated[int, Field(gt=0)], ...] = Field((8, 32, 128), min_length=1)
     """Number of features to edit. Every number is tried."""
     edits: tuple[str, ...] = Field(("scale",), min_length=1)
     """Kind of edit to apply to the features, such as `scale` or `clamp`. Every kind is tried."""
@@ -102,6 +102,21 @@ class UnlearnSettings(Settings):
         from mtsae_lens.unlearning.gate_kinds import GateChoice
 
         return GateChoice(gate).kind
+
+    @model_validator(mode="after")
+    def _check_gate_settings(self) -> Self:
+        if self.n_detectors > 1 and not self.gate.startswith("two_state"):
+            raise ConfigError(
+                f"expected n_detectors with a two-state gate, got {self.n_detectors} with gate={self.gate}; give --gate two_state_activations, "
+                "or leave --n-detectors out"
+            )
+        of_gate = sorted({"gate", "gate_threshold"} & self.model_fields_set)
+        if of_gate and all(rate is None for rate in self.false_positive_rates):
+            raise ConfigError(
+                f"expected a false-positive rate for the gate, got {', '.join(of_gate)} and no rate (null is no gate); give such as "
+                "--false-positive-rates 0.01"
+            )
+        return self
 
     @field_validator("edits")
     @classmethod

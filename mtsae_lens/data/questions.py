@@ -7,7 +7,7 @@ A source is `facts:<people>:<templates>`.
   `forget/16` are the first 16 of a group, for a model that was taught fewer people.
 - `templates` is `known` (sentences that biographies contain) or `unseen` (sentences that no biography contains).
 
-Each fact is asked through different known templates in each split.
+Each fact is asked through different known templates in each split, and through the same unseen templates in every split.
 """
 
 from __future__ import annotations
@@ -47,6 +47,25 @@ def is_test_only(source: str) -> bool:
         source: name of a source.
     """
     return source.startswith((f"{PREFIX}strangers:", f"{PREFIX}strangers/"))
+
+
+def people_asked_about(source: str) -> set[str]:
+    """Return the names of the people whom a source asks about; empty if there is no such group.
+
+    Args:
+        source: `facts:<people>:<templates>`.
+    """
+    group = source.removeprefix(PREFIX).rpartition(":")[0]
+    return {person.name for person in people_of(group)} if is_group(group) else set()
+
+
+def is_same_on_every_split(source: str) -> bool:
+    """Return whether a source asks the same questions on every split, because its templates are too few to share out.
+
+    Args:
+        source: name of a source.
+    """
+    return is_question_source(source) and source.endswith(":unseen")
 
 
 def read_questions(source: str, split: Split, cutter: ContextCutter, max_questions: int, *, seed: int = 0) -> TokenTable:

@@ -94,6 +94,9 @@ class ThresholdGate(Gate):
 
     threshold: float
 
+    lowest_threshold: ClassVar[float] = -math.inf
+    """The lowest threshold that text to keep may set. Below it, the score itself speaks against opening."""
+
     def with_threshold(self, threshold: float) -> Self:
         """Return the same gate with another threshold.
 

@@ -46,6 +46,8 @@ class KnownGroupsGate(ThresholdGate):
     prior: Float[Tensor, " r"]
     threshold: float
 
+    lowest_threshold = 0.0
+
     def __post_init__(self) -> None:
         for name in ("projection", "center", "means", "variances", "prior"):
             object.__setattr__(self, name, torch.as_tensor(getattr(self, name)).float())
@@ -65,8 +67,10 @@ class KnownGroupsGate(ThresholdGate):
         check_threshold(self.threshold)
         if not all(bool(getattr(self, name).isfinite().all()) for name in shapes):
             raise ConfigError("expected finite numbers in a gate of known groups, got NaN or infinity; give finite numbers")
-        if not bool((self.variances > 0).all() and (self.prior > 0).all()):
-            raise ConfigError("expected variances above 0 in a gate of known groups, got 0 or less; give positive numbers")
+        if not all(bool((of > 0).all() and of.reciprocal().isfinite().all()) for of in (self.variances, self.prior)):
+            raise ConfigError(
+                "expected variances above 0 in a gate of known groups, got 0, less, or nearly 0; give numbers such as 1.0"
+            )
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self.means)} groups, {len(self.prior)} directions, threshold={self.threshold:.4g})"
@@ -133,7 +137,4 @@ class KnownGroupsGate(ThresholdGate):
 
     def describe(self) -> str:
         """Describe where the gate is open."""
-        return (
-            f"where the activations are those of one of {len(self.means)} known groups rather than of a new one, by a log-likelihood ratio "
-            f"above {self.threshold:.4g}"
-        )
+        return f"where the log-likelihood ratio of {len(self.means)} known groups to a new group exceeds {self.threshold:.4g}"

@@ -67,6 +67,8 @@ class Grid:
             check_edit_kind(kind)
         if not self.error_ranks or min(self.error_ranks) < 0:
             raise ConfigError(f"expected error_ranks of at least 0, got {self.error_ranks}; give such as (0, 16)")
+        if any(n < 1 for n in self.n_features):
+            raise ConfigError(f"expected n_features of at least 1, got {self.n_features}; give such as (8, 32)")
         for rate in self.false_positive_rates:
             if rate is not None and not 0 < rate < 1:
                 raise ConfigError(

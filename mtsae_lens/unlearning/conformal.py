@@ -47,7 +47,7 @@ def conformal_threshold(scores: Sequence[Float[Tensor, " _"]], rate: float) -> f
     if budget < -1e-9 or not scores:
         raise DataError(
             f"expected at least {math.ceil(1 / rate - 1 - 1e-9)} documents of near text for a false-positive rate of {rate:g}, got "
-            f"{len(scores)}; give more text, raise the rate, or set the threshold by quantile"
+            f"{len(scores)}; give more text (--contexts-per-split), raise the rate, or set the threshold by quantile"
         )
     weights = torch.cat([torch.full_like(of_document, 1 / len(of_document)) for of_document in scores])
     values, place = torch.cat(scores).unique(return_inverse=True)  # in ascending order
@@ -61,7 +61,8 @@ def conformal_thresholds_at(
 ) -> list[GateT]:
     """Set the threshold of a gate by `conformal_threshold`, on the documents of all texts together, and of all questions together.
 
-    The higher of the two thresholds is used, so the rate holds for both. For questions, only the position where the answer begins is used.
+    The higher of the two thresholds is used, so the rate holds for both; it is at least the gate's `lowest_threshold`.
+    For questions, only the position where the answer begins is used.
 
     Args:
         lm: the model with its SAE.
@@ -78,10 +79,8 @@ def conformal_thresholds_at(
     kinds: dict[bool, list[Tensor]] = defaultdict(list)
     for table in track(tables, "setting the gate", "text"):
         kinds[table.answers is None] += document_scores(lm, gate, table)
-    return [
-        gate.with_threshold(max(conformal_threshold(scores, rate) for scores in kinds.values()))
-        for rate in false_positive_rates
-    ]
+    highest = [max(conformal_threshold(scores, rate) for scores in kinds.values()) for rate in false_positive_rates]
+    return [gate.with_threshold(max(threshold, gate.lowest_threshold)) for threshold in highest]
 
 
 def apart(fitted: Sequence[TokenTable], held_out: Sequence[TokenTable]) -> tuple[list[TokenTable], list[TokenTable]]:

@@ -151,6 +151,8 @@ def thresholds_at(
 ) -> list[GateT]:
     """Set the threshold of a gate such that it is open on given shares of retain positions, in the corpus on which it opens most.
 
+    It is open on fewer where that would need a threshold below the gate's `lowest_threshold`.
+
     For questions, only the position where the answer begins is used. The text should not be the one that the gate was fitted on.
 
     Args:
@@ -164,7 +166,7 @@ def thresholds_at(
     """
     scores = [_scores(lm, gate, table) for table in track(retain, "setting the gate", "text")]
     highest = [max(torch.quantile(s[:MAX_QUANTILE], 1 - rate).item() for s in scores) for rate in false_positive_rates]
-    return [gate.with_threshold(threshold) for threshold in highest]
+    return [gate.with_threshold(max(threshold, gate.lowest_threshold)) for threshold in highest]
 
 
 def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:

@@ -45,16 +45,23 @@ def fit_known_groups(
         The gate, with threshold 0: a known group and a new one are equally likely.
 
     Raises:
-        DataError: there are too few groups, or no direction in which they differ by more than their own questions do.
+        DataError: there are too few groups, a group is both to forget and to keep, an activation is not finite, or there
+            is no direction in which they differ by more than their own questions do.
     """
     names = sorted({*forget_groups, *retain_groups})
-    if len(names) < MIN_GROUPS or not set(forget_groups).isdisjoint(retain_groups):
+    if len(names) < MIN_GROUPS:
+        raise DataError(f"expected at least {MIN_GROUPS} groups (people), got {len(names)}; ask about more")
+    if shared := sorted(set(forget_groups) & set(retain_groups)):
         raise DataError(
-            f"expected at least {MIN_GROUPS} groups (people), each either to forget or to keep, got {len(names)}; ask about others"
+            f"expected each group either to forget or to keep, got {shared[0]} as both; ask about other people to keep"
         )
     place = {name: index for index, name in enumerate(names)}
-    group = torch.tensor([place[name] for name in (*forget_groups, *retain_groups)], device=forget.device)
-    rows = torch.cat([forget, retain]).double()
+    group = torch.tensor([place[name] for name in (*forget_groups, *retain_groups)])
+    rows = torch.cat([forget, retain]).cpu().double()  # not every device has float64
+    if not bool(rows.isfinite().all()):
+        raise DataError(
+            "expected finite activations where answers begin, got NaN or infinity; load the model with --dtype float32"
+        )
     if len(rows) <= len(names):
         raise DataError(f"expected several questions about each group, got {len(rows)} about {len(names)}; read more questions")
     n_each = torch.bincount(group).double()

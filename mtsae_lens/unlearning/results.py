@@ -122,6 +122,10 @@ class FurtherMeasures(Record):
     """Sample texts by source."""
 
 
+SAME_EDIT = 1e-4
+"""Nats per token below which the edit of random features is the same edit: its directions span the whole activation."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChosenEdit(Record):
     """The edit that was chosen on SELECT and TUNE."""
@@ -135,6 +139,8 @@ class ChosenEdit(Record):
     """None for an edit without a strength."""
     error_rank: int = 0
     """Number of directions that are removed from the SAE's error too."""
+    gate: str = "where the gate is open"
+    """Where the edit applies, as the end of a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)

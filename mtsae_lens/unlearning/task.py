@@ -8,7 +8,14 @@ from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import Split, check_source, source_name
-from mtsae_lens.data.questions import draw_questions, is_question_source, is_test_only, read_questions
+from mtsae_lens.data.questions import (
+    draw_questions,
+    is_question_source,
+    is_same_on_every_split,
+    is_test_only,
+    people_asked_about,
+    read_questions,
+)
 from mtsae_lens.data.sources import local_path
 from mtsae_lens.data.token_tables import TokenTable, read_tokens
 from mtsae_lens.errors import ConfigError, DataError
@@ -45,7 +52,8 @@ class Task:
     """The corpora of one unlearning experiment. A source is a text (`data.documents`) or questions (`data.questions`).
 
     Raises:
-        DataError: there is not exactly one corpus to forget, no far corpus, a corpus in two roles, or a TEST-only corpus that is not neutral.
+        DataError: there is not exactly one corpus to forget, no far corpus, a corpus in two roles, people both to forget and to keep, or a
+            corpus that is not neutral though it is read on TEST only or is the same on every split.
     """
 
     corpora: tuple[Corpus, ...]
@@ -72,9 +80,23 @@ class Task:
         paths = [local_path(corpus.source) for corpus in self.corpora]
         sources = [c.source if path is None else str(path.resolve()) for c, path in zip(self.corpora, paths, strict=True)]
         for corpus in self.corpora:
+            if corpus.role != "neutral" and is_same_on_every_split(corpus.source):
+                raise DataError(
+                    f"{corpus.source}: expected role 'neutral', because its questions are the same on SELECT, TUNE and TEST, got "
+                    f"{corpus.role!r}; give it as neutral, or give {corpus.source.removesuffix('unseen')}known"
+                )
             if corpus.role != "neutral" and is_test_only(corpus.source):
                 raise DataError(
                     f"{corpus.source}: expected role 'neutral', because it is read on TEST only, got {corpus.role!r}; give it as neutral"
+                )
+        asked = {
+            c.source: people_asked_about(c.source) for c in self.corpora if c.role != "neutral" and is_question_source(c.source)
+        }
+        for source, people in asked.items():
+            if source != self.forget and (shared := sorted(people & asked.get(self.forget, set()))):
+                raise DataError(
+                    f"expected other people to keep than to forget, got {shared[0]} in {self.forget} and in {source}; give such as "
+                    "facts:retain:known to keep"
                 )
         repeated = sorted({source for source in sources if sources.count(source) > 1})
         if repeated:

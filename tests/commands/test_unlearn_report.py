@@ -102,6 +102,15 @@ def test_quality(measured: EditResult) -> None:
     }
 
 
+def test_the_summary_says_that_random_features_make_the_same_edit(content: dict[str, Any]) -> None:
+    content["random_control"]["kjv"] |= {"nll_delta": 1.2, "nll_delta_min": 1.2, "nll_delta_max": 1.20004}
+    summary = unlearning_summary(filled(UnlearningResult, content | {"forget": "kjv", "chosen": {"n_features": 8}}))
+    assert summary.endswith(
+        "Matched random features make the same edit (+1.200): the directions of so many features span the whole activation, so it does not "
+        "matter which are chosen."
+    )
+
+
 @pytest.mark.parametrize(
     ("random", "said"),
     [

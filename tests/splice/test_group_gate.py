@@ -68,6 +68,7 @@ def test_heads_are_flattened() -> None:
         ({"means": torch.full((4, 3), torch.nan)}, "expected finite numbers in a gate of known groups"),
         ({"variances": torch.zeros(4, 3)}, "expected variances above 0 in a gate of known groups"),
         ({"prior": torch.tensor([1.0, -1.0, 1.0])}, "expected variances above 0 in a gate of known groups"),
+        ({"variances": torch.full((4, 3), 1e-40)}, "got 0, less, or nearly 0"),
         ({"threshold": float("nan")}, "expected a number as threshold of a gate"),
     ],
 )
@@ -86,4 +87,4 @@ def test_another_width_is_refused() -> None:
 
 def test_it_says_what_it_is() -> None:
     assert repr(make_gate()) == "KnownGroupsGate(4 groups, 3 directions, threshold=0.3)"
-    assert "those of one of 4 known groups rather than of a new one" in make_gate().describe()
+    assert make_gate().describe() == "where the log-likelihood ratio of 4 known groups to a new group exceeds 0.3"

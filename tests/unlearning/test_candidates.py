@@ -68,9 +68,11 @@ def test_a_score_without_a_feature_is_left_out_and_the_ratio_is_that_of_the_sett
     [
         ({"scores": "frequency"}, r"got 'frequency'; give scores=\('frequency',\)"),
         ({"n_features": 8}, r"got 8; give n_features=\(8,\)"),
+        ({"n_features": (8, 0)}, r"expected n_features of at least 1, got \(8, 0\)"),
+        ({"n_features": (-3,)}, r"expected n_features of at least 1, got \(-3,\)"),
         ({"false_positive_rates": (None, 5)}, "between 0 and 1, or None for no gate, got 5"),
     ],
-    ids=["text", "number", "percent"],
+    ids=["text", "number", "no features", "fewer than none", "percent"],
 )
 def test_a_grid_of_what_is_no_tuple_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -119,7 +121,6 @@ def test_features_of_edits_that_are_carried_on_are_chosen_by_the_effect_of_these
 def test_no_features_and_no_ranking_give_no_candidate(lm: Any, task: Task) -> None:
     evidence = gather_evidence(lm, task)
     assert feature_candidates({}, Grid(), GATES, evidence) == []
-    assert feature_candidates({"a": (1, 2)}, Grid(n_features=(0,)), GATES, evidence) == []
 
 
 @pytest.mark.parametrize("rates", [(None,), (0.01, 0.3), (0.3, None, 0.01), ()])

@@ -215,3 +215,26 @@ def test_the_command_passes_its_gate_on() -> None:
     assert UnlearnSettings.build(None, {"sae": "sae", "forget": "kjv", "retain": ["sotu"]}).protocol().gate == GateChoice()
     with pytest.raises(ConfigError, match=r"expected a known gate, got 'two_state_activation'"):
         UnlearnSettings.build(None, given | {"gate": "two_state_activation"})
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"gate": "known_groups_activations", "n_detectors": 40},
+            "expected n_detectors with a two-state gate, got 40 with gate=known_groups",
+        ),
+        ({"n_detectors": 2}, "got 2 with gate=running_evidence"),
+        (
+            {"gate": "running_evidence", "false_positive_rates": [None]},
+            "expected a false-positive rate for the gate, got gate and no rate",
+        ),
+        ({"gate_threshold": "conformal", "false_positive_rates": [None]}, "got gate_threshold and no rate"),
+        ({"n_features": [-3]}, "n_features"),
+        ({"n_features": [0]}, "n_features"),
+    ],
+)
+def test_settings_that_would_have_no_effect_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        UnlearnSettings.build(None, {"sae": "sae", "forget": "kjv", "retain": ["sotu"]} | given)
+    UnlearnSettings.build(None, {"sae": "sae", "forget": "kjv", "retain": ["sotu"], "false_positive_rates": [None]})

@@ -64,8 +64,10 @@ def test_what_cannot_be_fitted_is_refused() -> None:
     theirs, their_names, _ = planted(5, 1, "theirs")
     with pytest.raises(DataError, match="expected at least 3 groups"):
         fit_known_groups(ours[:N_EACH], our_names[:N_EACH], theirs[:N_EACH], their_names[:N_EACH])
-    with pytest.raises(DataError, match="each either to forget or to keep"):
+    with pytest.raises(DataError, match="expected each group either to forget or to keep, got ours0 as both"):
         fit_known_groups(ours, our_names, ours, our_names)
+    with pytest.raises(DataError, match="expected finite activations where answers begin"):
+        fit_known_groups(ours / 0, our_names, theirs, their_names)
     with pytest.raises(DataError, match="expected several questions about each group, got 9 about 9"):
         fit_known_groups(ours[::N_EACH], our_names[::N_EACH], theirs[::N_EACH], their_names[::N_EACH])
     with pytest.raises(DataError, match=r"expected groups .* whose activations differ"):
@@ -85,6 +87,16 @@ def test_the_kind_reads_where_answers_begin(lm: Any) -> None:
     begins = table.answers.float().argmax(dim=1) - 1
     score = gate.score(lm.sae_input(table.tokens))
     assert auroc(score[torch.arange(len(score)), begins], score[:, 1]) > 0.8
+
+
+def test_the_threshold_is_never_one_at_which_a_new_group_is_likelier(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where known people are told apart well, one percent of the people to keep lie far below zero, and so do strangers."""
+    for rule in ("quantile", "conformal"):
+        choice = GateChoice("known_groups_activations", threshold=rule)  # type: ignore[arg-type]
+        strict, loose = (fit_gates(lm, people_task(), (0.2, 0.999), choice)[rate].threshold for rate in (0.2, 0.999))  # type: ignore[attr-defined]
+        assert loose == 0 <= strict
+    monkeypatch.setattr(KnownGroupsGate, "lowest_threshold", -1e9)
+    assert fit_gates(lm, people_task(), (0.999,), GateChoice("known_groups_activations"))[0.999].threshold < 0  # type: ignore[attr-defined]
 
 
 def test_text_is_refused(lm: Any) -> None:

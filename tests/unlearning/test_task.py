@@ -61,6 +61,28 @@ def test_a_corpus_has_one_role(text_file: Path, sea_file: Path, monkeypatch: pyt
     Task((sea, Corpus(str(text_file), "far"), Corpus("kjv", "near")))
 
 
+def test_people_are_either_to_forget_or_to_keep() -> None:
+    for other in ("facts:forget:known", "facts:forget/3:known"):
+        with pytest.raises(
+            DataError, match=r"expected other people to keep than to forget, got .* in facts:forget/8:known and in facts:forget"
+        ):
+            Task((Corpus("facts:forget/8:known", "forget"), Corpus(other, "near"), Corpus("sotu", "far")))
+    Task((Corpus("facts:forget/8:known", "forget"), Corpus("facts:retain/8:known", "near"), Corpus("sotu", "far")))
+
+
+def test_questions_that_are_the_same_on_every_split_choose_nothing() -> None:
+    """Their templates are too few to share out, so a result on TEST would be one on the questions that chose the edit."""
+    unseen, others = "facts:forget/8:unseen", [Corpus("kjv", "forget"), Corpus("sotu", "far")]
+    Task((*others, Corpus(unseen, "neutral")))
+    for role in ("near", "far"):
+        with pytest.raises(
+            DataError, match=r"the same on SELECT, TUNE and TEST, got '.*'; give it as neutral, or give facts:forget/8:known"
+        ):
+            Task((*others, Corpus(unseen, role)))  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="the same on SELECT, TUNE and TEST"):
+        Task((Corpus(unseen, "forget"), Corpus("sotu", "far")))
+
+
 @pytest.mark.parametrize(("share", "n_far"), [(1.0, 8), (0.5, 4), (0.3, 2), (0.01, 1)])
 def test_of_far_and_neutral_text_a_share_is_read(
     share: float, n_far: int, cutter: ContextCutter, text_file: Path, sea_file: Path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -111,6 +111,16 @@ QUICK_LOSSES = ("gradient_difference", "npo", "rmu")
 KNOWN_GROUPS = GateChoice("known_groups_activations")
 
 
+def choose_gate(corpora: Sequence[Corpus]) -> GateChoice:
+    """Return which gate is fitted: one of known groups if there are questions to forget and others to keep.
+
+    Args:
+        corpora: the corpora of a task.
+    """
+    asked = {corpus.role for corpus in corpora if is_question_source(corpus.source)}
+    return KNOWN_GROUPS if "forget" in asked and asked & set(SPARED) else GateChoice()
+
+
 @dataclass(frozen=True)
 class BenchmarkTask:
     """A task and the training text of methods that change weights."""
@@ -124,9 +134,8 @@ class BenchmarkTask:
 
     @property
     def gate(self) -> GateChoice:
-        """Return which gate is fitted: one of known groups if there are questions to forget and others to keep."""
-        asked = [is_question_source(corpus.source) for corpus in self.corpora if corpus.role in SPARED]
-        return KNOWN_GROUPS if is_question_source(self.forget_training) and any(asked) else GateChoice()
+        """Return which gate is fitted."""
+        return choose_gate(self.corpora)
 
     def gated(self, size: BenchmarkSize) -> Grid:
         """Return the settings that are tried behind the gate.

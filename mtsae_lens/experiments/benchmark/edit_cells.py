@@ -46,9 +46,9 @@ CONTROL_ROLES: tuple[Role, ...] = ("forget", "near")
 def edit_cell(setup: BenchmarkSetup, size: BenchmarkSize, architecture: str, seed: int, *, attacked: bool) -> MethodsCell:
     """Measure all methods that edit at the hook of one SAE.
 
-    They are `architecture` itself, the same without a gate, and for MTSAE the dense direction with and without its gate. If the MTSAE is
-    attacked, its main edit is also imitated by low-rank weights, which are measured and attacked. They need a language model and a hook
-    that `mtsae export` knows.
+    They are `architecture` itself, its features rescaled without a gate, and for MTSAE the dense direction with and without its gate. If
+    the MTSAE is attacked, its main edit is also imitated by low-rank weights, which are measured and attacked. They need a language model
+    and a hook that `mtsae export` knows.
 
     Args:
         setup: the models and tables of the task.

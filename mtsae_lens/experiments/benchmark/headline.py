@@ -6,13 +6,14 @@ from typing import Any
 
 from mtsae_lens.commands.recovery_report import recovery_summary
 from mtsae_lens.data.questions import is_question_source
-from mtsae_lens.experiments.benchmark.arms import MAIN_BUDGET, OURS
+from mtsae_lens.experiments.benchmark.arms import KNOWN_GROUPS, MAIN_BUDGET, OURS, choose_gate
 from mtsae_lens.experiments.benchmark.cells import Attacks
 from mtsae_lens.experiments.benchmark.reading import most, nearest
 from mtsae_lens.experiments.benchmark.summary import AtCost
 from mtsae_lens.experiments.benchmark.task_results import TaskResults
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.unlearning.recovery.shares import MIN_FORGOTTEN
+from mtsae_lens.unlearning.results import SAME_EDIT
 
 _TEXT = (
     "One row per method, at the setting {chosen} within {budget:g} nats on TUNE. Nats added per token on TEST to the forget text, and to "
@@ -20,6 +21,11 @@ _TEXT = (
     "the forgetting that an attacker undoes by finetuning on forget text, with what the attacker had. Perturbation: the largest share that "
     "one vector at the hook undoes, with its 95% interval over documents. For both, 0% is best and 100% is the loss before unlearning. "
     "Attacks are on seed 0."
+)
+
+_OF_PEOPLE = (
+    " The gate recognizes the people to forget (known groups), and behind it the decoder directions of the chosen features are projected out. "
+    "Without a gate, the chosen features are rescaled."
 )
 
 
@@ -57,7 +63,8 @@ def headline_section(results: TaskResults) -> Section:
     """
     chosen = "with the most loss" if results.reference is None else "nearest to the reference"
     title = f"{results.name}: forgotten, at what cost, and what came back"
-    return Section(title, _TEXT.format(chosen=chosen, budget=MAIN_BUDGET), _table(results))
+    of_people = _OF_PEOPLE if choose_gate(results.task.corpora) == KNOWN_GROUPS else ""
+    return Section(title, _TEXT.format(chosen=chosen, budget=MAIN_BUDGET) + of_people, _table(results))
 
 
 def _shown(results: TaskResults) -> dict[str, AtCost]:
@@ -121,6 +128,11 @@ def _came_back(results: TaskResults, method: str) -> str:
 def _compare_with_random(at: AtCost) -> str:
     if at.random is None:
         return ""
+    if at.more_than_random is not None and max(abs(at.more_than_random.low), abs(at.more_than_random.high)) < SAME_EDIT:
+        return (
+            f"Matched random features make the same edit ({at.random.mean:+.3f}): the directions of so many features span the whole "
+            "activation, so it does not matter which are chosen."
+        )
     said = f"Matched random features behind the same gate add {at.random.mean:+.3f}"
     if at.random.mean >= at.forget.low:
         return f"{said}, so the choice of features adds nothing to the gate that can be told from chance."

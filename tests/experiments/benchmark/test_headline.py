@@ -91,7 +91,8 @@ def test_forgotten_cost_and_what_came_back() -> None:
 @pytest.mark.parametrize(
     ("random", "said"),
     [
-        (1.0, "add +1.000, so the choice of features adds nothing"),
+        (1.1, "add +1.100, so the choice of features adds nothing"),
+        (1.0, "make the same edit (+1.000): the directions of so many features span the whole activation"),
         (0.5, "add +0.500, which is 50% of it."),
         (0.1, "add +0.100. "),
     ],
