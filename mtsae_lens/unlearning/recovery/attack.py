@@ -159,8 +159,8 @@ def recovered_share(lm: HookedLM, change: Change, texts: AttackedTexts, settings
 
 
 def _subspace(lm: HookedLM, change: Change, name: str, settings: RecoverySettings) -> Float[Tensor, "rank d_in"]:
-    read = read_by(change.edit, lm.sae) if name != SUBSPACES[-1] else torch.zeros(0, lm.sae.cfg.d_in, device=lm.sae.device)
-    return blind_subspace(read, settings.tolerance if name == SUBSPACES[1] else 0.0)
+    rows, directions = read_by(None if name == SUBSPACES[-1] else change.edit, lm.sae)
+    return blind_subspace(rows, settings.tolerance if name == SUBSPACES[1] else 0.0, directions)
 
 
 def _losses(lm: HookedLM, models: Sequence[Logits], table: TokenTable) -> list[EditLoss]:
