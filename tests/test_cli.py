@@ -388,6 +388,22 @@ def test_ctrl_c_exits_130(train: Callable[..., Any], monkeypatch: pytest.MonkeyP
             "expected k of at most d_sae=32, got 100; give a smaller k",
         ),
         ({"architecture": "topk"}, ("--set", "normalize_activations=covariance_whitening"), "covariance_whitening"),
+        *(
+            (
+                {"architecture": architecture},
+                ("--set", "k=4", "--set", f"normalize_activations={value}", *more),
+                f"expected normalize_activations 'expected_average_only_in' or 'none' for architecture '{architecture}', got '{value}', .*; "
+                "give --set normalize_activations=expected_average_only_in",
+            )
+            for architecture, more in (
+                ("topk", ()),
+                ("topk", ("--set", "aux_loss_coefficient=0.0")),
+                ("abstopk", ()),
+                ("batchtopk", ()),
+                ("matryoshka_batchtopk", ("--set", "matryoshka_widths=[8,32]")),
+            )
+            for value in ("layer_norm", "constant_norm_rescale")
+        ),
         ({"architecture": "matryoshka_batchtopk"}, ("--set", "k=4"), "matryoshka_widths must not be empty"),
         ({"device": "gpu"}, (), "expected a usable device, got 'gpu'.*give --device cpu"),
         ({"seed": 5_000_000_000}, (), "setting seed: .*got 5000000000"),

@@ -12,15 +12,16 @@ _HEADER = "method|nats forgotten|directions|attacked|gate held|random|beyond the
 _HEADER += "|drift|gate open|worst other text"
 
 _TEXT = (
-    "One vector is added to the activations at the hook at every position, before the edit, which stays active. It is fitted on SELECT forget "
-    "text and measured on TEST. Its norm is at most {epsilon:g} times the mean norm of the activations. Values are shares of the forgetting "
-    "that come back, with 95% intervals over documents: 0 is best, and 100% is the loss before unlearning. Blind: orthogonal to every "
-    "direction in which the encoder reads a position for the edited features (in parentheses, how many directions there are, of {d_in}). "
-    "Nearly blind: "
-    "the directions that it reads least. Gate held: the gate stays as it is without the perturbation. Beyond the unedited model: less what the "
-    "same search gains there. Parts: only this part of the perturbation reaches the edited model. Drift: relative change of the edited "
-    "features. Gate open: share of positions before and after. Worst other text: nats that the perturbation adds to it. Without an edit the "
-    "same search gains {gains} nats."
+    "One vector is added to the activations at the hook at every position, before the edit, which stays active. It is fitted on SELECT "
+    "forget text and measured on TEST. Its norm is at most {epsilon:g} times the mean norm of the activations. Values are shares of the "
+    "forgetting that come back, with 95% intervals over documents: 0 is best, and 100% is the loss before unlearning. Blind: orthogonal to "
+    "every direction in which the edit reads a position (in parentheses, how many directions there are, of {d_in}). An edit of features "
+    "reads through the encoder; a projection, such as one of a difference of means, reads the directions that it removes. Nearly blind: "
+    "also the directions that the encoder reads least for the edited features; a projection has none. Gate held: the gate stays as it "
+    "is without the perturbation. Beyond the unedited model: less what the same search gains there. Parts: only this part of the "
+    "perturbation reaches the edited model; an edit without features has no parts of features. Drift: relative change of the edited "
+    "features. Gate open: share of positions before and after. Worst other text: nats that the perturbation adds to it. Without an edit "
+    "the same search gains {gains} nats."
 )
 
 

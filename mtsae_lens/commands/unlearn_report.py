@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mtsae_lens.commands.recovery_report import recovery_section, recovery_summary
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.reporting.figures import effect_bars, sweep_scatter
 from mtsae_lens.reporting.page import Section, Table
 from mtsae_lens.reporting.samples import sample_table
 from mtsae_lens.splice.edit_interface import SUPPRESSION
+from mtsae_lens.unlearning.measures.gate_quality import OpenShare
 from mtsae_lens.unlearning.results import SAME_EDIT, EditResult, GenerationComparison, UnlearningResult
 
 BEFORE_AND_AFTER = "Before and after"
@@ -100,13 +102,15 @@ def quality_table(measured: EditResult) -> Table:
         ["nats added to the forget text, output bias refitted", "higher", "0", f"{measured.calibrated_nll_delta:+.3f}"],
     ]
     if measured.gate is not None:
-        rows.append(["gate open, forget positions", "higher", "", f"{measured.gate.true_positives.positions:.3f}"])
+        opened = measured.gate.true_positives
+        rows.append([_open_where("forget", measured.forget, opened), "higher", "", f"{opened.positions:.3f}"])
         for row in measured.gate.detection:
             place = f"after {row.after} tokens" if row.after else "where answers begin"
             name = f"forget contexts recognized {place}, at 1% false positives"
             rows.append([name, "higher", "0.01", f"{row.rate:.2f} {row.share.ends}"])
         for name, other in measured.gate.others.items():
-            rows.append([f"gate open, {name} positions", "lower", "", f"{other.false_positives.positions:.4f}"])
+            opened = other.false_positives
+            rows.append([_open_where(name, name, opened), "lower", "", f"{opened.positions:.4f}"])
             rows.append([f"AUROC of the gate's score, against {name}", "higher", "0.5", f"{other.by_position[0].auroc:.3f}"])
     if measured.reference is not None:
         rows.append(["loss minus the reference's, nats per token", "0", "", f"{measured.reference.nll_gap:+.3f}"])
@@ -119,6 +123,12 @@ def quality_table(measured: EditResult) -> Table:
     for name, health in measured.generation.items():
         rows += _generation_rows(name, health, "varied" if name == measured.forget else "as before")
     return Table(["measure", "better", "chance", "value"], rows)
+
+
+def _open_where(name: str, source: str, opened: OpenShare) -> str:
+    """Name the share of open positions of a corpus by the positions that were counted."""
+    at_answers = is_question_source(source) and opened.is_of_answers
+    return f"gate open where answers begin, {name}" if at_answers else f"gate open, {name} positions"
 
 
 def _generation_rows(name: str, health: GenerationComparison, better: str) -> list[Sequence[Any]]:

@@ -7,7 +7,7 @@ from dataclasses import MISSING, Field, fields, replace
 from typing import Any
 
 import torch
-from sae_lens import LanguageModelSAERunnerConfig
+from sae_lens import LanguageModelSAERunnerConfig, TopKTrainingSAEConfig, TrainingSAEConfig
 
 from mtsae_lens.data.activation_cache import ActivationCache
 from mtsae_lens.data.bridges import AnyHookedModel
@@ -98,10 +98,7 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     Raises:
         ConfigError: settings contradict each other, or the runner does not follow them.
     """
-    if cfg.sae.normalize_activations == "covariance_whitening":
-        raise ConfigError(
-            "expected a value of normalize_activations that this runner follows, got 'covariance_whitening'; give 'expected_average_only_in'"
-        )
+    _check_normalization(cfg.sae)
     if not getattr(cfg.sae, "skip_first_position", True):
         raise ConfigError(
             "expected skip_first_position=True, got False: this runner masks position 0 of every context, as HookedLM and the export do; "
@@ -141,6 +138,25 @@ def check_config(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
     if sae_context_size != cfg.context_size:
         raise ConfigError(
             f"expected context_size={cfg.context_size}, that of the runner, got an SAE with context_size={sae_context_size}; make them equal"
+        )
+
+
+def _check_normalization(sae: TrainingSAEConfig) -> None:
+    """Raise `ConfigError` for a normalization of the input that this runner, or SAELens's training of the architecture, does not follow.
+
+    With a normalization of each position, `topk` and what SAELens derives from it (`abstopk`, `batchtopk`, `matryoshka_batchtopk`) raise an
+    error as soon as a feature is dead, because their auxiliary loss would compare normalized activations with others; a coefficient of 0
+    does not help. The nested reconstructions of `matryoshka_batchtopk` also undo the normalization twice.
+    """
+    given = sae.normalize_activations
+    if given == "covariance_whitening":
+        raise ConfigError(
+            "expected a value of normalize_activations that this runner follows, got 'covariance_whitening'; give 'expected_average_only_in'"
+        )
+    if isinstance(sae, TopKTrainingSAEConfig) and given in ("layer_norm", "constant_norm_rescale"):
+        raise ConfigError(
+            f"expected normalize_activations 'expected_average_only_in' or 'none' for architecture {sae.architecture()!r}, got {given!r}, with "
+            "which SAELens does not train it; give --set normalize_activations=expected_average_only_in, or an architecture such as jumprelu"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,25 @@ def test_every_subspace_has_its_row(recovery: Recovery) -> None:
     }
     assert (every["attacked"], every["gate held"], every["gate open"]) == ("81% [80%, 82%]", None, None)
     assert (context["nats forgotten"], context["attacked"]) == ("+1.500", "33% [32%, 34%]")
+
+
+def test_an_edit_without_features_has_no_parts_of_features(recovery: Recovery) -> None:
+    result = recovery.by_subspace["nearly blind"]
+    projection = replace(
+        result, parts={"error": result.parts["error"], "all features": result.parts["edited features"]}, drift=None
+    )
+    table = recovery_table({"difference of means": replace(recovery, by_subspace={"nearly blind": projection})})
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert (cells["error part"], cells["untouched features"], cells["edited features"]) == ("11% [10%, 12%]", None, None)
+    text = recovery_section("Attack", {"difference of means": recovery}).text
+    assert "a projection, such as one of a difference of means, reads the directions that it removes" in text
+
+
+def test_results_of_earlier_versions_are_read(recovery: Recovery) -> None:
+    """They have all parts for any edit."""
+    content = recovery.to_json()
+    assert set(content["by_subspace"]["nearly blind"]["parts"]) == {"error", "untouched features", "edited features"}
+    assert Recovery.from_json(content) == recovery
 
 
 def test_the_summary_is_the_worst_subspace(recovery: Recovery) -> None:

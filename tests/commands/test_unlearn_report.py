@@ -112,6 +112,28 @@ def test_the_summary_says_that_random_features_make_the_same_edit(content: dict[
 
 
 @pytest.mark.parametrize(
+    ("n_positions", "row"),
+    [(40, "gate open where answers begin, {}"), (360, "gate open, {} positions")],
+    ids=["now", "earlier"],
+)
+def test_the_gate_of_questions_is_reported_where_it_was_asked(content: dict[str, Any], n_positions: int, row: str) -> None:
+    """Results of earlier versions count every position of a question."""
+    asked = {"n_positions": n_positions, "n_contexts": 40}
+    content["gate"] = {
+        "true_positives": {"positions": 0.71} | asked,
+        "others": {
+            "facts:retain:known": {"false_positives": {"positions": 0.01} | asked, "by_position": [{"auroc": 0.81}]},
+            "sotu": {"false_positives": {"positions": 0.02} | asked, "by_position": [{"auroc": 0.82}]},
+        },
+    }
+    content["corpora"]["facts:forget:known"] = content["corpora"].pop("kjv")
+    values = {str(cells[0]): cells[3] for cells in quality_table(filled(EditResult, content)).rows}
+    assert values[row.format("forget")] == "0.710"
+    assert values[row.format("facts:retain:known")] == "0.0100"
+    assert values["gate open, sotu positions"] == "0.0200"
+
+
+@pytest.mark.parametrize(
     ("random", "said"),
     [
         (1.35, "add +1.350, so the choice of features adds nothing to the gate that can be told from chance."),

@@ -324,6 +324,17 @@ def test_whitening_is_carried_out_or_refused(tmp_path: Path, tiny_settings: Call
         train_sae(settings, tiny_model)
 
 
+@pytest.mark.parametrize("normalize_activations", ["layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "matching_pursuit"])
+def test_other_architectures_train_on_normalized_activations(
+    tmp_path: Path, tiny_settings: Callable[..., Any], tiny_model: Any, architecture: str, normalize_activations: str
+) -> None:
+    changes = {"architecture": architecture, "normalize_activations": normalize_activations, "sae": {}}
+    settings = tiny_settings(tmp_path / "run", dead_feature_window=1, d_sae=128, **changes)  # so that features are dead
+    train_sae(settings, tiny_model)
+    assert read_log(tmp_path / "run" / "training_log.jsonl")
+
+
 def test_log_drops_what_will_be_made_again_and_writes_no_nan(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     with TrainingLog(path, 0) as log:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.data.token_tables import TokenTable
+from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.benchmark.cells import AttackOutcome, Attacks, RelearnedOutcome, RelearningCurve
 from mtsae_lens.experiments.benchmark.setup import BATCH_SIZE, BenchmarkSetup
 from mtsae_lens.records import fields_of
@@ -23,7 +25,7 @@ from mtsae_lens.unlearning.recovery.results import Recovery
 
 RELEARNING = FinetuneSettings(lr=3e-4, n_steps=60, batch_size=8, snapshots=(0, 5, 20, 60))
 """Settings of the attacker in the full benchmark; a shorter benchmark ends earlier."""
-FILLER_SHARE = 0.5  # of a context
+FILLER_SHARE = 0.5  # of a context, at most
 N_BITS = (8, 4)
 
 
@@ -119,8 +121,31 @@ def _dilution(setup: BenchmarkSetup, change: Change) -> AttackOutcome:
     lm, task = setup.lm, setup.task
     table = task.table(task.forget, "test", lm.cutter)
     filler = task.table(task.sources("far")[0], "test", lm.cutter)
-    n_filler = int(FILLER_SHARE * lm.cutter.context_size)
+    of_filler = filler.tokens.shape[1] - int(lm.cutter.prepend_bos)  # less than a context if it is questions
+    n_filler = min(n_filler_tokens(table, lm.cutter), of_filler)
     return _outcome(_measure(setup, change, dilute(table, filler, lm.cutter, n_filler)))
+
+
+def n_filler_tokens(table: TokenTable, cutter: ContextCutter) -> int:
+    """Return how many tokens of unrelated text are put before the forget text: half a context, or what the longest question leaves.
+
+    Args:
+        table: text, of which what no longer fits is cut off, or questions, whose answers must stay.
+        cutter: the length of a context.
+
+    Raises:
+        ConfigError: a question fills the context, so that no token fits beside it.
+    """
+    most = int(FILLER_SHARE * cutter.context_size)
+    if table.answers is None:
+        return most
+    longest = table.tokens.shape[1]
+    if longest >= cutter.context_size:
+        raise ConfigError(
+            f"{table.corpus}: expected a context_size of at least {longest + 1}, so that the attack by dilution has room for a token beside "
+            f"the longest question, got {cutter.context_size}; give --context-size {longest + 1} or more"
+        )
+    return min(most, cutter.context_size - longest)
 
 
 def _quantized(setup: BenchmarkSetup, change: Change, n_bits: int) -> EditEffect:

@@ -36,7 +36,8 @@ def attack_sections(results: TaskResults) -> list[Section]:
     lead = (
         f"Loss on the forget text in nats per token, seed 0; {clean:.3f} before unlearning. A lower loss means that the attack brings the "
         f"knowledge back. Removing the hook gives {clean:.3f} for every edit. Diluted: after unrelated text that fills {FILLER_SHARE:.0%} "
-        f"of the context; not shown if that text raises the loss of the clean model by {MAX_LOST:g} nats or more. {n}"
+        f"of the context, or less if a question needs more; not shown if that text raises the loss of the clean model by {MAX_LOST:g} nats "
+        f"or more. {n}"
     )
     relearn = (
         f"An attacker finetunes the model on forget text for {n_steps} steps of {RELEARNING.batch_size} contexts at a learning rate of "

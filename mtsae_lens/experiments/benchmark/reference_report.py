@@ -17,7 +17,7 @@ _TEXT = (
     "before any change, and the reference itself. Gap: loss minus the reference's loss (0 is best; above 0 is damage). KS: Kolmogorov-"
     "Smirnov distance between the losses of the two models per document (0 is best). KL: from the reference's predictions to the model's, "
     "in nats per token (0 is best). Calibrated: nats added after an output bias is refitted, so that shifted logits do not count (the "
-    "reference's value is best).{truth} Gate: share of forget positions at which it is open (1 is best), and the lowest AUROC of its "
+    "reference's value is best).{truth} Gate: share of forget {places} at which it is open (1 is best), and the lowest AUROC of its "
     "score against a near text (1 is best, chance is 0.5). Distinct-2 and repeated 4-grams: of greedy text after the forget prompts, "
     "before -> after. Perplexity: of greedy text after near prompts, under the clean model, before -> after (no change is best). n: {n}."
 )
@@ -36,7 +36,11 @@ def reference_section(results: TaskResults) -> Section:
     asked = is_question_source(results.task.forget)
     known = {} if results.reference is None else {"untouched": results.reference.untouched, "reference": results.reference.main}
     n_tokens = results.test_tokens[results.task.forget]
-    text = _TEXT.format(budget=MAIN_BUDGET, truth=_TRUTH if asked else "", n=f"seed 0, {n_tokens:,} forget tokens")
+    at_answers = asked and all(main.gate.true_positives.is_of_answers for main in results.mains.values() if main.gate)
+    places = "positions where an answer begins" if at_answers else "positions"
+    text = _TEXT.format(
+        budget=MAIN_BUDGET, truth=_TRUTH if asked else "", places=places, n=f"seed 0, {n_tokens:,} forget tokens"
+    )
     header = ["method", "gap", "KS", "KL", "calibrated", *(["truth ratio KS", "median"] * asked)]
     header += ["gate open", "gate AUROC", "distinct-2", "repeated", "perplexity, near"]
     table = Table(header, [_row(name, main, results, asked=asked) for name, main in (known | results.mains).items()])

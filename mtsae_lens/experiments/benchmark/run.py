@@ -8,11 +8,13 @@ from functools import partial
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.experiments.benchmark.attack_cell import n_filler_tokens
 from mtsae_lens.experiments.benchmark.cells import Cell, read_cell
 from mtsae_lens.experiments.benchmark.planning import plan_cells, training_settings
 from mtsae_lens.experiments.benchmark.report import BenchmarkReport, report_benchmark
@@ -48,7 +50,8 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
         What was measured, and the sentences and tables to print.
 
     Raises:
-        DataError: a text does not exist, or a saved result is damaged.
+        ConfigError: contexts are too short to attack questions.
+        DataError: a text does not exist, a question is longer than a context, or a saved result is damaged.
         ModelError: the reference cannot be compared with the model.
         TrainingInterrupted: a signal arrived; the same call resumes the work.
     """
@@ -58,6 +61,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
         for corpus in benchmark_task.task(1).corpora:
             check_corpus(corpus.source)
     _check_reference(settings)
+    _check_questions(settings)
     trained = _train_all(settings)
     cells = _measure_all(settings, trained)
     n_contexts, architectures = settings.size().contexts_per_split, list(settings.saes)
@@ -94,6 +98,21 @@ def _check_reference(settings: BenchmarkSettings) -> None:
         raise ModelError(
             f"{error} (--reference; if there is no reference, put 'reference: null' into a --config file)"
         ) from error
+
+
+def _check_questions(settings: BenchmarkSettings) -> None:
+    """Check before any work that the questions to forget fit into a context, and if they are attacked, with other text before them."""
+    asked = [task.task(settings.size().contexts_per_split) for task in settings.benchmark_tasks().values()]
+    asked = [task for task in asked if is_question_source(task.forget)]
+    if not asked:
+        return
+    model = load_language_model(settings.model, device=settings.device)
+    assert model.tokenizer is not None
+    cutter = ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
+    for task in asked:
+        table = task.table(task.forget, "test", cutter)
+        if settings.n_attacked_seeds:
+            n_filler_tokens(table, cutter)
 
 
 def _train_all(settings: BenchmarkSettings) -> dict[str, TrainedSAE]:

@@ -42,6 +42,21 @@ class Detection:
         return Interval(self.rate, self.low, self.high)
 
 
+def answer_starts(table: TokenTable) -> Bool[Tensor, "n pos"]:
+    """Return a mask of the positions where answers begin: those from which the first token of each answer is predicted.
+
+    Args:
+        table: questions.
+
+    Returns:
+        A mask `(n, pos)`, True at one position of each context.
+    """
+    assert table.answers is not None
+    at = torch.zeros_like(table.answers)
+    at[torch.arange(len(at)), table.answers.float().argmax(dim=1) - 1] = True
+    return at
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """A gate's scores on one corpus.
@@ -62,12 +77,7 @@ class Scores:
         Args:
             n_tokens: number of tokens; 0 for the position where the answer begins.
         """
-        if n_tokens:
-            at = self.kept & (self.kept.cumsum(dim=1) == n_tokens)
-        else:
-            assert self.table.answers is not None
-            at = torch.zeros_like(self.kept)
-            at[torch.arange(len(at)), self.table.answers.float().argmax(dim=1) - 1] = True
+        at = self.kept & (self.kept.cumsum(dim=1) == n_tokens) if n_tokens else answer_starts(self.table)
         pieces = self.table.pieces
         names = np.array([pieces.documents[piece] for piece in pieces.of_token[at].tolist()])
         return self.score[at].double().numpy(), names

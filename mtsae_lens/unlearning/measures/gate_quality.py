@@ -19,7 +19,7 @@ from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.unlearning.gating import observe
 from mtsae_lens.unlearning.measures.bootstrap import grouped_interval
-from mtsae_lens.unlearning.measures.detection import Detection, Scores, detection
+from mtsae_lens.unlearning.measures.detection import Detection, Scores, answer_starts, detection
 
 AFTER_POSITIONS = (0, 8, 32)  # from the start of a context, after a phrase, after one or two sentences
 
@@ -61,7 +61,7 @@ class OpenShare:
     other text.
     """
 
-    positions: float  # share of unmasked positions
+    positions: float  # share of unmasked positions; of questions, share of the positions where answers begin
     low: float  # lower end of its 95% interval over documents
     high: float
     contexts: float  # share of contexts in which it opens at all
@@ -73,6 +73,11 @@ class OpenShare:
     def share(self) -> Interval:
         """Return the share of positions with its 95% interval over documents."""
         return Interval(self.positions, self.low, self.high)
+
+    @property
+    def is_of_answers(self) -> bool:
+        """Return whether one position of each context was counted, as of questions. Records of earlier versions count all positions."""
+        return self.n_positions == self.n_contexts
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ class _Scored:
 
     score: Float[Tensor, "context pos"]
     opened: Bool[Tensor, "context pos"]
-    kept: Bool[Tensor, "context pos"]  # unmasked
+    kept: Bool[Tensor, "context pos"]  # unmasked; of questions, only where the answer begins
     pieces: Pieces
 
     def after(self, first: int) -> Float[Tensor, " position"]:
@@ -122,7 +127,8 @@ def measure_gate(
     after: Sequence[int] = AFTER_POSITIONS,
     seed: int = 0,
 ) -> GateQuality:
-    """Measure a gate on forget text against every other corpus. BOS, separators and padding are left out.
+    """Measure a gate on forget text against every other corpus. BOS, separators and padding are left out. Of a question, only the position
+    where its answer begins counts, because that is where an edit has to be on, and where a gate such as `KnownGroupsGate` is asked.
 
     The positions of a context are not independent, so the intervals resample documents. AUROCs over positions measure the gate token by
     token, those over contexts text by text.
@@ -163,7 +169,8 @@ def _scored(lm: HookedLM, gate: Gate, table: TokenTable) -> _Scored:
         score.append(gate.score(observed).cpu().double())
         opened.append(gate.open_from(observed, None)[0].cpu())
         kept.append(~lm.masked(tokens).cpu())
-    scored = _Scored(torch.cat(score), torch.cat(opened), torch.cat(kept), table.pieces)
+    counted = torch.cat(kept) if table.answers is None else torch.cat(kept) & answer_starts(table)
+    scored = _Scored(torch.cat(score), torch.cat(opened), counted, table.pieces)
     if not scored.kept.any():
         raise DataError(f"{table.corpus}: expected text to measure a gate on, got only special tokens; give another text")
     return scored

@@ -26,7 +26,7 @@ from mtsae_lens.unlearning.recovery.perturbation import (
     fit_perturbation,
     mean_norm,
 )
-from mtsae_lens.unlearning.recovery.replay import PARTS, replayed_logits
+from mtsae_lens.unlearning.recovery.replay import parts_under, replayed_logits
 from mtsae_lens.unlearning.recovery.results import SUBSPACES, PerturbationResult, Recovery
 from mtsae_lens.unlearning.recovery.shares import recovered, share_of_forgetting
 
@@ -159,8 +159,8 @@ def recovered_share(lm: HookedLM, change: Change, texts: AttackedTexts, settings
 
 
 def _subspace(lm: HookedLM, change: Change, name: str, settings: RecoverySettings) -> Float[Tensor, "rank d_in"]:
-    read = read_by(change.edit, lm.sae) if name != SUBSPACES[-1] else torch.zeros(0, lm.sae.cfg.d_in, device=lm.sae.device)
-    return blind_subspace(read, settings.tolerance if name == SUBSPACES[1] else 0.0)
+    rows, directions = read_by(None if name == SUBSPACES[-1] else change.edit, lm.sae)
+    return blind_subspace(rows, settings.tolerance if name == SUBSPACES[1] else 0.0, directions)
 
 
 def _losses(lm: HookedLM, models: Sequence[Logits], table: TokenTable) -> list[EditLoss]:
@@ -183,10 +183,10 @@ def _attack_within(
     shift = fit_perturbation(target, texts.known, basis, radius, settings)
     models: dict[str, Logits] = {"attacked": target.logits(shift)}
     models |= {f"random {n}": target.logits(draw) for n, draw in enumerate(_random(basis, shift, settings))}
+    parts = () if target.edit is None else parts_under(target.edit)
     if target.edit is not None:
-        models |= {"held": target.logits(shift, hold_gate=True)} | {
-            part: replayed_logits(target, shift, part) for part in PARTS
-        }
+        models["held"] = target.logits(shift, hold_gate=True)
+        models |= {part: replayed_logits(target, shift, part) for part in parts}
     losses = dict(zip(models, _losses(lm, list(models.values()), texts.measured), strict=True))
     draws = torch.stack([losses[f"random {n}"].nll_edited for n in range(settings.n_random)])
     gained = controls.gains["unedited"]
@@ -204,7 +204,7 @@ def _attack_within(
         drift=drift,
         gate_open=opened,
         others={name: loss.mean(loss.nll_edited - before[name].nll_edited) for name, loss in after.items()},
-        parts={part: recovered(edited, losses[part], settings.seed) for part in PARTS if part in losses},
+        parts={part: recovered(edited, losses[part], settings.seed) for part in parts},
     )
 
 

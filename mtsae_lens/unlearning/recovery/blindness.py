@@ -5,9 +5,11 @@ encoder reads a perturbation of one position at several positions, through every
 
     pre-activation at t - o changes by  (W_k - mean W_k) * f_ko . delta_t        with a layer norm; without one, by  W_k * f_ko . delta_t
 
-so there is one row for each feature, scale and offset. What is not covered: a layer norm also divides by the standard deviation, which any
-perturbation changes a little; features of a top-k encoder compete; and an SAE with memory reads its own past output, which other features
-change. So an attack reports how much the edited features changed.
+so there is one row for each feature, scale and offset. An edit that projects directions out of the activations reads these directions instead.
+
+What is not covered: a layer norm also divides by the standard deviation, which any perturbation changes a little; features of a top-k
+encoder compete; and an SAE with memory reads its own past output, which other features change. So an attack reports how much the edited
+features changed.
 """
 
 from __future__ import annotations
@@ -73,33 +75,52 @@ def encoder_rows(sae: SAE[Any], features: Sequence[int]) -> Float[Tensor, "n d_i
     return rows[rows.abs().amax(dim=-1) > 0]
 
 
-def read_by(edit: Edit | None, sae: SAE[Any]) -> Float[Tensor, "n d_in"]:
-    """Return the directions in which an edit reads a position to suppress what it reads: encoder rows of its features, and the directions of
-    a `DirectionEdit`. An `ErrorEdit` adds none, so that a combined edit is attacked with the same perturbations as its features alone.
+def read_by(edit: Edit | None, sae: SAE[Any]) -> tuple[Float[Tensor, "n d_in"], Float[Tensor, "m d_in"]]:
+    """Return the directions in which an edit reads a position to suppress what it reads. An `ErrorEdit` adds none, so that a combined edit is
+    attacked with the same perturbations as its features alone.
 
     Args:
         edit: the edit; None for no edit, which reads nothing.
         sae: the SAE.
-    """
-    rows = [encoder_rows(sae, edited_features(edit))] if edited_features(edit) else []
-    rows += [] if edit is None else [part.basis.to(sae.device) for part in parts_of(edit) if isinstance(part, DirectionEdit)]
-    return torch.cat(rows) if rows else torch.zeros(0, sae.cfg.d_in, device=sae.device)
-
-
-def blind_subspace(rows: Float[Tensor, "n d_in"], tolerance: float) -> Float[Tensor, "rank d_in"]:
-    """Compute a basis of the directions that rows hardly read.
-
-    Args:
-        rows: the directions that are read.
-        tolerance: the share of the rows' squared norm that may lie in the subspace; 0 for the directions orthogonal to all rows.
 
     Returns:
-        An orthonormal basis; without any row if every direction is read.
+        The encoder rows of its features, and the directions of a `DirectionEdit`.
     """
-    d_in = rows.shape[1]
-    padded = torch.cat([rows.detach().cpu().double(), torch.zeros(d_in, d_in, dtype=torch.float64)])  # so that V is complete
+    nothing = torch.zeros(0, sae.cfg.d_in, device=sae.device)
+    features, parts = edited_features(edit), () if edit is None else parts_of(edit)
+    bases = [part.basis.to(sae.device) for part in parts if isinstance(part, DirectionEdit)]
+    return encoder_rows(sae, features) if features else nothing, torch.cat(bases) if bases else nothing
+
+
+def blind_subspace(
+    rows: Float[Tensor, "n d_in"], tolerance: float, directions: Float[Tensor, "m d_in"] | None = None
+) -> Float[Tensor, "rank d_in"]:
+    """Compute a basis of what an edit does not read, or hardly reads.
+
+    Encoder rows differ in length and overlap, so there are combinations of them that are hardly read, and the tolerance adds these. The
+    directions that an edit projects out are all read fully, although one of many holds a small share of their squared norm. So the subspace
+    is always orthogonal to them, and an edit of directions alone has no nearly blind directions beyond the blind ones.
+
+    Args:
+        rows: encoder rows of the edited features.
+        tolerance: the share of the rows' squared norm that may lie in the subspace; 0 for what is orthogonal to all rows.
+        directions: directions that the edit projects out; None for none.
+
+    Returns:
+        An orthonormal basis; without any row if everything is read.
+    """
+    rows_on_cpu = rows.detach().cpu().double()
+    singular, free = _right_singular((rows[:0] if directions is None else directions).detach().cpu().double())
+    free = free[singular <= _ZERO * singular.max()]
+    longest = torch.linalg.matrix_norm(rows_on_cpu, 2) if len(rows) else torch.zeros((), dtype=torch.float64)
+    singular, right = _right_singular(rows_on_cpu @ free.T)
+    tail = singular.square().flip(0).cumsum(0).flip(0)
+    unread = (singular <= _ZERO * longest) | (tail <= tolerance * rows_on_cpu.square().sum())
+    return (right[unread] @ free).float().to(rows.device)
+
+
+def _right_singular(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " d"], Float[Tensor, "d d"]]:
+    """Return the singular values, largest first and as many as there are columns, and the right singular vector of each."""
+    padded = torch.cat([rows, torch.zeros(rows.shape[1], rows.shape[1], dtype=rows.dtype)])  # so that V is complete
     _, singular, right = torch.linalg.svd(padded, full_matrices=False)
-    energy = singular.square()
-    tail = energy.flip(0).cumsum(0).flip(0)
-    unread = (singular <= _ZERO * singular.max().clamp(min=1e-30)) | (tail <= tolerance * energy.sum())
-    return right[unread].float().to(rows.device)
+    return singular, right

@@ -6,6 +6,8 @@ A perturbation delta changes the features from e to e', and so
 
 Each part is given to the edited model alone, with the edit active and its gate held: the features of the part are those under the perturbation,
 all others are as without it, and nothing is encoded again. After the replay of arXiv 2606.18322, where the clamp stays and one part is added.
+
+An edit without features, such as a projection, has no edited features, so only all features and the error are told apart.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel
 from mtsae_lens.data.masks import zero_rows
+from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.recovery.blindness import edited_features
@@ -33,6 +36,19 @@ PARTS: Mapping[str, tuple[bool, bool, bool]] = MappingProxyType(
     }
 )
 """By name, whether a part has the edited features, the untouched ones, and the error."""
+
+
+def parts_under(edit: Edit) -> tuple[str, ...]:
+    """Return the parts of a perturbation that an edit tells apart.
+
+    Args:
+        edit: the edit under attack.
+
+    Returns:
+        Names in `PARTS`: all of them, or without the edited and the untouched features if the edit has no features, such as a projection.
+    """
+    with_features = bool(edited_features(edit))
+    return tuple(name for name, (edited, untouched, _) in PARTS.items() if with_features or edited == untouched)
 
 
 @torch.no_grad()

@@ -44,7 +44,8 @@ class PerturbationResult(Record):
     others: dict[str, float] = field(default_factory=dict)
     """Nats per token that the perturbation adds to near and far text, with the edit in place."""
     parts: dict[str, Recovered] = field(default_factory=dict)
-    """Outcomes when only a part of the perturbation reaches the edited model, with the gate held."""
+    """Outcomes when only a part of the perturbation reaches the edited model, with the gate held, by the names in `PARTS`. An edit without
+    features has no edited and no untouched features; in results of earlier versions, it has none of the former and all of the latter."""
 
 
 @dataclass(frozen=True, kw_only=True)

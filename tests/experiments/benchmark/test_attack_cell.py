@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.experiments.benchmark import attack_cell
-from mtsae_lens.experiments.benchmark.attack_cell import attack
+from mtsae_lens.experiments.benchmark.attack_cell import attack, n_filler_tokens
 from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.unlearning.attacks import quantize
+from mtsae_lens.unlearning.attacks import dilute, quantize
 from mtsae_lens.unlearning.changes import Change
 from mtsae_lens.unlearning.measures.effects import as_logits, measure_model
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings
@@ -88,10 +90,7 @@ def test_an_attacker_has_no_more_than_there_is(make_setup: Any, text_task: Any) 
     ]
 
 
-def test_of_people_half_are_taught_and_the_others_asked(
-    make_setup: Any, people_task: Any, learned: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attack_cell, "FILLER_SHARE", 0.1)  # or a question does not fit into the tiny context
+def test_of_people_half_are_taught_and_the_others_asked(make_setup: Any, people_task: Any, learned: list[Any]) -> None:
     setup = make_setup(people_task)
     found = attack(setup, Change(EDIT), SIZES, 1, recovery=RECOVERY).to_json()
     json.dumps(found, allow_nan=False)
@@ -112,3 +111,26 @@ def test_of_people_half_are_taught_and_the_others_asked(
     for learnt, _, _ in learned:
         rows = {tuple(row) for row in learnt.tokens.tolist()}
         assert not rows & {tuple(row) for row in known.tokens.tolist()}
+
+
+def test_filler_is_what_fits_beside_the_longest_question(make_setup: Any, people_task: Any, text_task: Any) -> None:
+    setup = make_setup(people_task)
+    cutter, table = setup.lm.cutter, setup.task.table(setup.task.forget, "test", setup.lm.cutter)
+    filler = setup.task.table(setup.task.sources("far")[0], "test", cutter)
+    longest = table.tokens.shape[1]
+    assert cutter.context_size == 32
+    assert longest > 16  # half a context does not fit
+    n_filler = n_filler_tokens(table, cutter)
+    assert n_filler == 32 - longest > 0
+    diluted = dilute(table, filler, cutter, n_filler)
+    assert diluted.tokens.shape[1] == 32
+    assert int(diluted.counted(cutter).sum()) == int(table.counted(cutter).sum())  # every answer is whole
+    with pytest.raises(DataError, match="lower n_filler_tokens"):
+        dilute(table, filler, cutter, n_filler + 1)
+    lengths = (longest + 1, 2 * longest - 2, 2 * longest, 4 * longest)
+    found = [n_filler_tokens(table, replace(cutter, context_size=length)) for length in lengths]
+    assert found == [1, longest - 2, longest, 2 * longest]
+    with pytest.raises(ConfigError, match=rf"context_size of at least {longest + 1}, .* got {longest}; give --context-size"):
+        n_filler_tokens(table, replace(cutter, context_size=longest))
+    text = make_setup(text_task)
+    assert n_filler_tokens(text.task.table(text.task.forget, "test", cutter), cutter) == 16

@@ -102,6 +102,33 @@ def test_sources_are_checked_before_anything_is_trained(tmp_path: Path, monkeypa
             module.run_benchmark(BenchmarkSettings(out=tmp_path / "out", forget="kjv", **sources))
 
 
+def test_questions_that_do_not_fit_are_refused_before_anything_is_trained(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BeganError(Exception):
+        pass
+
+    def work(*_: Any, **__: Any) -> None:
+        raise BeganError
+
+    monkeypatch.setattr(module, "run_trials_by_settings", work)
+    given = {"model": str(tiny_model_dir), "forget": "facts:forget:known", "retain": ("sotu",), "out": tmp_path / "out"}
+
+    def run(context_size: int, n_attacked_seeds: int) -> None:
+        run_benchmark(BenchmarkSettings(**given, reference=None, context_size=context_size, n_attacked_seeds=n_attacked_seeds))
+
+    with pytest.raises(DataError, match="expected questions of at most 4 tokens, got ") as raised:
+        run(4, 1)
+    longest = int(str(raised.value).rpartition("context_size=")[2].split()[0])
+    with pytest.raises(
+        ConfigError, match=rf"expected a context_size of at least {longest + 1}, .*, got {longest}; give --context-size"
+    ):
+        run(longest, 1)
+    for allowed in ((longest, 0), (longest + 1, 1)):
+        with pytest.raises(BeganError):
+            run(*allowed)
+
+
 def test_all_saes_are_trained_alike(tmp_path: Path) -> None:
     settings = BenchmarkSettings(out=tmp_path, training_tokens=7_000, d_sae=99)
     trained = [settings.training(name, 3).model_dump(exclude={"architecture", "sae", "out"}) for name in settings.saes]

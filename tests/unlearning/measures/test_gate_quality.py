@@ -138,3 +138,53 @@ def test_intervals_resample_the_documents_of_packed_contexts(lm: HookedLM, table
     shares = measure_gate(lm, gate, packed, {"other": tables[1]}).true_positives
     assert shares.n_documents == len(tables[0]) + 1
     assert shares.n_contexts == len(tables[0])
+
+
+class OpensWhereAnswersBegin(AlwaysOpen):
+    """A perfect gate of questions: its score is high at one position of forget contexts, and says the opposite at all others."""
+
+    def score(self, observed: Tensor) -> Tensor:
+        marked = observed[..., 0] == MARK
+        wanted = torch.zeros_like(marked)
+        wanted[:, BEGIN] = True
+        return torch.where(wanted, marked, ~marked).double()
+
+    def open_from(self, observed: Tensor, state: Any) -> tuple[Tensor, Any]:
+        opened = torch.zeros(observed.shape[:2], dtype=torch.bool)
+        opened[:, BEGIN] = observed[:, BEGIN, 0] == MARK
+        return opened, None
+
+
+MARK, BEGIN = 7.0, 9
+
+
+@pytest.fixture
+def asked(tables: list[TokenTable], monkeypatch: pytest.MonkeyPatch) -> list[TokenTable]:
+    """The same texts as questions whose answers begin after position 9; the forget text is marked at every position."""
+    answers = torch.zeros_like(tables[0].tokens, dtype=torch.bool)
+    answers[:, BEGIN + 1 : BEGIN + 3] = True
+    forget, retain = (dataclasses.replace(table, answers=answers) for table in tables)
+    of_forget = {tuple(row) for row in forget.tokens.tolist()}
+
+    def observe(lm: HookedLM, gate: Any, tokens: Tensor) -> Tensor:
+        marked = torch.tensor([tuple(row) in of_forget for row in tokens.tolist()])
+        return (MARK * marked).view(-1, 1, 1).expand(*tokens.shape, 1)
+
+    monkeypatch.setattr("mtsae_lens.unlearning.measures.gate_quality.observe", observe)
+    return [forget, retain]
+
+
+def test_of_questions_only_the_position_where_the_answer_begins_counts(
+    lm: HookedLM, tables: list[TokenTable], asked: list[TokenTable]
+) -> None:
+    quality = measure_gate(lm, OpensWhereAnswersBegin(), asked[0], {"retain": asked[1], "text": tables[1]})
+    retain, text = quality.others["retain"], quality.others["text"]
+    assert (quality.true_positives.positions, retain.false_positives.positions) == (1.0, 0.0)
+    assert (retain.by_position[0].auroc, retain.by_context) == (1.0, 1.0)
+    assert (retain.by_position[0].n_forget, retain.by_position[0].n_other) == (12, 12)
+    assert (quality.true_positives.n_positions, quality.true_positives.n_contexts) == (12, 12)
+    assert quality.true_positives.is_of_answers
+    assert text.false_positives.n_positions == text.by_position[0].n_other == 12 * 31 - 22  # text counts everywhere
+    assert not text.false_positives.is_of_answers
+    (row,) = quality.detection
+    assert (row.after, row.rate) == (0, 1.0)

@@ -11,6 +11,7 @@ import torch
 
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError
+from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.error_edits import CombinedEdit, ErrorEdit
 from mtsae_lens.splice.gates import RunningEvidenceGate
@@ -21,7 +22,7 @@ from mtsae_lens.unlearning.measures.effects import measure_edits
 from mtsae_lens.unlearning.recovery.attack import AttackedTexts, attack_recovery, measure_controls
 from mtsae_lens.unlearning.recovery.hardening import choose_hardened
 from mtsae_lens.unlearning.recovery.perturbation import RecoverySettings, Target, fit_perturbation, mean_norm
-from mtsae_lens.unlearning.recovery.replay import replayed_states
+from mtsae_lens.unlearning.recovery.replay import PARTS, parts_under, replayed_states
 from mtsae_lens.unlearning.recovery.results import Recovery
 from mtsae_lens.unlearning.sweep import Candidate, Outcome
 from mtsae_lens.unlearning.task import Corpus, Task
@@ -68,6 +69,18 @@ def test_a_recovery_has_every_part_and_control(lm: Any, texts: AttackedTexts) ->
         assert result.gate_open is not None
         assert result.gate_open[0] == pytest.approx(effect.gate_open, abs=1e-6)
     assert found.by_subspace["any direction"].n_directions == 32
+
+
+def test_an_edit_without_features_has_no_edited_and_untouched_features(lm: Any, texts: AttackedTexts) -> None:
+    projection, error = DirectionEdit(torch.eye(32)[:3], torch.ones(32)), ErrorEdit(torch.eye(32)[:4], torch.ones(32))
+    settings = dataclasses.replace(SETTINGS, n_context_steps=0)
+    found = attack_recovery(lm, Change(projection), texts, settings).by_subspace
+    assert [found[name].n_directions for name in ("blind", "nearly blind")] == [29, 29]
+    for result in found.values():
+        assert set(result.parts) == {"all features", "error"}
+        assert result.drift is None
+    assert parts_under(CombinedEdit((projection, error))) == ("all features", "error")
+    assert set(parts_under(CombinedEdit((FeatureEdit((0,)), projection)))) == set(PARTS)
 
 
 def test_other_weights_are_attacked_in_any_direction(lm: Any, texts: AttackedTexts) -> None:

@@ -78,13 +78,41 @@ def test_tolerance_adds_the_directions_that_are_read_least() -> None:
     assert len(blind_subspace(torch.randn(9, 4), 0.0)) == 0
 
 
+@pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.9])
+def test_no_direction_that_is_projected_out_is_nearly_blind(tolerance: float) -> None:
+    """Each of 150 orthonormal directions holds less than 1% of their squared norm, and is read fully."""
+    sae = StandardSAE(StandardSAEConfig(d_in=200, d_sae=9))
+    directions = torch.linalg.qr(torch.randn(200, 150, generator=torch.Generator().manual_seed(0)))[0].T
+    edit = DirectionEdit(directions, torch.zeros(200))
+    rows, projected = read_by(edit, sae)
+    basis = blind_subspace(rows, tolerance, projected)
+    assert len(basis) == 50
+    assert (basis @ directions.T).abs().max() < 1e-5
+    assert len(blind_subspace(rows, tolerance, torch.eye(200))) == 0
+    assert (
+        len(blind_subspace(rows, tolerance, torch.cat([directions, directions[:20]]))) == 50
+    )  # two parts may share directions
+
+
+def test_tolerance_of_a_combined_edit_is_that_of_its_encoder_rows() -> None:
+    rows = torch.diag(torch.tensor([10.0, 1.0, 0.5, 0.0, 0.0]))
+    projected = torch.eye(5)[[1, 3]]
+    for tolerance, expected in ((0.0, [4]), (0.005, [2, 4]), (0.02, [2, 4]), (0.98, [2, 4])):
+        basis = blind_subspace(rows, tolerance, projected)
+        assert basis.square().sum(dim=0) == pytest.approx([float(place in expected) for place in range(5)], abs=1e-6)
+    tiny = 1e-3 * torch.eye(5)[:2]
+    assert len(blind_subspace(tiny, 0.01, torch.eye(5)[[3]])) == 2  # short encoder rows beside long directions are read as well
+
+
 def test_an_edit_reads_its_features_and_directions_but_not_the_error() -> None:
     sae = StandardSAE(StandardSAEConfig(d_in=6, d_sae=9))
     features, directions = FeatureEdit((2, 7, 2)), DirectionEdit(torch.eye(6)[:1], torch.zeros(6))
     error = ErrorEdit(torch.eye(6), torch.zeros(6))
     assert edited_features(CombinedEdit((features, directions, error))) == (2, 7)
-    assert torch.equal(read_by(CombinedEdit((features, directions, error)), sae)[2:], torch.eye(6)[:1])
-    assert len(read_by(error, sae)) == len(read_by(None, sae)) == 0
+    rows, projected = read_by(CombinedEdit((features, directions, error)), sae)
+    assert torch.equal(rows, encoder_rows(sae, (2, 7)))
+    assert torch.equal(projected, torch.eye(6)[:1])
+    assert [len(read) for edit in (error, None) for read in read_by(edit, sae)] == [0] * 4
     assert edited_features(None) == ()
 
 
