@@ -165,7 +165,8 @@ def unlearning_summary(measured: UnlearningResult) -> str:
         share = f", so the edit reaches {row.nll_delta / goal:.0%} of that" if goal > 0 else ""
         said += f". A model that never saw the text has {goal:+.3f}{share}"
     recovered = "" if measured.recovery is None else f" {recovery_summary(measured.recovery)}"
-    return f"{said}. {_compare_with_random(measured)}.{recovered}"
+    asked = f" {row.exact_recall:.0%} of its questions are still answered." if is_question_source(measured.forget) else ""
+    return f"{said}.{asked} {_compare_with_random(measured)}.{recovered}"
 
 
 def _compare_with_random(measured: UnlearningResult) -> str:

@@ -102,6 +102,16 @@ def test_quality(measured: EditResult) -> None:
     }
 
 
+def test_the_summary_says_how_many_questions_are_still_answered(content: dict[str, Any]) -> None:
+    of = {"chosen": {"n_features": 8}}
+    assert "questions" not in unlearning_summary(filled(UnlearningResult, content | of | {"forget": "kjv"}))
+    questions = "facts:forget:known"
+    content["corpora"][questions] = content["corpora"].pop("kjv") | {"exact_recall": 0.087}
+    content["random_control"][questions] = content["random_control"].pop("kjv")
+    summary = unlearning_summary(filled(UnlearningResult, content | of | {"forget": questions}))
+    assert " 9% of its questions are still answered. " in summary
+
+
 def test_the_summary_says_that_random_features_make_the_same_edit(content: dict[str, Any]) -> None:
     content["random_control"]["kjv"] |= {"nll_delta": 1.2, "nll_delta_min": 1.2, "nll_delta_max": 1.20004}
     summary = unlearning_summary(filled(UnlearningResult, content | {"forget": "kjv", "chosen": {"n_features": 8}}))

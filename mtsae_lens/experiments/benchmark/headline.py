@@ -52,7 +52,10 @@ def summarize_task(results: TaskResults) -> str:
         f"{results.name}: editing features of {method} adds {at.forget} nats per token to the loss on {results.task.forget}{reference}, at a "
         f"cost of {near}{at.far} on far text (TEST, seeds: {at.forget.n_seeds}; within {MAIN_BUDGET:g} on TUNE)."
     )
-    return " ".join(part for part in (said, _compare_with_random(at), _came_back(results, str(method)), _best(results)) if part)
+    asked = "" if at.exact_recall is None else f"{at.exact_recall.mean:.0%} of its questions are still answered."
+    return " ".join(
+        part for part in (said, asked, _compare_with_random(at), _came_back(results, str(method)), _best(results)) if part
+    )
 
 
 def headline_section(results: TaskResults) -> Section:
