@@ -58,9 +58,10 @@ class UnlearnSettings(Settings):
     opens on the people to forget and stays closed on strangers."""
     n_detectors: int = Field(1, gt=0)
     """Number of detectors of a two-state gate. Give several if the forget text has many parts, such as people."""
-    gate_threshold: Literal["quantile", "conformal"] = "quantile"
+    gate_threshold: Literal["quantile", "conformal", "left_out"] = "quantile"
     """Rule for the threshold of the gate. `quantile` counts positions of each text to keep on TUNE. `conformal` counts documents of near text,
-    and guarantees the false-positive rate on new documents of the same kind."""
+    and guarantees the false-positive rate on new documents of the same kind. `left_out` counts positions, those of people as scored by a
+    gate that was fitted without them. Use it to spare strangers if there are few people to keep."""
     scales: tuple[int, ...] = ()
     """Dilation of an MTSAE. If given, only features that the given dilations drive are edited."""
     min_scale_share: float = Field(0.5, gt=0, le=1)

@@ -22,6 +22,7 @@ from mtsae_lens.unlearning.conformal import apart, conformal_thresholds_at
 from mtsae_lens.unlearning.edit_kinds import EDIT_KINDS, check_edit_kind
 from mtsae_lens.unlearning.gate_kinds import GateChoice
 from mtsae_lens.unlearning.gating import thresholds_at
+from mtsae_lens.unlearning.left_out import left_out_thresholds_at
 from mtsae_lens.unlearning.selection.error_directions import error_directions
 from mtsae_lens.unlearning.selection.evidence import SelectionEvidence, feature_scores
 from mtsae_lens.unlearning.selection.ranking import ranking
@@ -103,9 +104,15 @@ def fit_gates(
         if choice.threshold == "conformal":
             near = task.tables("tune", lm.cutter, ("near",) if task.sources("near") else ("far",))
             retain, calibration = apart(retain, list(near.values()))
-        gate = choice.fit(lm, task.table(task.forget, "select", lm.cutter), retain, seed=task.seed)
+        forget = task.table(task.forget, "select", lm.cutter)
+        gate = choice.fit(lm, forget, retain, seed=task.seed)
         if choice.threshold == "conformal":
             fitted = conformal_thresholds_at(lm, gate, calibration, gated)
+        elif choice.threshold == "left_out":
+            refit = partial(choice.fit, lm, forget, seed=task.seed)
+            fitted = left_out_thresholds_at(
+                lm, gate, refit, retain, list(task.tables("tune", lm.cutter, SPARED).values()), gated
+            )
         else:
             fitted = thresholds_at(lm, gate, list(task.tables("tune", lm.cutter, SPARED).values()), gated)
         gates |= dict(zip(gated, fitted, strict=True))

@@ -102,13 +102,21 @@ def apart(fitted: Sequence[TokenTable], held_out: Sequence[TokenTable]) -> tuple
 
 
 def _without(tables: Sequence[TokenTable], units: set[str]) -> list[TokenTable]:
-    kept = []
-    for table in tables:
-        named = [{unit(span[0]) for span in spans} for spans in table.all_spans]
-        rows = [row for row, names in enumerate(named) if not names & units]
-        if rows:
-            kept.append(table.rows(rows))
-    return kept
+    kept = (split_by_unit(table, units)[1] for table in tables)
+    return [table for table in kept if table is not None]
+
+
+def split_by_unit(table: TokenTable, units: set[str]) -> tuple[TokenTable | None, TokenTable | None]:
+    """Return the contexts that hold one of the units, and the other contexts; None for none.
+
+    Args:
+        table: the contexts.
+        units: names of people or documents, as `unit` returns them.
+    """
+    holds = [not units.isdisjoint(unit(span[0]) for span in spans) for spans in table.all_spans]
+    rows = ([row for row, found in enumerate(holds) if found is wanted] for wanted in (True, False))
+    having, others = (table.rows(of) if of else None for of in rows)
+    return having, others
 
 
 def unit(document: str) -> str:

@@ -20,8 +20,9 @@ from mtsae_lens.unlearning.gating import fit_gate
 from mtsae_lens.unlearning.group_fit import fit_known_groups
 from mtsae_lens.unlearning.observed import observe_features, observe_table, reader
 
-ThresholdRule = Literal["quantile", "conformal"]
-"""How the threshold is set on TUNE: by `thresholds_at` (positions) or by `conformal_thresholds_at` (documents)."""
+ThresholdRule = Literal["quantile", "conformal", "left_out"]
+"""How the threshold is set on TUNE: by `thresholds_at` (positions), `conformal_thresholds_at` (documents) or `left_out_thresholds_at`
+(positions, of people that the gate was not fitted on)."""
 
 
 @dataclass(frozen=True)

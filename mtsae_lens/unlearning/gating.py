@@ -164,12 +164,19 @@ def thresholds_at(
     Returns:
         One gate per rate.
     """
-    scores = [_scores(lm, gate, table) for table in track(retain, "setting the gate", "text")]
+    scores = [scores_to_keep(lm, gate, table) for table in track(retain, "setting the gate", "text")]
     highest = [max(torch.quantile(s[:MAX_QUANTILE], 1 - rate).item() for s in scores) for rate in false_positive_rates]
     return [gate.with_threshold(max(threshold, gate.lowest_threshold)) for threshold in highest]
 
 
-def _scores(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:
+def scores_to_keep(lm: HookedLM, gate: Gate, table: TokenTable) -> Float[Tensor, " n"]:
+    """Return a gate's scores at the unmasked positions of a text, or where the answers of questions begin.
+
+    Args:
+        lm: the model with its SAE.
+        gate: the gate.
+        table: the text or questions.
+    """
     generator = torch.Generator().manual_seed(0)
     every = [
         gate.score(observe(lm, gate, tokens))[~lm.masked(tokens) if table.answers is None else at]
