@@ -55,7 +55,7 @@ def test_the_configuration_of_people_asks_about_those_that_the_model_was_taught(
     taught = {person.name for person in script["select_people"](40)}
     settings = UnlearnSettings.build(CONFIGS[0].parent / "unlearn-people-smollm2.yaml", {"sae": Path("runs/sae")})
     asked = [corpus.source for corpus in settings.task().corpora if is_question_source(corpus.source)]
-    assert {source.split(":")[1] for source in asked} == {"forget/8", "retain/12", "strangers/8"}
+    assert {source.split(":")[1] for source in asked} == {"forget/8", "retain/24", "strangers/8"}
     for source in asked:
         assert {question.name for question in draw_questions(source, "test", 10_000)} <= taught
 
