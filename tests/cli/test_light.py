@@ -63,4 +63,4 @@ def test_names_of_the_package_are_listed_and_loaded_at_their_first_use() -> None
         "import sys, mtsae_lens\nassert 'torch' not in sys.modules\nnames = set(mtsae_lens.__all__)\nassert names <= set(dir(mtsae_lens))\n"
         "assert all(getattr(mtsae_lens, name).__name__ == name for name in names)\nfrom mtsae_lens import *\nprint(MTSAE.__name__, len(names))"
     )
-    assert run(code) == "MTSAE 52\n"
+    assert run(code) == "MTSAE 53\n"
