@@ -54,6 +54,7 @@ def test_the_estimates_are_those_of_the_groups() -> None:
     gate = fit_known_groups(ours, our_names, theirs, their_names)
     strong = gate.prior > 2.0  # 1 + psi; the other half of the coordinates differ by chance alone
     assert int(strong.sum()) == WIDTH // 2
+    assert len(gate.prior) < WIDTH  # directions in which the groups differ by no more than chance are left out
     assert gate.prior[strong].mean().item() == pytest.approx(1 + 4, rel=0.15)
     psi = gate.prior[strong] - 1
     torch.testing.assert_close(gate.variances[0, strong], 1 + psi / (1 + N_EACH * psi))
