@@ -11,9 +11,10 @@ normal with variance `c = psi / (1 + n psi)` and mean `n c zbar`. Its activation
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mtsae_lens.errors import DataError
@@ -64,27 +65,64 @@ def fit_known_groups(
         )
     if len(rows) <= len(names):
         raise DataError(f"expected several questions about each group, got {len(rows)} about {len(names)}; read more questions")
+    known = sorted({place[name] for name in forget_groups})
+    return _make_gate(_estimate_groups(rows, group), known, max_directions)
+
+
+@dataclass(frozen=True, eq=False)
+class _Groups:
+    """Estimates of how activations vary between groups, and within each. Covariances are those of coordinates divided by `scale`."""
+
+    n_each: Float[Tensor, " group"]
+    means: Float[Tensor, "group d"]
+    center: Float[Tensor, " d"]
+    scale: Float[Tensor, " d"]
+    within: Float[Tensor, "d d"]
+    between: Float[Tensor, "d d"]
+
+
+def _estimate_groups(rows: Float[Tensor, "n d"], group: Int[Tensor, " n"]) -> _Groups:
+    """Estimate the means of groups, and the covariances within and between them.
+
+    Args:
+        rows: activations, more than there are groups.
+        group: the number of each row's group, from 0; each group has a row.
+    """
     n_each = torch.bincount(group).double()
-    group_means = torch.zeros(len(names), rows.shape[1]).to(rows).index_add_(0, group, rows) / n_each.unsqueeze(1)
-    center = group_means.mean(dim=0)
-    deviations = rows - group_means[group]
+    n_groups = len(n_each)
+    means = torch.zeros(n_groups, rows.shape[1]).to(rows).index_add_(0, group, rows) / n_each.unsqueeze(1)
+    center = means.mean(dim=0)
+    deviations = rows - means[group]
     scale = deviations.std(dim=0).clamp(min=SMALLEST_STD)  # because some coordinates are far larger than others
-    within = _shrunk_covariance(deviations / scale, len(rows) - len(names))
-    between = torch.cov(((group_means - center) / scale).T)
-    whiten = torch.linalg.inv(torch.linalg.cholesky(within))
-    spread, directions = torch.linalg.eigh(whiten @ between @ whiten.T)
-    psi = spread.flip(0) - (1 / n_each).mean()  # means of n questions differ by W / n even if the groups do not
-    n_used = min(max_directions, int((psi > 0).sum()), len(names) - 1)
+    within = _shrunk_covariance(deviations / scale, len(rows) - n_groups)
+    between = torch.cov(((means - center) / scale).T)
+    return _Groups(n_each, means, center, scale, within, between)
+
+
+def _make_gate(groups: _Groups, known: Sequence[int], max_directions: int) -> KnownGroupsGate:
+    """Find the directions in which groups differ, and the posterior of each known group in them.
+
+    Args:
+        groups: the estimates.
+        known: numbers of the known groups.
+        max_directions: number of directions to use.
+
+    Raises:
+        DataError: there is no direction in which groups differ by more than their own questions do.
+    """
+    whiten = torch.linalg.inv(torch.linalg.cholesky(groups.within))
+    spread, directions = torch.linalg.eigh(whiten @ groups.between @ whiten.T)
+    psi = spread.flip(0) - (1 / groups.n_each).mean()  # means of n questions differ by W / n even if the groups do not
+    n_used = min(max_directions, int((psi > 0).sum()), len(groups.means) - 1)
     if not n_used:
         raise DataError(
             "expected groups (people) whose activations differ by more than their own questions do, got none; give another hook or gate"
         )
-    psi, projection = psi[:n_used], directions.flip(1).T[:n_used] @ whiten / scale
-    known = sorted({place[name] for name in forget_groups})
-    n_questions = n_each[known].unsqueeze(1)
+    psi, projection = psi[:n_used], directions.flip(1).T[:n_used] @ whiten / groups.scale
+    n_questions = groups.n_each[known].unsqueeze(1)
     posterior = psi / (1 + n_questions * psi)
-    means = n_questions * posterior * ((group_means[known] - center) @ projection.T)
-    p, mu, m, v, prior = (part.float().cpu() for part in (projection, center, means, 1 + posterior, 1 + psi))
+    means = n_questions * posterior * ((groups.means[known] - groups.center) @ projection.T)
+    p, mu, m, v, prior = (part.float().cpu() for part in (projection, groups.center, means, 1 + posterior, 1 + psi))
     return KnownGroupsGate(p, mu, m, v, prior, threshold=0.0)
 
 
