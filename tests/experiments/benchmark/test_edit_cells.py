@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mtsae_lens.experiments.benchmark import edit_cells
-from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize
+from mtsae_lens.experiments.benchmark.arms import OURS, BenchmarkSize, BenchmarkTask
 from mtsae_lens.experiments.benchmark.edit_cells import DIRECTION, LOW_RANK, edit_cell
+from mtsae_lens.splice.gates import AlwaysOpen
+from mtsae_lens.splice.group_gate import KnownGroupsGate
 from mtsae_lens.unlearning import protocol
 from mtsae_lens.unlearning import task as task_module
 from mtsae_lens.unlearning.measures.effects import measure_edits
+from mtsae_lens.unlearning.task import Corpus
 
 PLACES = {"0.02": 0, "0.05 goal": 1, "0.1": 1}
 
@@ -91,6 +96,22 @@ def test_a_cell_of_ours(
         total = sum(d["n_tokens"] * d["nll_delta"] for d in pooled["documents"])
         assert total / sum(d["n_tokens"] for d in pooled["documents"]) == pytest.approx(pooled["nll_delta"], abs=1e-6)
         assert pooled["n_draws"] == 2
+
+
+def test_people_are_edited_behind_a_gate_of_known_groups(
+    make_setup: Any, text_file: Path, size: BenchmarkSize, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("facts:forget/6:known", "facts:retain/8:known", str(text_file))
+    corpora = (Corpus(asked[0], "forget"), Corpus(asked[1], "near"), Corpus(asked[2], "far"))
+    task, swept = BenchmarkTask("people", corpora, asked[0], asked[1:]), []
+    monkeypatch.setattr(edit_cells, "rankings", lambda *args, **kwargs: {"a": (1, 2, 3)})  # the tiny SAE tells no people apart
+    monkeypatch.setattr(edit_cells, "sweep", lambda lm, task, candidates: swept.append(candidates) or [])
+    of_questions = replace(size.gated, edits=("project",), multipliers=(-0.3, 0.0))
+    cell = edit_cell(make_setup(task), replace(size, gated_questions=of_questions), OURS, 0, attacked=False)
+    gates = {name: {type(one.edit.gate) for one in candidates} for name, candidates in zip(cell.methods, swept, strict=True)}
+    always = {f"{OURS}, no gate": {AlwaysOpen}, f"{DIRECTION}, no gate": {AlwaysOpen}}
+    assert gates == always | {OURS: {KnownGroupsGate}, DIRECTION: {KnownGroupsGate}}
+    assert {one.multiplier for one in swept[0]} == {-0.3, 0.0}
 
 
 def test_test_text_decides_nothing(
