@@ -20,7 +20,8 @@ from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.errors import ModelError
 from mtsae_lens.export import hooked, standalone
 from mtsae_lens.export.hooked import export_hooked
-from mtsae_lens.export.standalone import attach, identity, load_edited
+from mtsae_lens.export.standalone import GATES, attach, identity, load_edited
+from mtsae_lens.export.standalone.layer import tensors_of
 from mtsae_lens.splice import model_identity
 from mtsae_lens.splice.direction_edits import DirectionEdit, orthonormal_rows
 from mtsae_lens.splice.edit_files import load_edit
@@ -214,6 +215,17 @@ def test_a_cache_that_was_copied_goes_on_and_one_that_was_cut_or_made_elsewhere_
     with pytest.raises(ValueError, match="expected input_ids"):
         model(inputs_embeds=model.get_input_embeddings()(tokens))
     torch.testing.assert_close(log_probs(model, tokens), log_probs(load_edited(folder), tokens))
+
+
+def test_a_gate_of_known_groups_is_closed_where_activations_are_zero() -> None:
+    """As the library's is, also at a token that the loader reads as text, such as one whose embedding is zero."""
+    gate, h = EDITS["activations_groups"].gate, torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(3))
+    h[0, 4], h[1, 0], h[1, 6] = 0, 0, 0
+    h[1, 6, 31] = 1e-6  # no longer zero, and there the score opens the gate
+    fields = gate.to_json()
+    opened = GATES["known_groups"](fields, tensors_of(fields), {}, torch.zeros(2, 9, 1), h)
+    assert torch.equal(opened, gate.open_from(h, None)[0])
+    assert [opened[place].item() for place in ((0, 4), (1, 0), (1, 6))] == [False, False, True]
 
 
 @pytest.mark.parametrize("name", STATEFUL)
