@@ -618,6 +618,16 @@ def test_unlearn_refuses_an_sae_that_cannot_generate_before_any_work(
         assert_refused(outcome, message, tmp_path / "out")
 
 
+def test_unlearn_refuses_questions_that_do_not_fit_before_any_work(
+    mtsae: Callable[..., Any], train: Callable[..., Any], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtsae_lens.commands.unlearn.choose", lambda *_: pytest.fail("it went to work"))
+    assert train(out=tmp_path / "sae", context_size=16).code == 0
+    given = ("--forget", text_file, "--retain", "sotu", "--neutral", "facts:strangers:known", "--out", tmp_path / "out")
+    message = "facts:strangers:known: expected questions of at most 16 tokens, got "
+    assert_refused(mtsae("unlearn", tmp_path / "sae", *given), message, tmp_path / "out")
+
+
 # ---------------------------------------------------------------------------------------------- output
 
 

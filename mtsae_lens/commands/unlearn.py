@@ -62,13 +62,18 @@ def run_unlearn(settings: UnlearnSettings) -> UnlearningResult:
 
     Returns:
         The results.
+
+    Raises:
+        DataError: a text does not exist, or a question is longer than a context.
     """
     watch = Stopwatch()
-    for corpus in settings.task().corpora:
+    task = settings.task()
+    for corpus in task.corpora:
         check_corpus(corpus.source)
     lm, _ = open_sae(
         settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
     )
+    task.check_questions(lm.cutter)
     lm = fit_batch(lm)
     lm.check_generates()
     reference = None

@@ -28,7 +28,7 @@ from mtsae_lens.errors import DataError, nearest
 PREFIX = "facts:"
 _TEMPLATES = ("known", "unseen")
 SOURCES = tuple(f"{PREFIX}{people}:{templates}" for people in GROUPS for templates in _TEMPLATES)
-_SPLITS: tuple[Split, ...] = ("select", "tune", "test")
+SPLITS: tuple[Split, ...] = ("select", "tune", "test")
 
 
 def is_question_source(source: str) -> bool:
@@ -153,9 +153,9 @@ def draw_questions(source: str, split: Split, max_questions: int, *, seed: int =
     group, _, templates = asked.rpartition(":")
     if not source.startswith(PREFIX) or not is_group(group) or templates not in _TEMPLATES:
         raise DataError(f"expected known questions, got {source!r}.{nearest(source, SOURCES)}")
-    if split not in _SPLITS:
+    if split not in SPLITS:
         raise DataError(
-            f"expected a split of questions ({', '.join(_SPLITS)}), got {split!r}; to train, read the text 'people' or 'people_forget'"
+            f"expected a split of questions ({', '.join(SPLITS)}), got {split!r}; to train, read the text 'people' or 'people_forget'"
         )
     if is_test_only(source) and split != "test":
         raise DataError(
@@ -174,7 +174,7 @@ def _of_split(question: Question, split: Split) -> bool:
     """Return whether a known template of a fact belongs to a split. A third of the templates, drawn at random, goes to each split."""
     prompts = [template.split(" {value}")[0].format(name=question.name) for template in TRAIN_TEMPLATES[question.attribute]]
     random.Random(f"{question.name} {question.attribute}").shuffle(prompts)
-    return prompts.index(question.prompt) * len(_SPLITS) // len(prompts) == _SPLITS.index(split)
+    return prompts.index(question.prompt) * len(SPLITS) // len(prompts) == SPLITS.index(split)
 
 
 def question_table(corpus: str, questions: Sequence[Question], cutter: ContextCutter) -> TokenTable:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.documents import Split, check_source, source_name
 from mtsae_lens.data.questions import (
+    SPLITS,
     draw_questions,
     is_question_source,
     is_same_on_every_split,
@@ -147,6 +149,28 @@ class Task:
         """
         sources = track(self.sources(*roles), f"reading text, {split}", "text")
         return {source: self.table(source, split, cutter) for source in sources}
+
+    def check_questions(self, cutter: ContextCutter) -> None:
+        """Check, before any work is done, that the questions of every role fit into a context, on every split that is read.
+
+        Args:
+            cutter: the tokenizer and the length of a context.
+
+        Raises:
+            DataError: the longest question is longer than a context.
+        """
+        asked = [
+            (corpus.source, split)
+            for corpus in self.corpora
+            if is_question_source(corpus.source)
+            for split in SPLITS
+            if corpus.role != "neutral" or split == "test"
+        ]
+        if not asked:
+            return
+        roomy = replace(cutter, context_size=sys.maxsize)
+        source, split = max(asked, key=lambda of: self._read_table(of[0], of[1], roomy).tokens.shape[1])
+        self.table(source, split, cutter)  # raises the error, with the length that is enough for all
 
     def role(self, source: str) -> Role:
         """Return the role of a corpus.

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.documents import Split
 from mtsae_lens.data.questions import read_questions
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.errors import ConfigError, DataError
 from mtsae_lens.unlearning import task as module
-from mtsae_lens.unlearning.task import QUESTIONS_PER_CONTEXT, Corpus, Task, check_corpus
+from mtsae_lens.unlearning.task import QUESTIONS_PER_CONTEXT, Corpus, Role, Task, check_corpus
 
 FACTS = "facts:forget:known"
 
@@ -129,6 +130,34 @@ def test_a_source_is_checked_before_any_work(text_file: Path) -> None:
         check_corpus(source)
     with pytest.raises(DataError, match="expected a file, a folder, an embedded domain"):
         check_corpus("no-such-text")
+
+
+@pytest.mark.parametrize(
+    ("source", "role"),
+    [
+        ("facts:forget/20:known", "forget"),
+        ("facts:retain/20:known", "near"),
+        ("facts:retain/20:known", "far"),
+        ("facts:strangers/20:known", "neutral"),
+        ("facts:retain/20:unseen", "neutral"),
+    ],
+)
+def test_the_longest_question_of_any_role_fits_into_a_context(source: str, role: Role, cutter: ContextCutter) -> None:
+    others = [Corpus(of, r) for of, r in (("kjv", "forget"), ("sotu", "far")) if r == "far" or role != "forget"]  # type: ignore[arg-type]
+    task = Task((*others, Corpus(source, role)))
+    splits: tuple[Split, ...] = ("test",) if role == "neutral" else ("select", "tune", "test")
+    longest = max(task.table(source, split, cutter).tokens.shape[1] for split in splits)
+    Task(task.corpora).check_questions(replace(cutter, context_size=longest))
+    with pytest.raises(
+        DataError,
+        match=f"{source}: expected questions of at most {longest - 1} tokens, got {longest}; give context_size={longest}",
+    ):
+        Task(task.corpora).check_questions(replace(cutter, context_size=longest - 1))
+
+
+def test_a_task_without_questions_has_none_to_check(cutter: ContextCutter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_tokens", lambda *args, **settings: pytest.fail("it read a text"))
+    made("forget", "far").check_questions(replace(cutter, context_size=2))
 
 
 def test_questions_that_do_not_exist_are_no_corpus() -> None:

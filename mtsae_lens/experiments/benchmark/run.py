@@ -101,18 +101,18 @@ def _check_reference(settings: BenchmarkSettings) -> None:
 
 
 def _check_questions(settings: BenchmarkSettings) -> None:
-    """Check before any work that the questions to forget fit into a context, and if they are attacked, with other text before them."""
-    asked = [task.task(settings.size().contexts_per_split) for task in settings.benchmark_tasks().values()]
-    asked = [task for task in asked if is_question_source(task.forget)]
+    """Check before any work that all questions fit into a context, and if those to forget are attacked, with other text before them."""
+    tasks = [task.task(settings.size().contexts_per_split) for task in settings.benchmark_tasks().values()]
+    asked = [task for task in tasks if any(is_question_source(corpus.source) for corpus in task.corpora)]
     if not asked:
         return
     model = load_language_model(settings.model, device=settings.device)
     assert model.tokenizer is not None
     cutter = ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
     for task in asked:
-        table = task.table(task.forget, "test", cutter)
-        if settings.n_attacked_seeds:
-            n_filler_tokens(table, cutter)
+        task.check_questions(cutter)
+        if settings.n_attacked_seeds and is_question_source(task.forget):
+            n_filler_tokens(task.table(task.forget, "test", cutter), cutter)
 
 
 def _train_all(settings: BenchmarkSettings) -> dict[str, TrainedSAE]:

@@ -112,10 +112,11 @@ def test_questions_that_do_not_fit_are_refused_before_anything_is_trained(
         raise BeganError
 
     monkeypatch.setattr(module, "run_trials_by_settings", work)
-    given = {"model": str(tiny_model_dir), "forget": "facts:forget:known", "retain": ("sotu",), "out": tmp_path / "out"}
+    given = {"model": str(tiny_model_dir), "reference": None, "retain": ("sotu",), "out": tmp_path / "out"}
 
-    def run(context_size: int, n_attacked_seeds: int) -> None:
-        run_benchmark(BenchmarkSettings(**given, reference=None, context_size=context_size, n_attacked_seeds=n_attacked_seeds))
+    def run(context_size: int, n_attacked_seeds: int, forget: str = "facts:forget:known", **others: Any) -> None:
+        made = given | others | {"forget": forget, "context_size": context_size, "n_attacked_seeds": n_attacked_seeds}
+        run_benchmark(BenchmarkSettings(**made))
 
     with pytest.raises(DataError, match="expected questions of at most 4 tokens, got ") as raised:
         run(4, 1)
@@ -127,6 +128,12 @@ def test_questions_that_do_not_fit_are_refused_before_anything_is_trained(
     for allowed in ((longest, 0), (longest + 1, 1)):
         with pytest.raises(BeganError):
             run(*allowed)
+    for source, role in (("retain/9", "near"), ("retain/9", "retain"), ("strangers/9", "neutral")):
+        others = {role: ("sotu", f"facts:{source}:known") if role == "retain" else (f"facts:{source}:known",)}
+        with pytest.raises(DataError, match=f"facts:{source}:known: expected questions of at most 4 tokens, got "):
+            run(4, 1, "kjv", **others)
+        with pytest.raises(BeganError):
+            run(longest + 1, 1, "kjv", **others)
 
 
 def test_all_saes_are_trained_alike(tmp_path: Path) -> None:
