@@ -23,7 +23,7 @@ from mtsae_lens.interop.hub import HUB_PREFIX, load_from_hub
 from mtsae_lens.sae.saved import check_sae
 from mtsae_lens.sae.saved_config import check_metadata, check_saved_config
 from mtsae_lens.splice.hooked_lm import HookedLM
-from mtsae_lens.splice.splicing import Splice, check_edits
+from mtsae_lens.splice.splicing import Splice
 
 
 def load_sae(folder: Path | str, device: str = "cpu") -> SAE[Any]:
@@ -73,7 +73,6 @@ def open_sae(
     batch_size: int = 16,
     dtype: str | None = None,
     check: Callable[[SAE[Any]], None] | None = None,
-    reads_only: bool = False,
 ) -> tuple[HookedLM, AnyHookedModel]:
     """Open an SAE in its language model, with the tokenization of training, and check that they fit each other.
 
@@ -84,19 +83,15 @@ def open_sae(
         batch_size: contexts per forward pass.
         dtype: dtype of the language model; None for the dtype in which the SAE was trained (`metadata.model_from_pretrained_kwargs`).
         check: called with the SAE before the language model is loaded, which may take minutes; it raises if the SAE does not fit the task.
-        reads_only: whether features are read and not edited, so that a transcoder is taken as well.
 
     Returns:
         The model with the SAE at its hook, and the model without the SAE (`lm.model`).
 
     Raises:
-        ConfigError: a transcoder, without `reads_only`.
         ModelError: the SAE or the model cannot be loaded, or they do not fit each other (hook, width, context, tokenizer).
     """
     with warnings.catch_warnings(record=True) as caught:
         sae = load_sae(folder, device)
-    if not reads_only:
-        check_edits(sae)
     if check is not None:
         check(sae)
     metadata = sae.cfg.metadata

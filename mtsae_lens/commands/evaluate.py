@@ -73,7 +73,6 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         check=lambda sae: check_source(dataset_of(sae)),
-        reads_only=True,
     )
     dataset = dataset_of(lm.sae)
     table = read_tokens(dataset, "test", lm.cutter, settings.n_contexts, seed=settings.seed)
@@ -100,10 +99,7 @@ def run_evaluate(settings: EvaluateSettings) -> EvaluateResult:
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     result = EvaluateResult(finite_or_none(measured), warning, scales, firing)
     write_metrics(settings.out, result.to_json() | {"provenance": made})
-    place = f"at {lm.splice.hook_name}"
-    if isinstance(lm.sae, Transcoder):
-        place = f"from {lm.splice.hook_name} to {lm.splice.decoded_hook_name}"
-    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} {place}."
+    lead = f"{shorten(str(settings.sae))}: {lm.sae.cfg.architecture()} {lm.splice.place}."
     write_report(settings.out, "Evaluation", lead, sections, made, [f"The SAE {fidelity_summary(result.metrics)}."])
     return result
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sae_lens import SAE, Transcoder
+from sae_lens import SAE
 
 from mtsae_lens.commands.explore_settings import ExploreSettings
 from mtsae_lens.data.documents import check_source
 from mtsae_lens.data.file_stamps import model_stamps, text_stamps
-from mtsae_lens.data.notices import tell_once
 from mtsae_lens.data.origins import find_model, find_source
 from mtsae_lens.data.precision import HALF_PRECISION, dtype_name
 from mtsae_lens.exploration.corpora import Corpora
@@ -54,16 +52,7 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         batch_size=settings.batch_size,
         dtype=settings.dtype,
         check=check_text,
-        reads_only=True,
     )
-    plan = settings.plan
-    if isinstance(lm.sae, Transcoder):
-        plan = replace(plan, n_ablated=0, n_attribution_contexts=0)
-        tell_once(
-            f"ablation and attribution to the loss are left out: they edit features where they are read, and a {lm.sae.cfg.architecture()} "
-            "decodes them at another hook",
-            about="transcoder",
-        )
     model = settings.model or find_model(lm.sae.cfg.metadata, settings.sae)
     sources = sources_of(lm.sae)
     recorded = settings.model_dump(mode="json")
@@ -74,7 +63,7 @@ def run_explore(settings: ExploreSettings) -> tuple[dict[str, Any], Path]:
         lm,
         Corpora(tuple(sources), settings.split, lm.cutter, settings.n_tokens, settings.seed),
         settings.out,
-        plan,
+        settings.plan,
         settings=shorten_settings(
             depends_on
             | {"dataset": list(sources), "sae_sha256": weights_digest(lm.sae)}

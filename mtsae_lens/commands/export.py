@@ -38,6 +38,7 @@ from mtsae_lens.reporting.page import Section, write_report
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edit_interface import SUPPRESSION, Edit
+from mtsae_lens.splice.hook_pair import check_one_hook
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus
@@ -115,7 +116,12 @@ def run_export(settings: ExportSettings) -> ExportResult:
     if base is not None:
         check_family(base)  # before the model is loaded
     lm, _ = open_sae(
-        settings.sae, model=settings.model, device=settings.device, batch_size=settings.batch_size, dtype=settings.dtype
+        settings.sae,
+        model=settings.model,
+        device=settings.device,
+        batch_size=settings.batch_size,
+        dtype=settings.dtype,
+        check=check_one_hook,
     )
     lm = fit_batch(lm)
     edit = load_edit(settings.edit, lm, allow_other_model=settings.allow_other_model)

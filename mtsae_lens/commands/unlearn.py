@@ -85,7 +85,7 @@ def run_unlearn(settings: UnlearnSettings) -> UnlearningResult:
     made = provenance(settings.seed, watch.seconds, settings.model_dump(mode="json"))
     write_metrics(settings.out, measured.to_json() | {"provenance": made})
     save_edit(settings.out / EDIT_FILE, chosen.edit, lm, made)
-    lead = f"{shorten(str(settings.sae))}: forgetting {shorten(settings.forget)} at {lm.splice.hook_name}."
+    lead = f"{shorten(str(settings.sae))}: forgetting {shorten(settings.forget)} {lm.splice.place}."
     sections = unlearning_sections(measured, {"near": settings.near_budget, "far": settings.far_budget})
     write_report(settings.out, "Unlearning", lead, sections, made, [unlearning_summary(measured)])
     return measured

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtsae_lens.errors import ModelError
 from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.mtsae import MTSAE
-from mtsae_lens.splice.splicing import check_edits
+from mtsae_lens.splice.hook_pair import check_one_hook
 
 _PLAIN: dict[type[SAE[Any]], str] = {StandardSAE: "relu", TopKSAE: "topk", JumpReLUSAE: "jumprelu"}
 """BatchTopK and Matryoshka SAEs are saved as JumpReLU SAEs with a fixed threshold."""
@@ -38,7 +38,7 @@ def reduce_encoder(sae: SAE[Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ConfigError: the SAE is a transcoder.
         ModelError: the architecture is not supported, the encoder reads later positions, or each input is normalized separately.
     """
-    check_edits(sae)
+    check_one_hook(sae)
     if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
         raise ModelError(
             "expected an SAE with normalize_activations='none' (the norm folded into the weights) to export, got "

@@ -38,7 +38,7 @@ from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
-from mtsae_lens.splice.splicing import check_edits
+from mtsae_lens.splice.hook_pair import check_one_hook
 from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 
@@ -78,7 +78,7 @@ class SAEBenchAdapter(nn.Module):
 
     def __init__(self, sae: SAE[Any], cutter: ContextCutter | None = None) -> None:
         super().__init__()
-        check_edits(sae)
+        check_one_hook(sae)
         metadata = sae.cfg.metadata
         layer = extract_layer_from_tlens_hook_name(metadata.hook_name or "")
         if layer is None:

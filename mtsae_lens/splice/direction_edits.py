@@ -108,7 +108,7 @@ class DirectionEdit(EditOfDirections):
         Raises:
             ConfigError: the directions have another width than the activations.
         """
-        return self.change_along(sae_state.sae_in)
+        return self.change_along(sae_state.target)
 
     def describe(self) -> str:
         """Describe what the edit does."""

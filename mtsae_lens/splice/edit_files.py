@@ -20,6 +20,7 @@ from mtsae_lens.splice import error_edits  # noqa: F401  # registers its edits
 from mtsae_lens.splice.edit_interface import EDITS, Edit
 from mtsae_lens.splice.edit_schema import FORMAT, EditFile, PartRecord
 from mtsae_lens.splice.gate_interface import GATES
+from mtsae_lens.splice.hook_pair import edited_width
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import ModelIdentity, identify
 from mtsae_lens.splice.serialization import Serializable, describe_first
@@ -227,7 +228,7 @@ def _build(path: Path, part: str, record: PartRecord, registry: dict[str, type[P
         )
     try:
         built = cls.from_json(record.fields, **others)
-        built.check_fits(splice.sae.cfg.d_sae, splice.sae.cfg.d_in)
+        built.check_fits(splice.sae.cfg.d_sae, edited_width(splice.sae))
     except ConfigError as error:
         separator = ": " if str(error).startswith("expected ") else "."  # an error of one field begins with its name
         raise DataError(f"{path}: damaged edit ({part}{separator}{error}); save the edit again") from error

@@ -46,7 +46,7 @@ class Edit(Serializable, ABC):
             sae_state: the SAE, its input and its features.
 
         Returns:
-            The change, in the shape of `sae_state.sae_in`; the caller drops it where the gate is closed.
+            The change, in the shape of `sae_state.target`; the caller drops it where the gate is closed.
         """
 
     def change(self, sae_state: SAEState, open_at: Bool[Tensor, "batch pos"]) -> Float[Tensor, "batch pos *d_in"]:
@@ -57,7 +57,7 @@ class Edit(Serializable, ABC):
             open_at: True where the edit applies.
 
         Returns:
-            The change, in the shape of `sae_state.sae_in`.
+            The change, in the shape of `sae_state.target`.
         """
         return zero_rows(self.delta(sae_state), ~open_at)
 

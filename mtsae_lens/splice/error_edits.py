@@ -50,7 +50,7 @@ class ErrorEdit(EditOfDirections):
         Raises:
             ConfigError: the directions have another width than the activations.
         """
-        return self.change_along(sae_state.sae_in - sae_state.sae_out)
+        return self.change_along(sae_state.target - sae_state.sae_out)
 
     def describe(self) -> str:
         """Describe what the edit does."""

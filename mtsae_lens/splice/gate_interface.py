@@ -35,7 +35,7 @@ class Gate(Serializable, ABC):
         """Return what `score` and `open_from` read; by default, the feature activations.
 
         Args:
-            sae_in: the SAE's input, zero at masked positions.
+            sae_in: the SAE's input, zero at masked positions; of a transcoder, what is at the hook that it decodes.
             feature_acts: the feature activations.
         """
         return feature_acts

@@ -27,6 +27,7 @@ from mtsae_lens.sae.memory import Past
 from mtsae_lens.sae.memory_streaming import encode_from
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.hook_pair import hooks_for
 from mtsae_lens.splice.splicing import Splice
 
 
@@ -40,7 +41,7 @@ class StreamingEdit:
     continues the previous calls.
 
     >>> streaming = StreamingEdit(Splice(sae), FeatureEdit((3, 14), multiplier=2.0))
-    >>> with model.hooks(fwd_hooks=[streaming.hook]):
+    >>> with model.hooks(fwd_hooks=streaming.hooks):
     ...     text = model.generate("In the beginning", max_new_tokens=20, verbose=False)
 
     Args:
@@ -87,29 +88,31 @@ class StreamingEdit:
         return self._was_called
 
     @property
-    def hook(self) -> tuple[str, Any]:
-        """Return `(name, function)`, as TransformerLens takes hooks."""
-        return self.splice.hook_name, lambda h, hook: self(h)
+    def hooks(self) -> list[tuple[str, Any]]:
+        """Return the hooks `(name, function)`, as TransformerLens takes them: one, or for a transcoder two."""
+        return hooks_for(self.splice.sae, self)
 
     @torch.no_grad()
     def __call__(self, h: Tensor) -> Tensor:
         """Return the edited activations of the new positions.
 
         Args:
-            h: activations at the hook, `(batch, pos, ...)`.
+            h: activations at the hook, `(batch, pos, ...)`; of a transcoder, those at both hooks (`Splice`).
         """
         starts = h.shape[1] > 1 or not self._was_called
         if starts:
             self._start()
         self._was_called = True
         masked = self._masked_of(h, starts)
-        sae_in, before = zero_rows(self.splice.as_sae_input(h), masked), self._memory
+        before = self._memory
         if self._remembers:
+            sae_in = zero_rows(self.splice.as_sae_input(h), masked)
             feature_acts, self._memory = encode_from(self.splice.sae, sae_in, before)
             feature_acts = zero_rows(feature_acts, masked)
         else:
             feature_acts = self._encode_after_window(h, masked)
-        open_at, self._gate_state = self.edit.gate.open_from(self.edit.gate.observe(sae_in, feature_acts), self._gate_state)
+        observed = self.edit.gate.observe(zero_rows(self.splice.as_target(h), masked), feature_acts)
+        open_at, self._gate_state = self.edit.gate.open_from(observed, self._gate_state)
         sae_state = self.splice.sae_state(h, feature_acts, before)
         change, self._edit_state = self.edit.change_from(sae_state, open_at & ~masked, self._edit_state)
         return self.splice.add_change(h, change)

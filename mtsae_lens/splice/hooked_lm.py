@@ -59,17 +59,17 @@ class HookedLM:
             raise ConfigError(
                 f"expected a Splice, got a {type(self.splice).__name__}; give HookedLM(model, Splice(sae), cutter)"
             )
-        if self.splice.hook_name not in self.model.hook_dict:
-            name = self.splice.hook_name
-            raise ModelError(
-                f"expected a model with the SAE's hook {name!r}, got {self.model.cfg.model_name} without it."
-                f"{nearest(name, self.model.hook_dict)}"
-            )
-        check_takes_hook(self.model, self.splice.hook_name)
+        for name in self.splice.hook_names:
+            if name not in self.model.hook_dict:
+                raise ModelError(
+                    f"expected a model with the SAE's hook {name!r}, got {self.model.cfg.model_name} without it."
+                    f"{nearest(name, self.model.hook_dict)}"
+                )
+            check_takes_hook(self.model, name)
 
     def __repr__(self) -> str:
         architecture, name = self.sae.cfg.architecture(), self.model.cfg.model_name
-        return f"HookedLM({name}, {architecture} at {self.splice.hook_name}, contexts of {self.cutter.context_size})"
+        return f"HookedLM({name}, {architecture} {self.splice.place}, contexts of {self.cutter.context_size})"
 
     @property
     def sae(self) -> SAE[Any]:
@@ -156,23 +156,27 @@ class HookedLM:
             tokens: contexts, or prompts; shorter prompts are padded on the left, and each is read as if it were alone.
 
         Returns:
-            The activations `(batch, pos, ...)` in the model's dtype; those of padding have no meaning.
+            The activations `(batch, pos, ...)` in the model's dtype, of a transcoder those at both hooks side by side; those of padding have
+            no meaning.
 
         Raises:
             DataError: not tokens `(batch, pos)` of this model, or more positions than it reads.
-            ModelError: the model does not run the hook.
+            ModelError: the model does not run the hook, or runs a transcoder's hooks the other way round.
         """
         options = self.attention_options(tokens)
+        names = self.splice.hook_names
+        layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in names]
         _, cache = self.model.run_with_cache(
             tokens,
-            names_filter=[self.splice.hook_name],
+            names_filter=list(names),
             prepend_bos=False,
-            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(self.splice.hook_name),
+            stop_at_layer=None if None in layers else max(layer for layer in layers if layer is not None),
             **options,
         )
-        if self.splice.hook_name not in cache:
-            raise never_ran(self.splice.hook_name, self.model)
-        return cache[self.splice.hook_name]
+        for name in names:
+            if name not in cache:
+                raise never_ran(name, self.model)
+        return self.splice.join(dict(cache.items()))
 
     @torch.no_grad()
     def sae_input(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
@@ -188,6 +192,19 @@ class HookedLM:
         return zero_rows(sae_in, self.masked(tokens))
 
     @torch.no_grad()
+    def target(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
+        """Return what edits change, zero at masked positions: the SAE's input, or what is at the hook that a transcoder decodes.
+
+        Args:
+            tokens: contexts or prompts.
+            h: their activations at the hook, if already computed; None to run the model.
+        """
+        if h is not None:
+            check_activations(self.model, tokens, h)
+        target = self.splice.as_target(self.activations(tokens) if h is None else h)
+        return zero_rows(target, self.masked(tokens))
+
+    @torch.no_grad()
     def feature_acts(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Float[Tensor, "batch pos d_sae"]:
         """Compute the SAE's feature activations, which are 0 at masked positions.
 
@@ -201,10 +218,10 @@ class HookedLM:
 
     @property
     def _layer_after(self) -> int | None:
-        """Return the first layer after the hook, if the hook is a residual stream and the model can start there; None otherwise."""
+        """Return the first layer after the hook of edits, if it is a residual stream and the model can start there; None otherwise."""
         if isinstance(self.model, HookedBridge):
             return None
-        match = _RESIDUAL.match(self.splice.hook_name)
+        match = _RESIDUAL.match(self.splice.decoded_hook_name)
         return None if match is None else int(match[1]) + (match[2] == "post")
 
     def logits_from(self, tokens: Int[Tensor, "batch pos"], h: Tensor) -> Float[Tensor, "batch pos d_vocab"]:
@@ -239,19 +256,19 @@ class HookedLM:
             ModelError: the model does not run the hook.
         """
         check_activations(self.model, tokens, h)
-        options = self.attention_options(tokens)
+        options, name, new = self.attention_options(tokens), self.splice.decoded_hook_name, self.splice.edited_part(h)
         if self._layer_after is not None:
-            return lazy_logits(self.model, h, start_at_layer=self._layer_after, **options)
+            return lazy_logits(self.model, new, start_at_layer=self._layer_after, **options)
         n_calls = 0
 
-        def put(_: Tensor, hook: Any) -> Tensor:
+        def put(before: Tensor, hook: Any) -> Tensor:
             nonlocal n_calls
             n_calls += 1
-            return h
+            return new.view_as(before)
 
-        logits = lazy_logits(self.model, tokens, fwd_hooks=[(self.splice.hook_name, put)], prepend_bos=False, **options)
+        logits = lazy_logits(self.model, tokens, fwd_hooks=[(name, put)], prepend_bos=False, **options)
         if not n_calls:
-            raise never_ran(self.splice.hook_name, self.model)
+            raise never_ran(name, self.model)
         return logits
 
     def generate(self, tokens: Int[Tensor, "batch pos"], edit: Edit | None = None, **options: Any) -> Any:
@@ -277,7 +294,7 @@ class HookedLM:
             return continue_tokens(self.model, tokens, padding, **options)
         streaming = StreamingEdit(self.splice, edit, of_prompts.masked(tokens))
         of_prompts.attention_options(tokens)  # raises for a model that cannot leave padding out, before the hook is added
-        with self.model.hooks(fwd_hooks=[streaming.hook]):
+        with self.model.hooks(fwd_hooks=streaming.hooks):
             continued = continue_tokens(self.model, tokens, padding, **options)
         if not streaming.was_called and options.get("max_new_tokens") != 0:
             raise ModelError(

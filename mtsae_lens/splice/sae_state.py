@@ -25,12 +25,19 @@ class SAEState:
         sae_in: its input.
         feature_acts: the feature activations, before any edit.
         past: what an SAE with memory remembers of the positions before these; None at the start of a context, or without memory.
+        decoded: of a transcoder, what is at the hook that it decodes; None for an SAE.
     """
 
     sae: SAE[Any]
     sae_in: Float[Tensor, "batch pos *d_in"]
     feature_acts: Float[Tensor, "batch pos d_sae"]
     past: Past | None = None
+    decoded: Float[Tensor, "batch pos d_out"] | None = None
+
+    @property
+    def target(self) -> Float[Tensor, "batch pos *d_out"]:
+        """Return what the decoder reconstructs, and edits change: the SAE's input, or what is at the hook that a transcoder decodes."""
+        return self.sae_in if self.decoded is None else self.decoded
 
     @cached_property
     def sae_out(self) -> Float[Tensor, "batch pos *d_in"]:
@@ -95,4 +102,5 @@ class SAEState:
         if bool(kept.all()):
             return self
         past = None if self.past is None else self.past.select(kept)
-        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], past)
+        decoded = None if self.decoded is None else self.decoded[kept]
+        return SAEState(self.sae, self.sae_in[kept], self.feature_acts[kept], past, decoded)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
-from sae_lens import SAE, Transcoder
+from sae_lens import SAE
 from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.masks import zero_rows
-from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.errors import ModelError
 from mtsae_lens.sae.memory import Past
 from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.hook_pair import check_one_hook, edited_part, hook_names_of, hooks_for, join, read_part, with_edited_part
 from mtsae_lens.splice.sae_state import SAEState
 
 
@@ -36,8 +37,8 @@ def open_positions(
         For each edit, True where it applies.
     """
     gates = {id(edit.gate): edit.gate for edit in edits}
-    sae_in = sae_state.sae_in if masked is None else zero_rows(sae_state.sae_in, masked)
-    opened = {key: gate.open_from(gate.observe(sae_in, sae_state.feature_acts), None)[0] for key, gate in gates.items()}
+    read = sae_state.target if masked is None else zero_rows(sae_state.target, masked)
+    opened = {key: gate.open_from(gate.observe(read, sae_state.feature_acts), None)[0] for key, gate in gates.items()}
     if masked is not None:
         opened = {key: open_at & ~masked.to(open_at.device) for key, open_at in opened.items()}
     return [opened[id(edit.gate)] for edit in edits]
@@ -45,10 +46,13 @@ def open_positions(
 
 @dataclass(frozen=True)
 class Splice:
-    """An SAE at its hook in a model.
+    """An SAE at its hook in a model, or a transcoder at both of its hooks.
+
+    In all methods, h is what is at the hook. Of a transcoder it is what is at both hooks, side by side (`mtsae_lens.splice.hook_pair`):
+    features are computed from the one part, and edits change the other.
 
     Args:
-        sae: an SAE whose `cfg.metadata.hook_name` is set.
+        sae: an SAE whose `cfg.metadata.hook_name` is set; of a transcoder, `hook_name_out` too.
 
     Raises:
         ConfigError: the SAE does not say which hook it belongs to.
@@ -61,20 +65,46 @@ class Splice:
     sae: SAE[Any]
 
     def __post_init__(self) -> None:
-        if self.sae.cfg.metadata.hook_name is None:
-            raise ConfigError(
-                "expected an SAE that names its hook, got one without; set sae.cfg.metadata.hook_name = 'blocks.3.hook_resid_post'"
-            )
+        hook_names_of(self.sae)
 
     @property
     def hook_name(self) -> str:
-        """Return the name of the SAE's hook."""
-        return self.sae.cfg.metadata.hook_name  # type: ignore[return-value]
+        """Return the name of the hook that the SAE reads."""
+        return self.hook_names[0]
 
     @property
     def decoded_hook_name(self) -> str:
         """Return the name of the hook that the features decode: the SAE's own, and another one for a transcoder."""
-        return self.sae.cfg.metadata.hook_name_out if isinstance(self.sae, Transcoder) else self.hook_name
+        return self.hook_names[-1]
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """Return the names of both."""
+        return hook_names_of(self.sae)
+
+    @property
+    def place(self) -> str:
+        """Return where the SAE is, for sentences: "at" its hook, or "from" one hook "to" another."""
+        return f"at {self.hook_name}" if len(self.hook_names) == 1 else f"from {self.hook_name} to {self.decoded_hook_name}"
+
+    def join(self, caught: Mapping[str, Tensor]) -> Tensor:
+        """Return h, from the activations at each hook.
+
+        Args:
+            caught: activations by the name of the hook, in the order in which the model ran the hooks.
+
+        Raises:
+            ModelError: the model runs a transcoder's hooks the other way round.
+        """
+        return join(self.sae, caught)
+
+    def edited_part(self, h: Tensor) -> Tensor:
+        """Return what is at the hook that edits change.
+
+        Args:
+            h: activations at the hook.
+        """
+        return edited_part(self.sae, h)
 
     def as_sae_input(self, h: Tensor) -> Tensor:
         """Turn activations at the hook into the SAE's input.
@@ -85,6 +115,20 @@ class Splice:
         Returns:
             `(batch, pos, *d_in)`: heads are flattened, or the SAE's own head is taken. The dtype is at least as precise as the SAE's.
         """
+        return self._as_rows(read_part(self.sae, h))
+
+    def as_target(self, h: Tensor) -> Tensor:
+        """Turn activations at the hook into what the decoder reconstructs, and edits change: the SAE's input, but for a transcoder.
+
+        Args:
+            h: activations at the hook.
+
+        Returns:
+            `(batch, pos, *d_out)`, as `as_sae_input` returns the input.
+        """
+        return self._as_rows(edited_part(self.sae, h))
+
+    def _as_rows(self, h: Tensor) -> Tensor:
         h = h.to(torch.promote_types(h.dtype, self.sae.dtype))
         head = self.sae.cfg.metadata.hook_head_index
         if head is not None:
@@ -162,9 +206,6 @@ class Splice:
 
         Returns:
             The edited activations, in the shape and dtype of `h`.
-
-        Raises:
-            ConfigError: the SAE is a transcoder.
         """
         return self.add_change(h, edit.change(sae_state, open_at))
 
@@ -176,26 +217,24 @@ class Splice:
             feature_acts: their feature activations.
             past: as in `SAEState`.
         """
-        return SAEState(self.sae, self.as_sae_input(h), feature_acts, past)
+        decoded = None if len(self.hook_names) == 1 else self.as_target(h)
+        return SAEState(self.sae, self.as_sae_input(h), feature_acts, past, decoded)
 
     def add_delta(self, h: Tensor, delta: Tensor, open_at: Bool[Tensor, "batch pos"]) -> Tensor:
         """Add an edit's change to activations at the hook, where the edit applies.
 
         Args:
             h: activations at the hook.
-            delta: the change of the SAE's input, as `Edit.delta` computes it.
+            delta: the change, as `Edit.delta` computes it.
             open_at: True where the edit applies.
 
         Returns:
             The edited activations, in the shape and dtype of `h`.
-
-        Raises:
-            ConfigError: the SAE is a transcoder.
         """
         return self.add_change(h, zero_rows(delta, ~open_at))
 
     def add_change(self, h: Tensor, delta: Tensor) -> Tensor:
-        """Add a change of the SAE's input to activations at the hook.
+        """Add a change of the SAE's input, or of what a transcoder decodes, to activations at the hook.
 
         Args:
             h: activations at the hook.
@@ -203,14 +242,11 @@ class Splice:
 
         Returns:
             The changed activations, in the shape and dtype of `h`.
-
-        Raises:
-            ConfigError: the SAE is a transcoder.
         """
-        check_edits(self.sae)
         head = self.sae.cfg.metadata.hook_head_index
         if head is None:
-            return (h + delta.view_as(h)).to(h.dtype)  # for a model in half precision, only the sum is rounded
+            before = edited_part(self.sae, h)
+            return with_edited_part(self.sae, h, before + delta.view_as(before))  # in half precision, only the sum is rounded
         h = h.clone()
         h[:, :, head] += delta
         return h
@@ -229,10 +265,25 @@ class Splice:
             where: the only positions that may be edited; None for all.
 
         Raises:
-            ConfigError: the SAE is a transcoder.
+            ConfigError: the SAE is a transcoder, which needs two hooks (`hooks`).
         """
-        check_edits(self.sae)
-        return self.hook_name, lambda h, hook: self.edited(h, edit, masked, where)
+        check_one_hook(self.sae)
+        return self.hooks(edit, masked, where)[0]
+
+    def hooks(
+        self,
+        edit: Edit,
+        masked: Bool[Tensor, "batch pos"] | None = None,
+        where: Bool[Tensor, "batch pos"] | None = None,
+    ) -> list[tuple[str, Any]]:
+        """Return the hooks `(name, function)` of an SAE or of a transcoder, as `fwd_hooks` of TransformerLens.
+
+        Args:
+            edit: the edit, with its gate.
+            masked: positions that are neither read nor edited; None for no such position.
+            where: the only positions that may be edited; None for all.
+        """
+        return hooks_for(self.sae, lambda h: self.edited(h, edit, masked, where))
 
     @contextmanager
     def attached(self, model: AnyHookedModel, edit: Edit, masked: Bool[Tensor, "batch pos"] | None = None) -> Iterator[None]:
@@ -248,33 +299,17 @@ class Splice:
         """
         n_calls = 0
 
-        def apply(h: Tensor, hook: Any) -> Tensor:
+        def apply(h: Tensor) -> Tensor:
             nonlocal n_calls
             n_calls += 1
             return self.edited(h, edit, masked)
 
-        check_takes_hook(model, self.hook_name)
-        with model.hooks(fwd_hooks=[(self.hook_name, apply)]):
+        for name in self.hook_names:
+            check_takes_hook(model, name)
+        with model.hooks(fwd_hooks=hooks_for(self.sae, apply)):
             yield
         if not n_calls:
-            raise never_ran(self.hook_name, model)
-
-
-def check_edits(sae: SAE[Any]) -> None:
-    """Check that features can be edited at the hook where they are read.
-
-    Args:
-        sae: the SAE.
-
-    Raises:
-        ConfigError: it is a transcoder, whose features are decoded at another hook.
-    """
-    if isinstance(sae, Transcoder):
-        metadata = sae.cfg.metadata
-        raise ConfigError(
-            f"expected an SAE, whose features are read and decoded at one hook, got a {sae.cfg.architecture()} from {metadata.hook_name} to "
-            f"{metadata.hook_name_out}; train an SAE: mtsae train --hook-name {metadata.hook_name_out}"
-        )
+            raise never_ran(self.decoded_hook_name, model)
 
 
 def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:

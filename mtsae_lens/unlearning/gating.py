@@ -194,4 +194,4 @@ def observe(lm: HookedLM, gate: Gate, tokens: Int[Tensor, "batch pos"]) -> Float
         tokens: the contexts.
     """
     h = lm.activations(tokens)
-    return gate.observe(lm.sae_input(tokens, h), lm.feature_acts(tokens, h))
+    return gate.observe(lm.target(tokens, h), lm.feature_acts(tokens, h))

@@ -58,11 +58,11 @@ def reader(lm: HookedLM, reads: Source) -> Read:
 
     Args:
         lm: the model with its SAE.
-        reads: features, or activations at the hook.
+        reads: features, or activations at the hook of edits.
     """
     if reads == "features":
         return lm.feature_acts
-    return lambda tokens: lm.sae_input(tokens).flatten(2)
+    return lambda tokens: lm.target(tokens).flatten(2)
 
 
 @torch.no_grad()

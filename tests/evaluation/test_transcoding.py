@@ -13,12 +13,10 @@ from mtsae_lens import MTSAETranscoder, MTSAETranscoderConfig
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.token_tables import TokenTable
-from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.errors import ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
 from mtsae_lens.evaluation.token_means import TokenMeans
 from mtsae_lens.evaluation.transcoding import evaluate_transcoder, fit_token_means
-from mtsae_lens.splice.edits import FeatureEdit
-from mtsae_lens.splice.splicing import Splice
 
 D = 32
 READ, DECODED = "blocks.0.hook_resid_pre", "blocks.1.hook_attn_out"
@@ -138,17 +136,13 @@ def test_a_hook_that_does_not_fit_is_refused(
         evaluate_transcoder(make(0, **metadata), planted, cutter, table)
 
 
-def test_what_measures_or_edits_at_one_hook_refuses_a_transcoder(
-    planted: Any, table: TokenTable, cutter: ContextCutter
-) -> None:
+def test_what_measures_at_one_hook_refuses_a_transcoder(planted: Any, table: TokenTable, cutter: ContextCutter) -> None:
     with pytest.raises(ModelError, match="evaluate_transcoder"):
         evaluate_fidelity(make(0), planted, cutter, table)
-    with pytest.raises(ConfigError, match="read and decoded at one hook"):
-        Splice(make(0)).hook(FeatureEdit((0,)))
 
 
 def test_the_command_lines_evaluate_and_explore_one(
-    mtsae: Callable[..., Outcome], tiny_model_dir: Path, text_file: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    mtsae: Callable[..., Outcome], tiny_model_dir: Path, text_file: Path, tmp_path: Path
 ) -> None:
     make(1, model_name=str(tiny_model_dir), dataset_path=str(text_file), context_size=CONTEXT).save_model(tmp_path / "sae")
     few = ("--n-contexts", 8, "--n-scale-contexts", 8, "--n-table-contexts", 16)
@@ -161,8 +155,4 @@ def test_the_command_lines_evaluate_and_explore_one(
     assert "run_evals" not in report
     done = mtsae("explore", tmp_path / "sae", "--n-tokens", 1000, "--out", tmp_path / "explore")
     assert done.code == 0, done.err
-    assert "ablation and attribution to the loss are left out" in caplog.text
     assert DECODED in (tmp_path / "explore" / "explore.json").read_text()
-    refused = mtsae("export", tmp_path / "sae", "--out", tmp_path / "export")
-    assert refused.code != 0
-    assert refused.error

@@ -222,7 +222,29 @@ def test_the_command_line_trains_one(
     done = mtsae("train", "--hook-name", HOOK, "--hook-name-out", OUT, *common, *few, "--out", tmp_path / "sae")
     assert done.code == 0, done.err
     assert f"from {HOOK} to {OUT}" in (tmp_path / "sae" / "report.html").read_text()
-    refused = mtsae("unlearn", tmp_path / "sae", "--forget", text_file, "--retain", sea_file, "--out", tmp_path / "unlearn")
+    tried = (
+        "--n-features",
+        2,
+        "--multipliers",
+        1.0,
+        "--false-positive-rates",
+        "null",
+        "--min-ratio",
+        0.5,
+        "--n-random-draws",
+        1,
+    )
+    budgets = ("--far-budget", 50, "--contexts-per-split", 4, "--scores", "frequency_ratio")
+    roles = ("--forget", sea_file, "--retain", text_file)
+    done = mtsae("unlearn", tmp_path / "sae", *roles, *tried, *budgets, "--out", tmp_path / "unlearn")
+    assert done.code == 0, done.err
+    assert f"from {HOOK} to {OUT}" in (tmp_path / "unlearn" / "report.html").read_text()
+    edit = ("--edit", tmp_path / "unlearn" / "edit.json")
+    done = mtsae("generate", tmp_path / "sae", *edit, "--prompt", "It is said that", "--max-new-tokens", 3)
+    assert done.code == 0, done.err
+    refused = mtsae(
+        "export", tmp_path / "sae", *edit, "--forget", sea_file, "--retain", text_file, "--out", tmp_path / "export"
+    )
     assert f"got a mtsae_transcoder from {HOOK} to {OUT}" in refused.error
 
 

@@ -10,7 +10,7 @@ from sae_lens import SAE
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.compare.grid import Grid
-from mtsae_lens.splice.splicing import check_edits
+from mtsae_lens.splice.hook_pair import check_one_hook
 
 
 def check_given(folder: Path, sae: SAE[Any], grid: Grid) -> None:
@@ -27,7 +27,7 @@ def check_given(folder: Path, sae: SAE[Any], grid: Grid) -> None:
     """
     metadata, contents = sae.cfg.metadata, grid.cache.contents
     try:
-        check_edits(sae)
+        check_one_hook(sae)
     except ConfigError as error:
         raise ConfigError(f"{folder}: {error}") from error
     if metadata.hook_name not in grid.hook_names:

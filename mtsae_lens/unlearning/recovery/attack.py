@@ -13,6 +13,7 @@ from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.lazy_logits import Logits
 from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.progress import track
+from mtsae_lens.splice.hook_pair import edited_width
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.changes import Change
@@ -71,7 +72,7 @@ def measure_controls(
         The controls, which do not depend on the edit.
     """
     targets = {"unedited": Target(lm)} | ({} if reference is None else {"reference": Target(replace(lm, model=reference))})
-    basis, radius = torch.eye(lm.sae.cfg.d_in, device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
+    basis, radius = torch.eye(edited_width(lm.sae), device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
     gains = {}
     for name, target in targets.items():
         shift = fit_perturbation(target, texts.known, basis, radius, settings)
@@ -127,7 +128,7 @@ def attack_recovery(
     return Recovery(
         epsilon=settings.epsilon,
         radius=radius,
-        d_in=lm.sae.cfg.d_in,
+        d_in=edited_width(lm.sae),
         nll_clean=edited.mean(edited.nll_clean),
         nll_edited=edited.mean(edited.nll_edited),
         n_tokens=int(edited.n_tokens.sum()),
@@ -151,7 +152,7 @@ def recovered_share(lm: HookedLM, change: Change, texts: AttackedTexts, settings
         The share; 0 if nothing was forgotten.
     """
     target = Target(lm if change.weights is None else replace(lm, model=change.weights), change.edit)
-    basis, radius = torch.eye(lm.sae.cfg.d_in, device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
+    basis, radius = torch.eye(edited_width(lm.sae), device=lm.sae.device), settings.epsilon * mean_norm(lm, texts.known)
     shift = fit_perturbation(target, texts.known, basis, radius, settings)
     edited, attacked = _losses(lm, [target.logits(None), target.logits(shift)], texts.measured)
     share = recovered(edited, attacked, settings.seed).share

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from sae_lens import SAE
+from sae_lens import SAE, Transcoder
 from torch import Tensor
 
 from mtsae_lens.errors import ModelError
@@ -27,6 +27,7 @@ from mtsae_lens.sae.temporal_encoder import TemporalEncoder
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.error_edits import parts_of
+from mtsae_lens.splice.hook_pair import edited_width
 
 _ZERO = 1e-5  # of the largest singular value
 
@@ -84,12 +85,14 @@ def read_by(edit: Edit | None, sae: SAE[Any]) -> tuple[Float[Tensor, "n d_in"], 
         sae: the SAE.
 
     Returns:
-        The encoder rows of its features, and the directions of a `DirectionEdit`.
+        The encoder rows of its features, and the directions of a `DirectionEdit`. A transcoder does not read the hook that is perturbed, the
+        one that it decodes, so it has no rows.
     """
-    nothing = torch.zeros(0, sae.cfg.d_in, device=sae.device)
+    nothing = torch.zeros(0, edited_width(sae), device=sae.device)
     features, parts = edited_features(edit), () if edit is None else parts_of(edit)
     bases = [part.basis.to(sae.device) for part in parts if isinstance(part, DirectionEdit)]
-    return encoder_rows(sae, features) if features else nothing, torch.cat(bases) if bases else nothing
+    reads_here = bool(features) and not isinstance(sae, Transcoder)
+    return encoder_rows(sae, features) if reads_here else nothing, torch.cat(bases) if bases else nothing
 
 
 def blind_subspace(

@@ -19,6 +19,7 @@ from mtsae_lens.data.token_tables import TokenBatch, TokenTable
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.progress import track
 from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.hook_pair import edited_width
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.splicing import open_positions
 
@@ -113,7 +114,7 @@ class Target:
             shift: the perturbation; None for none.
             hold_gate: apply the edit where its gate is open without the perturbation, instead of asking the gate again.
         """
-        moved = torch.zeros(self.lm.sae.cfg.d_in, device=self.lm.sae.device) if shift is None else shift
+        moved = torch.zeros(edited_width(self.lm.sae), device=self.lm.sae.device) if shift is None else shift
 
         def lazy(tokens: Int[Tensor, "batch pos"]) -> LazyLogits:
             tokens = tokens.to(self.lm.model.cfg.device)
@@ -125,26 +126,26 @@ class Target:
 
 
 def as_change(lm: HookedLM, h: Tensor, shift: Float[Tensor, "*one d_in"]) -> Tensor:
-    """Lay out a perturbation as a change of the SAE's input at every position.
+    """Lay out a perturbation as a change of the activations that edits change, at every position.
 
     Args:
         lm: the model with its SAE.
         h: activations at the hook.
         shift: `(d_in,)` or `(batch, d_in)`.
     """
-    sae_in = lm.splice.as_sae_input(h)
+    target = lm.splice.as_target(h)
     rows = shift.view(-1, 1, shift.shape[-1]).expand(h.shape[0], h.shape[1], -1)
-    return rows.reshape(sae_in.shape).to(sae_in)
+    return rows.reshape(target.shape).to(target)
 
 
 def mean_norm(lm: HookedLM, table: TokenTable) -> float:
-    """Compute the mean norm of the SAE's input over the positions that are not masked.
+    """Compute the mean norm of the activations that edits change over the positions that are not masked.
 
     Args:
         lm: the model with its SAE.
         table: the text.
     """
-    norms = [lm.sae_input(tokens).flatten(2).norm(dim=-1)[~lm.masked(tokens)] for tokens in lm.batches(table)]
+    norms = [lm.target(tokens).flatten(2).norm(dim=-1)[~lm.masked(tokens)] for tokens in lm.batches(table)]
     return torch.cat(norms).mean().item()
 
 

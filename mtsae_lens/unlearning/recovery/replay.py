@@ -22,7 +22,6 @@ from torch import Tensor
 from mtsae_lens.data.lazy_logits import LazyLogits, LazyModel
 from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.splice.edit_interface import Edit
-from mtsae_lens.splice.sae_state import SAEState
 from mtsae_lens.splice.splicing import open_positions
 from mtsae_lens.unlearning.recovery.blindness import edited_features
 from mtsae_lens.unlearning.recovery.perturbation import Target, as_change
@@ -79,7 +78,8 @@ def replayed_states(
         moved = moved + change - state.decode_change(after)
     moved = zero_rows(moved, masked)
     (open_at,) = open_positions(state, [target.edit], masked)
-    change = target.edit.change(SAEState(splice.sae, splice.as_sae_input(h) + moved, replaced), open_at)
+    perturbed = splice.add_delta(h, moved, ~masked)
+    change = target.edit.change(splice.sae_state(perturbed, replaced), open_at)
     return splice.add_delta(h, moved + change, ~masked)
 
 

@@ -30,7 +30,7 @@ def difference_of_means(
 
 
 def mean_input(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_in"]:
-    """Compute the mean activation at the hook over unmasked positions, with heads flattened.
+    """Compute the mean activation at the hook of edits over unmasked positions, with heads flattened.
 
     Args:
         lm: the model with its SAE.
@@ -41,7 +41,7 @@ def mean_input(lm: HookedLM, table: TokenTable) -> Float[Tensor, " d_in"]:
     """
     total, n_positions = torch.zeros(()), 0
     for tokens in lm.batches(table):
-        rows = lm.sae_input(tokens).flatten(2)[~lm.masked(tokens)]
+        rows = lm.target(tokens).flatten(2)[~lm.masked(tokens)]
         total = total.to(rows.device) + rows.sum(dim=0)
         n_positions += len(rows)
     return total / max(n_positions, 1)

@@ -60,6 +60,6 @@ def _moments(lm: HookedLM, table: TokenTable) -> tuple[Float[Tensor, " d_in"], F
     for tokens in lm.batches(table):
         h = lm.activations(tokens)
         sae_state = lm.splice.sae_state(h, lm.feature_acts(tokens, h))
-        error = (sae_state.sae_in - sae_state.sae_out).flatten(2)[~lm.masked(tokens)].cpu().double()
+        error = (sae_state.target - sae_state.sae_out).flatten(2)[~lm.masked(tokens)].cpu().double()
         total, square, n_positions = total + error.sum(dim=0), square + error.T @ error, n_positions + len(error)
     return total / max(n_positions, 1), square / max(n_positions, 1)

@@ -50,10 +50,10 @@ def lens_tokens(lm: HookedLM, n_tokens: int = N_LENS_TOKENS) -> Int[Tensor, "d_s
     Raises:
         ConfigError: the decoder rows are not directions of the residual stream.
     """
-    if not _WRITES_TO_RESIDUAL.match(lm.splice.hook_name) or lm.sae.cfg.metadata.hook_head_index is not None:
+    if not _WRITES_TO_RESIDUAL.match(lm.splice.decoded_hook_name) or lm.sae.cfg.metadata.hook_head_index is not None:
         raise ConfigError(
-            f"expected an SAE on the residual stream for the logit lens, got one at {lm.splice.hook_name}; choose features by another score, "
-            "such as 'attribution'"
+            f"expected an SAE on the residual stream for the logit lens, got one at {lm.splice.decoded_hook_name}; choose features by another "
+            "score, such as 'attribution'"
         )
     rows = lm.sae.W_dec.detach()[None].to(lm.model.cfg.dtype)
     raised, zero = (
