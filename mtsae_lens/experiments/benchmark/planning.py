@@ -67,7 +67,8 @@ def training_settings(settings: BenchmarkSettings, name: str, seed: int) -> dict
     """
     training = settings.training(name, seed)
     of_sae = training.model_dump(mode="json", include=_OF_AN_SAE)
-    of_sae |= {} if training.frozen is None else {"frozen": training.frozen}  # so that earlier results stay valid
+    given = {"frozen": training.frozen, "hook_name_out": training.hook_name_out}
+    of_sae |= {name: value for name, value in given.items() if value is not None}  # so that earlier results stay valid
     return of_sae | model_stamps(settings.model) | text_stamps(settings.dataset)
 
 

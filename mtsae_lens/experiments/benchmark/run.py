@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 
+from sae_lens import Transcoder
+
 from mtsae_lens.data.contexts import ContextCutter
 from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.questions import is_question_source
@@ -14,6 +16,7 @@ from mtsae_lens.data.vocabularies import check_reference
 from mtsae_lens.digests import digest_file
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.evaluation.fidelity import evaluate_fidelity
+from mtsae_lens.evaluation.transcoding import evaluate_transcoder
 from mtsae_lens.experiments.benchmark.attack_cell import n_filler_tokens
 from mtsae_lens.experiments.benchmark.cells import Cell, read_cell
 from mtsae_lens.experiments.benchmark.planning import plan_cells, training_settings
@@ -144,7 +147,11 @@ def _train(settings: TrainSettings) -> TrainedSAE:
     assert model.tokenizer is not None
     cutter = ContextCutter(model.tokenizer, settings.context_size, prepend_bos=settings.prepend_bos)
     held_out = read_tokens(settings.dataset, "tune", cutter, 64)
-    metrics = evaluate_fidelity(load_sae(settings.out, settings.device), model, cutter, held_out)
+    sae = load_sae(settings.out, settings.device)
+    if isinstance(sae, Transcoder):
+        metrics = evaluate_transcoder(sae, model, cutter, held_out)
+    else:
+        metrics = evaluate_fidelity(sae, model, cutter, held_out)
     return TrainedSAE(metrics=metrics, weights_sha256=digest_file(settings.out / SAE_WEIGHTS_FILENAME))
 
 

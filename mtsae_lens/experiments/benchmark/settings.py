@@ -56,7 +56,8 @@ class BenchmarkSettings(Settings):
     """TransformerLens hook whose activations the SAEs read, such as `blocks.3.hook_resid_post`."""
     saes: dict[str, dict[str, Any]] = Field(default_factory=_default_saes, min_length=1)
     """SAE to compare: a name with the settings of the SAE, such as `topk={k: 32}`. The name is the architecture, unless `architecture` stands
-    beside the settings. `frozen` may stand there too, as of `mtsae train`. By default five architectures are compared."""
+    beside the settings. `frozen`, `hook_name` and `hook_name_out` may stand there too, as of `mtsae train`; the last makes it a transcoder. By
+    default five architectures are compared."""
     losses: tuple[str, ...] | None = None
     """Method that changes weights, such as `npo`. By default all are compared, or three of them with `quick`."""
     n_seeds: int | None = Field(None, gt=0)
@@ -165,7 +166,8 @@ class BenchmarkSettings(Settings):
         size, given = self.size(), dict(self.saes[name])
         return TrainSettings(
             model=self.model,
-            hook_name=self.hook_name,
+            hook_name=given.pop("hook_name", self.hook_name),
+            hook_name_out=given.pop("hook_name_out", None),
             dataset=self.dataset,
             architecture=given.pop("architecture", name),
             frozen=given.pop("frozen", None),
