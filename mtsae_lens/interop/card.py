@@ -66,6 +66,7 @@ def write_sae_card(
         "hook": metadata.hook_name,
         "hook that is decoded": metadata.hook_name_out if isinstance(cfg, TranscoderConfig) else None,
         "d_in": cfg.d_in,
+        "d_out": cfg.d_out if isinstance(cfg, TranscoderConfig) else None,
         "features (d_sae)": cfg.d_sae,
         "trained on": _shown(metadata.dataset_path),
         "context size": metadata.context_size,

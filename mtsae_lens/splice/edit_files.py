@@ -20,7 +20,7 @@ from mtsae_lens.splice import error_edits  # noqa: F401  # registers its edits
 from mtsae_lens.splice.edit_interface import EDITS, Edit
 from mtsae_lens.splice.edit_schema import FORMAT, EditFile, PartRecord
 from mtsae_lens.splice.gate_interface import GATES
-from mtsae_lens.splice.hook_pair import edited_width
+from mtsae_lens.splice.hook_pair import describe_place, edited_width
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.model_identity import ModelIdentity, identify
 from mtsae_lens.splice.serialization import Serializable, describe_first
@@ -69,6 +69,7 @@ def save_edit(
         {
             "format": FORMAT,
             "hook_name": splice.hook_name,
+            **({} if len(splice.hook_names) == 1 else {"hook_name_out": splice.decoded_hook_name}),
             "sae": {"architecture": splice.sae.cfg.architecture(), "weights_sha256": weights_digest(splice.sae)},
             "model": None if model is None else identify(model).model_dump(mode="json"),
             "edit": _to_json("edit", edit, gate=edit.gate),
@@ -99,9 +100,10 @@ def load_edit(path: Path | str, at: HookedLM | Splice, *, model: Any = None, all
     splice, model = _place(at, model, "load_edit(path, lm)")
     content = read_edit_file(path)
     architecture = splice.sae.cfg.architecture()
-    if content.hook_name != splice.hook_name:
+    made_for = (content.hook_name,) if content.hook_name_out is None else (content.hook_name, content.hook_name_out)
+    if made_for != splice.hook_names:
         raise ModelError(
-            f"{path}: expected an SAE at {content.hook_name}, as the edit was made for, got one at {splice.hook_name}; give the edit's SAE"
+            f"{path}: expected an SAE {describe_place(made_for)}, as the edit was made for, got one {splice.place}; give the edit's SAE"
         )
     if content.sae.architecture not in (None, architecture):
         raise ModelError(

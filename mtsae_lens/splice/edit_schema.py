@@ -39,12 +39,15 @@ class SAERecord(BaseModel):
 
 
 class EditFile(BaseModel):
-    """The contents of an edit file; `model` is missing in files written before it was recorded."""
+    """The contents of an edit file; `model` is missing in files written before it was recorded, and `hook_name_out` if the SAE is no
+    transcoder.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore")
 
     format: Literal["mtsae-edit-2"]
     hook_name: str
+    hook_name_out: str | None = None
     sae: SAERecord
     edit: PartRecord
     gate: PartRecord

@@ -83,7 +83,7 @@ class EvidenceGate(ThresholdGate):
         """Return what the gate reads.
 
         Args:
-            sae_in: the SAE's input, zero at masked positions.
+            sae_in: the SAE's input, zero at masked positions; of a transcoder, what is at the hook that it decodes.
             feature_acts: the feature activations.
         """
         return feature_acts if self.reads == "features" else sae_in.flatten(2)

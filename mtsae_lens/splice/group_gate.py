@@ -81,7 +81,7 @@ class KnownGroupsGate(ThresholdGate):
         """Return the activations at the hook, which the gate reads.
 
         Args:
-            sae_in: the SAE's input, zero at masked positions.
+            sae_in: the SAE's input, zero at masked positions; of a transcoder, what is at the hook that it decodes.
             feature_acts: the feature activations.
         """
         return sae_in.flatten(2)

@@ -7,13 +7,14 @@ replaces activations is written for one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from sae_lens import SAE, Transcoder
 from torch import Tensor
 
+from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.errors import ConfigError, ModelError
 
 
@@ -45,6 +46,15 @@ def hook_names_of(sae: SAE[Any]) -> tuple[str, ...]:
     return metadata.hook_name, metadata.hook_name_out
 
 
+def describe_place(names: Sequence[str]) -> str:
+    """Return where an SAE is, for sentences: "at" its hook, or "from" one hook "to" another.
+
+    Args:
+        names: its hook, or both.
+    """
+    return f"at {names[0]}" if len(names) == 1 else f"from {names[0]} to {names[1]}"
+
+
 def edited_width(sae: SAE[Any]) -> int:
     """Return the width of the activations that edits change.
 
@@ -61,19 +71,56 @@ def join(sae: SAE[Any], caught: Mapping[str, Tensor]) -> Tensor:
         sae: the SAE.
         caught: activations by the name of the hook, in the order in which the model ran the hooks.
 
+    Returns:
+        h; of a transcoder in the more precise of both dtypes.
+
     Raises:
-        ModelError: the model decodes a transcoder's hook before it reads the other one.
+        ModelError: the model runs the hook that a transcoder decodes before the one that it reads, or a hook has another width.
     """
     names = hook_names_of(sae)
     if len(names) == 1:
         return caught[names[0]]
-    ran = [name for name in caught if name in names]
-    if ran != list(names):
+    check_order(names, [name for name in caught if name in names])
+    flat = {name: caught[name].flatten(2) for name in names}
+    for name, width in zip(names, (sae.cfg.d_in, sae.cfg.d_out), strict=True):
+        if flat[name].shape[-1] != width:
+            raise ModelError(
+                f"expected a transcoder of the width of {name}, {flat[name].shape[-1]}, got one with {width}; give the transcoder of this model"
+            )
+    return torch.cat([flat[name] for name in names], dim=-1)
+
+
+def check_order(names: Sequence[str], ran: Sequence[str]) -> None:
+    """Check that a model runs the hook that a transcoder reads before the one that it decodes.
+
+    Args:
+        names: the hooks that it reads and decodes.
+        ran: those of them that the model ran, in their order.
+
+    Raises:
+        ModelError: it runs them in another order.
+    """
+    if list(ran) != list(names):
         raise ModelError(
             f"expected a transcoder that decodes a later hook than it reads, got one from {names[0]} to {names[1]}, which the model runs "
-            "first; edit the features of another one"
+            "first; turn them round"
         )
-    return torch.cat([caught[name].flatten(2) for name in names], dim=-1)
+
+
+def check_order_in(model: AnyHookedModel, names: Sequence[str]) -> None:
+    """Check the order of a transcoder's hooks by a run of one token.
+
+    Args:
+        model: the language model, which has the hooks.
+        names: the hooks that the transcoder reads and decodes.
+
+    Raises:
+        ModelError: as for `check_order`.
+    """
+    tokens = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
+    _, cache = model.run_with_cache(tokens, names_filter=list(names), prepend_bos=False)
+    if all(name in cache for name in names):  # a hook that never runs has an error of its own
+        check_order(names, list(cache))
 
 
 def read_part(sae: SAE[Any], h: Tensor) -> Tensor:
@@ -130,8 +177,12 @@ def hooks_for(sae: SAE[Any], change: Callable[[Tensor], Tensor]) -> list[tuple[s
         caught[names[0]] = x
 
     def edit(y: Tensor, hook: Any) -> Tensor:
-        h = join(sae, {name: t for name, t in ((names[0], caught.pop(names[0], None)), (names[1], y)) if t is not None})
-        return edited_part(sae, change(h)).view_as(y)
+        if names[0] not in caught:
+            raise ModelError(
+                f"expected a model that runs {names[0]}, which the transcoder reads, before {names[1]}, got {names[1]} alone or first; turn "
+                "them round, or for generation, which leaves out hook_embed, take blocks.0.hook_resid_pre"
+            )
+        return edited_part(sae, change(join(sae, {names[0]: caught[names[0]], names[1]: y}))).view_as(y).to(y.dtype)
 
     return [(names[0], read), (names[1], edit)]
 

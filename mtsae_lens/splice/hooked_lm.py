@@ -8,6 +8,7 @@ replaced.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -163,8 +164,11 @@ class HookedLM:
             DataError: not tokens `(batch, pos)` of this model, or more positions than it reads.
             ModelError: the model does not run the hook, or runs a transcoder's hooks the other way round.
         """
+        return self.splice.join(self._run_to(tokens, self.splice.hook_names))
+
+    def _run_to(self, tokens: Int[Tensor, "batch pos"], names: Sequence[str]) -> dict[str, Tensor]:
+        """Run the model to the last of some hooks; return the activations at each, in the order in which they ran."""
         options = self.attention_options(tokens)
-        names = self.splice.hook_names
         layers = [extract_stop_at_layer_from_tlens_hook_name(name) for name in names]
         _, cache = self.model.run_with_cache(
             tokens,
@@ -176,7 +180,14 @@ class HookedLM:
         for name in names:
             if name not in cache:
                 raise never_ran(name, self.model)
-        return self.splice.join(dict(cache.items()))
+        return dict(cache.items())
+
+    def _read(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None) -> Tensor:
+        """Return activations from which features are computed: the given ones, or those at the hook that the SAE reads."""
+        if h is not None:
+            check_activations(self.model, tokens, h)
+            return h
+        return self._run_to(tokens, [self.splice.hook_name])[self.splice.hook_name]
 
     @torch.no_grad()
     def sae_input(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
@@ -186,10 +197,7 @@ class HookedLM:
             tokens: contexts or prompts.
             h: their activations at the hook, if already computed; None to run the model.
         """
-        if h is not None:
-            check_activations(self.model, tokens, h)
-        sae_in = self.splice.as_sae_input(self.activations(tokens) if h is None else h)
-        return zero_rows(sae_in, self.masked(tokens))
+        return zero_rows(self.splice.as_sae_input(self._read(tokens, h)), self.masked(tokens))
 
     @torch.no_grad()
     def target(self, tokens: Int[Tensor, "batch pos"], h: Tensor | None = None) -> Tensor:
@@ -212,9 +220,7 @@ class HookedLM:
             tokens: contexts or prompts.
             h: their activations at the hook, if already computed; None to run the model.
         """
-        if h is not None:
-            check_activations(self.model, tokens, h)
-        return self.splice.feature_acts(self.activations(tokens) if h is None else h, self.masked(tokens))
+        return self.splice.feature_acts(self._read(tokens, h), self.masked(tokens))
 
     @property
     def _layer_after(self) -> int | None:
@@ -258,13 +264,15 @@ class HookedLM:
         check_activations(self.model, tokens, h)
         options, name, new = self.attention_options(tokens), self.splice.decoded_hook_name, self.splice.edited_part(h)
         if self._layer_after is not None:
+            if len(self.splice.hook_names) > 1:
+                new = new.to(self.model.cfg.dtype)  # both parts of h have the more precise dtype
             return lazy_logits(self.model, new, start_at_layer=self._layer_after, **options)
         n_calls = 0
 
         def put(before: Tensor, hook: Any) -> Tensor:
             nonlocal n_calls
             n_calls += 1
-            return new.view_as(before)
+            return new.view_as(before).to(before.dtype)
 
         logits = lazy_logits(self.model, tokens, fwd_hooks=[(name, put)], prepend_bos=False, **options)
         if not n_calls:
@@ -298,8 +306,8 @@ class HookedLM:
             continued = continue_tokens(self.model, tokens, padding, **options)
         if not streaming.was_called and options.get("max_new_tokens") != 0:
             raise ModelError(
-                f"expected a hook that runs during generation, got {self.splice.hook_name}, where an edit changes nothing; train an SAE at "
-                "blocks.0.hook_resid_pre or later"
+                f"expected a hook that runs during generation, got {self.splice.decoded_hook_name}, where an edit changes nothing; train an "
+                "SAE at blocks.0.hook_resid_pre or later"
             )
         return continued
 

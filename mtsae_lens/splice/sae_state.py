@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from jaxtyping import Bool, Float
-from sae_lens import SAE
+from sae_lens import SAE, SkipTranscoder
 from torch import Tensor
 
 from mtsae_lens.sae.memory import Past
@@ -52,7 +52,8 @@ class SAEState:
     def decode(self, feature_acts: Float[Tensor, "_ pos d_sae"]) -> Float[Tensor, "_ pos *d_in"]:
         """Decode any features of these positions, with the norms of the input where the SAE normalizes each input.
 
-        The decoder of an SAE with memory goes on from the past of the features before any edit.
+        The decoder of an SAE with memory goes on from the past of the features before any edit. What a `SkipTranscoder` computes without
+        features is added.
 
         Args:
             feature_acts: the features.
@@ -74,7 +75,10 @@ class SAEState:
         if self.has_memory:
             return decode_from(self.sae, feature_acts, past)
         remember_norms(self.sae, self.sae_in)
-        return self.sae.decode(feature_acts), None
+        decoded = self.sae.decode(feature_acts)
+        if isinstance(self.sae, SkipTranscoder):
+            decoded = decoded + self.sae_in @ self.sae.W_skip.T
+        return decoded, None
 
     def decode_change(self, edited: Float[Tensor, "_ pos d_sae"], *, carried: bool = False) -> Float[Tensor, "_ pos *d_in"]:
         """Compute `decode(e') - decode(e)`, with the norms of the input where the SAE normalizes each input.

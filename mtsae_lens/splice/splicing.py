@@ -17,7 +17,16 @@ from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.errors import ModelError
 from mtsae_lens.sae.memory import Past
 from mtsae_lens.splice.edit_interface import Edit
-from mtsae_lens.splice.hook_pair import check_one_hook, edited_part, hook_names_of, hooks_for, join, read_part, with_edited_part
+from mtsae_lens.splice.hook_pair import (
+    check_one_hook,
+    describe_place,
+    edited_part,
+    hook_names_of,
+    hooks_for,
+    join,
+    read_part,
+    with_edited_part,
+)
 from mtsae_lens.splice.sae_state import SAEState
 
 
@@ -85,7 +94,7 @@ class Splice:
     @property
     def place(self) -> str:
         """Return where the SAE is, for sentences: "at" its hook, or "from" one hook "to" another."""
-        return f"at {self.hook_name}" if len(self.hook_names) == 1 else f"from {self.hook_name} to {self.decoded_hook_name}"
+        return describe_place(self.hook_names)
 
     def join(self, caught: Mapping[str, Tensor]) -> Tensor:
         """Return h, from the activations at each hook.

@@ -18,6 +18,7 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.config import ARCHITECTURE
 from mtsae_lens.sae.hierarchy import readable
 from mtsae_lens.sae.transcoder import TRANSCODER, MTTrainingTranscoder, MTTrainingTranscoderConfig
+from mtsae_lens.splice.hook_pair import check_order_in
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.start import RowStatistics
 
@@ -86,7 +87,7 @@ def check_transcoder(cfg: LanguageModelSAERunnerConfig[Any]) -> None:
 
 
 def check_output(cfg: LanguageModelSAERunnerConfig[Any], source: AnyHookedModel | ActivationCache) -> None:
-    """Check that the hook that a transcoder decodes exists and has its width.
+    """Check that the hook that a transcoder decodes exists, has its width, and runs after the one that it reads (a cache does not say).
 
     Args:
         cfg: SAELens's configuration; of an SAE nothing is checked.
@@ -95,7 +96,7 @@ def check_output(cfg: LanguageModelSAERunnerConfig[Any], source: AnyHookedModel 
     Raises:
         ConfigError: the model lacks the hook.
         DataError: the cache lacks the hook.
-        ModelError: the hook has another width.
+        ModelError: the hook has another width, or the model runs it before the one that is read.
     """
     if not isinstance(cfg.sae, MTTrainingTranscoderConfig):
         return
@@ -105,6 +106,8 @@ def check_output(cfg: LanguageModelSAERunnerConfig[Any], source: AnyHookedModel 
         raise ModelError(
             f"expected width d_out={cfg.sae.d_out}, that of the transcoder, got {width} at {name}; give the transcoder d_out={width}"
         )
+    if not isinstance(source, ActivationCache):
+        check_order_in(source, hook_names_of(cfg))
 
 
 @torch.no_grad()

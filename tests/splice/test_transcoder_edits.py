@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import Transcoder, TranscoderConfig
+from sae_lens import (
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
+    SkipTranscoder,
+    SkipTranscoderConfig,
+    Transcoder,
+    TranscoderConfig,
+)
 from torch import Tensor
 
 from mtsae_lens import MTSAETranscoder, MTSAETranscoderConfig
 from mtsae_lens.data.contexts import ContextCutter
+from mtsae_lens.data.language_models import load_language_model
 from mtsae_lens.data.token_tables import TokenTable
 from mtsae_lens.errors import ConfigError, DataError, ModelError
 from mtsae_lens.exploration.ablation import measure_ablation
@@ -25,6 +33,7 @@ from mtsae_lens.splice.error_edits import ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate
 from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate
+from mtsae_lens.splice.hook_pair import check_order_in
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.scoring import score_continuations
 from mtsae_lens.splice.splicing import Splice
@@ -238,12 +247,15 @@ def test_ablation_and_attribution_are_of_the_decoded_hook(tiny_model: Any) -> No
 
 
 def test_the_other_order_and_one_hook_are_refused(tiny_model: Any) -> None:
-    edit = FeatureEdit((1,), 2.0)
+    edit, tokens = FeatureEdit((1,), 2.0), contexts(tiny_model)
     turned = transcoder(tiny_model, READ, read=DECODED[0])
     with pytest.raises(ModelError, match="decodes a later hook than it reads"):
-        turned.activations(contexts(tiny_model))
+        turned.activations(tokens)
     with pytest.raises(ModelError, match="decodes a later hook than it reads"):
-        tiny_model.run_with_hooks(contexts(tiny_model), fwd_hooks=turned.splice.hooks(edit), prepend_bos=False)
+        check_order_in(tiny_model, turned.splice.hook_names)
+    with pytest.raises(ModelError, match=f"runs {DECODED[0]}, which the transcoder reads, before {READ}"):
+        tiny_model.run_with_hooks(tokens, fwd_hooks=turned.splice.hooks(edit), prepend_bos=False)
+    assert turned.feature_acts(tokens).any()  # features can be read in any order
     with pytest.raises(ConfigError, match="read and decoded at one hook"):
         transcoder(tiny_model, DECODED[0]).splice.hook(edit)
     with pytest.raises(ModelError, match="without it"):
@@ -252,3 +264,73 @@ def test_the_other_order_and_one_hook_are_refused(tiny_model: Any) -> None:
     sae.cfg.metadata.hook_name_out = None
     with pytest.raises(ConfigError, match="names the hook that it decodes"):
         Splice(sae)
+
+
+def test_features_are_read_without_running_the_later_layers(tiny_model: Any) -> None:
+    lm, tokens = transcoder(tiny_model, "blocks.1.hook_resid_post"), contexts(tiny_model)
+    ran: list[str] = []
+    with tiny_model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda h, hook: ran.append(hook.name))]):
+        lm.feature_acts(tokens)
+        lm.sae_input(tokens)
+        assert not ran
+        lm.activations(tokens)
+    assert ran
+
+
+def test_other_widths_are_refused(tiny_model: Any) -> None:
+    for d_in, d_out in ((40, 24), (24, 40)):
+        cfg = MTSAETranscoderConfig(d_in=d_in, d_out=d_out, d_sae=D_SAE, k=8, context_size=CONTEXT)
+        lm = placed(MTSAETranscoder(cfg), tiny_model, DECODED[0])
+        with pytest.raises(ModelError, match=f"expected a transcoder of the width of {READ}, 32, got one with {d_in}"):
+            lm.activations(contexts(tiny_model))
+
+
+def test_embeddings_are_read_but_not_in_generation(tiny_model: Any) -> None:
+    lm, tokens, edit = transcoder(tiny_model, DECODED[0], read="hook_embed"), contexts(tiny_model), FeatureEdit((1, 2, 3), 2.0)
+    got = lm.model.run_with_hooks(tokens, fwd_hooks=lm.splice.hooks(edit, lm.masked(tokens)), prepend_bos=False)
+    replaced = lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
+    torch.testing.assert_close(got, replaced, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ModelError, match=r"generation, which leaves out hook_embed, take blocks\.0\.hook_resid_pre"):
+        lm.check_generates()
+
+
+def test_a_hook_that_runs_for_query_key_and_value_is_edited_each_time(tiny_model: Any) -> None:
+    lm, tokens = transcoder(tiny_model, "blocks.1.ln1.hook_normalized"), contexts(tiny_model)
+    edit = FeatureEdit(tuple(range(24)), 2.0)
+    got = lm.model.run_with_hooks(tokens, fwd_hooks=lm.splice.hooks(edit, lm.masked(tokens)), prepend_bos=False)
+    replaced = lm.logits_from(tokens, lm.splice.edited(lm.activations(tokens), edit, lm.masked(tokens)))
+    torch.testing.assert_close(got, replaced, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefix", ["", "bridge:"])
+@pytest.mark.parametrize("decoded", ["blocks.0.hook_mlp_out", "blocks.1.hook_resid_post"])
+def test_the_layers_after_keep_their_precision(tiny_llama_dir: Path, prefix: str, decoded: str) -> None:
+    """TransformerLens keeps what a norm gives in float32 in a model in half precision."""
+    model = load_language_model(f"{prefix}{tiny_llama_dir}", dtype="bfloat16")
+    lm, tokens = transcoder(model, decoded, read="blocks.0.ln2.hook_normalized"), contexts(model)
+    idle, edit = FeatureEdit(()), FeatureEdit(tuple(range(24)), 2.0)
+    clean = model(tokens, prepend_bos=False)
+    assert torch.equal(model.run_with_hooks(tokens, fwd_hooks=lm.splice.hooks(idle), prepend_bos=False), clean)
+    assert torch.equal(lm.logits_from(tokens, lm.activations(tokens)), clean)
+    edited = lm.generate(tokens[:, :7], edit, max_new_tokens=4, do_sample=False)
+    assert edited.shape == (len(tokens), 11)
+
+
+@pytest.mark.parametrize("kind", [SkipTranscoder, JumpReLUSkipTranscoder])
+def test_what_a_skip_explains_is_not_error(tiny_model: Any, kind: Any) -> None:
+    cfg = {SkipTranscoder: SkipTranscoderConfig, JumpReLUSkipTranscoder: JumpReLUSkipTranscoderConfig}[kind]
+    lm = placed(kind(cfg(d_in=32, d_out=32, d_sae=D_SAE, apply_b_dec_to_input=False)), tiny_model, DECODED[0])
+    tokens = contexts(tiny_model)
+    kept, h = ~lm.masked(tokens), lm.activations(tokens)
+    left = lm.splice.edited_part(lm.splice.edited(h, ErrorEdit(torch.eye(32), torch.zeros(32)), ~kept))
+    torch.testing.assert_close(left[kept], lm.sae(lm.splice.as_sae_input(h))[kept], atol=1e-5, rtol=1e-5)
+
+
+def test_a_saved_edit_knows_the_hook_that_is_decoded(tiny_model: Any, tmp_path: Path) -> None:
+    save_edit(tmp_path / "edit.json", FeatureEdit((1,), 2.0), transcoder(tiny_model, DECODED[0]))
+    other = transcoder(tiny_model, "blocks.1.hook_mlp_out")
+    with pytest.raises(
+        ModelError,
+        match=rf"from {READ} to {DECODED[0]}, as the edit was made for, got one from {READ} to blocks\.1\.hook_mlp_out",
+    ):
+        load_edit(tmp_path / "edit.json", other)

@@ -214,6 +214,14 @@ def test_the_runner_refuses_a_transcoder_that_does_not_name_its_output(
         SequenceSAETrainingRunner(cfg, override_model=tiny_model)
 
 
+def test_hooks_in_the_other_order_are_refused(tiny_settings: Make, tiny_model: Any, tmp_path: Path) -> None:
+    turned = tiny_settings(tmp_path, hook_name="blocks.1.hook_resid_pre", hook_name_out="blocks.0.hook_attn_out")
+    with pytest.raises(
+        ModelError, match=r"from blocks\.1\.hook_resid_pre to blocks\.0\.hook_attn_out, which the model runs first"
+    ):
+        make_runner(turned, tiny_model)
+
+
 def test_the_command_line_trains_one(
     mtsae: Callable[..., Outcome], tiny_model_dir: Path, text_file: Path, sea_file: Path, tmp_path: Path
 ) -> None:

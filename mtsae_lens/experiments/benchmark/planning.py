@@ -116,16 +116,30 @@ def _plan_edits(settings: BenchmarkSettings, task: BenchmarkTask, architecture: 
 
 def _plan_weights(settings: BenchmarkSettings, task: BenchmarkTask, loss: str, seed: int) -> PlannedCell:
     runs, attacked = _sweeps(task, loss, settings.first_trained_layer), seed < settings.n_attacked_seeds
-    setup = _setup(settings, task, next(iter(settings.saes)), seed)  # any SAE: it names the hook and is not run
+    setup = _setup(settings, task, _names_the_hook(settings), seed)
     compute = partial(weights_cell, setup, settings.size(), loss, runs, seed, attacked=attacked)
-    depends_on = _of_method(settings, task) | _of_training(task) | {"sweeps": repr(runs)}
+    depends_on = _of_method(settings, task) | _of_training(task) | {"sweeps": repr(runs)} | _of_hooks(settings)
     return PlannedCell(compute, depends_on | (_of_attacks(settings, task) if attacked else {}))
 
 
 def _plan_reference(settings: BenchmarkSettings, task: BenchmarkTask) -> PlannedCell:
-    setup, attacked = _setup(settings, task, next(iter(settings.saes)), 0), settings.n_attacked_seeds > 0
+    setup, attacked = _setup(settings, task, _names_the_hook(settings), 0), settings.n_attacked_seeds > 0
     compute = partial(reference_cell, setup, settings.size(), attacked=attacked)
-    return PlannedCell(compute, _of_method(settings, task) | (_of_attacks(settings, task) if attacked else {}))
+    depends_on = _of_method(settings, task) | _of_hooks(settings)
+    return PlannedCell(compute, depends_on | (_of_attacks(settings, task) if attacked else {}))
+
+
+def _names_the_hook(settings: BenchmarkSettings) -> str:
+    """Return an SAE that is not run, and names the hook at which other weights are attacked: one without hooks of its own if there is one."""
+    own = {"hook_name", "hook_name_out"}
+    return next((name for name, given in settings.saes.items() if not own & given.keys()), next(iter(settings.saes)))
+
+
+def _of_hooks(settings: BenchmarkSettings) -> dict[str, Any]:
+    """Return the hooks at which other weights are attacked, if they are not the benchmark's own."""
+    training = settings.training(_names_the_hook(settings), 0)
+    hooks = [training.hook_name, training.hook_name_out]
+    return {} if hooks == [settings.hook_name, None] else {"hooks": hooks}
 
 
 def _plan_stability(settings: BenchmarkSettings, task: BenchmarkTask, architecture: str, saes: Saes) -> PlannedCell:

@@ -9,7 +9,7 @@ from functools import partial
 from sae_lens import Transcoder
 
 from mtsae_lens.data.contexts import ContextCutter
-from mtsae_lens.data.language_models import load_language_model
+from mtsae_lens.data.language_models import load_language_model, resolve_hook
 from mtsae_lens.data.questions import is_question_source
 from mtsae_lens.data.token_tables import read_tokens
 from mtsae_lens.data.vocabularies import check_reference
@@ -32,6 +32,7 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_interface import SUPPRESSION
+from mtsae_lens.splice.hook_pair import check_order_in
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import run_trials_by_settings
 from mtsae_lens.unlearning.task import check_corpus
@@ -65,6 +66,7 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
             check_corpus(corpus.source)
     _check_reference(settings)
     _check_questions(settings)
+    _check_hooks(settings)
     trained = _train_all(settings)
     cells = _measure_all(settings, trained)
     n_contexts, architectures = settings.size().contexts_per_split, list(settings.saes)
@@ -116,6 +118,21 @@ def _check_questions(settings: BenchmarkSettings) -> None:
         task.check_questions(cutter)
         if settings.n_attacked_seeds and is_question_source(task.forget):
             n_filler_tokens(task.table(task.forget, "test", cutter), cutter)
+
+
+def _check_hooks(settings: BenchmarkSettings) -> None:
+    """Check before any work that every transcoder decodes a later hook than it reads."""
+    pairs = {
+        (training.hook_name, training.hook_name_out)
+        for training in (settings.training(name, 0) for name in settings.saes)
+        if training.hook_name_out is not None
+    }
+    if pairs:
+        model = load_language_model(settings.model, device=settings.device)
+        for pair in pairs:
+            for name in pair:
+                resolve_hook(model, name)
+            check_order_in(model, pair)
 
 
 def _train_all(settings: BenchmarkSettings) -> dict[str, TrainedSAE]:

@@ -314,3 +314,20 @@ def test_an_sae_that_was_replaced_is_refused(tmp_path: Path, computed: list[str]
         DataError, match=rf"expected the SAE that the results in .*training describe, got {damage} file; delete"
     ):
         run(tmp_path)
+
+
+def test_other_weights_are_attacked_at_the_hook_of_the_benchmark() -> None:
+    own = {
+        "transcoder": {
+            "architecture": "mtsae_transcoder",
+            "hook_name": "blocks.0.hook_resid_pre",
+            "hook_name_out": "blocks.0.hook_attn_out",
+        }
+    }
+    usual, first, last, alone = (plan(saes=saes) for saes in (SAES, own | SAES, SAES | own, own))
+    for name in ("domain/npo/0", "domain/reference"):
+        assert usual[name] == first[name] == last[name]  # so that earlier results stay valid
+        assert "hooks" not in usual[name]
+        assert alone[name] == usual[name] | {"hooks": ["blocks.0.hook_resid_pre", "blocks.0.hook_attn_out"]}
+    cells = plan_cells(settings := BenchmarkSettings(n_seeds=1, saes=own | SAES, losses=("npo",)), trained(settings))
+    assert cells["domain/npo/0"].compute.args[0].sae_folder.name == f"{OURS}-0"  # type: ignore[attr-defined]

@@ -67,6 +67,20 @@ def test_a_reference_that_cannot_be_compared_is_refused_before_any_work(
         run_benchmark(BenchmarkSettings(**given, reference=str(wide)))
 
 
+def test_a_transcoder_between_hooks_in_the_other_order_is_refused_before_any_work(
+    tmp_path: Path, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "run_trials_by_settings", lambda *_, **__: pytest.fail("it went to work"))
+    turned = {
+        "hook_name": "blocks.1.hook_resid_pre",
+        "hook_name_out": "blocks.0.hook_attn_out",
+        "architecture": "mtsae_transcoder",
+    }
+    given = {"model": str(tiny_model_dir), "reference": None, "forget": "kjv", "retain": ("sotu",), "context_size": 32}
+    with pytest.raises(ModelError, match="decodes a later hook than it reads"):
+        run_benchmark(BenchmarkSettings(**given, saes={"turned": turned}, out=tmp_path / "out"))
+
+
 def test_a_task_of_ones_own_replaces_the_named_ones() -> None:
     assert BenchmarkSettings().benchmark_tasks() == dict(TASKS)
     assert list(BenchmarkSettings(tasks=("people",)).benchmark_tasks()) == ["people"]
