@@ -38,7 +38,7 @@ from mtsae_lens.reporting.page import Section, write_report
 from mtsae_lens.splice.direction_edits import DirectionEdit
 from mtsae_lens.splice.edit_files import load_edit, read_edit_file, save_edit
 from mtsae_lens.splice.edit_interface import SUPPRESSION, Edit
-from mtsae_lens.splice.hook_pair import check_one_hook
+from mtsae_lens.splice.hook_checks import check_one_hook
 from mtsae_lens.splice.hooked_lm import HookedLM, fit_batch
 from mtsae_lens.unlearning.measures.effects import as_logits, edited_logits
 from mtsae_lens.unlearning.task import check_corpus

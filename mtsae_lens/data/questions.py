@@ -203,7 +203,8 @@ def question_table(corpus: str, questions: Sequence[Question], cutter: ContextCu
     length = max(len(prompt) + len(answer) for prompt, answer in zip(prompts, answers, strict=True))
     if length > cutter.context_size:
         raise DataError(
-            f"{corpus}: expected questions of at most {cutter.context_size} tokens, got {length}; give context_size={length} or more"
+            f"{corpus}: expected questions of at most {cutter.context_size} tokens, got {length}; give context_size={length} or more, "
+            "with which the SAE is trained"
         )
     tokens = torch.full((len(questions), length), padding, dtype=torch.long)
     counted = torch.zeros(len(questions), length, dtype=torch.bool)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mtsae_lens.errors import ModelError
 from mtsae_lens.sae.activation_interface import ACTIVATIONS
 from mtsae_lens.sae.mtsae import MTSAE
-from mtsae_lens.splice.hook_pair import check_one_hook
+from mtsae_lens.splice.hook_checks import check_one_hook
 
 _PLAIN: dict[type[SAE[Any]], str] = {StandardSAE: "relu", TopKSAE: "topk", JumpReLUSAE: "jumprelu"}
 """BatchTopK and Matryoshka SAEs are saved as JumpReLU SAEs with a fixed threshold."""

@@ -38,7 +38,7 @@ from mtsae_lens.data.masks import zero_rows
 from mtsae_lens.data.origins import display_name
 from mtsae_lens.errors import DataError, ModelError
 from mtsae_lens.sae.temporal_encoder import TemporalEncoder
-from mtsae_lens.splice.hook_pair import check_one_hook
+from mtsae_lens.splice.hook_checks import check_one_hook
 from mtsae_lens.upstream import extract_layer_from_tlens_hook_name
 
 

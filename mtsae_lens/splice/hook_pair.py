@@ -14,8 +14,8 @@ import torch
 from sae_lens import SAE, Transcoder
 from torch import Tensor
 
-from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.errors import ConfigError, ModelError
+from mtsae_lens.splice.hook_checks import check_order
 
 
 def hook_names_of(sae: SAE[Any]) -> tuple[str, ...]:
@@ -90,39 +90,6 @@ def join(sae: SAE[Any], caught: Mapping[str, Tensor]) -> Tensor:
     return torch.cat([flat[name] for name in names], dim=-1)
 
 
-def check_order(names: Sequence[str], ran: Sequence[str]) -> None:
-    """Check that a model runs the hook that a transcoder reads before the one that it decodes.
-
-    Args:
-        names: the hooks that it reads and decodes.
-        ran: those of them that the model ran, in their order.
-
-    Raises:
-        ModelError: it runs them in another order.
-    """
-    if list(ran) != list(names):
-        raise ModelError(
-            f"expected a transcoder that decodes a later hook than it reads, got one from {names[0]} to {names[1]}, which the model runs "
-            "first; turn them round"
-        )
-
-
-def check_order_in(model: AnyHookedModel, names: Sequence[str]) -> None:
-    """Check the order of a transcoder's hooks by a run of one token.
-
-    Args:
-        model: the language model, which has the hooks.
-        names: the hooks that the transcoder reads and decodes.
-
-    Raises:
-        ModelError: as for `check_order`.
-    """
-    tokens = torch.zeros(1, 1, dtype=torch.long, device=model.cfg.device)
-    _, cache = model.run_with_cache(tokens, names_filter=list(names), prepend_bos=False)
-    if all(name in cache for name in names):  # a hook that never runs has an error of its own
-        check_order(names, list(cache))
-
-
 def read_part(sae: SAE[Any], h: Tensor) -> Tensor:
     """Return the part of h that the encoder reads.
 
@@ -185,20 +152,3 @@ def hooks_for(sae: SAE[Any], change: Callable[[Tensor], Tensor]) -> list[tuple[s
         return edited_part(sae, change(join(sae, {names[0]: caught[names[0]], names[1]: y}))).view_as(y).to(y.dtype)
 
     return [(names[0], read), (names[1], edit)]
-
-
-def check_one_hook(sae: SAE[Any]) -> None:
-    """Check that features are read and decoded at one hook.
-
-    Args:
-        sae: the SAE.
-
-    Raises:
-        ConfigError: it is a transcoder, whose features are decoded at another hook.
-    """
-    if isinstance(sae, Transcoder):
-        metadata = sae.cfg.metadata
-        raise ConfigError(
-            f"expected an SAE, whose features are read and decoded at one hook, got a {sae.cfg.architecture()} from {metadata.hook_name} to "
-            f"{metadata.hook_name_out}; train an SAE: mtsae train --hook-name {metadata.hook_name_out}"
-        )

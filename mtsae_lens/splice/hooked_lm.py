@@ -28,7 +28,8 @@ from mtsae_lens.errors import ConfigError, DataError, ModelError, nearest
 from mtsae_lens.splice.edit_interface import Edit
 from mtsae_lens.splice.edits import FeatureEdit
 from mtsae_lens.splice.generation import StreamingEdit, continue_tokens
-from mtsae_lens.splice.splicing import Splice, check_takes_hook, never_ran
+from mtsae_lens.splice.hook_checks import check_takes_hook, never_ran
+from mtsae_lens.splice.splicing import Splice
 from mtsae_lens.splice.token_checks import check_activations, check_prompts, check_tokens
 from mtsae_lens.upstream import extract_stop_at_layer_from_tlens_hook_name
 

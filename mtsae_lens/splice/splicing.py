@@ -14,11 +14,10 @@ from torch import Tensor
 
 from mtsae_lens.data.bridges import AnyHookedModel
 from mtsae_lens.data.masks import zero_rows
-from mtsae_lens.errors import ModelError
 from mtsae_lens.sae.memory import Past
 from mtsae_lens.splice.edit_interface import Edit
+from mtsae_lens.splice.hook_checks import check_one_hook, check_takes_hook, never_ran
 from mtsae_lens.splice.hook_pair import (
-    check_one_hook,
     describe_place,
     edited_part,
     hook_names_of,
@@ -319,35 +318,3 @@ class Splice:
             yield
         if not n_calls:
             raise never_ran(self.decoded_hook_name, model)
-
-
-def check_takes_hook(model: AnyHookedModel, hook_name: str) -> None:
-    """Check that a model runs a hook, if the model says so without being run.
-
-    A bridge does; a `HookedTransformer` does not, so code that runs a model with a hook checks afterwards that the hook was called.
-
-    Args:
-        model: the language model.
-        hook_name: name of the hook.
-
-    Raises:
-        ModelError: the model says that it does not run the hook.
-    """
-    try:
-        with model.hooks(fwd_hooks=[(hook_name, lambda h, hook: h)]):
-            pass
-    except (ValueError, AssertionError) as error:
-        raise never_ran(hook_name, model) from error
-
-
-def never_ran(hook_name: str, model: AnyHookedModel) -> ModelError:
-    """Return the error for a hook that a model has but does not run.
-
-    Args:
-        hook_name: name of the hook.
-        model: the language model.
-    """
-    return ModelError(
-        f"expected a hook that {model.cfg.model_name} runs, got {hook_name}, where an edit changes nothing; train an SAE at another hook, "
-        "such as blocks.0.hook_resid_post, or turn on the setting of the model that this hook needs"
-    )

@@ -18,7 +18,7 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.sae.config import ARCHITECTURE
 from mtsae_lens.sae.hierarchy import readable
 from mtsae_lens.sae.transcoder import TRANSCODER, MTTrainingTranscoder, MTTrainingTranscoderConfig
-from mtsae_lens.splice.hook_pair import check_order_in
+from mtsae_lens.splice.hook_checks import check_order_in
 from mtsae_lens.training.settings import TrainSettings
 from mtsae_lens.training.start import RowStatistics
 

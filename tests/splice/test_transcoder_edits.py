@@ -33,7 +33,7 @@ from mtsae_lens.splice.error_edits import ErrorEdit
 from mtsae_lens.splice.evidence_gates import DecayedMeanGate
 from mtsae_lens.splice.gate_interface import Gate
 from mtsae_lens.splice.gates import AlwaysOpen, FeatureActiveGate
-from mtsae_lens.splice.hook_pair import check_order_in
+from mtsae_lens.splice.hook_checks import check_order_in
 from mtsae_lens.splice.hooked_lm import HookedLM
 from mtsae_lens.splice.scoring import score_continuations
 from mtsae_lens.splice.splicing import Splice

@@ -32,7 +32,7 @@ from mtsae_lens.ranks import current_ranks
 from mtsae_lens.records import Stopwatch, provenance, write_metrics
 from mtsae_lens.reporting.page import write_report
 from mtsae_lens.splice.edit_interface import SUPPRESSION
-from mtsae_lens.splice.hook_pair import check_order_in
+from mtsae_lens.splice.hook_checks import check_order_in
 from mtsae_lens.training.recipe import TrainSettings, train_sae
 from mtsae_lens.trials import run_trials_by_settings
 from mtsae_lens.unlearning.task import check_corpus

@@ -10,7 +10,7 @@ from sae_lens import SAE
 
 from mtsae_lens.errors import ConfigError
 from mtsae_lens.experiments.compare.grid import Grid
-from mtsae_lens.splice.hook_pair import check_one_hook
+from mtsae_lens.splice.hook_checks import check_one_hook
 
 
 def check_given(folder: Path, sae: SAE[Any], grid: Grid) -> None:
