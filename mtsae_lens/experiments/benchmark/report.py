@@ -25,13 +25,13 @@ class BenchmarkReport(PartReport):
     summary: list[str]
 
 
-def report_benchmark(result: BenchmarkResult, of_tasks: Sequence[TaskResults], architectures: Sequence[str]) -> BenchmarkReport:
+def report_benchmark(result: BenchmarkResult, of_tasks: Sequence[TaskResults], hooks: Mapping[str, str]) -> BenchmarkReport:
     """Make the summary, the sections and the tables of the benchmark.
 
     Args:
         result: what was measured.
         of_tasks: the cells of every task that `result` summarizes.
-        architectures: names of the SAEs, in the order in which they are shown.
+        hooks: the hook, or hooks, of each SAE by its name, in the order in which they are shown.
     """
     summary, sections, tables = [], [], []
     for results in of_tasks:
@@ -39,25 +39,26 @@ def report_benchmark(result: BenchmarkResult, of_tasks: Sequence[TaskResults], a
         headline = headline_section(results)
         sections.append(headline)
         tables += [headline.table] if headline.table else []
-    sections.append(_saes(result.saes, architectures))
+    sections.append(_saes(result.saes, hooks))
     for results in of_tasks:
         sections += _task_sections(results)
         tables.append(cost_table(results, most if results.reference is None else nearest))
     return BenchmarkReport(sections, tables, summary)
 
 
-def _saes(trained: Mapping[str, Mapping[str, float]], architectures: Sequence[str]) -> Section:
+def _saes(trained: Mapping[str, Mapping[str, float]], hooks: Mapping[str, str]) -> Section:
     keys = ("l0", "explained_variance", "ce_loss_score", "dead_features")
     rows = []
-    for architecture in architectures:
+    for architecture, at in hooks.items():
         seeds = [row for name, row in trained.items() if name.split("/")[0] == architecture]
         means = [sum(seed[key] for seed in seeds) / len(seeds) if key in seeds[0] else None for key in keys]
-        rows.append([architecture, *means, len(seeds)])
+        rows.append([architecture, at, *means, len(seeds)])
     text = (
         "All SAEs were trained on the same text with the same width, schedule and number of tokens. Mean over seeds of SAELens's run_evals "
-        "on held-out text. Higher is better for explained_variance and ce_loss_score, and lower for dead_features."
+        "on held-out text; a transcoder is measured at the hook that it decodes. Higher is better for explained_variance and ce_loss_score, "
+        "and lower for dead_features."
     )
-    return Section("The SAEs", text, table=Table(["architecture", *keys, "seeds"], rows))
+    return Section("The SAEs", text, table=Table(["architecture", "hook", *keys, "seeds"], rows))
 
 
 def _task_sections(results: TaskResults) -> list[Section]:

@@ -69,14 +69,17 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
     _check_hooks(settings)
     trained = _train_all(settings)
     cells = _measure_all(settings, trained)
-    n_contexts, architectures = settings.size().contexts_per_split, list(settings.saes)
-    of_tasks = [TaskResults(name, task.task(n_contexts), cells, architectures) for name, task in tasks.items()]
+    n_contexts, hooks = (
+        settings.size().contexts_per_split,
+        {name: _hooks_of(settings.training(name, 0)) for name in settings.saes},
+    )
+    of_tasks = [TaskResults(name, task.task(n_contexts), cells, list(hooks)) for name, task in tasks.items()]
     result = BenchmarkResult(
         saes={name: sae.metrics for name, sae in trained.items()},
         seconds_of_cells=sum(cell.seconds or 0.0 for cell in cells.values()),
         tasks={results.name: results.comparison() for results in of_tasks},
     )
-    found = report_benchmark(result, of_tasks, architectures)
+    found = report_benchmark(result, of_tasks, hooks)
     made = provenance(0, watch.seconds, settings.model_dump(mode="json"))
     lead = (
         f"Edits of SAE features, edits of a dense direction, methods that change weights, and retraining, on {settings.model}. Settings are "
@@ -87,6 +90,11 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
         write_metrics(settings.out, result.to_json() | {"provenance": made})
         write_report(settings.out, "Unlearning, compared", lead, found.sections, made, found.summary)
     return result, found
+
+
+def _hooks_of(training: TrainSettings) -> str:
+    out = training.hook_name_out
+    return training.hook_name if out is None else f"{training.hook_name} to {out}"
 
 
 def _check_reference(settings: BenchmarkSettings) -> None:

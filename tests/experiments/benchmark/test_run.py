@@ -235,7 +235,11 @@ def summarize(
     """Return the JSON, the record and the report of cells made by hand."""
     of_task = TaskResults(task.name, task.task(1), read(made), architectures)
     result = BenchmarkResult(saes=TRAINED, seconds_of_cells=3.5, tasks={task.name: of_task.comparison()})
-    return result.to_json(), result, report_benchmark(result, [of_task], architectures)
+    return (
+        result.to_json(),
+        result,
+        report_benchmark(result, [of_task], dict.fromkeys(architectures, "blocks.1.hook_resid_post")),
+    )
 
 
 def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
@@ -295,7 +299,7 @@ def test_numbers_and_page_of_cells_made_by_hand(tmp_path: Path) -> None:
     assert "never saw the text, has +2.500 nats" in sections["own: nearest to the reference within each budget"].text
     saes = sections["The SAEs"].table
     assert saes is not None
-    assert saes.rows[0] == [OURS, 32.0, pytest.approx(0.6), None, None, 2]
+    assert saes.rows[0] == [OURS, "blocks.1.hook_resid_post", 32.0, pytest.approx(0.6), None, None, 2]
     main = sections["own: similarity to the reference"].table
     assert main is not None
     assert [row[:5] for row in main.rows[:2]] == [
