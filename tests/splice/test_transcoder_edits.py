@@ -266,6 +266,24 @@ def test_the_other_order_and_one_hook_are_refused(tiny_model: Any) -> None:
         Splice(sae)
 
 
+@pytest.mark.parametrize("prefix", ["", "bridge:"])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("blocks.0.hook_resid_pre", "blocks.0.hook_attn_out"),
+        ("blocks.0.ln2.hook_normalized", "blocks.0.hook_mlp_out"),
+        ("blocks.0.hook_attn_out", "blocks.1.hook_resid_post"),
+        ("blocks.0.attn.hook_z", "blocks.0.hook_attn_out"),
+        ("hook_embed", "blocks.1.mlp.hook_post"),
+    ],
+)
+def test_the_order_of_hooks_is_that_of_the_model(tiny_llama_dir: Path, prefix: str, names: tuple[str, str]) -> None:
+    model = load_language_model(f"{prefix}{tiny_llama_dir}")
+    check_order_in(model, names)
+    with pytest.raises(ModelError, match="decodes a later hook than it reads"):
+        check_order_in(model, names[::-1])
+
+
 def test_features_are_read_without_running_the_later_layers(tiny_model: Any) -> None:
     lm, tokens = transcoder(tiny_model, "blocks.1.hook_resid_post"), contexts(tiny_model)
     ran: list[str] = []
