@@ -69,10 +69,8 @@ def run_benchmark(settings: BenchmarkSettings) -> tuple[BenchmarkResult, Benchma
     _check_hooks(settings)
     trained = _train_all(settings)
     cells = _measure_all(settings, trained)
-    n_contexts, hooks = (
-        settings.size().contexts_per_split,
-        {name: _hooks_of(settings.training(name, 0)) for name in settings.saes},
-    )
+    n_contexts = settings.size().contexts_per_split
+    hooks = {name: _hooks_of(settings.training(name, 0)) for name in settings.saes}
     of_tasks = [TaskResults(name, task.task(n_contexts), cells, list(hooks)) for name, task in tasks.items()]
     result = BenchmarkResult(
         saes={name: sae.metrics for name, sae in trained.items()},
